@@ -1,0 +1,108 @@
+"""``python -m services.inferer``: load a model, serve it, one job at a time through each slot."""
+
+import asyncio
+import socket
+import sys
+from contextlib import AsyncExitStack
+
+from services.inferer.cpus import usable_cpus
+from services.inferer.engine import Engine
+from services.inferer.llama import Model
+from services.inferer.models import alias_of, locate
+from services.inferer.presence import presence
+from services.inferer.settings import InfererSettings
+from services.inferer.worker import Worker
+from shared import __version__
+from shared.broker import Broker
+from shared.config import BrokerSettings, load
+from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
+from shared.logs import configure_logs, logger
+from shared.messages import InfererEntry
+from shared.timestamps import timestamp
+
+
+async def main() -> None:
+    settings = load(InfererSettings, "INFERER")
+    broker_settings = load(BrokerSettings, "NATS")
+    alias = alias_of(settings.model, settings.alias)
+    inferer_id = settings.id or f"{settings.default_id}-{alias}"
+    configure_logs("inferer", inferer=inferer_id)
+    with stop_on_signals() as stopping:
+        try:
+            await _serve(settings, broker_settings, alias, inferer_id, stopping)
+        except Stopped:
+            logger().info("inferer_stopped", while_="starting")
+
+
+async def _serve(
+    settings: InfererSettings,
+    broker_settings: BrokerSettings,
+    alias: str,
+    inferer_id: str,
+    stopping: asyncio.Event,
+) -> None:
+    log = logger()
+    path = locate(settings.model)
+    model = await asyncio.to_thread(Model, path, settings.gpu_layers)
+    threads = settings.threads or usable_cpus()
+    n_ctx = model.context_size(settings.n_ctx)
+    log.info("model_loaded", model=alias, path=str(path), load_ms=round(model.load_ms))
+    engine = Engine(
+        model,
+        slots=settings.concurrency,
+        n_ctx=n_ctx,
+        n_batch=settings.n_batch,
+        threads=threads,
+    )
+    broker = Broker(broker_settings, f"inferer {inferer_id}")
+    try:
+        await unless_stopped(stopping, broker.connect())
+        worker = Worker(
+            broker,
+            engine,
+            inferer_id=inferer_id,
+            model=alias,
+            slots=settings.concurrency,
+            max_attempts=settings.max_attempts,
+            grace_s=settings.grace_s,
+        )
+        started_at = timestamp()
+
+        def describe() -> InfererEntry:
+            return InfererEntry(
+                id=inferer_id,
+                model=alias,
+                slots=settings.concurrency,
+                host=socket.gethostname(),
+                threads=threads,
+                n_ctx=n_ctx,
+                chat=model.has_chat_template,
+                started_at=started_at,
+                version=__version__,
+                busy=worker.busy,
+            )
+
+        def announce() -> None:
+            log.info(
+                "inferer_ready",
+                model=alias,
+                concurrency=settings.concurrency,
+                threads=threads,
+                gpu_layers=model.gpu_layers,
+                n_ctx=n_ctx,
+                chat=model.has_chat_template,
+            )
+
+        async with AsyncExitStack() as stack:
+            entering = stack.enter_async_context(presence(broker, describe))
+            await unless_stopped(stopping, entering)
+            await worker.run(stopping, announce)
+    finally:
+        engine.close()
+        model.close()
+        await broker.close()
+    log.info("inferer_stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(run_process("inferer", main))

@@ -1,0 +1,260 @@
+"""llama.cpp on a thread of its own: all sequences under way go through the model in one batch.
+
+With one slot this is the plain loop of decode and sample. With more, each step takes the next
+token of every sequence that generates and fills the rest of the batch with prompts.
+"""
+
+import ctypes
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import llama_cpp
+
+from services.inferer.llama import Model, last_error
+from services.inferer.sampler import Sampler
+from services.inferer.text import TextAssembler
+from shared.errors import ModelError
+
+DECODED, ABORTED = 0, 2
+
+# llama.cpp asks this function between any two operations whether to give up. `strlen` of a
+# buffer whose first byte is the flag answers just that, without the interpreter's lock: a
+# Python function here would take the lock a thousand times a token.
+_flag_is_set = llama_cpp.ggml_abort_callback(
+    ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+)
+
+
+class Aborted(Exception):
+    """The sequence was stopped from outside before it ended."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a sequence ended, and where its time went (milliseconds)."""
+
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_ms: float
+    generation_ms: float
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and what becomes of it. The callbacks are called on the compute thread.
+
+    ``on_text`` gets the text that each token added, possibly none; all of them together are the
+    answer. ``on_end`` is called once, with a `Generation`, `Aborted` or `ModelError`.
+    """
+
+    prompt: list[int]
+    sampler: Sampler
+    max_tokens: int
+    stop: list[str]
+    on_text: Callable[[str], None]
+    on_end: Callable[[Generation | Exception], None]
+
+    aborted: bool = False
+    slot: int = -1
+    position: int = 0
+    """Tokens that are in the context."""
+    pending: deque[int] = field(default_factory=deque)
+    """Tokens that must go through the model before the next can be sampled."""
+    completion_tokens: int = 0
+    started: float = 0.0
+    prompt_done: float = 0.0
+    text: TextAssembler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pending.extend(self.prompt)
+        self.text = TextAssembler(self.stop)
+
+
+class Engine:
+    """Runs up to ``slots`` sequences at a time; more wait for a slot in the order they came."""
+
+    def __init__(self, model: Model, *, slots: int, n_ctx: int, n_batch: int, threads: int) -> None:
+        """Make room for ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
+
+        Raises:
+            ModelError: the context does not fit into memory.
+        """
+        self.model = model
+        self.n_ctx = n_ctx
+        self.threads = threads
+        self._n_batch = min(n_batch, n_ctx)
+        self._context = self._create_context(slots)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
+        self._free_slots = list(range(slots))
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        # A daemon: a call into llama.cpp that never returns must not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._thread.start()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue ``sequence``; from any thread. Its sampler is closed when it ends."""
+        with self._changed:
+            self._waiting.append(sequence)
+            self._changed.notify()
+
+    def abort(self, sequence: Sequence) -> None:
+        """End ``sequence`` with `Aborted`, also in the middle of its prompt; from any thread."""
+        with self._changed:
+            sequence.aborted = True
+            self._abort_flag[0] = b"\x01"
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Abort everything, wait for the thread and free the memory."""
+        with self._changed:
+            self._closing = True
+            for sequence in (*self._running, *self._waiting):
+                sequence.aborted = True
+            self._abort_flag[0] = b"\x01"
+            self._changed.notify()
+        self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            llama_cpp.llama_batch_free(self._batch)
+            llama_cpp.llama_free(self._context)
+
+    def _create_context(self, slots: int) -> object:
+        self._abort_flag = ctypes.create_string_buffer(2)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = self.n_ctx * slots
+        parameters.n_batch = self._n_batch
+        parameters.n_ubatch = self._n_batch
+        parameters.n_seq_max = slots
+        parameters.kv_unified = True
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        parameters.abort_callback = _flag_is_set
+        parameters.abort_callback_data = ctypes.addressof(self._abort_flag)
+        context = llama_cpp.llama_init_from_model(self.model.handle, parameters)
+        if not context:
+            raise ModelError(
+                f"no memory for {slots} contexts of {self.n_ctx} tokens; lower INFERER_N_CTX"
+            )
+        return context
+
+    def _run(self) -> None:
+        while self._admit():
+            try:
+                self._step()
+            except Exception as error:
+                # Whatever it was, the callers must hear of it, and the next job gets its chance.
+                for sequence in list(self._running):
+                    self._end(sequence, ModelError(f"inference failed: {error!r}"))
+
+    def _admit(self) -> bool:
+        """Wait for work, drop what was aborted, fill free slots; False once closed and empty."""
+        with self._changed:
+            while True:
+                self._abort_flag[0] = b"\x00"
+                for sequence in [s for s in (*self._running, *self._waiting) if s.aborted]:
+                    self._end(sequence, Aborted())
+                if self._closing:
+                    return False
+                while self._waiting and self._free_slots:
+                    sequence = self._waiting.popleft()
+                    sequence.slot = self._free_slots.pop()
+                    sequence.started = time.perf_counter()
+                    self._running.append(sequence)
+                if self._running:
+                    return True
+                self._changed.wait()
+
+    def _step(self) -> None:
+        """Put one batch through the model and sample for each sequence that is ready."""
+        taken = self._fill_batch()
+        status = llama_cpp.llama_decode(self._context, self._batch)
+        if status != DECODED:
+            self._undo(taken, status)
+            return
+        row = 0
+        for sequence, count in taken:
+            row += count
+            sequence.position += count
+            for _ in range(count):
+                sequence.pending.popleft()
+            if not sequence.pending:
+                self._sample(sequence, row - 1)
+
+    def _fill_batch(self) -> list[tuple[Sequence, int]]:
+        """Fill the batch, those that generate first; which sequence has how many tokens in it."""
+        batch, row, taken = self._batch, 0, []
+        for sequence in sorted(self._running, key=lambda running: len(running.pending)):
+            count = min(len(sequence.pending), self._n_batch - row)
+            if count == 0:
+                break
+            for offset in range(count):
+                batch.token[row] = sequence.pending[offset]
+                batch.pos[row] = sequence.position + offset
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = sequence.slot
+                batch.logits[row] = False
+                row += 1
+            batch.logits[row - 1] = count == len(sequence.pending)
+            taken.append((sequence, count))
+        batch.n_tokens = row
+        return taken
+
+    def _undo(self, taken: list[tuple[Sequence, int]], status: int) -> None:
+        """Take a batch that did not go through out of the context again."""
+        for sequence, _ in taken:
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence.slot, sequence.position, -1)
+            if status != ABORTED:
+                why = f"llama.cpp's decode failed with status {status}: {last_error()}"
+                self._end(sequence, ModelError(why))
+
+    def _sample(self, sequence: Sequence, row: int) -> None:
+        token = sequence.sampler.sample(self._context, row)
+        if sequence.completion_tokens == 0:
+            sequence.prompt_done = time.perf_counter()
+        if self.model.is_end(token):
+            self._finish(sequence, "stop", "")
+            return
+        sequence.completion_tokens += 1
+        text = sequence.text.push(self.model.piece(token))
+        if sequence.text.stopped:
+            self._finish(sequence, "stop", text)
+        elif (
+            sequence.completion_tokens >= sequence.max_tokens or sequence.position + 1 >= self.n_ctx
+        ):
+            self._finish(sequence, "length", text)
+        else:
+            sequence.pending.append(token)
+            sequence.on_text(text)
+
+    def _finish(self, sequence: Sequence, reason: Literal["stop", "length"], text: str) -> None:
+        text += sequence.text.flush()
+        if text:
+            sequence.on_text(text)
+        now = time.perf_counter()
+        self._end(
+            sequence,
+            Generation(
+                finish_reason=reason,
+                prompt_tokens=len(sequence.prompt),
+                completion_tokens=sequence.completion_tokens,
+                prompt_ms=(sequence.prompt_done - sequence.started) * 1000,
+                generation_ms=(now - sequence.prompt_done) * 1000,
+            ),
+        )
+
+    def _end(self, sequence: Sequence, outcome: Generation | Exception) -> None:
+        if sequence in self._running:
+            self._running.remove(sequence)
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
+            self._free_slots.append(sequence.slot)
+        else:
+            self._waiting.remove(sequence)
+        sequence.sampler.close()
+        sequence.on_end(outcome)

@@ -1,0 +1,136 @@
+"""One delivery of one job, as an inferer holds it."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from nats.aio.msg import Msg
+
+from shared import subjects
+from shared.messages import (
+    Cancelled,
+    Completed,
+    Expired,
+    Failed,
+    FinishReason,
+    InferenceRequest,
+    StateEvent,
+    Timings,
+    Usage,
+    decode_request,
+)
+from shared.timestamps import parse_timestamp, timestamp
+
+TIMED_OUT = "timed_out"
+HANDED_BACK = "handed_back"
+
+INTERRUPTIONS = {
+    "cancelled": "cancelled on request",
+    "client_disconnected": "the client that waited for the answer hung up",
+}
+
+
+class Interrupted(Exception):
+    """The job was stopped before its answer was complete."""
+
+
+class Job:
+    """What the message says, and what has become of the job since."""
+
+    def __init__(self, message: Msg) -> None:
+        headers = message.headers or {}
+        self.message = message
+        self.model, _, self.id = subjects.parse_request(message.subject)
+        self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
+        self.attempt = 1
+        self.started_at: str | None = None
+        self.deadline: datetime | None = None
+        self.malformed: str | None = None
+        """Why the message is no request; then there is no ``request``."""
+        self.queued_at = timestamp(message.metadata.timestamp)
+        self.interrupting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.settled = asyncio.Event()
+        try:
+            self.request: InferenceRequest = decode_request(message.data)
+            self.queued_at = self.request.queued_at or self.queued_at
+            parse_timestamp(self.queued_at)
+            if subjects.HEADER_DEADLINE in headers:
+                self.deadline = parse_timestamp(headers[subjects.HEADER_DEADLINE])
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            self.malformed = f"the message is no request of this version of Sluice: {error}"
+            self.queued_at = timestamp(message.metadata.timestamp)
+
+    @property
+    def interruption(self) -> str | None:
+        return self.interrupting.result() if self.interrupting.done() else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(0.0, (self.deadline - datetime.now(UTC)).total_seconds())
+
+    def interrupt(self, code: str) -> None:
+        """Stop the job; the first reason counts."""
+        if not self.interrupting.done():
+            self.interrupting.set_result(code)
+
+    def count_attempt(self, last: StateEvent | None) -> None:
+        """Number this attempt after the last one; one that was handed back does not count."""
+        if last is not None:
+            self.attempt = last.attempt + (last.state != "returned")
+
+    def completed(
+        self,
+        inferer: str,
+        text: str,
+        finish_reason: FinishReason,
+        usage: Usage,
+        timings: Timings,
+    ) -> Completed:
+        return Completed(
+            **self._common(),
+            inferer=inferer,
+            timings=timings,
+            text=text,
+            finish_reason=finish_reason,
+            usage=usage,
+            chat=self.request.messages is not None,
+        )
+
+    def failed(self, code: str, message: str, inferer: str) -> Failed:
+        return Failed(**self._common(), inferer=inferer, code=code, message=message)
+
+    def expired_waiting(self) -> Expired:
+        return Expired(
+            **self._common(attempts_before=True),
+            code="deadline_passed",
+            message="the deadline passed before an inferer was free",
+        )
+
+    def interrupted(self, inferer: str) -> Cancelled | Expired:
+        """The result of a job that was stopped, by its deadline or by somebody."""
+        code = self.interruption or "cancelled"
+        if code == TIMED_OUT:
+            return Expired(
+                **self._common(),
+                inferer=inferer,
+                code=code,
+                message="the deadline passed while the job ran",
+            )
+        message = INTERRUPTIONS.get(code, INTERRUPTIONS["cancelled"])
+        return Cancelled(**self._common(), inferer=inferer, code=code, message=message)
+
+    def _common(self, attempts_before: bool = False) -> dict[str, Any]:
+        readable = self.malformed is None
+        return {
+            "id": self.id,
+            "model": self.model,
+            "attempt": self.attempt - attempts_before,
+            "queued_at": self.queued_at,
+            "started_at": self.started_at,
+            "finished_at": timestamp(),
+            "owner": self.request.owner if readable else None,
+            "metadata": self.request.metadata if readable else None,
+        }

@@ -1,0 +1,166 @@
+"""One GGUF model in llama.cpp: loading, tokens to bytes, text to tokens, chat to prompt."""
+
+import ctypes
+import time
+from collections import deque
+from pathlib import Path
+
+import jinja2
+import llama_cpp
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from shared.errors import InvalidRequest, ModelError
+from shared.logs import logger
+from shared.messages import ChatMessage
+
+LARGEST_DEFAULT_CONTEXT = 4096
+PIECE_BYTES = 256
+LEVEL_ERROR = 4
+
+log = logger()
+_errors: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_llama(level: int, text: bytes, _data: object) -> None:
+    """Keep llama.cpp's error lines for the exceptions that speak of them; drop the chatter."""
+    line = text.decode("utf-8", "replace").strip()
+    if level == LEVEL_ERROR and line:
+        _errors.append(line)
+
+
+class Model:
+    """A loaded model. Its methods may be called from any thread; none of them runs inference."""
+
+    def __init__(self, path: Path, gpu_layers: int) -> None:
+        """Load the file at ``path``; ``gpu_layers`` of -1 means all, where a GPU can take them.
+
+        Raises:
+            ModelError: llama.cpp cannot load it, or it does not generate text.
+        """
+        llama_cpp.llama_log_set(_log_llama, None)
+        llama_cpp.llama_backend_init()
+        started = time.perf_counter()
+        parameters = llama_cpp.llama_model_default_params()
+        self.gpu_layers = _gpu_layers(gpu_layers)
+        parameters.n_gpu_layers = self.gpu_layers
+        _errors.clear()
+        self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
+        if not self.handle:
+            why = _errors[0] if _errors else "no reason given"
+            raise ModelError(f"llama.cpp cannot load the model {path}: {why}")
+        if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
+            self.handle
+        ):
+            raise ModelError(f"the model {path} is no text generator of the decoder-only kind")
+        self.path = path
+        self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
+        self._formatter = self._chat_formatter()
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(PIECE_BYTES)
+        self.load_ms = (time.perf_counter() - started) * 1000
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._formatter is not None
+
+    def context_size(self, wanted: int) -> int:
+        """Tokens of context for one job; 0 means what the model was trained for, 4096 at most."""
+        return wanted or min(self.trained_context, LARGEST_DEFAULT_CONTEXT)
+
+    def is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that ``token`` adds to a text; none for control tokens.
+
+        Called on the compute thread only: the buffer is shared.
+        """
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._read_piece(token)
+        return known
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Tokens of ``text``, in which the model's special tokens may be written out.
+
+        ``add_special`` adds what the model wants at the beginning, unless it is there.
+        """
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(
+            self.vocab, data, len(data), tokens, room, add_special, True
+        )
+        if count < 0:
+            raise ModelError("llama.cpp cannot tokenize the prompt")
+        return list(tokens[:count])
+
+    def chat_tokens(self, messages: list[ChatMessage]) -> list[int]:
+        """The prompt that the model's own template makes of a conversation.
+
+        Raises:
+            InvalidRequest: the model has no template, or its template refuses the conversation.
+        """
+        if self._formatter is None:
+            raise InvalidRequest(
+                "this model has no chat template in its GGUF; send `prompt` instead of `messages`",
+                "messages",
+            )
+        conversation = [
+            {"role": message.role, "content": message.text}
+            | ({"name": message.name} if message.name else {})
+            for message in messages
+        ]
+        try:
+            prompt: str = self._formatter(messages=conversation).prompt
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", "messages"
+            ) from error
+        begins = self._formatter.bos_token != "" and prompt.startswith(self._formatter.bos_token)
+        return self.tokenize(prompt, add_special=not begins)
+
+    def _chat_formatter(self) -> Jinja2ChatFormatter | None:
+        template = llama_cpp.llama_model_chat_template(self.handle, None)
+        if not template:
+            return None
+        try:
+            return Jinja2ChatFormatter(
+                template=template.decode("utf-8"),
+                eos_token=self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
+                bos_token=self._text_of(llama_cpp.llama_vocab_bos(self.vocab)),
+            )
+        except (jinja2.TemplateError, UnicodeDecodeError) as error:
+            log.warning("chat_template_unusable", error=str(error))
+            return None
+
+    def _text_of(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text: bytes = llama_cpp.llama_vocab_get_text(self.vocab, token)
+        return text.decode("utf-8", "replace")
+
+    def _read_piece(self, token: int) -> bytes:
+        length = llama_cpp.llama_token_to_piece(
+            self.vocab, token, self._buffer, len(self._buffer), 0, False
+        )
+        if length < 0:  # too small by this much
+            self._buffer = ctypes.create_string_buffer(-length)
+            return self._read_piece(token)
+        return self._buffer.raw[:length]
+
+
+def _gpu_layers(wanted: int) -> int:
+    if not llama_cpp.llama_supports_gpu_offload():
+        return 0
+    return 999 if wanted < 0 else wanted
+
+
+def last_error() -> str:
+    """What llama.cpp last complained of."""
+    return _errors[-1] if _errors else "no reason given"

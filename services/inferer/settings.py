@@ -1,0 +1,41 @@
+"""``INFERER_*``: how one inferer runs."""
+
+import os
+import socket
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from shared.config import Positive
+
+
+class InfererSettings(msgspec.Struct, frozen=True):
+    """Every field is an environment variable, ``INFERER_MODEL`` for ``model`` and so on."""
+
+    model: str = "smollm2"
+    """A path to a GGUF file, or the alias of a bundled one."""
+    alias: str = ""
+    """The name to serve it under; by default made from ``model``."""
+    id: str = ""
+    """Unique among live inferers, and the same again after a restart; by default the host name
+    and the model."""
+    concurrency: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Jobs at once. They share each batch that goes through the model."""
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Compute threads; 0 takes the CPUs this process may really use."""
+    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
+    """Layers to put on the GPU; -1 means all, where llama.cpp was built for one."""
+    n_ctx: Annotated[int, Meta(ge=0)] = 0
+    """Tokens of context for each job; 0 takes what the model was trained for, 4096 at most."""
+    n_batch: Positive = 512
+    """Most tokens in one call of llama.cpp; a cancel waits for one such call at most."""
+    grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    """Seconds that a running job gets to end after SIGTERM, before it is handed back."""
+    max_attempts: Positive = 3
+    """Starts of one job, after which it is taken to be what kills its inferers."""
+
+    @property
+    def default_id(self) -> str:
+        # A restarted container keeps its host name, so the entry of the dead one is taken over.
+        return socket.gethostname().split(".")[0].lower() or f"pid-{os.getpid()}"

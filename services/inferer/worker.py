@@ -1,0 +1,361 @@
+"""One job at a time through each slot: pull, look, run, store, reply, acknowledge.
+
+The order of the steps is what makes a crash between any two of them harmless: the attempt is
+repeated, and no visible result changes.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from nats.aio.msg import Msg
+
+from services.inferer.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.job import HANDED_BACK, TIMED_OUT, Interrupted, Job
+from services.inferer.lease import acknowledge, hand_back, lease
+from services.inferer.pull import Puller
+from services.inferer.sampler import Sampler
+from services.inferer.tokens import TokenPublisher
+from shared import subjects
+from shared.broker import RETRY_DELAY_S, Broker
+from shared.errors import BrokerUnavailable, InvalidRequest, PromptTooLong, SluiceError
+from shared.logs import logger
+from shared.messages import (
+    CancelNotice,
+    DeadLetter,
+    Result,
+    StateEvent,
+    Timings,
+    Usage,
+    decode_cancel_notice,
+    decode_state_event,
+    encode,
+)
+from shared.results import is_inbox, read_result, send_result, store_result
+from shared.timestamps import milliseconds_between, timestamp
+
+PATIENCE_S = 2.0
+"""How long one call waits for the broker before it is logged and made again."""
+
+SETTLE_S = 5.0
+"""How long after the grace a stopping inferer tries to tell the broker what became of its jobs."""
+
+T = TypeVar("T")
+log = logger()
+
+
+class Worker:
+    """The slots of one inferer."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        engine: Engine,
+        *,
+        inferer_id: str,
+        model: str,
+        slots: int,
+        max_attempts: int,
+        grace_s: float,
+    ) -> None:
+        self._broker = broker
+        self._engine = engine
+        self._id = inferer_id
+        self._model = model
+        self._slots = slots
+        self._max_attempts = max_attempts
+        self._grace_s = grace_s
+        self._jobs: dict[str, Job] = {}
+
+    @property
+    def busy(self) -> int:
+        return len(self._jobs)
+
+    async def run(self, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
+        """Serve until ``stopping`` is set; jobs that are then under way get their grace."""
+        cancels = await self._broker.nc.subscribe(subjects.CANCEL_WILDCARD, cb=self._hear_cancel)
+        try:
+            async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+                for _ in range(self._slots):
+                    group.create_task(self._serve(stopping))
+                on_ready()
+                await stopping.wait()
+                log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
+                now = asyncio.get_running_loop().time()
+                limit.reschedule(now + self._grace_s + SETTLE_S)
+                await self._wait_for_jobs(self._grace_s)
+                for job in self._jobs.values():
+                    job.interrupt(HANDED_BACK)
+        except TimeoutError:
+            # The broker is away: the lease runs out by itself, and the job is repeated.
+            log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
+        finally:
+            await cancels.unsubscribe()
+
+    async def _wait_for_jobs(self, timeout_s: float) -> None:
+        running = [asyncio.create_task(job.settled.wait()) for job in self._jobs.values()]
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
+
+    async def _serve(self, stopping: asyncio.Event) -> None:
+        """One slot, until ``stopping``."""
+        stopped = asyncio.create_task(stopping.wait())
+        async with Puller(self._broker, self._model) as puller:
+            while not stopping.is_set():
+                pulled = asyncio.create_task(puller.next())
+                await asyncio.wait((pulled, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if pulled.done():
+                    await self.process(pulled.result())
+                else:
+                    pulled.cancel()
+                    await asyncio.wait((pulled,))
+        stopped.cancel()
+
+    async def process(self, message: Msg) -> None:
+        """Everything that happens to one delivery of one job."""
+        async with lease(message):
+            job = Job(message)
+            while job.id in self._jobs:
+                # Its lease ran out and it came to another slot of ours: the first run decides.
+                await self._jobs[job.id].settled.wait()
+            # Before anything is looked up: a cancel that comes from now on is not missed.
+            self._jobs[job.id] = job
+            try:
+                result = await self._decide(job)
+                if result is None:
+                    await self._return(job)
+                    return
+                await self._settle(job, result)
+            finally:
+                del self._jobs[job.id]
+                job.settled.set()
+
+    async def _decide(self, job: Job) -> Result | None:
+        """The job's result: one that is there already, or a new one; None to hand it back."""
+        stored, last = await asyncio.gather(
+            self._insist(lambda: read_result(self._broker, job.id)),
+            self._insist(lambda: self._last_state(job.id)),
+        )
+        if stored is not None:
+            return stored
+        job.count_attempt(last)
+        if job.malformed is not None:
+            return await self._bury(job, InvalidRequest.code, job.malformed)
+        if job.interruption is not None:
+            return job.interrupted(self._id)
+        if job.deadline is not None and job.deadline <= datetime.now(UTC):
+            return job.expired_waiting()
+        if job.attempt > self._max_attempts:
+            return await self._bury(
+                job,
+                "worker_lost",
+                f"{self._max_attempts} inferers in a row were lost while they ran this job",
+            )
+        return await self._run(job)
+
+    async def _run(self, job: Job) -> Result | None:
+        job.started_at = timestamp()
+        await self._announce(job, "started", job.attempt, job.started_at)
+        try:
+            generation, text = await self._generate(job)
+        except Interrupted:
+            return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
+        except SluiceError as error:
+            return job.failed(error.code, error.message, self._id)
+        return job.completed(
+            self._id,
+            text,
+            generation.finish_reason,
+            Usage(
+                prompt_tokens=generation.prompt_tokens,
+                completion_tokens=generation.completion_tokens,
+                total_tokens=generation.prompt_tokens + generation.completion_tokens,
+            ),
+            _timings(job, generation),
+        )
+
+    async def _generate(self, job: Job) -> tuple[Generation, str]:
+        """Run the job through the engine; how it went, and its text.
+
+        Raises:
+            Interrupted: see ``job.interruption``.
+            InvalidRequest, PromptTooLong: the model cannot take this request.
+            ModelError: llama.cpp failed.
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Generation | Exception] = loop.create_future()
+        targets = [subjects.token_events(job.id)]
+        if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
+            targets.append(job.reply_to)
+        tokens = TokenPublisher(self._broker, targets, job.attempt)
+        # Long prompts take long to tokenize, and schemas to compile: not on the event loop.
+        sequence = await asyncio.to_thread(self._prepare, job, tokens.add)
+        sequence.on_end = lambda outcome: _resolve(loop, ended, outcome)
+        publishing = asyncio.create_task(tokens.run())
+        try:
+            self._engine.submit(sequence)
+            async with asyncio.timeout(job.seconds_left):
+                await asyncio.wait((ended, job.interrupting), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            job.interrupt(TIMED_OUT)
+        finally:
+            publishing.cancel()
+        if not ended.done():
+            self._engine.abort(sequence)
+        outcome = await ended
+        await tokens.flush()
+        if isinstance(outcome, Aborted):
+            raise Interrupted
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome, tokens.text
+
+    def _prepare(self, job: Job, on_text: Callable[[str], None]) -> Sequence:
+        request, model = job.request, self._engine.model
+        if request.messages is not None:
+            prompt = model.chat_tokens(request.messages)
+        else:
+            prompt = model.tokenize(request.prompt or "")
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens for this model", "prompt")
+        if len(prompt) >= self._engine.n_ctx:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens, the context of {self._model} only "
+                f"{self._engine.n_ctx}; at least one must be left for the answer"
+            )
+        # Without a seed of its own a job must still come out the same on its next attempt.
+        seed = zlib.crc32(job.id.encode()) if request.seed is None else request.seed
+        return Sequence(
+            prompt=prompt,
+            sampler=Sampler(model, request, seed, prompt),
+            max_tokens=request.max_tokens or self._engine.n_ctx,
+            stop=request.stop_strings,
+            on_text=on_text,
+            on_end=lambda outcome: None,
+        )
+
+    async def _settle(self, job: Job, result: Result) -> None:
+        """Store the result, tell who waits, and only then take the message off the queue."""
+        stored = await self._insist(lambda: store_result(self._broker, result, PATIENCE_S))
+        await self._insist(lambda: self._reply(job, stored))
+        await acknowledge(job.message)
+        usage = getattr(stored, "usage", None)
+        log.info(
+            "job_finished",
+            job_id=job.id,
+            model=self._model,
+            attempt=stored.attempt,
+            outcome=type(stored).__name__.lower(),
+            code=getattr(stored, "code", None),
+            queue_ms=round(milliseconds_between(stored.queued_at, stored.started_at), 1)
+            if stored.started_at
+            else None,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            infer_ms=round(milliseconds_between(stored.started_at, stored.finished_at), 1)
+            if stored.started_at
+            else None,
+        )
+
+    async def _reply(self, job: Job, stored: Result) -> None:
+        stream = job.malformed is None and job.request.stream
+        await send_result(self._broker, stored, job.reply_to, stream)
+
+    async def _return(self, job: Job) -> None:
+        """Give an unfinished job back; it does not count as an attempt."""
+        try:
+            await self._announce(job, "returned", job.attempt, timestamp(), patience_s=1)
+        except BrokerUnavailable:
+            log.warning("return_not_announced", job_id=job.id)
+        await hand_back(job.message)
+        log.info("job_returned", job_id=job.id, model=self._model, attempt=job.attempt)
+
+    async def _bury(self, job: Job, code: str, message: str) -> Result:
+        letter = DeadLetter(
+            id=job.id,
+            model=self._model,
+            code=code,
+            message=message,
+            attempts=max(job.attempt - 1, 0),
+            at=timestamp(),
+            request=job.message.data.decode("utf-8", "replace"),
+        )
+        await self._insist(
+            lambda: self._broker.publish_stored(
+                subjects.dead(self._model, job.id),
+                encode(letter),
+                {subjects.HEADER_MSG_ID: f"{job.id}/dead"},
+                PATIENCE_S,
+            )
+        )
+        return job.failed(code, message, self._id)
+
+    async def _announce(
+        self, job: Job, state: str, attempt: int, at: str, patience_s: float | None = None
+    ) -> None:
+        event = StateEvent(state=state, attempt=attempt, at=at, inferer=self._id)  # type: ignore[arg-type]
+        headers = {subjects.HEADER_MSG_ID: f"{job.id}/{state}/{attempt}/{at}"}
+
+        async def publish() -> object:
+            return await self._broker.publish_stored(
+                subjects.state_events(job.id), encode(event), headers, patience_s or PATIENCE_S
+            )
+
+        await (publish() if patience_s is not None else self._insist(publish))
+
+    async def _last_state(self, job_id: str) -> StateEvent | None:
+        stored = await self._broker.direct_get(
+            subjects.EVENTS, last_by_subj=subjects.state_events(job_id)
+        )
+        return None if stored is None else decode_state_event(stored.data)
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make ``call`` until the broker answers: what a job became must not be lost."""
+        while True:
+            try:
+                return await call()
+            except BrokerUnavailable as error:
+                log.warning("broker_awaited", error=error.message)
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _hear_cancel(self, message: Msg) -> None:
+        job = self._jobs.get(subjects.last_token(message.subject))
+        if job is None:
+            return
+        try:
+            notice = decode_cancel_notice(message.data)
+        except ValueError:
+            notice = CancelNotice(code="cancelled")
+        job.interrupt(notice.code)
+
+
+def _timings(job: Job, generation: Generation) -> Timings:
+    assert job.started_at is not None
+    return Timings(
+        queued_ms=milliseconds_between(job.queued_at, job.started_at),
+        prompt_ms=generation.prompt_ms,
+        first_token_ms=generation.prompt_ms,
+        generation_ms=generation.generation_ms,
+        tokens_per_s=(generation.completion_tokens - 1) / (generation.generation_ms / 1000)
+        if generation.completion_tokens > 1
+        else None,
+    )
+
+
+def _resolve(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[Generation | Exception],
+    outcome: Generation | Exception,
+) -> None:
+    """Hand the outcome from the compute thread to the event loop, if that still runs."""
+
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:
+        log.warning("outcome_came_after_the_loop_ended")

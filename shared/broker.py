@@ -1,0 +1,205 @@
+"""One connection to the broker: it reconnects for ever, says so, and turns outages into errors."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import PubAck
+
+from shared.config import BrokerSettings
+from shared.errors import BrokerUnavailable, RequestTooLarge
+from shared.logs import logger
+
+# The client counts only the payload against the server's limit; payload plus headers over it
+# closes the connection for good. So this much is left for the headers.
+HEADER_ROOM = 8 * 1024
+
+REQUEST_TIMEOUT_S = 2.0
+RETRY_DELAY_S = 0.2
+
+TRANSIENT = (
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.OutboundBufferLimitError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+)
+"""What an outage, a restart or an election looks like from the client."""
+
+log = logger()
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as a stream holds it; ``time`` is the broker's, RFC 3339 with nanoseconds."""
+
+    subject: str
+    sequence: int
+    time: str
+    headers: dict[str, str]
+    data: bytes
+
+
+class Broker:
+    """A connection that is made in the background and made again whenever it is lost.
+
+    Nothing here waits for an outage to end unless it says so: callers get `BrokerUnavailable`.
+    """
+
+    def __init__(self, settings: BrokerSettings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._outage_logged = False
+        self._closing = False
+        self._on_reconnect: list[Callable[[], None]] = []
+        self.nc = Client()
+        self.js: JetStreamContext = self.nc.jetstream(timeout=REQUEST_TIMEOUT_S)
+
+    @property
+    def is_connected(self) -> bool:
+        return self.nc.is_connected
+
+    @property
+    def max_body(self) -> int:
+        """The largest payload, in bytes, that leaves room for headers."""
+        return self.nc.max_payload - HEADER_ROOM
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` on the event loop after each reconnect."""
+        self._on_reconnect.append(callback)
+
+    async def connect(self) -> None:
+        """Connect, however long it takes."""
+        while not self.nc.is_connected:
+            try:
+                await self.nc.connect(
+                    self._settings.servers,
+                    name=self._name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds
+                    connect_timeout=2,
+                    ping_interval=10,
+                    error_cb=self._log_error,
+                    disconnected_cb=self._log_disconnected,
+                    reconnected_cb=self._announce_reconnected,
+                )
+            except (nats.errors.Error, OSError) as error:
+                await self._log_error(error)
+                await asyncio.sleep(RETRY_DELAY_S)
+        self._outage_logged = False
+        log.info("broker_connected", url=self._url)
+
+    async def close(self) -> None:
+        self._closing = True
+        await self.nc.close()
+
+    async def direct_get(self, stream: str, **query: Any) -> StoredMessage | None:
+        """One stored message, from any replica, or None when there is none.
+
+        ``query`` is the body of the direct get API (ADR-31), ``last_by_subj="…"`` for example.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        with unavailable_on_outage(self):
+            answer = await self.nc.request(
+                f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), REQUEST_TIMEOUT_S
+            )
+        headers = dict(answer.headers or {})
+        if "Nats-Sequence" not in headers:
+            if headers.get("Status") == "404":
+                return None
+            raise BrokerUnavailable(f"the broker could not read {stream}: {headers}")
+        return StoredMessage(
+            subject=headers["Nats-Subject"],
+            sequence=int(headers["Nats-Sequence"]),
+            time=headers["Nats-Time-Stamp"],
+            headers=headers,
+            data=answer.data,
+        )
+
+    async def publish_stored(
+        self, subject: str, payload: bytes, headers: dict[str, str], patience_s: float
+    ) -> PubAck:
+        """Publish and wait until a stream holds it, retrying outages for ``patience_s``.
+
+        A publish that timed out can still have landed: the headers must make a retry harmless
+        (``Nats-Msg-Id`` or an expected sequence).
+
+        Raises:
+            BrokerUnavailable: not confirmed in time; it may have landed all the same.
+            RequestTooLarge: over what the broker takes.
+            nats.js.errors.APIError: the stream refused it.
+        """
+        give_up_at = time.monotonic() + patience_s
+        while True:
+            try:
+                # A copy: the client adds to the headers it is given.
+                return await self.js.publish(
+                    subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
+                )
+            except nats.errors.MaxPayloadError:
+                raise RequestTooLarge(
+                    f"the message has {len(payload)} bytes, the broker takes {self.max_body}"
+                ) from None
+            except TRANSIENT as error:
+                if time.monotonic() >= give_up_at:
+                    raise BrokerUnavailable(_sentence(error)) from error
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    @property
+    def _url(self) -> str:
+        url = self.nc.connected_url
+        return url.netloc.rpartition("@")[2] if url else ""
+
+    async def _log_error(self, error: Exception) -> None:
+        # The client reports every failed attempt; one line an outage is enough.
+        if not self.nc.is_connected:
+            if self._outage_logged:
+                return
+            self._outage_logged = True
+        log.warning("broker_error", error=str(error) or type(error).__name__)
+
+    async def _log_disconnected(self) -> None:
+        if not self._closing:
+            log.warning("broker_disconnected")
+
+    async def _announce_reconnected(self) -> None:
+        self._outage_logged = False
+        log.info("broker_reconnected", url=self._url)
+        for callback in self._on_reconnect:
+            callback()
+
+
+@contextmanager
+def unavailable_on_outage(broker: Broker) -> Iterator[None]:
+    """Turn an outage inside the block into `BrokerUnavailable`; refuse at once while away."""
+    if not broker.is_connected:
+        raise BrokerUnavailable("the connection to the broker is down")
+    try:
+        yield
+    except TRANSIENT as error:
+        raise BrokerUnavailable(_sentence(error)) from error
+
+
+def _sentence(error: BaseException) -> str:
+    return f"the broker did not answer: {error or type(error).__name__}"
+
+
+@asynccontextmanager
+async def connected(settings: BrokerSettings, name: str) -> AsyncIterator[Broker]:
+    """A broker that is connected, closed at the end of the block. Waits for as long as it takes."""
+    broker = Broker(settings, name)
+    await broker.connect()
+    try:
+        yield broker
+    finally:
+        await broker.close()

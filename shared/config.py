@@ -1,0 +1,60 @@
+"""Settings: environment variables into a frozen Struct, or one sentence that says what is wrong."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from shared.errors import SettingsError
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class BrokerSettings(msgspec.Struct, frozen=True):
+    """``NATS_*``: where the broker is. ``url`` may list several, with commas between."""
+
+    url: str = "nats://127.0.0.1:4222"
+
+    @property
+    def servers(self) -> list[str]:
+        return [server.strip() for server in self.url.split(",")]
+
+
+def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = None) -> T:
+    """Read ``settings`` from variables named ``<prefix>_<FIELD>``; an empty one counts as unset.
+
+    Raises:
+        SettingsError: a value of the wrong kind, or, except for NATS_*, a name that is unknown.
+    """
+    environ = os.environ if environ is None else environ
+    fields = {f"{prefix}_{name}".upper(): name for name in settings.__struct_fields__}
+    given = {
+        variable: value
+        for variable, value in environ.items()
+        if variable.startswith(f"{prefix}_") and value != ""
+    }
+    if prefix != "NATS":  # the `nats` command has variables of its own
+        for variable in given:
+            if variable not in fields:
+                raise SettingsError(_unknown(variable, list(fields)))
+    values = {fields[variable]: value for variable, value in given.items() if variable in fields}
+    for name, value in values.items():
+        # One at a time, so that the sentence can name the variable.
+        try:
+            msgspec.convert({name: value}, settings, strict=False)
+        except msgspec.ValidationError as error:
+            why = str(error).partition(" - at")[0].lower()
+            raise SettingsError(f"{prefix}_{name}".upper() + f"={value!r}: {why}") from None
+    return msgspec.convert(values, settings, strict=False)
+
+
+def _unknown(variable: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(variable, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"{variable}: no such setting; {hint}"

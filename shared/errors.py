@@ -1,0 +1,75 @@
+"""What can go wrong, in one small hierarchy. Each edge (HTTP, NATS, command line) translates it."""
+
+
+class SluiceError(Exception):
+    """A failure with a sentence for the person who caused it or can mend it.
+
+    ``code`` is stable and machine-readable; ``retryable`` says whether the same call may succeed
+    later without being changed.
+    """
+
+    code = "internal_error"
+    retryable = False
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(SluiceError):
+    """The request can never run as it stands. ``param`` names the field, where one is to blame."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(InvalidRequest):
+    code = "prompt_too_long"
+
+
+class RequestTooLarge(SluiceError):
+    code = "request_too_large"
+
+
+class UnknownModel(SluiceError):
+    code = "model_not_found"
+
+
+class UnknownJob(SluiceError):
+    code = "job_not_found"
+
+
+class JobAgedOut(SluiceError):
+    code = "job_aged_out"
+
+
+class AlreadyFinished(SluiceError):
+    """A cancel came after the result."""
+
+    code = "already_finished"
+
+
+class BrokerUnavailable(SluiceError):
+    """The broker is away, restarting or electing a leader."""
+
+    code = "broker_unavailable"
+    retryable = True
+
+
+class ModelError(SluiceError):
+    """The model could not be loaded, or llama.cpp failed while it ran."""
+
+    code = "model_error"
+
+
+class SettingsError(SluiceError):
+    code = "invalid_settings"
+
+
+class TopologyError(SluiceError):
+    """The broker holds streams, consumers or buckets that cannot be made ours."""
+
+    code = "incompatible_topology"

@@ -1,0 +1,34 @@
+"""Job ids: UUIDv7, so that an id alone says when its job was accepted."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from uuid6 import uuid7
+
+# How long results and events stay readable. Longer than any job may live (24 h), so that a job
+# can never start again after its first result has aged out.
+RETENTION = timedelta(hours=48)
+LONGEST_JOB = timedelta(hours=24)
+
+
+def new_job_id() -> str:
+    return str(uuid7())
+
+
+def is_job_id(text: str) -> bool:
+    """Whether ``text`` is a UUIDv7 in its canonical form (RFC 9562)."""
+    try:
+        parsed = UUID(text)
+    except ValueError:
+        return False
+    return parsed.version == 7 and str(parsed) == text
+
+
+def accepted_at(job_id: str) -> datetime:
+    """When the id was made, to the millisecond."""
+    return datetime.fromtimestamp((UUID(job_id).int >> 80) / 1000, UTC)
+
+
+def has_aged_out(job_id: str) -> bool:
+    """Whether everything about the job may be gone because of its age alone."""
+    return datetime.now(UTC) - accepted_at(job_id) > RETENTION

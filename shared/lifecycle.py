@@ -1,0 +1,63 @@
+"""Starting and stopping a process: signals become an event, wrong settings one line."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from shared.errors import ModelError, SettingsError, TopologyError
+
+T = TypeVar("T")
+
+EXIT_CONFIGURATION = 2
+"""Exit status of a process that would fail the same way if it were started again."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM or SIGINT sets; nothing else happens on them."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+class Stopped(Exception):
+    """The process was asked to stop while it was still starting."""
+
+
+async def unless_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
+    """Wait for ``awaitable``, but not beyond a request to stop.
+
+    Raises:
+        Stopped: ``stopping`` was set first; ``awaitable`` is cancelled.
+    """
+    work, stop = asyncio.ensure_future(awaitable), asyncio.create_task(stopping.wait())
+    await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if work.done():
+        return work.result()
+    work.cancel()
+    await asyncio.wait((work,))
+    raise Stopped
+
+
+def run_process(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run ``main`` on uvloop to its end; exit status 0, or 2 when it could not start as asked."""
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except (SettingsError, ModelError, TopologyError) as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return EXIT_CONFIGURATION
+    return 0

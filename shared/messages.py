@@ -1,0 +1,328 @@
+"""Every payload that crosses a process boundary, version 1 of the wire.
+
+A field that is added later has a default: tests decode the payloads of every earlier version.
+Times are RFC 3339 strings of fixed width (`shared/timestamps.py`), durations milliseconds.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length"]
+
+TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
+"""Celery's words, for those who come from there."""
+
+MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Most tokens to generate.")]
+Temperature = Annotated[float, Meta(ge=0, le=2, description="0 always takes the likeliest token.")]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=2**31 - 1, description="0 switches it off.")]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepeatPenalty = Annotated[float, Meta(gt=0, le=10, description="1 switches it off.")]
+StopString = Annotated[str, Meta(min_length=1)]
+Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
+TimeoutS = Annotated[
+    float, Meta(gt=0, le=86_400, description="Seconds from acceptance to the latest end.")
+]
+Prompt = Annotated[str, Meta(min_length=1)]
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+
+
+class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    role: Role
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
+
+
+class PlainText(Struct, frozen=True, tag_field="type", tag="text"):
+    """``response_format`` that asks for nothing special."""
+
+
+class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object"):
+    """``response_format`` that asks for any JSON object."""
+
+
+class NamedSchema(Struct, frozen=True, omit_defaults=True):
+    schema: dict[str, Any]
+    name: str = "response"
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchema(Struct, frozen=True, tag_field="type", tag="json_schema"):
+    """``response_format`` that asks for JSON valid under a schema."""
+
+    json_schema: NamedSchema
+
+
+ResponseFormat = PlainText | JsonObject | JsonSchema
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen and when to stop. Defaults are llama.cpp's own."""
+
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature = 0.8
+    top_p: Probability = 0.95
+    top_k: TopK = 40
+    min_p: Probability = 0.05
+    seed: Seed | None = None
+    stop: Stop | None = None
+    repeat_penalty: RepeatPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    response_format: ResponseFormat | None = None
+
+    @property
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of a message on ``REQUESTS``. Its id, model and class are in the subject."""
+
+    messages: Messages | None = None
+    prompt: Prompt | None = None
+    stream: bool = False
+    """Whether token frames go to ``Reply-To`` too."""
+    queued_at: str | None = None
+    owner: str | None = None
+    metadata: dict[str, Any] | None = None
+    retry_of: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("give either `messages` or `prompt`, and not both")
+
+
+class JobSubmission(
+    Sampling, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """What ``POST /jobs`` and the NATS endpoints take."""
+
+    model: str | None = None
+    messages: Messages | None = None
+    prompt: Prompt | None = None
+    timeout_s: TimeoutS | None = None
+    metadata: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("give either `messages` or `prompt`, and not both")
+
+
+class NatsSubmission(
+    JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    stream: bool = False
+
+
+class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries."""
+
+    state: Literal["started", "returned", "retrying"]
+    attempt: int
+    at: str
+    inferer: str
+
+
+class TokenFrame(Struct, frozen=True, kw_only=True):
+    """``infer.events.<id>.tokens``: the text that each of some tokens in a row added.
+
+    ``index`` is that of the first one. A token whose text waits for the next (half a character,
+    the beginning of a stop string) adds ``""``.
+    """
+
+    attempt: int
+    index: int
+    tokens: list[str]
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Timings(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start."""
+
+    queued_ms: float
+    load_ms: float = 0.0
+    prompt_ms: float = 0.0
+    first_token_ms: float | None = None
+    generation_ms: float = 0.0
+    tokens_per_s: float | None = None
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="outcome"):
+    """What every result says, however the job ended."""
+
+    id: str
+    model: str
+    attempt: int
+    queued_at: str
+    finished_at: str
+    started_at: str | None = None
+    inferer: str | None = None
+    timings: Timings | None = None
+    owner: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    chat: bool = False
+
+
+class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
+    """``code``: ``model_error``, ``worker_lost``, ``prompt_too_long``, ``result_too_large`` or
+    ``invalid_request``."""
+
+    code: str
+    message: str
+
+
+class Cancelled(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="cancelled"):
+    """``code``: ``cancelled`` (somebody asked) or ``client_disconnected``."""
+
+    code: str
+    message: str
+
+
+class Expired(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="expired"):
+    """``code``: ``deadline_passed`` (while it waited) or ``timed_out`` (while it ran)."""
+
+    code: str
+    message: str
+
+
+Result = Completed | Failed | Cancelled | Expired
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """``infer.dead.<model>.<id>``: a request that nobody will try again, and why."""
+
+    id: str
+    model: str
+    code: str
+    message: str
+    attempts: int
+    at: str
+    request: str
+    """The body as it was received; bytes that are no UTF-8 are replaced."""
+
+
+class CancelNotice(Struct, frozen=True):
+    """``infer.cancel.<id>``. Who cancels has stored the result before: this only saves work."""
+
+    code: str
+
+
+class InfererEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh."""
+
+    id: str
+    model: str
+    slots: int
+    host: str
+    threads: int
+    n_ctx: int
+    chat: bool
+    started_at: str
+    version: str
+    busy: int = 0
+
+
+class ModelFacts(Struct, frozen=True):
+    """What a gateway must know of a model to check requests while no inferer is alive."""
+
+    n_ctx: int
+    chat: bool
+
+
+class AssistantMessage(Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+
+
+class JobResult(Struct, frozen=True, kw_only=True):
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    message: AssistantMessage | UnsetType = UNSET
+
+
+class JobError(Struct, frozen=True):
+    code: str
+    message: str
+
+
+class JobStatus(Struct, frozen=True, kw_only=True):
+    id: str
+    state: TaskState
+    model: str
+    attempts: int
+    inferer: str | None
+    queued_at: str
+    started_at: str | None
+    finished_at: str | None
+    result: JobResult | None
+    error: JobError | None
+    timings: Timings | None
+    metadata: dict[str, Any] | None = None
+
+
+class JobAccepted(Struct, frozen=True, kw_only=True):
+    id: str
+    state: TaskState
+    status_url: str
+    events_url: str
+
+
+class ModelQueue(Struct, frozen=True, kw_only=True):
+    """One model's queue. ``limit`` is the consumer's ``max_ack_pending``."""
+
+    model: str
+    waiting: int
+    in_flight: int
+    limit: int
+    inferers: int
+    oldest_s: float | None
+
+
+class QueueReport(Struct, frozen=True):
+    models: list[ModelQueue]
+
+
+class JobReference(Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+
+
+encode = msgspec.json.Encoder().encode
+
+decode_request = msgspec.json.Decoder(InferenceRequest).decode
+decode_result = msgspec.json.Decoder(Result).decode
+decode_state_event = msgspec.json.Decoder(StateEvent).decode
+decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
+decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
+decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode

@@ -1,0 +1,89 @@
+"""Results: written once, read by everybody, sent to whoever waits."""
+
+import nats.js.errors
+import structlog
+
+from shared import subjects
+from shared.broker import Broker
+from shared.errors import BrokerUnavailable, RequestTooLarge
+from shared.messages import Failed, Result, decode_result, encode
+
+INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
+"""Where answers may be sent: a request cannot make an inferer publish anywhere else."""
+
+STORED_ALREADY = (10071, 10077)
+"""The broker's words for a subject that holds a result: expected sequence, per-subject limit."""
+
+
+async def read_result(broker: Broker, job_id: str) -> Result | None:
+    """The stored result, or None while there is none.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    stored = await broker.direct_get(subjects.RESULTS, last_by_subj=subjects.result(job_id))
+    return None if stored is None else decode_result(stored.data)
+
+
+async def store_result(broker: Broker, result: Result, patience_s: float) -> Result:
+    """Store ``result`` unless the job has one, and return the one that is stored.
+
+    Raises:
+        BrokerUnavailable: not confirmed within ``patience_s``; repeating the call is safe.
+    """
+    payload = encode(result)
+    if len(payload) > broker.max_body:
+        return await store_result(broker, _too_large(result, len(payload)), patience_s)
+    try:
+        await broker.publish_stored(
+            subjects.result(result.id), payload, {subjects.HEADER_EXPECTED_LAST: "0"}, patience_s
+        )
+    except RequestTooLarge:
+        return await store_result(broker, _too_large(result, len(payload)), patience_s)
+    except nats.js.errors.APIError as error:
+        if error.err_code not in STORED_ALREADY:
+            raise
+        # Somebody's write was first; or our own, whose confirmation was lost.
+        stored = await read_result(broker, result.id)
+        if stored is None:
+            raise BrokerUnavailable("the stored result could not be read back yet") from error
+        return stored
+    return result
+
+
+async def send_result(broker: Broker, result: Result, reply_to: str | None, stream: bool) -> None:
+    """Publish a *stored* result to the subject that waits for it, if one does.
+
+    A streamed answer ends with an empty message.
+    """
+    if reply_to is None:
+        return
+    if not is_inbox(reply_to):
+        structlog.get_logger().warning(
+            "reply_refused", job_id=result.id, reply_to=reply_to, why="not a client's inbox"
+        )
+        return
+    await broker.nc.publish(reply_to, encode(result))
+    if stream:
+        await broker.nc.publish(reply_to, b"")
+
+
+def is_inbox(subject: str) -> bool:
+    return subject.startswith(INBOX_PREFIXES)
+
+
+def _too_large(result: Result, size: int) -> Failed:
+    return Failed(
+        id=result.id,
+        model=result.model,
+        attempt=result.attempt,
+        queued_at=result.queued_at,
+        started_at=result.started_at,
+        finished_at=result.finished_at,
+        inferer=result.inferer,
+        timings=result.timings,
+        owner=result.owner,
+        code="result_too_large",
+        message=f"the result has {size} bytes, more than the broker takes in one message; "
+        "ask for fewer tokens or send less metadata",
+    )

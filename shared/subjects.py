@@ -1,0 +1,103 @@
+"""Every subject, stream, bucket and header of the wire, version 1.
+
+A job's subjects end in its id, so the broker itself can answer what became of it.
+"""
+
+import re
+
+WIRE_VERSION = "1"
+
+REQUESTS = "REQUESTS"
+EVENTS = "EVENTS"
+RESULTS = "RESULTS"
+DEAD = "DEAD"
+INFERERS = "INFERERS"
+IDEMPOTENCY = "IDEMPOTENCY"
+
+CLASS_NORMAL = "normal"
+
+# The broker renames the message's own reply field when it stores it, so the subject that waits
+# for the answer travels in a header.
+HEADER_REPLY_TO = "Reply-To"
+HEADER_DEADLINE = "Deadline"
+HEADER_TRACEPARENT = "traceparent"
+HEADER_VERSION = "Sluice-Version"
+HEADER_MSG_ID = "Nats-Msg-Id"
+HEADER_EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
+
+# Every pull carries the group from the first version on: a consumer cannot change it later
+# without the inferers changing at the same moment.
+PRIORITY_GROUP = "g"
+
+FINISHED_WILDCARD = "infer.finished.*"
+CANCEL_WILDCARD = "infer.cancel.*"
+
+_MODEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether ``name`` may be an alias: one token of a subject, ``[a-z0-9][a-z0-9_-]{0,63}``."""
+    return _MODEL.fullmatch(name) is not None
+
+
+def request(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
+    return f"infer.requests.{model}.{job_class}.{job_id}"
+
+
+def request_of(job_id: str) -> str:
+    """The filter that finds a waiting request when only its id is known."""
+    return f"infer.requests.*.*.{job_id}"
+
+
+def model_requests(model: str, job_class: str = CLASS_NORMAL) -> str:
+    return f"infer.requests.{model}.{job_class}.*"
+
+
+def parse_request(subject: str) -> tuple[str, str, str]:
+    """``(model, class, job id)`` of a request's subject.
+
+    Raises:
+        ValueError: the subject is not of that form.
+    """
+    parts = subject.split(".")
+    if len(parts) != 5 or parts[:2] != ["infer", "requests"]:
+        raise ValueError(f"not the subject of a request: {subject}")
+    return parts[2], parts[3], parts[4]
+
+
+def schedule_of(job_id: str) -> str:
+    return f"infer.schedule.*.*.{job_id}"
+
+
+def state_events(job_id: str) -> str:
+    return f"infer.events.{job_id}.state"
+
+
+def token_events(job_id: str) -> str:
+    return f"infer.events.{job_id}.tokens"
+
+
+def events(job_id: str) -> str:
+    return f"infer.events.{job_id}.*"
+
+
+def result(job_id: str) -> str:
+    return f"infer.results.{job_id}"
+
+
+def finished(job_id: str) -> str:
+    """Where the broker announces the result it *stored*; a refused second one never shows here."""
+    return f"infer.finished.{job_id}"
+
+
+def cancel(job_id: str) -> str:
+    return f"infer.cancel.{job_id}"
+
+
+def dead(model: str, job_id: str) -> str:
+    return f"infer.dead.{model}.{job_id}"
+
+
+def last_token(subject: str) -> str:
+    """The job id of any subject that ends in one."""
+    return subject.rpartition(".")[2]

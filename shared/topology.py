@@ -1,0 +1,259 @@
+"""The streams, consumers and buckets, and the one function that makes a broker hold them."""
+
+import asyncio
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import nats.js.errors
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    ConsumerInfo,
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+
+from shared import subjects
+from shared.broker import Broker, unavailable_on_outage
+from shared.errors import TopologyError
+from shared.job_ids import RETENTION
+from shared.messages import ModelFacts
+
+OLDEST_SERVER = (2, 12)
+"""The first nats-server with message schedules."""
+
+DAY_S = 86_400.0
+PRESENCE_TTL_S = 10.0
+IDEMPOTENCY_TTL_S = DAY_S
+DUPLICATE_WINDOW_S = 120.0
+EVENTS_MAX_BYTES = 1024**3
+
+
+@dataclass
+class Topology:
+    """What a deployment may choose. ``replicas``: 1, or 3 and 5 on a cluster."""
+
+    replicas: int = 1
+
+    @property
+    def ack_wait_s(self) -> float:
+        """The lease on a job: longer than a leader election where there can be one."""
+        return 12.0 if self.replicas == 1 else 30.0
+
+
+@dataclass
+class GroupedConsumerConfig(ConsumerConfig):
+    """The client's configuration with the fields it does not know yet."""
+
+    max_batch: int | None = None
+    priority_groups: list[str] = field(default_factory=list)
+    priority_policy: str | None = None
+
+
+def streams(topology: Topology) -> list[StreamConfig]:
+    shared: dict[str, Any] = {
+        "storage": StorageType.FILE,
+        "num_replicas": topology.replicas,
+        "allow_direct": True,
+    }
+    retention_s = RETENTION.total_seconds()
+    return [
+        # Bounded by nothing, so that no accepted job is ever dropped: the gateways refuse new
+        # ones instead.
+        StreamConfig(
+            name=subjects.REQUESTS,
+            subjects=["infer.requests.*.*.*", "infer.schedule.*.*.*"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_msgs_per_subject=1,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            allow_msg_schedules=True,
+            allow_rollup_hdrs=True,  # the broker sets it with schedules
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.EVENTS,
+            subjects=["infer.events.*.*"],
+            retention=RetentionPolicy.LIMITS,
+            max_age=retention_s,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            max_bytes=EVENTS_MAX_BYTES,
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.RESULTS,
+            subjects=["infer.results.*"],
+            retention=RetentionPolicy.LIMITS,
+            max_age=retention_s,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            republish=RePublish(src="infer.results.*", dest="infer.finished.{{wildcard(1)}}"),
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.DEAD,
+            subjects=["infer.dead.*.*"],
+            retention=RetentionPolicy.LIMITS,
+            max_age=7 * DAY_S,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            max_msgs_per_subject=1,
+            **shared,
+        ),
+        _bucket(subjects.INFERERS, PRESENCE_TTL_S, shared),
+        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_TTL_S, shared),
+    ]
+
+
+def _bucket(name: str, ttl_s: float, shared: dict[str, Any]) -> StreamConfig:
+    """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
+    return StreamConfig(
+        name=f"KV_{name}",
+        subjects=[f"$KV.{name}.>"],
+        retention=RetentionPolicy.LIMITS,
+        max_age=ttl_s,
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        duplicate_window=min(ttl_s, DUPLICATE_WINDOW_S),
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=ttl_s,
+        **shared,
+    )
+
+
+def consumer(
+    model: str, topology: Topology, limit: int, facts: ModelFacts | None
+) -> GroupedConsumerConfig:
+    """The whole configuration of a model's consumer: an update replaces every field.
+
+    ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
+    job from starting.
+    """
+    metadata = {} if facts is None else {"n_ctx": str(facts.n_ctx), "chat": str(facts.chat).lower()}
+    return GroupedConsumerConfig(
+        durable_name=model,
+        filter_subject=subjects.model_requests(model),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=topology.ack_wait_s,
+        max_ack_pending=limit,
+        max_batch=1,
+        max_deliver=-1,
+        max_waiting=16_384,
+        metadata=metadata,
+        priority_groups=[subjects.PRIORITY_GROUP],
+        priority_policy="prioritized",
+    )
+
+
+def facts_of(info: ConsumerInfo) -> ModelFacts | None:
+    """What the consumer remembers of its model; None until an inferer has served it once."""
+    metadata = info.config.metadata or {}
+    if "n_ctx" not in metadata:
+        return None
+    return ModelFacts(n_ctx=int(metadata["n_ctx"]), chat=metadata.get("chat") == "true")
+
+
+async def ensure_topology(broker: Broker, topology: Topology, models: list[str]) -> list[str]:
+    """Create or update everything; safe to repeat and to run at several places at once.
+
+    Returns one line for each thing that was created or changed.
+
+    Raises:
+        BrokerUnavailable: no answer.
+        TopologyError: the broker is too old, or holds something that cannot be changed into ours.
+    """
+    with unavailable_on_outage(broker):
+        version = broker.nc.connected_server_version
+        if (version.major, version.minor) < OLDEST_SERVER:
+            wanted = ".".join(map(str, OLDEST_SERVER))
+            raise TopologyError(f"nats-server {version} is too old: Sluice needs {wanted} or newer")
+        changes: list[str] = []
+        for stream in streams(topology):
+            changes += await _ensure_stream(broker, stream)
+        known = {info.name: info for info in await broker.js.consumers_info(subjects.REQUESTS)}
+        for model in {*models, *known}:
+            if not subjects.is_model_name(model):
+                raise TopologyError(
+                    f"the stream REQUESTS has a consumer {model!r} that is not Sluice's; remove it "
+                    f"with: nats consumer rm REQUESTS {model}"
+                )
+            info = known.get(model)
+            await ensure_consumer(
+                broker,
+                topology,
+                model,
+                limit=(info.config.max_ack_pending if info else None) or 1,
+                facts=facts_of(info) if info else None,
+            )
+            if info is None:
+                changes.append(f"consumer {model}: created")
+        return changes
+
+
+async def ensure_consumer(
+    broker: Broker, topology: Topology, model: str, limit: int, facts: ModelFacts | None
+) -> None:
+    """Create the model's consumer, or replace its configuration.
+
+    Raises:
+        TopologyError: a consumer of that name exists that cannot be changed into ours.
+    """
+    try:
+        await broker.js.add_consumer(subjects.REQUESTS, consumer(model, topology, limit, facts))
+    except nats.js.errors.BadRequestError as error:
+        raise TopologyError(
+            f"the consumer {model} on REQUESTS cannot be made Sluice's: {error.description}; "
+            f"remove it with: nats consumer rm REQUESTS {model}"
+        ) from error
+
+
+async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
+    assert wanted.name is not None
+    try:
+        held = (await broker.js.stream_info(wanted.name)).config
+    except nats.js.errors.NotFoundError:
+        await broker.js.add_stream(wanted)
+        await _wait_for_leader(broker, wanted.name)
+        return [f"stream {wanted.name}: created"]
+    differences = _differences(wanted, held)
+    if not differences:
+        return []
+    told = f"stream {wanted.name}: " + "; ".join(differences)
+    try:
+        await broker.js.update_stream(wanted)
+    except nats.js.errors.APIError as error:
+        raise TopologyError(
+            f"{told}. The broker refuses to change it ({error.description}): rename or remove "
+            f"that stream (nats stream rm {wanted.name}), or use another broker."
+        ) from error
+    return [told]
+
+
+def _differences(wanted: StreamConfig, held: StreamConfig) -> list[str]:
+    """What the broker holds otherwise than wanted; fields that we leave to it do not count."""
+    holds, differences = asdict(held), []
+    for name, value in asdict(wanted).items():
+        if value is None or name == "name" or holds.get(name) == value:
+            continue
+        if not value and not holds.get(name):  # unset, by another word
+            continue
+        differences.append(f"{name} is {_plain(holds.get(name))}, should be {_plain(value)}")
+    return differences
+
+
+def _plain(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+async def _wait_for_leader(broker: Broker, stream: str) -> None:
+    """A stream on a cluster answers only once its first leader is elected."""
+    for _ in range(50):
+        info = await broker.js.stream_info(stream)
+        if info.cluster is None or info.cluster.leader:
+            return
+        await asyncio.sleep(0.1)

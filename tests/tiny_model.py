@@ -1,0 +1,66 @@
+"""A real GGUF that loads and runs in milliseconds: random weights, a real tokenizer."""
+
+from pathlib import Path
+
+import gguf
+import numpy
+
+from services.inferer.models import locate
+
+WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
+
+
+def write_tiny_model(path: Path, *, chat: bool = True, seed: int = 7) -> Path:
+    """Write a two-layer llama with the bundled model's tokenizer, and its template if ``chat``."""
+    random = numpy.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    vocabulary = _copy_tokenizer(writer, chat)
+
+    def add(name: str, *shape: int) -> None:
+        values = random.standard_normal(shape) * 0.3
+        writer.add_tensor(name, values.astype(numpy.float16))
+
+    def add_norm(name: str) -> None:
+        writer.add_tensor(name, numpy.ones(WIDTH, dtype=numpy.float32))
+
+    add("token_embd.weight", vocabulary, WIDTH)
+    add_norm("output_norm.weight")
+    for layer in range(LAYERS):
+        add_norm(f"blk.{layer}.attn_norm.weight")
+        add_norm(f"blk.{layer}.ffn_norm.weight")
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{name}.weight", WIDTH, WIDTH)
+        add(f"blk.{layer}.ffn_gate.weight", HIDDEN, WIDTH)
+        add(f"blk.{layer}.ffn_up.weight", HIDDEN, WIDTH)
+        add(f"blk.{layer}.ffn_down.weight", WIDTH, HIDDEN)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _copy_tokenizer(writer: gguf.GGUFWriter, chat: bool) -> int:
+    """Copy every tokenizer field of the bundled model; the size of its vocabulary."""
+    source = gguf.GGUFReader(locate("smollm2"))
+    size = 0
+    for name, field in source.fields.items():
+        if not name.startswith("tokenizer."):
+            continue
+        if name == "tokenizer.chat_template" and not chat:
+            continue
+        value, kinds = field.contents(), field.types
+        if name == "tokenizer.ggml.tokens":
+            size = len(value)
+        element = kinds[1] if len(kinds) > 1 else None
+        writer.add_key_value(name, value, kinds[0], sub_type=element)
+    return size
