@@ -10,6 +10,7 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
@@ -118,13 +119,32 @@ class Broker:
             if headers.get("Status") == "404":
                 return None
             raise BrokerUnavailable(f"the broker could not read {stream}: {headers}")
-        return StoredMessage(
-            subject=headers["Nats-Subject"],
-            sequence=int(headers["Nats-Sequence"]),
-            time=headers["Nats-Time-Stamp"],
-            headers=headers,
-            data=answer.data,
-        )
+        return _stored(answer)
+
+    async def direct_get_all(self, stream: str, **query: Any) -> list[StoredMessage]:
+        """All stored messages a batched query finds, ``multi_last=["…"]`` for example.
+
+        Raises:
+            BrokerUnavailable: no answer, or one that broke off.
+        """
+        inbox = self.nc.new_inbox()
+        found: list[StoredMessage] = []
+        with unavailable_on_outage(self):
+            answers = await self.nc.subscribe(inbox)
+            try:
+                await self.nc.publish(
+                    f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), reply=inbox
+                )
+                while True:
+                    answer = await answers.next_msg(REQUEST_TIMEOUT_S)
+                    status = (answer.headers or {}).get("Status")
+                    if status in ("204", "404"):  # the end of the batch; nothing at all
+                        return found
+                    if status is not None:
+                        raise BrokerUnavailable(f"the broker could not read {stream}: {status}")
+                    found.append(_stored(answer))
+            finally:
+                await answers.unsubscribe()
 
     async def publish_stored(
         self, subject: str, payload: bytes, headers: dict[str, str], patience_s: float
@@ -188,6 +208,17 @@ def unavailable_on_outage(broker: Broker) -> Iterator[None]:
         yield
     except TRANSIENT as error:
         raise BrokerUnavailable(_sentence(error)) from error
+
+
+def _stored(answer: Msg) -> StoredMessage:
+    headers = dict(answer.headers or {})
+    return StoredMessage(
+        subject=headers["Nats-Subject"],
+        sequence=int(headers["Nats-Sequence"]),
+        time=headers["Nats-Time-Stamp"],
+        headers=headers,
+        data=answer.data,
+    )
 
 
 def _sentence(error: BaseException) -> str:

@@ -52,6 +52,13 @@ class AlreadyFinished(SluiceError):
     code = "already_finished"
 
 
+class NotFinished(SluiceError):
+    """A result was asked for that is not there yet."""
+
+    code = "not_finished"
+    retryable = True
+
+
 class BrokerUnavailable(SluiceError):
     """The broker is away, restarting or electing a leader."""
 

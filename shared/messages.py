@@ -4,7 +4,7 @@ A field that is added later has a default: tests decode the payloads of every ea
 Times are RFC 3339 strings of fixed width (`shared/timestamps.py`), durations milliseconds.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -161,7 +161,7 @@ class Usage(Struct, frozen=True):
     total_tokens: int
 
 
-class Timings(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Timings(Struct, frozen=True, kw_only=True):
     """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start."""
 
     queued_ms: float
@@ -250,14 +250,20 @@ class InfererEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     chat: bool
     started_at: str
     version: str
+    token_bytes: int = 0
     busy: int = 0
 
 
 class ModelFacts(Struct, frozen=True):
-    """What a gateway must know of a model to check requests while no inferer is alive."""
+    """What a gateway must know of a model to check requests while no inferer is alive.
+
+    ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
+    ``n_ctx`` times that cannot fit.
+    """
 
     n_ctx: int
     chat: bool
+    token_bytes: int = 0
 
 
 class AssistantMessage(Struct, frozen=True):
@@ -277,6 +283,14 @@ class JobError(Struct, frozen=True):
     message: str
 
 
+CELERY_STATES: dict[type[Outcome], TaskState] = {
+    Completed: "SUCCESS",
+    Failed: "FAILURE",
+    Cancelled: "REVOKED",
+    Expired: "FAILURE",
+}
+
+
 class JobStatus(Struct, frozen=True, kw_only=True):
     id: str
     state: TaskState
@@ -291,12 +305,49 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     timings: Timings | None
     metadata: dict[str, Any] | None = None
 
+    @classmethod
+    def of(cls, outcome: Result) -> Self:
+        """How a finished job is shown."""
+        result, error = None, None
+        if isinstance(outcome, Completed):
+            result = JobResult(
+                text=outcome.text,
+                finish_reason=outcome.finish_reason,
+                usage=outcome.usage,
+                message=AssistantMessage(outcome.text) if outcome.chat else UNSET,
+            )
+        else:
+            error = JobError(code=outcome.code, message=outcome.message)
+        return cls(
+            id=outcome.id,
+            state=CELERY_STATES[type(outcome)],
+            model=outcome.model,
+            attempts=outcome.attempt,
+            inferer=outcome.inferer,
+            queued_at=outcome.queued_at,
+            started_at=outcome.started_at,
+            finished_at=outcome.finished_at,
+            result=result,
+            error=error,
+            timings=outcome.timings,
+            metadata=outcome.metadata,
+        )
+
 
 class JobAccepted(Struct, frozen=True, kw_only=True):
     id: str
     state: TaskState
     status_url: str
     events_url: str
+
+    @classmethod
+    def of(cls, job_id: str) -> Self:
+        return cls(
+            id=job_id,
+            state="PENDING",
+            status_url=f"/status/{job_id}",
+            events_url=f"/jobs/{job_id}/events",
+        )
 
 
 class ModelQueue(Struct, frozen=True, kw_only=True):
@@ -321,8 +372,13 @@ class JobReference(Struct, frozen=True, forbid_unknown_fields=True):
 encode = msgspec.json.Encoder().encode
 
 decode_request = msgspec.json.Decoder(InferenceRequest).decode
-decode_result = msgspec.json.Decoder(Result).decode
+_decode_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 decode_state_event = msgspec.json.Decoder(StateEvent).decode
 decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
 decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
 decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode
+decode_model_facts = msgspec.json.Decoder(ModelFacts).decode
+
+
+def decode_result(data: bytes) -> Result:
+    return _decode_result.decode(data)

@@ -20,7 +20,7 @@ from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.errors import TopologyError
 from shared.job_ids import RETENTION
-from shared.messages import ModelFacts
+from shared.messages import ModelFacts, decode_model_facts, encode
 
 OLDEST_SERVER = (2, 12)
 """The first nats-server with message schedules."""
@@ -134,7 +134,7 @@ def consumer(
     ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
     job from starting.
     """
-    metadata = {} if facts is None else {"n_ctx": str(facts.n_ctx), "chat": str(facts.chat).lower()}
+    metadata = {} if facts is None else {"sluice.facts": encode(facts).decode()}
     return GroupedConsumerConfig(
         durable_name=model,
         filter_subject=subjects.model_requests(model),
@@ -152,10 +152,8 @@ def consumer(
 
 def facts_of(info: ConsumerInfo) -> ModelFacts | None:
     """What the consumer remembers of its model; None until an inferer has served it once."""
-    metadata = info.config.metadata or {}
-    if "n_ctx" not in metadata:
-        return None
-    return ModelFacts(n_ctx=int(metadata["n_ctx"]), chat=metadata.get("chat") == "true")
+    remembered = (info.config.metadata or {}).get("sluice.facts")
+    return None if remembered is None else decode_model_facts(remembered)
 
 
 async def ensure_topology(broker: Broker, topology: Topology, models: list[str]) -> list[str]:

@@ -67,6 +67,7 @@ async def _serve(
             grace_s=settings.grace_s,
         )
         started_at = timestamp()
+        token_bytes = await asyncio.to_thread(model.longest_token_bytes)
 
         def describe() -> InfererEntry:
             return InfererEntry(
@@ -79,6 +80,7 @@ async def _serve(
                 chat=model.has_chat_template,
                 started_at=started_at,
                 version=__version__,
+                token_bytes=token_bytes,
                 busy=worker.busy,
             )
 

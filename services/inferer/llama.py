@@ -16,6 +16,10 @@ from shared.messages import ChatMessage
 LARGEST_DEFAULT_CONTEXT = 4096
 PIECE_BYTES = 256
 LEVEL_ERROR = 4
+LOSSLESS_VOCABULARIES = (
+    llama_cpp.LLAMA_VOCAB_TYPE_SPM,
+    llama_cpp.LLAMA_VOCAB_TYPE_BPE,
+)
 
 log = logger()
 _errors: deque[str] = deque(maxlen=8)
@@ -67,6 +71,15 @@ class Model:
     @property
     def has_chat_template(self) -> bool:
         return self._formatter is not None
+
+    def longest_token_bytes(self) -> int:
+        """The length of the longest token; 0 for tokenizers that may drop part of a text."""
+        if llama_cpp.llama_vocab_type(self.vocab) not in LOSSLESS_VOCABULARIES:
+            return 0
+        count = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        return max(
+            len(llama_cpp.llama_vocab_get_text(self.vocab, token) or b"") for token in range(count)
+        )
 
     def context_size(self, wanted: int) -> int:
         """Tokens of context for one job; 0 means what the model was trained for, 4096 at most."""

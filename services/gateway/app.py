@@ -1,0 +1,69 @@
+"""The HTTP application around a gateway."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.datastructures import Headers, MutableScopeHeaders
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.types import Message, Scope
+
+from services.gateway.bodies import StrictRequest
+from services.gateway.gateway import Gateway
+from services.gateway.problems import answer_crash, answer_error, answer_http_error
+from services.gateway.routes import health, jobs, openai
+from shared import __version__
+from shared.errors import SluiceError
+from shared.job_ids import new_job_id
+
+REQUEST_ID = "x-request-id"
+
+
+def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
+    """The routes of one gateway; ``on_fatal`` is called when it can never serve."""
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with gateway.running(on_fatal):
+            yield
+
+    async def provide_gateway() -> Gateway:
+        return gateway
+
+    return Litestar(
+        route_handlers=[
+            jobs.submit,
+            jobs.status,
+            jobs.events,
+            jobs.cancel,
+            jobs.queue,
+            openai.chat_completions,
+            openai.completions,
+            openai.list_models,
+            openai.get_model,
+            health.healthz,
+            health.readyz,
+        ],
+        dependencies={"gateway": Provide(provide_gateway)},
+        lifespan=[lifespan],
+        request_class=StrictRequest,
+        request_max_body_size=gateway.settings.max_body_bytes,
+        exception_handlers={
+            SluiceError: answer_error,
+            HTTPException: answer_http_error,
+            Exception: answer_crash,
+        },
+        before_send=[_add_request_id],
+        logging_config=None,  # structlog is set up for the whole process
+        openapi_config=OpenAPIConfig(title="Sluice", version=__version__),
+        signature_types=[Gateway],
+    )
+
+
+async def _add_request_id(message: Message, scope: Scope) -> None:
+    """Send the caller's own request id back, or one of ours."""
+    if message["type"] == "http.response.start":
+        given = Headers.from_scope(scope).get(REQUEST_ID, "")[:128]
+        MutableScopeHeaders.from_message(message)[REQUEST_ID] = given or new_job_id()

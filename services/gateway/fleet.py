@@ -1,0 +1,149 @@
+"""Which models exist, which inferers live, and the limit that follows from it.
+
+Everything is read afresh from the broker every time, so any number of gateways may do it at once.
+"""
+
+import asyncio
+
+import msgspec
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js.api import ConsumerInfo
+
+from shared import subjects
+from shared.broker import Broker, unavailable_on_outage
+from shared.errors import BrokerUnavailable, InvalidRequest, TopologyError, UnknownModel
+from shared.logs import logger
+from shared.messages import InfererEntry, ModelFacts, decode_inferer_entry
+from shared.topology import Topology, ensure_consumer, facts_of
+
+REFRESH_S = 2.0
+
+log = logger()
+
+
+class Fleet:
+    """The models and inferers as of the last look, at most a few seconds ago."""
+
+    def __init__(self, broker: Broker, topology: Topology) -> None:
+        self._broker = broker
+        self._topology = topology
+        self._changed = asyncio.Event()
+        self.models: dict[str, ConsumerInfo] = {}
+        self.inferers: dict[str, list[InfererEntry]] = {}
+        broker.on_reconnect(self._changed.set)
+
+    async def keep_fresh(self) -> None:
+        """Look at the fleet every few seconds and whenever an inferer speaks; until cancelled."""
+        await self._broker.nc.subscribe(f"$KV.{subjects.INFERERS}.>", cb=self._hear)
+        while True:
+            try:
+                await self.refresh()
+            except BrokerUnavailable as error:
+                log.warning("fleet_not_refreshed", error=error.message)
+            except TopologyError as error:
+                log.error("limit_not_set", error=error.message)
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+
+    async def refresh(self) -> None:
+        """Read entries and consumers, and let every consumer be as its inferers need it.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        entries = await self._read_entries()
+        with unavailable_on_outage(self._broker):
+            infos = await self._broker.js.consumers_info(subjects.REQUESTS)
+        models = {info.name: info for info in infos}
+        for model, inferers in entries.items():
+            await self._adjust(model, inferers, models.get(model))
+        for model in models.keys() - entries.keys():
+            await self._adjust(model, [], models[model])
+        if entries.keys() - models.keys():
+            with unavailable_on_outage(self._broker):
+                infos = await self._broker.js.consumers_info(subjects.REQUESTS)
+            models = {info.name: info for info in infos}
+        self.models, self.inferers = models, entries
+
+    async def consumer(self, model: str) -> ConsumerInfo:
+        """The model's consumer as it is now.
+
+        Raises:
+            UnknownModel: there is none.
+            BrokerUnavailable: no answer.
+        """
+        if not subjects.is_model_name(model):
+            raise UnknownModel(f"{model!r} is no name of a model: use a-z, 0-9, _ and -")
+        with unavailable_on_outage(self._broker):
+            try:
+                info: ConsumerInfo = await self._broker.js.consumer_info(subjects.REQUESTS, model)
+            except nats.js.errors.NotFoundError:
+                known = ", ".join(sorted(self.models)) or "none yet: start an inferer"
+                raise UnknownModel(f"no model {model!r} is served; known: {known}") from None
+        return info
+
+    async def choose(self, model: str | None) -> tuple[str, ModelFacts | None]:
+        """The model to use and what is known of it; ``model`` may be left out if only one is.
+
+        Raises:
+            UnknownModel: no such model, or none at all.
+            InvalidRequest: several are served and none was named.
+            BrokerUnavailable: no answer.
+        """
+        if model is None:
+            model = self._only_model()
+        info = self.models.get(model) or await self.consumer(model)
+        return model, facts_of(info)
+
+    def _only_model(self) -> str:
+        names = sorted(self.models)
+        live = sorted(self.inferers)
+        if len(names) == 1 or len(live) == 1:
+            return names[0] if len(names) == 1 else live[0]
+        if not names:
+            raise UnknownModel("no model is served yet: start an inferer")
+        raise InvalidRequest(f"model: name one of {', '.join(names)}", "model")
+
+    async def _read_entries(self) -> dict[str, list[InfererEntry]]:
+        prefix = f"$KV.{subjects.INFERERS}"
+        stored = await self._broker.direct_get_all(
+            f"KV_{subjects.INFERERS}", multi_last=[f"{prefix}.>"]
+        )
+        entries: dict[str, list[InfererEntry]] = {}
+        for message in stored:
+            try:
+                entry = decode_inferer_entry(message.data)
+            except msgspec.DecodeError:
+                continue  # the marker of one that has gone
+            if subjects.is_model_name(entry.model):
+                entries.setdefault(entry.model, []).append(entry)
+        return entries
+
+    async def _adjust(
+        self, model: str, inferers: list[InfererEntry], info: ConsumerInfo | None
+    ) -> None:
+        """One job for each live slot, never below one; and what to remember of the model."""
+        limit = max(1, sum(inferer.slots for inferer in inferers))
+        known = facts_of(info) if info else None
+        newest = max(inferers, key=lambda inferer: inferer.started_at, default=None)
+        facts = (
+            known
+            if newest is None
+            else ModelFacts(n_ctx=newest.n_ctx, chat=newest.chat, token_bytes=newest.token_bytes)
+        )
+        if info is not None and info.config.max_ack_pending == limit and known == facts:
+            return
+        await ensure_consumer(self._broker, self._topology, model, limit, facts)
+        log.info("consumer_set", model=model, limit=limit, inferers=len(inferers))
+
+    async def _hear(self, message: Msg) -> None:
+        # Every refresh of every entry passes here; only arrivals and departures matter at once.
+        inferer_id = subjects.last_token(message.subject)
+        known = {entry.id for entries in self.inferers.values() for entry in entries}
+        if bool(message.data) != (inferer_id in known):
+            self._changed.set()

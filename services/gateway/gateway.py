@@ -1,0 +1,100 @@
+"""One gateway: its connection, what it knows of the fleet, and the jobs it is asked about."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+
+from services.gateway.finished import FinishedJobs
+from services.gateway.fleet import Fleet
+from services.gateway.job_events import JobEvent, job_events
+from services.gateway.jobs import Jobs
+from services.gateway.nats_service import NatsService
+from services.gateway.settings import GatewaySettings
+from shared.broker import RETRY_DELAY_S, Broker
+from shared.config import BrokerSettings
+from shared.errors import BrokerUnavailable, TopologyError
+from shared.logs import logger
+from shared.topology import Topology, ensure_topology
+
+log = logger()
+
+
+class Gateway:
+    """Holds nothing that another gateway could not find in the broker."""
+
+    def __init__(self, settings: GatewaySettings, broker_settings: BrokerSettings) -> None:
+        self.settings = settings
+        self.topology = Topology(replicas=settings.replicas)
+        self.broker = Broker(broker_settings, "gateway")
+        self.fleet = Fleet(self.broker, self.topology)
+        self.finished = FinishedJobs(self.broker)
+        self.jobs = Jobs(self.broker, self.fleet, self.finished, settings)
+        self.service = NatsService(self.broker, self.jobs)
+        self.stopping = asyncio.Event()
+        self.fatal: TopologyError | None = None
+        """Why this gateway can never serve on this broker."""
+        self._ready = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready and self.broker.is_connected and not self.stopping.is_set()
+
+    @asynccontextmanager
+    async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
+        """Connect, and serve NATS, in the background; a broker that is away holds up nothing."""
+        serving = asyncio.create_task(self._serve(on_fatal))
+        try:
+            yield
+        finally:
+            serving.cancel()
+            await asyncio.wait((serving,), timeout=self.settings.shutdown_s)
+            await self.broker.close()
+
+    def require_ready(self) -> None:
+        """Raises: BrokerUnavailable: the broker is away, or not prepared yet."""
+        if not self.broker.is_connected:
+            raise BrokerUnavailable("the broker is away; nothing was accepted, try again")
+        if not self._ready:
+            raise BrokerUnavailable("the gateway is still preparing the broker; try again")
+
+    def events(
+        self, job_id: str, after: str = "", deadline: datetime | None = None
+    ) -> AsyncGenerator[JobEvent, None]:
+        """See `job_events`."""
+        return job_events(self.jobs, self.broker, job_id, after, deadline)
+
+    def abandon(self, job_id: str) -> None:
+        """Cancel, in the background, a job whose client hung up; not while this gateway stops."""
+        if not self.stopping.is_set():
+            self.jobs.abandon(job_id)
+
+    async def _serve(self, on_fatal: Callable[[], None]) -> None:
+        async with AsyncExitStack() as stack:
+            await self.broker.connect()
+            try:
+                await self._prepare()
+            except TopologyError as error:
+                self.fatal = error
+                on_fatal()
+                return
+            await self.finished.start()
+            await self.fleet.refresh()
+            await stack.enter_async_context(self.service.running())
+            self._ready = True
+            log.info("gateway_ready", models=sorted(self.fleet.models))
+            await self.fleet.keep_fresh()
+
+    async def _prepare(self) -> None:
+        while True:
+            try:
+                changes = await ensure_topology(
+                    self.broker, self.topology, self.settings.model_names
+                )
+            except BrokerUnavailable as error:
+                log.warning("topology_not_ensured", error=error.message)
+                await asyncio.sleep(RETRY_DELAY_S)
+                continue
+            for change in changes:
+                log.info("topology_changed", change=change)
+            return

@@ -1,0 +1,137 @@
+"""A job's life as a stream of events that can be taken up again where it broke off."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+from datetime import datetime
+
+import msgspec
+import nats.errors
+from msgspec import Struct
+from nats.aio.msg import Msg
+from nats.js.client import JetStreamContext
+
+from services.gateway.jobs import Jobs
+from services.gateway.token_reader import Restarted, Step, TokenReader
+from shared import subjects
+from shared.broker import Broker, unavailable_on_outage
+from shared.messages import (
+    Completed,
+    JobStatus,
+    Result,
+    StateEvent,
+    decode_state_event,
+    decode_token_frame,
+)
+
+TAIL = "tail"
+"""The id of tokens that came out of the result and not out of the stream."""
+
+END = "end"
+
+
+class Tokens(Struct, frozen=True):
+    attempt: int
+    index: int
+    text: str
+
+
+class JobEvent(Struct, frozen=True):
+    """``id``: ``0`` for the first, else the sequence in ``EVENTS``, ``tail`` or ``end``."""
+
+    id: str
+    event: str
+    data: JobStatus | StateEvent | Tokens
+
+
+async def job_events(
+    jobs: Jobs, broker: Broker, job_id: str, after: str = "", deadline: datetime | None = None
+) -> AsyncGenerator[JobEvent, None]:
+    """Everything that happened to the job and happens from now on, ending with its result.
+
+    ``after`` is the id of the last event that was received: what came before it is left out.
+
+    Raises:
+        UnknownJob, JobAgedOut, BrokerUnavailable: before the first event only.
+    """
+    status = await jobs.status(job_id)
+    seen = int(after) if after.isdecimal() else -1
+    if after not in (TAIL, END) and seen < 0:
+        yield JobEvent("0", "queued", status)
+    finished = asyncio.create_task(jobs.wait(job_id, deadline))
+    reader = TokenReader()
+    try:
+        if after not in (TAIL, END):
+            async for message in _stored_events(broker, job_id, finished):
+                sequence = message.metadata.sequence.stream
+                for event in _translate(message, sequence, reader):
+                    if sequence > seen:
+                        yield event
+        result = await finished
+        if after not in (TAIL, END) and isinstance(result, Completed):
+            for step in reader.finish(result.attempt, result.text):
+                yield _token_event(TAIL, step)
+        yield JobEvent(END, "result", JobStatus.of(result))
+    finally:
+        finished.cancel()
+
+
+def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEvent]:
+    event_id = str(sequence)
+    try:
+        if message.subject.endswith(".state"):
+            state = decode_state_event(message.data)
+            return [JobEvent(event_id, state.state, state)]
+        frame = decode_token_frame(message.data)
+    except msgspec.DecodeError:
+        return []  # put there by hand
+    return [_token_event(event_id, step) for step in reader.add(frame)]
+
+
+def _token_event(event_id: str, step: Step) -> JobEvent:
+    if isinstance(step, Restarted):
+        return JobEvent(event_id, "retrying", Tokens(step.attempt, 0, ""))
+    return JobEvent(event_id, "tokens", Tokens(step.attempt, step.index, step.text))
+
+
+async def _stored_events(
+    broker: Broker, job_id: str, finished: asyncio.Task[Result]
+) -> AsyncIterator[Msg]:
+    """The job's messages in ``EVENTS`` from the first on, until the job has finished.
+
+    Frames may be stored after the result; whoever reads fills the tail from that.
+    """
+    with unavailable_on_outage(broker):
+        subscription = await broker.js.subscribe(subjects.events(job_id), ordered_consumer=True)
+        info = await subscription.consumer_info()
+        history = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+    try:
+        while history > 0 or not finished.done():
+            message = await _next(subscription, finished)
+            if message is None:
+                if finished.done():
+                    return
+                continue
+            # What was there when the reading began is read to its end, finished or not.
+            history -= 1
+            yield message
+    finally:
+        with suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+
+async def _next(
+    subscription: JetStreamContext.PushSubscription, finished: asyncio.Task[Result]
+) -> Msg | None:
+    """The next message; None when the job finished first, or nothing came for a while."""
+    arriving = asyncio.create_task(subscription.next_msg(timeout=5))
+    try:
+        await asyncio.wait((arriving, finished), return_when=asyncio.FIRST_COMPLETED)
+        if finished.done() and not arriving.done():
+            # History that is on its way already still counts.
+            await asyncio.wait((arriving,), timeout=0.05)
+        return arriving.result() if arriving.done() else None
+    except nats.errors.TimeoutError:
+        return None
+    finally:
+        arriving.cancel()

@@ -1,0 +1,468 @@
+"""What a gateway can do with jobs. It holds nothing: every answer comes from the broker."""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import nats.js.errors
+from jsonschema import Draft202012Validator, SchemaError
+
+from services.gateway.finished import FinishedJobs
+from services.gateway.fleet import Fleet
+from services.gateway.settings import GatewaySettings
+from shared import subjects
+from shared.broker import RETRY_DELAY_S, Broker, StoredMessage, unavailable_on_outage
+from shared.errors import (
+    AlreadyFinished,
+    BrokerUnavailable,
+    InvalidRequest,
+    JobAgedOut,
+    PromptTooLong,
+    RequestTooLarge,
+    SluiceError,
+    UnknownJob,
+)
+from shared.job_ids import has_aged_out, is_job_id, new_job_id
+from shared.logs import logger
+from shared.messages import (
+    Cancelled,
+    CancelNotice,
+    Expired,
+    InferenceRequest,
+    JobStatus,
+    JobSubmission,
+    JsonSchema,
+    ModelFacts,
+    ModelQueue,
+    QueueReport,
+    Result,
+    StateEvent,
+    decode_request,
+    decode_result,
+    decode_state_event,
+    encode,
+)
+from shared.results import read_result, send_result, store_result
+from shared.timestamps import parse_timestamp, timestamp
+
+ABANDON_PATIENCE_S = 60.0
+LOOK_AGAIN_S = 5.0
+"""An announcement can be lost with a connection or a leader; the stored result cannot."""
+
+OVERDUE = timedelta(seconds=15)
+"""A started job that is so long past its deadline has lost its inferer."""
+
+log = logger()
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A job that was accepted: the broker holds it."""
+
+    id: str
+    model: str
+    queued_at: str
+    deadline: datetime
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A job that has no result yet, as the queue holds it."""
+
+    id: str
+    model: str
+    message: StoredMessage
+    request: InferenceRequest | None
+    last: StateEvent | None
+    scheduled: bool
+
+    @property
+    def deadline(self) -> datetime | None:
+        text = self.message.headers.get(subjects.HEADER_DEADLINE)
+        return None if text is None else parse_timestamp(text)
+
+    @property
+    def is_late(self) -> bool:
+        if self.deadline is None:
+            return False
+        grace = OVERDUE if self.last and self.last.state == "started" else timedelta(0)
+        return datetime.now(UTC) > self.deadline + grace
+
+    @property
+    def queued_at(self) -> str:
+        if self.request is not None and self.request.queued_at is not None:
+            return self.request.queued_at
+        return timestamp(parse_timestamp(self.message.time))
+
+    @property
+    def reply_to(self) -> str | None:
+        return self.message.headers.get(subjects.HEADER_REPLY_TO)
+
+    def status(self) -> JobStatus:
+        started = self.last is not None and self.last.state == "started"
+        return JobStatus(
+            id=self.id,
+            state="RETRY" if self.scheduled else "STARTED" if started else "PENDING",
+            model=self.model,
+            attempts=self.attempts,
+            inferer=self.last.inferer if self.last and started else None,
+            queued_at=self.queued_at,
+            started_at=self.last.at if self.last and started else None,
+            finished_at=None,
+            result=None,
+            error=None,
+            timings=None,
+            metadata=self.request.metadata if self.request else None,
+        )
+
+    @property
+    def attempts(self) -> int:
+        if self.last is None:
+            return 0
+        return self.last.attempt - (self.last.state == "returned")
+
+
+class Jobs:
+    """Submit, find, wait, cancel, count."""
+
+    def __init__(
+        self, broker: Broker, fleet: Fleet, finished: FinishedJobs, settings: GatewaySettings
+    ) -> None:
+        self._broker = broker
+        self._fleet = fleet
+        self._finished = finished
+        self._settings = settings
+        self._abandoning: set[asyncio.Task[None]] = set()
+
+    async def submit(self, submission: JobSubmission, reply_to: str | None = None) -> Ticket:
+        """Accept a job: when this returns the broker holds it, and it will have a result.
+
+        Raises:
+            InvalidRequest, RequestTooLarge, UnknownModel: it cannot run.
+            BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
+                in case it arrived all the same.
+        """
+        model, facts = await self._fleet.choose(submission.model)
+        check(submission, facts)
+        now = datetime.now(UTC)
+        timeout_s = submission.timeout_s or self._settings.default_timeout_s
+        ticket = Ticket(
+            id=new_job_id(),
+            model=model,
+            queued_at=timestamp(now),
+            deadline=now + timedelta(seconds=timeout_s),
+            chat=submission.messages is not None,
+        )
+        headers = {
+            subjects.HEADER_MSG_ID: ticket.id,
+            subjects.HEADER_VERSION: subjects.WIRE_VERSION,
+            subjects.HEADER_DEADLINE: timestamp(ticket.deadline),
+        }
+        if reply_to is not None:
+            headers[subjects.HEADER_REPLY_TO] = reply_to
+        payload = self._encode(submission, ticket)
+        if not self._broker.is_connected:
+            raise BrokerUnavailable("the connection to the broker is down")
+        try:
+            await self._broker.publish_stored(
+                subjects.request(model, ticket.id),
+                payload,
+                headers,
+                self._settings.publish_patience_s,
+            )
+        except BrokerUnavailable:
+            # It may have arrived all the same; its sender was told that it was not accepted.
+            self.abandon(ticket.id)
+            raise
+        except nats.js.errors.APIError as error:
+            raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
+        log.info("request_accepted", job_id=ticket.id, model=model, bytes=len(payload))
+        return ticket
+
+    async def find(self, job_id: str) -> Result | Unfinished:
+        """The job's result, or the job as it waits or runs.
+
+        A job whose deadline has passed while it waited is expired here, if nobody did it before.
+
+        Raises:
+            UnknownJob, JobAgedOut, BrokerUnavailable.
+        """
+        if not is_job_id(job_id):
+            raise UnknownJob(f"{job_id!r} is no id of a job")
+        result = await read_result(self._broker, job_id)
+        if result is not None:
+            return result
+        unfinished = await self._find_unfinished(job_id)
+        if unfinished is None:
+            # It may have finished between the two looks; and a replica may lag behind its leader.
+            result = await read_result(self._broker, job_id) or await self._ask_leader(job_id)
+            if result is not None:
+                return result
+            if has_aged_out(job_id):
+                raise JobAgedOut(f"the job {job_id} is older than results are kept (48 h)")
+            raise UnknownJob(f"no job {job_id}")
+        if unfinished.is_late:
+            return await self._expire(unfinished)
+        return unfinished
+
+    async def status(self, job_id: str) -> JobStatus:
+        """As `find`, in the words of ``/status``."""
+        job = await self.find(job_id)
+        return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
+
+    async def wait(self, job_id: str, deadline: datetime | None = None) -> Result:
+        """The job's result, however long it takes; through outages of the broker too.
+
+        Raises:
+            UnknownJob, JobAgedOut.
+        """
+        first = True
+        while True:
+            with self._finished.expecting(job_id) as announced:
+                try:
+                    # The first look only closes the gap between submit and expect.
+                    look = read_result(self._broker, job_id) if first else self.find(job_id)
+                    found = await look
+                    first = False
+                    if isinstance(found, Unfinished):
+                        deadline = found.deadline
+                    elif found is not None:
+                        return found
+                except BrokerUnavailable:
+                    pass
+                await asyncio.wait((announced,), timeout=_pause_s(deadline))
+                if announced.done() and (result := announced.result()) is not None:
+                    return result
+
+    async def cancel(self, job_id: str, code: str = "cancelled") -> JobStatus:
+        """Cancel a job that waits or runs; harmless to repeat.
+
+        The order makes every race safe: the result first, then the notice to who runs it, then
+        the message, if nobody has it.
+
+        Raises:
+            AlreadyFinished: it has another result.
+            UnknownJob, JobAgedOut, BrokerUnavailable.
+        """
+        job = await self.find(job_id)
+        if isinstance(job, Unfinished):
+            job = await self._end_unfinished(
+                job,
+                Cancelled(
+                    id=job.id,
+                    model=job.model,
+                    attempt=job.attempts,
+                    queued_at=job.queued_at,
+                    started_at=job.status().started_at,
+                    finished_at=timestamp(),
+                    inferer=job.status().inferer,
+                    owner=job.request.owner if job.request else None,
+                    metadata=job.request.metadata if job.request else None,
+                    code=code,
+                    message="the client that waited for the answer hung up"
+                    if code == "client_disconnected"
+                    else "cancelled on request",
+                ),
+            )
+        if not isinstance(job, Cancelled):
+            state = JobStatus.of(job).state
+            raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}")
+        return JobStatus.of(job)
+
+    def abandon(self, job_id: str) -> None:
+        """Cancel, in the background and through outages, a job that nobody waits for any more."""
+        task = asyncio.create_task(self._abandon(job_id))
+        self._abandoning.add(task)
+        task.add_done_callback(self._abandoning.discard)
+
+    async def queue(self) -> QueueReport:
+        """The queue of every model."""
+        await self._fleet.refresh()
+        return QueueReport(
+            models=[await self._model_queue(model) for model in sorted(self._fleet.models)]
+        )
+
+    async def _abandon(self, job_id: str) -> None:
+        try:
+            async with asyncio.timeout(ABANDON_PATIENCE_S):
+                while True:
+                    try:
+                        await self.cancel(job_id, "client_disconnected")
+                        log.info("job_abandoned", job_id=job_id)
+                        return
+                    except BrokerUnavailable:
+                        await asyncio.sleep(RETRY_DELAY_S)
+        except (SluiceError, TimeoutError) as error:
+            log.info("job_not_abandoned", job_id=job_id, why=str(error))
+
+    async def _model_queue(self, model: str) -> ModelQueue:
+        info = self._fleet.models[model]
+        oldest_s = None
+        delivered = info.delivered.stream_seq if info.delivered else 0
+        if info.num_pending:
+            oldest = await self._broker.direct_get(
+                subjects.REQUESTS, seq=delivered + 1, next_by_subj=subjects.model_requests(model)
+            )
+            if oldest is not None:
+                age = datetime.now(UTC) - parse_timestamp(oldest.time)
+                oldest_s = round(age.total_seconds(), 3)
+        return ModelQueue(
+            model=model,
+            waiting=info.num_pending or 0,
+            in_flight=info.num_ack_pending or 0,
+            limit=info.config.max_ack_pending or 1,
+            inferers=len(self._fleet.inferers.get(model, [])),
+            oldest_s=oldest_s,
+        )
+
+    def _encode(self, submission: JobSubmission, ticket: Ticket) -> bytes:
+        shared = {
+            name: getattr(submission, name)
+            for name in InferenceRequest.__struct_fields__
+            if hasattr(submission, name)
+        }
+        # Fixed here, so that a second attempt comes out the same.
+        shared["seed"] = secrets.randbits(31) if submission.seed is None else submission.seed
+        request = InferenceRequest(**shared, queued_at=ticket.queued_at)
+        try:
+            payload = encode(request)
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply") from None
+        if len(payload) > self._broker.max_body:
+            raise RequestTooLarge(
+                f"the request has {len(payload)} bytes, the broker takes {self._broker.max_body}"
+            )
+        return payload
+
+    async def _find_unfinished(self, job_id: str) -> Unfinished | None:
+        waiting, scheduled, last = await asyncio.gather(
+            self._broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)),
+            self._broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.schedule_of(job_id)),
+            self._broker.direct_get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
+        )
+        message = waiting or scheduled
+        if message is None:
+            return None
+        try:
+            request = decode_request(message.data)
+        except msgspec.DecodeError:
+            request = None  # put there by hand; its inferer will refuse it
+        return Unfinished(
+            id=job_id,
+            model=message.subject.split(".")[2],
+            message=message,
+            request=request,
+            last=None if last is None else decode_state_event(last.data),
+            scheduled=waiting is None,
+        )
+
+    async def _ask_leader(self, job_id: str) -> Result | None:
+        with unavailable_on_outage(self._broker):
+            try:
+                stored = await self._broker.js.get_last_msg(
+                    subjects.RESULTS, subjects.result(job_id)
+                )
+            except nats.js.errors.NotFoundError:
+                return None
+        return decode_result(stored.data or b"")
+
+    async def _expire(self, job: Unfinished) -> Result:
+        status = job.status()
+        return await self._end_unfinished(
+            job,
+            Expired(
+                id=job.id,
+                model=job.model,
+                attempt=job.attempts,
+                queued_at=job.queued_at,
+                started_at=status.started_at,
+                finished_at=timestamp(),
+                inferer=status.inferer,
+                owner=job.request.owner if job.request else None,
+                metadata=job.request.metadata if job.request else None,
+                code="timed_out" if status.started_at else "deadline_passed",
+                message="the deadline passed while the job ran"
+                if status.started_at
+                else "the deadline passed before an inferer was free",
+            ),
+        )
+
+    async def _end_unfinished(self, job: Unfinished, result: Cancelled | Expired) -> Result:
+        """Store the result, tell whoever waits or runs it, and take the message off the queue."""
+        stored = await store_result(self._broker, result, self._settings.publish_patience_s)
+        if stored != result:
+            return stored
+        with unavailable_on_outage(self._broker):
+            stream = isinstance(job.request, InferenceRequest) and job.request.stream
+            await send_result(self._broker, stored, job.reply_to, stream)
+            await self._broker.nc.publish(
+                subjects.cancel(job.id), encode(CancelNotice(code=result.code))
+            )
+            await self._delete_undelivered(job)
+        return stored
+
+    async def _delete_undelivered(self, job: Unfinished) -> None:
+        """Drop a message that no inferer holds. One that is held is settled by its inferer:
+        deleting it would let the next job start beside it."""
+        if not job.scheduled:
+            info = await self._fleet.consumer(job.model)
+            if info.delivered is None or job.message.sequence <= info.delivered.stream_seq:
+                return
+        # By the raw call: the client's own erases securely, which takes up to 150 ms.
+        await self._broker.nc.request(
+            f"$JS.API.STREAM.MSG.DELETE.{subjects.REQUESTS}",
+            msgspec.json.encode({"seq": job.message.sequence, "no_erase": True}),
+        )
+
+
+def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
+    """What can be known of a request before an inferer sees it.
+
+    Raises:
+        InvalidRequest, PromptTooLong.
+    """
+    if isinstance(submission.response_format, JsonSchema):
+        _check_schema(submission.response_format)
+    if facts is None:
+        return
+    if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
+        raise InvalidRequest(
+            f"max_tokens: {submission.max_tokens} is more than the model's context of "
+            f"{facts.n_ctx} tokens",
+            "max_tokens",
+        )
+    if submission.messages is not None and not facts.chat:
+        raise InvalidRequest(
+            "this model has no chat template; send `prompt` instead of `messages`", "messages"
+        )
+    texts = [submission.prompt or ""] + [message.text for message in submission.messages or []]
+    size = max(len(text.encode("utf-8")) for text in texts)
+    if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
+        raise PromptTooLong(
+            f"the prompt has {size} bytes and cannot fit into the model's context of "
+            f"{facts.n_ctx} tokens",
+            "prompt" if submission.prompt is not None else "messages",
+        )
+
+
+def _check_schema(wanted: JsonSchema) -> None:
+    try:
+        Draft202012Validator.check_schema(wanted.json_schema.schema)
+    except SchemaError as error:
+        raise InvalidRequest(
+            f"response_format: not a valid JSON schema: {error.message}", "response_format"
+        ) from None
+    except RecursionError:
+        raise InvalidRequest(
+            "response_format: the schema is nested too deeply", "response_format"
+        ) from None
+
+
+def _pause_s(deadline: datetime | None) -> float:
+    if deadline is None:
+        return LOOK_AGAIN_S
+    left = (deadline - datetime.now(UTC)).total_seconds()
+    return min(LOOK_AGAIN_S, max(left, 0.25))

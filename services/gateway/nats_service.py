@@ -1,0 +1,135 @@
+"""The NATS micro service `sluice` (ADR-32): the gateway for those who speak NATS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import nats.micro
+from msgspec import Struct
+from nats.micro.request import Request
+
+from services.gateway.bodies import decode_body
+from services.gateway.jobs import Jobs, Unfinished
+from services.gateway.problems import status_of
+from shared import __version__
+from shared.broker import Broker
+from shared.errors import InvalidRequest, NotFinished, SluiceError
+from shared.job_ids import is_job_id
+from shared.logs import logger
+from shared.messages import JobAccepted, JobReference, NatsSubmission, encode
+from shared.results import INBOX_PREFIXES, is_inbox
+
+DESCRIPTION = "LLM inference, one job at a time through each worker"
+
+log = logger()
+
+Handler = Callable[[Request], Awaitable[Struct | None]]
+
+
+class NatsService:
+    """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
+
+    def __init__(self, broker: Broker, jobs: Jobs) -> None:
+        self._broker = broker
+        self._jobs = jobs
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        service = await nats.micro.add_service(
+            self._broker.nc,
+            nats.micro.service.ServiceConfig(
+                name="sluice", version=__version__, description=DESCRIPTION
+            ),
+        )
+        handlers: dict[str, Handler] = {
+            "chat": self._chat,
+            "complete": self._complete,
+            "submit": self._submit,
+            "status": self._status,
+            "result": self._result,
+            "cancel": self._cancel,
+            "queue": self._queue,
+        }
+        for name, handler in handlers.items():
+            await service.add_endpoint(
+                name=name, subject=f"infer.{name}", handler=self._in_task(handler)
+            )
+        try:
+            yield
+        finally:
+            # A reply that is under way would be lost with the service.
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=2)
+            await service.stop()
+
+    def _in_task(self, handler: Handler) -> Callable[[Request], Awaitable[None]]:
+        """Handlers of one endpoint run one after another: let each only start its work."""
+
+        async def start(request: Request) -> None:
+            task = asyncio.create_task(_answer(handler, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return start
+
+    async def _chat(self, request: Request) -> None:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.messages is None:
+            raise InvalidRequest("infer.chat takes `messages`; for a `prompt` use infer.complete")
+        await self._jobs.submit(submission, reply_to=_reply_to(request))
+
+    async def _complete(self, request: Request) -> None:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.prompt is None:
+            raise InvalidRequest("infer.complete takes a `prompt`; for `messages` use infer.chat")
+        await self._jobs.submit(submission, reply_to=_reply_to(request))
+
+    async def _submit(self, request: Request) -> JobAccepted:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.stream:
+            raise InvalidRequest("infer.submit does not stream; use infer.chat or infer.complete")
+        return JobAccepted.of((await self._jobs.submit(submission)).id)
+
+    async def _status(self, request: Request) -> Struct:
+        return await self._jobs.status(_job_id(request))
+
+    async def _result(self, request: Request) -> Struct:
+        job = await self._jobs.find(_job_id(request))
+        if isinstance(job, Unfinished):
+            raise NotFinished(f"the job {job.id} has no result yet: {job.status().state}")
+        return job
+
+    async def _cancel(self, request: Request) -> Struct:
+        return await self._jobs.cancel(_job_id(request))
+
+    async def _queue(self, request: Request) -> Struct:
+        return await self._jobs.queue()
+
+
+async def _answer(handler: Handler, request: Request) -> None:
+    try:
+        answer = await handler(request)
+        if answer is not None:
+            await request.respond(encode(answer))
+    except SluiceError as error:
+        await request.respond_error(str(status_of(error)), f"{error.code}: {error.message}")
+    except Exception:
+        log.exception("nats_request_failed", subject=request.subject)
+        await request.respond_error("500", "internal_error: see the gateway's log")
+
+
+def _reply_to(request: Request) -> str:
+    reply: str = request._msg.reply
+    if not is_inbox(reply):
+        raise InvalidRequest(
+            f"answers go to inboxes only: the reply subject must begin with "
+            f"{' or '.join(INBOX_PREFIXES)}, or use infer.submit"
+        )
+    return reply
+
+
+def _job_id(request: Request) -> str:
+    """The id in ``{"id": "…"}``, or bare, as a person types it."""
+    bare = request.data.decode("utf-8", "replace").strip()
+    return bare if is_job_id(bare) else decode_body(request.data, JobReference).id

@@ -1,0 +1,28 @@
+"""Whether this gateway lives, and whether it can serve."""
+
+from litestar import get
+from msgspec import Struct
+
+from services.gateway.gateway import Gateway
+from shared import __version__
+from shared.errors import BrokerUnavailable
+
+
+class Health(Struct, frozen=True):
+    status: str
+    version: str = __version__
+
+
+@get("/healthz")
+async def healthz() -> Health:
+    """200 as long as the process answers."""
+    return Health("alive")
+
+
+@get("/readyz")
+async def readyz(gateway: Gateway) -> Health:
+    """200 while a request would be accepted; 503 while the broker is away."""
+    gateway.require_ready()
+    if not gateway.is_ready:
+        raise BrokerUnavailable("the gateway is stopping")
+    return Health("ready")

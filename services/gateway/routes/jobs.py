@@ -1,0 +1,125 @@
+"""Jobs over HTTP: submit, look, follow, cancel."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from litestar import Request, Response, delete, get, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from services.gateway.connections import (
+    ClientGone,
+    Preferences,
+    while_connected,
+)
+from services.gateway.gateway import Gateway
+from services.gateway.job_events import END, JobEvent
+from services.gateway.problems import Problem
+from services.gateway.streams import Feed, GatewayStopping
+from shared.messages import JobAccepted, JobStatus, JobSubmission, QueueReport, encode
+
+PROBLEM = "application/problem+json"
+REFUSED = {
+    status: ResponseSpec(Problem, description=text, media_type=PROBLEM)
+    for status, text in {
+        400: "the request can never run as it stands",
+        404: "no such job or model",
+        410: "the job is older than results are kept",
+        503: "the broker is away; see Retry-After",
+    }.items()
+}
+
+
+@post(
+    "/jobs",
+    status_code=202,
+    responses={
+        **REFUSED,
+        200: ResponseSpec(JobStatus, description="finished within `Prefer: wait=N`"),
+        413: ResponseSpec(Problem, description="the body is too large", media_type=PROBLEM),
+    },
+)
+async def submit(
+    request: Request[Any, Any, Any], data: JobSubmission, gateway: Gateway
+) -> Response[JobAccepted | JobStatus]:
+    """Accept a job. The answer comes once the broker holds it: it will have a result.
+
+    `Prefer: wait=N` waits up to N seconds for that result. A client that hangs up meanwhile
+    cancels its job, unless it also sent `Prefer: respond-async`.
+    """
+    gateway.require_ready()
+    preferences = Preferences.of(request)
+    ticket = await gateway.jobs.submit(data)
+    headers = {"location": f"/status/{ticket.id}", **preferences.applied}
+    if preferences.wait_s:
+        waiting = gateway.jobs.wait(ticket.id, ticket.deadline)
+        try:
+            result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
+            return Response(JobStatus.of(result), status_code=200, headers=headers)
+        except ClientGone:
+            if not preferences.respond_async:
+                gateway.abandon(ticket.id)
+        except (TimeoutError, GatewayStopping):
+            pass
+    return Response(JobAccepted.of(ticket.id), status_code=202, headers=headers)
+
+
+@get("/status/{job_id:str}", responses=REFUSED)
+async def status(job_id: str, gateway: Gateway) -> JobStatus:
+    """What became of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
+    FAILURE, REVOKED."""
+    gateway.require_ready()
+    return await gateway.jobs.status(job_id)
+
+
+@get("/jobs/{job_id:str}/events", media_type="text/event-stream", responses=REFUSED)
+async def events(
+    job_id: str,
+    gateway: Gateway,
+    last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
+) -> Response[Any]:
+    """The job's events: `queued`, `started`, `tokens`, `result`, also `returned` (an inferer
+    stopped), and `retrying` (start the text again). Resumes after `Last-Event-ID`, on any
+    gateway. Hanging up cancels nothing."""
+    gateway.require_ready()
+    if last_event_id == END:
+        return Response(None, status_code=204)  # tells an EventSource not to come again
+    feed = Feed(gateway.events(job_id, last_event_id), gateway.stopping)
+    try:
+        first = await feed.next()  # what is wrong with the id shows here, as a status
+    except BaseException:
+        feed.close()
+        raise
+
+    async def messages() -> AsyncIterator[ServerSentEventMessage]:
+        try:
+            yield _message(first)
+            async for event in feed.items():
+                yield ServerSentEventMessage(comment="") if event is None else _message(event)
+        except GatewayStopping:
+            return  # the client comes again, to another gateway, with its Last-Event-ID
+        finally:
+            feed.close()
+
+    return ServerSentEvent(messages())
+
+
+@delete("/jobs/{job_id:str}", status_code=200, responses=REFUSED)
+async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
+    """Cancel a job, whether it waits or runs. 409 when it has ended otherwise."""
+    gateway.require_ready()
+    return await gateway.jobs.cancel(job_id)
+
+
+@get("/queue", responses={503: REFUSED[503]})
+async def queue(gateway: Gateway) -> QueueReport:
+    """For each model: jobs waiting and in flight, the limit, live inferers, the oldest's age."""
+    gateway.require_ready()
+    return await gateway.jobs.queue()
+
+
+def _message(event: JobEvent) -> ServerSentEventMessage:
+    return ServerSentEventMessage(
+        id=event.id, event=event.event, data=encode(event.data).decode("utf-8")
+    )

@@ -1,0 +1,194 @@
+"""The part of OpenAI's HTTP API that a text model can serve; its official client works on it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar import Request, Response, get, post
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from services.gateway.connections import ClientGone, Preferences, while_connected
+from services.gateway.gateway import Gateway
+from services.gateway.job_events import JobEvent, Tokens
+from services.gateway.jobs import Ticket
+from services.gateway.openai_messages import (
+    ChatRequest,
+    CompletionRequest,
+    ModelCard,
+    ModelList,
+    chunk,
+    completion,
+    usage_chunk,
+)
+from services.gateway.problems import openai_error
+from services.gateway.streams import Feed, GatewayStopping
+from shared.errors import UnknownJob
+from shared.messages import Completed, Failed, JobStatus, JobSubmission, Result, encode
+
+HEADERS_WITHIN_S = 5.0
+"""How long a stream's status line waits for the first token: a job that fails at once then has
+its own status. After that the stream opens, so that nobody on the way gives up on it."""
+
+FAULTS_OF_THE_REQUEST = ("invalid_request", "prompt_too_long", "result_too_large")
+
+# The official client would send the request again on 409 and 5xx, and so run the job twice.
+NO_RETRY = {"x-should-retry": "false"}
+
+
+@post("/v1/chat/completions", status_code=200)
+async def chat_completions(
+    request: Request[Any, Any, Any], data: ChatRequest, gateway: Gateway
+) -> Response[Any]:
+    """Answer a conversation, at once or as a stream. A client that hangs up cancels its job."""
+    return await _answer(request, gateway, data.submission(), data.wants_stream, data.wants_usage)
+
+
+@post("/v1/completions", status_code=200)
+async def completions(
+    request: Request[Any, Any, Any], data: CompletionRequest, gateway: Gateway
+) -> Response[Any]:
+    """Continue a prompt, at once or as a stream. A client that hangs up cancels its job."""
+    return await _answer(request, gateway, data.submission(), data.wants_stream, data.wants_usage)
+
+
+@get("/v1/models")
+async def list_models(gateway: Gateway) -> ModelList:
+    """Every model that has a queue, whether or not an inferer is alive."""
+    gateway.require_ready()
+    await gateway.fleet.refresh()
+    return ModelList(data=[ModelCard.of(info) for info in gateway.fleet.models.values()])
+
+
+@get("/v1/models/{model:str}")
+async def get_model(model: str, gateway: Gateway) -> ModelCard:
+    gateway.require_ready()
+    return ModelCard.of(await gateway.fleet.consumer(model))
+
+
+async def _answer(
+    request: Request[Any, Any, Any],
+    gateway: Gateway,
+    submission: JobSubmission,
+    stream: bool,
+    include_usage: bool,
+) -> Response[Any]:
+    gateway.require_ready()
+    stays = Preferences.of(request).respond_async
+    ticket = await gateway.jobs.submit(submission)
+    try:
+        if stream:
+            return await _stream(request, gateway, ticket, include_usage, stays)
+        waiting = gateway.jobs.wait(ticket.id, ticket.deadline)
+        result = await while_connected(request, gateway.stopping, waiting)
+    except ClientGone:
+        if not stays:
+            gateway.abandon(ticket.id)
+        return Response(None, status_code=499)
+    except GatewayStopping:
+        return Response(_stopping_error(ticket), status_code=503, headers=NO_RETRY)
+    if isinstance(result, Completed):
+        return Response(completion(ticket, result))
+    status, error = _outcome_error(result)
+    return Response(error, status_code=status, headers=NO_RETRY)
+
+
+async def _stream(
+    request: Request[Any, Any, Any],
+    gateway: Gateway,
+    ticket: Ticket,
+    include_usage: bool,
+    stays: bool,
+) -> Response[Any]:
+    feed = Feed(gateway.events(ticket.id, deadline=ticket.deadline), gateway.stopping)
+    first: JobEvent | None = None
+    try:
+        first = await while_connected(
+            request, gateway.stopping, _first_output(feed), HEADERS_WITHIN_S
+        )
+    except TimeoutError:
+        pass
+    except BaseException:
+        feed.close()
+        raise
+    if first is not None and isinstance(first.data, JobStatus) and first.data.error is not None:
+        feed.close()
+        result = await gateway.jobs.wait(ticket.id)
+        status, error = _outcome_error(result)
+        return Response(error, status_code=status, headers=NO_RETRY)
+
+    async def chunks() -> AsyncIterator[ServerSentEventMessage]:
+        ended = stays
+        try:
+            yield _data(chunk(ticket, "", include_usage, opening=True))
+            for_now = first
+            while True:
+                try:
+                    event = for_now or await feed.next(15)
+                except TimeoutError:
+                    yield ServerSentEventMessage(comment="")
+                    continue
+                for_now = None
+                for part in _parts(ticket, event, include_usage):
+                    yield part
+                if event.event in ("result", "retrying"):
+                    ended = True
+                    return
+        except GatewayStopping:
+            ended = True
+            yield _data(_stopping_error(ticket))
+        finally:
+            feed.close()
+            if not ended:
+                gateway.abandon(ticket.id)
+
+    return ServerSentEvent(chunks())
+
+
+async def _first_output(feed: Feed[JobEvent]) -> JobEvent:
+    """The first event that a client of this API can see."""
+    while True:
+        event = await feed.next()
+        if event.event in ("tokens", "result"):
+            return event
+
+
+def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerSentEventMessage]:
+    """What one event of the job is in the words of this API."""
+    if event.event == "retrying" and isinstance(event.data, Tokens):
+        message = "a second attempt came out differently from what was sent; ask again"
+        return [_data(openai_error(500, "attempt_differs", message))]
+    if isinstance(event.data, Tokens):
+        return [_data(chunk(ticket, event.data.text, include_usage))]
+    if not isinstance(event.data, JobStatus) or event.event != "result":
+        return []
+    status = event.data
+    if status.result is None:
+        assert status.error is not None
+        return [_data(openai_error(500, status.error.code, status.error.message))]
+    parts = [_data(chunk(ticket, "", include_usage, finish_reason=status.result.finish_reason))]
+    if include_usage:
+        parts.append(_data(usage_chunk(ticket, status.result.usage)))
+    return [*parts, ServerSentEventMessage(data="[DONE]")]
+
+
+def _outcome_error(result: Result) -> tuple[int, Any]:
+    """The status and body for a job that did not complete."""
+    if isinstance(result, Completed):
+        raise UnknownJob("the job completed")
+    status = 504
+    if isinstance(result, Failed):
+        status = 400 if result.code in FAULTS_OF_THE_REQUEST else 500
+    elif result.code in ("cancelled", "client_disconnected"):
+        status = 409
+    return status, openai_error(status, result.code, result.message)
+
+
+def _stopping_error(ticket: Ticket) -> Any:
+    return openai_error(
+        503,
+        "gateway_stopping",
+        f"this gateway shuts down; the job goes on, see /status/{ticket.id}",
+    )
+
+
+def _data(body: Any) -> ServerSentEventMessage:
+    return ServerSentEventMessage(data=encode(body).decode("utf-8"))

@@ -1,0 +1,32 @@
+"""``GATEWAY_*``: how one gateway runs."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from shared.config import Port, Seconds
+from shared.job_ids import LONGEST_JOB
+
+
+class GatewaySettings(msgspec.Struct, frozen=True):
+    """Every field is an environment variable, ``GATEWAY_PORT`` for ``port`` and so on."""
+
+    host: str = "127.0.0.1"
+    port: Port = 5001
+    models: str = ""
+    """Aliases, with commas between, that exist before their first inferer has come."""
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Copies of every stream: 1 on a single server, 3 or 5 on a cluster."""
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
+    """The largest request body; it must fit into one message of the broker."""
+    default_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = LONGEST_JOB.total_seconds()
+    """The deadline of a job that names none, counted from its acceptance."""
+    publish_patience_s: Seconds = 4.0
+    """How long a submit waits out an unwilling broker before it answers 503."""
+    shutdown_s: Seconds = 5.0
+    """How long open connections get to end after SIGTERM."""
+
+    @property
+    def model_names(self) -> list[str]:
+        return [name.strip() for name in self.models.split(",") if name.strip()]
