@@ -1,14 +1,16 @@
-"""Logs: to stdout, one event a line; JSON unless a person is looking."""
+"""Logs: one event a line; JSON unless a person is looking. Services log to stdout."""
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
 
-def configure_logs(service: str, **fields: str) -> None:
+def configure_logs(service: str, stream: TextIO | None = None, **fields: str) -> None:
     """Set up structlog for this process; every line carries ``service`` and ``fields``."""
-    terminal = sys.stdout.isatty()
+    stream = stream or sys.stdout
+    terminal = stream.isatty()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -19,7 +21,7 @@ def configure_logs(service: str, **fields: str) -> None:
             structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service, **fields)

@@ -1,0 +1,108 @@
+"""One child process of `sluice up`: started again when it dies, stopped when asked."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from shared.lifecycle import EXIT_CONFIGURATION
+from shared.logs import logger
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+STEADY_S = 10.0
+"""A child that lived so long starts with the first pause again."""
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Services run as modules from here."""
+
+PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
+
+log = logger()
+
+
+class Child:
+    """Restarts its process with backoff until `stop`."""
+
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.hopeless: str | None = None
+        """Why it was given up: it would fail the same way again."""
+        self._command = command
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._gives_up = True
+
+    def keep_trying(self) -> None:
+        """From now on restart it whatever it says: it has worked once."""
+        self._gives_up = False
+
+    async def run(self) -> None:
+        """Keep the process running; returns after `stop`, or when starting it is hopeless."""
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            exit_status = await self._run_once()
+            if self._stopping.is_set():
+                return
+            if exit_status == EXIT_CONFIGURATION and self._gives_up:
+                self.hopeless = f"the {self.name} cannot start, see the line above"
+                return
+            if time.monotonic() - started > STEADY_S:
+                pause_s = FIRST_PAUSE_S
+            log.warning("child_died", child=self.name, exit_status=exit_status, pause_s=pause_s)
+            await self._pause(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def stop(self, patience_s: float) -> None:
+        """End the process with SIGTERM, after ``patience_s`` with SIGKILL."""
+        self._stopping.set()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(patience_s):
+                await process.wait()
+        except TimeoutError:
+            log.warning("child_killed", child=self.name, after_s=patience_s)
+            process.kill()
+            await process.wait()
+
+    async def _run_once(self) -> int:
+        # Logs of children go to stderr: stdout is for the line that says `ready`. In a session
+        # of its own, Ctrl-C in the terminal reaches a child only through us, in our order.
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env=self._environment,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            stderr=sys.stderr.fileno(),
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        log.info("child_started", child=self.name, pid=self._process.pid)
+        return await self._process.wait()
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+
+_libc = ctypes.CDLL(None)
+_parent = os.getpid()
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when `sluice up` itself is killed: no process is left over."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != _parent:
+        os._exit(1)

@@ -1,0 +1,125 @@
+"""The gateway as the commands see it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import httpx_sse
+import msgspec
+
+from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from shared.messages import JobAccepted, JobStatus, QueueReport, encode
+
+TIMEOUT_S = 15.0
+SILENCE_S = 60.0
+"""A stream says something every 15 s; after so long a silence the connection is dead."""
+FOLLOW_ATTEMPTS = 30
+RETRY_S = 1.0
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls one gateway. Failures are `CommandError`s with the exit status that fits."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        except httpx.InvalidURL as error:
+            raise CommandError(f"{url} is no URL: {error}", EXIT_USAGE) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def submit(self, submission: dict[str, Any]) -> JobAccepted:
+        return self._call("POST", "/jobs", JobAccepted, content=encode(submission))
+
+    def status(self, job_id: str) -> JobStatus:
+        return self._call("GET", f"/status/{job_id}", JobStatus)
+
+    def cancel(self, job_id: str) -> JobStatus:
+        return self._call("DELETE", f"/jobs/{job_id}", JobStatus)
+
+    def queue(self) -> QueueReport:
+        return self._call("GET", "/queue", QueueReport)
+
+    def follow(self, job_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
+        """The job's events to the last; a connection that breaks is taken up where it was."""
+        last_event_id, failures = "", 0
+        while True:
+            try:
+                for event in self._events(job_id, last_event_id):
+                    failures = 0
+                    last_event_id = event.id or last_event_id
+                    yield event
+                    if event.event == "result":
+                        return
+            except (httpx.TransportError, _Unavailable) as error:
+                failures += 1
+                if failures >= FOLLOW_ATTEMPTS:
+                    raise CommandError(
+                        f"lost the gateway at {self.url} ({error}); the job goes on: "
+                        f"sluice status {job_id}",
+                        EXIT_UNREACHABLE,
+                    ) from None
+            time.sleep(RETRY_S if failures else 0)
+
+    def _events(self, job_id: str, last_event_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        timeout = httpx.Timeout(TIMEOUT_S, read=SILENCE_S)
+        with httpx_sse.connect_sse(
+            self._http, "GET", f"/jobs/{job_id}/events", headers=headers, timeout=timeout
+        ) as source:
+            if source.response.status_code == 503:
+                raise _Unavailable("the broker is away")
+            if source.response.is_error:
+                source.response.read()
+                raise _refusal(source.response)
+            yield from source.iter_sse()
+
+    def _call(self, method: str, path: str, kind: type[T], content: bytes | None = None) -> T:
+        with self._reachable():
+            response = self._http.request(method, path, content=content)
+        if response.is_error:
+            raise _refusal(response)
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except msgspec.DecodeError:
+            raise CommandError(f"{self.url} is no gateway of Sluice", EXIT_UNREACHABLE) from None
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
+            raise CommandError(
+                f"no gateway answers at {self.url} ({error}); start one with: sluice up",
+                EXIT_UNREACHABLE,
+            ) from None
+
+
+class _Unavailable(Exception):
+    """The gateway lives, but its broker is away."""
+
+
+def _refusal(response: httpx.Response) -> CommandError:
+    try:
+        problem = response.json()
+        detail = problem["detail"] if isinstance(problem, dict) else response.text
+    except (ValueError, KeyError):
+        detail = response.text or response.reason_phrase
+    if response.status_code >= 500:
+        return CommandError(detail, EXIT_UNREACHABLE)
+    return CommandError(detail, EXIT_FAILED if response.status_code == 409 else EXIT_USAGE)

@@ -1,0 +1,250 @@
+"""``sluice``: the command line."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+from platformdirs import user_data_path
+
+from cli import topology
+from cli.client import Client
+from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, CommandError
+from cli.options import (
+    DEFAULT_URL,
+    Json,
+    MaxTokens,
+    Model,
+    Raw,
+    Seed,
+    System,
+    Temperature,
+    TimeoutS,
+    Url,
+    submission,
+)
+from cli.output import (
+    err,
+    print_json,
+    print_queue,
+    print_status,
+    print_tokens,
+    timings_line,
+    waiting,
+)
+from cli.up import UpOptions, up_until_stopped
+from shared import __version__
+from shared.messages import JobStatus
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="LLM inference through a NATS work queue: one request at a time through each worker.",
+)
+app.add_typer(topology.app, name="topology")
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A GGUF file, or the alias of a bundled one.")
+    ] = "smollm2",
+    inferers: Annotated[int, typer.Option(min=0, help="Inferer processes.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Jobs at once in each inferer.")] = 1,
+    host: Annotated[str, typer.Option(help="Where the gateway and NATS listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP; 0 takes a free one.")] = 5001,
+    nats_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="NATS; 0 takes a free one.")
+    ] = 4222,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for queue and results; it survives restarts.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole stack on this machine until Ctrl-C: NATS, the gateway and inferers."""
+    options = UpOptions(
+        model=model,
+        inferers=inferers,
+        concurrency=concurrency,
+        host=host,
+        port=port,
+        nats_port=nats_port,
+        data=data or user_data_path("sluice"),
+    )
+
+    def announce(http_url: str, nats_url: str) -> None:
+        if as_json:
+            print_json({"ready": True, "http": http_url, "nats": nats_url})
+        else:
+            print(f"ready {http_url} {nats_url}", flush=True)
+
+    asyncio.run(up_until_stopped(options, announce))
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    raw: Raw = False,
+    timeout_s: TimeoutS = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Ask and stream the answer. Ctrl-C cancels the job."""
+    body = submission(
+        _text(prompt),
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        raw=raw,
+        timeout_s=timeout_s,
+    )
+    with Client(url) as client:
+        job_id = client.submit(body).id
+        try:
+            status = _follow(client, job_id, show=not as_json, max_tokens=max_tokens)
+        except KeyboardInterrupt:
+            client.cancel(job_id)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    if as_json:
+        print_json(status)
+    elif err.is_terminal and status.error is None:
+        err.print(f"[dim]{timings_line(status)}[/dim]")
+    _end(status)
+
+
+@app.command()
+def submit(
+    prompt: Annotated[str, typer.Argument(help="The question; - reads it from stdin.")],
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    raw: Raw = False,
+    timeout_s: TimeoutS = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Put a job on the queue and print its id. It goes on when this command ends."""
+    body = submission(
+        _text(prompt),
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        raw=raw,
+        timeout_s=timeout_s,
+    )
+    with Client(url) as client:
+        accepted = client.submit(body)
+        if not wait:
+            print_json(accepted) if as_json else print(accepted.id)
+            return
+        status = _follow(client, accepted.id, show=False, max_tokens=max_tokens)
+    print_json(status) if as_json else print_status(status)
+    _end(status, told=True)
+
+
+@app.command()
+def status(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """What became of a job."""
+    with Client(url) as client:
+        found = client.status(job_id)
+    print_json(found) if as_json else print_status(found)
+    _end(found, told=True)
+
+
+@app.command()
+def cancel(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Cancel a job, whether it waits or runs."""
+    with Client(url) as client:
+        cancelled = client.cancel(job_id)
+    print_json(cancelled) if as_json else print_status(cancelled)
+
+
+@app.command()
+def queue(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """The queue of each model."""
+    with Client(url) as client:
+        report = client.queue()
+    print_json(report) if as_json else print_queue(report.models)
+
+
+def _text(prompt: str) -> str:
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def _follow(client: Client, job_id: str, *, show: bool, max_tokens: int | None) -> JobStatus:
+    """Follow a job to its end; ``show`` prints its tokens as they come."""
+    with waiting(max_tokens) as progress:
+        tokens = 0
+        for event in client.follow(job_id):
+            if event.event == "queued":
+                progress.says(f"{job_id} waits")
+            elif event.event == "started":
+                progress.says(f"{job_id} runs")
+            elif event.event == "retrying" and show:
+                print_tokens("\n")
+            elif event.event == "tokens":
+                frame = event.json()
+                tokens += 1
+                progress.has(frame["index"] + 1)
+                if show:
+                    print_tokens(frame["text"])
+            elif event.event == "result":
+                if show and tokens:
+                    print_tokens("\n")
+                return msgspec.json.decode(event.data, type=JobStatus)
+    raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
+
+
+def _end(status: JobStatus, *, told: bool = False) -> None:
+    """Exit status 1 for a job that ended without an answer."""
+    if status.error is None:
+        return
+    if not told:
+        err.print(f"{status.state}: {status.error.code}: {status.error.message}", markup=False)
+    raise typer.Exit(EXIT_FAILED)
+
+
+def run() -> NoReturn:
+    """The console script: every error ends in one line and its exit status."""
+    try:
+        app()
+    except CommandError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,53 @@
+"""Options that several commands share."""
+
+from typing import Annotated, Any
+
+import typer
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="SLUICE_URL", help="The gateway.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Needed when several are served.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Most tokens to generate.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="0 always takes the likeliest token.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")]
+System = Annotated[str | None, typer.Option("--system", help="A system message to put first.")]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Send the text as it is, without the chat template.")
+]
+TimeoutS = Annotated[
+    float | None, typer.Option("--timeout-s", help="Seconds until the job is given up.")
+]
+
+DEFAULT_URL = "http://127.0.0.1:5001"
+
+
+def submission(
+    text: str,
+    *,
+    model: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    system: str | None,
+    raw: bool,
+    timeout_s: float | None,
+) -> dict[str, Any]:
+    """The body for ``POST /jobs``; what was not given is left to the gateway."""
+    options = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "timeout_s": timeout_s,
+    }
+    body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if raw:
+        body["prompt"] = text
+    else:
+        messages = [{"role": "system", "content": system}] if system else []
+        body["messages"] = [*messages, {"role": "user", "content": text}]
+    return body

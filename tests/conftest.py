@@ -1,0 +1,86 @@
+"""Real parts for every test: a broker, models, processes."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.inferer.models import locate
+from shared.broker import Broker
+from shared.config import BrokerSettings
+from tests.processes import NatsServer, Stack, scripts
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF that loads and runs in milliseconds, with a chat template; alias ``tiny``."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a chat template; alias ``tiny-base``."""
+    folder = tmp_path_factory.mktemp("models")
+    return write_tiny_model(folder / "tiny-base.gguf", chat=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The bundled model, which really answers."""
+    return locate("smollm2")
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A broker of its own for one test, with the configuration that users run."""
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
+    """A connection to `nats_server`."""
+    connection = Broker(BrokerSettings(url=nats_server.url), "test")
+    await connection.connect()
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
+    """NATS, a gateway and one inferer with the tiny model, as processes, ready to serve."""
+    with Stack(tmp_path) as running:
+        running.start_gateway()
+        running.start_inferer(tiny_model)
+        running.wait_until_served("tiny")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
+    """A `stack` for all tests of a module that leave it as they found it."""
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        running.start_gateway()
+        running.start_inferer(tiny_model)
+        running.wait_until_served("tiny")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def nats_command() -> str:
+    """The ``nats`` command line."""
+    path = os.pathsep.join((str(scripts()), os.environ["PATH"], str(Path.home() / "go" / "bin")))
+    found = shutil.which("nats", path=path)
+    if found is None:
+        pytest.skip("needs the nats command: go install github.com/nats-io/natscli/nats@latest")
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where everything can be run (`.ci/run` says so), a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("SLUICE_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

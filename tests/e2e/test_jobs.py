@@ -1,0 +1,246 @@
+"""Jobs through the whole pipeline: real broker, real processes, the tiny model."""
+
+import contextlib
+import itertools
+import json
+import subprocess
+import threading
+import time
+
+import httpx
+
+from tests.processes import Stack, eventually, server_sent_events
+
+
+def test_ten_jobs_run_one_after_another_in_their_order(stack: Stack, nats_command: str) -> None:
+    """One inferer: no two jobs overlap, none overtakes, and the broker never lets two out."""
+    outstanding, limits, watching = [0], set[int](), threading.Event()
+
+    def watch() -> None:
+        while not watching.is_set():
+            shown = subprocess.run(
+                [nats_command, "-s", stack.nats.url, *"consumer info REQUESTS tiny --json".split()],
+                capture_output=True,
+                check=True,
+            )
+            info = json.loads(shown.stdout)
+            outstanding.append(info["num_ack_pending"])
+            limits.add(info["config"]["max_ack_pending"])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ids = [stack.submit(prompt=f"job {number}", max_tokens=150) for number in range(10)]
+    ended = [stack.wait_for_end(job_id) for job_id in ids]
+    watching.set()
+    watcher.join()
+
+    assert [job["state"] for job in ended] == ["SUCCESS"] * 10
+    for before, after in itertools.pairwise(ended):
+        assert before["finished_at"] <= after["started_at"]
+    assert max(outstanding) == 1
+    assert limits == {1}
+
+
+def test_submit_answers_with_where_to_look(shared_stack: Stack) -> None:
+    """202 with Location; the status then carries every field that is promised."""
+    answer = shared_stack.http.post("/jobs", json={"prompt": "hello", "max_tokens": 3})
+    assert answer.status_code == 202
+    accepted = answer.json()
+    assert answer.headers["location"] == accepted["status_url"] == f"/status/{accepted['id']}"
+    assert accepted["events_url"] == f"/jobs/{accepted['id']}/events"
+    assert answer.headers["x-request-id"]
+
+    status = shared_stack.wait_for_end(accepted["id"])
+    assert status["state"] == "SUCCESS"
+    assert status["model"] == "tiny"
+    assert status["attempts"] == 1
+    assert status["inferer"] == "inferer-0"
+    assert status["queued_at"] <= status["started_at"] <= status["finished_at"]
+    assert len(status["queued_at"]) == len("2026-01-31T12:00:00.000000Z")
+    assert status["error"] is None
+    assert status["result"]["usage"]["completion_tokens"] == 3
+    assert status["result"]["finish_reason"] == "length"
+    assert "message" not in status["result"]
+
+
+def test_prefer_wait_answers_with_the_result(shared_stack: Stack) -> None:
+    """`Prefer: wait=N` gives 200 with the status when it comes in time, and 202 when not."""
+    in_time = shared_stack.http.post(
+        "/jobs",
+        json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},
+        headers={"prefer": "wait=30"},
+    )
+    assert in_time.status_code == 200
+    assert in_time.headers["preference-applied"] == "wait=30"
+    status = in_time.json()
+    assert status["state"] == "SUCCESS"
+    assert status["result"]["message"] == {
+        "role": "assistant",
+        "content": status["result"]["text"],
+    }
+
+    late = shared_stack.http.post(
+        "/jobs", json={"prompt": "hi", "max_tokens": 4000}, headers={"prefer": "wait=1"}
+    )
+    if late.status_code == 202:  # the machine may be fast enough for 4,000 tokens
+        shared_stack.http.delete(f"/jobs/{late.json()['id']}")
+
+
+def test_the_same_seed_gives_the_same_text(shared_stack: Stack) -> None:
+    """A seed decides the answer, also after other jobs have used the context."""
+    bodies = [{"prompt": "once", "seed": seed, "max_tokens": 20} for seed in (1, 2, 1)]
+    ids = [shared_stack.submit(**body) for body in bodies]
+    first, other, again = (shared_stack.wait_for_end(i)["result"]["text"] for i in ids)
+    assert first == again
+    assert first != other
+
+
+def test_events_tell_the_whole_life_and_resume(shared_stack: Stack) -> None:
+    """queued, started, tokens, result; after Last-Event-ID only what is missing; text adds up."""
+    job_id = shared_stack.submit(prompt="tell me", max_tokens=120)
+    path = f"/jobs/{job_id}/events"
+    with shared_stack.http.stream("GET", path) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = list(server_sent_events(response))
+    kinds = [event["event"] for event in events]
+    assert kinds[:2] == ["queued", "started"]
+    assert kinds[-1] == "result"
+    assert set(kinds[2:-1]) == {"tokens"}
+    assert events[0]["id"] == "0"
+    assert events[-1]["id"] == "end"
+    text = shared_stack.status(job_id)["result"]["text"]
+    assert _text(events) == text
+
+    for position, event in enumerate(events[:-1]):
+        headers = {"last-event-id": event["id"]}
+        with shared_stack.http.stream("GET", path, headers=headers) as response:
+            rest = list(server_sent_events(response))
+        assert _text(events[: position + 1]) + _text(rest) == text
+        assert rest[-1]["event"] == "result"
+    ended = shared_stack.http.get(path, headers={"last-event-id": "end"})
+    assert ended.status_code == 204
+
+
+def _text(events: list[dict[str, str]]) -> str:
+    return "".join(
+        json.loads(event["data"])["text"] for event in events if event["event"] == "tokens"
+    )
+
+
+def test_cancel_of_a_waiting_and_of_a_running_job(stack: Stack) -> None:
+    """Both end as REVOKED, the queue goes on, and a second cancel changes nothing."""
+    running = stack.submit(prompt="long", max_tokens=4000)
+    waiting = stack.submit(prompt="waits", max_tokens=5)
+    last = stack.submit(prompt="last", max_tokens=5)
+    stack.wait_for_state(running, "STARTED")
+
+    assert stack.http.delete(f"/jobs/{waiting}").json()["state"] == "REVOKED"
+    assert stack.http.delete(f"/jobs/{running}").json()["state"] == "REVOKED"
+    assert stack.wait_for_end(last)["state"] == "SUCCESS"
+    again = stack.http.delete(f"/jobs/{running}")
+    assert (again.status_code, again.json()["error"]["code"]) == (200, "cancelled")
+    assert stack.status(waiting)["started_at"] is None
+
+    too_late = stack.http.delete(f"/jobs/{last}")
+    assert too_late.status_code == 409
+    assert too_late.json()["code"] == "already_finished"
+
+
+def test_a_client_that_hangs_up_cancels_its_job(stack: Stack) -> None:
+    """Only the hang-up of a waiting submit cancels; not one that asked for respond-async."""
+    blocker = stack.submit(prompt="blocker", max_tokens=4000)
+    headers = {"prefer": "wait=60"}
+    for extra, state in (("", "REVOKED"), (", respond-async", "PENDING")):
+        with httpx.Client(base_url=stack.url) as impatient:
+            known = _known_jobs(stack)
+            with contextlib.suppress(httpx.ReadTimeout):
+                impatient.post(
+                    "/jobs",
+                    json={"prompt": "nobody waits", "max_tokens": 2},
+                    headers={"prefer": headers["prefer"] + extra},
+                    timeout=0.5,
+                )
+        job_id = eventually(
+            lambda known=known: next(iter(_known_jobs(stack) - known), None), "accepted"
+        )
+        stack.wait_for_state(job_id, state)
+    stack.http.delete(f"/jobs/{blocker}")
+
+
+def _known_jobs(stack: Stack) -> set[str]:
+    return {event["job_id"] for event in stack.gateways[0].events("request_accepted")}
+
+
+def test_an_openai_stream_that_is_dropped_cancels_its_job(stack: Stack) -> None:
+    """Closing the connection in the middle of a stream stops the inference."""
+    body = {"prompt": "go on", "max_tokens": 4000, "stream": True}
+    with stack.http.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    job_id = stack.gateways[0].wait_for("request_accepted")["job_id"]
+    ended = stack.wait_for_end(job_id)
+    assert (ended["state"], ended["error"]["code"]) == ("REVOKED", "client_disconnected")
+
+
+def test_a_reader_of_events_that_goes_away_cancels_nothing(stack: Stack) -> None:
+    """Readers of /jobs/<id>/events only look."""
+    job_id = stack.submit(prompt="go on", max_tokens=1000)
+    with stack.http.stream("GET", f"/jobs/{job_id}/events") as response:
+        next(response.iter_lines())
+    assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
+
+
+def test_a_gateway_that_stops_cancels_nothing(stack: Stack) -> None:
+    """It ends its streams, exits 0 within seconds, and the job goes on."""
+    job_id = stack.submit(prompt="go on", max_tokens=3000)
+    started = threading.Event()
+    seen: list[str] = []
+
+    def read() -> None:
+        with httpx.stream("GET", f"{stack.url}/jobs/{job_id}/events", timeout=60) as response:
+            for event in server_sent_events(response):
+                seen.append(event["event"])
+                started.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert started.wait(30)
+    stack.wait_for_state(job_id, "STARTED")
+    stopping_at = time.monotonic()
+    assert stack.gateways[0].terminate() == 0
+    assert time.monotonic() - stopping_at < 15
+    reader.join(30)
+    assert not reader.is_alive()
+
+    port = stack.url.rpartition(":")[2]
+    stack.start_gateway(GATEWAY_PORT=port)
+    eventually(lambda: _is_ready(stack.url), "the new gateway is ready")
+    assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_deadlines_end_jobs_that_wait_and_jobs_that_run(stack: Stack) -> None:
+    """A job past its deadline expires, in the queue without running, or in the middle."""
+    running = stack.submit(prompt="long", max_tokens=4000, timeout_s=1)
+    waiting = stack.submit(prompt="waits", max_tokens=4000, timeout_s=0.3)
+    ended = stack.wait_for_end(waiting)
+    assert ended["error"]["code"] == "deadline_passed"
+    assert ended["started_at"] is None
+    assert stack.wait_for_end(running)["error"]["code"] == "timed_out"
+
+
+def test_the_queue_at_a_glance(stack: Stack) -> None:
+    """`GET /queue` counts what waits and what runs, with the limit, the inferers and the age."""
+    ids = [stack.submit(prompt="long", max_tokens=4000) for _ in range(3)]
+    stack.wait_for_state(ids[0], "STARTED")
+    (queue,) = stack.http.get("/queue").json()["models"]
+    assert queue["oldest_s"] > 0
+    del queue["oldest_s"]
+    assert queue == {"model": "tiny", "waiting": 2, "in_flight": 1, "limit": 1, "inferers": 1}
+    for job_id in reversed(ids):
+        stack.http.delete(f"/jobs/{job_id}")

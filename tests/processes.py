@@ -1,0 +1,259 @@
+"""The processes that tests talk to: started on free loopback ports, always ended."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 60.0
+"""Generous: the machines that run this are shared. Nothing here measures speed."""
+
+T = TypeVar("T")
+
+
+def scripts() -> Path:
+    """Where this environment's console scripts are."""
+    return Path(sysconfig.get_path("scripts"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def eventually(look: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
+    """The first value of ``look`` that is neither None nor False; polls, and fails in the end."""
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        value = look()
+        if value is not None and value is not False:
+            return value
+        assert time.monotonic() < give_up_at, f"not within {patience_s} s: {what}"
+        time.sleep(0.02)
+
+
+class Process:
+    """A child whose output goes to a file, ended with the block."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None):
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**clean_environment(), **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of this event."""
+        found = []
+        for line in self.output().splitlines():
+            if line.startswith("{") and f'"event": "{name}"' in line:
+                found.append(json.loads(line))
+        return found
+
+    def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
+        """The ``count``-th log line of this event."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.events(event)
+            if len(found) >= count:
+                return found[count - 1]
+            assert self.popen.poll() is None, f"exited before {event}:\n{self.output()}"
+            return None
+
+        return eventually(look, f"{event} in\n{self.output()}")
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit status."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        return self.popen.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.popen.kill()
+        self.popen.wait(PATIENCE_S)
+
+    def end(self) -> None:
+        """Whatever state it is in."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class NatsServer:
+    """A real broker on a free port; it can be killed and started again on the same data."""
+
+    def __init__(self, folder: Path, configuration: Path = ROOT / "deploy/nats/nats.conf") -> None:
+        self._folder = folder
+        self._configuration = configuration
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.end()
+
+    def start(self) -> None:
+        self.process = Process(
+            [
+                str(scripts() / "nats-server"),
+                *("-c", str(self._configuration)),
+                *("-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self._folder)),
+            ],
+            self._folder / "log",
+        )
+        eventually(self._answers, "nats-server listens")
+
+    def _answers(self) -> bool:
+        assert self.process.popen.poll() is None, self.process.output()
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                return connection.recv(4) == b"INFO"
+        except OSError:
+            return False
+
+
+class Stack:
+    """NATS at once; gateways and inferers as a test starts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nats = NatsServer(folder / "nats")
+        self.gateways: list[Process] = []
+        self.inferers: list[Process] = []
+        self.urls: list[str] = []
+        self._clients: list[httpx.Client] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
+        for process in (*self.gateways, *self.inferers):
+            process.end()
+        self.nats.process.end()
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    @property
+    def http(self) -> httpx.Client:
+        """A client of the first gateway."""
+        if not self._clients:
+            self._clients.append(httpx.Client(base_url=self.url, timeout=PATIENCE_S))
+        return self._clients[0]
+
+    def start_gateway(self, **environment: str) -> Process:
+        port = environment.pop("GATEWAY_PORT", str(free_port()))
+        gateway = self._start("gateway", len(self.gateways), GATEWAY_PORT=port, **environment)
+        self.gateways.append(gateway)
+        self.urls.append(f"http://127.0.0.1:{port}")
+        return gateway
+
+    def start_inferer(self, model: Path, **environment: str) -> Process:
+        number = len(self.inferers)
+        inferer = self._start(
+            "inferer",
+            number,
+            INFERER_MODEL=str(model),
+            **{"INFERER_ID": f"inferer-{number}", "INFERER_THREADS": "1", **environment},
+        )
+        self.inferers.append(inferer)
+        return inferer
+
+    def wait_until_served(self, model: str, inferers: int = 1) -> None:
+        """Until the gateway is ready and so many inferers of ``model`` are live."""
+
+        def look() -> bool:
+            for process in (*self.gateways, *self.inferers):
+                assert process.popen.poll() is None, process.output()
+            try:
+                answer = self.http.get("/queue")
+            except httpx.TransportError:
+                return False
+            queues = answer.json().get("models", []) if answer.status_code == 200 else []
+            return any(q["model"] == model and q["inferers"] >= inferers for q in queues)
+
+        eventually(look, f"{model} is served")
+
+    def submit(self, **body: Any) -> str:
+        """The id of a new job."""
+        answer = self.http.post("/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        answer = self.http.get(f"/status/{job_id}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def wait_for_state(self, job_id: str, *states: str) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found = self.status(job_id)
+            return found if found["state"] in states else None
+
+        return eventually(look, f"{job_id} is {' or '.join(states)}")
+
+    def wait_for_end(self, job_id: str) -> dict[str, Any]:
+        return self.wait_for_state(job_id, "SUCCESS", "FAILURE", "REVOKED")
+
+    def _start(self, service: str, number: int, **environment: str) -> Process:
+        return Process(
+            [sys.executable, "-m", f"services.{service}"],
+            self.folder / f"{service}-{number}.log",
+            {"NATS_URL": self.nats.url, **environment},
+        )
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, without settings that would change what is tested."""
+    prefixes = ("GATEWAY_", "INFERER_", "NATS_", "SLUICE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+
+
+def server_sent_events(response: httpx.Response) -> Iterator[dict[str, str]]:
+    """The events of a stream, as dictionaries of their fields."""
+    fields: dict[str, str] = {}
+    for line in response.iter_lines():
+        if line == "":
+            if fields:
+                yield fields
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
