@@ -163,9 +163,10 @@ def _free_port(host: str, port: int, option: str) -> int:
         with socket.create_server((host, port), family=family) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
+        why = os.strerror(error.errno or 0)
         raise CommandError(
-            f"cannot listen on {host} port {port} ({os.strerror(error.errno or 0)}); choose another with "
-            f"{option}, 0 takes a free one",
+            f"cannot listen on {host} port {port} ({why}); choose another with {option}, "
+            "0 takes a free one",
             EXIT_USAGE,
         ) from None
 

@@ -34,10 +34,11 @@ async def check() -> None:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await broker.connect()
-        subject = f"$KV.{subjects.INFERERS}.{inferer_id}"
-        entry = await broker.direct_get(f"KV_{subjects.INFERERS}", last_by_subj=subject)
     except TimeoutError:
         raise Unhealthy(f"no connection to the broker in {CONNECT_TIMEOUT_S:g} s") from None
+    subject = f"$KV.{subjects.INFERERS}.{inferer_id}"
+    try:
+        entry = await broker.direct_get(f"KV_{subjects.INFERERS}", last_by_subj=subject)
     except BrokerUnavailable as error:
         raise Unhealthy(f"cannot read the bucket {subjects.INFERERS}: {error}") from error
     finally:

@@ -19,7 +19,7 @@ def test_ten_jobs_run_one_after_another_in_their_order(stack: Stack, nats_comman
     def watch() -> None:
         while not watching.is_set():
             shown = subprocess.run(
-                [nats_command, "-s", stack.nats.url, *"consumer info REQUESTS tiny --json".split()],
+                [nats_command, "-s", stack.nats.url, "consumer", "info", "REQUESTS", "tiny", "-j"],
                 capture_output=True,
                 check=True,
             )

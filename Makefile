@@ -1,0 +1,46 @@
+# The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo up test check fmt bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## What there is to do
+	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+
+.venv: $(READY) ## Make the environment with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Sluice needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Making .venv; compiling llama.cpp takes some minutes the first time."
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
+		--editable '.[gateway,inferer,cli,dev]'
+	@touch $@
+
+demo: $(READY) ## Two prompts at the same moment, answered one after the other
+	$(BIN)/python -m cli.demo
+
+up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data stays in data/
+	$(BIN)/sluice up --data data
+
+test: $(READY) ## All tests; ARGS are passed to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(READY) ## Format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## What the pipeline costs; run it on an idle machine
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.throughput
+
+clean: ## Remove the environment and caches; data/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

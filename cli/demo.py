@@ -1,0 +1,130 @@
+"""``make demo``: two prompts at the same moment, one inferer, a real model, a real broker.
+
+Exit status 0 only if both were answered, the second after the first.
+"""
+
+import asyncio
+import sys
+import sysconfig
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import httpx_sse
+import msgspec
+from rich.text import Text
+
+from cli.output import out, timings_line
+from shared.messages import JobAccepted, JobStatus, QueueReport
+
+PROMPTS = ("Why is the sky blue? Answer in two sentences.", "Write a haiku about a river.")
+COLOURS = ("cyan", "magenta")
+MAX_TOKENS = 80
+START_TIMEOUT_S = 120
+
+
+async def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="sluice-demo-") as data:
+        out.print("Starting NATS, a gateway and one inferer …")
+        log = Path(data) / "up.log"
+        async with _stack(Path(data), log) as url:
+            if url is None:
+                out.print(Text(f"The stack did not start:\n{log.read_text()}", "red"))
+                return 1
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+                jobs = await asyncio.gather(*(_submit(http, prompt) for prompt in PROMPTS))
+                out.print(f"Submitted {len(jobs)} prompts at the same moment.\n")
+                await _show_queue(http)
+                shown = [
+                    asyncio.create_task(_show(http, job, prompt, colour))
+                    for job, prompt, colour in zip(jobs, PROMPTS, COLOURS, strict=True)
+                ]
+                statuses = await asyncio.gather(*shown)
+    return _report(statuses)
+
+
+@asynccontextmanager
+async def _stack(data: Path, log: Path) -> AsyncIterator[str | None]:
+    """`sluice up` on free ports; its URL, or None when it did not come up."""
+    command = [str(Path(sysconfig.get_path("scripts")) / "sluice"), "up"]
+    options = ["--port", "0", "--nats-port", "0", "--data", str(data)]
+    with log.open("w") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command, *options, stdout=asyncio.subprocess.PIPE, stderr=output
+        )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            ready = (await process.stdout.readline()).decode().split()
+        yield ready[1] if ready else None
+    except TimeoutError:
+        yield None
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def _submit(http: httpx.AsyncClient, prompt: str) -> JobAccepted:
+    body = {
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0.7,
+        "seed": 7,
+    }
+    answer = await http.post("/jobs", json=body)
+    answer.raise_for_status()
+    return msgspec.json.decode(answer.content, type=JobAccepted)
+
+
+async def _show(http: httpx.AsyncClient, job: JobAccepted, prompt: str, colour: str) -> JobStatus:
+    """Print a job's tokens as they come. Two jobs may: they never run at once."""
+    async with httpx_sse.aconnect_sse(http, "GET", job.events_url) as source:
+        async for event in source.aiter_sse():
+            if event.event == "started":
+                out.print(Text(f"▶ {prompt}", f"bold {colour}"))
+            elif event.event == "tokens":
+                out.print(Text(event.json()["text"], colour), end="")
+            elif event.event == "result":
+                out.print("\n")
+                await _show_queue(http)
+                return msgspec.json.decode(event.data, type=JobStatus)
+    raise RuntimeError(f"the events of {job.id} ended without a result")
+
+
+async def _show_queue(http: httpx.AsyncClient) -> None:
+    queue = msgspec.json.decode((await http.get("/queue")).content, type=QueueReport)
+    for model in queue.models:
+        line = f"queue of {model.model}: {model.in_flight} running, {model.waiting} waiting"
+        out.print(Text(line, "dim"))
+
+
+def _report(statuses: list[JobStatus]) -> int:
+    first, second = sorted(statuses, key=lambda status: status.started_at or "")
+    for status, name in ((first, "first"), (second, "second")):
+        if status.result is None:
+            out.print(Text(f"{name}: {status.state}: {status.error}", "red"))
+            continue
+        out.print(Text(f"{name}: {timings_line(status)}", "bold"))
+        out.print(Text(status.result.text.strip()), "")
+    in_turn = (
+        first.finished_at is not None
+        and second.started_at is not None
+        and first.finished_at <= second.started_at
+    )
+    if in_turn:
+        out.print(
+            f"The first ended at {first.finished_at},\n"
+            f"the second began at {second.started_at}: one at a time."
+        )
+    answered = all(status.state == "SUCCESS" and status.result for status in statuses)
+    if not answered or not in_turn:
+        out.print(Text("The demo failed.", "red"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,250 @@
+"""`sluice up`: the whole stack as a user runs it, and what it survives."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nats
+import pytest
+
+from shared import subjects
+from tests.processes import Process, clean_environment, eventually, scripts
+
+
+class Up:
+    """One `sluice up` on free ports, with its stdout apart from its stderr."""
+
+    def __init__(self, data: Path, model: Path, *options: str) -> None:
+        self.data = data
+        data.mkdir(exist_ok=True)
+        number = len(list(data.glob("out-*")))
+        self._out, self._err = data / f"out-{number}", data / f"err-{number}"
+        command = [str(scripts() / "sluice"), "up", "--data", str(data), "--model", str(model)]
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.popen = subprocess.Popen(
+                [*command, "--port", "0", "--nats-port", "0", *options],
+                stdout=out,
+                stderr=err,
+                env={**clean_environment(), "INFERER_THREADS": "1"},
+            )
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    def wait_until_ready(self) -> "Up":
+        def look() -> bool:
+            assert self.popen.poll() is None, self.stderr
+            return self.stdout.endswith("\n")
+
+        eventually(look, f"ready\n{self.stderr}")
+        word, self.url, self.nats_url = self.stdout.split()
+        assert word == "ready"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        return self
+
+    def pid_of(self, child: str) -> int:
+        """The process id of the child's last start."""
+        starts = [
+            json.loads(line)["pid"]
+            for line in self.stderr.splitlines()
+            if '"child_started"' in line and f'"child": "{child}"' in line
+        ]
+        return int(starts[-1])
+
+    def submit(self, **body: Any) -> str:
+        answer = self.http.post("/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def wait_for_state(self, job_id: str, *states: str) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.http.get(f"/status/{job_id}").json()
+            return found if found.get("state") in states else None
+
+        return eventually(look, f"{job_id} is {states}\n{self.stderr}")
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """The exit status, within the promised 30 s."""
+        self.popen.send_signal(signal_number)
+        return self.popen.wait(30)
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            self.popen.wait(40)
+
+
+@pytest.fixture
+def ups() -> Iterator[list[Up]]:
+    running: list[Up] = []
+    yield running
+    for up in running:
+        up.end()
+
+
+def processes_using(folder: Path) -> list[str]:
+    """Command lines and environments that name ``folder``: what `sluice up` on it has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in text and int(process.name) != os.getpid():
+            found.append(text.decode(errors="replace"))
+    return found
+
+
+def test_ready_serves_and_stops_without_a_trace(
+    tmp_path: Path, tiny_model: Path, ups: list[Up]
+) -> None:
+    """stdout has one line; a request is served right after it; Ctrl-C ends every process."""
+    up = Up(tmp_path / "data", tiny_model)
+    ups.append(up)
+    up.wait_until_ready()
+    answer = up.http.post(
+        "/jobs", json={"prompt": "hi", "max_tokens": 2}, headers={"prefer": "wait=30"}
+    )
+    assert answer.json()["state"] == "SUCCESS"
+    children = [up.pid_of(name) for name in ("nats", "gateway", "inferer-1")]
+    for pid in children:
+        assert os.getsid(pid) == pid  # a session of its own
+    assert up.stop(signal.SIGINT) == 0
+    assert up.stdout.count("\n") == 1
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert processes_using(tmp_path / "data") == []
+
+
+async def test_an_inferer_killed_in_the_middle_of_a_job(
+    tmp_path: Path, tiny_model: Path, ups: list[Up]
+) -> None:
+    """kill -9: it is started again, the job runs a second time, the client that was waiting gets
+    its answer, and one result is stored and announced."""
+    up = Up(tmp_path / "data", tiny_model)
+    ups.append(up)
+    up.wait_until_ready()
+    connection = await nats.connect(up.nats_url)
+    announced = await connection.subscribe(subjects.FINISHED_WILDCARD)
+    await connection.flush()
+
+    def ask() -> httpx.Response:
+        body, headers = {"prompt": "long", "max_tokens": 1500}, {"prefer": "wait=120"}
+        return httpx.post(f"{up.url}/jobs", json=body, headers=headers, timeout=150)
+
+    def accepted() -> str | None:
+        lines = [line for line in up.stderr.splitlines() if '"request_accepted"' in line]
+        return str(json.loads(lines[0])["job_id"]) if lines else None
+
+    def kill() -> str:
+        job_id = eventually(accepted, "accepted")
+        up.wait_for_state(job_id, "STARTED")
+        os.kill(up.pid_of("inferer-1"), signal.SIGKILL)
+        return job_id
+
+    first_pid = up.pid_of("inferer-1")
+    answer, job_id = await asyncio.gather(asyncio.to_thread(ask), asyncio.to_thread(kill))
+
+    assert answer.status_code == 200
+    status = answer.json()
+    assert (status["id"], status["state"], status["attempts"]) == (job_id, "SUCCESS", 2)
+    assert up.pid_of("inferer-1") != first_pid
+    assert up.http.get(f"/status/{job_id}").json() == status
+
+    await connection.flush()
+    stored = await connection.jetstream().stream_info(subjects.RESULTS, subjects_filter=">")
+    assert stored.state.subjects == {subjects.result(job_id): 1}
+    assert announced.pending_msgs == 1
+    await connection.close()
+    eventually(
+        lambda: up.http.get("/queue").json()["models"][0]["in_flight"] == 0, "the queue is empty"
+    )
+
+
+def test_jobs_survive_a_stop_of_everything(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+    """SIGTERM with jobs running and waiting; `sluice up` on the same data completes them all."""
+    data = tmp_path / "data"
+    first = Up(data, tiny_model)
+    ups.append(first)
+    first.wait_until_ready()
+    ids = [first.submit(prompt=f"job {number}", max_tokens=2000) for number in range(5)]
+    first.wait_for_state(ids[0], "STARTED")
+    assert first.stop() == 0
+    assert processes_using(data) == []
+
+    second = Up(data, tiny_model)
+    ups.append(second)
+    second.wait_until_ready()
+    for job_id in ids:
+        status = second.wait_for_state(job_id, "SUCCESS", "FAILURE", "REVOKED")
+        assert (status["state"], status["attempts"]) == ("SUCCESS", 1)
+
+
+def test_a_gateway_and_a_broker_that_die_come_back(
+    tmp_path: Path, tiny_model: Path, ups: list[Up]
+) -> None:
+    """kill -9 of either: it is started again and the stack serves."""
+    up = Up(tmp_path / "data", tiny_model)
+    ups.append(up)
+    up.wait_until_ready()
+    for child in ("gateway", "nats"):
+        before = up.pid_of(child)
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda child=child, before=before: up.pid_of(child) != before, "restarted")
+
+        def served() -> bool:
+            try:
+                answer = up.http.post(
+                    "/jobs", json={"prompt": "hi", "max_tokens": 2}, headers={"prefer": "wait=30"}
+                )
+            except httpx.TransportError:
+                return False
+            return answer.status_code == 200 and answer.json()["state"] == "SUCCESS"
+
+        eventually(served, f"served after kill -9 of {child}\n{up.stderr}")
+
+
+def test_sluice_up_killed_leaves_no_process(
+    tmp_path: Path, tiny_model: Path, ups: list[Up]
+) -> None:
+    """kill -9 of `sluice up` itself: its children end, and the folder can be used again."""
+    data = tmp_path / "data"
+    up = Up(data, tiny_model)
+    ups.append(up)
+    up.wait_until_ready()
+    up.popen.kill()
+    up.popen.wait(10)
+    eventually(lambda: processes_using(data) == [], "all children ended")
+    again = Up(data, tiny_model)
+    ups.append(again)
+    again.wait_until_ready()
+
+
+def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+    """A locked folder, a port that is taken, a model that is missing: one line, status 2."""
+    up = Up(tmp_path / "data", tiny_model)
+    ups.append(up)
+    up.wait_until_ready()
+    port = up.url.rpartition(":")[2]
+    for options, word in (
+        (["--data", str(tmp_path / "data"), "--port", "0"], "another `sluice up` runs"),
+        (["--data", str(tmp_path / "other"), "--port", port], "choose another with --port"),
+        (["--data", str(tmp_path / "other"), "--model", "/none.gguf"], "/none.gguf does not exist"),
+    ):
+        command = [str(scripts() / "sluice"), "up", "--nats-port", "0", *options]
+        if "--port" not in options:
+            command += ["--port", "0"]
+        process = Process(command, tmp_path / "failed.log")
+        assert process.wait() == 2
+        assert word in process.output()
+        assert "Traceback" not in process.output()
