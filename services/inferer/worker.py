@@ -5,22 +5,21 @@ repeated, and no visible result changes.
 """
 
 import asyncio
-import zlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from nats.aio.msg import Msg
+from nats.js.api import PubAck
 
-from services.inferer.engine import Aborted, Engine, Generation, Sequence
-from services.inferer.job import HANDED_BACK, TIMED_OUT, Interrupted, Job
+from services.inferer.engine import Engine, Generation
+from services.inferer.inference import Inference
+from services.inferer.job import HANDED_BACK, Interrupted, Job
 from services.inferer.lease import acknowledge, hand_back, lease
 from services.inferer.pull import Puller
-from services.inferer.sampler import Sampler
-from services.inferer.tokens import TokenPublisher
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker
-from shared.errors import BrokerUnavailable, InvalidRequest, PromptTooLong, SluiceError
+from shared.errors import BrokerUnavailable, InvalidRequest, SluiceError
 from shared.logs import logger
 from shared.messages import (
     CancelNotice,
@@ -33,7 +32,7 @@ from shared.messages import (
     decode_state_event,
     encode,
 )
-from shared.results import is_inbox, read_result, send_result, store_result
+from shared.results import read_result, send_result, store_result
 from shared.timestamps import milliseconds_between, timestamp
 
 PATIENCE_S = 2.0
@@ -61,7 +60,7 @@ class Worker:
         grace_s: float,
     ) -> None:
         self._broker = broker
-        self._engine = engine
+        self._inference = Inference(broker, engine, model)
         self._id = inferer_id
         self._model = model
         self._slots = slots
@@ -157,13 +156,19 @@ class Worker:
 
     async def _run(self, job: Job) -> Result | None:
         job.started_at = timestamp()
-        await self._announce(job, "started", job.attempt, job.started_at)
+        # On its way before the first token is, on the same connection, so readers see it first;
+        # the model need not wait for the broker's answer.
+        announced = asyncio.create_task(
+            self._insist(lambda: self._publish_state(job, "started", PATIENCE_S))
+        )
         try:
-            generation, text = await self._generate(job)
+            generation, text = await self._inference.run(job)
         except Interrupted:
             return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
         except SluiceError as error:
             return job.failed(error.code, error.message, self._id)
+        finally:
+            await announced
         return job.completed(
             self._id,
             text,
@@ -174,66 +179,6 @@ class Worker:
                 total_tokens=generation.prompt_tokens + generation.completion_tokens,
             ),
             _timings(job, generation),
-        )
-
-    async def _generate(self, job: Job) -> tuple[Generation, str]:
-        """Run the job through the engine; how it went, and its text.
-
-        Raises:
-            Interrupted: see ``job.interruption``.
-            InvalidRequest, PromptTooLong: the model cannot take this request.
-            ModelError: llama.cpp failed.
-        """
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Generation | Exception] = loop.create_future()
-        targets = [subjects.token_events(job.id)]
-        if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
-            targets.append(job.reply_to)
-        tokens = TokenPublisher(self._broker, targets, job.attempt)
-        # Long prompts take long to tokenize, and schemas to compile: not on the event loop.
-        sequence = await asyncio.to_thread(self._prepare, job, tokens.add)
-        sequence.on_end = lambda outcome: _resolve(loop, ended, outcome)
-        publishing = asyncio.create_task(tokens.run())
-        try:
-            self._engine.submit(sequence)
-            async with asyncio.timeout(job.seconds_left):
-                await asyncio.wait((ended, job.interrupting), return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            job.interrupt(TIMED_OUT)
-        finally:
-            publishing.cancel()
-        if not ended.done():
-            self._engine.abort(sequence)
-        outcome = await ended
-        await tokens.flush()
-        if isinstance(outcome, Aborted):
-            raise Interrupted
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome, tokens.text
-
-    def _prepare(self, job: Job, on_text: Callable[[str], None]) -> Sequence:
-        request, model = job.request, self._engine.model
-        if request.messages is not None:
-            prompt = model.chat_tokens(request.messages)
-        else:
-            prompt = model.tokenize(request.prompt or "")
-        if not prompt:
-            raise InvalidRequest("the prompt has no tokens for this model", "prompt")
-        if len(prompt) >= self._engine.n_ctx:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens, the context of {self._model} only "
-                f"{self._engine.n_ctx}; at least one must be left for the answer"
-            )
-        # Without a seed of its own a job must still come out the same on its next attempt.
-        seed = zlib.crc32(job.id.encode()) if request.seed is None else request.seed
-        return Sequence(
-            prompt=prompt,
-            sampler=Sampler(model, request, seed, prompt),
-            max_tokens=request.max_tokens or self._engine.n_ctx,
-            stop=request.stop_strings,
-            on_text=on_text,
-            on_end=lambda outcome: None,
         )
 
     async def _settle(self, job: Job, result: Result) -> None:
@@ -266,7 +211,7 @@ class Worker:
     async def _return(self, job: Job) -> None:
         """Give an unfinished job back; it does not count as an attempt."""
         try:
-            await self._announce(job, "returned", job.attempt, timestamp(), patience_s=1)
+            await self._publish_state(job, "returned", patience_s=1)
         except BrokerUnavailable:
             log.warning("return_not_announced", job_id=job.id)
         await hand_back(job.message)
@@ -292,18 +237,17 @@ class Worker:
         )
         return job.failed(code, message, self._id)
 
-    async def _announce(
-        self, job: Job, state: str, attempt: int, at: str, patience_s: float | None = None
-    ) -> None:
-        event = StateEvent(state=state, attempt=attempt, at=at, inferer=self._id)  # type: ignore[arg-type]
-        headers = {subjects.HEADER_MSG_ID: f"{job.id}/{state}/{attempt}/{at}"}
-
-        async def publish() -> object:
-            return await self._broker.publish_stored(
-                subjects.state_events(job.id), encode(event), headers, patience_s or PATIENCE_S
-            )
-
-        await (publish() if patience_s is not None else self._insist(publish))
+    async def _publish_state(
+        self, job: Job, state: Literal["started", "returned"], patience_s: float
+    ) -> PubAck:
+        at = timestamp() if state == "returned" else job.started_at or timestamp()
+        event = StateEvent(state=state, attempt=job.attempt, at=at, inferer=self._id)
+        return await self._broker.publish_stored(
+            subjects.state_events(job.id),
+            encode(event),
+            {subjects.HEADER_MSG_ID: f"{job.id}/{state}/{job.attempt}/{at}"},
+            patience_s,
+        )
 
     async def _last_state(self, job_id: str) -> StateEvent | None:
         stored = await self._broker.direct_get(
@@ -342,20 +286,3 @@ def _timings(job: Job, generation: Generation) -> Timings:
         if generation.completion_tokens > 1
         else None,
     )
-
-
-def _resolve(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[Generation | Exception],
-    outcome: Generation | Exception,
-) -> None:
-    """Hand the outcome from the compute thread to the event loop, if that still runs."""
-
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(outcome)
-
-    try:
-        loop.call_soon_threadsafe(resolve)
-    except RuntimeError:
-        log.warning("outcome_came_after_the_loop_ended")

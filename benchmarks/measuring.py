@@ -1,0 +1,103 @@
+"""What every benchmark needs: a stack, a bare loop beside it, medians of alternated pairs."""
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import llama_cpp
+
+from services.inferer.cpus import usable_cpus
+from services.inferer.llama import Model
+from services.inferer.sampler import Sampler
+from shared.messages import Sampling
+from tests.processes import Stack
+
+THREADS = usable_cpus()
+
+
+@contextmanager
+def running_stack(model: Path, alias: str) -> Iterator[Stack]:
+    """NATS, a gateway and one inferer with ``model`` on all CPUs, as processes of their own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
+        Stack(Path(folder)) as stack,
+    ):
+        stack.start_gateway()
+        stack.start_inferer(model, INFERER_ALIAS=alias, INFERER_THREADS=str(THREADS))
+        stack.wait_until_served(alias)
+        yield stack
+
+
+class BareLoop:
+    """llama.cpp's calls and nothing else: decode, sample, next. No queue, no thread, no text."""
+
+    def __init__(self, path: Path, n_ctx: int = 4096, n_batch: int = 512) -> None:
+        self.model = Model(path, gpu_layers=-1)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = n_ctx
+        parameters.n_batch = parameters.n_ubatch = n_batch
+        parameters.n_threads = parameters.n_threads_batch = THREADS
+        self._context = llama_cpp.llama_init_from_model(self.model.handle, parameters)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+
+    def run(self, prompt: str, options: Sampling, seed: int, max_tokens: int) -> int:
+        """Generate up to ``max_tokens``; how many there were."""
+        tokens = self.model.tokenize(prompt)
+        sampler = Sampler(self.model, options, seed, tokens)
+        llama_cpp.llama_memory_clear(self._memory, True)
+        batch = llama_cpp.llama_batch_get_one(
+            (llama_cpp.llama_token * len(tokens))(*tokens), len(tokens)
+        )
+        single = (llama_cpp.llama_token * 1)()
+        count = 0
+        while count < max_tokens:
+            if llama_cpp.llama_decode(self._context, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+            token = sampler.sample(self._context, -1)
+            if self.model.is_end(token):
+                break
+            count += 1
+            single[0] = token
+            batch = llama_cpp.llama_batch_get_one(single, 1)
+        sampler.close()
+        return count
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def alternated(
+    first: Callable[[], float], second: Callable[[], float], pairs: int
+) -> list[tuple[float, float]]:
+    """``pairs`` of figures; which of the two goes first changes from pair to pair."""
+    figures = []
+    for number in range(pairs):
+        if number % 2:
+            right = second()
+            figures.append((first(), right))
+        else:
+            left = first()
+            figures.append((left, second()))
+    return figures
+
+
+def spread(values: list[float]) -> str:
+    """``median [lower quartile .. upper quartile]``."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} [{low:.3f} .. {high:.3f}]"
+
+
+def describe_machine() -> str:
+    load = os.getloadavg()[0]
+    return (
+        f"{THREADS} usable CPUs, {platform.machine()}, Python {platform.python_version()}, "
+        f"load before the run {load:.2f}"
+    )

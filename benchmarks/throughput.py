@@ -1,0 +1,98 @@
+"""Tokens per second of one stream through the whole pipeline, as a ratio to the bare loop over
+llama.cpp: once when nobody reads the stream, once with a reader over server-sent events.
+
+Every run generates the same tokens from the same seed, none of which ends the text, so all
+subjects do the same work. Medians of alternated pairs, in one run.
+
+    .venv/bin/python -m benchmarks.throughput [PAIRS]
+"""
+
+import statistics
+import sys
+from collections.abc import Callable
+
+from benchmarks.measuring import (
+    BareLoop,
+    alternated,
+    describe_machine,
+    running_stack,
+    seconds,
+    spread,
+)
+from services.inferer.models import locate
+from shared.messages import Sampling
+from tests.processes import Stack, server_sent_events
+
+PAIRS = 12
+TOKENS = 192
+PROMPT = "The history of the lighthouse began"
+OPTIONS = Sampling(temperature=0.8)
+SUBJECTS = {"nobody reads": 0.97, "a reader": 0.92}
+
+
+def main() -> int:
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS
+    print(f"throughput of one stream: {describe_machine()}")
+    path = locate("smollm2")
+    bare = BareLoop(path)
+    seed = _endless_seed(bare)
+    passed = True
+    with running_stack(path, "smollm2") as stack:
+
+        def alone() -> float:
+            return TOKENS / seconds(lambda: bare.run(PROMPT, OPTIONS, seed, TOKENS))
+
+        ways: dict[str, Callable[[], None]] = {
+            "nobody reads": lambda: _unread(stack, seed),
+            "a reader": lambda: _read(stack, seed),
+        }
+        for name, run in ways.items():
+            alternated(alone, lambda run=run: TOKENS / seconds(run), 1)
+            figures = alternated(alone, lambda run=run: TOKENS / seconds(run), pairs)
+            ratios = [through / directly for directly, through in figures]
+            wanted = SUBJECTS[name]
+            passed = passed and statistics.median(ratios) >= wanted
+            print(f"  {name}:")
+            print(f"    bare loop     {spread([pair[0] for pair in figures])} tokens/s")
+            print(f"    pipeline      {spread([pair[1] for pair in figures])} tokens/s")
+            print(f"    ratio         {spread(ratios)} over {pairs} pairs (wanted: {wanted})")
+    return 0 if passed else 1
+
+
+def _endless_seed(bare: BareLoop) -> int:
+    """A seed with which the model does not end its text too early."""
+    for seed in range(1, 100):
+        if bare.run(PROMPT, OPTIONS, seed, TOKENS) == TOKENS:
+            return seed
+    raise RuntimeError("no seed gives a text that is long enough")
+
+
+def _body(seed: int) -> dict[str, object]:
+    return {
+        "prompt": PROMPT,
+        "max_tokens": TOKENS,
+        "seed": seed,
+        "temperature": OPTIONS.temperature,
+    }
+
+
+def _unread(stack: Stack, seed: int) -> None:
+    answer = stack.http.post("/jobs", json=_body(seed), headers={"prefer": "wait=600"})
+    _check(answer.json()["result"]["usage"]["completion_tokens"])
+
+
+def _read(stack: Stack, seed: int) -> None:
+    job_id = stack.submit(**_body(seed))
+    with stack.http.stream("GET", f"/jobs/{job_id}/events") as response:
+        last = list(server_sent_events(response))[-1]
+    if last["event"] != "result":
+        raise RuntimeError(f"the stream ended with {last}")
+
+
+def _check(tokens: int) -> None:
+    if tokens != TOKENS:
+        raise RuntimeError(f"{tokens} tokens instead of {TOKENS}: not the same work")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
