@@ -22,6 +22,7 @@ HEADER_REPLY_TO = "Reply-To"
 HEADER_DEADLINE = "Deadline"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_VERSION = "Sluice-Version"
+HEADER_SCHEDULER = "Nats-Scheduler"
 HEADER_MSG_ID = "Nats-Msg-Id"
 HEADER_EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.job import TIMED_OUT, Interrupted, Job
@@ -25,7 +26,17 @@ class Inference:
         self._engine = engine
         self._name = name
 
-    async def run(self, job: Job) -> tuple[Generation, str]:
+    @asynccontextmanager
+    async def prepared(self, job: Job) -> AsyncIterator[asyncio.Future[Sequence]]:
+        """Tokenize, and compile a schema, during the block; off the event loop, as both take long
+        for long inputs. The future raises what `run` says; what is not run is let go of."""
+        preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, job))
+        try:
+            yield preparing
+        finally:
+            preparing.add_done_callback(_let_go)
+
+    async def run(self, job: Job, preparing: asyncio.Future[Sequence]) -> tuple[Generation, str]:
         """The job's answer: how it came about, and its text. Its tokens are published meanwhile.
 
         Raises:
@@ -39,8 +50,8 @@ class Inference:
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
         tokens = TokenPublisher(self._broker, targets, job.attempt)
-        # Long prompts take long to tokenize, and schemas to compile: not on the event loop.
-        sequence = await asyncio.to_thread(self._prepare, job, tokens.add)
+        sequence = await preparing
+        sequence.on_text = tokens.add
         sequence.on_end = lambda outcome: _resolve(loop, ended, outcome)
         publishing = asyncio.create_task(tokens.run())
         try:
@@ -61,7 +72,7 @@ class Inference:
             raise outcome
         return outcome, tokens.text
 
-    def _prepare(self, job: Job, on_text: Callable[[str], None]) -> Sequence:
+    def _prepare(self, job: Job) -> Sequence:
         request, model = job.request, self._engine.model
         if request.messages is not None:
             prompt = model.chat_tokens(request.messages)
@@ -81,9 +92,15 @@ class Inference:
             sampler=Sampler(model, request, seed, prompt),
             max_tokens=request.max_tokens or self._engine.n_ctx,
             stop=request.stop_strings,
-            on_text=on_text,
-            on_end=lambda outcome: None,
         )
+
+
+def _let_go(preparing: asyncio.Future[Sequence]) -> None:
+    """Free what was prepared and not run, and look at an error that nobody has seen."""
+    if not preparing.cancelled() and preparing.exception() is None:
+        sequence = preparing.result()
+        if not sequence.submitted:
+            sequence.sampler.close()
 
 
 def _resolve(

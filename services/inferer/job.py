@@ -43,6 +43,10 @@ class Job:
         self.message = message
         self.model, _, self.id = subjects.parse_request(message.subject)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
+        # A message that was scheduled is a new one to the broker, and counts from 1 again.
+        self.is_first_delivery = (
+            message.metadata.num_delivered == 1 and subjects.HEADER_SCHEDULER not in headers
+        )
         self.attempt = 1
         self.started_at: str | None = None
         self.deadline: datetime | None = None

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
-from services.inferer.engine import Engine, Generation
+from services.inferer.engine import Engine, Generation, Sequence
 from services.inferer.inference import Inference
 from services.inferer.job import HANDED_BACK, Interrupted, Job
 from services.inferer.lease import acknowledge, hand_back, lease
@@ -133,28 +133,28 @@ class Worker:
 
     async def _decide(self, job: Job) -> Result | None:
         """The job's result: one that is there already, or a new one; None to hand it back."""
-        stored, last = await asyncio.gather(
-            self._insist(lambda: read_result(self._broker, job.id)),
-            self._insist(lambda: self._last_state(job.id)),
-        )
-        if stored is not None:
-            return stored
-        job.count_attempt(last)
         if job.malformed is not None:
-            return await self._bury(job, InvalidRequest.code, job.malformed)
-        if job.interruption is not None:
-            return job.interrupted(self._id)
-        if job.deadline is not None and job.deadline <= datetime.now(UTC):
-            return job.expired_waiting()
-        if job.attempt > self._max_attempts:
-            return await self._bury(
-                job,
-                "worker_lost",
-                f"{self._max_attempts} inferers in a row were lost while they ran this job",
+            return await self._find_result(job) or await self._bury(
+                job, InvalidRequest.code, job.malformed
             )
-        return await self._run(job)
+        async with self._inference.prepared(job) as preparing:
+            stored, last = await asyncio.gather(self._find_result(job), self._last_state(job))
+            if stored is not None:
+                return stored
+            job.count_attempt(last)
+            if job.interruption is not None:
+                return job.interrupted(self._id)
+            if job.deadline is not None and job.deadline <= datetime.now(UTC):
+                return job.expired_waiting()
+            if job.attempt > self._max_attempts:
+                return await self._bury(
+                    job,
+                    "worker_lost",
+                    f"{self._max_attempts} inferers in a row were lost while they ran this job",
+                )
+            return await self._run(job, preparing)
 
-    async def _run(self, job: Job) -> Result | None:
+    async def _run(self, job: Job, preparing: asyncio.Future[Sequence]) -> Result | None:
         job.started_at = timestamp()
         # On its way before the first token is, on the same connection, so readers see it first;
         # the model need not wait for the broker's answer.
@@ -162,7 +162,7 @@ class Worker:
             self._insist(lambda: self._publish_state(job, "started", PATIENCE_S))
         )
         try:
-            generation, text = await self._inference.run(job)
+            generation, text = await self._inference.run(job, preparing)
         except Interrupted:
             return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
         except SluiceError as error:
@@ -249,9 +249,16 @@ class Worker:
             patience_s,
         )
 
-    async def _last_state(self, job_id: str) -> StateEvent | None:
-        stored = await self._broker.direct_get(
-            subjects.EVENTS, last_by_subj=subjects.state_events(job_id)
+    async def _find_result(self, job: Job) -> Result | None:
+        return await self._insist(lambda: read_result(self._broker, job.id))
+
+    async def _last_state(self, job: Job) -> StateEvent | None:
+        if job.is_first_delivery:
+            return None  # nobody can have started it
+        stored = await self._insist(
+            lambda: self._broker.direct_get(
+                subjects.EVENTS, last_by_subj=subjects.state_events(job.id)
+            )
         )
         return None if stored is None else decode_state_event(stored.data)
 

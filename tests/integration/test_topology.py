@@ -1,0 +1,173 @@
+"""`ensure_topology` against a real broker: creates, repairs, refuses, harms nothing."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+
+from shared import subjects
+from shared.broker import Broker
+from shared.errors import TopologyError
+from shared.messages import ModelFacts
+from shared.topology import Topology, ensure_consumer, ensure_topology, facts_of, streams
+
+TOPOLOGY = Topology()
+FACTS = ModelFacts(n_ctx=2048, chat=True, token_bytes=12)
+
+
+async def ask(broker: Broker, subject: str, **body: Any) -> dict[str, Any]:
+    """The broker's own answer, in which the client has left out nothing."""
+    answer = await broker.nc.request(f"$JS.API.{subject}", msgspec.json.encode(body), 5)
+    found: dict[str, Any] = msgspec.json.decode(answer.data)
+    assert "error" not in found, found
+    return found
+
+
+async def configuration(broker: Broker, stream: str) -> dict[str, Any]:
+    found: dict[str, Any] = (await ask(broker, f"STREAM.INFO.{stream}"))["config"]
+    return found
+
+
+async def test_everything_is_created_once(broker: Broker) -> None:
+    """On an empty broker all of it, one line each; the second time nothing is left to do."""
+    changes = await ensure_topology(broker, TOPOLOGY, ["tiny", "other"])
+    names = ["REQUESTS", "EVENTS", "RESULTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY"]
+    assert changes[:6] == [f"stream {name}: created" for name in names]
+    assert sorted(changes[6:]) == ["consumer other: created", "consumer tiny: created"]
+    assert set((await ask(broker, "STREAM.NAMES"))["streams"]) == set(names)
+    assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
+
+
+async def test_the_streams_are_as_designed(broker: Broker) -> None:
+    """What no accepted job may be lost for, and what makes a result visible once."""
+    await ensure_topology(broker, TOPOLOGY, [])
+    requests = await configuration(broker, "REQUESTS")
+    assert requests["retention"] == "workqueue"
+    assert (requests["max_msgs"], requests["max_bytes"], requests["max_age"]) == (-1, -1, 0)
+    assert requests["max_msgs_per_subject"] == 1
+    assert requests["allow_msg_schedules"]
+    results = await configuration(broker, "RESULTS")
+    assert (results["discard"], results["discard_new_per_subject"]) == ("new", True)
+    assert results["max_msgs_per_subject"] == 1
+    assert results["republish"]["dest"] == "infer.finished.{{wildcard(1)}}"
+    assert results["max_age"] == (await configuration(broker, "EVENTS"))["max_age"]
+    for stream in ("REQUESTS", "EVENTS", "RESULTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY"):
+        held = await configuration(broker, stream)
+        assert (held["storage"], held["allow_direct"]) == ("file", True), stream
+
+
+async def test_the_consumer_is_as_designed(broker: Broker) -> None:
+    """Also in the fields that the client does not know."""
+    await ensure_topology(broker, TOPOLOGY, ["tiny"])
+    held = (await ask(broker, "CONSUMER.INFO.REQUESTS.tiny"))["config"]
+    wanted = {
+        "durable_name": "tiny",
+        "filter_subject": "infer.requests.tiny.normal.*",
+        "ack_policy": "explicit",
+        "ack_wait": 12_000_000_000,
+        "max_ack_pending": 1,
+        "max_batch": 1,
+        "max_waiting": 16_384,
+        "max_deliver": -1,
+        "priority_groups": ["g"],
+        "priority_policy": "prioritized",
+    }
+    assert {name: held.get(name) for name in wanted} == wanted
+
+
+async def test_a_pull_for_two_is_refused(broker: Broker) -> None:
+    """No client can take a second job along: the broker says 409."""
+    await ensure_topology(broker, TOPOLOGY, ["tiny"])
+    for batch, status in ((2, "409"), (1, "404")):
+        pull = {"batch": batch, "no_wait": True, "group": subjects.PRIORITY_GROUP, "priority": 0}
+        answer = await broker.nc.request(
+            "$JS.API.CONSUMER.MSG.NEXT.REQUESTS.tiny", msgspec.json.encode(pull), 5
+        )
+        assert (answer.headers or {})["Status"] == status
+
+
+async def test_the_limit_and_the_facts_that_are_there_are_kept(broker: Broker) -> None:
+    """A gateway that starts must not take live slots away, nor forget what the model is."""
+    await ensure_topology(broker, TOPOLOGY, ["tiny"])
+    await ensure_consumer(broker, TOPOLOGY, "tiny", limit=3, facts=FACTS)
+    assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
+    assert await ensure_topology(broker, TOPOLOGY, []) == []
+    info = await broker.js.consumer_info(subjects.REQUESTS, "tiny")
+    assert info.config.max_ack_pending == 3
+    assert facts_of(info) == FACTS
+
+
+async def test_a_changed_setting_is_repaired_and_told(broker: Broker) -> None:
+    """One line names the stream, what it was and what it should be; messages stay."""
+    await ensure_topology(broker, TOPOLOGY, [])
+    await broker.js.publish(subjects.token_events("x"), b"kept")
+    wanted = _wanted(subjects.EVENTS)
+    await broker.js.update_stream(wanted.evolve(max_bytes=1000, allow_direct=False))
+    (change,) = await ensure_topology(broker, TOPOLOGY, [])
+    assert change.startswith("stream EVENTS: ")
+    assert f"max_bytes is 1000, should be {wanted.max_bytes}" in change
+    assert "allow_direct is False, should be True" in change
+    held = await configuration(broker, "EVENTS")
+    assert (held["max_bytes"], held["allow_direct"]) == (wanted.max_bytes, True)
+    assert (await broker.js.stream_info(subjects.EVENTS)).state.messages == 1
+
+
+@pytest.mark.parametrize("bound", [{"max_age": 3600.0}, {"max_bytes": 10_000}, {"max_msgs": 10}])
+async def test_a_bound_on_the_queue_is_removed(broker: Broker, bound: dict[str, Any]) -> None:
+    """REQUESTS discards the oldest: with any bound accepted jobs would vanish in silence."""
+    await ensure_topology(broker, TOPOLOGY, [])
+    await broker.js.update_stream(_wanted(subjects.REQUESTS).evolve(**bound))
+    (change,) = await ensure_topology(broker, TOPOLOGY, [])
+    (name,) = bound
+    assert change.startswith(f"stream REQUESTS: {name} is ")
+    assert (await configuration(broker, "REQUESTS"))[name] in (0, -1)
+
+
+async def test_an_incompatible_stream_is_refused(broker: Broker) -> None:
+    """A stream of our name that cannot become ours is left as it is; the error says why."""
+    await broker.js.add_stream(
+        StreamConfig(
+            name="REQUESTS", subjects=["infer.requests.>"], retention=RetentionPolicy.LIMITS
+        )
+    )
+    with pytest.raises(TopologyError) as raised:
+        await ensure_topology(broker, TOPOLOGY, ["tiny"])
+    assert "stream REQUESTS: " in str(raised.value)
+    assert "retention is limits, should be workqueue" in str(raised.value)
+    assert (await configuration(broker, "REQUESTS"))["retention"] == "limits"
+
+
+@pytest.mark.parametrize(
+    ("name", "filter_subject"),
+    [
+        ("Archive", "infer.requests.x.normal.*"),  # no model's name
+        ("archive", "infer.requests.archive.normal.*"),  # not with our fixed settings
+        ("archive", "infer.requests.>"),  # stands in every model's way
+    ],
+)
+async def test_a_foreign_consumer_is_refused(
+    broker: Broker, name: str, filter_subject: str
+) -> None:
+    """The error names the consumer that is there, and how to remove it; never one of ours."""
+    await ensure_topology(broker, TOPOLOGY, [])
+    foreign = ConsumerConfig(durable_name=name, filter_subject=filter_subject)
+    await broker.js.add_consumer(subjects.REQUESTS, foreign)
+    models = [f"model-{number}" for number in range(12)]
+    with pytest.raises(TopologyError, match=f"nats consumer rm REQUESTS {name}$"):
+        await ensure_topology(broker, TOPOLOGY, models)
+    info = await broker.js.consumer_info(subjects.REQUESTS, name)
+    assert info.config.filter_subject == filter_subject
+
+
+async def test_five_at_once_do_no_harm(broker: Broker) -> None:
+    """Several gateways that start together on an empty broker, and then on a full one."""
+    for _ in range(2):
+        await asyncio.gather(*(ensure_topology(broker, TOPOLOGY, ["tiny"]) for _ in range(5)))
+        assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
+
+
+def _wanted(name: str) -> StreamConfig:
+    (found,) = (stream for stream in streams(TOPOLOGY) if stream.name == name)
+    return found

@@ -1,0 +1,77 @@
+"""Settings from environment variables."""
+
+import pytest
+
+from services.inferer.settings import InfererSettings
+from shared.config import BrokerSettings, load
+from shared.errors import SettingsError
+
+
+def inferer(**environ: str) -> InfererSettings:
+    return load(InfererSettings, "INFERER", environ)
+
+
+def test_values_get_the_types_of_their_fields() -> None:
+    """Text, whole numbers and fractions; what is not given keeps its default."""
+    settings = inferer(
+        INFERER_MODEL="/models/7", INFERER_ALIAS="7", INFERER_CONCURRENCY="4", INFERER_GRACE_S="2.5"
+    )
+    assert (settings.model, settings.alias) == ("/models/7", "7")
+    assert (settings.concurrency, settings.grace_s) == (4, 2.5)
+    assert type(settings.concurrency) is int
+    assert settings.max_attempts == InfererSettings().max_attempts
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("INFERER_CONCURRENCY", "many", "int"),
+        ("INFERER_CONCURRENCY", "1.5", "int"),
+        ("INFERER_CONCURRENCY", "0", ">= 1"),
+        ("INFERER_CONCURRENCY", "65", "<= 64"),
+        ("INFERER_GRACE_S", "-1", ">= 0"),
+        ("INFERER_GRACE_S", "nan", ">= 0"),
+        ("INFERER_N_BATCH", "0", ">= 1"),
+    ],
+)
+def test_a_wrong_value_names_the_variable_and_why(variable: str, value: str, why: str) -> None:
+    """One line with the variable, what stood there, and what belongs there."""
+    with pytest.raises(SettingsError) as raised:
+        inferer(INFERER_MODEL="tiny", **{variable: value})
+    message = str(raised.value)
+    assert message.startswith(f"{variable}={value!r}: ")
+    assert why in message
+    assert "\n" not in message
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
+    """A typo is not ignored in silence; a name like nothing we know lists what there is."""
+    with pytest.raises(SettingsError, match=r"INFERER_CONCURENCY.*mean INFERER_CONCURRENCY\?"):
+        inferer(INFERER_CONCURENCY="2")
+    with pytest.raises(
+        SettingsError, match=r"INFERER_WHATEVER_IT_MAY_BE.*known are INFERER_ALIAS, INFERER_"
+    ):
+        inferer(INFERER_WHATEVER_IT_MAY_BE="2")
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    """As compose files leave them; also under a name that does not exist."""
+    assert inferer(INFERER_CONCURRENCY="", INFERER_MODEL="", INFERER_ZZZ="") == InfererSettings()
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    """The `nats` command has its own NATS_ variables, and other prefixes are not ours."""
+    environ = {"NATS_URL": "nats://a:1", "NATS_CONTEXT": "x", "INFERER_ZZZ": "1", "NATSX": "1"}
+    assert load(BrokerSettings, "NATS", environ) == BrokerSettings(url="nats://a:1")
+
+
+def test_the_url_may_list_several_servers() -> None:
+    """With commas between, and spaces around them."""
+    settings = BrokerSettings(url="nats://a:1, nats://b:2")
+    assert settings.servers == ["nats://a:1", "nats://b:2"]
+
+
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a mapping the real environment is read."""
+    monkeypatch.setenv("NATS_URL", "nats://from-environ:4222")
+    assert load(BrokerSettings, "NATS").url == "nats://from-environ:4222"

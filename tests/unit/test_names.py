@@ -1,0 +1,135 @@
+"""Subjects, job ids and times: the names on the wire."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import uuid4
+
+import pytest
+
+from shared import subjects
+from shared.job_ids import RETENTION, accepted_at, has_aged_out, is_job_id, new_job_id
+from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
+
+ID = "01968a3e-5c00-7abc-8def-0123456789ab"
+
+
+@pytest.mark.parametrize("name", ["a", "7b", "smollm2", "gemma3-270m", "a_b-", "x" * 64])
+def test_model_names_that_fit_into_a_subject(name: str) -> None:
+    """Small letters, digits, - and _, up to 64."""
+    assert subjects.is_model_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", "_a", "A", "a.b", "a b", "a*", "a>", "a+high", "ä", "a\n", "x" * 65]
+)
+def test_model_names_that_do_not(name: str) -> None:
+    """Nothing that the broker reads as more than one token, or as a wildcard."""
+    assert not subjects.is_model_name(name)
+
+
+def test_every_subject_of_version_1() -> None:
+    """The wire's names are a contract: written out here, so that no one changes by accident."""
+    assert subjects.request("m", ID) == f"infer.requests.m.normal.{ID}"
+    assert subjects.request("m", ID, "high") == f"infer.requests.m.high.{ID}"
+    assert subjects.request_of(ID) == f"infer.requests.*.*.{ID}"
+    assert subjects.model_requests("m") == "infer.requests.m.normal.*"
+    assert subjects.schedule_of(ID) == f"infer.schedule.*.*.{ID}"
+    assert subjects.state_events(ID) == f"infer.events.{ID}.state"
+    assert subjects.token_events(ID) == f"infer.events.{ID}.tokens"
+    assert subjects.events(ID) == f"infer.events.{ID}.*"
+    assert subjects.result(ID) == f"infer.results.{ID}"
+    assert subjects.finished(ID) == f"infer.finished.{ID}"
+    assert subjects.cancel(ID) == f"infer.cancel.{ID}"
+    assert subjects.dead("m", ID) == f"infer.dead.m.{ID}"
+    assert subjects.FINISHED_WILDCARD == "infer.finished.*"
+    assert subjects.CANCEL_WILDCARD == "infer.cancel.*"
+
+
+def test_names_are_read_back_from_subjects() -> None:
+    """The inverse of the builders."""
+    assert subjects.parse_request(subjects.request("m", ID, "low")) == ("m", "low", ID)
+    assert subjects.last_token(subjects.cancel(ID)) == ID
+
+
+@pytest.mark.parametrize(
+    "subject", ["", "infer.requests.m.normal", f"infer.schedule.m.normal.{ID}", "infer.requests"]
+)
+def test_other_subjects_are_no_requests(subject: str) -> None:
+    """`parse_request` refuses what it did not build."""
+    with pytest.raises(ValueError, match="not the subject of a request"):
+        subjects.parse_request(subject)
+
+
+def test_a_new_id_says_when_it_was_made() -> None:
+    """UUIDv7: unique, in the order of their making, and with the time to the millisecond."""
+    before = datetime.now(UTC)
+    ids = [new_job_id() for _ in range(1000)]
+    assert all(map(is_job_id, ids))
+    assert len(set(ids)) == 1000
+    assert ids == sorted(ids)
+    assert before - timedelta(milliseconds=1) <= accepted_at(ids[0]) <= datetime.now(UTC)
+
+
+def test_the_age_of_an_id() -> None:
+    """An id of RFC 9562's own example is read right; only after the retention it has aged out."""
+    example = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"
+    assert accepted_at(example) == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
+    assert has_aged_out(example)
+    assert not has_aged_out(new_job_id())
+    minute, now = timedelta(minutes=1), datetime.now(UTC)
+    assert has_aged_out(_id_of(now - RETENTION - minute))
+    assert not has_aged_out(_id_of(now - RETENTION + minute))
+
+
+def _id_of(at: datetime) -> str:
+    milliseconds = f"{int(at.timestamp() * 1000):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        str(uuid4()),
+        ID.upper(),
+        ID.replace("-", ""),
+        f"{{{ID}}}",
+        f"urn:uuid:{ID}",
+        f"{ID}\n",
+        f" {ID}",
+        ID[:-1],
+        ID.replace("-8def-", "-cdef-"),  # the variant is not RFC 9562's
+        "*",
+    ],
+)
+def test_what_is_no_job_id(text: str) -> None:
+    """Only the canonical form: an id becomes a token of a subject and a part of a URL."""
+    assert is_job_id(ID)
+    assert not is_job_id(text)
+
+
+def test_times_have_a_fixed_width_and_compare_as_strings() -> None:
+    """Six decimals also for a whole second, always UTC."""
+    whole = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    moments = [whole, whole.replace(microsecond=1), whole.replace(microsecond=999_999)]
+    texts = [timestamp(moment) for moment in moments]
+    assert texts[0] == "2026-01-31T12:00:00.000000Z"
+    assert texts == sorted(texts)
+    assert [parse_timestamp(text) for text in texts] == moments
+    assert timestamp(whole.astimezone(timezone(timedelta(hours=5, minutes=30)))) == texts[0]
+    assert len(timestamp()) == len(texts[0])
+
+
+def test_times_of_others_are_read() -> None:
+    """Nanoseconds, as the broker writes them, are cut, not rounded; offsets are honoured."""
+    nanoseconds = parse_timestamp("2026-01-31T12:00:00.123456999Z")
+    assert nanoseconds == datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+    assert parse_timestamp("2026-01-31T13:00:00+01:00") == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert milliseconds_between("2026-01-31T12:00:00Z", "2026-01-31T12:00:01.5Z") == 1500
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2026-01-31T12:00:00", "2026-13-01T00:00:00Z"])
+def test_what_is_no_time(text: str) -> None:
+    """Above all a time without a zone, which every machine would read differently."""
+    with pytest.raises(ValueError, match=r"."):
+        parse_timestamp(text)

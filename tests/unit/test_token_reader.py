@@ -1,0 +1,123 @@
+"""From frames that were lost, repeated or of several attempts, to text in its order."""
+
+import random
+
+import pytest
+
+from services.gateway.token_reader import Added, Restarted, Step, TokenReader
+from shared.messages import TokenFrame
+
+
+def frame(attempt: int, index: int, *tokens: str) -> TokenFrame:
+    return TokenFrame(attempt=attempt, index=index, tokens=list(tokens))
+
+
+def read(*frames: TokenFrame) -> tuple[TokenReader, list[Step]]:
+    """A reader that has read ``frames``, and what it sent on."""
+    reader = TokenReader()
+    return reader, [step for given in frames for step in reader.add(given)]
+
+
+def shown(steps: list[Step]) -> str:
+    """What a client shows that starts again whenever it is told to."""
+    text = ""
+    for step in steps:
+        text = "" if isinstance(step, Restarted) else text + step.text
+    return text
+
+
+def test_frames_in_their_order_are_sent_on() -> None:
+    """Each with the index of its first token; the result then has nothing to add."""
+    reader, steps = read(frame(1, 0, "a", "b"), frame(1, 2, "c"))
+    assert steps == [Added(1, 0, "ab"), Added(1, 2, "c")]
+    assert reader.finish(1, "abc") == []
+
+
+def test_repeated_frames_are_dropped() -> None:
+    """Also in part: of a frame that overlaps only the new tokens are sent on."""
+    _, steps = read(
+        frame(1, 0, "a", "b"), frame(1, 0, "a", "b"), frame(1, 1, "b", "c"), frame(1, 0, "a")
+    )
+    assert steps == [Added(1, 0, "ab"), Added(1, 2, "c")]
+
+
+def test_tokens_without_text_are_counted() -> None:
+    """A token that adds nothing yet moves the index, and sends nothing."""
+    _, steps = read(frame(1, 0, "", ""), frame(1, 2, "ab"), frame(1, 3, "c"))
+    assert steps == [Added(1, 2, "ab"), Added(1, 3, "c")]
+
+
+def test_the_result_fills_a_gap() -> None:
+    """Nothing beyond a lost frame is sent on until the result has it all."""
+    reader, steps = read(frame(1, 0, "a"), frame(1, 2, "c"), frame(1, 3, "d"))
+    assert steps == [Added(1, 0, "a")]
+    assert reader.finish(1, "abcd") == [Added(1, 1, "bcd")]
+
+
+def test_a_lost_frame_that_comes_late_closes_the_gap() -> None:
+    """The reader goes on from where it was, with what comes from then on."""
+    _, steps = read(frame(1, 0, "a"), frame(1, 2, "c"), frame(1, 1, "b", "c"), frame(1, 3, "d"))
+    assert steps == [Added(1, 0, "a"), Added(1, 1, "bc"), Added(1, 3, "d")]
+
+
+def test_the_result_fills_the_tail_and_the_whole() -> None:
+    """Frames stored after the result, or never: the result alone is enough."""
+    reader, _ = read(frame(1, 0, "a"))
+    assert reader.finish(1, "ab") == [Added(1, 1, "b")]
+    assert TokenReader().finish(1, "ab") == [Added(1, 0, "ab")]
+    assert TokenReader().finish(1, "") == []
+
+
+def test_a_second_attempt_that_repeats_the_first_is_not_seen() -> None:
+    """What was sent is not sent again; what follows has the index of its own first token."""
+    reader, steps = read(
+        frame(1, 0, "a", "b", "c"), frame(2, 0, "a"), frame(2, 1, "b"), frame(2, 2, "c", "d")
+    )
+    assert shown(steps) == "abcd"
+    assert steps == [Added(1, 0, "abc"), Added(2, 3, "d")]
+    assert reader.finish(2, "abcd") == []
+
+
+def test_a_second_attempt_that_had_not_caught_up_when_it_ended() -> None:
+    """The result goes on after what was sent, not after what the attempt repeated of it."""
+    reader, _ = read(frame(1, 0, "a", "b", "c"), frame(2, 0, "a"))
+    assert reader.finish(2, "abcd") == [Added(2, 3, "d")]
+
+
+def test_a_second_attempt_that_differs_starts_again() -> None:
+    """As soon as it differs; before that it might still be the same."""
+    reader, steps = read(frame(1, 0, "a", "b"), frame(2, 0, "a"), frame(2, 1, "x"))
+    assert steps == [Added(1, 0, "ab"), Restarted(2), Added(2, 0, "ax")]
+    assert reader.finish(2, "axy") == [Added(2, 2, "y")]
+
+
+@pytest.mark.parametrize("text", ["a", ""])
+def test_a_second_attempt_that_is_shorter_starts_again(text: str) -> None:
+    """Only its result can tell: the beginning of what was sent is not the answer."""
+    reader, steps = read(frame(1, 0, "a", "b"), frame(2, 0, "a"))
+    assert steps == [Added(1, 0, "ab")]
+    after = reader.finish(2, text)
+    assert after[0] == Restarted(2)
+    assert shown(steps + after) == text
+
+
+def test_late_frames_of_an_earlier_attempt_are_dropped() -> None:
+    """Once a later attempt was seen, the earlier one says nothing any more."""
+    _, steps = read(frame(2, 0, "a"), frame(1, 0, "x"), frame(1, 1, "y"), frame(2, 1, "b"))
+    assert steps == [Added(2, 0, "a"), Added(2, 1, "b")]
+
+
+def test_whatever_is_lost_repeated_or_reordered_the_text_comes_out() -> None:
+    """Random frames of two attempts in random order: the client ends with the result's text."""
+    for seed in range(500):
+        chance = random.Random(seed)
+        tokens = [chance.choices(["a", "b", "", "cd"], k=12) for _ in range(2)]
+        if chance.random() < 0.5:
+            tokens[1] = tokens[0]
+        frames = []
+        for _ in range(15):
+            attempt, start = chance.randint(1, 2), chance.randint(0, 11)
+            frames.append(frame(attempt, start, *tokens[attempt - 1][start : start + 3]))
+        reader, steps = read(*frames)
+        text = "".join(tokens[1])
+        assert shown(steps + reader.finish(2, text)) == text, f"seed {seed}"

@@ -1,0 +1,229 @@
+"""Wire version 1: payloads as they are, or once were, sent. They must decode for ever."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.messages import (
+    Cancelled,
+    ChatMessage,
+    Completed,
+    DeadLetter,
+    Expired,
+    Failed,
+    InferenceRequest,
+    InfererEntry,
+    JsonObject,
+    JsonSchema,
+    ModelFacts,
+    NamedSchema,
+    PlainText,
+    StateEvent,
+    TextPart,
+    Timings,
+    TokenFrame,
+    Usage,
+    decode_cancel_notice,
+    decode_inferer_entry,
+    decode_model_facts,
+    decode_request,
+    decode_result,
+    decode_state_event,
+    decode_token_frame,
+    encode,
+)
+
+ID = "01968a3e-5c00-7abc-8def-0123456789ab"
+T0, T1, T2 = (f"2026-01-31T12:00:0{second}.000000Z" for second in (0, 1, 2))
+COMMON = {"id": ID, "model": "m", "attempt": 1, "queued_at": T0, "finished_at": T2}
+
+decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
+    (
+        decode_request,
+        b'{"prompt":"once","max_tokens":5,"seed":7,"stop":"END","queued_at":"%b"}' % T0.encode(),
+        InferenceRequest(prompt="once", max_tokens=5, seed=7, stop="END", queued_at=T0),
+    ),
+    (
+        decode_request,
+        b'{"messages":[{"role":"system","content":"be brief"},{"role":"user","content":'
+        b'[{"type":"text","text":"hi"}],"name":"ann"}],"temperature":0,"top_p":1,"top_k":0,'
+        b'"min_p":0,"stop":["a","b"],"repeat_penalty":1.1,"presence_penalty":-2,'
+        b'"frequency_penalty":2,"response_format":{"type":"json_schema","json_schema":'
+        b'{"name":"x","schema":{"type":"object"},"strict":true}},"stream":true,"owner":"ann",'
+        b'"metadata":{"k":[1]},"retry_of":"old"}',
+        InferenceRequest(
+            messages=[
+                ChatMessage("system", "be brief"),
+                ChatMessage("user", [TextPart("hi")], name="ann"),
+            ],
+            temperature=0,
+            top_p=1,
+            top_k=0,
+            min_p=0,
+            stop=["a", "b"],
+            repeat_penalty=1.1,
+            presence_penalty=-2,
+            frequency_penalty=2,
+            response_format=JsonSchema(NamedSchema({"type": "object"}, name="x", strict=True)),
+            stream=True,
+            owner="ann",
+            metadata={"k": [1]},
+            retry_of="old",
+        ),
+    ),
+    (
+        decode_request,
+        b'{"prompt":"x","response_format":{"type":"json_object"}}',
+        InferenceRequest(prompt="x", response_format=JsonObject()),
+    ),
+    (
+        decode_request,
+        b'{"prompt":"x","response_format":{"type":"text"},"a_later_field":1}',
+        InferenceRequest(prompt="x", response_format=PlainText()),
+    ),
+    (
+        decode_result,
+        b'{"outcome":"completed","id":"%b","model":"m","attempt":1,"queued_at":"%b",'
+        b'"finished_at":"%b","started_at":"%b","inferer":"i","timings":{"queued_ms":1000.0,'
+        b'"load_ms":0.0,"prompt_ms":2.5,"first_token_ms":2.5,"generation_ms":9.0,'
+        b'"tokens_per_s":3.5},"owner":"ann","metadata":{"k":1},"text":"hi","finish_reason":"stop",'
+        b'"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"chat":true}'
+        % (ID.encode(), T0.encode(), T2.encode(), T1.encode()),
+        Completed(
+            **COMMON,
+            started_at=T1,
+            inferer="i",
+            timings=Timings(
+                queued_ms=1000,
+                prompt_ms=2.5,
+                first_token_ms=2.5,
+                generation_ms=9,
+                tokens_per_s=3.5,
+            ),
+            owner="ann",
+            metadata={"k": 1},
+            text="hi",
+            finish_reason="stop",
+            usage=Usage(1, 2, 3),
+            chat=True,
+        ),
+    ),
+    *(
+        (
+            decode_result,
+            b'{"outcome":"%b","id":"%b","model":"m","attempt":1,"queued_at":"%b",'
+            b'"finished_at":"%b","code":"c","message":"why"}'
+            % (outcome, ID.encode(), T0.encode(), T2.encode()),
+            kind(**COMMON, code="c", message="why"),
+        )
+        for outcome, kind in (
+            (b"failed", Failed),
+            (b"cancelled", Cancelled),
+            (b"expired", Expired),
+        )
+    ),
+    (
+        decode_state_event,
+        b'{"state":"returned","attempt":2,"at":"%b","inferer":"i"}' % T1.encode(),
+        StateEvent(state="returned", attempt=2, at=T1, inferer="i"),
+    ),
+    (
+        decode_token_frame,
+        b'{"attempt":1,"index":3,"tokens":["a",""]}',
+        TokenFrame(attempt=1, index=3, tokens=["a", ""]),
+    ),
+    (
+        decode_inferer_entry,
+        b'{"id":"i","model":"m","slots":1,"host":"h","threads":2,"n_ctx":4096,"chat":true,'
+        b'"started_at":"%b","version":"0.1.0"}' % T0.encode(),
+        InfererEntry(
+            id="i",
+            model="m",
+            slots=1,
+            host="h",
+            threads=2,
+            n_ctx=4096,
+            chat=True,
+            started_at=T0,
+            version="0.1.0",
+        ),
+    ),
+    (decode_model_facts, b'{"n_ctx":4096,"chat":false}', ModelFacts(4096, False)),
+    (
+        decode_dead_letter,
+        b'{"id":"x","model":"m","code":"c","message":"why","attempts":3,"at":"%b","request":"{"}'
+        % T0.encode(),
+        DeadLetter(id="x", model="m", code="c", message="why", attempts=3, at=T0, request="{"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("decode", "payload", "meaning"), PAYLOADS)
+def test_payloads_of_version_1(
+    decode: Callable[[bytes], Any], payload: bytes, meaning: Any
+) -> None:
+    """Each decodes to what it meant when it was sent, and survives a round trip."""
+    assert decode(payload) == meaning
+    assert decode(encode(meaning)) == meaning
+
+
+def test_a_cancel_notice() -> None:
+    """Only its code."""
+    assert decode_cancel_notice(b'{"code":"cancelled"}').code == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}']
+)
+def test_a_request_has_either_messages_or_a_prompt(body: bytes) -> None:
+    """Neither and both are refused."""
+    with pytest.raises(msgspec.ValidationError, match="either `messages` or `prompt`"):
+        decode_request(body)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        '"max_tokens":"5"',
+        '"max_tokens":0',
+        '"max_tokens":2147483648',
+        '"max_tokens":1.5',
+        '"temperature":-0.1',
+        '"temperature":2.1',
+        '"temperature":"1"',
+        '"temperature":null',
+        '"temperature":NaN',
+        '"top_p":1.1',
+        '"min_p":-0.1',
+        '"top_k":-1',
+        '"seed":9223372036854775808',
+        '"seed":true',
+        '"stop":""',
+        '"stop":["a",""]',
+        '"stop":["x"' + ',"x"' * 16 + "]",
+        '"repeat_penalty":0',
+        '"presence_penalty":2.5',
+        '"frequency_penalty":-2.5',
+        '"response_format":{"type":"xml"}',
+        '"response_format":{"type":"json_schema"}',
+        '"stream":1',
+        '"metadata":"x"',
+    ],
+)
+def test_options_out_of_range_or_of_another_type_are_refused(option: str) -> None:
+    """Strictly: "5" is no 5, and null is no default where there is one."""
+    with pytest.raises(msgspec.DecodeError):
+        decode_request(b'{"prompt":"x",%b}' % option.encode())
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"prompt":""}', b'{"messages":[]}', b'{"messages":[{"role":"me","content":"x"}]}']
+)
+def test_empty_prompts_and_unknown_roles_are_refused(body: bytes) -> None:
+    """There is nothing to answer to."""
+    with pytest.raises(msgspec.ValidationError):
+        decode_request(body)
