@@ -50,10 +50,10 @@ class BareLoop:
         tokens = self.model.tokenize(prompt)
         sampler = Sampler(self.model, options, seed, tokens)
         llama_cpp.llama_memory_clear(self._memory, True)
-        batch = llama_cpp.llama_batch_get_one(
-            (llama_cpp.llama_token * len(tokens))(*tokens), len(tokens)
-        )
+        # The batch only points to these arrays.
+        prompt_tokens = (llama_cpp.llama_token * len(tokens))(*tokens)
         single = (llama_cpp.llama_token * 1)()
+        batch = llama_cpp.llama_batch_get_one(prompt_tokens, len(tokens))
         count = 0
         while count < max_tokens:
             if llama_cpp.llama_decode(self._context, batch) != 0:

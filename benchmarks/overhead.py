@@ -81,6 +81,7 @@ def _run_directly(engine: Engine) -> None:
             sampler=Sampler(engine.model, Sampling(), 1, tokens),
             max_tokens=1,
             stop=[],
+            on_text=lambda text: None,
             on_end=lambda outcome: ended.set(),
         )
     )

@@ -11,6 +11,8 @@ from shared.errors import ModelError, SettingsError, TopologyError
 
 T = TypeVar("T")
 
+SWITCH_INTERVAL_S = 0.0005
+
 EXIT_CONFIGURATION = 2
 """Exit status of a process that would fail the same way if it were started again."""
 
@@ -53,6 +55,9 @@ async def unless_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
 def run_process(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     """Run ``main`` on uvloop to its end; exit status 0, or 2 when it could not start as asked."""
     import uvloop
+
+    # The event loop is not to wait 5 ms whenever the compute thread runs a line of Python.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
@@ -58,11 +57,9 @@ class Gateway:
         if not self._ready:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
 
-    def events(
-        self, job_id: str, after: str = "", deadline: datetime | None = None
-    ) -> AsyncGenerator[JobEvent, None]:
+    def events(self, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
         """See `job_events`."""
-        return job_events(self.jobs, self.broker, job_id, after, deadline)
+        return job_events(self.jobs, self.broker, job_id, after)
 
     def abandon(self, job_id: str) -> None:
         """Cancel, in the background, a job whose client hung up; not while this gateway stops."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
-from datetime import datetime
 
 import msgspec
 import nats.errors
@@ -45,7 +44,7 @@ class JobEvent(Struct, frozen=True):
 
 
 async def job_events(
-    jobs: Jobs, broker: Broker, job_id: str, after: str = "", deadline: datetime | None = None
+    jobs: Jobs, broker: Broker, job_id: str, after: str = ""
 ) -> AsyncGenerator[JobEvent, None]:
     """Everything that happened to the job and happens from now on, ending with its result.
 
@@ -58,7 +57,7 @@ async def job_events(
     seen = int(after) if after.isdecimal() else -1
     if after not in (TAIL, END) and seen < 0:
         yield JobEvent("0", "queued", status)
-    finished = asyncio.create_task(jobs.wait(job_id, deadline))
+    finished = asyncio.create_task(jobs.wait(job_id))
     reader = TokenReader()
     try:
         if after not in (TAIL, END):

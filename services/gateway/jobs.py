@@ -51,6 +51,9 @@ ABANDON_PATIENCE_S = 60.0
 LOOK_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
+FIRST_LOOK_AFTER_S = 0.25
+"""An announcement between submit and the first wait would be missed; this is what it would cost."""
+
 OVERDUE = timedelta(seconds=15)
 """A started job that is so long past its deadline has lost its inferer."""
 
@@ -213,29 +216,31 @@ class Jobs:
         job = await self.find(job_id)
         return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
 
-    async def wait(self, job_id: str, deadline: datetime | None = None) -> Result:
+    async def wait(self, job_id: str, ticket: Ticket | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.
+
+        With the ``ticket`` of a job that was submitted just now the first look can wait: nearly
+        always the announcement comes before it.
 
         Raises:
             UnknownJob, JobAgedOut.
         """
-        first = True
+        deadline, look = (ticket.deadline, False) if ticket else (None, True)
         while True:
             with self._finished.expecting(job_id) as announced:
                 try:
-                    # The first look only closes the gap between submit and expect.
-                    look = read_result(self._broker, job_id) if first else self.find(job_id)
-                    found = await look
-                    first = False
+                    found = await self.find(job_id) if look else None
                     if isinstance(found, Unfinished):
                         deadline = found.deadline
                     elif found is not None:
                         return found
                 except BrokerUnavailable:
                     pass
-                await asyncio.wait((announced,), timeout=_pause_s(deadline))
+                pause_s = _pause_s(deadline) if look else FIRST_LOOK_AFTER_S
+                await asyncio.wait((announced,), timeout=pause_s)
                 if announced.done() and (result := announced.result()) is not None:
                     return result
+            look = True
 
     async def cancel(self, job_id: str, code: str = "cancelled") -> JobStatus:
         """Cancel a job that waits or runs; harmless to repeat.

@@ -44,10 +44,6 @@ class Generation:
     generation_ms: float
 
 
-def _ignore(_: object) -> None:
-    """Nobody listens."""
-
-
 @dataclass(eq=False)
 class Sequence:
     """One prompt and what becomes of it. The callbacks are called on the compute thread.
@@ -60,10 +56,9 @@ class Sequence:
     sampler: Sampler
     max_tokens: int
     stop: list[str]
-    on_text: Callable[[str], None] = _ignore
-    on_end: Callable[[Generation | Exception], None] = _ignore
+    on_text: Callable[[str], None]
+    on_end: Callable[[Generation | Exception], None]
 
-    submitted: bool = False
     aborted: bool = False
     slot: int = -1
     position: int = 0
@@ -107,7 +102,6 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue ``sequence``; from any thread. Its sampler is closed when it ends."""
-        sequence.submitted = True
         with self._changed:
             self._waiting.append(sequence)
             self._changed.notify()

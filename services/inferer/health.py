@@ -1,7 +1,7 @@
 """``python -m services.inferer.health``: whether this host's inferer is alive, by its exit status.
 
 An inferer has no port to ask. What it keeps alive is its entry in the bucket INFERERS, which goes
-10 s after the last refresh; so this finds a process that hangs as well as one that is gone.
+10 s after the last refresh; so this finds an event loop that hangs as well as one that is gone.
 """
 
 import asyncio

@@ -2,8 +2,6 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.job import TIMED_OUT, Interrupted, Job
@@ -19,24 +17,27 @@ log = logger()
 
 
 class Inference:
-    """Runs jobs on ``engine``, which serves the model under the alias ``name``."""
+    """Computing may begin before it is certain that the job should run: until `finish` is called
+    nothing of it is published, and `abandon` lets go of it."""
 
-    def __init__(self, broker: Broker, engine: Engine, name: str) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, engine: Engine, job: Job) -> None:
         self._engine = engine
-        self._name = name
+        self._job = job
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
+        self._beginning: asyncio.Future[Sequence] | None = None
+        targets = [subjects.token_events(job.id)]
+        if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
+            targets.append(job.reply_to)
+        self._tokens = TokenPublisher(broker, targets)
 
-    @asynccontextmanager
-    async def prepared(self, job: Job) -> AsyncIterator[asyncio.Future[Sequence]]:
-        """Tokenize, and compile a schema, during the block; off the event loop, as both take long
-        for long inputs. The future raises what `run` says; what is not run is let go of."""
-        preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, job))
-        try:
-            yield preparing
-        finally:
-            preparing.add_done_callback(_let_go)
+    def begin(self) -> None:
+        """Start to compute. Off the event loop from the first step on: long prompts take long to
+        tokenize, and schemas to compile."""
+        if self._beginning is None:
+            self._beginning = asyncio.ensure_future(asyncio.to_thread(self._submit))
 
-    async def run(self, job: Job, preparing: asyncio.Future[Sequence]) -> tuple[Generation, str]:
+    async def finish(self) -> tuple[Generation, str]:
         """The job's answer: how it came about, and its text. Its tokens are published meanwhile.
 
         Raises:
@@ -44,77 +45,73 @@ class Inference:
             InvalidRequest, PromptTooLong: the model cannot take this request.
             ModelError: llama.cpp failed.
         """
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Generation | Exception] = loop.create_future()
-        targets = [subjects.token_events(job.id)]
-        if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
-            targets.append(job.reply_to)
-        tokens = TokenPublisher(self._broker, targets, job.attempt)
-        sequence = await preparing
-        sequence.on_text = tokens.add
-        sequence.on_end = lambda outcome: _resolve(loop, ended, outcome)
-        publishing = asyncio.create_task(tokens.run())
+        self.begin()
+        assert self._beginning is not None
+        sequence = await self._beginning
+        publishing = asyncio.create_task(self._tokens.run(self._job.attempt))
         try:
-            self._engine.submit(sequence)
-            async with asyncio.timeout(job.seconds_left):
-                await asyncio.wait((ended, job.interrupting), return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(self._job.seconds_left):
+                await asyncio.wait(
+                    (self._ended, self._job.interrupting), return_when=asyncio.FIRST_COMPLETED
+                )
         except TimeoutError:
-            job.interrupt(TIMED_OUT)
+            self._job.interrupt(TIMED_OUT)
         finally:
             publishing.cancel()
-        if not ended.done():
+        if not self._ended.done():
             self._engine.abort(sequence)
-        outcome = await ended
-        await tokens.flush()
+        outcome = await self._ended
+        await self._tokens.flush(self._job.attempt)
         if isinstance(outcome, Aborted):
             raise Interrupted
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome, tokens.text
+        return outcome, self._tokens.text
 
-    def _prepare(self, job: Job) -> Sequence:
-        request, model = job.request, self._engine.model
+    def abandon(self) -> None:
+        """Stop to compute, if that has begun and not ended."""
+        if self._beginning is not None:
+            self._beginning.add_done_callback(self._abort)
+
+    def _abort(self, beginning: asyncio.Future[Sequence]) -> None:
+        # Looking at the exception also tells asyncio that somebody has.
+        if not beginning.cancelled() and beginning.exception() is None and not self._ended.done():
+            self._engine.abort(beginning.result())
+
+    def _submit(self) -> Sequence:
+        request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
             prompt = model.chat_tokens(request.messages)
         else:
             prompt = model.tokenize(request.prompt or "")
         if not prompt:
             raise InvalidRequest("the prompt has no tokens for this model", "prompt")
-        if len(prompt) >= self._engine.n_ctx:
+        if len(prompt) >= n_ctx:
             raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens, the context of {self._name} only "
-                f"{self._engine.n_ctx}; at least one must be left for the answer"
+                f"the prompt has {len(prompt)} tokens, the context of {self._job.model} only "
+                f"{n_ctx}; at least one must be left for the answer"
             )
         # Without a seed of its own a job must still come out the same on its next attempt.
-        seed = zlib.crc32(job.id.encode()) if request.seed is None else request.seed
-        return Sequence(
+        seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
+        sequence = Sequence(
             prompt=prompt,
             sampler=Sampler(model, request, seed, prompt),
-            max_tokens=request.max_tokens or self._engine.n_ctx,
+            max_tokens=request.max_tokens or n_ctx,
             stop=request.stop_strings,
+            on_text=self._tokens.add,
+            on_end=self._end,
         )
+        self._engine.submit(sequence)
+        return sequence
 
+    def _end(self, outcome: Generation | Exception) -> None:
+        """Hand the outcome from the compute thread to the event loop, if that still runs."""
 
-def _let_go(preparing: asyncio.Future[Sequence]) -> None:
-    """Free what was prepared and not run, and look at an error that nobody has seen."""
-    if not preparing.cancelled() and preparing.exception() is None:
-        sequence = preparing.result()
-        if not sequence.submitted:
-            sequence.sampler.close()
+        def resolve() -> None:
+            if not self._ended.done():
+                self._ended.set_result(outcome)
 
-
-def _resolve(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[Generation | Exception],
-    outcome: Generation | Exception,
-) -> None:
-    """Hand the outcome from the compute thread to the event loop, if that still runs."""
-
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(outcome)
-
-    try:
-        loop.call_soon_threadsafe(resolve)
-    except RuntimeError:
-        log.warning("outcome_came_after_the_loop_ended")
+        try:
+            self._loop.call_soon_threadsafe(resolve)
+        except RuntimeError:
+            log.warning("outcome_came_after_the_loop_ended")

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from nats.aio.msg import Msg
+from nats.js.api import PubAck
 
 from shared import subjects
 from shared.messages import (
@@ -54,6 +55,8 @@ class Job:
         """Why the message is no request; then there is no ``request``."""
         self.queued_at = timestamp(message.metadata.timestamp)
         self.interrupting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.announced: asyncio.Task[PubAck] | None = None
+        """The publishing of its `started`."""
         self.settled = asyncio.Event()
         try:
             self.request: InferenceRequest = decode_request(message.data)

@@ -12,10 +12,9 @@ FRAME_S = 0.05
 class TokenPublisher:
     """Publishes one attempt's tokens to ``subjects``. Frames may be lost: the result has it all."""
 
-    def __init__(self, broker: Broker, subjects: list[str], attempt: int) -> None:
+    def __init__(self, broker: Broker, subjects: list[str]) -> None:
         self._broker = broker
         self._subjects = subjects
-        self._attempt = attempt
         self._index = 0
         self._texts: list[str] = []
         self._parts: list[str] = []
@@ -30,15 +29,15 @@ class TokenPublisher:
             self._signalled = True
             self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def run(self) -> None:
+    async def run(self, attempt: int) -> None:
         """Publish frames until cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            await self.flush()
+            await self.flush(attempt)
             await asyncio.sleep(FRAME_S)
 
-    async def flush(self) -> None:
+    async def flush(self, attempt: int) -> None:
         """Publish what has come since the last frame."""
         # Lowered before the list is taken: a token added in between signals once more.
         self._signalled = False
@@ -46,7 +45,7 @@ class TokenPublisher:
         del self._texts[: len(texts)]
         if not texts:
             return
-        frame = TokenFrame(attempt=self._attempt, index=self._index, tokens=texts)
+        frame = TokenFrame(attempt=attempt, index=self._index, tokens=texts)
         self._index += len(texts)
         self._parts += texts
         payload = encode(frame)

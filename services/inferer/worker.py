@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
-from services.inferer.engine import Engine, Generation, Sequence
+from services.inferer.engine import Engine, Generation
 from services.inferer.inference import Inference
 from services.inferer.job import HANDED_BACK, Interrupted, Job
 from services.inferer.lease import acknowledge, hand_back, lease
@@ -38,6 +38,7 @@ from shared.timestamps import milliseconds_between, timestamp
 PATIENCE_S = 2.0
 """How long one call waits for the broker before it is logged and made again."""
 
+RETURN_S = 3.0
 SETTLE_S = 5.0
 """How long after the grace a stopping inferer tries to tell the broker what became of its jobs."""
 
@@ -60,7 +61,7 @@ class Worker:
         grace_s: float,
     ) -> None:
         self._broker = broker
-        self._inference = Inference(broker, engine, model)
+        self._engine = engine
         self._id = inferer_id
         self._model = model
         self._slots = slots
@@ -137,7 +138,11 @@ class Worker:
             return await self._find_result(job) or await self._bury(
                 job, InvalidRequest.code, job.malformed
             )
-        async with self._inference.prepared(job) as preparing:
+        inference = Inference(self._broker, self._engine, job)
+        try:
+            if job.is_first_delivery:
+                # Only a cancel can have ended it: compute while that is looked up.
+                inference.begin()
             stored, last = await asyncio.gather(self._find_result(job), self._last_state(job))
             if stored is not None:
                 return stored
@@ -152,23 +157,23 @@ class Worker:
                     "worker_lost",
                     f"{self._max_attempts} inferers in a row were lost while they ran this job",
                 )
-            return await self._run(job, preparing)
+            return await self._run(job, inference)
+        finally:
+            inference.abandon()
 
-    async def _run(self, job: Job, preparing: asyncio.Future[Sequence]) -> Result | None:
+    async def _run(self, job: Job, inference: Inference) -> Result | None:
         job.started_at = timestamp()
         # On its way before the first token is, on the same connection, so readers see it first;
-        # the model need not wait for the broker's answer.
-        announced = asyncio.create_task(
+        # nobody need wait for the broker's answer until the job leaves the queue.
+        job.announced = asyncio.create_task(
             self._insist(lambda: self._publish_state(job, "started", PATIENCE_S))
         )
         try:
-            generation, text = await self._inference.run(job, preparing)
+            generation, text = await inference.finish()
         except Interrupted:
             return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
         except SluiceError as error:
             return job.failed(error.code, error.message, self._id)
-        finally:
-            await announced
         return job.completed(
             self._id,
             text,
@@ -185,6 +190,8 @@ class Worker:
         """Store the result, tell who waits, and only then take the message off the queue."""
         stored = await self._insist(lambda: store_result(self._broker, result, PATIENCE_S))
         await self._insist(lambda: self._reply(job, stored))
+        if job.announced is not None:
+            await job.announced
         await acknowledge(job.message)
         usage = getattr(stored, "usage", None)
         log.info(
@@ -211,8 +218,11 @@ class Worker:
     async def _return(self, job: Job) -> None:
         """Give an unfinished job back; it does not count as an attempt."""
         try:
-            await self._publish_state(job, "returned", patience_s=1)
-        except BrokerUnavailable:
+            async with asyncio.timeout(RETURN_S):
+                if job.announced is not None:
+                    await job.announced
+                await self._publish_state(job, "returned", patience_s=1)
+        except (BrokerUnavailable, TimeoutError):
             log.warning("return_not_announced", job_id=job.id)
         await hand_back(job.message)
         log.info("job_returned", job_id=job.id, model=self._model, attempt=job.attempt)

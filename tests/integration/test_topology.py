@@ -140,25 +140,31 @@ async def test_an_incompatible_stream_is_refused(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "filter_subject"),
+    "foreign",
     [
-        ("Archive", "infer.requests.x.normal.*"),  # no model's name
-        ("archive", "infer.requests.archive.normal.*"),  # not with our fixed settings
-        ("archive", "infer.requests.>"),  # stands in every model's way
+        # No model's name.
+        ConsumerConfig(durable_name="Archive", filter_subject="infer.requests.x.normal.*"),
+        # Ours but for a setting that cannot be changed.
+        ConsumerConfig(durable_name="archive", filter_subject="infer.requests.archive.normal.*"),
+        # In every model's way.
+        ConsumerConfig(durable_name="archive", filter_subject="infer.requests.>"),
+        # It could be changed into ours, but somebody else relies on it.
+        ConsumerConfig(
+            durable_name="archive", filter_subject="infer.requests.>", max_waiting=16_384
+        ),
     ],
 )
-async def test_a_foreign_consumer_is_refused(
-    broker: Broker, name: str, filter_subject: str
-) -> None:
-    """The error names the consumer that is there, and how to remove it; never one of ours."""
+async def test_a_foreign_consumer_is_refused(broker: Broker, foreign: ConsumerConfig) -> None:
+    """The error names the consumer that is there, not one of ours, and how to remove it."""
     await ensure_topology(broker, TOPOLOGY, [])
-    foreign = ConsumerConfig(durable_name=name, filter_subject=filter_subject)
+    name = foreign.durable_name
+    assert name is not None
     await broker.js.add_consumer(subjects.REQUESTS, foreign)
     models = [f"model-{number}" for number in range(12)]
     with pytest.raises(TopologyError, match=f"nats consumer rm REQUESTS {name}$"):
         await ensure_topology(broker, TOPOLOGY, models)
     info = await broker.js.consumer_info(subjects.REQUESTS, name)
-    assert info.config.filter_subject == filter_subject
+    assert info.config.filter_subject == foreign.filter_subject
 
 
 async def test_five_at_once_do_no_harm(broker: Broker) -> None:

@@ -53,7 +53,7 @@ async def submit(
     ticket = await gateway.jobs.submit(data)
     headers = {"location": f"/status/{ticket.id}", **preferences.applied}
     if preferences.wait_s:
-        waiting = gateway.jobs.wait(ticket.id, ticket.deadline)
+        waiting = gateway.jobs.wait(ticket.id, ticket)
         try:
             result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
             return Response(JobStatus.of(result), status_code=200, headers=headers)

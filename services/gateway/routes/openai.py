@@ -77,7 +77,7 @@ async def _answer(
     try:
         if stream:
             return await _stream(request, gateway, ticket, include_usage, stays)
-        waiting = gateway.jobs.wait(ticket.id, ticket.deadline)
+        waiting = gateway.jobs.wait(ticket.id, ticket)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientGone:
         if not stays:
@@ -98,7 +98,7 @@ async def _stream(
     include_usage: bool,
     stays: bool,
 ) -> Response[Any]:
-    feed = Feed(gateway.events(ticket.id, deadline=ticket.deadline), gateway.stopping)
+    feed = Feed(gateway.events(ticket.id), gateway.stopping)
     first: JobEvent | None = None
     try:
         first = await while_connected(

@@ -1,0 +1,285 @@
+"""The `sluice` command as people and scripts run it; `sluice up` has a file of its own."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.processes import (
+    PATIENCE_S,
+    NatsServer,
+    Stack,
+    clean_environment,
+    eventually,
+    free_port,
+    scripts,
+)
+
+OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+Ended = subprocess.CompletedProcess[str]
+Sluice = Callable[..., Ended]
+
+
+def run(*arguments: str, stdin: str | None = None, **environment: str) -> Ended:
+    """Run `sluice` to its end."""
+    return subprocess.run(
+        [scripts() / "sluice", *arguments],
+        env={**clean_environment(), **environment},
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+@pytest.fixture(scope="module")
+def sluice(shared_stack: Stack) -> Sluice:
+    """`sluice` with the gateway of the shared stack."""
+
+    def with_url(*arguments: str, stdin: str | None = None) -> Ended:
+        return run(*arguments, stdin=stdin, SLUICE_URL=shared_stack.url)
+
+    return with_url
+
+
+def test_ask_prints_the_answer(sluice: Sluice) -> None:
+    """The text alone on stdout, so that it can be piped; the same seed gives the same."""
+    options = ("--max-tokens", "20", "--seed", "7")
+    asked = sluice("ask", "Tell me something", *options)
+    assert (asked.returncode, asked.stderr) == (OK, "")
+    status = json.loads(sluice("ask", "Tell me something", *options, "--json").stdout)
+    assert asked.stdout == status["result"]["text"] + "\n"
+    assert status["state"] == "SUCCESS"
+    assert status["result"]["usage"]["completion_tokens"] == 20
+    assert status["result"]["message"]["role"] == "assistant"
+    other = sluice("ask", "Tell me something", *options[:3], "8")
+    assert other.stdout != asked.stdout
+
+
+def test_ask_streams(shared_stack: Stack, tmp_path: Path) -> None:
+    """The first tokens are on stdout while the job still runs."""
+    with (tmp_path / "out").open("wb") as out:
+        asking = _start(shared_stack, "ask", "go on", "--max-tokens", "4000", stdout=out)
+    eventually(lambda: (tmp_path / "out").stat().st_size > 0, "text on stdout")
+    assert asking.poll() is None
+    asking.send_signal(signal.SIGINT)
+    asking.wait(PATIENCE_S)
+
+
+def test_the_prompt_from_stdin(sluice: Sluice) -> None:
+    """`-` reads it; what is piped in is what the model gets."""
+    options = ("--raw", "--max-tokens", "10", "--seed", "7")
+    piped = sluice("ask", "-", *options, stdin="once upon a time")
+    assert piped.returncode == OK
+    assert piped.stdout == sluice("ask", "once upon a time", *options).stdout
+    assert sluice("ask", "-", stdin="", *("--raw",)).returncode == USAGE
+
+
+def test_options_reach_the_job(sluice: Sluice) -> None:
+    """--system and --raw change the prompt, --model names the model."""
+
+    def prompt_tokens(*options: str) -> int:
+        asked = sluice("ask", "hi", "--max-tokens", "1", "--json", *options)
+        return int(json.loads(asked.stdout)["result"]["usage"]["prompt_tokens"])
+
+    plain = prompt_tokens("--model", "tiny", "--temperature", "0")
+    assert prompt_tokens("--raw") < plain
+    assert prompt_tokens("--system", "Always answer at great length. " * 10) > plain
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_submit_and_status(shared_stack: Stack, sluice: Sluice, as_json: bool) -> None:
+    """submit prints an id that status understands."""
+    flags = ["--json"] if as_json else []
+    submitted = sluice("submit", "hi", "--max-tokens", "3", *flags)
+    assert (submitted.returncode, submitted.stderr) == (OK, "")
+    job_id = json.loads(submitted.stdout)["id"] if as_json else submitted.stdout.strip()
+    text = shared_stack.wait_for_end(job_id)["result"]["text"]
+
+    status = sluice("status", job_id, *flags)
+    assert status.returncode == OK
+    if as_json:
+        assert json.loads(status.stdout) == shared_stack.status(job_id)
+    else:
+        assert "SUCCESS" in status.stdout
+        assert job_id in status.stdout
+        assert text in status.stdout
+
+
+def test_submit_and_wait(sluice: Sluice) -> None:
+    """--wait prints what became of the job."""
+    shown = sluice("submit", "hi", "--max-tokens", "3", "--wait")
+    assert shown.returncode == OK
+    assert "SUCCESS" in shown.stdout
+    status = json.loads(sluice("submit", "hi", "--max-tokens", "3", "--wait", "--json").stdout)
+    assert status["result"]["usage"]["completion_tokens"] == 3
+
+
+def test_cancel_and_queue(shared_stack: Stack, sluice: Sluice) -> None:
+    """A waiting job shows in the queue until it is cancelled; then its status is a failure."""
+    running = shared_stack.submit(prompt="long", max_tokens=4000)
+    waiting = shared_stack.submit(prompt="waits", max_tokens=5)
+    shared_stack.wait_for_state(running, "STARTED")
+    (queue,) = json.loads(sluice("queue", "--json").stdout)["models"]
+    assert (queue["model"], queue["waiting"], queue["in_flight"]) == ("tiny", 1, 1)
+    heading, row = sluice("queue").stdout.splitlines()
+    assert "waiting" in heading
+    assert row.split()[:5] == ["tiny", "1", "1", "1", "1"]
+
+    cancelled = sluice("cancel", waiting)
+    assert cancelled.returncode == OK
+    assert "REVOKED" in cancelled.stdout
+    assert json.loads(sluice("cancel", running, "--json").stdout)["state"] == "REVOKED"
+    assert sluice("status", waiting).returncode == FAILED
+
+
+def test_a_job_that_fails_is_status_1(sluice: Sluice) -> None:
+    """With the reason on stderr, and also for --wait and --json."""
+    options = ("--max-tokens", "4000", "--timeout-s", "0.2")
+    asked = sluice("ask", "go on", *options)
+    assert asked.returncode == FAILED
+    assert "timed_out" in asked.stderr
+    waited = sluice("submit", "go on", *options, "--wait")
+    assert (waited.returncode, waited.stderr) == (FAILED, "")
+    assert "timed_out" in waited.stdout
+    as_json = sluice("ask", "go on", *options, "--json")
+    assert as_json.returncode == FAILED
+    assert json.loads(as_json.stdout)["error"]["code"] == "timed_out"
+
+
+def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: Sluice) -> None:
+    """The job has its result, and it stays."""
+    job_id = shared_stack.submit(prompt="hi", max_tokens=1)
+    shared_stack.wait_for_end(job_id)
+    late = sluice("cancel", job_id)
+    assert late.returncode == FAILED
+    assert "ended before" in late.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "hi", "--no-such-option"], "No such option"),
+        (["ask"], "Missing argument"),
+        (["nonsense"], "No such command"),
+        (["ask", "hi", "--max-tokens", "many"], "many"),
+        (["ask", "hi", "--max-tokens", "0"], "max_tokens"),
+        (["ask", "hi", "--max-tokens", "5000"], "context"),
+        (["ask", "hi", "--temperature", "3"], "temperature"),
+        (["ask", "hi", "--temperature", "nan"], "temperature"),
+        (["ask", "hi", "--timeout-s", "0"], "timeout_s"),
+        (["ask", "hi", "--model", "nope"], "nope"),
+        (["ask", "hi", "--url", "no url"], "no url"),
+        (["ask", "\udcff"], "UTF-8"),
+        (["submit", "hi", "--max-tokens", "0"], "max_tokens"),
+        (["status", "nonsense"], "nonsense"),
+        (["status", "../healthz"], "healthz"),
+        (["cancel", "nonsense"], "nonsense"),
+        (["topology", "apply", "--model", "No Such"], "No Such"),
+        (["topology", "apply", "--nats-url", "nats://127.0.0.1:port"], "port"),
+    ],
+    ids=lambda value: " ".join(value).encode("ascii", "replace").decode() if value else "",
+)
+def test_used_wrongly_is_status_2(sluice: Sluice, arguments: list[str], says: str) -> None:
+    """With a sentence on stderr, nothing on stdout and no stack trace."""
+    ended = sluice(*arguments)
+    assert (ended.returncode, ended.stdout) == (USAGE, "")
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ask", "hi"], ["submit", "hi"], ["status", "x"], ["cancel", "x"], ["queue"]],
+    ids=" ".join,
+)
+def test_nobody_listening_is_status_3(arguments: list[str]) -> None:
+    """With what to do about it, in one line."""
+    ended = run(*arguments, "--url", f"http://127.0.0.1:{free_port()}")
+    assert (ended.returncode, ended.stdout) == (UNREACHABLE, "")
+    (line,) = ended.stderr.splitlines()
+    assert "sluice up" in line
+
+
+def test_topology_apply(nats_server: NatsServer) -> None:
+    """The first run creates everything, the second has nothing to do."""
+
+    def apply(*flags: str) -> Ended:
+        return run("topology", "apply", "--model", "mine", *flags, NATS_URL=nats_server.url)
+
+    first = apply()
+    assert first.returncode == OK
+    for made in (
+        "stream REQUESTS: created",
+        "stream KV_INFERERS: created",
+        "consumer mine: created",
+    ):
+        assert made in first.stdout
+    assert json.loads(apply("--json").stdout) == {"changes": []}
+    again = apply()
+    assert (again.returncode, again.stdout) == (OK, "everything is as it should be\n")
+
+    nats_server.process.kill()
+    away = apply()
+    assert (away.returncode, away.stdout) == (UNREACHABLE, "")
+    assert nats_server.url in away.stderr.splitlines()[-1]
+    assert "Traceback" not in away.stderr
+
+
+def test_no_colours_where_nobody_looks(shared_stack: Stack, sluice: Sluice) -> None:
+    """No escape codes in what goes to a pipe, whatever the command."""
+    job_id = shared_stack.submit(prompt="long", max_tokens=4000, timeout_s=0.1)
+    shared_stack.wait_for_end(job_id)
+    for arguments in (
+        ("ask", "[bold]hi[/bold]", "--max-tokens", "5"),
+        ("submit", "hi", "--max-tokens", "2", "--wait"),
+        ("status", job_id),
+        ("queue",),
+        ("ask", "hi", "--max-tokens", "0"),
+        ("status", "x"),
+    ):
+        ended = run(*arguments, SLUICE_URL=shared_stack.url, TERM="xterm-256color")
+        assert "\x1b" not in ended.stdout + ended.stderr, arguments
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting"])
+def test_ctrl_c_cancels_the_job(shared_stack: Stack, tmp_path: Path, waits: bool) -> None:
+    """SIGINT during ask: exit status 130 and the job is revoked, also one that only waits."""
+    blocker = shared_stack.submit(prompt="blocker", max_tokens=4000) if waits else None
+    known = _accepted(shared_stack)
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        asking = _start(
+            shared_stack, "ask", "go on", "--max-tokens", "4000", stdout=out, stderr=err
+        )
+    (job_id,) = eventually(lambda: _accepted(shared_stack) - known or None, "accepted")
+    if not waits:
+        eventually(lambda: (tmp_path / "out").stat().st_size > 0, "it streams")
+    else:
+        shared_stack.wait_for_state(job_id, "PENDING")
+    asking.send_signal(signal.SIGINT)
+    assert asking.wait(PATIENCE_S) == INTERRUPTED
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    ended = shared_stack.wait_for_end(job_id)
+    assert (ended["state"], ended["error"]["code"]) == ("REVOKED", "cancelled")
+    if blocker:
+        shared_stack.http.delete(f"/jobs/{blocker}")
+
+
+def _accepted(stack: Stack) -> set[str]:
+    return {event["job_id"] for event in stack.gateways[0].events("request_accepted")}
+
+
+def _start(stack: Stack, *arguments: str, **streams: object) -> "subprocess.Popen[bytes]":
+    """`sluice` in the background; Ctrl-C reaches it even where this shell ignores it."""
+    return subprocess.Popen(
+        [scripts() / "sluice", *arguments],
+        env={**clean_environment(), "SLUICE_URL": stack.url},
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **streams,  # type: ignore[call-overload]
+    )

@@ -1,0 +1,292 @@
+"""The gateway's NATS service, from the real `nats` command and from nats-py."""
+
+import json
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from shared.job_ids import new_job_id
+from tests.processes import PATIENCE_S, Stack, clean_environment, eventually
+
+CHAT = '{"messages":[{"role":"user","content":"hi"}],"max_tokens":%d}'
+Nats = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def run_nats(shared_stack: Stack, nats_command: str) -> Nats:
+    """Run the `nats` command against the shared stack; it must succeed."""
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [nats_command, "-s", shared_stack.nats.url, *arguments],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_S,
+        )
+
+    return run
+
+
+@pytest.fixture
+async def client(shared_stack: Stack) -> AsyncIterator[Client]:
+    connection = await nats.connect(shared_stack.nats.url)
+    yield connection
+    await connection.close()
+
+
+def test_nats_req_prints_the_answer(run_nats: Nats) -> None:
+    """A chat from the command line, with nothing but the `nats` command."""
+    answer = json.loads(run_nats("req", "infer.chat", CHAT % 5, "--raw", "--timeout=1m").stdout)
+    assert (answer["outcome"], answer["chat"]) == ("completed", True)
+    assert answer["text"]
+    assert answer["usage"]["completion_tokens"] == 5
+
+
+def test_nats_req_streams(run_nats: Nats) -> None:
+    """With `stream` the tokens come first, then the result, then the empty end."""
+    body = '{"prompt":"go on","max_tokens":60,"stream":true}'
+    options = ("--raw", "--wait-for-empty", "--timeout=1m")
+    shown = run_nats("req", "infer.complete", body, *options).stdout
+    *frames, result = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+    assert len(frames) > 1
+    assert "".join(text for frame in frames for text in frame["tokens"]) == result["text"]
+
+
+async def test_a_stream_into_an_inbox(client: Client) -> None:
+    """Frames without a gap, the result, one empty message, and then nothing more."""
+    messages = await _ask(client, "infer.chat", {**json.loads(CHAT % 40), "stream": True})
+    *frames, result = [json.loads(message.data) for message in messages[:-1]]
+    assert messages[-1].data == b""
+    indices = [frame["index"] for frame in frames]
+    lengths = [len(frame["tokens"]) for frame in frames]
+    assert indices == [sum(lengths[:position]) for position in range(len(frames))]
+    assert sum(lengths) == result["usage"]["completion_tokens"] == 40
+    assert result["outcome"] == "completed"
+
+
+async def test_a_job_by_its_id(client: Client) -> None:
+    """submit, status, result, cancel and queue, as over HTTP."""
+    running = await _call(client, "infer.submit", {"prompt": "go on", "max_tokens": 4000})
+    waiting = await _call(client, "infer.submit", {"prompt": "wait", "metadata": {"a": 1}})
+    assert running["state"] == "PENDING"
+
+    found = await _call(client, "infer.status", {"id": waiting["id"]})
+    assert (found["state"], found["metadata"]) == ("PENDING", {"a": 1})
+    assert await _refusal(client, "infer.result", waiting["id"]) == "409"
+    (queue,) = (await _call(client, "infer.queue"))["models"]
+    assert (queue["model"], queue["waiting"], queue["limit"]) == ("tiny", 1, 1)
+
+    for job in (waiting, running):
+        cancelled = await _call(client, "infer.cancel", {"id": job["id"]})
+        assert cancelled["state"] == "REVOKED"
+        result = await _call(client, "infer.result", job["id"])  # a bare id will do
+        assert (result["outcome"], result["code"]) == ("cancelled", "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "code"),
+    [
+        ("chat", "hi", "400"),
+        ("chat", "", "400"),
+        ("chat", "[]", "400"),
+        ("chat", b"\xff", "400"),
+        ("chat", {"prompt": "hi"}, "400"),
+        ("chat", {"messages": []}, "400"),
+        ("chat", {"messages": [{"role": "user", "content": "hi"}], "model": "nope"}, "404"),
+        ("complete", {"prompt": "hi", "max_tokens": "5"}, "400"),
+        ("complete", {"prompt": "hi", "max_tokens": 5000}, "400"),
+        ("complete", {"prompt": "hi", "max_token": 5}, "400"),
+        ("complete", {"prompt": "hi", "a\r\nInjected: yes": 5}, "400"),
+        ("complete", {"prompt": "hi", "model": "No\r\nSuch: model"}, "404"),
+        ("complete", {"prompt": "word " * 400_000}, "400"),
+        ("submit", {"prompt": "hi", "stream": True}, "400"),
+        ("submit", {}, "400"),
+        *((name, {"id": new_job_id()}, "404") for name in ("status", "result", "cancel")),
+        *((name, {"id": "x"}, "404") for name in ("status", "result", "cancel")),
+        *((name, {"id": 5}, "400") for name in ("status", "result", "cancel")),
+        ("status", "ffffffff-ffff-7fff-bfff-ffffffffffff", "404"),
+        ("status", "01890000-0000-7000-8000-000000000000", "410"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_what_is_wrong_is_a_service_error(
+    shared_stack: Stack, client: Client, endpoint: str, body: Any, code: str
+) -> None:
+    """ADR-32's two headers, nothing else in them, and no job."""
+    known = len(shared_stack.gateways[0].events("request_accepted"))
+    assert await _refusal(client, f"infer.{endpoint}", body) == code
+    assert len(shared_stack.gateways[0].events("request_accepted")) == known
+
+
+@pytest.mark.parametrize("depth", [100, 900, 975, 980, 985, 990, 5000])
+async def test_nesting_is_refused_or_can_be_read_back(
+    shared_stack: Stack, client: Client, depth: int
+) -> None:
+    """Whatever depth a gateway accepts, every reader of the job can decode."""
+    body = '{"prompt":"hi","max_tokens":1,"metadata":{"deep":' + "[" * depth + "]" * depth + "}}"
+    answer = await client.request("infer.submit", body.encode(), timeout=30)
+    if answer.headers:
+        assert answer.headers["Nats-Service-Error-Code"] == "400"
+    else:
+        path = f"/status/{json.loads(answer.data)['id']}"
+        # Not decoded here: this process has a limit of its own.
+        eventually(lambda: '"state":"SUCCESS"' in shared_stack.http.get(path).text, "read back", 10)
+
+
+async def test_answers_go_to_inboxes_only(shared_stack: Stack, client: Client) -> None:
+    """A reply subject that is none is refused; without any there is nobody to tell."""
+    answers = await client.subscribe("somewhere.else")
+    await client.publish("infer.chat", (CHAT % 2).encode(), reply="somewhere.else")
+    refused = await answers.next_msg(timeout=30)
+    assert refused.headers is not None
+    assert refused.headers["Nats-Service-Error-Code"] == "400"
+
+    for endpoint, body in (("chat", CHAT % 2), ("chat", "nonsense"), ("status", "x")):
+        await client.publish(f"infer.{endpoint}", body.encode())
+    assert (await _call(client, "infer.queue"))["models"]
+    assert "Traceback" not in shared_stack.gateways[0].output()
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("micro ls", ["sluice", "0.1.0"]),
+        ("micro info sluice", ["infer.chat", "infer.submit", "infer.cancel", "infer.queue"]),
+        ("micro stats sluice", ["chat", "complete", "status", "queue"]),
+        ("micro ping sluice", ["sluice", "rtt="]),
+        ("stream ls", ["REQUESTS", "EVENTS", "RESULTS", "DEAD"]),
+        ("stream info REQUESTS", ["WorkQueue", "infer.requests.*.*.*", "infer.schedule.*.*.*"]),
+        ("stream report", ["REQUESTS", "KV_INFERERS", "KV_IDEMPOTENCY"]),
+        ("stream subjects RESULTS", ["infer.results."]),
+        ("stream subjects EVENTS", ["infer.events."]),
+        ("consumer ls REQUESTS", ["tiny"]),
+        ("consumer info REQUESTS tiny", ["Max Ack Pending: 1", "infer.requests.tiny.normal.*"]),
+        ("consumer report REQUESTS", ["tiny", "Explicit"]),
+        ("kv ls", ["INFERERS", "IDEMPOTENCY"]),
+        ("kv ls INFERERS", ["inferer-0"]),
+        ("kv get INFERERS inferer-0 --raw", ['"model":"tiny"']),
+    ],
+)
+def test_an_operator_sees_what_is_there(
+    shared_stack: Stack, run_nats: Nats, command: str, shown: list[str]
+) -> None:
+    """Each command of an operator works and names what it is about."""
+    shared_stack.wait_for_end(shared_stack.submit(prompt="hi", max_tokens=2))
+    output = run_nats(*command.split()).stdout
+    for text in shown:
+        assert text in output, output
+
+
+async def test_service_errors_are_counted(client: Client) -> None:
+    """`nats micro stats` is where an operator looks for them."""
+
+    async def errors() -> int:
+        stats = json.loads((await client.request("$SRV.STATS.sluice", timeout=30)).data)
+        return int(next(e["num_errors"] for e in stats["endpoints"] if e["name"] == "status"))
+
+    before = await errors()
+    assert await _refusal(client, "infer.status", {"id": new_job_id()}) == "404"
+    assert await errors() == before + 1
+
+
+GARBAGE = {
+    "no JSON": (b"\xff\x00garbage", {}),
+    "empty": (b"", {}),
+    "two kinds of prompt": (b'{"prompt":"a","messages":[{"role":"user","content":"b"}]}', {}),
+    "a deadline that is no time": (b'{"prompt":"a"}', {"Deadline": "tomorrow"}),
+    "a deadline without a zone": (b'{"prompt":"a"}', {"Deadline": "2040-01-01T00:00:00"}),
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+async def test_a_message_by_hand_that_is_no_request(
+    shared_stack: Stack, client: Client, kind: str
+) -> None:
+    """A dead letter, an error to Reply-To, and the queue goes on."""
+    data, headers = GARBAGE[kind]
+    job_id, inbox = new_job_id(), client.new_inbox()
+    answers = await client.subscribe(inbox)
+    jetstream = client.jetstream()
+    await jetstream.publish(
+        f"infer.requests.tiny.normal.{job_id}", data, headers={**headers, "Reply-To": inbox}
+    )
+    answer = json.loads((await answers.next_msg(timeout=30)).data)
+    assert (answer["outcome"], answer["code"]) == ("failed", "invalid_request")
+    letter = json.loads((await jetstream.get_last_msg("DEAD", f"infer.dead.tiny.{job_id}")).data)
+    assert (letter["id"], letter["code"]) == (job_id, "invalid_request")
+    assert letter["request"] == data.decode("utf-8", "replace")
+    assert shared_stack.status(job_id)["state"] == "FAILURE"
+    assert (await _call(client, "infer.complete", {"prompt": "a", "max_tokens": 2}))["text"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Reply-To": "_INBOX.a b c"}, {"Reply-To": "_INBOX.>"}, {"Status": "100"}, {"Status": "404"}],
+    ids=str,
+)
+async def test_a_message_by_hand_with_a_hostile_header(
+    stack: Stack, headers: dict[str, str]
+) -> None:
+    """It harms nobody but itself: the inferer lives on and takes the next job."""
+    client = await nats.connect(stack.nats.url)
+    subject = f"infer.requests.tiny.normal.{new_job_id()}"
+    await client.jetstream().publish(
+        subject, b'{"prompt":"a","max_tokens":2}', headers=dict(headers)
+    )
+    await client.close()
+    assert stack.wait_for_end(stack.submit(prompt="next", max_tokens=2))["state"] == "SUCCESS"
+    assert stack.inferers[0].popen.poll() is None
+
+
+async def test_the_gateway_may_die_while_its_caller_waits(stack: Stack) -> None:
+    """kill -9 after a chat was accepted: the inferer itself answers."""
+    client = await nats.connect(stack.nats.url)
+    answers = await client.subscribe(client.new_inbox())
+    await client.publish("infer.chat", (CHAT % 2000).encode(), reply=answers.subject)
+    await client.flush()
+    stack.gateways[0].wait_for("request_accepted")
+    stack.gateways[0].kill()
+    assert not stack.inferers[0].events("job_finished")
+    answer = json.loads((await answers.next_msg(timeout=PATIENCE_S)).data)
+    assert answer["outcome"] == "completed"
+    await client.close()
+
+
+async def _ask(client: Client, subject: str, body: Any) -> list[Msg]:
+    """All messages of a streamed answer, up to the empty one."""
+    answers = await client.subscribe(client.new_inbox())
+    await client.publish(subject, json.dumps(body).encode(), reply=answers.subject)
+    messages = [await answers.next_msg(timeout=PATIENCE_S)]
+    while messages[-1].data:
+        messages.append(await answers.next_msg(timeout=PATIENCE_S))
+    await answers.unsubscribe()
+    return messages
+
+
+async def _call(client: Client, subject: str, body: Any = None) -> Any:
+    """The answer to one request, which must not be an error."""
+    answer = await client.request(subject, _bytes(body), timeout=PATIENCE_S)
+    assert not answer.headers, answer.headers
+    return json.loads(answer.data)
+
+
+async def _refusal(client: Client, subject: str, body: Any) -> str:
+    """The code of the error that answers one request."""
+    answer = await client.request(subject, _bytes(body), timeout=PATIENCE_S)
+    assert answer.headers is not None, answer.data
+    assert set(answer.headers) == {"Nats-Service-Error", "Nats-Service-Error-Code"}
+    assert answer.headers["Nats-Service-Error"]
+    return answer.headers["Nats-Service-Error-Code"]
+
+
+def _bytes(body: Any) -> bytes:
+    if body is None or isinstance(body, bytes):
+        return body or b""
+    return (body if isinstance(body, str) else json.dumps(body)).encode()

@@ -1,0 +1,266 @@
+"""The official OpenAI client, unchanged, with its default settings."""
+
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.processes import Stack, eventually
+
+HI: Any = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def client(shared_stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{shared_stack.url}/v1", api_key="none") as opened:
+        yield opened
+
+
+def test_models(client: openai.OpenAI) -> None:
+    """list and retrieve agree on the one model; another is a NotFoundError."""
+    (model,) = client.models.list().data
+    assert (model.id, model.object) == ("tiny", "model")
+    assert model.created > 1_700_000_000
+    assert client.models.retrieve("tiny") == model
+    for name in ("nope", "No Such"):
+        with pytest.raises(openai.NotFoundError) as raised:
+            client.models.retrieve(name)
+        assert raised.value.code == "model_not_found"
+
+
+def test_a_chat_completion(client: openai.OpenAI) -> None:
+    """Everything the client models is there and adds up."""
+    answer = client.chat.completions.create(model="tiny", messages=HI, max_tokens=5)
+    assert answer.id.startswith("chatcmpl-")
+    assert (answer.object, answer.model) == ("chat.completion", "tiny")
+    (choice,) = answer.choices
+    assert (choice.index, choice.finish_reason) == (0, "length")
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 0
+    assert answer.usage.completion_tokens == 5
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 5
+    assert answer._request_id
+
+
+def test_a_completion(client: openai.OpenAI) -> None:
+    """16 tokens where nothing is said, as OpenAI does it."""
+    answer = client.completions.create(model="tiny", prompt="once upon")
+    assert answer.id.startswith("cmpl-")
+    assert answer.object == "text_completion"
+    assert answer.choices[0].text
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+
+
+def test_a_streamed_chat_adds_up(client: openai.OpenAI) -> None:
+    """The deltas are the text that the same seed gives at once; the last chunk has the reason."""
+    options: Any = {"model": "tiny", "messages": HI, "max_tokens": 60, "seed": 11}
+    whole = client.chat.completions.create(**options).choices[0].message.content
+    chunks = list(client.chat.completions.create(**options, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks[-2:]] == [None, "length"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert len(chunks) > 3, "it did not stream"
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_streamed_completion_adds_up(client: openai.OpenAI) -> None:
+    """The same for a plain prompt."""
+    options: Any = {"model": "tiny", "prompt": "once", "max_tokens": 60, "seed": 11}
+    whole = client.completions.create(**options).choices[0].text
+    chunks = list(client.completions.create(**options, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_usage_in_a_stream(client: openai.OpenAI) -> None:
+    """`include_usage` adds one last chunk without choices; the others say null."""
+    stream = client.chat.completions.create(
+        model="tiny",
+        messages=HI,
+        max_tokens=4,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *others, last = stream
+    assert all(chunk.usage is None and chunk.choices for chunk in others)
+    assert last.choices == []
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 4
+
+
+def test_options_arrive(client: openai.OpenAI) -> None:
+    """seed, stop, temperature, max_tokens and max_completion_tokens do what they say."""
+
+    def ask(**options: Any) -> Any:
+        options = {"model": "tiny", "prompt": "once", "max_tokens": 30, **options}
+        return client.completions.create(**options)
+
+    text = ask(seed=1).choices[0].text
+    assert ask(seed=1).choices[0].text == text
+    assert ask(seed=2).choices[0].text != text
+    assert ask(temperature=0, seed=1).choices[0].text == ask(temperature=0).choices[0].text
+    end = text[5:9]
+    stopped = ask(seed=1, stop=[end, "never there"]).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (text[: text.index(end)], "stop")
+
+    chat = client.chat.completions.create(model="tiny", messages=HI, max_completion_tokens=3)
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 3
+
+
+def test_roles_and_content_parts(client: openai.OpenAI) -> None:
+    """developer is system by another name, and parts are joined: the prompt is the same."""
+
+    def prompt_tokens(*messages: Any) -> int:
+        answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens
+
+    rules, question = "Answer in one short sentence.", "What is the capital of France?"
+    user = {"role": "user", "content": question}
+    parts = [{"type": "text", "text": question[:10]}, {"type": "text", "text": question[10:]}]
+    system = prompt_tokens({"role": "system", "content": rules}, user)
+    assert prompt_tokens({"role": "developer", "content": rules}, user) == system
+    assert prompt_tokens({"role": "system", "content": 2 * rules}, user) > system
+    assert prompt_tokens({"role": "user", "content": parts}) == prompt_tokens(user)
+
+
+def test_a_schema_is_kept(client: openai.OpenAI) -> None:
+    """Even a model of random weights answers with JSON valid under it."""
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"enum": ["yes", "no"]}, "sure": {"type": "boolean"}},
+        "required": ["answer", "sure"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=HI,
+        max_tokens=300,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": schema},
+        },
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    parsed = json.loads(answer.choices[0].message.content or "")
+    assert parsed["answer"] in ("yes", "no")
+    assert isinstance(parsed["sure"], bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5_000}, "max_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_names_its_parameter(
+    client: openai.OpenAI, options: dict[str, Any], param: str
+) -> None:
+    """What is wrong or not supported is a BadRequestError, before anything is accepted."""
+    wanted: dict[str, Any] = {"model": "tiny", "messages": HI, **options}
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(**wanted)
+    error = raised.value
+    assert (error.param, error.code) == (param, "invalid_request")
+    assert error.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unknown_model(client: openai.OpenAI, stream: bool) -> None:
+    """NotFoundError, also where a stream was asked for."""
+    for create in (
+        lambda: client.chat.completions.create(model="nope", messages=HI, stream=stream),
+        lambda: client.completions.create(model="nope", prompt="hi", stream=stream),
+    ):
+        with pytest.raises(openai.NotFoundError) as raised:
+            create()
+        assert raised.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_that_is_cancelled_is_not_sent_again(
+    shared_stack: Stack, client: openai.OpenAI, stream: bool
+) -> None:
+    """The client hears of it as an error, and does not run the job a second time."""
+    known = _accepted(shared_stack)
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answer: Any = client.completions.create(
+                model="tiny", prompt="go on", max_tokens=4_000, stream=stream
+            )
+            for _ in answer:
+                pass
+        except Exception as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    (job_id,) = eventually(_new(shared_stack, known), "accepted")
+    shared_stack.wait_for_state(job_id, "STARTED")
+    assert shared_stack.http.delete(f"/jobs/{job_id}").json()["state"] == "REVOKED"
+    asking.join(60)
+
+    (error,) = errors
+    assert isinstance(error, openai.APIError)
+    assert error.code == "cancelled"
+    assert stream or isinstance(error, openai.APIStatusError)
+    assert _accepted(shared_stack) == known | {job_id}
+
+
+async def test_the_asynchronous_client(shared_stack: Stack) -> None:
+    """The same over its other transport: an answer, a stream and an error."""
+    async with openai.AsyncOpenAI(base_url=f"{shared_stack.url}/v1", api_key="none") as client:
+        options: Any = {"model": "tiny", "messages": HI, "max_tokens": 30, "seed": 3}
+        whole = (await client.chat.completions.create(**options)).choices[0].message.content
+        stream = await client.chat.completions.create(**options, stream=True)
+        parts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        assert "".join(parts) == whole
+        with pytest.raises(openai.BadRequestError):
+            await client.chat.completions.create(**{**options, "max_tokens": -1})
+
+
+def test_requests_at_the_same_time(shared_stack: Stack, client: openai.OpenAI) -> None:
+    """Ten callers of one client get ten answers: nobody gets another's."""
+    texts: dict[int, str] = {}
+
+    def ask(seed: int) -> None:
+        answer = client.completions.create(model="tiny", prompt="hi", seed=seed, max_tokens=20)
+        texts[seed] = answer.choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(texts) == 10
+    assert all(first != other for first, other in itertools.combinations(texts.values(), 2))
+    again = client.completions.create(model="tiny", prompt="hi", seed=4, max_tokens=20)
+    assert again.choices[0].text == texts[4]
+
+
+def _accepted(stack: Stack) -> set[str]:
+    return {event["job_id"] for event in stack.gateways[0].events("request_accepted")}
+
+
+def _new(stack: Stack, known: set[str]) -> Callable[[], set[str] | None]:
+    return lambda: (_accepted(stack) - known) or None

@@ -1,0 +1,324 @@
+"""The engine on the real llama.cpp: a tiny random model, and the bundled one where it must end."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from services.inferer.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.llama import Model
+from services.inferer.sampler import Sampler
+from shared.errors import InvalidRequest, ModelError
+from shared.messages import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
+from tests.processes import ROOT
+
+N_CTX = 4096
+PATIENCE_S = 60.0
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "ready": {"type": "boolean"},
+        "size": {"enum": [1, 2, 3]},
+    },
+    "required": ["name", "ready", "size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
+@contextmanager
+def running(
+    model: Model, *, slots: int = 1, n_ctx: int = N_CTX, n_batch: int = 512
+) -> Iterator[Engine]:
+    engine = Engine(model, slots=slots, n_ctx=n_ctx, n_batch=n_batch, threads=1)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    with running(model) as one_slot:
+        yield one_slot
+
+
+class Run:
+    """A sequence on its way: the text of each token, and how it ends."""
+
+    def __init__(self, engine: Engine, prompt: str | list[int], options: dict[str, Any]) -> None:
+        sampling = Sampling(**{"max_tokens": 20, "seed": 1, **options})
+        tokens = engine.model.tokenize(prompt) if isinstance(prompt, str) else prompt
+        self.texts: list[str] = []
+        self._ended: Future[Generation | Exception] = Future()
+        self.sequence = Sequence(
+            prompt=tokens,
+            sampler=Sampler(engine.model, sampling, sampling.seed or 0, tokens),
+            max_tokens=sampling.max_tokens or 0,
+            stop=sampling.stop_strings,
+            on_text=self.texts.append,
+            on_end=self._ended.set_result,
+        )
+        engine.submit(self.sequence)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def outcome(self) -> Generation | Exception:
+        return self._ended.result(PATIENCE_S)
+
+    def generation(self) -> Generation:
+        outcome = self.outcome()
+        assert isinstance(outcome, Generation), outcome
+        return outcome
+
+
+def start(engine: Engine, prompt: str | list[int] = "Once upon a time", **options: Any) -> Run:
+    return Run(engine, prompt, options)
+
+
+def answer(engine: Engine, prompt: str | list[int] = "Once upon a time", **options: Any) -> str:
+    run = start(engine, prompt, **options)
+    run.generation()
+    return run.text
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_at, f"not in time: {what}"
+        time.sleep(0.001)
+
+
+def test_max_tokens_end_an_answer(engine: Engine) -> None:
+    """Exactly so many tokens, `length`, counted and timed."""
+    run = start(engine, max_tokens=7)
+    generation = run.generation()
+    assert (generation.finish_reason, generation.completion_tokens) == ("length", 7)
+    assert generation.prompt_tokens == len(engine.model.tokenize("Once upon a time"))
+    assert generation.prompt_ms > 0
+    assert generation.generation_ms > 0
+    assert len(run.texts) == 7
+
+
+def test_a_seed_decides_the_text(engine: Engine) -> None:
+    """The same gives the same, another another; also what llama.cpp takes for "a random one"."""
+    assert answer(engine, seed=1) != answer(engine, seed=2)
+    for seed in (1, -1, 2**32 - 1, -(2**63), 2**63 - 1):
+        assert answer(engine, seed=seed) == answer(engine, seed=seed)
+
+
+def test_temperature_0_and_its_equals(engine: Engine) -> None:
+    """The likeliest token whatever the seed; each other way to allow only one does the same."""
+    greedy = answer(engine, temperature=0)
+    assert answer(engine, temperature=0, seed=2) == greedy
+    assert answer(engine, top_k=1) == greedy
+    assert answer(engine, top_k=0, top_p=0) == greedy
+    assert answer(engine, top_k=0, min_p=1) == greedy
+    assert answer(engine, top_k=0, top_p=1, min_p=0, temperature=2) != greedy
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"repeat_penalty": 3.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}]
+)
+def test_penalties_take_effect(engine: Engine, penalty: dict[str, float]) -> None:
+    """What the prompt or the answer had becomes less likely: the greedy text changes."""
+    prompt = engine.model.tokenize(answer(engine, temperature=0, max_tokens=60))
+    plain, penalized = (
+        answer(engine, prompt, temperature=0, max_tokens=60, **options) for options in ({}, penalty)
+    )
+    assert plain != penalized
+
+
+def test_a_stop_string_ends_an_answer(engine: Engine) -> None:
+    """The text ends before it, with `stop`; without it the same answer goes on."""
+    whole = answer(engine, max_tokens=40)
+    stop = whole[len(whole) // 2 :][:6]
+    run = start(engine, max_tokens=40, stop=["never there", stop])
+    assert run.generation().finish_reason == "stop"
+    assert run.text == whole.partition(stop)[0]
+
+
+def test_an_answer_under_a_schema(engine: Engine) -> None:
+    """Even random weights give JSON that is valid under it, and end; without one, an object."""
+    form = JsonSchema(NamedSchema(SCHEMA))
+    for seed in range(3):
+        run = start(engine, seed=seed, max_tokens=N_CTX, response_format=form)
+        assert run.generation().finish_reason == "stop"
+        jsonschema.validate(json.loads(run.text), SCHEMA)
+    assert answer(engine, response_format=JsonObject()).lstrip().startswith("{")
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "nonsense"}, {"$ref": "#/nowhere"}, {"pattern": "[", "type": "string"}]
+)
+def test_a_schema_that_makes_no_grammar(engine: Engine, schema: dict[str, Any]) -> None:
+    """The request is refused before it runs, and the engine works on."""
+    with pytest.raises(InvalidRequest) as raised:
+        start(engine, response_format=JsonSchema(NamedSchema(schema)))
+    assert raised.value.param == "response_format"
+    assert answer(engine)
+
+
+def test_a_grammar_that_allows_nothing(tiny_model: Path) -> None:
+    """llama.cpp throws in C++, which ends a process: so a child shows that ours lives on."""
+    code = f"""
+from tests.integration.test_engine import *
+with running(Model(Path({str(tiny_model)!r}), 0)) as engine:
+    try:
+        form = JsonSchema(NamedSchema({{"type": "string", "pattern": "^[z-a]$"}}))
+        outcome = start(engine, response_format=form).outcome()
+    except InvalidRequest as error:
+        outcome = error
+    assert isinstance(outcome, (InvalidRequest, ModelError)), outcome
+    assert answer(engine)
+"""
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-2000:]
+
+
+def test_abort_in_the_middle_of_a_prompt(model: Model) -> None:
+    """One call of llama.cpp is broken off; the context then works as if nothing had been."""
+    with running(model, n_ctx=8192, n_batch=8192) as engine:
+        before = answer(engine)
+        run = start(engine, model.tokenize("word " * 8000)[:8000])
+        wait_until(lambda: run.sequence.started > 0, "the prompt is under way")
+        engine.abort(run.sequence)
+        assert isinstance(run.outcome(), Aborted)
+        assert (run.texts, run.sequence.position) == ([], 0)
+        assert answer(engine) == before
+
+
+def test_abort_in_the_middle_of_an_answer(engine: Engine) -> None:
+    """It ends at once with what it had, and the next answer is what it would have been."""
+    before = answer(engine)
+    run = start(engine, max_tokens=N_CTX)
+    wait_until(lambda: len(run.texts) > 5, "some tokens")
+    engine.abort(run.sequence)
+    assert isinstance(run.outcome(), Aborted)
+    assert len(run.texts) < N_CTX - 100
+    assert answer(engine) == before
+
+
+def test_abort_of_one_leaves_the_others(model: Model) -> None:
+    """The batch that is broken off is shared: the other sequence repeats it and does not differ."""
+    with running(model, slots=2) as engine:
+        alone = answer(engine, "another prompt", max_tokens=150)
+        run = start(engine, "another prompt", max_tokens=150)
+        for _ in range(10):
+            victim = start(engine, model.tokenize("word " * 2000), max_tokens=500)
+            wait_until(lambda victim=victim: victim.sequence.started > 0, "a slot is free")
+            engine.abort(victim.sequence)
+            assert isinstance(victim.outcome(), Aborted)
+        run.generation()
+        assert run.text == alone
+
+
+def test_abort_of_one_that_waits(engine: Engine) -> None:
+    """It never gets its turn; the one that runs is not disturbed."""
+    first, second = start(engine, max_tokens=100), start(engine)
+    engine.abort(second.sequence)
+    assert isinstance(second.outcome(), Aborted)
+    assert second.texts == []
+    assert first.generation().completion_tokens == 100
+
+
+def test_close_aborts_everything(model: Model) -> None:
+    """What runs and what waits hears of it."""
+    with running(model) as engine:
+        runs = [start(engine, max_tokens=N_CTX) for _ in range(3)]
+        wait_until(lambda: runs[0].texts, "one is under way")
+    assert [type(run.outcome()) for run in runs] == [Aborted] * 3
+
+
+@pytest.mark.parametrize("prompt_tokens", [10, 63])
+def test_the_end_of_the_context_ends_an_answer(model: Model, prompt_tokens: int) -> None:
+    """Prompt and answer together fill it, then `length`; also when one token is left."""
+    with running(model, n_ctx=64) as engine:
+        prompt = model.tokenize("word " * 100)[:prompt_tokens]
+        generation = start(engine, prompt, max_tokens=1000).generation()
+    assert generation.finish_reason == "length"
+    assert generation.prompt_tokens + generation.completion_tokens == 64
+
+
+def test_more_sequences_than_slots(model: Model) -> None:
+    """All end, whatever their lengths, with the text they have alone; two share the batches."""
+    prompts = ["word " * count for count in (1, 700, 30, 5, 300, 2)]
+    with running(model) as engine:
+        alone = [answer(engine, prompt, temperature=0) for prompt in prompts]
+    with running(model, slots=2, n_batch=128) as engine:
+        runs = [start(engine, prompt, temperature=0) for prompt in prompts]
+        assert [run.generation().completion_tokens for run in runs] == [20] * 6
+    assert [run.text for run in runs] == alone
+
+
+def test_the_pieces_of_tokens_are_the_text(model: Model) -> None:
+    """Lossless, also for characters of several tokens; only control tokens have no text."""
+    text = "Grüße, 世界! 😀\n\tdone"
+    tokens = model.tokenize(text)
+    assert b"".join(map(model.piece, tokens)).decode() == text
+    assert max(map(len, map(model.piece, tokens))) <= model.longest_token_bytes()
+    (end,) = model.tokenize("<|im_end|>", add_special=False)
+    assert (model.piece(end), model.is_end(end)) == (b"", True)
+
+
+def test_a_chat_goes_through_the_models_template(model: Model, tiny_base_model: Path) -> None:
+    """A conversation becomes its prompt; a model without a template refuses it."""
+    chat = [ChatMessage("user", "hi")]
+    prompt = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        "<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert model.chat_tokens(chat) == model.tokenize(prompt)
+    base = Model(tiny_base_model, 0)
+    try:
+        assert not base.has_chat_template
+        with pytest.raises(InvalidRequest, match="no chat template") as raised:
+            base.chat_tokens(chat)
+        assert raised.value.param == "messages"
+    finally:
+        base.close()
+
+
+def test_a_corrupt_gguf(tiny_model: Path, tmp_path: Path) -> None:
+    """A download that broke off: one sentence with the file and llama.cpp's reason."""
+    broken = tmp_path / "broken.gguf"
+    for size in (100, tiny_model.stat().st_size // 2):
+        broken.write_bytes(tiny_model.read_bytes()[:size])
+        with pytest.raises(ModelError) as raised:
+            Model(broken, 0)
+        assert str(raised.value).startswith(f"llama.cpp cannot load the model {broken}: ")
+        assert "no reason given" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_an_answer_without_a_token(smollm2: Path) -> None:
+    """The assistant's turn is complete already: the first token is the end, the text empty."""
+    prompt = (
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
+        "<|im_start|>assistant\nThe capital of France is Paris."
+    )
+    model = Model(smollm2, 0)
+    try:
+        with running(model, n_ctx=256) as engine:
+            run = start(engine, prompt, temperature=0)
+            generation = run.generation()
+    finally:
+        model.close()
+    assert (run.text, generation.finish_reason, generation.completion_tokens) == ("", "stop", 0)

@@ -1,0 +1,153 @@
+"""The puller against a real broker: no job is missed, none is held by somebody who has gone."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from services.inferer.pull import Puller
+from shared import subjects
+from shared.broker import Broker
+from shared.topology import Topology, ensure_topology
+from tests.processes import NatsServer
+
+SOON_S = 9
+"""Less than the lease: what comes later was held by somebody and given up."""
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> Broker:
+    """A broker with our streams and a consumer for the model `tiny`."""
+    await ensure_topology(broker, Topology(), ["tiny"])
+    return broker
+
+
+async def publish(broker: Broker, job_id: str) -> None:
+    headers = {subjects.HEADER_MSG_ID: job_id}
+    await broker.publish_stored(subjects.request("tiny", job_id), b"{}", headers, 30)
+
+
+async def pulled(puller: Puller, within_s: float = SOON_S) -> tuple[str, int]:
+    """The id of the next job, which is acknowledged, and the count of its deliveries."""
+    async with asyncio.timeout(within_s):
+        message = await puller.next()
+    await message.ack_sync()
+    return subjects.last_token(message.subject), message.metadata.num_delivered
+
+
+async def until(look: Callable[[], Awaitable[bool]], what: str) -> None:
+    give_up_at = time.monotonic() + 30
+    while not await look():
+        assert time.monotonic() < give_up_at, f"not in time: {what}"
+        await asyncio.sleep(0.005)
+
+
+async def until_consumer(broker: Broker, **expected: int) -> None:
+    """Until the broker counts so many ``num_waiting`` pulls, ``num_ack_pending`` messages, …"""
+
+    async def look() -> bool:
+        info: Any = await broker.js.consumer_info(subjects.REQUESTS, "tiny")
+        return all(getattr(info, name) == value for name, value in expected.items())
+
+    await until(look, str(expected))
+
+
+async def test_a_job_that_was_there_and_one_that_comes(queue: Broker) -> None:
+    """In their order, each delivered once; in between no pull is open that could take another."""
+    await publish(queue, "first")
+    async with Puller(queue, "tiny") as puller:
+        assert await pulled(puller) == ("first", 1)
+        await until_consumer(queue, num_waiting=0)
+        waiting = asyncio.create_task(pulled(puller))
+        await until_consumer(queue, num_waiting=1)
+        await publish(queue, "second")
+        assert await waiting == ("second", 1)
+
+
+async def test_leaving_withdraws_the_pull(queue: Broker) -> None:
+    """A job that comes afterwards goes to somebody who still pulls, at once."""
+    async with Puller(queue, "tiny") as gone:
+        waiting = asyncio.create_task(gone.next())
+        await until_consumer(queue, num_waiting=1)
+        waiting.cancel()
+    await until_consumer(queue, num_waiting=0)
+    await publish(queue, "job")
+    async with Puller(queue, "tiny") as other:
+        assert await pulled(other) == ("job", 1)
+
+
+async def test_a_job_that_comes_while_leaving_is_given_back(queue: Broker) -> None:
+    """Delivered, but nobody took it: another gets it at once and not when a lease ends."""
+    async with Puller(queue, "tiny") as gone:
+        waiting = asyncio.create_task(gone.next())
+        await until_consumer(queue, num_waiting=1)
+        waiting.cancel()
+        await publish(queue, "job")
+        await until_consumer(queue, num_ack_pending=1)
+    async with Puller(queue, "tiny") as other:
+        assert await pulled(other) == ("job", 2)
+
+
+async def test_a_job_that_comes_between_two_calls_is_kept(queue: Broker) -> None:
+    """`next` was given up and called again: what came meanwhile is returned, not dropped."""
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(puller.next())
+        await until_consumer(queue, num_waiting=1)
+        waiting.cancel()
+        await publish(queue, "job")
+        await until_consumer(queue, num_ack_pending=1)
+        assert (await pulled(puller))[0] == "job"
+
+
+async def test_two_pullers_share_the_jobs(queue: Broker) -> None:
+    """Under a limit of 1 the second gets its job when the first has acknowledged, not before."""
+    await publish(queue, "first")
+    await publish(queue, "second")
+    async with Puller(queue, "tiny") as one, Puller(queue, "tiny") as two:
+        async with asyncio.timeout(SOON_S):
+            held = await one.next()
+        waiting = asyncio.create_task(pulled(two))
+        await until_consumer(queue, num_waiting=1, num_ack_pending=1, num_pending=1)
+        assert not waiting.done()
+        await held.ack_sync()
+        assert await waiting == ("second", 1)
+
+
+async def test_a_restart_of_the_broker_is_survived(queue: Broker, nats_server: NatsServer) -> None:
+    """The pull that was lost with the broker is made again as soon as it is back."""
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(pulled(puller, 30))
+        await until_consumer(queue, num_waiting=1)
+        nats_server.process.kill()
+        await asyncio.to_thread(nats_server.start)
+        await publish(queue, "job")
+        assert await waiting == ("job", 1)
+
+
+async def test_a_consumer_that_is_created_later(queue: Broker) -> None:
+    """An inferer may be there before its consumer: it keeps asking."""
+    await queue.js.delete_consumer(subjects.REQUESTS, "tiny")
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(pulled(puller, 30))
+        before = queue.nc.stats["in_msgs"]
+        await until(lambda: _came(queue, before + 3), "answers that there is no consumer")
+        await ensure_topology(queue, Topology(), ["tiny"])
+        await publish(queue, "job")
+        assert await waiting == ("job", 1)
+
+
+async def test_a_consumer_that_is_removed_and_created_again(queue: Broker) -> None:
+    """The pull ends with the consumer; the next one reaches the new one."""
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(pulled(puller, 30))
+        await until_consumer(queue, num_waiting=1)
+        await queue.js.delete_consumer(subjects.REQUESTS, "tiny")
+        await ensure_topology(queue, Topology(), ["tiny"])
+        await publish(queue, "job")
+        assert await waiting == ("job", 1)
+
+
+async def _came(broker: Broker, messages: int) -> bool:
+    return broker.nc.stats["in_msgs"] >= messages

@@ -1,0 +1,358 @@
+"""The worker in this process: a real broker, the real engine with the tiny model."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from services.inferer.engine import Engine
+from services.inferer.llama import Model
+from services.inferer.pull import Puller
+from services.inferer.worker import Worker
+from shared import subjects
+from shared.broker import Broker, connected
+from shared.config import BrokerSettings
+from shared.job_ids import new_job_id
+from shared.messages import (
+    Cancelled,
+    CancelNotice,
+    Completed,
+    DeadLetter,
+    Expired,
+    Failed,
+    InferenceRequest,
+    Result,
+    StateEvent,
+    Usage,
+    decode_result,
+    decode_state_event,
+    decode_token_frame,
+    encode,
+)
+from shared.results import read_result, store_result
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_consumer, ensure_topology
+from tests.processes import NatsServer
+
+N_CTX = 8192
+ENDLESS = InferenceRequest(prompt="tell me", seed=1)  # a minute of work, never waited for
+LONG = InferenceRequest(prompt="tell me", max_tokens=800, seed=1)  # seconds of work
+SHORT = InferenceRequest(prompt="hi", max_tokens=60)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    created = Engine(model, slots=2, n_ctx=N_CTX, n_batch=256, threads=1)
+    yield created
+    created.close()
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> Broker:
+    """A broker with our streams, and a consumer for the model `tiny` that lets out one job."""
+    await ensure_topology(broker, Topology(), ["tiny"])
+    return broker
+
+
+@asynccontextmanager
+async def working(
+    broker: Broker, engine: Engine, name: str = "first", *, slots: int = 1, grace_s: float = 10
+) -> AsyncIterator[tuple[Worker, asyncio.Event]]:
+    """A worker, stopped by its event or at the end of the block; if it fails, so does the block."""
+    settings: dict[str, Any] = {"slots": slots, "max_attempts": 3, "grace_s": grace_s}
+    worker = Worker(broker, engine, inferer_id=name, model="tiny", **settings)
+    stopping, ready = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(worker.run(stopping, ready.set))
+        await ready.wait()
+        yield worker, stopping
+        stopping.set()
+
+
+async def put(broker: Broker, body: InferenceRequest | bytes, **headers: str) -> str:
+    """Put a job on the queue; its id."""
+    job_id = new_job_id()
+    payload = body if isinstance(body, bytes) else encode(body)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    await broker.publish_stored(subjects.request("tiny", job_id), payload, named, 5)
+    return job_id
+
+
+async def until(look: Callable[[], Any], what: str) -> Any:
+    """The first true value of the coroutine function ``look``."""
+    give_up_at = time.monotonic() + 60
+    while not (value := await look()):
+        assert time.monotonic() < give_up_at, f"not in time: {what}"
+        await asyncio.sleep(0.005)
+    return value
+
+
+async def ended(broker: Broker, job_id: str) -> Result:
+    result: Result = await until(lambda: read_result(broker, job_id), "a result")
+    return result
+
+
+async def states(broker: Broker, job_id: str) -> list[tuple[str, int, str]]:
+    """The job's state events: what, which attempt, which inferer."""
+    found, sequence = [], 0
+    query = {"next_by_subj": subjects.state_events(job_id)}
+    while stored := await broker.direct_get("EVENTS", seq=sequence + 1, **query):
+        event, sequence = decode_state_event(stored.data), stored.sequence
+        found.append((event.state, event.attempt, event.inferer))
+    return found
+
+
+async def queue_is_empty(broker: Broker) -> None:
+    async def look() -> bool:
+        return (await broker.js.stream_info("REQUESTS")).state.messages == 0
+
+    await until(look, "an empty queue")
+
+
+async def inbox_of(broker: Broker) -> tuple[str, Any]:
+    inbox = broker.nc.new_inbox()
+    return inbox, await broker.nc.subscribe(inbox)
+
+
+async def received(broker: Broker, subscription: Any) -> list[bytes]:
+    """Everything that was published before."""
+    for _ in range(2):  # the client's ping overtakes what it has not written yet
+        await broker.nc.flush()
+    return [(await subscription.next_msg(5)).data for _ in range(subscription.pending_msgs)]
+
+
+async def dead_letter(broker: Broker, job_id: str) -> DeadLetter:
+    stored = await broker.direct_get("DEAD", last_by_subj=subjects.dead("tiny", job_id))
+    assert stored is not None
+    return msgspec.json.decode(stored.data, type=DeadLetter)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_from_the_queue_to_the_result(queue: Broker, engine: Engine, stream: bool) -> None:
+    """Result, reply, state event and tokens agree, and the message is off the queue."""
+    inbox, replies = await inbox_of(queue)
+    events = await queue.nc.subscribe("infer.events.*.tokens")
+    request = replace(SHORT, owner="ann", metadata={"k": 1}, stream=stream)
+    async with working(queue, engine):
+        job_id = await put(queue, request, Reply_To=inbox)
+        await queue_is_empty(queue)
+    result = await read_result(queue, job_id)
+    assert isinstance(result, Completed)
+    told = (result.id, result.model, result.attempt, result.inferer, result.owner, result.metadata)
+    assert told == (job_id, "tiny", 1, "first", "ann", {"k": 1})
+    assert (result.finish_reason, result.usage.completion_tokens) == ("length", 60)
+    assert result.queued_at <= str(result.started_at) <= result.finished_at
+    assert await states(queue, job_id) == [("started", 1, "first")]
+
+    frames, tokens = await received(queue, events), list[str]()
+    for frame in map(decode_token_frame, frames):
+        assert (frame.attempt, frame.index) == (1, len(tokens))
+        tokens += frame.tokens
+    assert "".join(tokens) == result.text
+    # Who asked for a stream gets the frames first, and an empty message as its end.
+    expected = [*frames, encode(result), b""] if stream else [encode(result)]
+    assert await received(queue, replies) == expected
+
+
+@pytest.mark.parametrize("size", [1, 5_000_000])
+async def test_what_is_no_request_is_buried(queue: Broker, engine: Engine, size: int) -> None:
+    """Dead letter, `failed`, a reply, and the queue goes on; also one that grows when quoted."""
+    inbox, replies = await inbox_of(queue)
+    async with working(queue, engine):
+        job_id = await put(queue, b'"' * size, Reply_To=inbox)
+        assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
+        await queue_is_empty(queue)
+    result = await read_result(queue, job_id)
+    assert isinstance(result, Failed)
+    assert (result.code, result.attempt, result.started_at) == ("invalid_request", 0, None)
+    assert [decode_result(reply) for reply in await received(queue, replies)] == [result]
+    assert await states(queue, job_id) == []
+    letter = await dead_letter(queue, job_id)
+    assert (letter.code, letter.attempts, letter.request[:1]) == ("invalid_request", 0, '"')
+
+
+async def test_a_reply_subject_that_is_none_harms_nobody(queue: Broker, engine: Engine) -> None:
+    """The job has its result, the inferer lives, and the queue goes on."""
+    async with working(queue, engine):
+        job_id = await put(queue, replace(SHORT, stream=True), Reply_To="_INBOX.a b")
+        assert isinstance(await ended(queue, job_id), Completed)
+        await queue_is_empty(queue)
+
+
+async def test_a_job_that_has_a_result_is_not_run(queue: Broker, engine: Engine) -> None:
+    """It is taken off the queue, and its requester gets the stored result."""
+    inbox, replies = await inbox_of(queue)
+    job_id = await put(queue, ENDLESS, Reply_To=inbox)
+    common: dict[str, Any] = {"queued_at": timestamp(), "finished_at": timestamp(), "attempt": 1}
+    answer: dict[str, Any] = {"text": "x", "finish_reason": "stop", "usage": Usage(1, 2, 3)}
+    stored = Completed(id=job_id, model="tiny", **common, **answer)
+    await store_result(queue, stored, 5)
+    async with working(queue, engine):
+        await queue_is_empty(queue)
+    assert await states(queue, job_id) == []
+    assert [decode_result(reply) for reply in await received(queue, replies)] == [stored]
+
+
+async def test_deadlines(queue: Broker, engine: Engine) -> None:
+    """One that passed in the queue: never started; one that passes in the run: broken off."""
+    passed = await put(queue, ENDLESS, Deadline="2026-01-31T12:00:00.000000Z")
+    async with working(queue, engine):
+        waited = await ended(queue, passed)
+        soon = timestamp(datetime.now(UTC) + timedelta(seconds=1))
+        ran = await ended(queue, await put(queue, ENDLESS, Deadline=soon))
+    assert isinstance(waited, Expired)
+    assert (waited.code, waited.attempt, waited.started_at) == ("deadline_passed", 0, None)
+    assert await states(queue, passed) == []
+    assert isinstance(ran, Expired)
+    assert (ran.code, ran.attempt, ran.inferer) == ("timed_out", 1, "first")
+
+
+async def test_a_job_that_kills_its_inferers_is_buried(queue: Broker, engine: Engine) -> None:
+    """After three starts it is not started again: `worker_lost`, and a dead letter."""
+    job_id = await put(queue, SHORT)
+    for attempt in (1, 2, 3):
+        event = StateEvent(state="started", attempt=attempt, at=timestamp(), inferer="dead")
+        await queue.js.publish(subjects.state_events(job_id), encode(event))
+    async with Puller(queue, "tiny") as puller:
+        await (await puller.next()).nak()  # the broker, too, has seen it delivered before
+    async with working(queue, engine):
+        await queue_is_empty(queue)
+    result = await read_result(queue, job_id)
+    assert isinstance(result, Failed)
+    assert (result.code, result.attempt) == ("worker_lost", 3)
+    letter = await dead_letter(queue, job_id)
+    assert (letter.code, letter.attempts) == ("worker_lost", 3)
+    assert msgspec.json.decode(letter.request, type=InferenceRequest) == SHORT
+    assert len(await states(queue, job_id)) == 3
+
+
+async def test_a_cancel_stops_a_job_that_runs(queue: Broker, engine: Engine) -> None:
+    """The notice's code becomes the result's; the next job runs."""
+    async with working(queue, engine):
+        job_id = await put(queue, ENDLESS)
+        await until(lambda: states(queue, job_id), "started")
+        await queue.nc.publish(subjects.cancel(job_id), encode(CancelNotice("client_disconnected")))
+        result = await ended(queue, job_id)
+        assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
+    assert isinstance(result, Cancelled)
+    assert (result.code, result.attempt) == ("client_disconnected", 1)
+
+
+async def test_a_prompt_longer_than_the_context(queue: Broker, engine: Engine) -> None:
+    """It can never run: `failed`, with both numbers, and no dead letter."""
+    async with working(queue, engine):
+        job_id = await put(queue, replace(SHORT, prompt="word " * N_CTX))
+        result = await ended(queue, job_id)
+    assert isinstance(result, Failed)
+    assert result.code == "prompt_too_long"
+    assert f"{N_CTX + 1} tokens" in result.message
+    assert f"only {N_CTX}" in result.message
+    assert (await queue.js.stream_info("DEAD")).state.messages == 0
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_the_consumers_limit_is_how_many_run_at_once(
+    queue: Broker, engine: Engine, limit: int
+) -> None:
+    """Two slots: with a limit of 2 two jobs overlap, with 1 the broker keeps the second back."""
+    await ensure_consumer(queue, Topology(), "tiny", limit=limit, facts=None)
+    ids = [await put(queue, replace(LONG, max_tokens=150)) for _ in range(2)]
+    async with working(queue, engine, slots=2):
+        results = [await ended(queue, job_id) for job_id in ids]
+    first, second = sorted(results, key=lambda result: str(result.started_at))
+    assert (str(second.started_at) < first.finished_at) == (limit == 2)
+    assert isinstance(first, Completed)
+    assert isinstance(second, Completed)
+    assert first.text == second.text
+
+
+async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> None:
+    """A job that was handed back: the next inferer finishes it, as the same attempt."""
+    assert await read_result(queue, job_id) is None
+    async with working(queue, engine, "second"):
+        result = await ended(queue, job_id)
+        await queue_is_empty(queue)
+    assert isinstance(result, Completed)
+    assert (result.inferer, result.attempt) == ("second", 1)
+
+
+async def test_a_job_under_way_when_the_inferer_stops(queue: Broker, engine: Engine) -> None:
+    """Without grace it is handed back, which does not count as an attempt."""
+    async with working(queue, engine, grace_s=0):
+        job_id = await put(queue, LONG)
+        await until(lambda: states(queue, job_id), "started")
+    told = [("started", 1, "first"), ("returned", 1, "first")]
+    assert await states(queue, job_id) == told
+    await finished_by_another(queue, engine, job_id)
+    assert await states(queue, job_id) == [*told, ("started", 1, "second")]
+
+
+async def test_a_job_looked_at_when_the_inferer_stops(
+    queue: Broker, engine: Engine, nats_server: NatsServer
+) -> None:
+    """Before its start, while the broker is slow: handed back too, not cancelled."""
+    job_id = await put(queue, SHORT)
+    async with Puller(queue, "tiny") as puller:
+        message = await puller.next()
+    async with working(queue, engine, slots=0, grace_s=0) as (worker, _):
+        nats_server.process.popen.send_signal(signal.SIGSTOP)
+        processing = asyncio.create_task(worker.process(message))
+        async with asyncio.timeout(30):
+            while not worker.busy:
+                await asyncio.sleep(0)
+    nats_server.process.popen.send_signal(signal.SIGCONT)
+    await processing
+    await finished_by_another(queue, engine, job_id)
+
+
+async def test_a_job_that_arrives_as_the_inferer_stops(
+    queue: Broker, engine: Engine, nats_server: NatsServer
+) -> None:
+    """In the same moment: it is not begun beyond the grace, but goes to another at once."""
+    async with connected(BrokerSettings(nats_server.url), "own") as own:
+        async with working(own, engine, grace_s=0) as (_, stopping):
+            await until(lambda: _pulls(queue), "a pull")
+            before = own.nc.stats["in_msgs"]
+            job_id = await put(queue, LONG)
+            async with asyncio.timeout(30):
+                while own.nc.stats["in_msgs"] == before:
+                    await asyncio.sleep(0)
+            stopping.set()
+        await finished_by_another(queue, engine, job_id)
+
+
+async def _pulls(broker: Broker) -> int:
+    return (await broker.js.consumer_info("REQUESTS", "tiny")).num_waiting or 0
+
+
+async def test_the_broker_is_killed_in_the_middle(
+    queue: Broker, engine: Engine, nats_server: NatsServer
+) -> None:
+    """kill -9 and a restart during the run: the result is stored all the same, as attempt 1."""
+    async with working(queue, engine):
+        job_id = await put(queue, LONG)
+        await until(lambda: states(queue, job_id), "started")
+        nats_server.process.kill()
+        await asyncio.to_thread(nats_server.start)
+        async with asyncio.timeout(60):
+            while not queue.is_connected:
+                await asyncio.sleep(0.01)
+        result = await ended(queue, job_id)
+        await queue_is_empty(queue)
+    assert isinstance(result, Completed)
+    assert (result.usage.completion_tokens, result.attempt) == (800, 1)
