@@ -11,13 +11,12 @@ from pathlib import Path
 
 import llama_cpp
 
-from services.inferer.cpus import usable_cpus
 from services.inferer.llama import Model
 from services.inferer.sampler import Sampler
 from shared.messages import Sampling
 from tests.processes import Stack
 
-THREADS = usable_cpus()
+THREADS = 1
 
 
 @contextmanager

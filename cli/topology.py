@@ -10,8 +10,8 @@ from cli.errors import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import Json
 from cli.output import out, print_json
 from shared.broker import connected
-from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable, TopologyError
+from shared.config import BrokerSettings, load
+from shared.errors import BrokerUnavailable, SettingsError, TopologyError
 from shared.logs import configure_logs
 from shared.subjects import is_model_name
 from shared.topology import Topology, ensure_topology
@@ -44,11 +44,12 @@ def apply(
             raise CommandError(f"{name!r} is no name of a model: a-z, 0-9, _ and -", EXIT_USAGE)
     configure_logs("sluice", stream=sys.stderr)
     try:
-        changes = asyncio.run(_apply(nats_url, Topology(replicas=replicas), models))
+        settings = load(BrokerSettings, "NATS", {"NATS_URL": nats_url})
+        changes = asyncio.run(_apply(settings, Topology(replicas=replicas), models))
     except (TimeoutError, BrokerUnavailable) as error:
         why = f" ({error})" if str(error) else ""
         raise CommandError(f"no broker answers at {nats_url}{why}", EXIT_UNREACHABLE) from None
-    except TopologyError as error:
+    except (TopologyError, SettingsError) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     if as_json:
         print_json({"changes": changes})
@@ -57,9 +58,9 @@ def apply(
             out.print(change, markup=False)
 
 
-async def _apply(nats_url: str, topology: Topology, models: list[str]) -> list[str]:
+async def _apply(settings: BrokerSettings, topology: Topology, models: list[str]) -> list[str]:
     async with (
         asyncio.timeout(CONNECT_TIMEOUT_S),
-        connected(BrokerSettings(url=nats_url), "sluice topology") as broker,
+        connected(settings, "sluice topology") as broker,
     ):
         return await ensure_topology(broker, topology, models)

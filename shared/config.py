@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -13,6 +14,8 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
+URL_SCHEMES = ("nats", "tls", "ws", "wss")
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -20,6 +23,12 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     """``NATS_*``: where the broker is. ``url`` may list several, with commas between."""
 
     url: str = "nats://127.0.0.1:4222"
+
+    def __post_init__(self) -> None:
+        for server in self.servers:
+            parts = urlsplit(server)  # its port raises ValueError where it is no number
+            if parts.scheme not in URL_SCHEMES or not parts.hostname or parts.port == 0:
+                raise ValueError("give nats://host:port, several with commas between")
 
     @property
     def servers(self) -> list[str]:
@@ -49,7 +58,8 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
         try:
             msgspec.convert({name: value}, settings, strict=False)
         except msgspec.ValidationError as error:
-            why = str(error).partition(" - at")[0].lower()
+            why = str(error).partition(" - at")[0]
+            why = why[:1].lower() + why[1:]
             raise SettingsError(f"{prefix}_{name}".upper() + f"={value!r}: {why}") from None
     return msgspec.convert(values, settings, strict=False)
 

@@ -25,7 +25,7 @@ async def main() -> None:
     settings = load(InfererSettings, "INFERER")
     broker_settings = load(BrokerSettings, "NATS")
     alias = alias_of(settings.model, settings.alias)
-    inferer_id = settings.id or f"{settings.default_id}-{alias}"
+    inferer_id = settings.identity(alias)
     configure_logs("inferer", inferer=inferer_id)
     with stop_on_signals() as stopping:
         try:

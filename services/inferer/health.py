@@ -30,7 +30,7 @@ async def check() -> None:
     settings = load(InfererSettings, "INFERER")
     broker = Broker(load(BrokerSettings, "NATS"), "inferer health")
     # As the inferer names itself, from the same variables and the same host name.
-    inferer_id = settings.id or f"{settings.default_id}-{alias_of(settings.model, settings.alias)}"
+    inferer_id = settings.identity(alias_of(settings.model, settings.alias))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await broker.connect()

@@ -1,6 +1,6 @@
 """``INFERER_*``: how one inferer runs."""
 
-import os
+import re
 import socket
 from typing import Annotated
 
@@ -17,7 +17,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """A path to a GGUF file, or the alias of a bundled one."""
     alias: str = ""
     """The name to serve it under; by default made from ``model``."""
-    id: str = ""
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,128}$")] = ""
     """Unique among live inferers, and the same again after a restart; by default the host name
     and the model."""
     concurrency: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -35,7 +35,10 @@ class InfererSettings(msgspec.Struct, frozen=True):
     max_attempts: Positive = 3
     """Starts of one job, after which it is taken to be what kills its inferers."""
 
-    @property
-    def default_id(self) -> str:
-        # A restarted container keeps its host name, so the entry of the dead one is taken over.
-        return socket.gethostname().split(".")[0].lower() or f"pid-{os.getpid()}"
+    def identity(self, alias: str) -> str:
+        """The id of the inferer that serves ``alias`` with these settings on this host.
+
+        A restarted container keeps its host name, so it takes the entry of the dead one over.
+        """
+        host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().partition(".")[0].lower())
+        return self.id or f"{host}-{alias}"

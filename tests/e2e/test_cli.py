@@ -77,7 +77,7 @@ def test_the_prompt_from_stdin(sluice: Sluice) -> None:
     piped = sluice("ask", "-", *options, stdin="once upon a time")
     assert piped.returncode == OK
     assert piped.stdout == sluice("ask", "once upon a time", *options).stdout
-    assert sluice("ask", "-", stdin="", *("--raw",)).returncode == USAGE
+    assert sluice("ask", "-", "--raw", stdin="").returncode == USAGE
 
 
 def test_options_reach_the_job(sluice: Sluice) -> None:
@@ -167,7 +167,7 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
         (["ask", "hi", "--no-such-option"], "No such option"),
         (["ask"], "Missing argument"),
         (["nonsense"], "No such command"),
-        (["ask", "hi", "--max-tokens", "many"], "many"),
+        (["ask", "hi", "--max-tokens", "many"], "--max-tokens"),
         (["ask", "hi", "--max-tokens", "0"], "max_tokens"),
         (["ask", "hi", "--max-tokens", "5000"], "context"),
         (["ask", "hi", "--temperature", "3"], "temperature"),
@@ -183,7 +183,7 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
         (["topology", "apply", "--model", "No Such"], "No Such"),
         (["topology", "apply", "--nats-url", "nats://127.0.0.1:port"], "port"),
     ],
-    ids=lambda value: " ".join(value).encode("ascii", "replace").decode() if value else "",
+    ids=lambda value: ascii(" ".join(value)) if isinstance(value, list) else "",
 )
 def test_used_wrongly_is_status_2(sluice: Sluice, arguments: list[str], says: str) -> None:
     """With a sentence on stderr, nothing on stdout and no stack trace."""
