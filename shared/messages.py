@@ -229,7 +229,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     attempts: int
     at: str
     request: str
-    """The body as it was received; bytes that are no UTF-8 are replaced."""
+    """The body as it was received, or its beginning; bytes that are no UTF-8 are replaced."""
 
 
 class CancelNotice(Struct, frozen=True):

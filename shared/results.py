@@ -1,15 +1,19 @@
 """Results: written once, read by everybody, sent to whoever waits."""
 
+import re
+
 import nats.js.errors
 import structlog
 
 from shared import subjects
-from shared.broker import Broker
+from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, RequestTooLarge
 from shared.messages import Failed, Result, decode_result, encode
 
 INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
 """Where answers may be sent: a request cannot make an inferer publish anywhere else."""
+
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
 
 STORED_ALREADY = (10071, 10077)
 """The broker's words for a subject that holds a result: expected sequence, per-subject limit."""
@@ -55,6 +59,9 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
     """Publish a *stored* result to the subject that waits for it, if one does.
 
     A streamed answer ends with an empty message.
+
+    Raises:
+        BrokerUnavailable: it could not be sent.
     """
     if reply_to is None:
         return
@@ -63,13 +70,14 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
             "reply_refused", job_id=result.id, reply_to=reply_to, why="not a client's inbox"
         )
         return
-    await broker.nc.publish(reply_to, encode(result))
-    if stream:
-        await broker.nc.publish(reply_to, b"")
+    with unavailable_on_outage(broker):
+        await broker.nc.publish(reply_to, encode(result))
+        if stream:
+            await broker.nc.publish(reply_to, b"")
 
 
 def is_inbox(subject: str) -> bool:
-    return subject.startswith(INBOX_PREFIXES)
+    return subject.startswith(INBOX_PREFIXES) and _SUBJECT.fullmatch(subject) is not None
 
 
 def _too_large(result: Result, size: int) -> Failed:

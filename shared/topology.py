@@ -58,6 +58,9 @@ def streams(topology: Topology) -> list[StreamConfig]:
         "storage": StorageType.FILE,
         "num_replicas": topology.replicas,
         "allow_direct": True,
+        # Said, not left out: a bound that somebody has set is taken off again.
+        "max_msgs": -1,
+        "max_bytes": -1,
     }
     retention_s = RETENTION.total_seconds()
     return [
@@ -68,6 +71,7 @@ def streams(topology: Topology) -> list[StreamConfig]:
             subjects=["infer.requests.*.*.*", "infer.schedule.*.*.*"],
             retention=RetentionPolicy.WORK_QUEUE,
             max_msgs_per_subject=1,
+            max_age=0,
             duplicate_window=DUPLICATE_WINDOW_S,
             allow_msg_schedules=True,
             allow_rollup_hdrs=True,  # the broker sets it with schedules
@@ -79,8 +83,7 @@ def streams(topology: Topology) -> list[StreamConfig]:
             retention=RetentionPolicy.LIMITS,
             max_age=retention_s,
             duplicate_window=DUPLICATE_WINDOW_S,
-            max_bytes=EVENTS_MAX_BYTES,
-            **shared,
+            **{**shared, "max_bytes": EVENTS_MAX_BYTES},
         ),
         StreamConfig(
             name=subjects.RESULTS,
@@ -174,12 +177,13 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
         for stream in streams(topology):
             changes += await _ensure_stream(broker, stream)
         known = {info.name: info for info in await broker.js.consumers_info(subjects.REQUESTS)}
-        for model in {*models, *known}:
-            if not subjects.is_model_name(model):
+        for name, held in known.items():
+            if not _is_ours(held):
                 raise TopologyError(
-                    f"the stream REQUESTS has a consumer {model!r} that is not Sluice's; remove it "
-                    f"with: nats consumer rm REQUESTS {model}"
+                    f"the stream REQUESTS has a consumer {name} that is not Sluice's; remove it "
+                    f"with: nats consumer rm REQUESTS {name}"
                 )
+        for model in [*known, *(model for model in models if model not in known)]:
             info = known.get(model)
             await ensure_consumer(
                 broker,
@@ -203,11 +207,19 @@ async def ensure_consumer(
     """
     try:
         await broker.js.add_consumer(subjects.REQUESTS, consumer(model, topology, limit, facts))
-    except nats.js.errors.BadRequestError as error:
+    except nats.js.errors.ServiceUnavailableError:
+        raise
+    except nats.js.errors.APIError as error:
         raise TopologyError(
             f"the consumer {model} on REQUESTS cannot be made Sluice's: {error.description}; "
             f"remove it with: nats consumer rm REQUESTS {model}"
         ) from error
+
+
+def _is_ours(info: ConsumerInfo) -> bool:
+    if not subjects.is_model_name(info.name):
+        return False
+    return info.config.filter_subject == subjects.model_requests(info.name)
 
 
 async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:

@@ -32,6 +32,7 @@ class TokenReader:
         self._next = 0
         self._text = ""
         self._sent = ""
+        self._sent_tokens = 0
 
     def add(self, frame: TokenFrame) -> list[Step]:
         """What to send on after ``frame``; nothing if it is late, repeated or beyond a gap."""
@@ -42,22 +43,22 @@ class TokenReader:
         if frame.index > self._next:
             return []
         tokens = frame.tokens[self._next - frame.index :]
-        index = self._next
         self._next += len(tokens)
         self._text += "".join(tokens)
-        return self._send(self._text, index, complete=False)
+        return self._send(self._text, complete=False)
 
     def finish(self, attempt: int, text: str) -> list[Step]:
         """What to send on to end with ``text``, which is the stored result's."""
-        index, self._attempt = self._next, max(attempt, self._attempt)
-        return self._send(text, index, complete=True)
+        self._attempt = max(attempt, self._attempt)
+        return self._send(text, complete=True)
 
-    def _send(self, text: str, index: int, *, complete: bool) -> list[Step]:
+    def _send(self, text: str, *, complete: bool) -> list[Step]:
         if text.startswith(self._sent):
             added, self._sent = text[len(self._sent) :], text
+            index, self._sent_tokens = self._sent_tokens, max(self._sent_tokens, self._next)
             return [Added(self._attempt, index, added)] if added else []
         if self._sent.startswith(text) and not complete:
             return []  # a repeated attempt that has not caught up yet
-        self._sent = text
+        self._sent, self._sent_tokens = text, self._next
         restarted: list[Step] = [Restarted(self._attempt)]
         return restarted + ([Added(self._attempt, 0, text)] if text else [])

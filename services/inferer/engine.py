@@ -17,7 +17,7 @@ import llama_cpp
 from services.inferer.llama import Model, last_error
 from services.inferer.sampler import Sampler
 from services.inferer.text import TextAssembler
-from shared.errors import ModelError
+from shared.errors import InvalidRequest, ModelError
 
 DECODED, ABORTED = 0, 2
 
@@ -49,7 +49,8 @@ class Sequence:
     """One prompt and what becomes of it. The callbacks are called on the compute thread.
 
     ``on_text`` gets the text that each token added, possibly none; all of them together are the
-    answer. ``on_end`` is called once, with a `Generation`, `Aborted` or `ModelError`.
+    answer. ``on_end`` is called once, with a `Generation`, or with `Aborted`, `ModelError` or,
+    where a schema leads nowhere, `InvalidRequest`.
     """
 
     prompt: list[int]
@@ -215,7 +216,11 @@ class Engine:
                 self._end(sequence, ModelError(why))
 
     def _sample(self, sequence: Sequence, row: int) -> None:
-        token = sequence.sampler.sample(self._context, row)
+        try:
+            token = sequence.sampler.sample(self._context, row)
+        except InvalidRequest as error:
+            self._end(sequence, error)
+            return
         if sequence.completion_tokens == 0:
             sequence.prompt_done = time.perf_counter()
         if self.model.is_end(token):

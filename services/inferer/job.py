@@ -109,6 +109,10 @@ class Job:
     def failed(self, code: str, message: str, inferer: str) -> Failed:
         return Failed(**self._common(), inferer=inferer, code=code, message=message)
 
+    def buried(self, code: str, message: str) -> Failed:
+        """Failed without being run this time."""
+        return Failed(**self._common(attempts_before=True), code=code, message=message)
+
     def expired_waiting(self) -> Expired:
         return Expired(
             **self._common(attempts_before=True),

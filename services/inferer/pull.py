@@ -18,11 +18,14 @@ from shared.logs import logger
 
 EXPIRES_S = 30
 HEARTBEAT_S = 5
+LOST_AFTER_S = 2 * HEARTBEAT_S + 1
+"""A pull without two heartbeats in a row is lost."""
 NANOSECOND = 1_000_000_000
 
 HEARTBEAT = "100"
-ENDED = ("404", "408")
-"""The pull ran out, or there was nothing: ask again at once."""
+DELIVERED, RECONNECTED = "delivered", "reconnected"
+AT_ONCE = ("404", "408", DELIVERED, RECONNECTED)
+"""Ways in which a pull ends after which the next may follow at once; not after a refusal."""
 
 log = logger()
 
@@ -49,9 +52,11 @@ class Puller:
         self._inbox = broker.nc.new_inbox()
         self._pulls = 0
         self._wanted = False
-        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+        self._job: Msg | None = None
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._heartbeat = asyncio.Event()
         self._subscription: Subscription | None = None
-        broker.on_reconnect(lambda: self._arrived.put_nowait(None))
+        broker.on_reconnect(lambda: self._end(RECONNECTED))
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._broker.nc.subscribe(f"{self._inbox}.*", cb=self._receive)
@@ -71,32 +76,24 @@ class Puller:
                 await self._subscription.drain()  # type: ignore[no-untyped-call]
         except (*TRANSIENT, TimeoutError):
             log.warning("pull_not_withdrawn")
-        while not self._arrived.empty():
-            message = self._arrived.get_nowait()
-            if message is not None and "Status" not in (message.headers or {}):
-                await message.nak()
+        if self._job is not None:
+            await self._job.nak()
 
     async def next(self) -> Msg:
         """The next job's message, however long it takes; through outages of the broker too."""
-        self._wanted = True
         while True:
-            await self._ask()
-            try:
-                message = await self._outcome()
-            except TimeoutError:
-                continue  # two heartbeats missed: the pull is lost
-            if message is None:
-                continue
-            status = (message.headers or {}).get("Status")
-            if status is None:
-                return message
-            if status not in ENDED:
-                await asyncio.sleep(RETRY_DELAY_S)
+            if self._job is None:
+                self._wanted = True
+                await self._ask()
+                await self._until_ended()
+            if self._job is not None:
+                # Also one that came after an earlier call had been cancelled.
+                job, self._job = self._job, None
+                return job
 
     async def _ask(self) -> None:
         self._pulls += 1
-        while not self._arrived.empty():
-            self._arrived.get_nowait()
+        self._ended = asyncio.get_running_loop().create_future()
         try:
             await self._broker.nc.publish(
                 self._subject, self._request, reply=f"{self._inbox}.{self._pulls}"
@@ -104,21 +101,38 @@ class Puller:
         except TRANSIENT:
             await asyncio.sleep(RETRY_DELAY_S)
 
-    async def _outcome(self) -> Msg | None:
-        """The job, the status that ended this pull, or None when the connection is a new one."""
-        while True:
-            async with asyncio.timeout(2 * HEARTBEAT_S + 1):
-                message = await self._arrived.get()
-            if message is None or (message.headers or {}).get("Status") != HEARTBEAT:
-                return message
+    async def _until_ended(self) -> None:
+        """Until the pull under way has ended in one way or another, or is lost."""
+        while not self._ended.done():
+            self._heartbeat.clear()
+            beat = asyncio.create_task(self._heartbeat.wait())
+            await asyncio.wait(
+                (self._ended, beat), timeout=LOST_AFTER_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not beat.done():
+                beat.cancel()
+                if not self._ended.done():
+                    return
+        if self._ended.result() not in AT_ONCE:
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    def _end(self, how: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(how)
 
     async def _receive(self, message: Msg) -> None:
-        if "Status" in (message.headers or {}):
-            if message.subject == f"{self._inbox}.{self._pulls}":
-                self._arrived.put_nowait(message)
+        status = (message.headers or {}).get("Status")
+        if status is not None:
+            if message.subject != f"{self._inbox}.{self._pulls}":
+                return  # of an earlier pull
+            if status == HEARTBEAT:
+                self._heartbeat.set()
+            else:
+                self._end(status)
         elif self._wanted:
             self._wanted = False
-            self._arrived.put_nowait(message)
+            self._job = message
+            self._end(DELIVERED)
         else:
             # A slot never holds two: this one came for a pull that was given up.
             await message.nak()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
+import msgspec
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
@@ -39,6 +40,7 @@ PATIENCE_S = 2.0
 """How long one call waits for the broker before it is logged and made again."""
 
 RETURN_S = 3.0
+WORST_ESCAPE = 6
 SETTLE_S = 5.0
 """How long after the grace a stopping inferer tries to tell the broker what became of its jobs."""
 
@@ -68,6 +70,7 @@ class Worker:
         self._max_attempts = max_attempts
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
+        self._handing_back = False
 
     @property
     def busy(self) -> int:
@@ -86,6 +89,7 @@ class Worker:
                 now = asyncio.get_running_loop().time()
                 limit.reschedule(now + self._grace_s + SETTLE_S)
                 await self._wait_for_jobs(self._grace_s)
+                self._handing_back = True
                 for job in self._jobs.values():
                     job.interrupt(HANDED_BACK)
         except TimeoutError:
@@ -122,6 +126,8 @@ class Worker:
                 await self._jobs[job.id].settled.wait()
             # Before anything is looked up: a cancel that comes from now on is not missed.
             self._jobs[job.id] = job
+            if self._handing_back:
+                job.interrupt(HANDED_BACK)
             try:
                 result = await self._decide(job)
                 if result is None:
@@ -148,7 +154,7 @@ class Worker:
                 return stored
             job.count_attempt(last)
             if job.interruption is not None:
-                return job.interrupted(self._id)
+                return self._stopped(job)
             if job.deadline is not None and job.deadline <= datetime.now(UTC):
                 return job.expired_waiting()
             if job.attempt > self._max_attempts:
@@ -171,7 +177,7 @@ class Worker:
         try:
             generation, text = await inference.finish()
         except Interrupted:
-            return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
+            return self._stopped(job)
         except SluiceError as error:
             return job.failed(error.code, error.message, self._id)
         return job.completed(
@@ -185,6 +191,10 @@ class Worker:
             ),
             _timings(job, generation),
         )
+
+    def _stopped(self, job: Job) -> Result | None:
+        """What becomes of a job that was interrupted; None to hand it back."""
+        return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
 
     async def _settle(self, job: Job, result: Result) -> None:
         """Store the result, tell who waits, and only then take the message off the queue."""
@@ -233,19 +243,24 @@ class Worker:
             model=self._model,
             code=code,
             message=message,
-            attempts=max(job.attempt - 1, 0),
+            attempts=job.attempt - 1,
             at=timestamp(),
             request=job.message.data.decode("utf-8", "replace"),
         )
+        payload = encode(letter)
+        if len(payload) > self._broker.max_body:
+            # Bytes that are no text take up to six times their room when they are shown.
+            beginning = letter.request[: self._broker.max_body // WORST_ESCAPE // 2]
+            payload = encode(msgspec.structs.replace(letter, request=beginning))
         await self._insist(
             lambda: self._broker.publish_stored(
                 subjects.dead(self._model, job.id),
-                encode(letter),
+                payload,
                 {subjects.HEADER_MSG_ID: f"{job.id}/dead"},
                 PATIENCE_S,
             )
         )
-        return job.failed(code, message, self._id)
+        return job.buried(code, message)
 
     async def _publish_state(
         self, job: Job, state: Literal["started", "returned"], patience_s: float

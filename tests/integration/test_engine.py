@@ -138,21 +138,27 @@ def test_temperature_0_and_its_equals(engine: Engine) -> None:
     "penalty", [{"repeat_penalty": 3.0}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}]
 )
 def test_penalties_take_effect(engine: Engine, penalty: dict[str, float]) -> None:
-    """What the prompt or the answer had becomes less likely: the greedy text changes."""
-    prompt = engine.model.tokenize(answer(engine, temperature=0, max_tokens=60))
-    plain, penalized = (
-        answer(engine, prompt, temperature=0, max_tokens=60, **options) for options in ({}, penalty)
-    )
-    assert plain != penalized
+    """Where the likeliest token is one that the prompt has, it becomes another one."""
+    prompt = engine.model.tokenize("Once upon a time")
+    while True:
+        piece = answer(engine, prompt, temperature=0, max_tokens=1)
+        (token,) = engine.model.tokenize(piece, add_special=False)
+        if token in prompt:
+            break
+        prompt.append(token)
+    assert answer(engine, prompt, temperature=0, max_tokens=1, **penalty) != piece
 
 
 def test_a_stop_string_ends_an_answer(engine: Engine) -> None:
-    """The text ends before it, with `stop`; without it the same answer goes on."""
+    """The text ends before it, with `stop`; what only begins like one is part of the text."""
     whole = answer(engine, max_tokens=40)
     stop = whole[len(whole) // 2 :][:6]
     run = start(engine, max_tokens=40, stop=["never there", stop])
     assert run.generation().finish_reason == "stop"
     assert run.text == whole.partition(stop)[0]
+    run = start(engine, max_tokens=40, stop=[whole[-3:] + " never there"])
+    assert run.generation().finish_reason == "length"
+    assert run.text == whole
 
 
 def test_an_answer_under_a_schema(engine: Engine) -> None:

@@ -284,7 +284,13 @@ async def test_the_consumers_limit_is_how_many_run_at_once(
 async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> None:
     """A job that was handed back: the next inferer finishes it, as the same attempt."""
     assert await read_result(queue, job_id) is None
+
+    async def begun() -> bool:
+        return ("started", 1, "second") in await states(queue, job_id)
+
     async with working(queue, engine, "second"):
+        async with asyncio.timeout(9):  # less than a lease, so it was really handed back
+            await until(begun, "started by the second")
         result = await ended(queue, job_id)
         await queue_is_empty(queue)
     assert isinstance(result, Completed)

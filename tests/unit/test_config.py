@@ -32,6 +32,7 @@ def test_values_get_the_types_of_their_fields() -> None:
         ("INFERER_GRACE_S", "-1", ">= 0"),
         ("INFERER_GRACE_S", "nan", ">= 0"),
         ("INFERER_N_BATCH", "0", ">= 1"),
+        ("INFERER_ID", "a.b", "[A-Za-z0-9_-]"),
     ],
 )
 def test_a_wrong_value_names_the_variable_and_why(variable: str, value: str, why: str) -> None:
@@ -42,6 +43,13 @@ def test_a_wrong_value_names_the_variable_and_why(variable: str, value: str, why
     assert message.startswith(f"{variable}={value!r}: ")
     assert why in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("url", ["a:4222", "http://a", "nats://", "nats://a:x", "nats://a,b:1"])
+def test_a_wrong_url_is_refused(url: str) -> None:
+    """Here, not by a client that tries for ever; each of several counts."""
+    with pytest.raises(SettingsError, match=r"^NATS_URL="):
+        load(BrokerSettings, "NATS", {"NATS_URL": url})
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
