@@ -11,12 +11,13 @@ from pathlib import Path
 
 import llama_cpp
 
+from services.inferer.cpus import usable_cpus
 from services.inferer.llama import Model
 from services.inferer.sampler import Sampler
 from shared.messages import Sampling
 from tests.processes import Stack
 
-THREADS = 1
+THREADS = usable_cpus()
 
 
 @contextmanager

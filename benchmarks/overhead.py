@@ -77,8 +77,7 @@ def _run_directly(engine: Engine) -> None:
     tokens = engine.model.tokenize(PROMPT)
     engine.submit(
         Sequence(
-            prompt=tokens,
-            sampler=Sampler(engine.model, Sampling(), 1, tokens),
+            prepare=lambda: (tokens, Sampler(engine.model, Sampling(), 1, tokens)),
             max_tokens=1,
             stop=[],
             on_text=lambda text: None,

@@ -11,7 +11,7 @@ from shared.errors import ModelError, SettingsError, TopologyError
 
 T = TypeVar("T")
 
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0002
 
 EXIT_CONFIGURATION = 2
 """Exit status of a process that would fail the same way if it were started again."""

@@ -17,7 +17,7 @@ import llama_cpp
 from services.inferer.llama import Model, last_error
 from services.inferer.sampler import Sampler
 from services.inferer.text import TextAssembler
-from shared.errors import InvalidRequest, ModelError
+from shared.errors import InvalidRequest, ModelError, SluiceError
 
 DECODED, ABORTED = 0, 2
 
@@ -46,20 +46,22 @@ class Generation:
 
 @dataclass(eq=False)
 class Sequence:
-    """One prompt and what becomes of it. The callbacks are called on the compute thread.
+    """One prompt and what becomes of it. All three functions are called on the compute thread.
 
-    ``on_text`` gets the text that each token added, possibly none; all of them together are the
-    answer. ``on_end`` is called once, with a `Generation`, or with `Aborted`, `ModelError` or,
-    where a schema leads nowhere, `InvalidRequest`.
+    ``prepare`` gives the prompt's tokens and a sampler, which is closed in the end. ``on_text``
+    gets the text that each token added, possibly none; all of them together are the answer.
+    ``on_end`` is called once, with a `Generation`, with `Aborted`, or with the `SluiceError` that
+    ended it.
     """
 
-    prompt: list[int]
-    sampler: Sampler
+    prepare: Callable[[], tuple[list[int], Sampler]]
     max_tokens: int
     stop: list[str]
     on_text: Callable[[str], None]
     on_end: Callable[[Generation | Exception], None]
 
+    prompt: list[int] = field(default_factory=list)
+    sampler: Sampler | None = None
     aborted: bool = False
     slot: int = -1
     position: int = 0
@@ -72,7 +74,6 @@ class Sequence:
     text: TextAssembler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pending.extend(self.prompt)
         self.text = TextAssembler(self.stop)
 
 
@@ -102,7 +103,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue ``sequence``; from any thread. Its sampler is closed when it ends."""
+        """Queue ``sequence``; from any thread."""
         with self._changed:
             self._waiting.append(sequence)
             self._changed.notify()
@@ -174,6 +175,10 @@ class Engine:
 
     def _step(self) -> None:
         """Put one batch through the model and sample for each sequence that is ready."""
+        for sequence in [s for s in self._running if s.sampler is None]:
+            self._prepare(sequence)
+        if not self._running:
+            return
         taken = self._fill_batch()
         status = llama_cpp.llama_decode(self._context, self._batch)
         if status != DECODED:
@@ -187,6 +192,13 @@ class Engine:
                 sequence.pending.popleft()
             if not sequence.pending:
                 self._sample(sequence, row - 1)
+
+    def _prepare(self, sequence: Sequence) -> None:
+        try:
+            sequence.prompt, sequence.sampler = sequence.prepare()
+            sequence.pending.extend(sequence.prompt)
+        except SluiceError as error:
+            self._end(sequence, error)
 
     def _fill_batch(self) -> list[tuple[Sequence, int]]:
         """Fill the batch, those that generate first; which sequence has how many tokens in it."""
@@ -216,6 +228,7 @@ class Engine:
                 self._end(sequence, ModelError(why))
 
     def _sample(self, sequence: Sequence, row: int) -> None:
+        assert sequence.sampler is not None
         try:
             token = sequence.sampler.sample(self._context, row)
         except InvalidRequest as error:
@@ -261,5 +274,6 @@ class Engine:
             self._free_slots.append(sequence.slot)
         else:
             self._waiting.remove(sequence)
-        sequence.sampler.close()
+        if sequence.sampler is not None:
+            sequence.sampler.close()
         sequence.on_end(outcome)

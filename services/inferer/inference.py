@@ -25,17 +25,24 @@ class Inference:
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
-        self._beginning: asyncio.Future[Sequence] | None = None
+        self._begun = False
         targets = [subjects.token_events(job.id)]
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
         self._tokens = TokenPublisher(broker, targets)
+        self._sequence = Sequence(
+            prepare=self._prepare,
+            max_tokens=job.request.max_tokens or engine.n_ctx,
+            stop=job.request.stop_strings,
+            on_text=self._tokens.add,
+            on_end=self._end,
+        )
 
     def begin(self) -> None:
-        """Start to compute. Off the event loop from the first step on: long prompts take long to
-        tokenize, and schemas to compile."""
-        if self._beginning is None:
-            self._beginning = asyncio.ensure_future(asyncio.to_thread(self._submit))
+        """Start to compute, if that has not begun."""
+        if not self._begun:
+            self._begun = True
+            self._engine.submit(self._sequence)
 
     async def finish(self) -> tuple[Generation, str]:
         """The job's answer: how it came about, and its text. Its tokens are published meanwhile.
@@ -46,8 +53,6 @@ class Inference:
             ModelError: llama.cpp failed.
         """
         self.begin()
-        assert self._beginning is not None
-        sequence = await self._beginning
         publishing = asyncio.create_task(self._tokens.run(self._job.attempt))
         try:
             async with asyncio.timeout(self._job.seconds_left):
@@ -59,7 +64,7 @@ class Inference:
         finally:
             publishing.cancel()
         if not self._ended.done():
-            self._engine.abort(sequence)
+            self._engine.abort(self._sequence)
         outcome = await self._ended
         await self._tokens.flush(self._job.attempt)
         if isinstance(outcome, Aborted):
@@ -70,15 +75,10 @@ class Inference:
 
     def abandon(self) -> None:
         """Stop to compute, if that has begun and not ended."""
-        if self._beginning is not None:
-            self._beginning.add_done_callback(self._abort)
+        if self._begun and not self._ended.done():
+            self._engine.abort(self._sequence)
 
-    def _abort(self, beginning: asyncio.Future[Sequence]) -> None:
-        # Looking at the exception also tells asyncio that somebody has.
-        if not beginning.cancelled() and beginning.exception() is None and not self._ended.done():
-            self._engine.abort(beginning.result())
-
-    def _submit(self) -> Sequence:
+    def _prepare(self) -> tuple[list[int], Sampler]:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
             prompt = model.chat_tokens(request.messages)
@@ -93,16 +93,7 @@ class Inference:
             )
         # Without a seed of its own a job must still come out the same on its next attempt.
         seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
-        sequence = Sequence(
-            prompt=prompt,
-            sampler=Sampler(model, request, seed, prompt),
-            max_tokens=request.max_tokens or n_ctx,
-            stop=request.stop_strings,
-            on_text=self._tokens.add,
-            on_end=self._end,
-        )
-        self._engine.submit(sequence)
-        return sequence
+        return prompt, Sampler(model, request, seed, prompt)
 
     def _end(self, outcome: Generation | Exception) -> None:
         """Hand the outcome from the compute thread to the event loop, if that still runs."""

@@ -66,9 +66,9 @@ class Run:
         tokens = engine.model.tokenize(prompt) if isinstance(prompt, str) else prompt
         self.texts: list[str] = []
         self._ended: Future[Generation | Exception] = Future()
+        sampler = Sampler(engine.model, sampling, sampling.seed or 0, tokens)
         self.sequence = Sequence(
-            prompt=tokens,
-            sampler=Sampler(engine.model, sampling, sampling.seed or 0, tokens),
+            prepare=lambda: (tokens, sampler),
             max_tokens=sampling.max_tokens or 0,
             stop=sampling.stop_strings,
             on_text=self.texts.append,
