@@ -11,6 +11,7 @@ import httpx_sse
 import msgspec
 
 from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from shared.job_ids import is_job_id
 from shared.messages import JobAccepted, JobStatus, QueueReport, encode
 
 TIMEOUT_S = 15.0
@@ -28,9 +29,12 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+            parsed = httpx.URL(self.url)
         except httpx.InvalidURL as error:
             raise CommandError(f"{url} is no URL: {error}", EXIT_USAGE) from None
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise CommandError(f"{url} is no URL of a gateway: give http://host:port", EXIT_USAGE)
+        self._http = httpx.Client(base_url=parsed, timeout=TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self
@@ -44,12 +48,18 @@ class Client:
         self._http.close()
 
     def submit(self, submission: dict[str, Any]) -> JobAccepted:
-        return self._call("POST", "/jobs", JobAccepted, content=encode(submission))
+        try:
+            content = encode(submission)
+        except UnicodeEncodeError:
+            raise CommandError("the prompt is not UTF-8", EXIT_USAGE) from None
+        return self._call("POST", "/jobs", JobAccepted, content=content)
 
     def status(self, job_id: str) -> JobStatus:
+        _check_id(job_id)
         return self._call("GET", f"/status/{job_id}", JobStatus)
 
     def cancel(self, job_id: str) -> JobStatus:
+        _check_id(job_id)
         return self._call("DELETE", f"/jobs/{job_id}", JobStatus)
 
     def queue(self) -> QueueReport:
@@ -112,6 +122,11 @@ class Client:
 
 class _Unavailable(Exception):
     """The gateway lives, but its broker is away."""
+
+
+def _check_id(job_id: str) -> None:
+    if not is_job_id(job_id):
+        raise CommandError(f"{job_id!r} is no id of a job", EXIT_USAGE)
 
 
 def _refusal(response: httpx.Response) -> CommandError:

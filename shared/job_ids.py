@@ -16,12 +16,12 @@ def new_job_id() -> str:
 
 
 def is_job_id(text: str) -> bool:
-    """Whether ``text`` is a UUIDv7 in its canonical form (RFC 9562)."""
+    """Whether ``text`` is a UUIDv7 in its canonical form (RFC 9562), of a time there can be."""
     try:
         parsed = UUID(text)
-    except ValueError:
+        return parsed.version == 7 and str(parsed) == text and accepted_at(text).year > 0
+    except (ValueError, OverflowError):
         return False
-    return parsed.version == 7 and str(parsed) == text
 
 
 def accepted_at(job_id: str) -> datetime:

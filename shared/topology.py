@@ -236,6 +236,8 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     told = f"stream {wanted.name}: " + "; ".join(differences)
     try:
         await broker.js.update_stream(wanted)
+    except nats.js.errors.ServiceUnavailableError:
+        raise
     except nats.js.errors.APIError as error:
         raise TopologyError(
             f"{told}. The broker refuses to change it ({error.description}): rename or remove "

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
-from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.types import Empty
 
 from shared.errors import InvalidRequest, RequestTooLarge
 
@@ -24,12 +24,9 @@ class StrictRequest(Request[Any, Any, Any]):
             InvalidRequest: there is none.
             RequestTooLarge: it has more bytes than ``request_max_body_size``.
         """
-        try:
-            body = await super().body()
-        except RequestEntityTooLarge:
-            await self._discard()
-            limit = self.route_handler.resolve_request_max_body_size()
-            raise RequestTooLarge(f"the body has more than {limit} bytes") from None
+        if self._body is Empty:
+            self._body = await self._read(self.route_handler.resolve_request_max_body_size())
+        body: bytes = self._body
         if not body:
             raise InvalidRequest("the body is empty; send a JSON object")
         return body
@@ -44,14 +41,19 @@ class StrictRequest(Request[Any, Any, Any]):
         assert field is not None
         return decode_body(await self.body(), field.annotation)
 
-    async def _discard(self) -> None:
-        discarded, more = 0, True
-        while more and discarded < DISCARD_BYTES:
+    async def _read(self, limit: int | None) -> bytes:
+        parts, size, more = [], 0, True
+        while more and size <= DISCARD_BYTES:
             event = await self.receive()
             if event["type"] != "http.request":
-                return
-            discarded += len(event["body"])
+                raise InvalidRequest("the client hung up in the middle of its request")
+            size += len(event["body"])
+            if limit is None or size <= limit:
+                parts.append(event["body"])
             more = event.get("more_body", False)
+        if limit is not None and size > limit:
+            raise RequestTooLarge(f"the body has more than {limit} bytes")
+        return b"".join(parts)
 
 
 def decode_body(body: bytes, kind: type[T]) -> T:

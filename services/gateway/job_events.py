@@ -54,7 +54,7 @@ async def job_events(
         UnknownJob, JobAgedOut, BrokerUnavailable: before the first event only.
     """
     status = await jobs.status(job_id)
-    seen = int(after) if after.isdecimal() else -1
+    seen = int(after) if after.isascii() and after.isdecimal() and len(after) < 20 else -1
     if after not in (TAIL, END) and seen < 0:
         yield JobEvent("0", "queued", status)
     finished = asyncio.create_task(jobs.wait(job_id))

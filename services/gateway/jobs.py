@@ -51,6 +51,12 @@ ABANDON_PATIENCE_S = 60.0
 LOOK_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
+DEEPEST = 64
+"""Levels of nesting that every part of Sluice can read back."""
+
+LARGEST_SCHEMA_BYTES = 32 * 1024
+"""Time to check a schema, and to make a grammar of it, can grow with the square of its size."""
+
 FIRST_LOOK_AFTER_S = 0.25
 """An announcement between submit and the first wait would be missed; this is what it would cost."""
 
@@ -150,6 +156,9 @@ class Jobs:
         """
         model, facts = await self._fleet.choose(submission.model)
         check(submission, facts)
+        if isinstance(submission.response_format, JsonSchema):
+            # Some schemas take a validator long.
+            await asyncio.to_thread(_check_schema, submission.response_format)
         now = datetime.now(UTC)
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(
@@ -332,10 +341,7 @@ class Jobs:
         # Fixed here, so that a second attempt comes out the same.
         shared["seed"] = secrets.randbits(31) if submission.seed is None else submission.seed
         request = InferenceRequest(**shared, queued_at=ticket.queued_at)
-        try:
-            payload = encode(request)
-        except RecursionError:
-            raise InvalidRequest("the body is nested too deeply") from None
+        payload = encode(request)
         if len(payload) > self._broker.max_body:
             raise RequestTooLarge(
                 f"the request has {len(payload)} bytes, the broker takes {self._broker.max_body}"
@@ -401,26 +407,29 @@ class Jobs:
         if stored != result:
             return stored
         with unavailable_on_outage(self._broker):
-            stream = isinstance(job.request, InferenceRequest) and job.request.stream
-            await send_result(self._broker, stored, job.reply_to, stream)
             await self._broker.nc.publish(
                 subjects.cancel(job.id), encode(CancelNotice(code=result.code))
             )
-            await self._delete_undelivered(job)
+            deleted = await self._delete_undelivered(job)
+            # An inferer that holds the job answers for it; one that is overdue may be lost.
+            if deleted or isinstance(stored, Expired):
+                stream = job.request is not None and job.request.stream
+                await send_result(self._broker, stored, job.reply_to, stream)
         return stored
 
-    async def _delete_undelivered(self, job: Unfinished) -> None:
-        """Drop a message that no inferer holds. One that is held is settled by its inferer:
-        deleting it would let the next job start beside it."""
+    async def _delete_undelivered(self, job: Unfinished) -> bool:
+        """Drop a message that no inferer holds; whether that was so. One that is held is settled
+        by its inferer: deleting it would let the next job start beside it."""
         if not job.scheduled:
             info = await self._fleet.consumer(job.model)
             if info.delivered is None or job.message.sequence <= info.delivered.stream_seq:
-                return
+                return False
         # By the raw call: the client's own erases securely, which takes up to 150 ms.
         await self._broker.nc.request(
             f"$JS.API.STREAM.MSG.DELETE.{subjects.REQUESTS}",
             msgspec.json.encode({"seq": job.message.sequence, "no_erase": True}),
         )
+        return True
 
 
 def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
@@ -429,8 +438,20 @@ def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
     Raises:
         InvalidRequest, PromptTooLong.
     """
+    if _is_deeper(submission.metadata, DEEPEST):
+        raise InvalidRequest(f"metadata: nested more than {DEEPEST} levels deep", "metadata")
     if isinstance(submission.response_format, JsonSchema):
-        _check_schema(submission.response_format)
+        schema = submission.response_format.json_schema.schema
+        if _is_deeper(schema, DEEPEST):
+            raise InvalidRequest(
+                f"response_format: the schema is nested more than {DEEPEST} levels deep",
+                "response_format",
+            )
+        if len(encode(schema)) > LARGEST_SCHEMA_BYTES:
+            raise InvalidRequest(
+                f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes",
+                "response_format",
+            )
     if facts is None:
         return
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
@@ -460,10 +481,14 @@ def _check_schema(wanted: JsonSchema) -> None:
         raise InvalidRequest(
             f"response_format: not a valid JSON schema: {error.message}", "response_format"
         ) from None
-    except RecursionError:
-        raise InvalidRequest(
-            "response_format: the schema is nested too deeply", "response_format"
-        ) from None
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    if isinstance(value, dict):
+        return levels == 0 or any(_is_deeper(item, levels - 1) for item in value.values())
+    if isinstance(value, list):
+        return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
+    return False
 
 
 def _pause_s(deadline: datetime | None) -> float:

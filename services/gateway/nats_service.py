@@ -1,12 +1,11 @@
 """The NATS micro service `sluice` (ADR-32): the gateway for those who speak NATS."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import nats.micro
 from msgspec import Struct
-from nats.micro.request import Request
+from nats.micro.request import Request, ServiceError
 
 from services.gateway.bodies import decode_body
 from services.gateway.jobs import Jobs, Unfinished
@@ -14,7 +13,6 @@ from services.gateway.problems import status_of
 from shared import __version__
 from shared.broker import Broker
 from shared.errors import InvalidRequest, NotFinished, SluiceError
-from shared.job_ids import is_job_id
 from shared.logs import logger
 from shared.messages import JobAccepted, JobReference, NatsSubmission, encode
 from shared.results import INBOX_PREFIXES, is_inbox
@@ -32,7 +30,6 @@ class NatsService:
     def __init__(self, broker: Broker, jobs: Jobs) -> None:
         self._broker = broker
         self._jobs = jobs
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -53,25 +50,12 @@ class NatsService:
         }
         for name, handler in handlers.items():
             await service.add_endpoint(
-                name=name, subject=f"infer.{name}", handler=self._in_task(handler)
+                name=name, subject=f"infer.{name}", handler=_answering(handler)
             )
         try:
             yield
         finally:
-            # A reply that is under way would be lost with the service.
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=2)
             await service.stop()
-
-    def _in_task(self, handler: Handler) -> Callable[[Request], Awaitable[None]]:
-        """Handlers of one endpoint run one after another: let each only start its work."""
-
-        async def start(request: Request) -> None:
-            task = asyncio.create_task(_answer(handler, request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        return start
 
     async def _chat(self, request: Request) -> None:
         submission = decode_body(request.data, NatsSubmission)
@@ -107,16 +91,28 @@ class NatsService:
         return await self._jobs.queue()
 
 
-async def _answer(handler: Handler, request: Request) -> None:
-    try:
-        answer = await handler(request)
-        if answer is not None:
-            await request.respond(encode(answer))
-    except SluiceError as error:
-        await request.respond_error(str(status_of(error)), f"{error.code}: {error.message}")
-    except Exception:
-        log.exception("nats_request_failed", subject=request.subject)
-        await request.respond_error("500", "internal_error: see the gateway's log")
+def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
+    """``handler`` with its answer sent, and its errors as service errors, which are counted.
+
+    Requests to one endpoint are handled one after another: none of them waits for a result.
+    """
+
+    async def handle(request: Request) -> None:
+        try:
+            answer = await handler(request)
+            if answer is not None and request._msg.reply:
+                await request.respond(encode(answer))
+            return
+        except SluiceError as error:
+            refusal = ServiceError(str(status_of(error)), f"{error.code}: {error.message}")
+        except Exception:
+            log.exception("nats_request_crashed", subject=request.subject)
+            refusal = ServiceError("500", "internal_error: see the gateway's log")
+        if request._msg.reply:
+            raise refusal
+        log.info("nats_request_refused", subject=request.subject, why=refusal.description)
+
+    return handle
 
 
 def _reply_to(request: Request) -> str:
@@ -132,4 +128,8 @@ def _reply_to(request: Request) -> str:
 def _job_id(request: Request) -> str:
     """The id in ``{"id": "…"}``, or bare, as a person types it."""
     bare = request.data.decode("utf-8", "replace").strip()
-    return bare if is_job_id(bare) else decode_body(request.data, JobReference).id
+    if bare.startswith("{"):
+        return decode_body(request.data, JobReference).id
+    if not bare:
+        raise InvalidRequest('give the id of a job, bare or as {"id": "…"}')
+    return bare

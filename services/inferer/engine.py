@@ -199,6 +199,8 @@ class Engine:
             sequence.pending.extend(sequence.prompt)
         except SluiceError as error:
             self._end(sequence, error)
+        except Exception as error:  # what a chat template stumbles over is not ours to list
+            self._end(sequence, ModelError(f"the request could not be prepared: {error!r}"))
 
     def _fill_batch(self) -> list[tuple[Sequence, int]]:
         """Fill the batch, those that generate first; which sequence has how many tokens in it."""

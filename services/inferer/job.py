@@ -125,13 +125,18 @@ class Job:
         code = self.interruption or "cancelled"
         if code == TIMED_OUT:
             return Expired(
-                **self._common(),
+                **self._common(attempts_before=self.started_at is None),
                 inferer=inferer,
                 code=code,
                 message="the deadline passed while the job ran",
             )
         message = INTERRUPTIONS.get(code, INTERRUPTIONS["cancelled"])
-        return Cancelled(**self._common(), inferer=inferer, code=code, message=message)
+        return Cancelled(
+            **self._common(attempts_before=self.started_at is None),
+            inferer=inferer,
+            code=code,
+            message=message,
+        )
 
     def _common(self, attempts_before: bool = False) -> dict[str, Any]:
         readable = self.malformed is None

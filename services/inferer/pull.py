@@ -22,6 +22,7 @@ LOST_AFTER_S = 2 * HEARTBEAT_S + 1
 """A pull without two heartbeats in a row is lost."""
 NANOSECOND = 1_000_000_000
 
+ACK_PREFIX = "$JS.ACK."
 HEARTBEAT = "100"
 DELIVERED, RECONNECTED = "delivered", "reconnected"
 AT_ONCE = ("404", "408", DELIVERED, RECONNECTED)
@@ -73,6 +74,10 @@ class Puller:
         try:
             # Draining, not unsubscribing: what is on its way still reaches `_receive`.
             async with asyncio.timeout(1):
+                # The drain's ping overtakes its own unsubscribe, which the client writes a moment
+                # later; a job that comes in between would be dropped. So that is sent before.
+                await self._broker.nc._send_unsubscribe(self._subscription._id)
+                await self._broker.nc.flush()
                 await self._subscription.drain()  # type: ignore[no-untyped-call]
         except (*TRANSIENT, TimeoutError):
             log.warning("pull_not_withdrawn")
@@ -121,8 +126,9 @@ class Puller:
             self._ended.set_result(how)
 
     async def _receive(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status")
-        if status is not None:
+        if not message.reply.startswith(ACK_PREFIX):
+            # A status; a job has its acknowledgement as reply, whatever its headers say.
+            status = (message.headers or {}).get("Status", "")
             if message.subject != f"{self._inbox}.{self._pulls}":
                 return  # of an earlier pull
             if status == HEARTBEAT:

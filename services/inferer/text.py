@@ -30,10 +30,11 @@ class TextAssembler:
 
     def _release(self, text: str) -> str:
         self._held += text
-        starts = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if starts:
+        # The one that ends first, so that it does not matter how the text was cut into tokens.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
             self.stopped = True
-            free, self._held = self._held[: min(starts)], ""
+            free, self._held = self._held[: min(found)[1]], ""
             return free
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep

@@ -174,6 +174,10 @@ class Worker:
         job.announced = asyncio.create_task(
             self._insist(lambda: self._publish_state(job, "started", PATIENCE_S))
         )
+        if not job.is_first_delivery:
+            # Unless this is known the start does not count, and a job that kills its inferers
+            # would never be seen for what it is.
+            await job.announced
         try:
             generation, text = await inference.finish()
         except Interrupted:
@@ -285,7 +289,10 @@ class Worker:
                 subjects.EVENTS, last_by_subj=subjects.state_events(job.id)
             )
         )
-        return None if stored is None else decode_state_event(stored.data)
+        try:
+            return None if stored is None else decode_state_event(stored.data)
+        except msgspec.DecodeError:
+            return None  # put there by hand
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make ``call`` until the broker answers: what a job became must not be lost."""

@@ -18,6 +18,7 @@ from tests.processes import (
     scripts,
 )
 
+AN_ID = "01890000-0000-7000-8000-000000000000"
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 Ended = subprocess.CompletedProcess[str]
@@ -188,20 +189,20 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
 def test_used_wrongly_is_status_2(sluice: Sluice, arguments: list[str], says: str) -> None:
     """With a sentence on stderr, nothing on stdout and no stack trace."""
     ended = sluice(*arguments)
-    assert (ended.returncode, ended.stdout) == (USAGE, "")
+    assert (ended.returncode, ended.stdout) == (USAGE, ""), ended.stderr
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ask", "hi"], ["submit", "hi"], ["status", "x"], ["cancel", "x"], ["queue"]],
+    [["ask", "hi"], ["submit", "hi"], ["status", AN_ID], ["cancel", AN_ID], ["queue"]],
     ids=" ".join,
 )
 def test_nobody_listening_is_status_3(arguments: list[str]) -> None:
     """With what to do about it, in one line."""
     ended = run(*arguments, "--url", f"http://127.0.0.1:{free_port()}")
-    assert (ended.returncode, ended.stdout) == (UNREACHABLE, "")
+    assert (ended.returncode, ended.stdout) == (UNREACHABLE, ""), ended.stderr
     (line,) = ended.stderr.splitlines()
     assert "sluice up" in line
 

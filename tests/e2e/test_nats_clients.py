@@ -21,15 +21,21 @@ Nats = Callable[..., "subprocess.CompletedProcess[str]"]
 def run_nats(shared_stack: Stack, nats_command: str) -> Nats:
     """Run the `nats` command against the shared stack; it must succeed."""
 
-    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
+    def look(arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str] | None":
+        ended = subprocess.run(
             [nats_command, "-s", shared_stack.nats.url, *arguments],
             env=clean_environment(),
             capture_output=True,
             text=True,
-            check=True,
             timeout=PATIENCE_S,
         )
+        # It gives up connecting after two seconds, which a busy machine may well take.
+        return None if "setup failed" in ended.stderr else ended
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        ended = eventually(lambda: look(arguments), "the nats command connects")
+        assert ended.returncode == 0, ended.stderr
+        return ended
 
     return run
 

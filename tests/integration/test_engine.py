@@ -199,6 +199,17 @@ with running(Model(Path({str(tiny_model)!r}), 0)) as engine:
     assert child.returncode == 0, child.stderr[-2000:]
 
 
+def test_a_request_that_cannot_be_prepared(model: Model) -> None:
+    """Whatever it stumbles over, say in a chat template: its neighbour in the batch goes on."""
+    failed: Future[Generation | Exception] = Future()
+    with running(model, slots=2) as engine:
+        neighbour = start(engine, max_tokens=100)
+        wait_until(lambda: neighbour.texts, "the neighbour runs")
+        engine.submit(Sequence(lambda: {}["x"], 5, [], lambda text: None, failed.set_result))
+        assert isinstance(failed.result(PATIENCE_S), ModelError)
+        assert neighbour.generation().completion_tokens == 100
+
+
 def test_abort_in_the_middle_of_a_prompt(model: Model) -> None:
     """One call of llama.cpp is broken off; the context then works as if nothing had been."""
     with running(model, n_ctx=8192, n_batch=8192) as engine:

@@ -9,7 +9,8 @@ import pytest
 
 from services.inferer.pull import Puller
 from shared import subjects
-from shared.broker import Broker
+from shared.broker import Broker, connected
+from shared.config import BrokerSettings
 from shared.topology import Topology, ensure_topology
 from tests.processes import NatsServer
 
@@ -88,6 +89,24 @@ async def test_a_job_that_comes_while_leaving_is_given_back(queue: Broker) -> No
         await until_consumer(queue, num_ack_pending=1)
     async with Puller(queue, "tiny") as other:
         assert await pulled(other) == ("job", 2)
+
+
+async def test_jobs_that_cross_with_leaving_are_given_back(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """A hundred are published by others in the very moment: none of them waits for a lease."""
+    async with connected(BrokerSettings(nats_server.url), "leaving") as leaving:
+        for number in range(100):
+            async with Puller(leaving, "tiny") as gone:
+                waiting = asyncio.create_task(gone.next())
+                await until_consumer(queue, num_waiting=1)
+                waiting.cancel()
+                publishing = asyncio.create_task(publish(queue, str(number)))
+                if number % 2:
+                    await asyncio.sleep(0)
+            await publishing
+            async with Puller(queue, "tiny") as other:
+                assert (await pulled(other))[0] == str(number)
 
 
 async def test_a_job_that_comes_between_two_calls_is_kept(queue: Broker) -> None:
