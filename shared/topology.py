@@ -227,7 +227,15 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     try:
         held = (await broker.js.stream_info(wanted.name)).config
     except nats.js.errors.NotFoundError:
-        await broker.js.add_stream(wanted)
+        try:
+            await broker.js.add_stream(wanted)
+        except nats.js.errors.ServiceUnavailableError:
+            raise
+        except nats.js.errors.APIError as error:
+            raise TopologyError(
+                f"the broker refuses the stream {wanted.name}: {error.description}; see what is in "
+                "its way with: nats stream ls --subjects"
+            ) from error
         await _wait_for_leader(broker, wanted.name)
         return [f"stream {wanted.name}: created"]
     differences = _differences(wanted, held)

@@ -12,7 +12,7 @@ from services.gateway.nats_service import NatsService
 from services.gateway.settings import GatewaySettings
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable, TopologyError
+from shared.errors import BrokerUnavailable
 from shared.logs import logger
 from shared.topology import Topology, ensure_topology
 
@@ -31,8 +31,8 @@ class Gateway:
         self.jobs = Jobs(self.broker, self.fleet, self.finished, settings)
         self.service = NatsService(self.broker, self.jobs)
         self.stopping = asyncio.Event()
-        self.fatal: TopologyError | None = None
-        """Why this gateway can never serve on this broker."""
+        self.fatal: Exception | None = None
+        """Why this gateway has given up; a `TopologyError` when it can never serve here."""
         self._ready = False
 
     @property
@@ -42,7 +42,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
         """Connect, and serve NATS, in the background; a broker that is away holds up nothing."""
-        serving = asyncio.create_task(self._serve(on_fatal))
+        serving = asyncio.create_task(self._serve_or_give_up(on_fatal))
         try:
             yield
         finally:
@@ -66,15 +66,17 @@ class Gateway:
         if not self.stopping.is_set():
             self.jobs.abandon(job_id)
 
-    async def _serve(self, on_fatal: Callable[[], None]) -> None:
+    async def _serve_or_give_up(self, on_fatal: Callable[[], None]) -> None:
+        try:
+            await self._serve()
+        except Exception as error:
+            self.fatal = error
+            on_fatal()
+
+    async def _serve(self) -> None:
         async with AsyncExitStack() as stack:
             await self.broker.connect()
-            try:
-                await self._prepare()
-            except TopologyError as error:
-                self.fatal = error
-                on_fatal()
-                return
+            await self._prepare()
             await self.finished.start()
             await self.fleet.refresh()
             await stack.enter_async_context(self.service.running())

@@ -211,7 +211,7 @@ def test_a_base_model(tmp_path: Path, tiny_base_model: Path) -> None:
         stack.start_gateway()
         stack.start_inferer(tiny_base_model)
         stack.wait_until_served("tiny-base")
-        assert stack.inferers[0].events("inferer_ready")[0]["chat"] is False
+        assert stack.inferers[0].wait_for("inferer_ready")["chat"] is False
         chat = {"messages": [{"role": "user", "content": "hi"}]}
         refused = stack.http.post("/jobs", json=chat)
         assert refused.status_code == 400
