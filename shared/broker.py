@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -100,7 +100,10 @@ class Broker:
 
     async def close(self) -> None:
         self._closing = True
-        await self.nc.close()
+        # While the broker is away the client writes what it still holds to a transport that is
+        # closed; that is no news.
+        with suppress(nats.errors.Error, OSError, RuntimeError):
+            await self.nc.close()
 
     async def direct_get(self, stream: str, **query: Any) -> StoredMessage | None:
         """One stored message, from any replica, or None when there is none.

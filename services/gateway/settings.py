@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from shared.config import Port, Seconds
 from shared.job_ids import LONGEST_JOB
+from shared.subjects import is_model_name
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
@@ -26,6 +27,11 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """How long a submit waits out an unwilling broker before it answers 503."""
     shutdown_s: Seconds = 5.0
     """How long open connections get to end after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        for name in self.model_names:
+            if not is_model_name(name):
+                raise ValueError(f"{name!r} is no name of a model: use a-z, 0-9, _ and -")
 
     @property
     def model_names(self) -> list[str]:

@@ -139,7 +139,7 @@ def test_a_busy_inferer_without_grace_hands_its_job_back(tmp_path: Path, tiny_mo
         stack.start_gateway()
         first = stack.start_inferer(tiny_model, INFERER_GRACE_S="0.2")
         stack.wait_until_served("tiny")
-        job_id = stack.submit(prompt="go on", max_tokens=4000, seed=5)
+        job_id = stack.submit(prompt="go on", max_tokens=1500, seed=5)
         stack.wait_for_state(job_id, "STARTED")
         assert first.terminate() == 0
         assert first.events("job_returned")
@@ -161,7 +161,7 @@ def test_stopping_while_the_broker_is_away(tmp_path: Path, tiny_model: Path, bus
         gateway = stack.start_gateway()
         inferer = stack.start_inferer(tiny_model, INFERER_GRACE_S="0.2")
         stack.wait_until_served("tiny")
-        job_id = stack.submit(prompt="go on", max_tokens=4000) if busy else None
+        job_id = stack.submit(prompt="go on", max_tokens=2000) if busy else None
         if job_id:
             stack.wait_for_state(job_id, "STARTED")
         stack.nats.process.kill()
