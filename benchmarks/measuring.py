@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import llama_cpp
 
@@ -18,6 +19,8 @@ from shared.messages import Sampling
 from tests.processes import Stack
 
 THREADS = usable_cpus()
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -74,9 +77,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def alternated(
-    first: Callable[[], float], second: Callable[[], float], pairs: int
-) -> list[tuple[float, float]]:
+def alternated(first: Callable[[], T], second: Callable[[], T], pairs: int) -> list[tuple[T, T]]:
     """``pairs`` of figures; which of the two goes first changes from pair to pair."""
     figures = []
     for number in range(pairs):

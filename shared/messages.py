@@ -172,6 +172,10 @@ class Timings(Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None = None
 
 
+StopCode = Literal["cancelled", "client_disconnected", "deadline_passed", "timed_out"]
+"""Why a job did not come to its own end."""
+
+
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="outcome"):
     """What every result says, however the job ended."""
 
@@ -218,6 +222,19 @@ class Expired(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="expir
 
 Result = Completed | Failed | Cancelled | Expired
 
+_STOPPED: dict[StopCode, tuple[type[Cancelled | Expired], str]] = {
+    "cancelled": (Cancelled, "cancelled on request"),
+    "client_disconnected": (Cancelled, "the client that waited for the answer hung up"),
+    "deadline_passed": (Expired, "the deadline passed before an inferer was free"),
+    "timed_out": (Expired, "the deadline passed while the job ran"),
+}
+
+
+def stopped(code: StopCode, **common: Any) -> Cancelled | Expired:
+    """The result of a job that did not come to its own end; ``common`` as in `Outcome`."""
+    kind, message = _STOPPED[code]
+    return kind(**common, code=code, message=message)
+
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
     """``infer.dead.<model>.<id>``: a request that nobody will try again, and why."""
@@ -235,7 +252,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 class CancelNotice(Struct, frozen=True):
     """``infer.cancel.<id>``. Who cancels has stored the result before: this only saves work."""
 
-    code: str
+    code: StopCode
 
 
 class InfererEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):

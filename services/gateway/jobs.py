@@ -7,19 +7,18 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import nats.js.errors
-from jsonschema import Draft202012Validator, SchemaError
 
+from services.gateway.checks import check
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.settings import GatewaySettings
+from services.gateway.unfinished import Unfinished, find_unfinished
 from shared import subjects
-from shared.broker import RETRY_DELAY_S, Broker, StoredMessage, unavailable_on_outage
+from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
-    InvalidRequest,
     JobAgedOut,
-    PromptTooLong,
     RequestTooLarge,
     SluiceError,
     UnknownJob,
@@ -33,15 +32,11 @@ from shared.messages import (
     InferenceRequest,
     JobStatus,
     JobSubmission,
-    JsonSchema,
-    ModelFacts,
     ModelQueue,
     QueueReport,
     Result,
-    StateEvent,
-    decode_request,
+    StopCode,
     decode_result,
-    decode_state_event,
     encode,
 )
 from shared.results import read_result, send_result, store_result
@@ -51,17 +46,8 @@ ABANDON_PATIENCE_S = 60.0
 LOOK_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
-DEEPEST = 64
-"""Levels of nesting that every part of Sluice can read back."""
-
-LARGEST_SCHEMA_BYTES = 32 * 1024
-"""Time to check a schema, and to make a grammar of it, can grow with the square of its size."""
-
 FIRST_LOOK_AFTER_S = 0.25
 """An announcement between submit and the first wait would be missed; this is what it would cost."""
-
-OVERDUE = timedelta(seconds=15)
-"""A started job that is so long past its deadline has lost its inferer."""
 
 log = logger()
 
@@ -75,63 +61,6 @@ class Ticket:
     queued_at: str
     deadline: datetime
     chat: bool
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A job that has no result yet, as the queue holds it."""
-
-    id: str
-    model: str
-    message: StoredMessage
-    request: InferenceRequest | None
-    last: StateEvent | None
-    scheduled: bool
-
-    @property
-    def deadline(self) -> datetime | None:
-        text = self.message.headers.get(subjects.HEADER_DEADLINE)
-        return None if text is None else parse_timestamp(text)
-
-    @property
-    def is_late(self) -> bool:
-        if self.deadline is None:
-            return False
-        grace = OVERDUE if self.last and self.last.state == "started" else timedelta(0)
-        return datetime.now(UTC) > self.deadline + grace
-
-    @property
-    def queued_at(self) -> str:
-        if self.request is not None and self.request.queued_at is not None:
-            return self.request.queued_at
-        return timestamp(parse_timestamp(self.message.time))
-
-    @property
-    def reply_to(self) -> str | None:
-        return self.message.headers.get(subjects.HEADER_REPLY_TO)
-
-    def status(self) -> JobStatus:
-        started = self.last is not None and self.last.state == "started"
-        return JobStatus(
-            id=self.id,
-            state="RETRY" if self.scheduled else "STARTED" if started else "PENDING",
-            model=self.model,
-            attempts=self.attempts,
-            inferer=self.last.inferer if self.last and started else None,
-            queued_at=self.queued_at,
-            started_at=self.last.at if self.last and started else None,
-            finished_at=None,
-            result=None,
-            error=None,
-            timings=None,
-            metadata=self.request.metadata if self.request else None,
-        )
-
-    @property
-    def attempts(self) -> int:
-        if self.last is None:
-            return 0
-        return self.last.attempt - (self.last.state == "returned")
 
 
 class Jobs:
@@ -155,10 +84,7 @@ class Jobs:
                 in case it arrived all the same.
         """
         model, facts = await self._fleet.choose(submission.model)
-        check(submission, facts)
-        if isinstance(submission.response_format, JsonSchema):
-            # Some schemas take a validator long.
-            await asyncio.to_thread(_check_schema, submission.response_format)
+        await check(submission, facts)
         now = datetime.now(UTC)
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(
@@ -207,7 +133,7 @@ class Jobs:
         result = await read_result(self._broker, job_id)
         if result is not None:
             return result
-        unfinished = await self._find_unfinished(job_id)
+        unfinished = await find_unfinished(self._broker, job_id)
         if unfinished is None:
             # It may have finished between the two looks; and a replica may lag behind its leader.
             result = await read_result(self._broker, job_id) or await self._ask_leader(job_id)
@@ -217,7 +143,7 @@ class Jobs:
                 raise JobAgedOut(f"the job {job_id} is older than results are kept (48 h)")
             raise UnknownJob(f"no job {job_id}")
         if unfinished.is_late:
-            return await self._expire(unfinished)
+            return await self._stop(unfinished, unfinished.lateness)
         return unfinished
 
     async def status(self, job_id: str) -> JobStatus:
@@ -251,7 +177,7 @@ class Jobs:
                     return result
             look = True
 
-    async def cancel(self, job_id: str, code: str = "cancelled") -> JobStatus:
+    async def cancel(self, job_id: str, code: StopCode = "cancelled") -> JobStatus:
         """Cancel a job that waits or runs; harmless to repeat.
 
         The order makes every race safe: the result first, then the notice to who runs it, then
@@ -263,24 +189,7 @@ class Jobs:
         """
         job = await self.find(job_id)
         if isinstance(job, Unfinished):
-            job = await self._end_unfinished(
-                job,
-                Cancelled(
-                    id=job.id,
-                    model=job.model,
-                    attempt=job.attempts,
-                    queued_at=job.queued_at,
-                    started_at=job.status().started_at,
-                    finished_at=timestamp(),
-                    inferer=job.status().inferer,
-                    owner=job.request.owner if job.request else None,
-                    metadata=job.request.metadata if job.request else None,
-                    code=code,
-                    message="the client that waited for the answer hung up"
-                    if code == "client_disconnected"
-                    else "cancelled on request",
-                ),
-            )
+            job = await self._stop(job, code)
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
             raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}")
@@ -348,28 +257,6 @@ class Jobs:
             )
         return payload
 
-    async def _find_unfinished(self, job_id: str) -> Unfinished | None:
-        waiting, scheduled, last = await asyncio.gather(
-            self._broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)),
-            self._broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.schedule_of(job_id)),
-            self._broker.direct_get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
-        )
-        message = waiting or scheduled
-        if message is None:
-            return None
-        try:
-            request = decode_request(message.data)
-        except msgspec.DecodeError:
-            request = None  # put there by hand; its inferer will refuse it
-        return Unfinished(
-            id=job_id,
-            model=message.subject.split(".")[2],
-            message=message,
-            request=request,
-            last=None if last is None else decode_state_event(last.data),
-            scheduled=waiting is None,
-        )
-
     async def _ask_leader(self, job_id: str) -> Result | None:
         with unavailable_on_outage(self._broker):
             try:
@@ -380,41 +267,18 @@ class Jobs:
                 return None
         return decode_result(stored.data or b"")
 
-    async def _expire(self, job: Unfinished) -> Result:
-        status = job.status()
-        return await self._end_unfinished(
-            job,
-            Expired(
-                id=job.id,
-                model=job.model,
-                attempt=job.attempts,
-                queued_at=job.queued_at,
-                started_at=status.started_at,
-                finished_at=timestamp(),
-                inferer=status.inferer,
-                owner=job.request.owner if job.request else None,
-                metadata=job.request.metadata if job.request else None,
-                code="timed_out" if status.started_at else "deadline_passed",
-                message="the deadline passed while the job ran"
-                if status.started_at
-                else "the deadline passed before an inferer was free",
-            ),
-        )
-
-    async def _end_unfinished(self, job: Unfinished, result: Cancelled | Expired) -> Result:
-        """Store the result, tell whoever waits or runs it, and take the message off the queue."""
+    async def _stop(self, job: Unfinished, code: StopCode) -> Result:
+        """Store its result, tell whoever waits or runs it, and take the message off the queue."""
+        result = job.stopped(code)
         stored = await store_result(self._broker, result, self._settings.publish_patience_s)
         if stored != result:
             return stored
         with unavailable_on_outage(self._broker):
-            await self._broker.nc.publish(
-                subjects.cancel(job.id), encode(CancelNotice(code=result.code))
-            )
+            await self._broker.nc.publish(subjects.cancel(job.id), encode(CancelNotice(code)))
             deleted = await self._delete_undelivered(job)
             # An inferer that holds the job answers for it; one that is overdue may be lost.
             if deleted or isinstance(stored, Expired):
-                stream = job.request is not None and job.request.stream
-                await send_result(self._broker, stored, job.reply_to, stream)
+                await send_result(self._broker, stored, job.reply_to, job.streams)
         return stored
 
     async def _delete_undelivered(self, job: Unfinished) -> bool:
@@ -430,65 +294,6 @@ class Jobs:
             msgspec.json.encode({"seq": job.message.sequence, "no_erase": True}),
         )
         return True
-
-
-def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
-    """What can be known of a request before an inferer sees it.
-
-    Raises:
-        InvalidRequest, PromptTooLong.
-    """
-    if _is_deeper(submission.metadata, DEEPEST):
-        raise InvalidRequest(f"metadata: nested more than {DEEPEST} levels deep", "metadata")
-    if isinstance(submission.response_format, JsonSchema):
-        schema = submission.response_format.json_schema.schema
-        if _is_deeper(schema, DEEPEST):
-            raise InvalidRequest(
-                f"response_format: the schema is nested more than {DEEPEST} levels deep",
-                "response_format",
-            )
-        if len(encode(schema)) > LARGEST_SCHEMA_BYTES:
-            raise InvalidRequest(
-                f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes",
-                "response_format",
-            )
-    if facts is None:
-        return
-    if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
-        raise InvalidRequest(
-            f"max_tokens: {submission.max_tokens} is more than the model's context of "
-            f"{facts.n_ctx} tokens",
-            "max_tokens",
-        )
-    if submission.messages is not None and not facts.chat:
-        raise InvalidRequest(
-            "this model has no chat template; send `prompt` instead of `messages`", "messages"
-        )
-    texts = [submission.prompt or ""] + [message.text for message in submission.messages or []]
-    size = max(len(text.encode("utf-8")) for text in texts)
-    if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
-        raise PromptTooLong(
-            f"the prompt has {size} bytes and cannot fit into the model's context of "
-            f"{facts.n_ctx} tokens",
-            "prompt" if submission.prompt is not None else "messages",
-        )
-
-
-def _check_schema(wanted: JsonSchema) -> None:
-    try:
-        Draft202012Validator.check_schema(wanted.json_schema.schema)
-    except SchemaError as error:
-        raise InvalidRequest(
-            f"response_format: not a valid JSON schema: {error.message}", "response_format"
-        ) from None
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    if isinstance(value, dict):
-        return levels == 0 or any(_is_deeper(item, levels - 1) for item in value.values())
-    if isinstance(value, list):
-        return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
-    return False
 
 
 def _pause_s(deadline: datetime | None) -> float:

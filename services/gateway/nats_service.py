@@ -8,8 +8,9 @@ from msgspec import Struct
 from nats.micro.request import Request, ServiceError
 
 from services.gateway.bodies import decode_body
-from services.gateway.jobs import Jobs, Unfinished
+from services.gateway.jobs import Jobs
 from services.gateway.problems import status_of
+from services.gateway.unfinished import Unfinished
 from shared import __version__
 from shared.broker import Broker
 from shared.errors import InvalidRequest, NotFinished, SluiceError

@@ -4,7 +4,7 @@ import asyncio
 import zlib
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
-from services.inferer.job import TIMED_OUT, Interrupted, Job
+from services.inferer.job import Interrupted, Job
 from services.inferer.sampler import Sampler
 from services.inferer.tokens import TokenPublisher
 from shared import subjects
@@ -17,15 +17,13 @@ log = logger()
 
 
 class Inference:
-    """Computing may begin before it is certain that the job should run: until `finish` is called
-    nothing of it is published, and `abandon` lets go of it."""
+    """What one job asks of the engine."""
 
     def __init__(self, broker: Broker, engine: Engine, job: Job) -> None:
         self._engine = engine
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
-        self._begun = False
         targets = [subjects.token_events(job.id)]
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
@@ -38,13 +36,7 @@ class Inference:
             on_end=self._end,
         )
 
-    def begin(self) -> None:
-        """Start to compute, if that has not begun."""
-        if not self._begun:
-            self._begun = True
-            self._engine.submit(self._sequence)
-
-    async def finish(self) -> tuple[Generation, str]:
+    async def run(self) -> tuple[Generation, str]:
         """The job's answer: how it came about, and its text. Its tokens are published meanwhile.
 
         Raises:
@@ -52,7 +44,7 @@ class Inference:
             InvalidRequest, PromptTooLong: the model cannot take this request.
             ModelError: llama.cpp failed.
         """
-        self.begin()
+        self._engine.submit(self._sequence)
         publishing = asyncio.create_task(self._tokens.run(self._job.attempt))
         try:
             async with asyncio.timeout(self._job.seconds_left):
@@ -60,11 +52,11 @@ class Inference:
                     (self._ended, self._job.interrupting), return_when=asyncio.FIRST_COMPLETED
                 )
         except TimeoutError:
-            self._job.interrupt(TIMED_OUT)
+            self._job.interrupt("timed_out")
         finally:
             publishing.cancel()
-        if not self._ended.done():
-            self._engine.abort(self._sequence)
+            if not self._ended.done():
+                self._engine.abort(self._sequence)
         outcome = await self._ended
         await self._tokens.flush(self._job.attempt)
         if isinstance(outcome, Aborted):
@@ -72,11 +64,6 @@ class Inference:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome, self._tokens.text
-
-    def abandon(self) -> None:
-        """Stop to compute, if that has begun and not ended."""
-        if self._begun and not self._ended.done():
-            self._engine.abort(self._sequence)
 
     def _prepare(self) -> tuple[list[int], Sampler]:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 from nats.aio.msg import Msg
@@ -17,19 +17,16 @@ from shared.messages import (
     FinishReason,
     InferenceRequest,
     StateEvent,
+    StopCode,
     Timings,
     Usage,
     decode_request,
+    stopped,
 )
 from shared.timestamps import parse_timestamp, timestamp
 
-TIMED_OUT = "timed_out"
-HANDED_BACK = "handed_back"
-
-INTERRUPTIONS = {
-    "cancelled": "cancelled on request",
-    "client_disconnected": "the client that waited for the answer hung up",
-}
+HANDED_BACK: Final = "handed_back"
+Interruption = StopCode | Literal["handed_back"]
 
 
 class Interrupted(Exception):
@@ -54,7 +51,7 @@ class Job:
         self.malformed: str | None = None
         """Why the message is no request; then there is no ``request``."""
         self.queued_at = timestamp(message.metadata.timestamp)
-        self.interrupting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.interrupting: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         self.announced: asyncio.Task[PubAck] | None = None
         """The publishing of its `started`."""
         self.settled = asyncio.Event()
@@ -69,7 +66,7 @@ class Job:
             self.queued_at = timestamp(message.metadata.timestamp)
 
     @property
-    def interruption(self) -> str | None:
+    def interruption(self) -> Interruption | None:
         return self.interrupting.result() if self.interrupting.done() else None
 
     @property
@@ -78,7 +75,7 @@ class Job:
             return None
         return max(0.0, (self.deadline - datetime.now(UTC)).total_seconds())
 
-    def interrupt(self, code: str) -> None:
+    def interrupt(self, code: Interruption) -> None:
         """Stop the job; the first reason counts."""
         if not self.interrupting.done():
             self.interrupting.set_result(code)
@@ -113,29 +110,10 @@ class Job:
         """Failed without being run this time."""
         return Failed(**self._common(attempts_before=True), code=code, message=message)
 
-    def expired_waiting(self) -> Expired:
-        return Expired(
-            **self._common(attempts_before=True),
-            code="deadline_passed",
-            message="the deadline passed before an inferer was free",
-        )
-
-    def interrupted(self, inferer: str) -> Cancelled | Expired:
-        """The result of a job that was stopped, by its deadline or by somebody."""
-        code = self.interruption or "cancelled"
-        if code == TIMED_OUT:
-            return Expired(
-                **self._common(attempts_before=self.started_at is None),
-                inferer=inferer,
-                code=code,
-                message="the deadline passed while the job ran",
-            )
-        message = INTERRUPTIONS.get(code, INTERRUPTIONS["cancelled"])
-        return Cancelled(
-            **self._common(attempts_before=self.started_at is None),
-            inferer=inferer,
-            code=code,
-            message=message,
+    def stopped(self, code: StopCode, inferer: str | None = None) -> Cancelled | Expired:
+        """Stopped by its deadline or by somebody, running or before it ran."""
+        return stopped(
+            code, **self._common(attempts_before=self.started_at is None), inferer=inferer
         )
 
     def _common(self, attempts_before: bool = False) -> dict[str, Any]:

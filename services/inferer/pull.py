@@ -24,8 +24,8 @@ NANOSECOND = 1_000_000_000
 
 ACK_PREFIX = "$JS.ACK."
 HEARTBEAT = "100"
-DELIVERED, RECONNECTED = "delivered", "reconnected"
-AT_ONCE = ("404", "408", DELIVERED, RECONNECTED)
+DELIVERED, RECONNECTED, LOST = "delivered", "reconnected", "lost"
+AT_ONCE = ("404", "408", DELIVERED, RECONNECTED, LOST)
 """Ways in which a pull ends after which the next may follow at once; not after a refusal."""
 
 log = logger()
@@ -55,7 +55,7 @@ class Puller:
         self._wanted = False
         self._job: Msg | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._heartbeat = asyncio.Event()
+        self._watchdog: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
         broker.on_reconnect(lambda: self._end(RECONNECTED))
 
@@ -70,6 +70,7 @@ class Puller:
         trace: TracebackType | None,
     ) -> None:
         self._wanted = False
+        self._stop_watchdog()
         assert self._subscription is not None
         try:
             # Draining, not unsubscribing: what is on its way still reaches `_receive`.
@@ -89,39 +90,38 @@ class Puller:
         while True:
             if self._job is None:
                 self._wanted = True
-                await self._ask()
-                await self._until_ended()
+                await self._pull()
             if self._job is not None:
                 # Also one that came after an earlier call had been cancelled.
                 job, self._job = self._job, None
                 return job
 
-    async def _ask(self) -> None:
+    async def _pull(self) -> None:
+        """One pull, until it has ended in one way or another."""
         self._pulls += 1
         self._ended = asyncio.get_running_loop().create_future()
+        self._expect_heartbeat()
         try:
             await self._broker.nc.publish(
                 self._subject, self._request, reply=f"{self._inbox}.{self._pulls}"
             )
-        except TRANSIENT:
+            how = await self._ended
+        except TRANSIENT as error:
+            how = type(error).__name__
+        if how not in AT_ONCE:
             await asyncio.sleep(RETRY_DELAY_S)
 
-    async def _until_ended(self) -> None:
-        """Until the pull under way has ended in one way or another, or is lost."""
-        while not self._ended.done():
-            self._heartbeat.clear()
-            beat = asyncio.create_task(self._heartbeat.wait())
-            await asyncio.wait(
-                (self._ended, beat), timeout=LOST_AFTER_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not beat.done():
-                beat.cancel()
-                if not self._ended.done():
-                    return
-        if self._ended.result() not in AT_ONCE:
-            await asyncio.sleep(RETRY_DELAY_S)
+    def _expect_heartbeat(self) -> None:
+        self._stop_watchdog()
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(LOST_AFTER_S, self._end, LOST)
+
+    def _stop_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
     def _end(self, how: str) -> None:
+        self._stop_watchdog()
         if not self._ended.done():
             self._ended.set_result(how)
 
@@ -132,7 +132,7 @@ class Puller:
             if message.subject != f"{self._inbox}.{self._pulls}":
                 return  # of an earlier pull
             if status == HEARTBEAT:
-                self._heartbeat.set()
+                self._expect_heartbeat()
             else:
                 self._end(status)
         elif self._wanted:

@@ -144,46 +144,46 @@ class Worker:
             return await self._find_result(job) or await self._bury(
                 job, InvalidRequest.code, job.malformed
             )
-        inference = Inference(self._broker, self._engine, job)
-        try:
-            if job.is_first_delivery:
-                # Only a cancel can have ended it: compute while that is looked up.
-                inference.begin()
+        if not job.is_first_delivery:
             stored, last = await asyncio.gather(self._find_result(job), self._last_state(job))
             if stored is not None:
                 return stored
             job.count_attempt(last)
-            if job.interruption is not None:
-                return self._stopped(job)
-            if job.deadline is not None and job.deadline <= datetime.now(UTC):
-                return job.expired_waiting()
-            if job.attempt > self._max_attempts:
-                return await self._bury(
-                    job,
-                    "worker_lost",
-                    f"{self._max_attempts} inferers in a row were lost while they ran this job",
-                )
-            return await self._run(job, inference)
-        finally:
-            inference.abandon()
+        if job.interruption is not None:
+            return self._stopped(job)
+        if job.deadline is not None and job.deadline <= datetime.now(UTC):
+            return job.stopped("deadline_passed")
+        if job.attempt > self._max_attempts:
+            return await self._bury(
+                job,
+                "worker_lost",
+                f"{self._max_attempts} inferers in a row were lost while they ran this job",
+            )
+        return await self._run(job)
 
-    async def _run(self, job: Job, inference: Inference) -> Result | None:
+    async def _run(self, job: Job) -> Result | None:
         job.started_at = timestamp()
         # On its way before the first token is, on the same connection, so readers see it first;
         # nobody need wait for the broker's answer until the job leaves the queue.
         job.announced = asyncio.create_task(
             self._insist(lambda: self._publish_state(job, "started", PATIENCE_S))
         )
-        if not job.is_first_delivery:
+        looking = None
+        if job.is_first_delivery:
+            looking = asyncio.create_task(self._stop_if_cancelled(job))
+        else:
             # Unless this is known the start does not count, and a job that kills its inferers
             # would never be seen for what it is.
             await job.announced
         try:
-            generation, text = await inference.finish()
+            generation, text = await Inference(self._broker, self._engine, job).run()
         except Interrupted:
             return self._stopped(job)
         except SluiceError as error:
             return job.failed(error.code, error.message, self._id)
+        finally:
+            if looking is not None:
+                looking.cancel()
         return job.completed(
             self._id,
             text,
@@ -196,9 +196,17 @@ class Worker:
             _timings(job, generation),
         )
 
+    async def _stop_if_cancelled(self, job: Job) -> None:
+        """Only a cancel that crossed with the delivery can have ended a job before its first run,
+        and its result stands whatever the run comes to: this saves the work, and no more."""
+        if await self._find_result(job) is not None:
+            job.interrupt("cancelled")
+
     def _stopped(self, job: Job) -> Result | None:
         """What becomes of a job that was interrupted; None to hand it back."""
-        return None if job.interruption == HANDED_BACK else job.interrupted(self._id)
+        if job.interruption is None or job.interruption == HANDED_BACK:
+            return None
+        return job.stopped(job.interruption, self._id)
 
     async def _settle(self, job: Job, result: Result) -> None:
         """Store the result, tell who waits, and only then take the message off the queue."""
@@ -282,8 +290,6 @@ class Worker:
         return await self._insist(lambda: read_result(self._broker, job.id))
 
     async def _last_state(self, job: Job) -> StateEvent | None:
-        if job.is_first_delivery:
-            return None  # nobody can have started it
         stored = await self._insist(
             lambda: self._broker.direct_get(
                 subjects.EVENTS, last_by_subj=subjects.state_events(job.id)

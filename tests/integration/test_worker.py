@@ -194,8 +194,8 @@ async def test_a_reply_subject_that_is_none_harms_nobody(queue: Broker, engine: 
         await queue_is_empty(queue)
 
 
-async def test_a_job_that_has_a_result_is_not_run(queue: Broker, engine: Engine) -> None:
-    """It is taken off the queue, and its requester gets the stored result."""
+async def test_a_job_that_has_a_result_is_broken_off(queue: Broker, engine: Engine) -> None:
+    """However long it would run: it is off the queue, and its requester has the stored result."""
     inbox, replies = await inbox_of(queue)
     job_id = await put(queue, ENDLESS, Reply_To=inbox)
     common: dict[str, Any] = {"queued_at": timestamp(), "finished_at": timestamp(), "attempt": 1}
@@ -204,7 +204,6 @@ async def test_a_job_that_has_a_result_is_not_run(queue: Broker, engine: Engine)
     await store_result(queue, stored, 5)
     async with working(queue, engine):
         await queue_is_empty(queue)
-    assert await states(queue, job_id) == []
     assert [decode_result(reply) for reply in await received(queue, replies)] == [stored]
 
 

@@ -1,0 +1,139 @@
+"""A job that has no result yet, as the queue and its events show it."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from shared import subjects
+from shared.broker import Broker, StoredMessage
+from shared.messages import (
+    Cancelled,
+    Expired,
+    InferenceRequest,
+    JobStatus,
+    StateEvent,
+    StopCode,
+    decode_request,
+    decode_state_event,
+    stopped,
+)
+from shared.timestamps import parse_timestamp, timestamp
+
+OVERDUE = timedelta(seconds=15)
+"""A started job that is so long past its deadline has lost its inferer."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A job that waits, runs, or is to be tried again."""
+
+    id: str
+    model: str
+    message: StoredMessage
+    request: InferenceRequest | None
+    """None when somebody put a message there by hand that is no request."""
+    last: StateEvent | None
+    scheduled: bool
+
+    @property
+    def deadline(self) -> datetime | None:
+        text = self.message.headers.get(subjects.HEADER_DEADLINE)
+        return None if text is None else parse_timestamp(text)
+
+    @property
+    def is_late(self) -> bool:
+        if self.deadline is None:
+            return False
+        grace = OVERDUE if self._start else timedelta(0)
+        return datetime.now(UTC) > self.deadline + grace
+
+    @property
+    def queued_at(self) -> str:
+        if self.request is not None and self.request.queued_at is not None:
+            return self.request.queued_at
+        return timestamp(parse_timestamp(self.message.time))
+
+    @property
+    def attempts(self) -> int:
+        if self.last is None:
+            return 0
+        return self.last.attempt - (self.last.state == "returned")
+
+    @property
+    def reply_to(self) -> str | None:
+        return self.message.headers.get(subjects.HEADER_REPLY_TO)
+
+    @property
+    def streams(self) -> bool:
+        return self.request is not None and self.request.stream
+
+    def status(self) -> JobStatus:
+        return JobStatus(
+            id=self.id,
+            state="RETRY" if self.scheduled else "STARTED" if self._start else "PENDING",
+            model=self.model,
+            attempts=self.attempts,
+            inferer=self._start.inferer if self._start else None,
+            queued_at=self.queued_at,
+            started_at=self._start.at if self._start else None,
+            finished_at=None,
+            result=None,
+            error=None,
+            timings=None,
+            metadata=self.request.metadata if self.request else None,
+        )
+
+    @property
+    def lateness(self) -> StopCode:
+        """What to call it that ``is_late``."""
+        return "timed_out" if self._start else "deadline_passed"
+
+    def stopped(self, code: StopCode) -> Cancelled | Expired:
+        """The result of a job that somebody or something stops now."""
+        return stopped(
+            code,
+            id=self.id,
+            model=self.model,
+            attempt=self.attempts,
+            queued_at=self.queued_at,
+            started_at=self._start.at if self._start else None,
+            finished_at=timestamp(),
+            inferer=self._start.inferer if self._start else None,
+            owner=self.request.owner if self.request else None,
+            metadata=self.request.metadata if self.request else None,
+        )
+
+    @property
+    def _start(self) -> StateEvent | None:
+        """How the attempt that runs began."""
+        return self.last if self.last is not None and self.last.state == "started" else None
+
+
+async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
+    """The job as it waits or runs; None when the queue does not hold it.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    waiting, scheduled, last = await asyncio.gather(
+        broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)),
+        broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.schedule_of(job_id)),
+        broker.direct_get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
+    )
+    message = waiting or scheduled
+    if message is None:
+        return None
+    try:
+        request = decode_request(message.data)
+    except msgspec.DecodeError:
+        request = None
+    return Unfinished(
+        id=job_id,
+        model=message.subject.split(".")[2],
+        message=message,
+        request=request,
+        last=None if last is None else decode_state_event(last.data),
+        scheduled=waiting is None,
+    )
