@@ -62,7 +62,7 @@ class BareLoop:
             if llama_cpp.llama_decode(self._context, batch) != 0:
                 raise RuntimeError("llama_decode failed")
             token = sampler.sample(self._context, -1)
-            if self.model.is_end(token):
+            if llama_cpp.llama_vocab_is_eog(self.model.vocab, token):
                 break
             count += 1
             single[0] = token

@@ -20,6 +20,7 @@ from services.inferer.text import TextAssembler
 from shared.errors import InvalidRequest, ModelError, SluiceError
 
 DECODED, ABORTED = 0, 2
+SET, NOT_SET = b"\x01", b"\x00"
 
 # llama.cpp asks this function between any two operations whether to give up. `strlen` of a
 # buffer whose first byte is the flag answers just that, without the interpreter's lock: a
@@ -93,10 +94,17 @@ class Engine:
         self._context = self._create_context(slots)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
+        # Each look at a field makes a new object, so once is enough.
+        self._tokens, self._positions = self._batch.token, self._batch.pos
+        self._slots, self._logits = self._batch.seq_id, self._batch.logits
+        for row in range(self._n_batch):
+            self._batch.n_seq_id[row] = 1
         self._free_slots = list(range(slots))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._changed = threading.Condition()
+        # Something to admit, abort or close: between two tokens there is seldom any.
+        self._news = False
         self._closing = False
         # A daemon: a call into llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -106,14 +114,14 @@ class Engine:
         """Queue ``sequence``; from any thread."""
         with self._changed:
             self._waiting.append(sequence)
-            self._changed.notify()
+            self._tell()
 
     def abort(self, sequence: Sequence) -> None:
         """End ``sequence`` with `Aborted`, also in the middle of its prompt; from any thread."""
         with self._changed:
             sequence.aborted = True
-            self._abort_flag[0] = b"\x01"
-            self._changed.notify()
+            self._abort_flag[0] = SET
+            self._tell()
 
     def close(self) -> None:
         """Abort everything, wait for the thread and free the memory."""
@@ -121,12 +129,16 @@ class Engine:
             self._closing = True
             for sequence in (*self._running, *self._waiting):
                 sequence.aborted = True
-            self._abort_flag[0] = b"\x01"
-            self._changed.notify()
+            self._abort_flag[0] = SET
+            self._tell()
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_free(self._context)
+
+    def _tell(self) -> None:
+        self._news = True
+        self._changed.notify()
 
     def _create_context(self, slots: int) -> object:
         self._abort_flag = ctypes.create_string_buffer(2)
@@ -147,7 +159,7 @@ class Engine:
         return context
 
     def _run(self) -> None:
-        while self._admit():
+        while (self._running and not self._news) or self._admit():
             try:
                 self._step()
             except Exception as error:
@@ -159,7 +171,8 @@ class Engine:
         """Wait for work, drop what was aborted, fill free slots; False once closed and empty."""
         with self._changed:
             while True:
-                self._abort_flag[0] = b"\x00"
+                self._news = False
+                self._abort_flag[0] = NOT_SET
                 for sequence in [s for s in (*self._running, *self._waiting) if s.aborted]:
                     self._end(sequence, Aborted())
                 if self._closing:
@@ -204,21 +217,20 @@ class Engine:
 
     def _fill_batch(self) -> list[tuple[Sequence, int]]:
         """Fill the batch, those that generate first; which sequence has how many tokens in it."""
-        batch, row, taken = self._batch, 0, []
+        row, taken = 0, []
         for sequence in sorted(self._running, key=lambda running: len(running.pending)):
             count = min(len(sequence.pending), self._n_batch - row)
             if count == 0:
                 break
             for offset in range(count):
-                batch.token[row] = sequence.pending[offset]
-                batch.pos[row] = sequence.position + offset
-                batch.n_seq_id[row] = 1
-                batch.seq_id[row][0] = sequence.slot
-                batch.logits[row] = False
+                self._tokens[row] = sequence.pending[offset]
+                self._positions[row] = sequence.position + offset
+                self._slots[row][0] = sequence.slot
+                self._logits[row] = False
                 row += 1
-            batch.logits[row - 1] = count == len(sequence.pending)
+            self._logits[row - 1] = count == len(sequence.pending)
             taken.append((sequence, count))
-        batch.n_tokens = row
+        self._batch.n_tokens = row
         return taken
 
     def _undo(self, taken: list[tuple[Sequence, int]], status: int) -> None:
@@ -238,11 +250,12 @@ class Engine:
             return
         if sequence.completion_tokens == 0:
             sequence.prompt_done = time.perf_counter()
-        if self.model.is_end(token):
+        piece = self.model.piece(token)
+        if piece is None:
             self._finish(sequence, "stop", "")
             return
         sequence.completion_tokens += 1
-        text = sequence.text.push(self.model.piece(token))
+        text = sequence.text.push(piece)
         if sequence.text.stopped:
             self._finish(sequence, "stop", text)
         elif (
@@ -274,6 +287,7 @@ class Engine:
             self._running.remove(sequence)
             llama_cpp.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
             self._free_slots.append(sequence.slot)
+            self._news = True
         else:
             self._waiting.remove(sequence)
         if sequence.sampler is not None:

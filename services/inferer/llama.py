@@ -61,7 +61,7 @@ class Model:
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self._formatter = self._chat_formatter()
-        self._pieces: dict[int, bytes] = {}
+        self._pieces: dict[int, bytes | None] = {}
         self._buffer = ctypes.create_string_buffer(PIECE_BYTES)
         self.load_ms = (time.perf_counter() - started) * 1000
 
@@ -85,18 +85,17 @@ class Model:
         """Tokens of context for one job; 0 means what the model was trained for, 4096 at most."""
         return wanted or min(self.trained_context, LARGEST_DEFAULT_CONTEXT)
 
-    def is_end(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that ``token`` adds to a text; none for control tokens.
+    def piece(self, token: int) -> bytes | None:
+        """The bytes that ``token`` adds to a text, none for control tokens; None when it ends it.
 
         Called on the compute thread only: the buffer is shared.
         """
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self._read_piece(token)
-        return known
+        try:
+            return self._pieces[token]
+        except KeyError:
+            ends = llama_cpp.llama_vocab_is_eog(self.vocab, token)
+            piece = self._pieces[token] = None if ends else self._read_piece(token)
+            return piece
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """Tokens of ``text``, in which the model's special tokens may be written out.

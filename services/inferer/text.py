@@ -29,6 +29,8 @@ class TextAssembler:
         return text
 
     def _release(self, text: str) -> str:
+        if not self._stop:
+            return text
         self._held += text
         # The one that ends first, so that it does not matter how the text was cut into tokens.
         found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
@@ -36,7 +38,7 @@ class TextAssembler:
             self.stopped = True
             free, self._held = self._held[: min(found)[1]], ""
             return free
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        keep = max(_overlap(self._held, stop) for stop in self._stop)
         cut = len(self._held) - keep
         free, self._held = self._held[:cut], self._held[cut:]
         return free

@@ -20,27 +20,30 @@ class TokenPublisher:
         self._parts: list[str] = []
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
-        self._signalled = False
+        self._idle = False
 
     def add(self, text: str) -> None:
         """Take the text of one more token; called on the compute thread."""
         self._texts.append(text)
-        if not self._signalled:
-            self._signalled = True
+        if self._idle:
+            self._idle = False
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def run(self, attempt: int) -> None:
         """Publish frames until cancelled."""
         while True:
-            await self._arrived.wait()
+            # Raised before the list is looked at: a token that is added in between is either seen
+            # here, or wakes us.
+            self._idle = True
+            if not self._texts:
+                await self._arrived.wait()
+            self._idle = False
             self._arrived.clear()
             await self.flush(attempt)
             await asyncio.sleep(FRAME_S)
 
     async def flush(self, attempt: int) -> None:
         """Publish what has come since the last frame."""
-        # Lowered before the list is taken: a token added in between signals once more.
-        self._signalled = False
         texts = self._texts[:]
         del self._texts[: len(texts)]
         if not texts:
