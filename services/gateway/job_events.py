@@ -8,7 +8,6 @@ import msgspec
 import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
-from nats.js.client import JetStreamContext
 
 from services.gateway.jobs import Jobs
 from services.gateway.token_reader import Restarted, Step, TokenReader
@@ -27,6 +26,9 @@ TAIL = "tail"
 """The id of tokens that came out of the result and not out of the stream."""
 
 END = "end"
+
+ON_ITS_WAY_S = 0.05
+"""How long a reader waits for each stored event once the job has finished."""
 
 
 class Tokens(Struct, frozen=True):
@@ -100,37 +102,25 @@ async def _stored_events(
 
     Frames may be stored after the result; whoever reads fills the tail from that.
     """
+    arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+    finished.add_done_callback(lambda _: arrived.put_nowait(None))
     with unavailable_on_outage(broker):
-        subscription = await broker.js.subscribe(subjects.events(job_id), ordered_consumer=True)
+        subscription = await broker.js.subscribe(
+            subjects.events(job_id), cb=arrived.put, ordered_consumer=True
+        )
         info = await subscription.consumer_info()
+        # What was there when the reading began is read to its end, finished or not.
         history = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
     try:
         while history > 0 or not finished.done():
-            message = await _next(subscription, finished)
-            if message is None:
-                if finished.done():
-                    return
-                continue
-            # What was there when the reading began is read to its end, finished or not.
-            history -= 1
-            yield message
+            try:
+                async with asyncio.timeout(ON_ITS_WAY_S if finished.done() else None):
+                    message = await arrived.get()
+            except TimeoutError:
+                return
+            if message is not None:
+                history -= 1
+                yield message
     finally:
         with suppress(nats.errors.Error):
             await subscription.unsubscribe()
-
-
-async def _next(
-    subscription: JetStreamContext.PushSubscription, finished: asyncio.Task[Result]
-) -> Msg | None:
-    """The next message; None when the job finished first, or nothing came for a while."""
-    arriving = asyncio.create_task(subscription.next_msg(timeout=5))
-    try:
-        await asyncio.wait((arriving, finished), return_when=asyncio.FIRST_COMPLETED)
-        if finished.done() and not arriving.done():
-            # History that is on its way already still counts.
-            await asyncio.wait((arriving,), timeout=0.05)
-        return arriving.result() if arriving.done() else None
-    except nats.errors.TimeoutError:
-        return None
-    finally:
-        arriving.cancel()

@@ -9,16 +9,23 @@ KEEP_ALIVE_S = 15.0
 
 T = TypeVar("T")
 
-_closing: set[asyncio.Task[Any]] = set()
+_pumping: set[asyncio.Task[Any]] = set()
+
+
+class GatewayStopping(Exception):
+    """This gateway shuts down; the job goes on without it."""
 
 
 class Feed(Generic[T]):
-    """Reads ``stream``; a read that is cancelled or too slow loses nothing."""
+    """Reads ``stream`` in the background; a read that is cancelled or too slow loses nothing."""
 
     def __init__(self, stream: AsyncGenerator[T, None], stopping: asyncio.Event) -> None:
-        self._stream = stream
-        self._stopped = asyncio.create_task(stopping.wait())
-        self._arriving: asyncio.Task[T] | None = None
+        self._items: asyncio.Queue[T | _End] = asyncio.Queue()
+        self._pump = asyncio.create_task(self._fill(stream))
+        _pumping.add(self._pump)  # until it has closed the stream, whoever still reads
+        self._pump.add_done_callback(_pumping.discard)
+        self._stopping = stopping
+        self._stopped = asyncio.create_task(self._stop())
 
     async def next(self, patience_s: float | None = None) -> T:
         """The next item.
@@ -28,19 +35,13 @@ class Feed(Generic[T]):
             StopAsyncIteration: the stream has ended.
             GatewayStopping: this gateway stops; the stream goes on elsewhere.
         """
-        if self._arriving is None:
-            self._arriving = asyncio.create_task(_next(self._stream))
-        waiting = (self._arriving, self._stopped)
-        await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-        if self._arriving.done():
-            arrived, self._arriving = self._arriving, None
-            try:
-                return arrived.result()
-            except _Ended:
-                raise StopAsyncIteration from None
-        if self._stopped.done():
+        if self._stopping.is_set():
             raise GatewayStopping
-        raise TimeoutError
+        async with asyncio.timeout(patience_s):
+            item = await self._items.get()
+        if isinstance(item, _End):
+            raise item.error
+        return item
 
     async def items(self) -> AsyncIterator[T | None]:
         """All items; None after each silence of 15 s.
@@ -59,28 +60,26 @@ class Feed(Generic[T]):
     def close(self) -> None:
         """Let go of the stream; it ends in the background."""
         self._stopped.cancel()
-        if self._arriving is not None:
-            self._arriving.cancel()
-            return
-        task = asyncio.create_task(_close(self._stream))
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        self._pump.cancel()
+
+    async def _fill(self, stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async for item in stream:
+                self._items.put_nowait(item)
+        except Exception as error:
+            self._items.put_nowait(_End(error))
+        else:
+            self._items.put_nowait(_End(StopAsyncIteration()))
+        finally:
+            await stream.aclose()
+
+    async def _stop(self) -> None:
+        await self._stopping.wait()
+        self._items.put_nowait(_End(GatewayStopping()))
 
 
-class GatewayStopping(Exception):
-    """This gateway shuts down; the job goes on without it."""
+class _End:
+    """Why there are no more items."""
 
-
-class _Ended(Exception):
-    """`StopAsyncIteration`, which a task cannot carry."""
-
-
-async def _next(stream: AsyncGenerator[T, None]) -> T:
-    try:
-        return await anext(stream)
-    except StopAsyncIteration:
-        raise _Ended from None
-
-
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
-    await stream.aclose()
+    def __init__(self, error: Exception) -> None:
+        self.error = error
