@@ -70,6 +70,10 @@ class BareLoop:
         sampler.close()
         return count
 
+    def close(self) -> None:
+        llama_cpp.llama_free(self._context)
+        self.model.close()
+
 
 def seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
