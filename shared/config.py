@@ -12,7 +12,7 @@ from shared.errors import SettingsError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=24 * 3600)]
 
 URL_SCHEMES = ("nats", "tls", "ws", "wss")
 

@@ -21,7 +21,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Copies of every stream: 1 on a single server, 3 or 5 on a cluster."""
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
     """The largest request body; it must fit into one message of the broker."""
-    default_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = LONGEST_JOB.total_seconds()
+    default_timeout_s: Seconds = LONGEST_JOB.total_seconds()
     """The deadline of a job that names none, counted from its acceptance."""
     publish_patience_s: Seconds = 4.0
     """How long a submit waits out an unwilling broker before it answers 503."""

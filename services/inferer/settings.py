@@ -30,7 +30,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Tokens of context for each job; 0 takes what the model was trained for, 4096 at most."""
     n_batch: Positive = 512
     """Most tokens in one call of llama.cpp; a cancel waits for one such call at most."""
-    grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job gets to end after SIGTERM, before it is handed back."""
     max_attempts: Positive = 3
     """Starts of one job, after which it is taken to be what kills its inferers."""

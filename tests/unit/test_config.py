@@ -31,6 +31,7 @@ def test_values_get_the_types_of_their_fields() -> None:
         ("INFERER_CONCURRENCY", "65", "<= 64"),
         ("INFERER_GRACE_S", "-1", ">= 0"),
         ("INFERER_GRACE_S", "nan", ">= 0"),
+        ("INFERER_GRACE_S", "inf", "<= 86400"),
         ("INFERER_N_BATCH", "0", ">= 1"),
         ("INFERER_ID", "a.b", "[A-Za-z0-9_-]"),
     ],
