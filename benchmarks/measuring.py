@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import llama_cpp
 
-from services.inferer.cpus import usable_cpus
 from services.inferer.llama import Model
 from services.inferer.sampler import Sampler
+from shared.cpus import usable_cpus
 from shared.messages import Sampling
 from tests.processes import Stack
 

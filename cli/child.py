@@ -87,6 +87,8 @@ class Child:
             preexec_fn=_end_with_parent,
         )
         log.info("child_started", child=self.name, pid=self._process.pid)
+        if self._stopping.is_set():
+            self._process.terminate()  # `stop` could not see it yet
         return await self._process.wait()
 
     async def _pause(self, seconds: float) -> None:

@@ -11,7 +11,7 @@ from platformdirs import user_data_path
 
 from cli import topology
 from cli.client import Client
-from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, CommandError
+from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import (
     DEFAULT_URL,
     Json,
@@ -200,7 +200,14 @@ def queue(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 
 def _text(prompt: str) -> str:
-    return sys.stdin.read() if prompt == "-" else prompt
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"stdin is not UTF-8: {error.reason} at byte {error.start}", EXIT_USAGE
+        ) from None
 
 
 def _follow(client: Client, job_id: str, *, show: bool, max_tokens: int | None) -> JobStatus:
@@ -219,6 +226,7 @@ def _follow(client: Client, job_id: str, *, show: bool, max_tokens: int | None) 
                 tokens += 1
                 progress.has(frame["index"] + 1)
                 if show:
+                    progress.hide()
                     print_tokens(frame["text"])
             elif event.event == "result":
                 if show and tokens:

@@ -91,6 +91,10 @@ class Waiting:
     def says(self, what: str) -> None:
         self._progress.update(self._task, description=what)
 
+    def hide(self) -> None:
+        """Make room for the answer."""
+        self._progress.stop()
+
     def has(self, tokens: int) -> None:
         self._progress.update(self._task, completed=tokens)
 
@@ -106,6 +110,9 @@ def waiting(max_tokens: int | None) -> Iterator[Waiting]:
         console=err,
         transient=True,
         disable=not err.is_terminal,
+        # It would take stdout for a part of its own display, and write the answer to stderr.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
     with progress:
         yield Waiting(progress, max_tokens)

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from cli.child import ROOT, Child
 from cli.errors import EXIT_USAGE, CommandError
+from shared.cpus import usable_cpus
 from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
 
@@ -23,6 +24,7 @@ NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 
 # They add up to less than 30 s, the patience of most service managers.
 GATEWAY_STOP_S, INFERER_STOP_S, NATS_STOP_S = 7.0, 16.0, 5.0
+LONGEST_GRACE_S = 10.0
 
 POLL_S = 0.1
 
@@ -46,6 +48,7 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         CommandError: the folder or a port is taken, or a child cannot start as it is asked to.
     """
     configure_logs("up", stream=sys.stderr)
+    _check_grace()
     with _locked(options.data), stop_on_signals() as stopping:
         http_port = _free_port(options.host, options.port, "--port")
         nats_port = _free_port(options.host, options.nats_port, "--nats-port")
@@ -56,6 +59,7 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         try:
             await asyncio.wait((ready, stopped, *running), return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
+                ready.result()
                 announce(stack.http_url, stack.nats_url)
                 for child in stack.children:
                     child.keep_trying()
@@ -135,6 +139,20 @@ class _Stack:
         await self._nats.stop(NATS_STOP_S)
 
 
+def _check_grace() -> None:
+    """The inferers inherit their grace, and everything here is to end within 30 s."""
+    try:
+        grace_s = float(os.environ.get("INFERER_GRACE_S") or 0)
+    except ValueError:
+        return  # the inferer says it better
+    if grace_s > LONGEST_GRACE_S:
+        raise CommandError(
+            f"INFERER_GRACE_S={grace_s:g}: `sluice up` stops within 30 s, so give at most "
+            f"{LONGEST_GRACE_S:g}",
+            EXIT_USAGE,
+        )
+
+
 def _absolute(model: str) -> str:
     """Children run elsewhere: a path must not depend on where this command was called."""
     path = Path(model).expanduser()
@@ -145,7 +163,7 @@ def _threads(inferers: int) -> dict[str, str]:
     """Share the CPUs out: threads that outnumber them wait for each other in a loop."""
     if inferers <= 1 or "INFERER_THREADS" in os.environ:
         return {}
-    return {"INFERER_THREADS": str(max(1, len(os.sched_getaffinity(0)) // inferers))}
+    return {"INFERER_THREADS": str(max(1, usable_cpus() // inferers))}
 
 
 def _nats_server() -> str:

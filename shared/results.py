@@ -9,6 +9,7 @@ from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, RequestTooLarge
 from shared.messages import Failed, Result, decode_result, encode
+from shared.timestamps import timestamp
 
 INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
 """Where answers may be sent: a request cannot make an inferer publish anywhere else."""
@@ -26,7 +27,24 @@ async def read_result(broker: Broker, job_id: str) -> Result | None:
         BrokerUnavailable: no answer.
     """
     stored = await broker.direct_get(subjects.RESULTS, last_by_subj=subjects.result(job_id))
-    return None if stored is None else decode_result(stored.data)
+    return None if stored is None else decode_stored(job_id, stored.data)
+
+
+def decode_stored(job_id: str, data: bytes) -> Result:
+    """The result in ``data``, or `failed` where somebody has put there what is none."""
+    try:
+        return decode_result(data)
+    except (ValueError, RecursionError) as error:
+        # Nothing is known of it but that it is final: no attempt can write another one.
+        return Failed(
+            id=job_id,
+            model="",
+            attempt=0,
+            queued_at=timestamp(),
+            finished_at=timestamp(),
+            code="unreadable_result",
+            message=f"what is stored as the result is none: {error}",
+        )
 
 
 async def store_result(broker: Broker, result: Result, patience_s: float) -> Result:

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
 import nats.js.errors
 from nats.js.api import (
     AckPolicy,
@@ -156,7 +157,10 @@ def consumer(
 def facts_of(info: ConsumerInfo) -> ModelFacts | None:
     """What the consumer remembers of its model; None until an inferer has served it once."""
     remembered = (info.config.metadata or {}).get("sluice.facts")
-    return None if remembered is None else decode_model_facts(remembered)
+    try:
+        return None if remembered is None else decode_model_facts(remembered)
+    except msgspec.DecodeError:
+        return None  # written by hand
 
 
 async def ensure_topology(broker: Broker, topology: Topology, models: list[str]) -> list[str]:
@@ -178,7 +182,7 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
             changes += await _ensure_stream(broker, stream)
         known = {info.name: info for info in await broker.js.consumers_info(subjects.REQUESTS)}
         for name, held in known.items():
-            if not _is_ours(held):
+            if not is_ours(held):
                 raise TopologyError(
                     f"the stream REQUESTS has a consumer {name} that is not Sluice's; remove it "
                     f"with: nats consumer rm REQUESTS {name}"
@@ -216,7 +220,8 @@ async def ensure_consumer(
         ) from error
 
 
-def _is_ours(info: ConsumerInfo) -> bool:
+def is_ours(info: ConsumerInfo) -> bool:
+    """Whether this consumer of REQUESTS is a model's."""
     if not subjects.is_model_name(info.name):
         return False
     return info.config.filter_subject == subjects.model_requests(info.name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,10 @@ class NatsServer:
             self._folder / "log",
         )
         eventually(self._answers, "nats-server listens")
+
+    def wipe(self) -> None:
+        """Lose everything that was stored; while it is down."""
+        shutil.rmtree(self._folder / "jetstream")
 
     def _answers(self) -> bool:
         assert self.process.popen.poll() is None, self.process.output()

@@ -59,7 +59,7 @@ async def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
         )
 
 
-def _check_schema(schema: dict[str, Any] | bool) -> None:
+def _check_schema(schema: dict[str, Any]) -> None:
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:

@@ -8,7 +8,8 @@ from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.broker import Broker
-from shared.messages import Result, decode_result
+from shared.messages import Result
+from shared.results import decode_stored
 
 Announcement = asyncio.Future[Result | None]
 """Resolves to the stored result, or to None when one may have been missed: look it up then."""
@@ -39,9 +40,10 @@ class FinishedJobs:
                 self._expected.pop(job_id, None)
 
     async def _receive(self, message: Msg) -> None:
-        waiting = self._expected.get(subjects.last_token(message.subject))
+        job_id = subjects.last_token(message.subject)
+        waiting = self._expected.get(job_id)
         if waiting:
-            _resolve(waiting, decode_result(message.data))
+            _resolve(waiting, decode_stored(job_id, message.data))
 
     def _tell_to_look(self) -> None:
         for waiting in self._expected.values():

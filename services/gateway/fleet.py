@@ -15,7 +15,7 @@ from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, InvalidRequest, TopologyError, UnknownModel
 from shared.logs import logger
 from shared.messages import InfererEntry, ModelFacts, decode_inferer_entry
-from shared.topology import Topology, ensure_consumer, facts_of
+from shared.topology import Topology, ensure_consumer, facts_of, is_ours
 
 REFRESH_S = 2.0
 
@@ -33,41 +33,34 @@ class Fleet:
         self.inferers: dict[str, list[InfererEntry]] = {}
         broker.on_reconnect(self._changed.set)
 
-    async def keep_fresh(self) -> None:
-        """Look at the fleet every few seconds and whenever an inferer speaks; until cancelled."""
+    async def watch(self) -> None:
+        """Hear of inferers that come and go."""
         await self._broker.nc.subscribe(f"$KV.{subjects.INFERERS}.>", cb=self._hear)
-        while True:
-            try:
-                await self.refresh()
-            except BrokerUnavailable as error:
-                log.warning("fleet_not_refreshed", error=error.message)
-            except TopologyError as error:
-                log.error("limit_not_set", error=error.message)
-            try:
-                async with asyncio.timeout(REFRESH_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
-            self._changed.clear()
+
+    async def change(self) -> None:
+        """Wait until an inferer has come or gone, a few seconds at most."""
+        try:
+            async with asyncio.timeout(REFRESH_S):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
 
     async def refresh(self) -> None:
         """Read entries and consumers, and let every consumer be as its inferers need it.
 
         Raises:
-            BrokerUnavailable: no answer.
+            BrokerUnavailable: no answer, or what should be there is not.
         """
         entries = await self._read_entries()
-        with unavailable_on_outage(self._broker):
-            infos = await self._broker.js.consumers_info(subjects.REQUESTS)
-        models = {info.name: info for info in infos}
-        for model, inferers in entries.items():
-            await self._adjust(model, inferers, models.get(model))
-        for model in models.keys() - entries.keys():
-            await self._adjust(model, [], models[model])
+        models = await self._read_consumers()
+        for model in sorted(models.keys() | entries.keys()):
+            try:
+                await self._adjust(model, entries.get(model, []), models.get(model))
+            except TopologyError as error:
+                log.error("limit_not_set", model=model, error=error.message)
         if entries.keys() - models.keys():
-            with unavailable_on_outage(self._broker):
-                infos = await self._broker.js.consumers_info(subjects.REQUESTS)
-            models = {info.name: info for info in infos}
+            models = await self._read_consumers()
         self.models, self.inferers = models, entries
 
     async def consumer(self, model: str) -> ConsumerInfo:
@@ -79,12 +72,15 @@ class Fleet:
         """
         if not subjects.is_model_name(model):
             raise UnknownModel(f"{model!r} is no name of a model: use a-z, 0-9, _ and -")
+        info: ConsumerInfo | None
         with unavailable_on_outage(self._broker):
             try:
-                info: ConsumerInfo = await self._broker.js.consumer_info(subjects.REQUESTS, model)
+                info = await self._broker.js.consumer_info(subjects.REQUESTS, model)
             except nats.js.errors.NotFoundError:
-                known = ", ".join(sorted(self.models)) or "none yet: start an inferer"
-                raise UnknownModel(f"no model {model!r} is served; known: {known}") from None
+                info = None
+        if info is None or not is_ours(info):
+            known = ", ".join(sorted(self.models)) or "none yet: start an inferer"
+            raise UnknownModel(f"no model {model!r} is served; known: {known}")
         return info
 
     async def choose(self, model: str | None) -> tuple[str, ModelFacts | None]:
@@ -108,6 +104,15 @@ class Fleet:
         if not names:
             raise UnknownModel("no model is served yet: start an inferer")
         raise InvalidRequest(f"model: name one of {', '.join(names)}", "model")
+
+    async def _read_consumers(self) -> dict[str, ConsumerInfo]:
+        """Those that are models; somebody else's on the same stream are none of our business."""
+        with unavailable_on_outage(self._broker):
+            try:
+                infos = await self._broker.js.consumers_info(subjects.REQUESTS)
+            except nats.js.errors.NotFoundError:
+                raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
+        return {info.name: info for info in infos if is_ours(info)}
 
     async def _read_entries(self) -> dict[str, list[InfererEntry]]:
         prefix = f"$KV.{subjects.INFERERS}"

@@ -7,12 +7,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.job_events import JobEvent, job_events
-from services.gateway.jobs import Jobs
+from services.gateway.jobs import Jobs, Ticket
 from services.gateway.nats_service import NatsService
 from services.gateway.settings import GatewaySettings
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
 from shared.topology import Topology, ensure_topology
 
@@ -57,9 +57,11 @@ class Gateway:
         if not self._ready:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
 
-    def events(self, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
+    def events(
+        self, job_id: str, after: str = "", ticket: Ticket | None = None
+    ) -> AsyncGenerator[JobEvent, None]:
         """See `job_events`."""
-        return job_events(self.jobs, self.broker, job_id, after)
+        return job_events(self.jobs, self.broker, job_id, after, ticket)
 
     def abandon(self, job_id: str) -> None:
         """Cancel, in the background, a job whose client hung up; not while this gateway stops."""
@@ -78,22 +80,37 @@ class Gateway:
             await self.broker.connect()
             await self._prepare()
             await self.finished.start()
-            await self.fleet.refresh()
+            await self.fleet.watch()
             await stack.enter_async_context(self.service.running())
             self._ready = True
             log.info("gateway_ready", models=sorted(self.fleet.models))
-            await self.fleet.keep_fresh()
+            while True:
+                await self.fleet.change()
+                try:
+                    await self.fleet.refresh()
+                except BrokerUnavailable:
+                    # It may come back without what it held.
+                    await self._prepare_again()
 
     async def _prepare(self) -> None:
+        """Let the broker hold what it should, and look at the fleet; through outages."""
+        told = False
         while True:
             try:
-                changes = await ensure_topology(
+                for change in await ensure_topology(
                     self.broker, self.topology, self.settings.model_names
-                )
+                ):
+                    log.info("topology_changed", change=change)
+                await self.fleet.refresh()
+                return
             except BrokerUnavailable as error:
-                log.warning("topology_not_ensured", error=error.message)
-                await asyncio.sleep(RETRY_DELAY_S)
-                continue
-            for change in changes:
-                log.info("topology_changed", change=change)
-            return
+                if not told:
+                    log.warning("broker_not_prepared", error=error.message)
+                    told = True
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _prepare_again(self) -> None:
+        try:
+            await self._prepare()
+        except TopologyError as error:
+            log.error("topology_differs", error=error.message)

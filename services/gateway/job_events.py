@@ -9,10 +9,12 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from services.gateway.jobs import Jobs
+from services.gateway.jobs import Jobs, Ticket
 from services.gateway.token_reader import Restarted, Step, TokenReader
 from shared import subjects
-from shared.broker import Broker, unavailable_on_outage
+from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
+from shared.errors import BrokerUnavailable
+from shared.logs import logger
 from shared.messages import (
     Completed,
     JobStatus,
@@ -21,6 +23,8 @@ from shared.messages import (
     decode_state_event,
     decode_token_frame,
 )
+
+log = logger()
 
 TAIL = "tail"
 """The id of tokens that came out of the result and not out of the stream."""
@@ -46,28 +50,39 @@ class JobEvent(Struct, frozen=True):
 
 
 async def job_events(
-    jobs: Jobs, broker: Broker, job_id: str, after: str = ""
+    jobs: Jobs, broker: Broker, job_id: str, after: str = "", ticket: Ticket | None = None
 ) -> AsyncGenerator[JobEvent, None]:
-    """Everything that happened to the job and happens from now on, ending with its result.
+    """Everything that happened to the job and happens from now on, ending with its result;
+    through outages of the broker too.
 
-    ``after`` is the id of the last event that was received: what came before it is left out.
+    ``after`` is the id of the last event that was received: what came before it is left out. A
+    job with a ``ticket`` was submitted just now: there is no `queued` to tell.
 
     Raises:
-        UnknownJob, JobAgedOut, BrokerUnavailable: before the first event only.
+        UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without a ticket.
     """
-    status = await jobs.status(job_id)
     seen = int(after) if after.isascii() and after.isdecimal() and len(after) < 20 else -1
-    if after not in (TAIL, END) and seen < 0:
-        yield JobEvent("0", "queued", status)
-    finished = asyncio.create_task(jobs.wait(job_id))
-    reader = TokenReader()
+    if ticket is None:
+        status = await jobs.status(job_id)
+        if after not in (TAIL, END) and seen < 0:
+            yield JobEvent("0", "queued", status)
+    finished = asyncio.create_task(jobs.wait(job_id, ticket))
+    reader, read = TokenReader(), 0
     try:
-        if after not in (TAIL, END):
-            async for message in _stored_events(broker, job_id, finished):
-                sequence = message.metadata.sequence.stream
-                for event in _translate(message, sequence, reader):
-                    if sequence > seen:
-                        yield event
+        while after not in (TAIL, END):
+            try:
+                async for message in _stored_events(broker, job_id, finished):
+                    sequence = message.metadata.sequence.stream
+                    if sequence <= read:
+                        continue  # read before the broker went away
+                    read = sequence
+                    for event in _translate(message, sequence, reader):
+                        if sequence > seen:
+                            yield event
+                break
+            except BrokerUnavailable as error:
+                log.warning("events_interrupted", job_id=job_id, error=error.message)
+                await asyncio.sleep(RETRY_DELAY_S)
         result = await finished
         if after not in (TAIL, END) and isinstance(result, Completed):
             for step in reader.finish(result.attempt, result.text):
@@ -106,12 +121,13 @@ async def _stored_events(
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
     with unavailable_on_outage(broker):
         subscription = await broker.js.subscribe(
-            subjects.events(job_id), cb=arrived.put, ordered_consumer=True
+            subjects.events(job_id), cb=arrived.put, ordered_consumer=True, stream=subjects.EVENTS
         )
-        info = await subscription.consumer_info()
+    try:
+        with unavailable_on_outage(broker):
+            info = await subscription.consumer_info()
         # What was there when the reading began is read to its end, finished or not.
         history = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
-    try:
         while history > 0 or not finished.done():
             try:
                 async with asyncio.timeout(ON_ITS_WAY_S if finished.done() else None):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import nats.js.errors
+from nats.js.api import ConsumerInfo
 
 from services.gateway.checks import check
 from services.gateway.finished import FinishedJobs
@@ -22,6 +23,7 @@ from shared.errors import (
     RequestTooLarge,
     SluiceError,
     UnknownJob,
+    UnknownModel,
 )
 from shared.job_ids import has_aged_out, is_job_id, new_job_id
 from shared.logs import logger
@@ -36,10 +38,9 @@ from shared.messages import (
     QueueReport,
     Result,
     StopCode,
-    decode_result,
     encode,
 )
-from shared.results import read_result, send_result, store_result
+from shared.results import decode_stored, read_result, send_result, store_result
 from shared.timestamps import parse_timestamp, timestamp
 
 ABANDON_PATIENCE_S = 60.0
@@ -190,6 +191,8 @@ class Jobs:
         job = await self.find(job_id)
         if isinstance(job, Unfinished):
             job = await self._stop(job, code)
+        elif isinstance(job, Cancelled):
+            await self._notify(job.id, code)  # the first notice may have been lost
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
             raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}")
@@ -204,9 +207,8 @@ class Jobs:
     async def queue(self) -> QueueReport:
         """The queue of every model."""
         await self._fleet.refresh()
-        return QueueReport(
-            models=[await self._model_queue(model) for model in sorted(self._fleet.models)]
-        )
+        models = sorted(self._fleet.models.items())
+        return QueueReport(models=[await self._model_queue(*item) for item in models])
 
     async def _abandon(self, job_id: str) -> None:
         try:
@@ -221,8 +223,7 @@ class Jobs:
         except (SluiceError, TimeoutError) as error:
             log.info("job_not_abandoned", job_id=job_id, why=str(error))
 
-    async def _model_queue(self, model: str) -> ModelQueue:
-        info = self._fleet.models[model]
+    async def _model_queue(self, model: str, info: ConsumerInfo) -> ModelQueue:
         oldest_s = None
         delivered = info.delivered.stream_seq if info.delivered else 0
         if info.num_pending:
@@ -265,7 +266,7 @@ class Jobs:
                 )
             except nats.js.errors.NotFoundError:
                 return None
-        return decode_result(stored.data or b"")
+        return decode_stored(job_id, stored.data or b"")
 
     async def _stop(self, job: Unfinished, code: StopCode) -> Result:
         """Store its result, tell whoever waits or runs it, and take the message off the queue."""
@@ -274,26 +275,37 @@ class Jobs:
         if stored != result:
             return stored
         with unavailable_on_outage(self._broker):
-            await self._broker.nc.publish(subjects.cancel(job.id), encode(CancelNotice(code)))
+            await self._notify(job.id, code)
             deleted = await self._delete_undelivered(job)
             # An inferer that holds the job answers for it; one that is overdue may be lost.
             if deleted or isinstance(stored, Expired):
                 await send_result(self._broker, stored, job.reply_to, job.streams)
         return stored
 
+    async def _notify(self, job_id: str, code: StopCode) -> None:
+        """Tell the inferer that runs the job, if one does, to stop."""
+        with unavailable_on_outage(self._broker):
+            await self._broker.nc.publish(subjects.cancel(job_id), encode(CancelNotice(code)))
+
     async def _delete_undelivered(self, job: Unfinished) -> bool:
         """Drop a message that no inferer holds; whether that was so. One that is held is settled
         by its inferer: deleting it would let the next job start beside it."""
-        if not job.scheduled:
-            info = await self._fleet.consumer(job.model)
-            if info.delivered is None or job.message.sequence <= info.delivered.stream_seq:
-                return False
+        if not job.scheduled and await self._is_delivered(job):
+            return False
         # By the raw call: the client's own erases securely, which takes up to 150 ms.
-        await self._broker.nc.request(
+        answer = await self._broker.nc.request(
             f"$JS.API.STREAM.MSG.DELETE.{subjects.REQUESTS}",
             msgspec.json.encode({"seq": job.message.sequence, "no_erase": True}),
         )
-        return True
+        # Refused when somebody else has deleted it, who then tells the client.
+        return bool(msgspec.json.decode(answer.data).get("success"))
+
+    async def _is_delivered(self, job: Unfinished) -> bool:
+        try:
+            info = await self._fleet.consumer(job.model)
+        except UnknownModel:
+            return False
+        return info.delivered is not None and job.message.sequence <= info.delivered.stream_seq
 
 
 def _pause_s(deadline: datetime | None) -> float:

@@ -1,10 +1,9 @@
 """A job that has no result yet, as the queue and its events show it."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-
-import msgspec
 
 from shared import subjects
 from shared.broker import Broker, StoredMessage
@@ -34,13 +33,9 @@ class Unfinished:
     message: StoredMessage
     request: InferenceRequest | None
     """None when somebody put a message there by hand that is no request."""
+    deadline: datetime | None
     last: StateEvent | None
     scheduled: bool
-
-    @property
-    def deadline(self) -> datetime | None:
-        text = self.message.headers.get(subjects.HEADER_DEADLINE)
-        return None if text is None else parse_timestamp(text)
 
     @property
     def is_late(self) -> bool:
@@ -125,15 +120,23 @@ async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
     message = waiting or scheduled
     if message is None:
         return None
+    request, deadline, last_event = None, None, None
     try:
         request = decode_request(message.data)
-    except msgspec.DecodeError:
-        request = None
+        if (text := message.headers.get(subjects.HEADER_DEADLINE)) is not None:
+            deadline = parse_timestamp(text)
+        if request.queued_at is not None:
+            parse_timestamp(request.queued_at)
+    except (ValueError, RecursionError):
+        request = None  # its inferer will say so
+    with suppress(ValueError):
+        last_event = None if last is None else decode_state_event(last.data)
     return Unfinished(
         id=job_id,
         model=message.subject.split(".")[2],
         message=message,
         request=request,
-        last=None if last is None else decode_state_event(last.data),
+        deadline=deadline,
+        last=last_event,
         scheduled=waiting is None,
     )

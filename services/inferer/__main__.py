@@ -5,7 +5,6 @@ import socket
 import sys
 from contextlib import AsyncExitStack
 
-from services.inferer.cpus import usable_cpus
 from services.inferer.engine import Engine
 from services.inferer.llama import Model
 from services.inferer.models import alias_of, locate
@@ -15,6 +14,7 @@ from services.inferer.worker import Worker
 from shared import __version__
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
+from shared.cpus import usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, logger
 from shared.messages import InfererEntry
@@ -100,8 +100,8 @@ async def _serve(
             await unless_stopped(stopping, entering)
             await worker.run(stopping, announce)
     finally:
-        engine.close()
-        model.close()
+        if engine.close():
+            model.close()
         await broker.close()
     log.info("inferer_stopped")
 

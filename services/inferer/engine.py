@@ -123,8 +123,11 @@ class Engine:
             self._abort_flag[0] = SET
             self._tell()
 
-    def close(self) -> None:
-        """Abort everything, wait for the thread and free the memory."""
+    def close(self) -> bool:
+        """Abort everything, wait for the thread and free the memory.
+
+        False if the thread does not come back from llama.cpp: then the model is still in use.
+        """
         with self._changed:
             self._closing = True
             for sequence in (*self._running, *self._waiting):
@@ -132,9 +135,11 @@ class Engine:
             self._abort_flag[0] = SET
             self._tell()
         self._thread.join(timeout=5)
-        if not self._thread.is_alive():
-            llama_cpp.llama_batch_free(self._batch)
-            llama_cpp.llama_free(self._context)
+        if self._thread.is_alive():
+            return False
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+        return True
 
     def _tell(self) -> None:
         self._news = True

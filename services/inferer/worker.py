@@ -129,7 +129,14 @@ class Worker:
             if self._handing_back:
                 job.interrupt(HANDED_BACK)
             try:
-                result = await self._decide(job)
+                try:
+                    result = await self._decide(job)
+                except Exception as error:
+                    # It would do the same to the next inferer, and to the next.
+                    log.exception("job_crashed", job_id=job.id)
+                    result = await self._bury(
+                        job, "internal_error", f"a fault of the inferer: {error!r}"
+                    )
                 if result is None:
                     await self._return(job)
                     return

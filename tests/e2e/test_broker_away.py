@@ -80,6 +80,18 @@ def test_who_waits_for_an_answer_gets_it_after_an_outage(stack: Stack) -> None:
     assert stack.status(job_id)["attempts"] == 1
 
 
+def test_a_broker_that_comes_back_empty(stack: Stack) -> None:
+    """Its data was lost: everything is made anew, and the same processes serve again."""
+    stack.nats.process.kill()
+    eventually(lambda: _status(stack, "/readyz") == 503, "the gateway has noticed")
+    stack.nats.wipe()
+    stack.nats.start()
+    stack.wait_until_served("tiny")
+    assert stack.wait_for_end(stack.submit(prompt="hi", max_tokens=2))["state"] == "SUCCESS"
+    for process in (*stack.gateways, *stack.inferers):
+        assert "Traceback" not in process.output()
+
+
 def test_started_while_the_broker_is_away(tmp_path: Path, tiny_model: Path) -> None:
     """Gateway and inferer wait for it, the gateway says so, and then both serve."""
     with Stack(tmp_path) as stack:

@@ -1,6 +1,8 @@
 """The `sluice` command as people and scripts run it; `sluice up` has a file of its own."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
 from collections.abc import Callable
@@ -284,3 +286,41 @@ def _start(stack: Stack, *arguments: str, **streams: object) -> "subprocess.Pope
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **streams,  # type: ignore[call-overload]
     )
+
+
+def test_ask_on_a_terminal(shared_stack: Stack) -> None:
+    """Progress is for the terminal, the answer for stdout, byte for byte; also when it is piped."""
+    command = [scripts() / "sluice", "ask", "Tell me", "--max-tokens", "20", "--seed", "7"]
+    environment = {**clean_environment(), "SLUICE_URL": shared_stack.url, "TERM": "xterm"}
+    ours, theirs = pty.openpty()
+    try:
+        asked = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=PATIENCE_S,
+        )
+        os.close(theirs)
+        shown = os.read(ours, 65536)
+    finally:
+        os.close(ours)
+    plain = run(*map(str, command[1:]), SLUICE_URL=shared_stack.url)
+    assert asked.stdout.decode() == plain.stdout
+    assert len(plain.stdout) > 20
+    assert b"tokens/s" in shown
+    assert plain.stdout[:20].encode() not in shown
+
+
+def test_a_question_that_is_no_text(shared_stack: Stack) -> None:
+    """One line and the status for wrong use."""
+    asked = subprocess.run(
+        [scripts() / "sluice", "ask", "-"],
+        env={**clean_environment(), "SLUICE_URL": shared_stack.url},
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    assert (asked.returncode, asked.stdout) == (USAGE, b"")
+    assert asked.stderr.startswith(b"sluice: stdin is not UTF-8")

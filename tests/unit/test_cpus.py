@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.cpus import cgroup_quota, usable_cpus
+from shared.cpus import cgroup_quota, usable_cpus
 from tests.processes import ROOT
 
 
@@ -79,7 +79,7 @@ def test_a_process_confined_to_one_cpu_uses_one() -> None:
     """The affinity mask counts, not what the machine has."""
     cpu = min(os.sched_getaffinity(0))
     code = (
-        "import os; from services.inferer.cpus import usable_cpus\n"
+        "import os; from shared.cpus import usable_cpus\n"
         f"before = usable_cpus(); os.sched_setaffinity(0, {{{cpu}}}); print(before, usable_cpus())"
     )
     child = subprocess.run(

@@ -17,6 +17,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.job_events import END, JobEvent
 from services.gateway.problems import Problem
 from services.gateway.streams import Feed, GatewayStopping
+from shared.errors import BrokerUnavailable
 from shared.messages import JobAccepted, JobStatus, JobSubmission, QueueReport, encode
 
 PROBLEM = "application/problem+json"
@@ -88,6 +89,9 @@ async def events(
     feed = Feed(gateway.events(job_id, last_event_id), gateway.stopping)
     try:
         first = await feed.next()  # what is wrong with the id shows here, as a status
+    except GatewayStopping:
+        feed.close()
+        raise BrokerUnavailable("this gateway shuts down; ask another one") from None
     except BaseException:
         feed.close()
         raise

@@ -20,7 +20,7 @@ from services.gateway.openai_messages import (
     usage_chunk,
 )
 from services.gateway.problems import openai_error
-from services.gateway.streams import Feed, GatewayStopping
+from services.gateway.streams import KEEP_ALIVE_S, Feed, GatewayStopping
 from shared.errors import UnknownJob
 from shared.messages import Completed, Failed, JobStatus, JobSubmission, Result, encode
 
@@ -98,7 +98,7 @@ async def _stream(
     include_usage: bool,
     stays: bool,
 ) -> Response[Any]:
-    feed = Feed(gateway.events(ticket.id), gateway.stopping)
+    feed = Feed(gateway.events(ticket.id, ticket=ticket), gateway.stopping)
     first: JobEvent | None = None
     try:
         first = await while_connected(
@@ -122,7 +122,7 @@ async def _stream(
             for_now = first
             while True:
                 try:
-                    event = for_now or await feed.next(15)
+                    event = for_now or await feed.next(KEEP_ALIVE_S)
                 except TimeoutError:
                     yield ServerSentEventMessage(comment="")
                     continue

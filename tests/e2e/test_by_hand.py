@@ -1,0 +1,93 @@
+"""What people put into the broker with their own hands harms nobody but themselves."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig
+
+from shared import subjects
+from shared.broker import Broker
+from shared.config import BrokerSettings
+from shared.job_ids import new_job_id
+from shared.messages import InferenceRequest, encode
+from tests.processes import Stack
+
+REQUEST = InferenceRequest(prompt="hi", max_tokens=2)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Stack]:
+    """NATS and a gateway that knows the model `tiny`; no inferer, so jobs stay where they are."""
+    with Stack(tmp_path) as running:
+        running.start_gateway(GATEWAY_MODELS="tiny").wait_for("gateway_ready")
+        yield running
+
+
+@pytest.fixture
+async def js(gateway: Stack) -> AsyncIterator[JetStreamContext]:
+    broker = Broker(BrokerSettings(url=gateway.nats.url), "test")
+    await broker.connect()
+    yield broker.js
+    await broker.close()
+
+
+async def test_a_result_that_is_none(gateway: Stack, js: JetStreamContext) -> None:
+    """It is final all the same: `failed`, with the reason, for whoever asks."""
+    job_id = new_job_id()
+    await js.publish(subjects.result(job_id), b"\xff{")
+    status = gateway.status(job_id)
+    assert (status["state"], status["error"]["code"]) == ("FAILURE", "unreadable_result")
+    events = gateway.http.get(f"/jobs/{job_id}/events").text
+    assert "unreadable_result" in events
+
+
+async def test_an_inferer_outlives_a_result_that_is_none(
+    gateway: Stack, js: JetStreamContext, tiny_model: Path
+) -> None:
+    """Its job leaves the queue, and the next one runs."""
+    job_id = new_job_id()
+    await js.publish(subjects.result(job_id), b"nonsense")
+    await js.publish(subjects.request("tiny", job_id), encode(REQUEST))
+    inferer = gateway.start_inferer(tiny_model)
+    gateway.wait_until_served("tiny")
+    assert gateway.wait_for_end(gateway.submit(prompt="hi", max_tokens=2))["state"] == "SUCCESS"
+    assert (await js.stream_info(subjects.REQUESTS)).state.messages == 0
+    assert "Traceback" not in inferer.output()
+
+
+@pytest.mark.parametrize(
+    ("body", "deadline"),
+    [
+        (encode(REQUEST), "tomorrow"),
+        (b"\xff\xfe", "2030-01-01T00:00:00.000000Z"),
+        (b"[" * 100_000, ""),
+    ],
+)
+async def test_a_request_that_is_none(
+    gateway: Stack, js: JetStreamContext, body: bytes, deadline: str
+) -> None:
+    """While it waits it can be looked at and taken back; its state event may be nonsense too."""
+    job_id = new_job_id()
+    headers = {subjects.HEADER_DEADLINE: deadline} if deadline else {}
+    await js.publish(subjects.request("tiny", job_id), body, headers=headers)
+    await js.publish(subjects.state_events(job_id), b"started!")
+    assert gateway.status(job_id)["state"] == "PENDING"
+    cancelled = gateway.http.delete(f"/jobs/{job_id}")
+    assert (cancelled.status_code, cancelled.json()["state"]) == (200, "REVOKED")
+    assert (await js.stream_info(subjects.REQUESTS)).state.messages == 0
+
+
+async def test_a_consumer_of_somebody_else(gateway: Stack, js: JetStreamContext) -> None:
+    """It is no model, and it stays as it is."""
+    mine = ConsumerConfig(durable_name="mine", filter_subject="infer.requests.other.low.*")
+    await js.add_consumer(subjects.REQUESTS, mine)
+    for _ in range(2):  # each is a fresh look of the gateway
+        models = gateway.http.get("/queue").json()["models"]
+        assert [model["model"] for model in models] == ["tiny"]
+    gateway.submit(prompt="hi")  # without a model: only one is served
+    assert gateway.http.post("/jobs", json={"prompt": "hi", "model": "mine"}).status_code == 404
+    held = (await js.consumer_info(subjects.REQUESTS, "mine")).config
+    assert held.filter_subject == "infer.requests.other.low.*"
+    assert not gateway.gateways[0].events("limit_not_set")
