@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shared.lifecycle import EXIT_CONFIGURATION
@@ -27,8 +27,16 @@ log = logger()
 class Child:
     """Restarts its process with backoff until `stop`."""
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str],
+        cpus: Sequence[int] | None = None,
+    ) -> None:
+        """``cpus`` are the numbers of those it may run on; None means all of ours."""
         self.name = name
+        self._cpus = cpus
         self.hopeless: str | None = None
         """Why it was given up: it would fail the same way again."""
         self._command = command
@@ -84,12 +92,18 @@ class Child:
             stdout=sys.stderr.fileno(),
             stderr=sys.stderr.fileno(),
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=self._set_up,
         )
         log.info("child_started", child=self.name, pid=self._process.pid)
         if self._stopping.is_set():
             self._process.terminate()  # `stop` could not see it yet
         return await self._process.wait()
+
+    def _set_up(self) -> None:
+        """In the child, before the command."""
+        _end_with_parent()
+        if self._cpus is not None:
+            os.sched_setaffinity(0, self._cpus)
 
     async def _pause(self, seconds: float) -> None:
         try:

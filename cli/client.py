@@ -12,7 +12,7 @@ import msgspec
 
 from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from shared.job_ids import is_job_id
-from shared.messages import JobAccepted, JobStatus, QueueReport, encode
+from shared.messages import FleetReport, JobAccepted, JobStatus, QueueReport, encode
 
 TIMEOUT_S = 15.0
 SILENCE_S = 60.0
@@ -64,6 +64,9 @@ class Client:
 
     def queue(self) -> QueueReport:
         return self._call("GET", "/queue", QueueReport)
+
+    def inferers(self) -> FleetReport:
+        return self._call("GET", "/inferers", FleetReport)
 
     def follow(self, job_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
         """The job's events to the last; a connection that breaks is taken up where it was."""

@@ -27,6 +27,7 @@ from cli.options import (
 )
 from cli.output import (
     err,
+    print_inferers,
     print_json,
     print_queue,
     print_status,
@@ -197,6 +198,14 @@ def queue(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     with Client(url) as client:
         report = client.queue()
     print_json(report) if as_json else print_queue(report.models)
+
+
+@app.command()
+def inferers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """The live inferers and what they do."""
+    with Client(url) as client:
+        report = client.inferers()
+    print_json(report) if as_json else print_inferers(report.inferers)
 
 
 def _text(prompt: str) -> str:

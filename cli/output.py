@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from shared.messages import JobStatus, ModelQueue
+from shared.messages import InfererEntry, JobStatus, ModelQueue
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -78,6 +78,24 @@ def print_queue(models: list[ModelQueue]) -> None:
         oldest = "-" if model.oldest_s is None else f"{model.oldest_s:.1f} s"
         numbers = (model.waiting, model.in_flight, model.limit, model.inferers)
         table.add_row(model.model, *map(str, numbers), oldest)
+    out.print(table)
+
+
+def print_inferers(inferers: list[InfererEntry]) -> None:
+    if not inferers:
+        out.print("no inferer is live: start one with sluice up, or python -m services.inferer")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("inferer", "model", "host", "state", "slots", "threads", "CPUs", "tokens/s"):
+        table.add_column(heading)
+    table.add_column("runs")
+    for entry in inferers:
+        speed = "-" if entry.tokens_per_s is None else f"{entry.tokens_per_s:.1f}"
+        runs = ", ".join(
+            f"{job.id} ({job.completion_tokens} of {job.max_tokens} tokens)" for job in entry.jobs
+        )
+        cells = (entry.slots, entry.threads, ",".join(map(str, entry.cpus)), speed, runs or "-")
+        table.add_row(entry.id, entry.model, entry.host, entry.state, *map(str, cells))
     out.print(table)
 
 

@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 from msgspec import Struct
 
 from cli.child import ROOT, Child
 from cli.errors import EXIT_USAGE, CommandError
-from shared.cpus import usable_cpus
+from shared.cpus import own_cpus, usable_cpus
 from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
+from shared.messages import FleetReport
+from shared.timestamps import timestamp
 
 NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 
@@ -82,7 +85,11 @@ class _Stack:
         host = f"[{reachable}]" if ":" in reachable else reachable
         self.http_url = f"http://{host}:{http_port}"
         self.nats_url = f"nats://{host}:{nats_port}"
+        shares: list[list[int]] | list[None] = [None]  # one alone goes where the kernel wants it
+        if options.inferers != 1:
+            shares = share_out(own_cpus()[: usable_cpus()], options.inferers)
         self._wanted = options.inferers
+        self._started_at = timestamp()
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
             "nats",
@@ -108,10 +115,10 @@ class _Stack:
                     "INFERER_ID": f"inferer-{number}",
                     "INFERER_MODEL": _absolute(options.model),
                     "INFERER_CONCURRENCY": str(options.concurrency),
-                    **_threads(options.inferers),
                 },
+                cpus,
             )
-            for number in range(1, options.inferers + 1)
+            for number, cpus in enumerate(shares, start=1)
         ]
         self.children = [self._nats, self._gateway, *self._inferers]
 
@@ -125,11 +132,13 @@ class _Stack:
         try:
             if (await client.get("/readyz")).status_code != 200:
                 return False
-            queue = (await client.get("/queue")).json()
-        except (httpx.HTTPError, ValueError):
+            found = (await client.get("/inferers")).content
+            inferers = msgspec.json.decode(found, type=FleetReport).inferers
+        except (httpx.HTTPError, msgspec.DecodeError):
             return False
-        live = sum(model["inferers"] for model in queue.get("models", []))
-        return self._wanted == 0 or live > 0
+        # The entry of one that was killed a moment ago may still be there.
+        live = [entry for entry in inferers if entry.started_at >= self._started_at]
+        return self._wanted == 0 or bool(live)
 
     async def stop(self) -> None:
         """First nobody accepts jobs, then nobody runs them, then nobody keeps them."""
@@ -159,11 +168,22 @@ def _absolute(model: str) -> str:
     return str(path.resolve()) if path.exists() else model
 
 
-def _threads(inferers: int) -> dict[str, str]:
-    """Share the CPUs out: threads that outnumber them wait for each other in a loop."""
-    if inferers <= 1 or "INFERER_THREADS" in os.environ:
-        return {}
-    return {"INFERER_THREADS": str(max(1, usable_cpus() // inferers))}
+def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
+    """Disjoint parts of ``cpus``, as equal as can be, one for each inferer.
+
+    Threads of llama.cpp wait for each other in a loop: two inferers on one core are several times
+    slower than one after the other.
+
+    Raises:
+        CommandError: there are more inferers than CPUs.
+    """
+    if inferers > len(cpus):
+        raise CommandError(
+            f"--inferers {inferers}: there are {len(cpus)} CPUs, and two inferers on one would be "
+            f"several times slower than one; give at most {len(cpus)}",
+            EXIT_USAGE,
+        )
+    return [cpus[number::inferers] for number in range(inferers)]
 
 
 def _nats_server() -> str:

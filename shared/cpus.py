@@ -13,9 +13,14 @@ def usable_cpus() -> int:
     A quota of one and a half CPUs counts as one: llama.cpp's threads wait for each other in a
     loop, so a thread without a CPU of its own slows all the others.
     """
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(own_cpus())
     quota = cgroup_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def own_cpus() -> list[int]:
+    """The numbers of the CPUs in the affinity mask."""
+    return sorted(os.sched_getaffinity(0))
 
 
 def cgroup_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_OF_SELF) -> float | None:

@@ -255,8 +255,25 @@ class CancelNotice(Struct, frozen=True):
     code: StopCode
 
 
-class InfererEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh."""
+InfererState = Literal["idle", "busy", "stopping"]
+
+
+class RunningJob(Struct, frozen=True, kw_only=True):
+    """How far a job is: ``completion_tokens`` of at most ``max_tokens``."""
+
+    id: str
+    attempt: int
+    started_at: str
+    completion_tokens: int
+    max_tokens: int
+
+
+class InfererEntry(Struct, frozen=True, kw_only=True):
+    """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh.
+
+    ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
+    those of its last jobs, None before the first.
+    """
 
     id: str
     model: str
@@ -268,7 +285,12 @@ class InfererEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     started_at: str
     version: str
     token_bytes: int = 0
-    busy: int = 0
+    state: InfererState = "idle"
+    cpus: list[int] = []
+    gpu_layers: int = 0
+    jobs: list[RunningJob] = []
+    prompt_tokens_per_s: float | None = None
+    tokens_per_s: float | None = None
 
 
 class ModelFacts(Struct, frozen=True):
@@ -380,6 +402,12 @@ class ModelQueue(Struct, frozen=True, kw_only=True):
 
 class QueueReport(Struct, frozen=True):
     models: list[ModelQueue]
+
+
+class FleetReport(Struct, frozen=True):
+    """Every live inferer, as of its last word, at most a second ago."""
+
+    inferers: list[InfererEntry]
 
 
 class JobReference(Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,6 +39,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
             jobs.events,
             jobs.cancel,
             jobs.queue,
+            jobs.inferers,
             openai.chat_completions,
             openai.completions,
             openai.list_models,

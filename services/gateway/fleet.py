@@ -14,7 +14,7 @@ from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, InvalidRequest, TopologyError, UnknownModel
 from shared.logs import logger
-from shared.messages import InfererEntry, ModelFacts, decode_inferer_entry
+from shared.messages import FleetReport, InfererEntry, ModelFacts, decode_inferer_entry
 from shared.topology import Topology, ensure_consumer, facts_of, is_ours
 
 REFRESH_S = 2.0
@@ -62,6 +62,16 @@ class Fleet:
         if entries.keys() - models.keys():
             models = await self._read_consumers()
         self.models, self.inferers = models, entries
+
+    async def report(self) -> FleetReport:
+        """Every live inferer, read afresh.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        entries = await self._read_entries()
+        inferers = [entry for model in entries.values() for entry in model]
+        return FleetReport(sorted(inferers, key=lambda entry: (entry.model, entry.id)))
 
     async def consumer(self, model: str) -> ConsumerInfo:
         """The model's consumer as it is now.

@@ -29,7 +29,7 @@ class Gateway:
         self.fleet = Fleet(self.broker, self.topology)
         self.finished = FinishedJobs(self.broker)
         self.jobs = Jobs(self.broker, self.fleet, self.finished, settings)
-        self.service = NatsService(self.broker, self.jobs)
+        self.service = NatsService(self.broker, self.fleet, self.jobs)
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""

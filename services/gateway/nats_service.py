@@ -8,6 +8,7 @@ from msgspec import Struct
 from nats.micro.request import Request, ServiceError
 
 from services.gateway.bodies import decode_body
+from services.gateway.fleet import Fleet
 from services.gateway.jobs import Jobs
 from services.gateway.problems import status_of
 from services.gateway.unfinished import Unfinished
@@ -28,8 +29,9 @@ Handler = Callable[[Request], Awaitable[Struct | None]]
 class NatsService:
     """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
 
-    def __init__(self, broker: Broker, jobs: Jobs) -> None:
+    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs) -> None:
         self._broker = broker
+        self._fleet = fleet
         self._jobs = jobs
 
     @asynccontextmanager
@@ -48,6 +50,7 @@ class NatsService:
             "result": self._result,
             "cancel": self._cancel,
             "queue": self._queue,
+            "inferers": self._inferers,
         }
         for name, handler in handlers.items():
             await service.add_endpoint(
@@ -90,6 +93,9 @@ class NatsService:
 
     async def _queue(self, request: Request) -> Struct:
         return await self._jobs.queue()
+
+    async def _inferers(self, request: Request) -> Struct:
+        return await self._fleet.report()
 
 
 def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:

@@ -14,7 +14,7 @@ from services.inferer.worker import Worker
 from shared import __version__
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
-from shared.cpus import usable_cpus
+from shared.cpus import own_cpus, usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, logger
 from shared.messages import InfererEntry
@@ -81,7 +81,12 @@ async def _serve(
                 started_at=started_at,
                 version=__version__,
                 token_bytes=token_bytes,
-                busy=worker.busy,
+                state=worker.state,
+                cpus=own_cpus(),
+                gpu_layers=model.gpu_layers,
+                jobs=worker.running,
+                prompt_tokens_per_s=worker.speed.prompt,
+                tokens_per_s=worker.speed.generation,
             )
 
         def announce() -> None:

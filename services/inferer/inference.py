@@ -35,6 +35,7 @@ class Inference:
             on_text=self._tokens.add,
             on_end=self._end,
         )
+        job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, str]:
         """The job's answer: how it came about, and its text. Its tokens are published meanwhile.

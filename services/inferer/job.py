@@ -1,6 +1,7 @@
 """One delivery of one job, as an inferer holds it."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -16,6 +17,7 @@ from shared.messages import (
     Failed,
     FinishReason,
     InferenceRequest,
+    RunningJob,
     StateEvent,
     StopCode,
     Timings,
@@ -55,6 +57,8 @@ class Job:
         self.announced: asyncio.Task[PubAck] | None = None
         """The publishing of its `started`."""
         self.settled = asyncio.Event()
+        self.count_tokens: Callable[[], int] = lambda: 0
+        """How many tokens there are so far."""
         try:
             self.request: InferenceRequest = decode_request(message.data)
             self.queued_at = self.request.queued_at or self.queued_at
@@ -84,6 +88,18 @@ class Job:
         """Number this attempt after the last one; one that was handed back does not count."""
         if last is not None:
             self.attempt = last.attempt + (last.state != "returned")
+
+    def progress(self, n_ctx: int) -> RunningJob | None:
+        """How far it is; None before it has started."""
+        if self.started_at is None:
+            return None
+        return RunningJob(
+            id=self.id,
+            attempt=self.attempt,
+            started_at=self.started_at,
+            completion_tokens=self.count_tokens(),
+            max_tokens=min(self.request.max_tokens or n_ctx, n_ctx),
+        )
 
     def completed(
         self,

@@ -10,7 +10,7 @@ from shared.errors import BrokerUnavailable
 from shared.logs import logger
 from shared.messages import InfererEntry, encode
 
-REFRESH_S = 3.0
+REFRESH_S = 1.0
 
 log = logger()
 

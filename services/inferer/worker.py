@@ -18,6 +18,7 @@ from services.inferer.inference import Inference
 from services.inferer.job import HANDED_BACK, Interrupted, Job
 from services.inferer.lease import acknowledge, hand_back, lease
 from services.inferer.pull import Puller
+from services.inferer.speed import Speed
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.errors import BrokerUnavailable, InvalidRequest, SluiceError
@@ -25,7 +26,9 @@ from shared.logs import logger
 from shared.messages import (
     CancelNotice,
     DeadLetter,
+    InfererState,
     Result,
+    RunningJob,
     StateEvent,
     Timings,
     Usage,
@@ -70,11 +73,22 @@ class Worker:
         self._max_attempts = max_attempts
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
+        self._stopping = False
         self._handing_back = False
+        self.speed = Speed()
 
     @property
     def busy(self) -> int:
         return len(self._jobs)
+
+    @property
+    def state(self) -> InfererState:
+        return "stopping" if self._stopping else "busy" if self._jobs else "idle"
+
+    @property
+    def running(self) -> list[RunningJob]:
+        jobs = [job.progress(self._engine.n_ctx) for job in self._jobs.values()]
+        return [job for job in jobs if job is not None]
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
         """Serve until ``stopping`` is set; jobs that are then under way get their grace."""
@@ -85,6 +99,7 @@ class Worker:
                     group.create_task(self._serve(stopping))
                 on_ready()
                 await stopping.wait()
+                self._stopping = True
                 log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
                 now = asyncio.get_running_loop().time()
                 limit.reschedule(now + self._grace_s + SETTLE_S)
@@ -191,6 +206,7 @@ class Worker:
         finally:
             if looking is not None:
                 looking.cancel()
+        self.speed.learn(generation)
         return job.completed(
             self._id,
             text,

@@ -14,6 +14,7 @@ import nats
 import pytest
 
 from shared import subjects
+from shared.cpus import own_cpus, usable_cpus
 from tests.processes import Process, clean_environment, eventually, scripts
 
 
@@ -248,3 +249,25 @@ def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path, ups: list[
         assert process.wait() == 2
         assert word in process.output()
         assert "Traceback" not in process.output()
+
+
+def test_each_inferer_has_cpus_of_its_own(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+    """As many as there are CPUs run apart; one more is refused."""
+    count = usable_cpus()
+    up = Up(tmp_path / "data", tiny_model, "--inferers", str(count))
+    ups.append(up)
+    up.wait_until_ready()
+
+    def look() -> list[dict[str, Any]] | None:
+        found: list[dict[str, Any]] = up.http.get("/inferers").json()["inferers"]
+        return found if len(found) == count else None
+
+    shares = [entry["cpus"] for entry in eventually(look, "all are live")]
+    assert sorted(cpu for share in shares for cpu in share) == own_cpus()[:count]
+    assert [len(share) for share in shares] == [1] * count
+    command = [str(scripts() / "sluice"), "up", "--inferers", str(count + 1), "--port", "0"]
+    process = Process(
+        [*command, "--nats-port", "0", "--data", str(tmp_path / "other")], tmp_path / "refused.log"
+    )
+    assert process.wait() == 2
+    assert f"there are {count} CPUs" in process.output()

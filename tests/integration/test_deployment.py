@@ -423,7 +423,6 @@ def _entry(inferer_id: str) -> InfererEntry:
         started_at=timestamp(),
         version="0",
         token_bytes=12,
-        busy=0,
     )
 
 

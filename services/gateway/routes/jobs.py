@@ -18,7 +18,7 @@ from services.gateway.job_events import END, JobEvent
 from services.gateway.problems import Problem
 from services.gateway.streams import Feed, GatewayStopping
 from shared.errors import BrokerUnavailable
-from shared.messages import JobAccepted, JobStatus, JobSubmission, QueueReport, encode
+from shared.messages import FleetReport, JobAccepted, JobStatus, JobSubmission, QueueReport, encode
 
 PROBLEM = "application/problem+json"
 REFUSED = {
@@ -121,6 +121,13 @@ async def queue(gateway: Gateway) -> QueueReport:
     """For each model: jobs waiting and in flight, the limit, live inferers, the oldest's age."""
     gateway.require_ready()
     return await gateway.jobs.queue()
+
+
+@get("/inferers", responses={503: REFUSED[503]})
+async def inferers(gateway: Gateway) -> FleetReport:
+    """Each live inferer: its model, slots, CPUs and speed, and the jobs it runs now."""
+    gateway.require_ready()
+    return await gateway.fleet.report()
 
 
 def _message(event: JobEvent) -> ServerSentEventMessage:
