@@ -285,6 +285,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     started_at: str
     version: str
     token_bytes: int = 0
+    priority: int = 0
     state: InfererState = "idle"
     cpus: list[int] = []
     gpu_layers: int = 0

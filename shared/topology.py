@@ -107,12 +107,13 @@ def streams(topology: Topology) -> list[StreamConfig]:
             max_msgs_per_subject=1,
             **shared,
         ),
-        _bucket(subjects.INFERERS, PRESENCE_TTL_S, shared),
-        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_TTL_S, shared),
+        # The marker of one that died stays until its job has come back for certain.
+        _bucket(subjects.INFERERS, PRESENCE_TTL_S, shared, marker_ttl_s=2 * topology.ack_wait_s),
+        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_TTL_S, shared, marker_ttl_s=1),
     ]
 
 
-def _bucket(name: str, ttl_s: float, shared: dict[str, Any]) -> StreamConfig:
+def _bucket(name: str, ttl_s: float, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
     """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
     return StreamConfig(
         name=f"KV_{name}",
@@ -125,7 +126,7 @@ def _bucket(name: str, ttl_s: float, shared: dict[str, Any]) -> StreamConfig:
         allow_rollup_hdrs=True,
         deny_delete=True,
         allow_msg_ttl=True,
-        subject_delete_marker_ttl=ttl_s,
+        subject_delete_marker_ttl=marker_ttl_s,
         **shared,
     )
 

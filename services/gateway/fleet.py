@@ -19,6 +19,8 @@ from shared.topology import Topology, ensure_consumer, facts_of, is_ours
 
 REFRESH_S = 2.0
 
+HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
+
 log = logger()
 
 
@@ -52,11 +54,11 @@ class Fleet:
         Raises:
             BrokerUnavailable: no answer, or what should be there is not.
         """
-        entries = await self._read_entries()
+        entries, some_died = await self._read_entries()
         models = await self._read_consumers()
         for model in sorted(models.keys() | entries.keys()):
             try:
-                await self._adjust(model, entries.get(model, []), models.get(model))
+                await self._adjust(model, entries.get(model, []), models.get(model), some_died)
             except TopologyError as error:
                 log.error("limit_not_set", model=model, error=error.message)
         if entries.keys() - models.keys():
@@ -69,7 +71,7 @@ class Fleet:
         Raises:
             BrokerUnavailable: no answer.
         """
-        entries = await self._read_entries()
+        entries, _ = await self._read_entries()
         inferers = [entry for model in entries.values() for entry in model]
         return FleetReport(sorted(inferers, key=lambda entry: (entry.model, entry.id)))
 
@@ -124,26 +126,39 @@ class Fleet:
                 raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
         return {info.name: info for info in infos if is_ours(info)}
 
-    async def _read_entries(self) -> dict[str, list[InfererEntry]]:
+    async def _read_entries(self) -> tuple[dict[str, list[InfererEntry]], bool]:
+        """The live inferers of each model, and whether any has died of late."""
         prefix = f"$KV.{subjects.INFERERS}"
         stored = await self._broker.direct_get_all(
             f"KV_{subjects.INFERERS}", multi_last=[f"{prefix}.>"]
         )
         entries: dict[str, list[InfererEntry]] = {}
+        some_died = False
         for message in stored:
+            if not message.data:
+                # A marker: the broker's for an entry that expired, its owner's for one that left.
+                some_died |= message.headers.get(HEADER_MARKER_REASON) == EXPIRED
+                continue
             try:
                 entry = decode_inferer_entry(message.data)
             except msgspec.DecodeError:
-                continue  # the marker of one that has gone
+                continue  # put there by hand
             if subjects.is_model_name(entry.model):
                 entries.setdefault(entry.model, []).append(entry)
-        return entries
+        return entries, some_died
 
     async def _adjust(
-        self, model: str, inferers: list[InfererEntry], info: ConsumerInfo | None
+        self,
+        model: str,
+        inferers: list[InfererEntry],
+        info: ConsumerInfo | None,
+        some_died: bool,
     ) -> None:
         """One job for each live slot, never below one; and what to remember of the model."""
         limit = max(1, sum(inferer.slots for inferer in inferers))
+        if info is not None and some_died and _has_orphans(info, inferers):
+            # Until the dead one's job comes back it takes a place, which the living must not lack.
+            limit = max(limit, info.config.max_ack_pending or 1)
         known = facts_of(info) if info else None
         newest = max(inferers, key=lambda inferer: inferer.started_at, default=None)
         facts = (
@@ -162,3 +177,8 @@ class Fleet:
         known = {entry.id for entries in self.inferers.values() for entry in entries}
         if bool(message.data) != (inferer_id in known):
             self._changed.set()
+
+
+def _has_orphans(info: ConsumerInfo, inferers: list[InfererEntry]) -> bool:
+    """Whether a job is out that no live inferer speaks of."""
+    return (info.num_ack_pending or 0) > sum(len(inferer.jobs) for inferer in inferers)

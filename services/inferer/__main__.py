@@ -63,6 +63,7 @@ async def _serve(
             inferer_id=inferer_id,
             model=alias,
             slots=settings.concurrency,
+            priority=settings.priority,
             max_attempts=settings.max_attempts,
             grace_s=settings.grace_s,
         )
@@ -74,6 +75,7 @@ async def _serve(
                 id=inferer_id,
                 model=alias,
                 slots=settings.concurrency,
+                priority=settings.priority,
                 host=socket.gethostname(),
                 threads=threads,
                 n_ctx=n_ctx,

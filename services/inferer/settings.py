@@ -32,6 +32,8 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Most tokens in one call of llama.cpp; a cancel waits for one such call at most."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job gets to end after SIGTERM, before it is handed back."""
+    priority: Annotated[int, Meta(ge=0, le=9)] = 0
+    """0 is served first; one of a higher number takes what those cannot take at once."""
     max_attempts: Positive = 3
     """Starts of one job, after which it is taken to be what kills its inferers."""
 

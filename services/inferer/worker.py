@@ -62,6 +62,7 @@ class Worker:
         inferer_id: str,
         model: str,
         slots: int,
+        priority: int,
         max_attempts: int,
         grace_s: float,
     ) -> None:
@@ -70,6 +71,7 @@ class Worker:
         self._id = inferer_id
         self._model = model
         self._slots = slots
+        self._priority = priority
         self._max_attempts = max_attempts
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
@@ -121,7 +123,7 @@ class Worker:
     async def _serve(self, stopping: asyncio.Event) -> None:
         """One slot, until ``stopping``."""
         stopped = asyncio.create_task(stopping.wait())
-        async with Puller(self._broker, self._model) as puller:
+        async with Puller(self._broker, self._model, self._priority) as puller:
             while not stopping.is_set():
                 pulled = asyncio.create_task(puller.next())
                 await asyncio.wait((pulled, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -1,10 +1,14 @@
 """The fleet as gateways, NATS clients and the command see it."""
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from shared import subjects
+from shared.broker import connected
+from shared.config import BrokerSettings
 from shared.cpus import own_cpus
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
@@ -48,6 +52,55 @@ def test_inferers_come_and_go(stack: Stack, tiny_model: Path) -> None:
     assert _ids(stack) == ["inferer-0", "inferer-2"]
     third.kill()
     eventually(lambda: _ids(stack) == ["inferer-0"], "the dead one is gone")
+
+
+def test_the_limit_follows_a_crash(stack: Stack, tiny_model: Path) -> None:
+    """A killed inferer's place is kept until its job has come back to another; then it is gone."""
+    stack.wait_until_served("tiny")
+    assert _limit(stack) == 1
+    second = stack.start_inferer(tiny_model)
+    eventually(lambda: _limit(stack) == 2, "one for each")
+    ids = [stack.submit(prompt="go on", max_tokens=2000) for _ in range(4)]
+    held = eventually(lambda: _job_of(stack, "inferer-1"), "the second runs a job")
+    second.kill()
+    eventually(lambda: _ids(stack) == ["inferer-0"], "the dead one is gone")
+    rerun = eventually(lambda: _second_attempt(stack, held), "its job runs again")
+    assert rerun["inferer"] == "inferer-0"
+    eventually(lambda: _limit(stack) == 1, "the limit is right again")
+    for job_id in ids:
+        assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
+    limits = [event["limit"] for event in stack.gateways[0].events("consumer_set")]
+    assert limits == [1, 2, 1]
+
+
+async def test_the_fast_are_served_first(stack: Stack, tiny_model: Path) -> None:
+    """One of a higher number takes only what the others cannot take at once."""
+    stack.start_inferer(tiny_model, INFERER_PRIORITY="5")
+    eventually(lambda: _limit(stack) == 2, "one for each")
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        for _ in range(6):
+            while (await broker.js.consumer_info(subjects.REQUESTS, "tiny")).num_waiting != 2:
+                await asyncio.sleep(0.01)
+            job = stack.wait_for_end(stack.submit(prompt="x", max_tokens=1))
+            assert job["inferer"] == "inferer-0"
+    together = [stack.submit(prompt="go on", max_tokens=1500) for _ in range(2)]
+    both = {stack.wait_for_end(job_id)["inferer"] for job_id in together}
+    assert both == {"inferer-0", "inferer-1"}
+
+
+def _limit(stack: Stack) -> int:
+    (queue,) = stack.http.get("/queue").json()["models"]
+    return int(queue["limit"])
+
+
+def _job_of(stack: Stack, inferer: str) -> str | None:
+    running = {entry["id"]: entry["jobs"] for entry in _inferers(stack)}
+    return str(running[inferer][0]["id"]) if running.get(inferer) else None
+
+
+def _second_attempt(stack: Stack, job_id: str) -> dict[str, Any] | None:
+    status = stack.status(job_id)
+    return status if status["attempts"] == 2 else None
 
 
 def _inferers(stack: Stack) -> list[dict[str, Any]]:

@@ -74,8 +74,10 @@ async def working(
     broker: Broker, engine: Engine, name: str = "first", *, slots: int = 1, grace_s: float = 10
 ) -> AsyncIterator[tuple[Worker, asyncio.Event]]:
     """A worker, stopped by its event or at the end of the block; if it fails, so does the block."""
-    settings: dict[str, Any] = {"slots": slots, "max_attempts": 3, "grace_s": grace_s}
-    worker = Worker(broker, engine, inferer_id=name, model="tiny", **settings)
+    settings: dict[str, Any] = {"slots": slots, "grace_s": grace_s}
+    worker = Worker(
+        broker, engine, inferer_id=name, model="tiny", priority=0, max_attempts=3, **settings
+    )
     stopping, ready = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(worker.run(stopping, ready.set))
