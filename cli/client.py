@@ -136,7 +136,9 @@ def _refusal(response: httpx.Response) -> CommandError:
     try:
         problem = response.json()
         detail = problem["detail"] if isinstance(problem, dict) else response.text
-    except (ValueError, KeyError):
+        if problem.get("param") == "messages":
+            detail += " (here: --raw)"
+    except (ValueError, KeyError, AttributeError):
         detail = response.text or response.reason_phrase
     if response.status_code >= 500:
         return CommandError(detail, EXIT_UNREACHABLE)

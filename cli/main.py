@@ -1,7 +1,11 @@
 """``sluice``: the command line."""
 
 import asyncio
+import logging
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -11,13 +15,17 @@ from platformdirs import user_data_path
 
 from cli import topology
 from cli.client import Client
+from cli.doctor import examine
 from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import (
+    DEFAULT_NATS_URL,
     DEFAULT_URL,
     Json,
     MaxTokens,
     Model,
+    NatsUrl,
     Raw,
+    Replicas,
     Seed,
     System,
     Temperature,
@@ -27,6 +35,7 @@ from cli.options import (
 )
 from cli.output import (
     err,
+    print_findings,
     print_inferers,
     print_json,
     print_queue,
@@ -37,7 +46,12 @@ from cli.output import (
 )
 from cli.up import UpOptions, up_until_stopped
 from shared import __version__
+from shared.config import BrokerSettings, load
+from shared.errors import SettingsError
+from shared.logs import configure_logs
 from shared.messages import JobStatus
+
+DEFAULT_DATA = user_data_path("sluice")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,8 +84,8 @@ def up(
         int, typer.Option(min=0, max=65535, help="NATS; 0 takes a free one.")
     ] = 4222,
     data: Annotated[
-        Path | None, typer.Option(help="Folder for queue and results; it survives restarts.")
-    ] = None,
+        Path, typer.Option(help="Folder for queue and results; it survives restarts.")
+    ] = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: NATS, the gateway and inferers."""
@@ -82,7 +96,7 @@ def up(
         host=host,
         port=port,
         nats_port=nats_port,
-        data=data or user_data_path("sluice"),
+        data=data,
     )
 
     def announce(http_url: str, nats_url: str) -> None:
@@ -107,7 +121,7 @@ def ask(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Ask and stream the answer. Ctrl-C cancels the job."""
+    """Ask and stream the answer. Who stops this command cancels the job."""
     body = submission(
         _text(prompt),
         model=model,
@@ -118,12 +132,13 @@ def ask(
         raw=raw,
         timeout_s=timeout_s,
     )
-    with Client(url) as client:
+    with Client(url) as client, interrupted_by_signals():
         job_id = client.submit(body).id
         try:
             status = _follow(client, job_id, show=not as_json, max_tokens=max_tokens)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             client.cancel(job_id)
+            err.print(f"cancelled {job_id}", markup=False)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print_json(status)
@@ -157,12 +172,17 @@ def submit(
         raw=raw,
         timeout_s=timeout_s,
     )
-    with Client(url) as client:
+    with Client(url) as client, interrupted_by_signals():
         accepted = client.submit(body)
         if not wait:
             print_json(accepted) if as_json else print(accepted.id)
             return
-        status = _follow(client, accepted.id, show=False, max_tokens=max_tokens)
+        try:
+            err.print(f"submitted {accepted.id}", markup=False)
+            status = _follow(client, accepted.id, show=False, max_tokens=max_tokens)
+        except KeyboardInterrupt:
+            err.print(f"the job goes on: sluice status {accepted.id}", markup=False)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
     print_json(status) if as_json else print_status(status)
     _end(status, told=True)
 
@@ -208,6 +228,26 @@ def inferers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     print_json(report) if as_json else print_inferers(report.inferers)
 
 
+@app.command()
+def doctor(
+    url: Url = DEFAULT_URL,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
+    replicas: Replicas = 1,
+    as_json: Json = False,
+) -> None:
+    """Say why jobs are slow or stuck, and what to do. Exit status 1 when something is wrong."""
+    # What the connection has to say is among the findings.
+    configure_logs("sluice", stream=sys.stderr, level=logging.CRITICAL)
+    try:
+        settings = load(BrokerSettings, "NATS", {"NATS_URL": nats_url})
+    except SettingsError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    findings = asyncio.run(examine(settings, url.rstrip("/"), replicas))
+    print_json({"findings": findings}) if as_json else print_findings(findings)
+    if any(finding.verdict == "wrong" for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
 def _text(prompt: str) -> str:
     if prompt != "-":
         return prompt
@@ -217,6 +257,21 @@ def _text(prompt: str) -> str:
         raise CommandError(
             f"stdin is not UTF-8: {error.reason} at byte {error.start}", EXIT_USAGE
         ) from None
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM, and a terminal that is closed, end the block as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {name: signal.signal(name, interrupt) for name in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
 
 
 def _follow(client: Client, job_id: str, *, show: bool, max_tokens: int | None) -> JobStatus:

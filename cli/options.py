@@ -9,7 +9,12 @@ Url = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Needed when several are served.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Most tokens to generate.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", help="Most tokens to generate; left out, until the context is full."
+    ),
+]
 Temperature = Annotated[
     float | None, typer.Option("--temperature", help="0 always takes the likeliest token.")
 ]
@@ -22,6 +27,10 @@ TimeoutS = Annotated[
     float | None, typer.Option("--timeout-s", help="Seconds until the job is given up.")
 ]
 
+NatsUrl = Annotated[str, typer.Option("--nats-url", envvar="NATS_URL", help="The broker.")]
+Replicas = Annotated[int, typer.Option(min=1, max=5, help="3 or 5 on a cluster.")]
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 DEFAULT_URL = "http://127.0.0.1:5001"
 
 

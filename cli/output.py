@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from cli.doctor import Finding
 from shared.messages import InfererEntry, JobStatus, ModelQueue
 
 out = Console(soft_wrap=True, highlight=False)
@@ -97,6 +98,16 @@ def print_inferers(inferers: list[InfererEntry]) -> None:
         cells = (entry.slots, entry.threads, ",".join(map(str, entry.cpus)), speed, runs or "-")
         table.add_row(entry.id, entry.model, entry.host, entry.state, *map(str, cells))
     out.print(table)
+
+
+VERDICTS = {"ok": ("ok   ", "green"), "look": ("look ", "yellow"), "wrong": ("WRONG", "red")}
+
+
+def print_findings(findings: list[Finding]) -> None:
+    for finding in findings:
+        out.print(Text.assemble(VERDICTS[finding.verdict], f" {finding.about}: {finding.found}"))
+        if finding.advice is not None:
+            out.print(Text(f"      → {finding.advice}"))
 
 
 class Waiting:

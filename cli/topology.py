@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.errors import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
-from cli.options import Json
+from cli.options import DEFAULT_NATS_URL, Json, NatsUrl, Replicas
 from cli.output import out, print_json
 from shared.broker import connected
 from shared.config import BrokerSettings, load
@@ -31,10 +31,8 @@ def apply(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="A model to create a queue for.")
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, max=5, help="3 or 5 on a cluster.")] = 1,
-    nats_url: Annotated[
-        str, typer.Option("--nats-url", envvar="NATS_URL", help="The broker.")
-    ] = "nats://127.0.0.1:4222",
+    replicas: Replicas = 1,
+    nats_url: NatsUrl = DEFAULT_NATS_URL,
     as_json: Json = False,
 ) -> None:
     """Create or update everything; safe to repeat. Says what was changed."""

@@ -7,7 +7,9 @@ from typing import TextIO
 import structlog
 
 
-def configure_logs(service: str, stream: TextIO | None = None, **fields: str) -> None:
+def configure_logs(
+    service: str, stream: TextIO | None = None, level: int = logging.INFO, **fields: str
+) -> None:
     """Set up structlog for this process; every line carries ``service`` and ``fields``."""
     stream = stream or sys.stdout
     terminal = stream.isatty()
@@ -20,7 +22,7 @@ def configure_logs(service: str, stream: TextIO | None = None, **fields: str) ->
             *([] if terminal else [structlog.processors.dict_tracebacks]),
             structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )

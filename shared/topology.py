@@ -164,6 +164,25 @@ def facts_of(info: ConsumerInfo) -> ModelFacts | None:
         return None  # written by hand
 
 
+async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
+    """What `ensure_topology` would do to the streams; changes nothing.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    found = []
+    with unavailable_on_outage(broker):
+        for wanted in streams(topology):
+            try:
+                held = (await broker.js.stream_info(str(wanted.name))).config
+            except nats.js.errors.NotFoundError:
+                found.append(f"stream {wanted.name}: missing")
+                continue
+            if differences := _differences(wanted, held):
+                found.append(f"stream {wanted.name}: " + "; ".join(differences))
+    return found
+
+
 async def ensure_topology(broker: Broker, topology: Topology, models: list[str]) -> list[str]:
     """Create or update everything; safe to repeat and to run at several places at once.
 

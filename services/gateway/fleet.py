@@ -5,21 +5,19 @@ Everything is read afresh from the broker every time, so any number of gateways 
 
 import asyncio
 
-import msgspec
 import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerInfo
 
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
-from shared.errors import BrokerUnavailable, InvalidRequest, TopologyError, UnknownModel
+from shared.errors import InvalidRequest, TopologyError, UnknownModel
+from shared.fleet import read_inferers, read_models
 from shared.logs import logger
-from shared.messages import FleetReport, InfererEntry, ModelFacts, decode_inferer_entry
+from shared.messages import FleetReport, InfererEntry, ModelFacts
 from shared.topology import Topology, ensure_consumer, facts_of, is_ours
 
 REFRESH_S = 2.0
-
-HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
 
 log = logger()
 
@@ -54,15 +52,18 @@ class Fleet:
         Raises:
             BrokerUnavailable: no answer, or what should be there is not.
         """
-        entries, some_died = await self._read_entries()
-        models = await self._read_consumers()
+        live, some_died = await read_inferers(self._broker)
+        entries: dict[str, list[InfererEntry]] = {}
+        for one in live:
+            entries.setdefault(one.entry.model, []).append(one.entry)
+        models = await read_models(self._broker)
         for model in sorted(models.keys() | entries.keys()):
             try:
                 await self._adjust(model, entries.get(model, []), models.get(model), some_died)
             except TopologyError as error:
                 log.error("limit_not_set", model=model, error=error.message)
         if entries.keys() - models.keys():
-            models = await self._read_consumers()
+            models = await read_models(self._broker)
         self.models, self.inferers = models, entries
 
     async def report(self) -> FleetReport:
@@ -71,9 +72,8 @@ class Fleet:
         Raises:
             BrokerUnavailable: no answer.
         """
-        entries, _ = await self._read_entries()
-        inferers = [entry for model in entries.values() for entry in model]
-        return FleetReport(sorted(inferers, key=lambda entry: (entry.model, entry.id)))
+        live, _ = await read_inferers(self._broker)
+        return FleetReport([one.entry for one in live])
 
     async def consumer(self, model: str) -> ConsumerInfo:
         """The model's consumer as it is now.
@@ -116,36 +116,6 @@ class Fleet:
         if not names:
             raise UnknownModel("no model is served yet: start an inferer")
         raise InvalidRequest(f"model: name one of {', '.join(names)}", "model")
-
-    async def _read_consumers(self) -> dict[str, ConsumerInfo]:
-        """Those that are models; somebody else's on the same stream are none of our business."""
-        with unavailable_on_outage(self._broker):
-            try:
-                infos = await self._broker.js.consumers_info(subjects.REQUESTS)
-            except nats.js.errors.NotFoundError:
-                raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
-        return {info.name: info for info in infos if is_ours(info)}
-
-    async def _read_entries(self) -> tuple[dict[str, list[InfererEntry]], bool]:
-        """The live inferers of each model, and whether any has died of late."""
-        prefix = f"$KV.{subjects.INFERERS}"
-        stored = await self._broker.direct_get_all(
-            f"KV_{subjects.INFERERS}", multi_last=[f"{prefix}.>"]
-        )
-        entries: dict[str, list[InfererEntry]] = {}
-        some_died = False
-        for message in stored:
-            if not message.data:
-                # A marker: the broker's for an entry that expired, its owner's for one that left.
-                some_died |= message.headers.get(HEADER_MARKER_REASON) == EXPIRED
-                continue
-            try:
-                entry = decode_inferer_entry(message.data)
-            except msgspec.DecodeError:
-                continue  # put there by hand
-            if subjects.is_model_name(entry.model):
-                entries.setdefault(entry.model, []).append(entry)
-        return entries, some_died
 
     async def _adjust(
         self,

@@ -324,3 +324,47 @@ def test_a_question_that_is_no_text(shared_stack: Stack) -> None:
     )
     assert (asked.returncode, asked.stdout) == (USAGE, b"")
     assert asked.stderr.startswith(b"sluice: stdin is not UTF-8")
+
+
+@pytest.mark.parametrize("how", ["terminated", "nobody reads"])
+def test_ask_that_is_stopped_cancels_its_job(shared_stack: Stack, how: str) -> None:
+    """By SIGTERM, or as whoever reads its answer goes away: nothing runs on for nobody."""
+    asking = subprocess.Popen(
+        [scripts() / "sluice", "ask", "Go on", "--max-tokens", "2000"],
+        env={**clean_environment(), "SLUICE_URL": shared_stack.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stdout is not None
+    assert asking.stderr is not None
+    assert asking.stdout.read(1)
+    if how == "terminated":
+        asking.terminate()
+    else:
+        asking.stdout.close()
+    told = asking.stderr.read()
+    assert asking.wait(PATIENCE_S) == INTERRUPTED
+    word, job_id = told.split()
+    assert word == "cancelled"
+    assert shared_stack.wait_for_end(job_id)["state"] == "REVOKED"
+
+
+def test_submit_that_is_stopped_tells_the_id(shared_stack: Stack) -> None:
+    """Its job goes on, and can be found."""
+    submitting = subprocess.Popen(
+        [scripts() / "sluice", "submit", "Go on", "--max-tokens", "2000", "--wait"],
+        env={**clean_environment(), "SLUICE_URL": shared_stack.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert submitting.stderr is not None
+    word, job_id = submitting.stderr.readline().split()
+    assert word == "submitted"
+    submitting.terminate()
+    assert submitting.stderr.read() == f"the job goes on: sluice status {job_id}\n"
+    assert submitting.wait(PATIENCE_S) == INTERRUPTED
+    assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
