@@ -138,7 +138,7 @@ def ask(
             status = _follow(client, job_id, show=not as_json, max_tokens=max_tokens)
         except (KeyboardInterrupt, BrokenPipeError):
             client.cancel(job_id)
-            err.print(f"cancelled {job_id}", markup=False)
+            print(f"cancelled {job_id}", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print_json(status)
@@ -178,10 +178,10 @@ def submit(
             print_json(accepted) if as_json else print(accepted.id)
             return
         try:
-            err.print(f"submitted {accepted.id}", markup=False)
+            print(f"submitted {accepted.id}", file=sys.stderr, flush=True)
             status = _follow(client, accepted.id, show=False, max_tokens=max_tokens)
         except KeyboardInterrupt:
-            err.print(f"the job goes on: sluice status {accepted.id}", markup=False)
+            print(f"the job goes on: sluice status {accepted.id}", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_json(status) if as_json else print_status(status)
     _end(status, told=True)
