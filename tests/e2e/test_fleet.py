@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_the_limit_follows_a_crash(stack: Stack, tiny_model: Path) -> None:
     for job_id in ids:
         assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
     limits = [event["limit"] for event in stack.gateways[0].events("consumer_set")]
-    assert limits == [1, 2, 1]
+    # Two looks at one moment may both set what both have seen.
+    assert [limit for limit, _ in groupby(limits)] == [1, 2, 1]
 
 
 async def test_the_fast_are_served_first(stack: Stack, tiny_model: Path) -> None:
