@@ -151,7 +151,7 @@ def test_a_busy_inferer_without_grace_hands_its_job_back(tmp_path: Path, tiny_mo
         ended = stack.wait_for_end(job_id)
         assert (ended["state"], ended["attempts"]) == ("SUCCESS", 1)
         assert ended["inferer"] == "inferer-1"
-        assert second.events("job_finished")
+        assert second.wait_for("job_finished")["job_id"] == job_id  # told after the result
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
