@@ -12,7 +12,15 @@ import msgspec
 
 from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from shared.job_ids import is_job_id
-from shared.messages import FleetReport, JobAccepted, JobStatus, QueueReport, encode
+from shared.messages import (
+    ConcurrencyReport,
+    ConcurrencyRequest,
+    FleetReport,
+    JobAccepted,
+    JobStatus,
+    QueueReport,
+    encode,
+)
 
 TIMEOUT_S = 15.0
 SILENCE_S = 60.0
@@ -67,6 +75,9 @@ class Client:
 
     def inferers(self) -> FleetReport:
         return self._call("GET", "/inferers", FleetReport)
+
+    def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
+        return self._call("PUT", "/concurrency", ConcurrencyReport, content=encode(wanted))
 
     def follow(self, job_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
         """The job's events to the last; a connection that breaks is taken up where it was."""

@@ -8,13 +8,13 @@ from typing import Literal
 
 import httpx
 from msgspec import Struct
-from nats.js.api import ConsumerInfo
 
 from shared import subjects
 from shared.broker import Broker, connected, unavailable_on_outage
 from shared.config import BrokerSettings
+from shared.consumers import ModelConsumers, read_models
 from shared.errors import BrokerUnavailable
-from shared.fleet import Live, read_inferers, read_models
+from shared.fleet import Live, read_inferers
 from shared.timestamps import milliseconds_between, timestamp
 from shared.topology import Topology, missing_or_different
 
@@ -84,8 +84,8 @@ async def _behind_the_broker(broker: Broker, topology: Topology) -> list[Finding
     models = await read_models(broker)
     if not models:
         findings.append(_wrong("models", "none is known", "start an inferer: sluice up"))
-    for model, info in sorted(models.items()):
-        findings += _model(model, info, [one for one in live if one.entry.model == model])
+    for model, consumers in sorted(models.items()):
+        findings += _model(model, consumers, [one for one in live if one.entry.model == model])
     findings += _hung(before, live)
     findings += _overlaps(live)
     versions = sorted({one.entry.version for one in live})
@@ -97,11 +97,10 @@ async def _behind_the_broker(broker: Broker, topology: Topology) -> list[Finding
     return findings
 
 
-def _model(model: str, info: ConsumerInfo, live: list[Live]) -> Iterator[Finding]:
-    waiting, out = info.num_pending or 0, info.num_ack_pending or 0
+def _model(model: str, consumers: ModelConsumers, live: list[Live]) -> Iterator[Finding]:
+    out, limit = consumers.in_flight, consumers.limit
     slots = sum(one.entry.slots for one in live)
-    limit = info.config.max_ack_pending or 1
-    queue = f"{waiting} waiting, {out} in flight, limit {limit}"
+    queue = f"{consumers.waiting} waiting, {out} in flight, limit {limit}"
     if not live:
         yield _wrong(
             model,
@@ -129,10 +128,10 @@ def _model(model: str, info: ConsumerInfo, live: list[Live]) -> Iterator[Finding
             "those of a dead inferer come back when its lease ends, after 12 s at most (30 s on a "
             "cluster)",
         )
-    if info.num_redelivered:
+    if consumers.redelivered:
         yield _look(
             model,
-            f"{info.num_redelivered} jobs were delivered more than once",
+            f"{consumers.redelivered} jobs were delivered more than once",
             "an inferer died or stopped in the middle: see the inferers' logs",
         )
 

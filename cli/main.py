@@ -24,6 +24,7 @@ from cli.options import (
     MaxTokens,
     Model,
     NatsUrl,
+    PriorityOption,
     Raw,
     Replicas,
     Seed,
@@ -35,6 +36,7 @@ from cli.options import (
 )
 from cli.output import (
     err,
+    print_changes,
     print_findings,
     print_inferers,
     print_json,
@@ -49,7 +51,7 @@ from shared import __version__
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
 from shared.logs import configure_logs
-from shared.messages import JobStatus
+from shared.messages import ConcurrencyRequest, JobStatus
 
 DEFAULT_DATA = user_data_path("sluice")
 
@@ -118,6 +120,7 @@ def ask(
     system: System = None,
     raw: Raw = False,
     timeout_s: TimeoutS = None,
+    priority: PriorityOption = None,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
@@ -131,6 +134,7 @@ def ask(
         system=system,
         raw=raw,
         timeout_s=timeout_s,
+        priority=priority,
     )
     with Client(url) as client, interrupted_by_signals():
         job_id = client.submit(body).id
@@ -157,6 +161,7 @@ def submit(
     system: System = None,
     raw: Raw = False,
     timeout_s: TimeoutS = None,
+    priority: PriorityOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
@@ -171,6 +176,7 @@ def submit(
         system=system,
         raw=raw,
         timeout_s=timeout_s,
+        priority=priority,
     )
     with Client(url) as client, interrupted_by_signals():
         accepted = client.submit(body)
@@ -226,6 +232,27 @@ def inferers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     with Client(url) as client:
         report = client.inferers()
     print_json(report) if as_json else print_inferers(report.inferers)
+
+
+@app.command()
+def concurrency(
+    slots: Annotated[int, typer.Argument(min=0, max=64, help="Jobs at once; 0 takes none.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Only inferers of this model.")
+    ] = None,
+    inferer: Annotated[str | None, typer.Option("--inferer", help="Only this inferer.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Set how many jobs an inferer runs at once, without a restart. Running jobs are not touched.
+
+    It lasts until the inferer is restarted, which then goes by INFERER_CONCURRENCY again."""
+    wanted = ConcurrencyRequest(concurrency=slots, model=model, inferer=inferer)
+    with Client(url) as client:
+        report = client.set_concurrency(wanted)
+    print_json(report) if as_json else print_changes(report.inferers)
+    if any(change.refused for change in report.inferers):
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from shared.messages import Priority
+
 Url = Annotated[
     str, typer.Option("--url", envvar="SLUICE_URL", help="The gateway.", show_default=True)
 ]
@@ -22,6 +24,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives th
 System = Annotated[str | None, typer.Option("--system", help="A system message to put first.")]
 Raw = Annotated[
     bool, typer.Option("--raw", help="Send the text as it is, without the chat template.")
+]
+PriorityOption = Annotated[
+    Priority | None, typer.Option("--priority", help="Which of the waiting jobs go first.")
 ]
 TimeoutS = Annotated[
     float | None, typer.Option("--timeout-s", help="Seconds until the job is given up.")
@@ -44,6 +49,7 @@ def submission(
     system: str | None,
     raw: bool,
     timeout_s: float | None,
+    priority: Priority | None,
 ) -> dict[str, Any]:
     """The body for ``POST /jobs``; what was not given is left to the gateway."""
     options = {
@@ -52,6 +58,7 @@ def submission(
         "temperature": temperature,
         "seed": seed,
         "timeout_s": timeout_s,
+        "priority": priority,
     }
     body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if raw:

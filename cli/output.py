@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.doctor import Finding
-from shared.messages import InfererEntry, JobStatus, ModelQueue
+from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -98,6 +98,14 @@ def print_inferers(inferers: list[InfererEntry]) -> None:
         cells = (entry.slots, entry.threads, ",".join(map(str, entry.cpus)), speed, runs or "-")
         table.add_row(entry.id, entry.model, entry.host, entry.state, *map(str, cells))
     out.print(table)
+
+
+def print_changes(changes: list[ConcurrencyChange]) -> None:
+    for change in changes:
+        if change.refused is None:
+            out.print(Text(f"{change.inferer}: {change.before} → {change.concurrency}"))
+        else:
+            out.print(Text(f"{change.inferer}: stays at {change.before}: {change.refused}", "red"))
 
 
 VERDICTS = {"ok": ("ok   ", "green"), "look": ("look ", "yellow"), "wrong": ("WRONG", "red")}

@@ -38,6 +38,16 @@ class UnknownModel(SluiceError):
     code = "model_not_found"
 
 
+class UnknownInferer(SluiceError):
+    code = "inferer_not_found"
+
+
+class Refused(SluiceError):
+    """An inferer will not do what it was told."""
+
+    code = "refused"
+
+
 class UnknownJob(SluiceError):
     code = "job_not_found"
 

@@ -28,6 +28,8 @@ TimeoutS = Annotated[
     float, Meta(gt=0, le=86_400, description="Seconds from acceptance to the latest end.")
 ]
 Prompt = Annotated[str, Meta(min_length=1)]
+Priority = Literal["high", "normal", "low"]
+"""A job's class: strictly in this order, first in first out within each."""
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
@@ -121,6 +123,7 @@ class JobSubmission(
     messages: Messages | None = None
     prompt: Prompt | None = None
     timeout_s: TimeoutS | None = None
+    priority: Priority = "normal"
     metadata: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -189,6 +192,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     timings: Timings | None = None
     owner: str | None = None
     metadata: dict[str, Any] | None = None
+    priority: Priority = "normal"
 
 
 class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
@@ -221,6 +225,13 @@ class Expired(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="expir
 
 
 Result = Completed | Failed | Cancelled | Expired
+
+
+def priority_of(job_class: str) -> Priority:
+    """The class named in a subject; what somebody has put there by hand counts as normal."""
+    named: dict[str, Priority] = {"high": "high", "low": "low"}
+    return named.get(job_class, "normal")
+
 
 _STOPPED: dict[StopCode, tuple[type[Cancelled | Expired], str]] = {
     "cancelled": (Cancelled, "cancelled on request"),
@@ -344,6 +355,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     error: JobError | None
     timings: Timings | None
     metadata: dict[str, Any] | None = None
+    priority: Priority = "normal"
 
     @classmethod
     def of(cls, outcome: Result) -> Self:
@@ -371,6 +383,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
             error=error,
             timings=outcome.timings,
             metadata=outcome.metadata,
+            priority=outcome.priority,
         )
 
 
@@ -390,8 +403,13 @@ class JobAccepted(Struct, frozen=True, kw_only=True):
         )
 
 
+class ClassQueue(Struct, frozen=True, kw_only=True):
+    waiting: int
+    in_flight: int
+
+
 class ModelQueue(Struct, frozen=True, kw_only=True):
-    """One model's queue. ``limit`` is the consumer's ``max_ack_pending``."""
+    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one a class."""
 
     model: str
     waiting: int
@@ -399,6 +417,7 @@ class ModelQueue(Struct, frozen=True, kw_only=True):
     limit: int
     inferers: int
     oldest_s: float | None
+    classes: dict[str, ClassQueue] = {}
 
 
 class QueueReport(Struct, frozen=True):
@@ -409,6 +428,37 @@ class FleetReport(Struct, frozen=True):
     """Every live inferer, as of its last word, at most a second ago."""
 
     inferers: list[InfererEntry]
+
+
+Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes none.")]
+
+
+class SetConcurrency(Struct, frozen=True):
+    """``infer.control.<inferer>``: how many slots to have."""
+
+    concurrency: Concurrency
+
+
+class ConcurrencyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``PUT /concurrency`` takes: for one inferer, for those of a model, or for all."""
+
+    concurrency: Concurrency
+    model: str | None = None
+    inferer: str | None = None
+
+
+class ConcurrencyChange(Struct, frozen=True, kw_only=True):
+    """What an inferer made of it; ``refused`` says why it did not."""
+
+    inferer: str
+    model: str
+    before: int
+    concurrency: int
+    refused: str | None = None
+
+
+class ConcurrencyReport(Struct, frozen=True):
+    inferers: list[ConcurrencyChange]
 
 
 class JobReference(Struct, frozen=True, forbid_unknown_fields=True):
@@ -422,6 +472,8 @@ _decode_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 decode_state_event = msgspec.json.Decoder(StateEvent).decode
 decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
 decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
+decode_concurrency = msgspec.json.Decoder(SetConcurrency).decode
+decode_concurrency_change = msgspec.json.Decoder(ConcurrencyChange).decode
 decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode
 decode_model_facts = msgspec.json.Decoder(ModelFacts).decode
 

@@ -14,6 +14,8 @@ DEAD = "DEAD"
 INFERERS = "INFERERS"
 IDEMPOTENCY = "IDEMPOTENCY"
 
+CLASSES = ("high", "normal", "low")
+"""The ranks of jobs, in the order in which they are served."""
 CLASS_NORMAL = "normal"
 
 # The broker renames the message's own reply field when it stores it, so the subject that waits
@@ -52,6 +54,24 @@ def request_of(job_id: str) -> str:
 
 def model_requests(model: str, job_class: str = CLASS_NORMAL) -> str:
     return f"infer.requests.{model}.{job_class}.*"
+
+
+def consumer(model: str, job_class: str) -> str:
+    """The durable that holds a model's jobs of one class: the model's own name for the normal."""
+    return model if job_class == CLASS_NORMAL else f"{model}+{job_class}"
+
+
+def parse_consumer(name: str) -> tuple[str, str]:
+    """``(model, class)`` of a consumer of REQUESTS.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    model, plus, job_class = name.partition("+")
+    job_class = job_class if plus else CLASS_NORMAL
+    if not is_model_name(model) or job_class not in CLASSES or name != consumer(model, job_class):
+        raise ValueError(f"not a model's consumer: {name}")
+    return model, job_class
 
 
 def parse_request(subject: str) -> tuple[str, str, str]:
@@ -93,6 +113,11 @@ def finished(job_id: str) -> str:
 
 def cancel(job_id: str) -> str:
     return f"infer.cancel.{job_id}"
+
+
+def control(inferer_id: str) -> str:
+    """Orders to one inferer, each answered."""
+    return f"infer.control.{inferer_id}"
 
 
 def dead(model: str, job_id: str) -> str:

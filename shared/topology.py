@@ -1,15 +1,11 @@
 """The streams, consumers and buckets, and the one function that makes a broker hold them."""
 
 import asyncio
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import msgspec
 import nats.js.errors
 from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    ConsumerInfo,
     DiscardPolicy,
     RePublish,
     RetentionPolicy,
@@ -19,9 +15,9 @@ from nats.js.api import (
 
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
+from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
 from shared.errors import TopologyError
 from shared.job_ids import RETENTION
-from shared.messages import ModelFacts, decode_model_facts, encode
 
 OLDEST_SERVER = (2, 12)
 """The first nats-server with message schedules."""
@@ -43,15 +39,6 @@ class Topology:
     def ack_wait_s(self) -> float:
         """The lease on a job: longer than a leader election where there can be one."""
         return 12.0 if self.replicas == 1 else 30.0
-
-
-@dataclass
-class GroupedConsumerConfig(ConsumerConfig):
-    """The client's configuration with the fields it does not know yet."""
-
-    max_batch: int | None = None
-    priority_groups: list[str] = field(default_factory=list)
-    priority_policy: str | None = None
 
 
 def streams(topology: Topology) -> list[StreamConfig]:
@@ -131,39 +118,6 @@ def _bucket(name: str, ttl_s: float, shared: dict[str, Any], marker_ttl_s: float
     )
 
 
-def consumer(
-    model: str, topology: Topology, limit: int, facts: ModelFacts | None
-) -> GroupedConsumerConfig:
-    """The whole configuration of a model's consumer: an update replaces every field.
-
-    ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
-    job from starting.
-    """
-    metadata = {} if facts is None else {"sluice.facts": encode(facts).decode()}
-    return GroupedConsumerConfig(
-        durable_name=model,
-        filter_subject=subjects.model_requests(model),
-        ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=topology.ack_wait_s,
-        max_ack_pending=limit,
-        max_batch=1,
-        max_deliver=-1,
-        max_waiting=16_384,
-        metadata=metadata,
-        priority_groups=[subjects.PRIORITY_GROUP],
-        priority_policy="prioritized",
-    )
-
-
-def facts_of(info: ConsumerInfo) -> ModelFacts | None:
-    """What the consumer remembers of its model; None until an inferer has served it once."""
-    remembered = (info.config.metadata or {}).get("sluice.facts")
-    try:
-        return None if remembered is None else decode_model_facts(remembered)
-    except msgspec.DecodeError:
-        return None  # written by hand
-
-
 async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
     """What `ensure_topology` would do to the streams; changes nothing.
 
@@ -200,51 +154,25 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
         changes: list[str] = []
         for stream in streams(topology):
             changes += await _ensure_stream(broker, stream)
-        known = {info.name: info for info in await broker.js.consumers_info(subjects.REQUESTS)}
-        for name, held in known.items():
-            if not is_ours(held):
+        for info in await list_consumers(broker):
+            if class_of(info) is None:
                 raise TopologyError(
-                    f"the stream REQUESTS has a consumer {name} that is not Sluice's; remove it "
-                    f"with: nats consumer rm REQUESTS {name}"
+                    f"the stream REQUESTS has a consumer {info.name} that is not Sluice's; remove "
+                    f"it with: nats consumer rm REQUESTS {info.name}"
                 )
+        known = await read_models(broker)
         for model in [*known, *(model for model in models if model not in known)]:
-            info = known.get(model)
-            await ensure_consumer(
+            held = known.get(model)
+            await ensure_consumers(
                 broker,
-                topology,
+                topology.ack_wait_s,
                 model,
-                limit=(info.config.max_ack_pending if info else None) or 1,
-                facts=facts_of(info) if info else None,
+                limit=held.limit if held else 1,
+                facts=held.facts if held else None,
             )
-            if info is None:
-                changes.append(f"consumer {model}: created")
+            if held is None:
+                changes.append(f"consumers of {model}: created")
         return changes
-
-
-async def ensure_consumer(
-    broker: Broker, topology: Topology, model: str, limit: int, facts: ModelFacts | None
-) -> None:
-    """Create the model's consumer, or replace its configuration.
-
-    Raises:
-        TopologyError: a consumer of that name exists that cannot be changed into ours.
-    """
-    try:
-        await broker.js.add_consumer(subjects.REQUESTS, consumer(model, topology, limit, facts))
-    except nats.js.errors.ServiceUnavailableError:
-        raise
-    except nats.js.errors.APIError as error:
-        raise TopologyError(
-            f"the consumer {model} on REQUESTS cannot be made Sluice's: {error.description}; "
-            f"remove it with: nats consumer rm REQUESTS {model}"
-        ) from error
-
-
-def is_ours(info: ConsumerInfo) -> bool:
-    """Whether this consumer of REQUESTS is a model's."""
-    if not subjects.is_model_name(info.name):
-        return False
-    return info.config.filter_subject == subjects.model_requests(info.name)
 
 
 async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:

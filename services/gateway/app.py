@@ -13,7 +13,7 @@ from litestar.types import Message, Scope
 from services.gateway.bodies import StrictRequest
 from services.gateway.gateway import Gateway
 from services.gateway.problems import answer_crash, answer_error, answer_http_error
-from services.gateway.routes import health, jobs, openai
+from services.gateway.routes import fleet, health, jobs, openai
 from shared import __version__
 from shared.errors import SluiceError
 from shared.job_ids import new_job_id
@@ -38,8 +38,9 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
             jobs.status,
             jobs.events,
             jobs.cancel,
-            jobs.queue,
-            jobs.inferers,
+            fleet.queue,
+            fleet.inferers,
+            fleet.set_concurrency,
             openai.chat_completions,
             openai.completions,
             openai.list_models,

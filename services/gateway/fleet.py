@@ -5,19 +5,30 @@ Everything is read afresh from the broker every time, so any number of gateways 
 
 import asyncio
 
-import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerInfo
 
 from shared import subjects
-from shared.broker import Broker, unavailable_on_outage
-from shared.errors import InvalidRequest, TopologyError, UnknownModel
-from shared.fleet import read_inferers, read_models
+from shared.broker import TRANSIENT, Broker
+from shared.consumers import ModelConsumers, ensure_consumers, read_model, read_models
+from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
+from shared.fleet import read_inferers
 from shared.logs import logger
-from shared.messages import FleetReport, InfererEntry, ModelFacts
-from shared.topology import Topology, ensure_consumer, facts_of, is_ours
+from shared.messages import (
+    ConcurrencyChange,
+    ConcurrencyReport,
+    ConcurrencyRequest,
+    FleetReport,
+    InfererEntry,
+    ModelFacts,
+    SetConcurrency,
+    decode_concurrency_change,
+    encode,
+)
+from shared.topology import Topology
 
 REFRESH_S = 2.0
+ORDER_TIMEOUT_S = 10.0
+"""How long an inferer may take to move into a larger context."""
 
 log = logger()
 
@@ -29,7 +40,7 @@ class Fleet:
         self._broker = broker
         self._topology = topology
         self._changed = asyncio.Event()
-        self.models: dict[str, ConsumerInfo] = {}
+        self.models: dict[str, ModelConsumers] = {}
         self.inferers: dict[str, list[InfererEntry]] = {}
         broker.on_reconnect(self._changed.set)
 
@@ -75,38 +86,68 @@ class Fleet:
         live, _ = await read_inferers(self._broker)
         return FleetReport([one.entry for one in live])
 
-    async def consumer(self, model: str) -> ConsumerInfo:
-        """The model's consumer as it is now.
+    async def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
+        """Tell inferers how many slots to have, and let the limits follow.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownInferer: none that is live fits.
+            BrokerUnavailable: no answer of the broker.
+        """
+        live, _ = await read_inferers(self._broker)
+        entries = [
+            one.entry
+            for one in live
+            if wanted.model in (None, one.entry.model) and wanted.inferer in (None, one.entry.id)
+        ]
+        if not entries:
+            known = ", ".join(one.entry.id for one in live) or "none"
+            raise UnknownInferer(f"no such inferer is live; live are: {known}")
+        order = encode(SetConcurrency(wanted.concurrency))
+        changes = await asyncio.gather(*(self._order(entry, order) for entry in entries))
+        await self.refresh()
+        return ConcurrencyReport(list(changes))
+
+    async def _order(self, entry: InfererEntry, order: bytes) -> ConcurrencyChange:
+        try:
+            answer = await self._broker.nc.request(
+                subjects.control(entry.id), order, ORDER_TIMEOUT_S
+            )
+            return decode_concurrency_change(answer.data)
+        except TRANSIENT:
+            return ConcurrencyChange(
+                inferer=entry.id,
+                model=entry.model,
+                before=entry.slots,
+                concurrency=entry.slots,
+                refused="it does not answer; see: sluice doctor",
+            )
+
+    async def model(self, name: str) -> ModelConsumers:
+        """The model's consumers as they are now.
+
+        Raises:
+            UnknownModel: there are none.
             BrokerUnavailable: no answer.
         """
-        if not subjects.is_model_name(model):
-            raise UnknownModel(f"{model!r} is no name of a model: use a-z, 0-9, _ and -")
-        info: ConsumerInfo | None
-        with unavailable_on_outage(self._broker):
-            try:
-                info = await self._broker.js.consumer_info(subjects.REQUESTS, model)
-            except nats.js.errors.NotFoundError:
-                info = None
-        if info is None or not is_ours(info):
+        if not subjects.is_model_name(name):
+            raise UnknownModel(f"{name!r} is no name of a model: use a-z, 0-9, _ and -")
+        model = await read_model(self._broker, name)
+        if model is None:
             known = ", ".join(sorted(self.models)) or "none yet: start an inferer"
-            raise UnknownModel(f"no model {model!r} is served; known: {known}")
-        return info
+            raise UnknownModel(f"no model {name!r} is served; known: {known}")
+        return model
 
-    async def choose(self, model: str | None) -> tuple[str, ModelFacts | None]:
-        """The model to use and what is known of it; ``model`` may be left out if only one is.
+    async def choose(self, name: str | None) -> ModelConsumers:
+        """The model to use, as of the last look; ``name`` may be left out if only one is served.
 
         Raises:
             UnknownModel: no such model, or none at all.
             InvalidRequest: several are served and none was named.
             BrokerUnavailable: no answer.
         """
-        if model is None:
-            model = self._only_model()
-        info = self.models.get(model) or await self.consumer(model)
-        return model, facts_of(info)
+        if name is None:
+            name = self._only_model()
+        return self.models.get(name) or await self.model(name)
 
     def _only_model(self) -> str:
         names = sorted(self.models)
@@ -121,25 +162,22 @@ class Fleet:
         self,
         model: str,
         inferers: list[InfererEntry],
-        info: ConsumerInfo | None,
+        held: ModelConsumers | None,
         some_died: bool,
     ) -> None:
         """One job for each live slot, never below one; and what to remember of the model."""
         limit = max(1, sum(inferer.slots for inferer in inferers))
-        if info is not None and some_died and _has_orphans(info, inferers):
+        if held is not None and some_died and _has_orphans(held, inferers):
             # Until the dead one's job comes back it takes a place, which the living must not lack.
-            limit = max(limit, info.config.max_ack_pending or 1)
-        known = facts_of(info) if info else None
-        newest = max(inferers, key=lambda inferer: inferer.started_at, default=None)
-        facts = (
-            known
-            if newest is None
-            else ModelFacts(n_ctx=newest.n_ctx, chat=newest.chat, token_bytes=newest.token_bytes)
-        )
-        if info is not None and info.config.max_ack_pending == limit and known == facts:
+            limit = max(limit, held.limit)
+        facts = held.facts if held else None
+        if inferers:
+            newest = max(inferers, key=lambda inferer: inferer.started_at)
+            facts = ModelFacts(n_ctx=newest.n_ctx, chat=newest.chat, token_bytes=newest.token_bytes)
+        if held is not None and held.is_set(limit, facts):
             return
-        await ensure_consumer(self._broker, self._topology, model, limit, facts)
-        log.info("consumer_set", model=model, limit=limit, inferers=len(inferers))
+        await ensure_consumers(self._broker, self._topology.ack_wait_s, model, limit, facts)
+        log.info("limit_set", model=model, limit=limit, inferers=len(inferers))
 
     async def _hear(self, message: Msg) -> None:
         # Every refresh of every entry passes here; only arrivals and departures matter at once.
@@ -149,6 +187,6 @@ class Fleet:
             self._changed.set()
 
 
-def _has_orphans(info: ConsumerInfo, inferers: list[InfererEntry]) -> bool:
+def _has_orphans(held: ModelConsumers, inferers: list[InfererEntry]) -> bool:
     """Whether a job is out that no live inferer speaks of."""
-    return (info.num_ack_pending or 0) > sum(len(inferer.jobs) for inferer in inferers)
+    return held.in_flight > sum(len(inferer.jobs) for inferer in inferers)

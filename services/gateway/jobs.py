@@ -16,6 +16,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.unfinished import Unfinished, find_unfinished
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
+from shared.consumers import ModelConsumers
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
@@ -30,11 +31,13 @@ from shared.logs import logger
 from shared.messages import (
     Cancelled,
     CancelNotice,
+    ClassQueue,
     Expired,
     InferenceRequest,
     JobStatus,
     JobSubmission,
     ModelQueue,
+    Priority,
     QueueReport,
     Result,
     StopCode,
@@ -59,6 +62,7 @@ class Ticket:
 
     id: str
     model: str
+    priority: Priority
     queued_at: str
     deadline: datetime
     chat: bool
@@ -84,13 +88,14 @@ class Jobs:
             BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
                 in case it arrived all the same.
         """
-        model, facts = await self._fleet.choose(submission.model)
-        await check(submission, facts)
+        model = await self._fleet.choose(submission.model)
+        await check(submission, model.facts)
         now = datetime.now(UTC)
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(
             id=new_job_id(),
-            model=model,
+            model=model.name,
+            priority=submission.priority,
             queued_at=timestamp(now),
             deadline=now + timedelta(seconds=timeout_s),
             chat=submission.messages is not None,
@@ -107,7 +112,7 @@ class Jobs:
             raise BrokerUnavailable("the connection to the broker is down")
         try:
             await self._broker.publish_stored(
-                subjects.request(model, ticket.id),
+                subjects.request(ticket.model, ticket.id, ticket.priority),
                 payload,
                 headers,
                 self._settings.publish_patience_s,
@@ -118,7 +123,7 @@ class Jobs:
             raise
         except nats.js.errors.APIError as error:
             raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
-        log.info("request_accepted", job_id=ticket.id, model=model, bytes=len(payload))
+        log.info("request_accepted", job_id=ticket.id, model=ticket.model, bytes=len(payload))
         return ticket
 
     async def find(self, job_id: str) -> Result | Unfinished:
@@ -207,8 +212,8 @@ class Jobs:
     async def queue(self) -> QueueReport:
         """The queue of every model."""
         await self._fleet.refresh()
-        models = sorted(self._fleet.models.items())
-        return QueueReport(models=[await self._model_queue(*item) for item in models])
+        models = [model for _, model in sorted(self._fleet.models.items())]
+        return QueueReport(models=[await self._model_queue(model) for model in models])
 
     async def _abandon(self, job_id: str) -> None:
         try:
@@ -223,24 +228,34 @@ class Jobs:
         except (SluiceError, TimeoutError) as error:
             log.info("job_not_abandoned", job_id=job_id, why=str(error))
 
-    async def _model_queue(self, model: str, info: ConsumerInfo) -> ModelQueue:
-        oldest_s = None
-        delivered = info.delivered.stream_seq if info.delivered else 0
-        if info.num_pending:
-            oldest = await self._broker.direct_get(
-                subjects.REQUESTS, seq=delivered + 1, next_by_subj=subjects.model_requests(model)
-            )
-            if oldest is not None:
-                age = datetime.now(UTC) - parse_timestamp(oldest.time)
-                oldest_s = round(age.total_seconds(), 3)
+    async def _model_queue(self, model: ModelConsumers) -> ModelQueue:
+        ages = [await self._oldest_s(info) for info in model.by_class.values()]
         return ModelQueue(
-            model=model,
-            waiting=info.num_pending or 0,
-            in_flight=info.num_ack_pending or 0,
-            limit=info.config.max_ack_pending or 1,
-            inferers=len(self._fleet.inferers.get(model, [])),
-            oldest_s=oldest_s,
+            model=model.name,
+            waiting=model.waiting,
+            in_flight=model.in_flight,
+            limit=model.limit,
+            inferers=len(self._fleet.inferers.get(model.name, [])),
+            oldest_s=max((age for age in ages if age is not None), default=None),
+            classes={
+                job_class: ClassQueue(
+                    waiting=info.num_pending or 0, in_flight=info.num_ack_pending or 0
+                )
+                for job_class, info in model.by_class.items()
+            },
         )
+
+    async def _oldest_s(self, info: ConsumerInfo) -> float | None:
+        """How long the first of this queue has waited."""
+        if not info.num_pending:
+            return None
+        delivered = info.delivered.stream_seq if info.delivered else 0
+        oldest = await self._broker.direct_get(
+            subjects.REQUESTS, seq=delivered + 1, next_by_subj=info.config.filter_subject
+        )
+        if oldest is None:
+            return None
+        return round((datetime.now(UTC) - parse_timestamp(oldest.time)).total_seconds(), 3)
 
     def _encode(self, submission: JobSubmission, ticket: Ticket) -> bytes:
         shared = {
@@ -302,8 +317,8 @@ class Jobs:
 
     async def _is_delivered(self, job: Unfinished) -> bool:
         try:
-            info = await self._fleet.consumer(job.model)
-        except UnknownModel:
+            info = (await self._fleet.model(job.model)).by_class[job.priority]
+        except (UnknownModel, KeyError):
             return False
         return info.delivered is not None and job.message.sequence <= info.delivered.stream_seq
 

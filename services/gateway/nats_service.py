@@ -16,7 +16,7 @@ from shared import __version__
 from shared.broker import Broker
 from shared.errors import InvalidRequest, NotFinished, SluiceError
 from shared.logs import logger
-from shared.messages import JobAccepted, JobReference, NatsSubmission, encode
+from shared.messages import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission, encode
 from shared.results import INBOX_PREFIXES, is_inbox
 
 DESCRIPTION = "LLM inference, one job at a time through each worker"
@@ -51,6 +51,7 @@ class NatsService:
             "cancel": self._cancel,
             "queue": self._queue,
             "inferers": self._inferers,
+            "concurrency": self._concurrency,
         }
         for name, handler in handlers.items():
             await service.add_endpoint(
@@ -96,6 +97,9 @@ class NatsService:
 
     async def _inferers(self, request: Request) -> Struct:
         return await self._fleet.report()
+
+    async def _concurrency(self, request: Request) -> Struct:
+        return await self._fleet.set_concurrency(decode_body(request.data, ConcurrencyRequest))
 
 
 def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:

@@ -4,9 +4,9 @@ import calendar
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
-from nats.js.api import ConsumerInfo
 
 from services.gateway.jobs import Ticket
+from shared.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.messages import (
     ChatMessage,
@@ -16,6 +16,7 @@ from shared.messages import (
     MaxTokens,
     Messages,
     Penalty,
+    Priority,
     Probability,
     Prompt,
     RepeatPenalty,
@@ -54,6 +55,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
     metadata: dict[str, Any] | None = None
+    priority: Priority | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -165,9 +167,9 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     owned_by: str = "sluice"
 
     @classmethod
-    def of(cls, info: ConsumerInfo) -> "ModelCard":
-        created = calendar.timegm(info.created.utctimetuple()) if info.created else 0
-        return cls(id=info.name, created=created)
+    def of(cls, model: ModelConsumers) -> "ModelCard":
+        created = calendar.timegm(model.created.utctimetuple()) if model.created else 0
+        return cls(id=model.name, created=created)
 
 
 class ModelList(Struct, frozen=True, kw_only=True):

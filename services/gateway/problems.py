@@ -4,6 +4,7 @@ from typing import Any
 
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET, Struct, UnsetType
 
 from shared.errors import (
@@ -14,6 +15,7 @@ from shared.errors import (
     NotFinished,
     RequestTooLarge,
     SluiceError,
+    UnknownInferer,
     UnknownJob,
     UnknownModel,
 )
@@ -22,6 +24,7 @@ from shared.logs import logger
 STATUSES: dict[type[SluiceError], int] = {
     InvalidRequest: 400,
     UnknownModel: 404,
+    UnknownInferer: 404,
     UnknownJob: 404,
     AlreadyFinished: 409,
     NotFinished: 409,
@@ -69,6 +72,19 @@ class OpenAIErrorBody(Struct, frozen=True, kw_only=True):
 
 class OpenAIError(Struct, frozen=True):
     error: OpenAIErrorBody
+
+
+PROBLEM = "application/problem+json"
+REFUSED = {
+    status: ResponseSpec(Problem, description=text, media_type=PROBLEM)
+    for status, text in {
+        400: "the request can never run as it stands",
+        404: "no such job, model or inferer",
+        410: "the job is older than results are kept",
+        503: "the broker is away; see Retry-After",
+    }.items()
+}
+"""What routes may answer instead, for the OpenAPI document."""
 
 
 def status_of(error: SluiceError) -> int:
@@ -120,6 +136,4 @@ def _respond(
         code=code,
         param=UNSET if param is None else param,
     )
-    return Response(
-        problem, status_code=status, headers=headers, media_type="application/problem+json"
-    )
+    return Response(problem, status_code=status, headers=headers, media_type=PROBLEM)

@@ -12,10 +12,12 @@ from shared.messages import (
     Expired,
     InferenceRequest,
     JobStatus,
+    Priority,
     StateEvent,
     StopCode,
     decode_request,
     decode_state_event,
+    priority_of,
     stopped,
 )
 from shared.timestamps import parse_timestamp, timestamp
@@ -30,6 +32,7 @@ class Unfinished:
 
     id: str
     model: str
+    priority: Priority
     message: StoredMessage
     request: InferenceRequest | None
     """None when somebody put a message there by hand that is no request."""
@@ -78,6 +81,7 @@ class Unfinished:
             error=None,
             timings=None,
             metadata=self.request.metadata if self.request else None,
+            priority=self.priority,
         )
 
     @property
@@ -98,6 +102,7 @@ class Unfinished:
             inferer=self._start.inferer if self._start else None,
             owner=self.request.owner if self.request else None,
             metadata=self.request.metadata if self.request else None,
+            priority=self.priority,
         )
 
     @property
@@ -120,6 +125,7 @@ async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
     message = waiting or scheduled
     if message is None:
         return None
+    _, _, model, job_class, _ = message.subject.split(".")
     request, deadline, last_event = None, None, None
     try:
         request = decode_request(message.data)
@@ -133,7 +139,8 @@ async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
         last_event = None if last is None else decode_state_event(last.data)
     return Unfinished(
         id=job_id,
-        model=message.subject.split(".")[2],
+        model=model,
+        priority=priority_of(job_class),
         message=message,
         request=request,
         deadline=deadline,

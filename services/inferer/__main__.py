@@ -5,6 +5,7 @@ import socket
 import sys
 from contextlib import AsyncExitStack
 
+from services.inferer.control import controlled
 from services.inferer.engine import Engine
 from services.inferer.llama import Model
 from services.inferer.models import alias_of, locate
@@ -74,7 +75,7 @@ async def _serve(
             return InfererEntry(
                 id=inferer_id,
                 model=alias,
-                slots=settings.concurrency,
+                slots=worker.slots,
                 priority=settings.priority,
                 host=socket.gethostname(),
                 threads=threads,
@@ -104,7 +105,8 @@ async def _serve(
 
         async with AsyncExitStack() as stack:
             entering = stack.enter_async_context(presence(broker, describe))
-            await unless_stopped(stopping, entering)
+            tell = await unless_stopped(stopping, entering)
+            await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
             await worker.run(stopping, announce)
     finally:
         if engine.close():

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,7 +91,10 @@ class Engine:
         self.model = model
         self.n_ctx = n_ctx
         self.threads = threads
+        self.slots = slots
+        """Sequences that there is room for."""
         self._n_batch = min(n_batch, n_ctx)
+        self._abort_flag = ctypes.create_string_buffer(2)
         self._context = self._create_context(slots)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
@@ -100,6 +104,7 @@ class Engine:
         for row in range(self._n_batch):
             self._batch.n_seq_id[row] = 1
         self._free_slots = list(range(slots))
+        self._growth: tuple[int, Future[None]] | None = None
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._changed = threading.Condition()
@@ -122,6 +127,17 @@ class Engine:
             sequence.aborted = True
             self._abort_flag[0] = SET
             self._tell()
+
+    def grow(self, slots: int) -> Future[None]:
+        """Make room for ``slots`` sequences; those that run go on. From any thread, one at a time.
+
+        The future raises `ModelError` when the memory is short: then all stays as it was.
+        """
+        grown: Future[None] = Future()
+        with self._changed:
+            self._growth = (slots, grown)
+            self._tell()
+        return grown
 
     def close(self) -> bool:
         """Abort everything, wait for the thread and free the memory.
@@ -146,7 +162,6 @@ class Engine:
         self._changed.notify()
 
     def _create_context(self, slots: int) -> object:
-        self._abort_flag = ctypes.create_string_buffer(2)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = self.n_ctx * slots
         parameters.n_batch = self._n_batch
@@ -162,6 +177,21 @@ class Engine:
                 f"no memory for {slots} contexts of {self.n_ctx} tokens; lower INFERER_N_CTX"
             )
         return context
+
+    def _grow(self, slots: int) -> None:
+        """Move into a larger context, with what the running sequences have in the present one."""
+        larger = self._create_context(slots)
+        for sequence in self._running:
+            size = llama_cpp.llama_state_seq_get_size(self._context, sequence.slot)
+            state = (ctypes.c_uint8 * size)()
+            llama_cpp.llama_state_seq_get_data(self._context, state, size, sequence.slot)
+            if not llama_cpp.llama_state_seq_set_data(larger, state, size, sequence.slot):
+                llama_cpp.llama_free(larger)
+                raise ModelError("llama.cpp could not move the running jobs to a larger context")
+        llama_cpp.llama_free(self._context)
+        self._context, self._memory = larger, llama_cpp.llama_get_memory(larger)
+        self._free_slots += range(self.slots, slots)
+        self.slots = slots
 
     def _run(self) -> None:
         while (self._running and not self._news) or self._admit():
@@ -180,6 +210,13 @@ class Engine:
                 self._abort_flag[0] = NOT_SET
                 for sequence in [s for s in (*self._running, *self._waiting) if s.aborted]:
                     self._end(sequence, Aborted())
+                if self._growth is not None:
+                    (slots, grown), self._growth = self._growth, None
+                    try:
+                        self._grow(slots)
+                        grown.set_result(None)
+                    except ModelError as error:
+                        grown.set_exception(error)
                 if self._closing:
                     return False
                 while self._waiting and self._free_slots:

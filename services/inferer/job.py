@@ -23,6 +23,7 @@ from shared.messages import (
     Timings,
     Usage,
     decode_request,
+    priority_of,
     stopped,
 )
 from shared.timestamps import parse_timestamp, timestamp
@@ -41,7 +42,8 @@ class Job:
     def __init__(self, message: Msg) -> None:
         headers = message.headers or {}
         self.message = message
-        self.model, _, self.id = subjects.parse_request(message.subject)
+        self.model, job_class, self.id = subjects.parse_request(message.subject)
+        self.priority = priority_of(job_class)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
         # A message that was scheduled is a new one to the broker, and counts from 1 again.
         self.is_first_delivery = (
@@ -143,4 +145,5 @@ class Job:
             "finished_at": timestamp(),
             "owner": self.request.owner if readable else None,
             "metadata": self.request.metadata if readable else None,
+            "priority": self.priority,
         }

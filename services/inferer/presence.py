@@ -1,7 +1,7 @@
 """An inferer's entry in the bucket `INFERERS`: how gateways learn of it and of its model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from shared import subjects
@@ -16,10 +16,13 @@ log = logger()
 
 
 @asynccontextmanager
-async def presence(broker: Broker, describe: Callable[[], InfererEntry]) -> AsyncIterator[None]:
+async def presence(
+    broker: Broker, describe: Callable[[], InfererEntry]
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Keep the entry that ``describe`` returns alive during the block, remove it at its end.
 
-    Enters once the entry is stored, which is when gateways can know of this inferer.
+    Enters once the entry is stored, which is when gateways can know of this inferer. Gives a
+    function that stores it anew at once.
     """
     subject = f"$KV.{subjects.INFERERS}.{describe().id}"
     told = False
@@ -28,18 +31,22 @@ async def presence(broker: Broker, describe: Callable[[], InfererEntry]) -> Asyn
             told = True
             log.warning("topology_missing", hint="start a gateway, or run: sluice topology apply")
         await asyncio.sleep(RETRY_DELAY_S)
-    refresh = asyncio.create_task(_refresh(broker, subject, describe))
+
+    async def tell() -> None:
+        await _put(broker, subject, describe())
+
+    refresh = asyncio.create_task(_refresh(tell))
     try:
-        yield
+        yield tell
     finally:
         refresh.cancel()
         await _put(broker, subject, None)
 
 
-async def _refresh(broker: Broker, subject: str, describe: Callable[[], InfererEntry]) -> None:
+async def _refresh(tell: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(REFRESH_S)
-        await _put(broker, subject, describe())
+        await tell()
 
 
 async def _put(broker: Broker, subject: str, entry: InfererEntry | None) -> bool:

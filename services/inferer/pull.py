@@ -5,6 +5,7 @@ a live pull behind when it is cancelled, which swallows the next job until its l
 """
 
 import asyncio
+import time
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared import subjects
-from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker import REQUEST_TIMEOUT_S, RETRY_DELAY_S, TRANSIENT, Broker
 from shared.logs import logger
 
 EXPIRES_S = 30
@@ -22,45 +23,45 @@ LOST_AFTER_S = 2 * HEARTBEAT_S + 1
 """A pull without two heartbeats in a row is lost."""
 NANOSECOND = 1_000_000_000
 
+FAIR_S = 60.0
+"""A class that has not been asked for so long is asked first: none can starve."""
+
 ACK_PREFIX = "$JS.ACK."
-HEARTBEAT = "100"
+HEARTBEAT, NONE_THERE, EXPIRED = "100", "404", "408"
 DELIVERED, RECONNECTED, LOST = "delivered", "reconnected", "lost"
-AT_ONCE = ("404", "408", DELIVERED, RECONNECTED, LOST)
+AT_ONCE = (NONE_THERE, EXPIRED, DELIVERED, RECONNECTED, LOST)
 """Ways in which a pull ends after which the next may follow at once; not after a refusal."""
 
 log = logger()
 
 
 class Puller:
-    """One slot's pulls: at most one under way, none while the slot works.
+    """One slot's pulls: none while the slot works, and never two messages at a time.
 
-    Leaving the block withdraws the pull that is under way; a job that comes all the same is
-    given back.
+    The classes are asked one after another, the highest first; when all of them are empty, a pull
+    waits at each, and the first message ends the others. A job that comes for a pull that was
+    ended is given back.
     """
 
-    def __init__(self, broker: Broker, model: str, priority: int = 0) -> None:
+    def __init__(
+        self, broker: Broker, model: str, priority: int = 0, fair_s: float = FAIR_S
+    ) -> None:
         self._broker = broker
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{model}"
-        self._request = msgspec.json.encode(
-            {
-                "batch": 1,
-                "expires": EXPIRES_S * NANOSECOND,
-                "idle_heartbeat": HEARTBEAT_S * NANOSECOND,
-                "group": subjects.PRIORITY_GROUP,
-                "priority": priority,
-            }
-        )
-        self._inbox = broker.nc.new_inbox()
-        self._pulls = 0
-        self._wanted = False
+        self._model = model
+        self._fair_s = fair_s
+        group = {"batch": 1, "group": subjects.PRIORITY_GROUP, "priority": priority}
+        self._ask = msgspec.json.encode({**group, "no_wait": True})
+        waiting = {"expires": EXPIRES_S * NANOSECOND, "idle_heartbeat": HEARTBEAT_S * NANOSECOND}
+        self._wait = msgspec.json.encode({**group, **waiting})
+        self._asked_at = dict.fromkeys(subjects.CLASSES, time.monotonic())
+        self._watchdogs: dict[str, asyncio.TimerHandle] = {}
+        """One for each pull under way, by the subject that its status comes to."""
         self._job: Msg | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._subscription: Subscription | None = None
+        self._withdrawals: set[asyncio.Task[None]] = set()
         broker.on_reconnect(lambda: self._end(RECONNECTED))
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._broker.nc.subscribe(f"{self._inbox}.*", cb=self._receive)
         return self
 
     async def __aexit__(
@@ -69,76 +70,112 @@ class Puller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._wanted = False
-        self._stop_watchdog()
-        assert self._subscription is not None
-        try:
-            # Draining, not unsubscribing: what is on its way still reaches `_receive`.
-            async with asyncio.timeout(1):
-                # The drain's ping overtakes its own unsubscribe, which the client writes a moment
-                # later; a job that comes in between would be dropped. So that is sent before.
-                await self._broker.nc._send_unsubscribe(self._subscription._id)
-                await self._broker.nc.flush()
-                await self._subscription.drain()  # type: ignore[no-untyped-call]
-        except (*TRANSIENT, TimeoutError):
-            log.warning("pull_not_withdrawn")
+        if self._withdrawals:
+            await asyncio.wait(self._withdrawals)
         if self._job is not None:
             await self._job.nak()
 
     async def next(self) -> Msg:
         """The next job's message, however long it takes; through outages of the broker too."""
-        while True:
-            if self._job is None:
-                self._wanted = True
-                await self._pull()
-            if self._job is not None:
-                # Also one that came after an earlier call had been cancelled.
-                job, self._job = self._job, None
-                return job
+        while self._job is None:
+            await self._look()
+        # Also one that came after an earlier call had been cancelled.
+        job, self._job = self._job, None
+        return job
 
-    async def _pull(self) -> None:
-        """One pull, until it has ended in one way or another."""
-        self._pulls += 1
-        self._ended = asyncio.get_running_loop().create_future()
-        self._expect_heartbeat()
+    async def _look(self) -> None:
+        """Ask the classes in their order, then wait at all of them until something happens."""
+        # A subscription of its own: ending it withdraws what still waits at the broker.
+        inbox = self._broker.nc.new_inbox()
         try:
-            await self._broker.nc.publish(
-                self._subject, self._request, reply=f"{self._inbox}.{self._pulls}"
-            )
+            answers = await self._broker.nc.subscribe(f"{inbox}.*.*", cb=self._receive)
+        except TRANSIENT:
+            await asyncio.sleep(RETRY_DELAY_S)
+            return
+        try:
+            for job_class in self._in_order():
+                await self._pull(f"{inbox}.ask", (job_class,), self._ask, REQUEST_TIMEOUT_S)
+                if self._job is not None:
+                    return
+            await self._pull(f"{inbox}.wait", subjects.CLASSES, self._wait, LOST_AFTER_S)
+        finally:
+            withdrawal = asyncio.create_task(self._withdraw(answers))
+            self._withdrawals.add(withdrawal)
+            withdrawal.add_done_callback(self._withdrawals.discard)
+
+    def _in_order(self) -> list[str]:
+        """The classes to ask before waiting: strictly by rank, but for one whose turn is overdue.
+
+        The last in rank need not be asked: a pull that waits is as good.
+        """
+        by_rank = list(subjects.CLASSES[:-1])
+        longest_ago = min(self._asked_at, key=self._asked_at.__getitem__)
+        if time.monotonic() - self._asked_at[longest_ago] < self._fair_s:
+            return by_rank
+        return [longest_ago, *(other for other in by_rank if other != longest_ago)]
+
+    async def _pull(
+        self, inbox: str, classes: tuple[str, ...], request: bytes, lost_after_s: float
+    ) -> None:
+        """One pull at each of ``classes``, until one of them has ended in one way or another."""
+        self._ended = asyncio.get_running_loop().create_future()
+        try:
+            for job_class in classes:
+                self._asked_at[job_class] = time.monotonic()
+                self._watch(f"{inbox}.{job_class}", lost_after_s)
+                consumer = subjects.consumer(self._model, job_class)
+                await self._broker.nc.publish(
+                    f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{consumer}",
+                    request,
+                    reply=f"{inbox}.{job_class}",
+                )
             how = await self._ended
         except TRANSIENT as error:
             how = type(error).__name__
+        finally:
+            self._end("withdrawn")
         if how not in AT_ONCE:
             await asyncio.sleep(RETRY_DELAY_S)
 
-    def _expect_heartbeat(self) -> None:
-        self._stop_watchdog()
-        loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(LOST_AFTER_S, self._end, LOST)
+    async def _withdraw(self, answers: Subscription) -> None:
+        """End a subscription and with it its pulls; what is on its way still gets to `_receive`."""
+        try:
+            async with asyncio.timeout(1):
+                # The drain's ping overtakes its own unsubscribe, which the client writes a moment
+                # later; a job that comes in between would be dropped. So that is sent before.
+                await self._broker.nc._send_unsubscribe(answers._id)
+                await self._broker.nc.flush()
+                await answers.drain()  # type: ignore[no-untyped-call]
+        except (*TRANSIENT, TimeoutError):
+            log.warning("pull_not_withdrawn")
 
-    def _stop_watchdog(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+    def _watch(self, reply: str, lost_after_s: float) -> None:
+        if (watchdog := self._watchdogs.get(reply)) is not None:
+            watchdog.cancel()
+        loop = asyncio.get_running_loop()
+        self._watchdogs[reply] = loop.call_later(lost_after_s, self._end, LOST)
 
     def _end(self, how: str) -> None:
-        self._stop_watchdog()
+        """End all pulls under way."""
+        for watchdog in self._watchdogs.values():
+            watchdog.cancel()
+        self._watchdogs.clear()
         if not self._ended.done():
             self._ended.set_result(how)
 
     async def _receive(self, message: Msg) -> None:
         if not message.reply.startswith(ACK_PREFIX):
             # A status; a job has its acknowledgement as reply, whatever its headers say.
+            if message.subject not in self._watchdogs:
+                return  # of a pull that was ended
             status = (message.headers or {}).get("Status", "")
-            if message.subject != f"{self._inbox}.{self._pulls}":
-                return  # of an earlier pull
             if status == HEARTBEAT:
-                self._expect_heartbeat()
+                self._watch(message.subject, LOST_AFTER_S)
             else:
                 self._end(status)
-        elif self._wanted:
-            self._wanted = False
+        elif self._watchdogs and self._job is None:
             self._job = message
             self._end(DELIVERED)
         else:
-            # A slot never holds two: this one came for a pull that was given up.
+            # A slot never holds two: this one came for a pull that was ended.
             await message.nak()

@@ -6,7 +6,7 @@ from shared.broker import TRANSIENT, Broker
 from shared.messages import TokenFrame, encode
 
 FRAME_S = 0.1
-"""One message a token costs up to 15 % of the speed, frames of 50 ms still 0.7 % (decision 0009)."""
+"""One message a token costs up to 15 % of the speed, frames of 50 ms 0.7 % (decision 0009)."""
 
 
 class TokenPublisher:

@@ -18,10 +18,11 @@ from services.inferer.inference import Inference
 from services.inferer.job import HANDED_BACK, Interrupted, Job
 from services.inferer.lease import acknowledge, hand_back, lease
 from services.inferer.pull import Puller
+from services.inferer.slots import Slots
 from services.inferer.speed import Speed
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker
-from shared.errors import BrokerUnavailable, InvalidRequest, SluiceError
+from shared.errors import BrokerUnavailable, InvalidRequest, Refused, SluiceError
 from shared.logs import logger
 from shared.messages import (
     CancelNotice,
@@ -41,6 +42,9 @@ from shared.timestamps import milliseconds_between, timestamp
 
 PATIENCE_S = 2.0
 """How long one call waits for the broker before it is logged and made again."""
+
+CLOSE_S = 2.0
+"""How long to wait until idle slots have withdrawn their pulls."""
 
 RETURN_S = 3.0
 WORST_ESCAPE = 6
@@ -69,15 +73,21 @@ class Worker:
         self._broker = broker
         self._engine = engine
         self._id = inferer_id
-        self._model = model
-        self._slots = slots
+        self.model = model
         self._priority = priority
         self._max_attempts = max_attempts
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._stopping = False
         self._handing_back = False
+        self._slots_at_start = slots
+        self._slots: Slots | None = None
         self.speed = Speed()
+
+    @property
+    def slots(self) -> int:
+        """How many jobs this inferer takes at once now."""
+        return self._slots_at_start if self._slots is None else self._slots.count
 
     @property
     def busy(self) -> int:
@@ -97,11 +107,12 @@ class Worker:
         cancels = await self._broker.nc.subscribe(subjects.CANCEL_WILDCARD, cb=self._hear_cancel)
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
-                for _ in range(self._slots):
-                    group.create_task(self._serve(stopping))
+                self._slots = Slots(group, self._puller, self.process)
+                self._slots.set(self._slots_at_start)
                 on_ready()
                 await stopping.wait()
                 self._stopping = True
+                self._slots.set(0)
                 log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
                 now = asyncio.get_running_loop().time()
                 limit.reschedule(now + self._grace_s + SETTLE_S)
@@ -115,24 +126,28 @@ class Worker:
         finally:
             await cancels.unsubscribe()
 
+    async def set_slots(self, count: int) -> None:
+        """Open or close slots; no running job is touched, and no idle slot that closes takes one.
+
+        Raises:
+            ModelError: no memory for so many contexts.
+            Refused: this inferer is starting or stopping.
+        """
+        if self._slots is None or self._stopping:
+            raise Refused("this inferer is starting or stopping")
+        if count > self._engine.slots:
+            await asyncio.wrap_future(self._engine.grow(count))
+        closed = self._slots.set(count)
+        if closed:
+            await asyncio.wait(closed, timeout=CLOSE_S)
+
+    def _puller(self) -> Puller:
+        return Puller(self._broker, self.model, self._priority)
+
     async def _wait_for_jobs(self, timeout_s: float) -> None:
         running = [asyncio.create_task(job.settled.wait()) for job in self._jobs.values()]
         if running:
             await asyncio.wait(running, timeout=timeout_s)
-
-    async def _serve(self, stopping: asyncio.Event) -> None:
-        """One slot, until ``stopping``."""
-        stopped = asyncio.create_task(stopping.wait())
-        async with Puller(self._broker, self._model, self._priority) as puller:
-            while not stopping.is_set():
-                pulled = asyncio.create_task(puller.next())
-                await asyncio.wait((pulled, stopped), return_when=asyncio.FIRST_COMPLETED)
-                if pulled.done():
-                    await self.process(pulled.result())
-                else:
-                    pulled.cancel()
-                    await asyncio.wait((pulled,))
-        stopped.cancel()
 
     async def process(self, message: Msg) -> None:
         """Everything that happens to one delivery of one job."""
@@ -244,7 +259,7 @@ class Worker:
         log.info(
             "job_finished",
             job_id=job.id,
-            model=self._model,
+            model=self.model,
             attempt=stored.attempt,
             outcome=type(stored).__name__.lower(),
             code=getattr(stored, "code", None),
@@ -272,12 +287,12 @@ class Worker:
         except (BrokerUnavailable, TimeoutError):
             log.warning("return_not_announced", job_id=job.id)
         await hand_back(job.message)
-        log.info("job_returned", job_id=job.id, model=self._model, attempt=job.attempt)
+        log.info("job_returned", job_id=job.id, model=self.model, attempt=job.attempt)
 
     async def _bury(self, job: Job, code: str, message: str) -> Result:
         letter = DeadLetter(
             id=job.id,
-            model=self._model,
+            model=self.model,
             code=code,
             message=message,
             attempts=job.attempt - 1,
@@ -291,7 +306,7 @@ class Worker:
             payload = encode(msgspec.structs.replace(letter, request=beginning))
         await self._insist(
             lambda: self._broker.publish_stored(
-                subjects.dead(self._model, job.id),
+                subjects.dead(self.model, job.id),
                 payload,
                 {subjects.HEADER_MSG_ID: f"{job.id}/dead"},
                 PATIENCE_S,

@@ -221,7 +221,7 @@ def test_topology_apply(nats_server: NatsServer) -> None:
     for made in (
         "stream REQUESTS: created",
         "stream KV_INFERERS: created",
-        "consumer mine: created",
+        "consumers of mine: created",
     ):
         assert made in first.stdout
     assert json.loads(apply("--json").stdout) == {"changes": []}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 from itertools import groupby
 from pathlib import Path
@@ -70,9 +71,63 @@ def test_the_limit_follows_a_crash(stack: Stack, tiny_model: Path) -> None:
     eventually(lambda: _limit(stack) == 1, "the limit is right again")
     for job_id in ids:
         assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
-    limits = [event["limit"] for event in stack.gateways[0].events("consumer_set")]
+    limits = [event["limit"] for event in stack.gateways[0].events("limit_set")]
     # Two looks at one moment may both set what both have seen.
     assert [limit for limit, _ in groupby(limits)] == [1, 2, 1]
+
+
+def test_concurrency_is_changed_while_running(stack: Stack, nats_command: str) -> None:
+    """Slots open and close without a restart, the limit follows at once, and running jobs are not
+    touched; over the command line, NATS and HTTP."""
+    first = stack.submit(prompt="go on", max_tokens=1500, seed=1)
+    stack.wait_for_state(first, "STARTED")
+    second = stack.submit(prompt="go on", max_tokens=1500, seed=1)
+    assert stack.status(second)["state"] == "PENDING"
+    told = _run([str(scripts() / "sluice"), "concurrency", "2", "--url", stack.url])
+    assert told == "inferer-0: 1 → 2\n"
+    assert _limit(stack) == 2
+    both = stack.wait_for_state(second, "STARTED")
+    assert stack.status(first)["state"] == "STARTED"
+
+    order = json.dumps({"concurrency": 1, "inferer": "inferer-0"})
+    request = ["--server", stack.nats.url, "req", "infer.concurrency", order, "--raw"]
+    (change,) = json.loads(_run([nats_command, *request]))["inferers"]
+    assert (change["before"], change["concurrency"]) == (2, 1)
+    assert _limit(stack) == 1
+    third = stack.submit(prompt="go on", max_tokens=1)
+    ended = [stack.wait_for_end(job_id) for job_id in (first, second, third)]
+    assert [(job["state"], job["attempts"]) for job in ended] == [("SUCCESS", 1)] * 3
+    assert [job["result"]["usage"]["completion_tokens"] for job in ended] == [1500, 1500, 1]
+    assert both["started_at"] < ended[0]["finished_at"]
+    # With one slot again, the third began when both had ended.
+    assert ended[2]["started_at"] >= max(job["finished_at"] for job in ended[:2])
+
+
+def test_an_inferer_without_slots_takes_nothing(stack: Stack) -> None:
+    """0 lets the running job end and keeps the others waiting until there is a slot again."""
+    first = stack.submit(prompt="go on", max_tokens=800)
+    stack.wait_for_state(first, "STARTED")
+    (change,) = stack.http.put("/concurrency", json={"concurrency": 0}).json()["inferers"]
+    assert (change["before"], change["concurrency"], change.get("refused")) == (1, 0, None)
+    second = stack.submit(prompt="go on", max_tokens=1)
+    assert stack.wait_for_end(first)["state"] == "SUCCESS"
+    eventually(lambda: not _inferers(stack)[0]["jobs"], "nothing runs")
+    assert stack.status(second)["state"] == "PENDING"
+    stack.http.put("/concurrency", json={"concurrency": 1, "model": "tiny"})
+    assert stack.wait_for_end(second)["state"] == "SUCCESS"
+
+
+def test_concurrency_that_cannot_be(stack: Stack) -> None:
+    """Nobody fits: 404. Out of range: 400. Nobody answers: told for each inferer."""
+    for wanted in ({"inferer": "nobody"}, {"model": "other"}):
+        answer = stack.http.put("/concurrency", json={"concurrency": 1, **wanted})
+        assert (answer.status_code, answer.json()["code"]) == (404, "inferer_not_found")
+    for wanted in ({"concurrency": -1}, {"concurrency": 65}, {"concurrency": "2"}, {}):
+        assert stack.http.put("/concurrency", json=wanted).status_code == 400
+    stack.inferers[0].popen.send_signal(signal.SIGSTOP)
+    (change,) = stack.http.put("/concurrency", json={"concurrency": 2}).json()["inferers"]
+    assert "does not answer" in change["refused"]
+    stack.inferers[0].popen.send_signal(signal.SIGCONT)
 
 
 async def test_the_fast_are_served_first(stack: Stack, tiny_model: Path) -> None:

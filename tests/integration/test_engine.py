@@ -80,6 +80,10 @@ class Run:
     def text(self) -> str:
         return "".join(self.texts)
 
+    @property
+    def done(self) -> bool:
+        return self._ended.done()
+
     def outcome(self) -> Generation | Exception:
         return self._ended.result(PATIENCE_S)
 
@@ -339,3 +343,30 @@ def test_an_answer_without_a_token(smollm2: Path) -> None:
     finally:
         model.close()
     assert (run.text, generation.finish_reason, generation.completion_tokens) == ("", "stop", 0)
+
+
+@pytest.mark.parametrize("prompt_tokens", [3, 1500])
+def test_growing_leaves_running_sequences_alone(model: Model, prompt_tokens: int) -> None:
+    """One under way, in its prompt or its answer, goes on in the larger context and comes out as
+    it would have; then the new room takes three at once."""
+    prompt = model.tokenize("word " * prompt_tokens)
+    with running(model, n_batch=64) as alone:
+        expected = answer(alone, prompt, max_tokens=600)
+    with running(model, n_batch=64) as engine:
+        first = start(engine, prompt, max_tokens=600)
+        wait_until(lambda: first.sequence.position > 0, "it is under way")
+        engine.grow(3).result(PATIENCE_S)
+        assert first.generation().completion_tokens == 600
+        assert first.text == expected  # beside others its numbers would be rounded differently
+        together = [start(engine, max_tokens=300) for _ in range(3)]
+        wait_until(lambda: all(run.texts for run in together), "all three are under way")
+        assert not any(run.done for run in together)
+
+
+def test_growing_beyond_what_there_is_changes_nothing(engine: Engine) -> None:
+    """The caller hears of it, and what runs goes on."""
+    first = start(engine, max_tokens=300)
+    with pytest.raises(ModelError, match="no memory for 300 contexts"):
+        engine.grow(300).result(PATIENCE_S)
+    assert first.generation().completion_tokens == 300
+    assert engine.slots == 1

@@ -25,9 +25,9 @@ async def queue(broker: Broker) -> Broker:
     return broker
 
 
-async def publish(broker: Broker, job_id: str) -> None:
+async def publish(broker: Broker, job_id: str, job_class: str = "normal") -> None:
     headers = {subjects.HEADER_MSG_ID: job_id}
-    await broker.publish_stored(subjects.request("tiny", job_id), b"{}", headers, 30)
+    await broker.publish_stored(subjects.request("tiny", job_id, job_class), b"{}", headers, 30)
 
 
 async def pulled(puller: Puller) -> tuple[str, int]:
@@ -45,11 +45,11 @@ async def until(look: Callable[[], Awaitable[bool]], what: str) -> None:
         await asyncio.sleep(0.005)
 
 
-async def until_consumer(broker: Broker, **expected: int) -> None:
+async def until_consumer(broker: Broker, name: str = "tiny", **expected: int) -> None:
     """Until the broker counts so many ``num_waiting`` pulls, ``num_ack_pending`` messages, …"""
 
     async def look() -> bool:
-        info: Any = await broker.js.consumer_info(subjects.REQUESTS, "tiny")
+        info: Any = await broker.js.consumer_info(subjects.REQUESTS, name)
         return all(getattr(info, name) == value for name, value in expected.items())
 
     await until(look, str(expected))
@@ -79,18 +79,6 @@ async def test_leaving_withdraws_the_pull(queue: Broker) -> None:
         assert await pulled(other) == ("job", 1)
 
 
-async def test_a_job_that_comes_while_leaving_is_given_back(queue: Broker) -> None:
-    """Delivered, but nobody took it: another gets it at once and not when a lease ends."""
-    async with Puller(queue, "tiny") as gone:
-        waiting = asyncio.create_task(gone.next())
-        await until_consumer(queue, num_waiting=1)
-        waiting.cancel()
-        await publish(queue, "job")
-        await until_consumer(queue, num_ack_pending=1)
-    async with Puller(queue, "tiny") as other:
-        assert await pulled(other) == ("job", 2)
-
-
 async def test_jobs_that_cross_with_leaving_are_given_back(
     queue: Broker, nats_server: NatsServer
 ) -> None:
@@ -109,15 +97,23 @@ async def test_jobs_that_cross_with_leaving_are_given_back(
                 assert (await pulled(other))[0] == str(number)
 
 
-async def test_a_job_that_comes_between_two_calls_is_kept(queue: Broker) -> None:
-    """`next` was given up and called again: what came meanwhile is returned, not dropped."""
-    async with Puller(queue, "tiny") as puller:
-        waiting = asyncio.create_task(puller.next())
-        await until_consumer(queue, num_waiting=1)
-        waiting.cancel()
-        await publish(queue, "job")
-        await until_consumer(queue, num_ack_pending=1)
-        assert (await pulled(puller))[0] == "job"
+async def test_jobs_that_cross_with_giving_up_are_not_lost(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """`next` was given up and called again: what came in that moment is returned, soon."""
+    async with (
+        connected(BrokerSettings(nats_server.url), "other") as other,
+        Puller(other, "tiny") as puller,
+    ):
+        for number in range(50):
+            waiting = asyncio.create_task(puller.next())
+            await until_consumer(queue, num_waiting=1)
+            publishing = asyncio.create_task(publish(queue, str(number)))
+            for _ in range(number % 5):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await publishing
+            assert (await pulled(puller))[0] == str(number)
 
 
 async def test_two_pullers_share_the_jobs(queue: Broker) -> None:
@@ -132,6 +128,64 @@ async def test_two_pullers_share_the_jobs(queue: Broker) -> None:
         assert not waiting.done()
         await held.ack_sync()
         assert await waiting == ("second", 1)
+
+
+async def test_classes_are_served_by_rank(queue: Broker) -> None:
+    """Strictly, and within each in the order of arrival, however they came in."""
+    for job_class in ("low", "normal", "high"):
+        for number in (1, 2):
+            await publish(queue, f"{job_class}-{number}", job_class)
+    async with Puller(queue, "tiny") as puller:
+        served = [await pulled(puller) for _ in range(6)]
+    wanted = [f"{job_class}-{n}" for job_class in ("high", "normal", "low") for n in (1, 2)]
+    assert served == [(name, 1) for name in wanted]
+
+
+@pytest.mark.parametrize("job_class", subjects.CLASSES)
+async def test_an_idle_slot_waits_at_every_class(queue: Broker, job_class: str) -> None:
+    """Whatever comes first is taken at once, and the pulls at the other classes are withdrawn."""
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(pulled(puller))
+        for name in ("tiny+high", "tiny", "tiny+low"):
+            await until_consumer(queue, name, num_waiting=1)
+        await publish(queue, "job", job_class)
+        assert await waiting == ("job", 1)
+        for name in ("tiny+high", "tiny", "tiny+low"):
+            await until_consumer(queue, name, num_waiting=0)
+
+
+async def test_a_slot_takes_one_of_two_that_come_at_once(queue: Broker) -> None:
+    """Jobs of two classes reach one slot in the same moment: it keeps one, the other goes to the
+    next slot at once."""
+    async with connected(queue._settings, "publisher") as publisher:
+        for number in range(30):
+            async with Puller(queue, "tiny") as one:
+                held = asyncio.create_task(pulled(one))
+                await until_consumer(queue, "tiny+low", num_waiting=1)
+                await asyncio.gather(
+                    publish(publisher, f"high-{number}", "high"),
+                    publish(publisher, f"normal-{number}"),
+                )
+                first = (await held)[0]
+                async with Puller(queue, "tiny") as two:
+                    second = (await pulled(two))[0]
+            assert {first, second} == {f"high-{number}", f"normal-{number}"}
+
+
+async def test_the_low_cannot_starve(queue: Broker) -> None:
+    """A class that has not been asked for a while is asked first, once."""
+    for number in range(40):
+        await publish(queue, f"high-{number}", "high")
+    for number in (1, 2):
+        await publish(queue, f"low-{number}", "low")
+    served = []
+    async with Puller(queue, "tiny", fair_s=0.3) as puller:
+        while "low-2" not in served:
+            served.append((await pulled(puller))[0])
+            await asyncio.sleep(0.05)  # the work
+    first, second = served.index("low-1"), served.index("low-2")
+    assert 3 <= first <= 8, served
+    assert 3 <= second - first <= 8, served
 
 
 async def test_a_restart_of_the_broker_is_survived(queue: Broker, nats_server: NatsServer) -> None:

@@ -9,9 +9,10 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 from shared import subjects
 from shared.broker import Broker
+from shared.consumers import ensure_consumers, read_models
 from shared.errors import TopologyError
 from shared.messages import ModelFacts
-from shared.topology import Topology, ensure_consumer, ensure_topology, facts_of, streams
+from shared.topology import Topology, ensure_topology, streams
 
 TOPOLOGY = Topology()
 FACTS = ModelFacts(n_ctx=2048, chat=True, token_bytes=12)
@@ -35,7 +36,7 @@ async def test_everything_is_created_once(broker: Broker) -> None:
     changes = await ensure_topology(broker, TOPOLOGY, ["tiny", "other"])
     names = ["REQUESTS", "EVENTS", "RESULTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY"]
     assert changes[:6] == [f"stream {name}: created" for name in names]
-    assert sorted(changes[6:]) == ["consumer other: created", "consumer tiny: created"]
+    assert sorted(changes[6:]) == ["consumers of other: created", "consumers of tiny: created"]
     assert set((await ask(broker, "STREAM.NAMES"))["streams"]) == set(names)
     assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
 
@@ -58,13 +59,15 @@ async def test_the_streams_are_as_designed(broker: Broker) -> None:
         assert (held["storage"], held["allow_direct"]) == ("file", True), stream
 
 
-async def test_the_consumer_is_as_designed(broker: Broker) -> None:
-    """Also in the fields that the client does not know."""
+@pytest.mark.parametrize("job_class", subjects.CLASSES)
+async def test_the_consumers_are_as_designed(broker: Broker, job_class: str) -> None:
+    """One a class; also in the fields that the client does not know."""
     await ensure_topology(broker, TOPOLOGY, ["tiny"])
-    held = (await ask(broker, "CONSUMER.INFO.REQUESTS.tiny"))["config"]
+    name = {"high": "tiny+high", "normal": "tiny", "low": "tiny+low"}[job_class]
+    held = (await ask(broker, f"CONSUMER.INFO.REQUESTS.{name}"))["config"]
     wanted = {
-        "durable_name": "tiny",
-        "filter_subject": "infer.requests.tiny.normal.*",
+        "durable_name": name,
+        "filter_subject": f"infer.requests.tiny.{job_class}.*",
         "ack_policy": "explicit",
         "ack_wait": 12_000_000_000,
         "max_ack_pending": 1,
@@ -91,12 +94,30 @@ async def test_a_pull_for_two_is_refused(broker: Broker) -> None:
 async def test_the_limit_and_the_facts_that_are_there_are_kept(broker: Broker) -> None:
     """A gateway that starts must not take live slots away, nor forget what the model is."""
     await ensure_topology(broker, TOPOLOGY, ["tiny"])
-    await ensure_consumer(broker, TOPOLOGY, "tiny", limit=3, facts=FACTS)
+    await ensure_consumers(broker, TOPOLOGY.ack_wait_s, "tiny", limit=3, facts=FACTS)
     assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
     assert await ensure_topology(broker, TOPOLOGY, []) == []
-    info = await broker.js.consumer_info(subjects.REQUESTS, "tiny")
-    assert info.config.max_ack_pending == 3
-    assert facts_of(info) == FACTS
+    held = (await read_models(broker))["tiny"]
+    assert {info.config.max_ack_pending for info in held.by_class.values()} == {3}
+    assert held.facts == FACTS
+
+
+async def test_a_queue_of_an_earlier_version_gets_its_classes(broker: Broker) -> None:
+    """A model that has only its normal consumer keeps that, its limit and its facts."""
+    await ensure_topology(broker, TOPOLOGY, ["tiny"])
+    await ensure_consumers(broker, TOPOLOGY.ack_wait_s, "tiny", limit=2, facts=FACTS)
+    for job_class in ("high", "low"):
+        await broker.js.delete_consumer(subjects.REQUESTS, f"tiny+{job_class}")
+    await ensure_topology(broker, TOPOLOGY, [])
+    held = (await read_models(broker))["tiny"]
+    assert held.is_set(2, FACTS)
+
+
+async def test_more_models_than_the_broker_lists_at_once(broker: Broker) -> None:
+    """Three consumers each: all of them are found, page by page."""
+    models = [f"model-{number}" for number in range(90)]
+    await ensure_topology(broker, TOPOLOGY, models)
+    assert sorted(await read_models(broker)) == sorted(models)
 
 
 async def test_a_changed_setting_is_repaired_and_told(broker: Broker) -> None:

@@ -20,6 +20,7 @@ from services.inferer.worker import Worker
 from shared import subjects
 from shared.broker import Broker, connected
 from shared.config import BrokerSettings
+from shared.consumers import ensure_consumers
 from shared.job_ids import new_job_id
 from shared.messages import (
     Cancelled,
@@ -39,7 +40,7 @@ from shared.messages import (
 )
 from shared.results import read_result, store_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_consumer, ensure_topology
+from shared.topology import Topology, ensure_topology
 from tests.processes import NatsServer
 
 N_CTX = 8192
@@ -271,7 +272,7 @@ async def test_the_consumers_limit_is_how_many_run_at_once(
     queue: Broker, engine: Engine, limit: int
 ) -> None:
     """Two slots: with a limit of 2 two jobs overlap, with 1 the broker keeps the second back."""
-    await ensure_consumer(queue, Topology(), "tiny", limit=limit, facts=None)
+    await ensure_consumers(queue, Topology().ack_wait_s, "tiny", limit=limit, facts=None)
     ids = [await put(queue, replace(LONG, max_tokens=150)) for _ in range(2)]
     async with working(queue, engine, slots=2):
         results = [await ended(queue, job_id) for job_id in ids]

@@ -15,21 +15,10 @@ from services.gateway.connections import (
 )
 from services.gateway.gateway import Gateway
 from services.gateway.job_events import END, JobEvent
-from services.gateway.problems import Problem
+from services.gateway.problems import PROBLEM, REFUSED, Problem
 from services.gateway.streams import Feed, GatewayStopping
 from shared.errors import BrokerUnavailable
-from shared.messages import FleetReport, JobAccepted, JobStatus, JobSubmission, QueueReport, encode
-
-PROBLEM = "application/problem+json"
-REFUSED = {
-    status: ResponseSpec(Problem, description=text, media_type=PROBLEM)
-    for status, text in {
-        400: "the request can never run as it stands",
-        404: "no such job or model",
-        410: "the job is older than results are kept",
-        503: "the broker is away; see Retry-After",
-    }.items()
-}
+from shared.messages import JobAccepted, JobStatus, JobSubmission, encode
 
 
 @post(
@@ -114,20 +103,6 @@ async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
     """Cancel a job, whether it waits or runs. 409 when it has ended otherwise."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
-
-
-@get("/queue", responses={503: REFUSED[503]})
-async def queue(gateway: Gateway) -> QueueReport:
-    """For each model: jobs waiting and in flight, the limit, live inferers, the oldest's age."""
-    gateway.require_ready()
-    return await gateway.jobs.queue()
-
-
-@get("/inferers", responses={503: REFUSED[503]})
-async def inferers(gateway: Gateway) -> FleetReport:
-    """Each live inferer: its model, slots, CPUs and speed, and the jobs it runs now."""
-    gateway.require_ready()
-    return await gateway.fleet.report()
 
 
 def _message(event: JobEvent) -> ServerSentEventMessage:

@@ -55,13 +55,13 @@ async def list_models(gateway: Gateway) -> ModelList:
     """Every model that has a queue, whether or not an inferer is alive."""
     gateway.require_ready()
     await gateway.fleet.refresh()
-    return ModelList(data=[ModelCard.of(info) for info in gateway.fleet.models.values()])
+    return ModelList(data=[ModelCard.of(model) for model in gateway.fleet.models.values()])
 
 
 @get("/v1/models/{model:str}")
 async def get_model(model: str, gateway: Gateway) -> ModelCard:
     gateway.require_ready()
-    return ModelCard.of(await gateway.fleet.consumer(model))
+    return ModelCard.of(await gateway.fleet.model(model))
 
 
 async def _answer(

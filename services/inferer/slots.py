@@ -1,0 +1,65 @@
+"""The slots of one inferer: each pulls a job, has it done, and only then pulls the next."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from nats.aio.msg import Msg
+
+from services.inferer.pull import Puller
+
+
+class Slots:
+    """As many as were last asked for; opened and closed while jobs run."""
+
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        puller: Callable[[], Puller],
+        process: Callable[[Msg], Awaitable[None]],
+    ) -> None:
+        """Every slot is a task in ``group`` with a ``puller`` of its own."""
+        self._group = group
+        self._puller = puller
+        self._process = process
+        self._open: list[_Slot] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._open)
+
+    def set(self, count: int) -> list[asyncio.Task[None]]:
+        """Open or close slots until there are ``count``; a running job ends in its slot.
+
+        Idle ones are closed first. Returns their tasks: once these are done none of them pulls.
+        """
+        while len(self._open) < count:
+            slot = _Slot()
+            slot.task = self._group.create_task(self._serve(slot))
+            self._open.append(slot)
+        surplus = sorted(self._open, key=lambda slot: slot.busy)[: len(self._open) - count]
+        for slot in surplus:
+            self._open.remove(slot)
+            slot.closing.set()
+        return [slot.task for slot in surplus if slot.task is not None and not slot.busy]
+
+    async def _serve(self, slot: "_Slot") -> None:
+        closing = asyncio.create_task(slot.closing.wait())
+        async with self._puller() as puller:
+            while not slot.closing.is_set():
+                pulled = asyncio.create_task(puller.next())
+                await asyncio.wait((pulled, closing), return_when=asyncio.FIRST_COMPLETED)
+                if pulled.done():
+                    slot.busy = True
+                    await self._process(pulled.result())
+                    slot.busy = False
+                else:
+                    pulled.cancel()
+                    await asyncio.wait((pulled,))
+        closing.cancel()
+
+
+class _Slot:
+    def __init__(self) -> None:
+        self.closing = asyncio.Event()
+        self.busy = False
+        self.task: asyncio.Task[None] | None = None

@@ -1,0 +1,179 @@
+"""The consumers of each model, one a class: what is set, and what they say of their queues."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+import nats.js.errors
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
+
+from shared import subjects
+from shared.broker import Broker, unavailable_on_outage
+from shared.errors import BrokerUnavailable, TopologyError
+from shared.messages import ModelFacts, decode_model_facts, encode
+
+CONSUMERS_PAGE = 256
+"""As many as the broker lists at a time."""
+
+
+@dataclass
+class GroupedConsumerConfig(ConsumerConfig):
+    """The client's configuration with the fields it does not know yet."""
+
+    max_batch: int | None = None
+    priority_groups: list[str] = field(default_factory=list)
+    priority_policy: str | None = None
+
+
+def consumer(
+    model: str, job_class: str, ack_wait_s: float, limit: int, facts: ModelFacts | None
+) -> GroupedConsumerConfig:
+    """The whole configuration of one of a model's consumers: an update replaces every field.
+
+    ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
+    job of the class from starting. Over all classes it is the slot that holds one message.
+    """
+    metadata = {} if facts is None else {"sluice.facts": encode(facts).decode()}
+    return GroupedConsumerConfig(
+        durable_name=subjects.consumer(model, job_class),
+        filter_subject=subjects.model_requests(model, job_class),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ack_wait_s,
+        max_ack_pending=limit,
+        max_batch=1,
+        max_deliver=-1,
+        max_waiting=16_384,
+        metadata=metadata,
+        priority_groups=[subjects.PRIORITY_GROUP],
+        priority_policy="prioritized",
+    )
+
+
+@dataclass(frozen=True)
+class ModelConsumers:
+    """The consumers of one model, by class; the normal one is there, the others may be missing."""
+
+    name: str
+    by_class: dict[str, ConsumerInfo]
+
+    @property
+    def limit(self) -> int:
+        return self.by_class[subjects.CLASS_NORMAL].config.max_ack_pending or 1
+
+    @property
+    def waiting(self) -> int:
+        return sum(info.num_pending or 0 for info in self.by_class.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(info.num_ack_pending or 0 for info in self.by_class.values())
+
+    @property
+    def redelivered(self) -> int:
+        return sum(info.num_redelivered or 0 for info in self.by_class.values())
+
+    @property
+    def created(self) -> datetime | None:
+        return self.by_class[subjects.CLASS_NORMAL].created
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What is remembered of the model; None until an inferer has served it once."""
+        config = self.by_class[subjects.CLASS_NORMAL].config
+        remembered = (config.metadata or {}).get("sluice.facts")
+        try:
+            return None if remembered is None else decode_model_facts(remembered)
+        except msgspec.DecodeError:
+            return None  # written by hand
+
+    def is_set(self, limit: int, facts: ModelFacts | None) -> bool:
+        """Whether all classes are there, with this limit and these facts."""
+        limits = [info.config.max_ack_pending for info in self.by_class.values()]
+        return limits == [limit] * len(subjects.CLASSES) and self.facts == facts
+
+
+async def read_models(broker: Broker) -> dict[str, ModelConsumers]:
+    """The models that exist; somebody else's consumers on REQUESTS are none of our business.
+
+    Raises:
+        BrokerUnavailable: no answer, or no stream.
+    """
+    found: dict[str, dict[str, ConsumerInfo]] = {}
+    with unavailable_on_outage(broker):
+        try:
+            infos = await list_consumers(broker)
+        except nats.js.errors.NotFoundError:
+            raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
+    for info in infos:
+        if (job_class := class_of(info)) is not None:
+            found.setdefault(subjects.parse_consumer(info.name)[0], {})[job_class] = info
+    return {
+        model: ModelConsumers(model, by_class)
+        for model, by_class in found.items()
+        if subjects.CLASS_NORMAL in by_class
+    }
+
+
+async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
+    """One model's consumers; None when it does not exist.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+
+    async def look(job_class: str) -> ConsumerInfo | None:
+        try:
+            consumer_name = subjects.consumer(name, job_class)
+            info = await broker.js.consumer_info(subjects.REQUESTS, consumer_name)
+        except nats.js.errors.NotFoundError:
+            return None
+        return info if class_of(info) == job_class else None
+
+    with unavailable_on_outage(broker):
+        infos = await asyncio.gather(*map(look, subjects.CLASSES))
+    by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
+    return ModelConsumers(name, by_class) if subjects.CLASS_NORMAL in by_class else None
+
+
+async def ensure_consumers(
+    broker: Broker, ack_wait_s: float, model: str, limit: int, facts: ModelFacts | None
+) -> None:
+    """Create the model's consumers, one a class, or replace their configuration.
+
+    Raises:
+        TopologyError: a consumer of that name exists that cannot be changed into ours.
+    """
+    for job_class in subjects.CLASSES:
+        remembered = facts if job_class == subjects.CLASS_NORMAL else None
+        config = consumer(model, job_class, ack_wait_s, limit, remembered)
+        try:
+            await broker.js.add_consumer(subjects.REQUESTS, config)
+        except nats.js.errors.ServiceUnavailableError:
+            raise
+        except nats.js.errors.APIError as error:
+            name = config.durable_name
+            raise TopologyError(
+                f"the consumer {name} on REQUESTS cannot be made Sluice's: {error.description}; "
+                f"remove it with: nats consumer rm REQUESTS {name}"
+            ) from error
+
+
+async def list_consumers(broker: Broker) -> list[ConsumerInfo]:
+    """All consumers of REQUESTS, page by page."""
+    found: list[ConsumerInfo] = []
+    while True:
+        page = await broker.js.consumers_info(subjects.REQUESTS, offset=len(found))
+        found += page
+        if len(page) < CONSUMERS_PAGE:
+            return found
+
+
+def class_of(info: ConsumerInfo) -> str | None:
+    """The class whose jobs this consumer of REQUESTS holds; None if it is not a model's."""
+    try:
+        model, job_class = subjects.parse_consumer(info.name)
+    except ValueError:
+        return None
+    ours = info.config.filter_subject == subjects.model_requests(model, job_class)
+    return job_class if ours else None
