@@ -14,7 +14,7 @@ import llama_cpp
 
 from services.inferer.llama import Model
 from services.inferer.sampler import Sampler
-from shared.cpus import usable_cpus
+from shared.cpus import own_cpus, usable_cpus
 from shared.messages import Sampling
 from tests.processes import Stack
 
@@ -24,27 +24,33 @@ T = TypeVar("T")
 
 
 @contextmanager
-def running_stack(model: Path, alias: str) -> Iterator[Stack]:
-    """NATS, a gateway and one inferer with ``model`` on all CPUs, as processes of their own."""
+def running_stack(model: Path, alias: str, inferers: int = 1) -> Iterator[Stack]:
+    """NATS, a gateway and ``inferers`` with ``model``, as processes of their own; the inferers
+    share the CPUs out among themselves."""
     with (
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
         Stack(Path(folder)) as stack,
     ):
         stack.start_gateway()
-        stack.start_inferer(model, INFERER_ALIAS=alias, INFERER_THREADS=str(THREADS))
-        stack.wait_until_served(alias)
+        for number in range(inferers):
+            cpus = own_cpus()[number::inferers]
+            threads = str(min(len(cpus), THREADS))
+            stack.start_inferer(model, cpus=cpus, INFERER_ALIAS=alias, INFERER_THREADS=threads)
+        stack.wait_until_served(alias, inferers)
         yield stack
 
 
 class BareLoop:
     """llama.cpp's calls and nothing else: decode, sample, next. No queue, no thread, no text."""
 
-    def __init__(self, path: Path, n_ctx: int = 4096, n_batch: int = 512) -> None:
+    def __init__(
+        self, path: Path, n_ctx: int = 4096, n_batch: int = 512, threads: int = THREADS
+    ) -> None:
         self.model = Model(path, gpu_layers=-1)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = n_ctx
         parameters.n_batch = parameters.n_ubatch = n_batch
-        parameters.n_threads = parameters.n_threads_batch = THREADS
+        parameters.n_threads = parameters.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self.model.handle, parameters)
         self._memory = llama_cpp.llama_get_memory(self._context)
 

@@ -44,9 +44,9 @@ from cli.output import (
     print_status,
     print_tokens,
     timings_line,
-    waiting,
 )
 from cli.up import UpOptions, up_until_stopped
+from cli.waiting import waiting
 from shared import __version__
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
@@ -139,7 +139,7 @@ def ask(
     with Client(url) as client, interrupted_by_signals():
         job_id = client.submit(body).id
         try:
-            status = _follow(client, job_id, show=not as_json, max_tokens=max_tokens)
+            status = _follow(client, job_id, show=not as_json)
         except (KeyboardInterrupt, BrokenPipeError):
             client.cancel(job_id)
             print(f"cancelled {job_id}", file=sys.stderr)
@@ -185,7 +185,7 @@ def submit(
             return
         try:
             print(f"submitted {accepted.id}", file=sys.stderr, flush=True)
-            status = _follow(client, accepted.id, show=False, max_tokens=max_tokens)
+            status = _follow(client, accepted.id, show=False)
         except KeyboardInterrupt:
             print(f"the job goes on: sluice status {accepted.id}", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -301,26 +301,19 @@ def interrupted_by_signals() -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def _follow(client: Client, job_id: str, *, show: bool, max_tokens: int | None) -> JobStatus:
+def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     """Follow a job to its end; ``show`` prints its tokens as they come."""
-    with waiting(max_tokens) as progress:
+    with waiting(client, job_id) as shown:
         tokens = 0
         for event in client.follow(job_id):
-            if event.event == "queued":
-                progress.says(f"{job_id} waits")
-            elif event.event == "started":
-                progress.says(f"{job_id} runs")
-            elif event.event == "retrying" and show:
+            if event.event == "retrying" and show:
                 print_tokens("\n")
-            elif event.event == "tokens":
-                frame = event.json()
+            elif event.event == "tokens" and show:
                 tokens += 1
-                progress.has(frame["index"] + 1)
-                if show:
-                    progress.hide()
-                    print_tokens(frame["text"])
+                shown.hide()
+                print_tokens(event.json()["text"])
             elif event.event == "result":
-                if show and tokens:
+                if tokens:
                     print_tokens("\n")
                 return msgspec.json.decode(event.data, type=JobStatus)
     raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)

@@ -1,12 +1,10 @@
 """What a person reads: answers on stdout, everything about them on stderr."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
+from msgspec import UNSET
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -49,6 +47,8 @@ def print_status(status: JobStatus) -> None:
         table.add_row("error", Text(f"{status.error.code}: {status.error.message}"))
     if status.timings is not None:
         table.add_row("timings", Text(timings_line(status)))
+    if (outlook := outlook_line(status)) is not None:
+        table.add_row("outlook", Text(outlook))
     out.print(table)
     if status.result is not None:
         out.print(Text(status.result.text))
@@ -66,6 +66,22 @@ def timings_line(status: JobStatus) -> str:
     if status.timings.tokens_per_s is not None:
         parts[-1] += f" at {status.timings.tokens_per_s:.1f} tokens/s"
     return ", ".join(parts)
+
+
+def outlook_line(status: JobStatus) -> str | None:
+    """``3 before it, done in about 12 s (90 %: 20 s)``; None when nothing is known."""
+    parts = []
+    if status.position is not UNSET:
+        parts.append(
+            "next to be served" if status.position == 0 else f"{status.position} before it"
+        )
+    if status.progress is not UNSET:
+        parts.append(
+            f"{status.progress.completion_tokens} of at most {status.progress.max_tokens} tokens"
+        )
+    if status.eta is not UNSET:
+        parts.append(f"done in about {status.eta.p50_s:.0f} s (90 %: {status.eta.p90_s:.0f} s)")
+    return ", ".join(parts) or None
 
 
 def print_queue(models: list[ModelQueue]) -> None:
@@ -116,40 +132,3 @@ def print_findings(findings: list[Finding]) -> None:
         out.print(Text.assemble(VERDICTS[finding.verdict], f" {finding.about}: {finding.found}"))
         if finding.advice is not None:
             out.print(Text(f"      → {finding.advice}"))
-
-
-class Waiting:
-    """A line on a terminal's stderr that says how far a job is; nothing where nobody looks."""
-
-    def __init__(self, progress: Progress, max_tokens: int | None) -> None:
-        self._progress = progress
-        self._task = progress.add_task("submitted", total=max_tokens)
-
-    def says(self, what: str) -> None:
-        self._progress.update(self._task, description=what)
-
-    def hide(self) -> None:
-        """Make room for the answer."""
-        self._progress.stop()
-
-    def has(self, tokens: int) -> None:
-        self._progress.update(self._task, completed=tokens)
-
-
-@contextmanager
-def waiting(max_tokens: int | None) -> Iterator[Waiting]:
-    progress = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-        # It would take stdout for a part of its own display, and write the answer to stderr.
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with progress:
-        yield Waiting(progress, max_tokens)

@@ -69,6 +69,17 @@ class NotFinished(SluiceError):
     retryable = True
 
 
+class QueueFull(SluiceError):
+    """As many jobs wait as may. ``retry_after_s`` is when there should be room again."""
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class BrokerUnavailable(SluiceError):
     """The broker is away, restarting or electing a leader."""
 

@@ -113,6 +113,15 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either `messages` or `prompt`, and not both")
 
+    def work(self, n_ctx: int) -> "Work":
+        """How much there is to do for a model with ``n_ctx`` tokens of context."""
+        texts = [self.prompt or "", *(message.text for message in self.messages or [])]
+        return Work(
+            prompt_bytes=sum(len(text.encode("utf-8")) for text in texts),
+            max_tokens=min(self.max_tokens or n_ctx, n_ctx),
+            chat=self.messages is not None,
+        )
+
 
 class JobSubmission(
     Sampling, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
@@ -137,6 +146,14 @@ class NatsSubmission(
     stream: bool = False
 
 
+class Work(Struct, frozen=True):
+    """What is known of a request before it runs; estimates are learned from what came of it."""
+
+    prompt_bytes: int
+    max_tokens: int
+    chat: bool
+
+
 class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries."""
 
@@ -144,6 +161,7 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int
     at: str
     inferer: str
+    work: Work | None = None
 
 
 class TokenFrame(Struct, frozen=True, kw_only=True):
@@ -200,6 +218,7 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     finish_reason: FinishReason
     usage: Usage
     chat: bool = False
+    work: Work | None = None
 
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
@@ -277,6 +296,7 @@ class RunningJob(Struct, frozen=True, kw_only=True):
     started_at: str
     completion_tokens: int
     max_tokens: int
+    work: Work | None = None
 
 
 class InfererEntry(Struct, frozen=True, kw_only=True):
@@ -342,7 +362,26 @@ CELERY_STATES: dict[type[Outcome], TaskState] = {
 }
 
 
+class Progress(Struct, frozen=True):
+    """How far a running job is, as of its inferer's last word, at most a second ago."""
+
+    completion_tokens: int
+    max_tokens: int
+
+
+class Eta(Struct, frozen=True):
+    """When a job will be done: in ``p50_s`` seconds as likely as not, in ``p90_s`` with nine
+    chances in ten; ``at`` is the moment of the former."""
+
+    p50_s: float
+    p90_s: float
+    at: str
+
+
 class JobStatus(Struct, frozen=True, kw_only=True):
+    """``position`` counts the jobs that will be served before this one, ``progress`` how far it
+    is; ``eta`` is left out while nothing has been measured or nobody serves the model."""
+
     id: str
     state: TaskState
     model: str
@@ -356,6 +395,9 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     timings: Timings | None
     metadata: dict[str, Any] | None = None
     priority: Priority = "normal"
+    position: int | UnsetType = UNSET
+    progress: Progress | UnsetType = UNSET
+    eta: Eta | UnsetType = UNSET
 
     @classmethod
     def of(cls, outcome: Result) -> Self:
@@ -417,6 +459,8 @@ class ModelQueue(Struct, frozen=True, kw_only=True):
     limit: int
     inferers: int
     oldest_s: float | None
+    max_waiting: int = 0
+    """How many may wait before more are refused; 0 where nobody said."""
     classes: dict[str, ClassQueue] = {}
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -46,7 +46,14 @@ def eventually(look: Callable[[], T | None], what: str, patience_s: float = PATI
 class Process:
     """A child whose output goes to a file, ended with the block."""
 
-    def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        environment: dict[str, str] | None = None,
+        cpus: Iterable[int] | None = None,
+    ):
+        """``cpus`` are the numbers of those it may run on; None means all."""
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
@@ -56,6 +63,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=None if cpus is None else lambda: os.sched_setaffinity(0, cpus),
             )
 
     @property
@@ -189,11 +197,14 @@ class Stack:
         self.urls.append(f"http://127.0.0.1:{port}")
         return gateway
 
-    def start_inferer(self, model: Path, **environment: str) -> Process:
+    def start_inferer(
+        self, model: Path, *, cpus: Iterable[int] | None = None, **environment: str
+    ) -> Process:
         number = len(self.inferers)
         inferer = self._start(
             "inferer",
             number,
+            cpus=cpus,
             INFERER_MODEL=str(model),
             **{"INFERER_ID": f"inferer-{number}", "INFERER_THREADS": "1", **environment},
         )
@@ -237,11 +248,14 @@ class Stack:
     def wait_for_end(self, job_id: str) -> dict[str, Any]:
         return self.wait_for_state(job_id, "SUCCESS", "FAILURE", "REVOKED")
 
-    def _start(self, service: str, number: int, **environment: str) -> Process:
+    def _start(
+        self, service: str, number: int, cpus: Iterable[int] | None = None, **environment: str
+    ) -> Process:
         return Process(
             [sys.executable, "-m", f"services.{service}"],
             self.folder / f"{service}-{number}.log",
             {"NATS_URL": self.nats.url, **environment},
+            cpus,
         )
 
 

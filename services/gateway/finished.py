@@ -1,7 +1,7 @@
 """Announcements of results: one subscription for everybody who waits on this gateway."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from nats.aio.msg import Msg
@@ -18,8 +18,10 @@ Announcement = asyncio.Future[Result | None]
 class FinishedJobs:
     """Hands each result, as the broker announces what it stored, to those who expect it."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, learn: Callable[[Result], None]) -> None:
+        """``learn`` is called with every result, whoever waits for it."""
         self._broker = broker
+        self._learn = learn
         self._expected: dict[str, set[Announcement]] = {}
         broker.on_reconnect(self._tell_to_look)
 
@@ -41,9 +43,9 @@ class FinishedJobs:
 
     async def _receive(self, message: Msg) -> None:
         job_id = subjects.last_token(message.subject)
-        waiting = self._expected.get(job_id)
-        if waiting:
-            _resolve(waiting, decode_stored(job_id, message.data))
+        result = decode_stored(job_id, message.data)
+        _resolve(self._expected.get(job_id, ()), result)
+        self._learn(result)
 
     def _tell_to_look(self) -> None:
         for waiting in self._expected.values():

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.job_events import JobEvent, job_events
@@ -27,8 +28,9 @@ class Gateway:
         self.topology = Topology(replicas=settings.replicas)
         self.broker = Broker(broker_settings, "gateway")
         self.fleet = Fleet(self.broker, self.topology)
-        self.finished = FinishedJobs(self.broker)
-        self.jobs = Jobs(self.broker, self.fleet, self.finished, settings)
+        self.forecast = Forecast(self.broker, self.fleet)
+        self.finished = FinishedJobs(self.broker, self.forecast.learn)
+        self.jobs = Jobs(self.broker, self.fleet, self.finished, self.forecast, settings)
         self.service = NatsService(self.broker, self.fleet, self.jobs)
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None
@@ -80,6 +82,7 @@ class Gateway:
             await self.broker.connect()
             await self._prepare()
             await self.finished.start()
+            await self.forecast.start()
             await self.fleet.watch()
             await stack.enter_async_context(self.service.running())
             self._ready = True

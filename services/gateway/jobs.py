@@ -10,8 +10,10 @@ import nats.js.errors
 from nats.js.api import ConsumerInfo
 
 from services.gateway.checks import check
+from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
+from services.gateway.room import Room
 from services.gateway.settings import GatewaySettings
 from services.gateway.unfinished import Unfinished, find_unfinished
 from shared import subjects
@@ -72,12 +74,19 @@ class Jobs:
     """Submit, find, wait, cancel, count."""
 
     def __init__(
-        self, broker: Broker, fleet: Fleet, finished: FinishedJobs, settings: GatewaySettings
+        self,
+        broker: Broker,
+        fleet: Fleet,
+        finished: FinishedJobs,
+        forecast: Forecast,
+        settings: GatewaySettings,
     ) -> None:
         self._broker = broker
         self._fleet = fleet
         self._finished = finished
+        self._forecast = forecast
         self._settings = settings
+        self._room = Room(fleet, forecast, settings.max_waiting)
         self._abandoning: set[asyncio.Task[None]] = set()
 
     async def submit(self, submission: JobSubmission, reply_to: str | None = None) -> Ticket:
@@ -85,6 +94,7 @@ class Jobs:
 
         Raises:
             InvalidRequest, RequestTooLarge, UnknownModel: it cannot run.
+            QueueFull: too many wait already.
             BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
                 in case it arrived all the same.
         """
@@ -110,21 +120,22 @@ class Jobs:
         payload = self._encode(submission, ticket)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
+        async with self._room.taken(model):
+            await self._publish(ticket, payload, headers)
+        log.info("request_accepted", job_id=ticket.id, model=ticket.model, bytes=len(payload))
+        return ticket
+
+    async def _publish(self, ticket: Ticket, payload: bytes, headers: dict[str, str]) -> None:
+        subject = subjects.request(ticket.model, ticket.id, ticket.priority)
+        patience_s = self._settings.publish_patience_s
         try:
-            await self._broker.publish_stored(
-                subjects.request(ticket.model, ticket.id, ticket.priority),
-                payload,
-                headers,
-                self._settings.publish_patience_s,
-            )
+            await self._broker.publish_stored(subject, payload, headers, patience_s)
         except BrokerUnavailable:
             # It may have arrived all the same; its sender was told that it was not accepted.
             self.abandon(ticket.id)
             raise
         except nats.js.errors.APIError as error:
             raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
-        log.info("request_accepted", job_id=ticket.id, model=ticket.model, bytes=len(payload))
-        return ticket
 
     async def find(self, job_id: str) -> Result | Unfinished:
         """The job's result, or the job as it waits or runs.
@@ -153,9 +164,12 @@ class Jobs:
         return unfinished
 
     async def status(self, job_id: str) -> JobStatus:
-        """As `find`, in the words of ``/status``."""
+        """As `find`, in the words of ``/status``, with where it is and when it will be done."""
         job = await self.find(job_id)
-        return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
+        if not isinstance(job, Unfinished):
+            return JobStatus.of(job)
+        outlook = await self._forecast.of(job)
+        return outlook.added_to(job.status())
 
     async def wait(self, job_id: str, ticket: Ticket | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.
@@ -237,6 +251,7 @@ class Jobs:
             limit=model.limit,
             inferers=len(self._fleet.inferers.get(model.name, [])),
             oldest_s=max((age for age in ages if age is not None), default=None),
+            max_waiting=self._room.bound,
             classes={
                 job_class: ClassQueue(
                     waiting=info.num_pending or 0, in_flight=info.num_ack_pending or 0

@@ -1,5 +1,6 @@
 """Errors at the HTTP edge: one table of statuses, problem+json, and OpenAI's shape under /v1."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from litestar import Request, Response
@@ -13,6 +14,7 @@ from shared.errors import (
     InvalidRequest,
     JobAgedOut,
     NotFinished,
+    QueueFull,
     RequestTooLarge,
     SluiceError,
     UnknownInferer,
@@ -30,6 +32,7 @@ STATUSES: dict[type[SluiceError], int] = {
     NotFinished: 409,
     JobAgedOut: 410,
     RequestTooLarge: 413,
+    QueueFull: 429,
     BrokerUnavailable: 503,
 }
 
@@ -40,13 +43,17 @@ TITLES = {
     409: "Conflict",
     410: "Gone",
     413: "Content Too Large",
+    429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
     504: "Gateway Timeout",
 }
 
-RETRY_AFTER_S = 2
+OUTAGE_S = 2
+"""When to try again while the broker is away; nobody knows how long that will be."""
+NO_HEADERS: Mapping[str, str] = {}
 OPENAI_PREFIX = "/v1/"
+OPENAI_KINDS = {429: "rate_limit_error"}
 
 log = logger()
 
@@ -81,6 +88,7 @@ REFUSED = {
         400: "the request can never run as it stands",
         404: "no such job, model or inferer",
         410: "the job is older than results are kept",
+        429: "the queue is full; see Retry-After",
         503: "the broker is away; see Retry-After",
     }.items()
 }
@@ -97,8 +105,15 @@ def status_of(error: SluiceError) -> int:
 
 def answer_error(request: Request[Any, Any, Any], error: SluiceError) -> Response[Any]:
     """The answer for one of our errors, in the shape that its route speaks."""
+    status = status_of(error)
+    wait_s = error.retry_after_s if isinstance(error, QueueFull) else OUTAGE_S
     return _respond(
-        request, status_of(error), error.code, error.message, getattr(error, "param", None)
+        request,
+        status,
+        error.code,
+        error.message,
+        getattr(error, "param", None),
+        {"retry-after": str(wait_s)} if status in (429, 503) else {},
     )
 
 
@@ -106,24 +121,28 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
     """The answer for what the framework refuses: no such route, wrong method, bad parameter."""
     status = error.status_code
     code = "invalid_request" if status == 400 else TITLES.get(status, "error").lower()
-    return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500], None)
+    return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500])
 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """The answer for a fault of ours: nothing of it is shown, all of it is logged."""
     log.error("request_crashed", path=request.url.path, exc_info=error)
-    return _respond(request, 500, "internal_error", "a fault of the gateway; see its log", None)
+    return _respond(request, 500, "internal_error", "a fault of the gateway; see its log")
 
 
 def openai_error(status: int, code: str, message: str, param: str | None = None) -> OpenAIError:
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = OPENAI_KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     return OpenAIError(OpenAIErrorBody(message=message, type=kind, param=param, code=code))
 
 
 def _respond(
-    request: Request[Any, Any, Any], status: int, code: str, message: str, param: str | None
+    request: Request[Any, Any, Any],
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Response[Any]:
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     if request.url.path.startswith(OPENAI_PREFIX):
         return Response(
             openai_error(status, code, message, param), status_code=status, headers=headers

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from shared.config import Port, Seconds
+from shared.config import Port, Positive, Seconds
 from shared.job_ids import LONGEST_JOB
 from shared.subjects import is_model_name
 
@@ -23,6 +23,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """The largest request body; it must fit into one message of the broker."""
     default_timeout_s: Seconds = LONGEST_JOB.total_seconds()
     """The deadline of a job that names none, counted from its acceptance."""
+    max_waiting: Positive = 10_000
+    """How many jobs may wait for one model; more are refused with 429 until there is room."""
     publish_patience_s: Seconds = 4.0
     """How long a submit waits out an unwilling broker before it answers 503."""
     shutdown_s: Seconds = 5.0

@@ -67,10 +67,14 @@ class Unfinished:
     def streams(self) -> bool:
         return self.request is not None and self.request.stream
 
+    @property
+    def is_running(self) -> bool:
+        return self._start is not None
+
     def status(self) -> JobStatus:
         return JobStatus(
             id=self.id,
-            state="RETRY" if self.scheduled else "STARTED" if self._start else "PENDING",
+            state="RETRY" if self.scheduled else "STARTED" if self.is_running else "PENDING",
             model=self.model,
             attempts=self.attempts,
             inferer=self._start.inferer if self._start else None,

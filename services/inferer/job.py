@@ -22,6 +22,7 @@ from shared.messages import (
     StopCode,
     Timings,
     Usage,
+    Work,
     decode_request,
     priority_of,
     stopped,
@@ -51,6 +52,7 @@ class Job:
         )
         self.attempt = 1
         self.started_at: str | None = None
+        self.work: Work | None = None
         self.deadline: datetime | None = None
         self.malformed: str | None = None
         """Why the message is no request; then there is no ``request``."""
@@ -91,16 +93,22 @@ class Job:
         if last is not None:
             self.attempt = last.attempt + (last.state != "returned")
 
-    def progress(self, n_ctx: int) -> RunningJob | None:
+    def start(self, n_ctx: int) -> None:
+        """The attempt begins, on a model with ``n_ctx`` tokens of context."""
+        self.started_at = timestamp()
+        self.work = self.request.work(n_ctx)
+
+    def progress(self) -> RunningJob | None:
         """How far it is; None before it has started."""
-        if self.started_at is None:
+        if self.started_at is None or self.work is None:
             return None
         return RunningJob(
             id=self.id,
             attempt=self.attempt,
             started_at=self.started_at,
             completion_tokens=self.count_tokens(),
-            max_tokens=min(self.request.max_tokens or n_ctx, n_ctx),
+            max_tokens=self.work.max_tokens,
+            work=self.work,
         )
 
     def completed(
@@ -119,6 +127,7 @@ class Job:
             finish_reason=finish_reason,
             usage=usage,
             chat=self.request.messages is not None,
+            work=self.work,
         )
 
     def failed(self, code: str, message: str, inferer: str) -> Failed:

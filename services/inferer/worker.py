@@ -99,7 +99,7 @@ class Worker:
 
     @property
     def running(self) -> list[RunningJob]:
-        jobs = [job.progress(self._engine.n_ctx) for job in self._jobs.values()]
+        jobs = [job.progress() for job in self._jobs.values()]
         return [job for job in jobs if job is not None]
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
@@ -201,7 +201,7 @@ class Worker:
         return await self._run(job)
 
     async def _run(self, job: Job) -> Result | None:
-        job.started_at = timestamp()
+        job.start(self._engine.n_ctx)
         # On its way before the first token is, on the same connection, so readers see it first;
         # nobody need wait for the broker's answer until the job leaves the queue.
         job.announced = asyncio.create_task(
@@ -318,7 +318,7 @@ class Worker:
         self, job: Job, state: Literal["started", "returned"], patience_s: float
     ) -> PubAck:
         at = timestamp() if state == "returned" else job.started_at or timestamp()
-        event = StateEvent(state=state, attempt=job.attempt, at=at, inferer=self._id)
+        event = StateEvent(state=state, attempt=job.attempt, at=at, inferer=self._id, work=job.work)
         return await self._broker.publish_stored(
             subjects.state_events(job.id),
             encode(event),

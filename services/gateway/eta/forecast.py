@@ -1,0 +1,186 @@
+"""Where a job is and when it will be done, and how long to stay away from a full queue."""
+
+import math
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import numpy
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+from nats.aio.msg import Msg
+
+from services.gateway.eta.lengths import Floats
+from services.gateway.eta.pace import Pace
+from services.gateway.eta.place import find_place, read_ahead
+from services.gateway.eta.running import Run, RunningJobs
+from services.gateway.eta.simulation import Simulation, Slot
+from services.gateway.fleet import Fleet
+from services.gateway.unfinished import Unfinished
+from shared import subjects
+from shared.broker import Broker
+from shared.consumers import ModelConsumers
+from shared.errors import BrokerUnavailable
+from shared.logs import logger
+from shared.messages import (
+    Completed,
+    Eta,
+    InferenceRequest,
+    JobStatus,
+    Progress,
+    Result,
+    Work,
+    decode_request,
+    decode_state_event,
+)
+from shared.results import decode_stored
+from shared.timestamps import timestamp
+
+LESSONS = 300
+"""Stored results that a gateway which has just started learns from."""
+LESSONS_BYTES = 8 * 1024 * 1024
+READ_AHEAD = 64
+"""Jobs ahead that are looked at one by one; those behind them are taken to be as usual."""
+WHILE_UNKNOWN_S = 2
+"""How long to stay away while nothing has been measured."""
+
+
+log = logger()
+
+
+class Outlook(Struct, frozen=True):
+    """What is not known, or does not apply, is None."""
+
+    position: int | None = None
+    progress: Progress | None = None
+    eta: Eta | None = None
+
+    def added_to(self, status: JobStatus) -> JobStatus:
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(status, **known)
+
+
+class Forecast:
+    """Learns from every result that is announced. What it holds can be learned again."""
+
+    def __init__(self, broker: Broker, fleet: Fleet) -> None:
+        self._broker = broker
+        self._fleet = fleet
+        self._running = RunningJobs()
+        self._paces: dict[str, Pace] = {}
+
+    async def start(self) -> None:
+        """Learn from what is stored, and hear from now on which jobs start."""
+        await self._broker.nc.subscribe(subjects.state_events("*"), cb=self._hear)
+        try:
+            await self._learn_from_stored()
+        except BrokerUnavailable as error:
+            log.warning("lessons_missed", error=error.message)
+
+    async def _learn_from_stored(self) -> None:
+        everything = subjects.result("*")
+        newest = await self._broker.direct_get(subjects.RESULTS, last_by_subj=everything)
+        if newest is None:
+            return
+        for stored in await self._broker.direct_get_all(
+            subjects.RESULTS,
+            seq=max(1, newest.sequence - LESSONS),
+            next_by_subj=everything,
+            batch=LESSONS + 1,
+            max_bytes=LESSONS_BYTES,
+        ):
+            self.learn(decode_stored(subjects.last_token(stored.subject), stored.data))
+
+    def learn(self, result: Result) -> None:
+        """Take a result into account."""
+        self._running.end(result.id)
+        if isinstance(result, Completed):
+            self._paces.setdefault(result.model, Pace()).learn(result)
+
+    async def of(self, job: Unfinished) -> Outlook:
+        """The outlook of a job that waits or runs.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        if job.scheduled:
+            return Outlook()
+        place = None if job.is_running else await find_place(self._broker, job)
+        if place is None:
+            return self._of_delivered(job)
+        simulation = self._simulation(place.model)
+        own = _work(job.request, place.model)
+        if simulation is None or own is None:
+            return Outlook(position=place.ahead)
+        ahead = await read_ahead(self._broker, job, place, READ_AHEAD)
+        for message in ahead:
+            work = _work(_request(message.data), place.model)
+            if work is not None:
+                simulation.serve(work)
+        simulation.serve_usual(place.ahead - len(ahead))
+        return Outlook(position=place.ahead, eta=_eta(simulation.serve(own)))
+
+    def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:
+        """Whole seconds until ``jobs`` of those that wait will have been taken."""
+        simulation = self._simulation(model)
+        if simulation is None:
+            return WHILE_UNKNOWN_S
+        simulation.serve_usual(jobs - 1)
+        return max(1, math.ceil(float(numpy.median(simulation.free_s.min(axis=0)))))
+
+    def _of_delivered(self, job: Unfinished) -> Outlook:
+        """The outlook of a job that runs, or will in a moment: nobody is before it."""
+        run = self._runs(job.model).get(job.id)
+        if run is None or run.work is None:
+            return Outlook(position=None if job.is_running else 0)
+        progress = Progress(run.tokens, run.work.max_tokens)
+        pace = self._paces.get(job.model)
+        if pace is None or not pace.is_known:
+            return Outlook(progress=progress)
+        simulation = Simulation(pace, [Slot(run.inferer, run)])
+        return Outlook(progress=progress, eta=_eta(simulation.free_s[0]))
+
+    def _simulation(self, model: ModelConsumers) -> Simulation | None:
+        """The slots of the model with what they run; None while there is nothing to go by."""
+        pace = self._paces.get(model.name)
+        if pace is None or not pace.is_known:
+            return None
+        runs = self._runs(model.name)
+        slots: list[Slot] = []
+        for entry in self._fleet.inferers.get(model.name, []):
+            held: list[Run | None] = [run for run in runs.values() if run.inferer == entry.id]
+            held += [None] * (entry.slots - len(held))
+            slots += [Slot(entry.id, run) for run in held[: entry.slots]]
+        if not slots:
+            return None
+        simulation = Simulation(pace, slots)
+        # Jobs that are out and that nobody speaks of have just been given out, or come back.
+        simulation.serve_usual(max(0, model.in_flight - len(runs)))
+        return simulation
+
+    def _runs(self, model: str) -> dict[str, Run]:
+        return self._running.of(self._fleet.inferers.get(model, []))
+
+    async def _hear(self, message: Msg) -> None:
+        with suppress(msgspec.DecodeError):  # put there by hand
+            self._running.hear(message.subject.split(".")[2], decode_state_event(message.data))
+
+
+def _work(request: InferenceRequest | None, model: ModelConsumers) -> Work | None:
+    """How much a waiting request is; None when it is none, or nobody knows the model yet."""
+    if request is None or model.facts is None:
+        return None
+    return request.work(model.facts.n_ctx)
+
+
+def _request(data: bytes) -> InferenceRequest | None:
+    try:
+        return decode_request(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _eta(done_s: Floats) -> Eta:
+    p50_s, p90_s = (float(quantile) for quantile in numpy.quantile(done_s, (0.5, 0.9)))
+    at = datetime.now(UTC) + timedelta(seconds=p50_s)
+    return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(at))

@@ -1,0 +1,90 @@
+"""A waiting job's place in its queue: how many will be served before it, counted by the broker."""
+
+import asyncio
+
+from msgspec import Struct
+
+from services.gateway.unfinished import Unfinished
+from shared import subjects
+from shared.broker import Broker, StoredMessage
+from shared.consumers import ModelConsumers, read_model
+
+LOOKS = 5
+"""How often to count anew while the queue changes under the counting."""
+
+SIZE_OF_A_READ = 1024 * 1024
+
+
+class Place(Struct, frozen=True):
+    """``ahead`` counts the jobs before this one, ``by_class`` those of each class."""
+
+    model: ModelConsumers
+    by_class: dict[str, int]
+
+    @property
+    def ahead(self) -> int:
+        return sum(self.by_class.values())
+
+
+async def find_place(broker: Broker, job: Unfinished) -> Place | None:
+    """Where ``job`` waits; None when an inferer has been given it, or its model is gone.
+
+    Its own class is counted from two answers: what has not been delivered, and what stands behind
+    it. Two countings in a row that agree were true in between; a queue that never stands still
+    gets the last one, which lies between the true counts before and after.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    own = subjects.model_requests(job.model, job.priority)
+    sequence = job.message.sequence
+    last: tuple[int, ...] | None = None
+    place = None
+    for _ in range(LOOKS):
+        model, behind = await asyncio.gather(
+            read_model(broker, job.model),
+            broker.direct_get(subjects.REQUESTS, seq=sequence, next_by_subj=own, batch=1),
+        )
+        if model is None or behind is None or behind.sequence != sequence:
+            return None
+        info = model.by_class.get(job.priority)
+        if info is None or (info.delivered and info.delivered.stream_seq >= sequence):
+            return None
+        before = (info.num_pending or 0) - int(behind.headers["Nats-Num-Pending"]) - 1
+        place = Place(model, {**_higher(model, job.priority), job.priority: max(before, 0)})
+        counted = (*place.by_class.values(), info.num_pending or 0)
+        if counted == last:
+            break
+        last = counted
+    return place
+
+
+async def read_ahead(
+    broker: Broker, job: Unfinished, place: Place, most: int
+) -> list[StoredMessage]:
+    """The first ``most`` jobs before ``job``, in the order in which they will be served; fewer
+    when they are large.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    found: list[StoredMessage] = []
+    for job_class, count in place.by_class.items():
+        if not count or len(found) == most:
+            continue
+        info = place.model.by_class[job_class]
+        delivered = info.delivered.stream_seq if info.delivered else 0
+        found += await broker.direct_get_all(
+            subjects.REQUESTS,
+            seq=delivered + 1,
+            next_by_subj=info.config.filter_subject,
+            batch=min(count, most - len(found)),
+            max_bytes=SIZE_OF_A_READ,
+        )
+    return [message for message in found if message.sequence != job.message.sequence]
+
+
+def _higher(model: ModelConsumers, priority: str) -> dict[str, int]:
+    """How many wait in the classes before this one."""
+    ranks = subjects.CLASSES[: subjects.CLASSES.index(priority)]
+    return {rank: model.by_class[rank].num_pending or 0 for rank in ranks if rank in model.by_class}

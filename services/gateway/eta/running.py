@@ -1,0 +1,71 @@
+"""Which jobs run where: heard as they start and end, and seen in the inferers' entries."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from msgspec import Struct
+
+from shared.messages import InfererEntry, StateEvent, Work
+from shared.timestamps import parse_timestamp
+
+REMEMBERED = 1000
+
+
+class Run(Struct, frozen=True):
+    """One attempt under way; ``tokens`` is what its inferer last spoke of."""
+
+    job_id: str
+    inferer: str
+    started_at: str
+    work: Work | None
+    tokens: int = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        elapsed = datetime.now(UTC) - parse_timestamp(self.started_at)
+        return max(elapsed.total_seconds(), 0.0)
+
+
+class RunningJobs:
+    """An entry is up to a second old, and a job may be shorter: so events count first."""
+
+    def __init__(self) -> None:
+        self._heard: OrderedDict[str, Run] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    def hear(self, job_id: str, event: StateEvent) -> None:
+        """A job has started, or does not run any more."""
+        if event.state == "started":
+            self._ended.pop(job_id, None)
+            self._heard[job_id] = Run(job_id, event.inferer, event.at, event.work)
+            _bound(self._heard)
+        else:
+            self.end(job_id)
+
+    def end(self, job_id: str) -> None:
+        self._heard.pop(job_id, None)
+        self._ended[job_id] = None
+        _bound(self._ended)
+
+    def of(self, entries: Iterable[InfererEntry]) -> dict[str, Run]:
+        """The jobs that run on these inferers, by id."""
+        running: dict[str, Run] = {}
+        for entry in entries:
+            for job in entry.jobs:
+                if job.id not in self._ended:
+                    running[job.id] = Run(
+                        job.id, entry.id, job.started_at, job.work, job.completion_tokens
+                    )
+            for run in self._heard.values():
+                if run.inferer == entry.id:
+                    seen = running.get(run.job_id)
+                    # An entry may speak of an earlier attempt.
+                    if seen is None or seen.started_at < run.started_at:
+                        running[run.job_id] = run
+        return running
+
+
+def _bound(remembered: OrderedDict[str, Run] | OrderedDict[str, None]) -> None:
+    while len(remembered) > REMEMBERED:
+        remembered.popitem(last=False)

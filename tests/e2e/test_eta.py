@@ -1,0 +1,198 @@
+"""A job's position, progress and ETA, and what a full queue answers."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from shared.timestamps import milliseconds_between, timestamp
+from tests.processes import (
+    PATIENCE_S,
+    Stack,
+    clean_environment,
+    eventually,
+    scripts,
+    server_sent_events,
+)
+
+LONG = {"prompt": "go on", "max_tokens": 4000}
+
+
+def test_positions_are_the_true_counts(stack: Stack) -> None:
+    """How many will be served before it: those that came before in its class, and all of the
+    classes before that; it falls as they are served and when one of them is cancelled."""
+    first = stack.submit(**LONG)
+    stack.wait_for_state(first, "STARTED")
+    assert "position" not in stack.status(first)
+    normal = [stack.submit(**LONG) for _ in range(4)]
+    assert [stack.status(job_id)["position"] for job_id in normal] == [0, 1, 2, 3]
+    low, high = (stack.submit(**LONG, priority=name) for name in ("low", "high"))
+    assert stack.status(high)["position"] == 0
+    assert [stack.status(job_id)["position"] for job_id in normal] == [1, 2, 3, 4]
+    assert stack.status(low)["position"] == 5
+    stack.http.delete(f"/jobs/{normal[1]}")
+    stack.http.delete(f"/jobs/{high}")
+    assert [stack.status(job_id)["position"] for job_id in (normal[0], normal[3])] == [0, 2]
+    assert stack.status(low)["position"] == 3
+    stack.http.delete(f"/jobs/{first}")
+    stack.wait_for_state(normal[0], "STARTED")
+    assert [stack.status(job_id)["position"] for job_id in normal[2:]] == [0, 1]
+
+
+def test_nothing_is_guessed(stack: Stack) -> None:
+    """No ETA before anything was measured, nor while nobody serves the model; a position always."""
+    first, second = stack.submit(**LONG), stack.submit(**LONG)
+    running = stack.wait_for_state(first, "STARTED")
+    assert "eta" not in running
+    waiting = stack.status(second)
+    assert (waiting["position"], "eta" in waiting) == (0, False)
+    stack.http.delete(f"/jobs/{second}")
+    stack.http.delete(f"/jobs/{first}")
+    measure(stack)
+    stack.inferers[0].terminate()
+    third = stack.submit(**LONG)
+    status = eventually(lambda: without_eta(stack, third), "nobody is there to serve it")
+    assert status["position"] == 0
+
+
+def test_the_eta_of_jobs_that_wait_and_run(stack: Stack) -> None:
+    """It counts those before it, comes nearer, and agrees with what happens in the end."""
+    for _ in range(3):
+        measure(stack)
+    body = {"prompt": "go on", "max_tokens": 2500}
+    ids = [stack.submit(**body) for _ in range(3)]
+    asked = timestamp()
+    etas = [stack.status(job_id)["eta"] for job_id in ids]
+    assert 0 < etas[0]["p50_s"] < etas[1]["p50_s"] < etas[2]["p50_s"]
+    for eta in etas:
+        assert eta["p50_s"] <= eta["p90_s"]
+        assert abs(milliseconds_between(asked, eta["at"]) / 1000 - eta["p50_s"]) < 5
+    running = eventually(lambda: with_progress(stack, ids[0]), "it tells how far it is")
+    assert running["progress"]["max_tokens"] == 2500
+    assert running["eta"]["p50_s"] < etas[0]["p50_s"] + 1
+    ended = stack.wait_for_end(ids[2])
+    true_s = milliseconds_between(asked, ended["finished_at"]) / 1000
+    # Generous: the machine is shared, and speed is measured elsewhere.
+    assert true_s / 4 < etas[2]["p50_s"] < true_s * 4
+    assert not {"eta", "position", "progress"} & ended.keys()
+
+
+def test_every_gateway_knows_it(stack: Stack) -> None:
+    """One that has just started has learned from the results that are stored."""
+    measure(stack)
+    stack.start_gateway()
+    with httpx.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
+        eventually(lambda: is_ready(other), "the second gateway is ready")
+        ids = [stack.submit(**LONG) for _ in range(2)]
+        for job_id in ids:
+            told = other.get(f"/status/{job_id}").json()
+            assert told["eta"]["p50_s"] > 0
+        with other.stream("GET", f"/jobs/{ids[1]}/events") as events:
+            queued = next(server_sent_events(events))
+        assert json.loads(queued["data"])["position"] == 0
+
+
+def test_a_backlog_is_shared_by_the_slots(stack: Stack, tiny_model: Path) -> None:
+    """The same queue takes about half as long with a second inferer."""
+    measure(stack)
+    stack.submit(**LONG)
+    ids = [stack.submit(**LONG) for _ in range(9)]
+    before = stack.status(ids[-1])["eta"]["p50_s"]
+    stack.start_inferer(tiny_model)
+    stack.wait_until_served("tiny", inferers=2)
+    after = eventually(lambda: sooner(stack, ids[-1], 0.8 * before), "it is expected sooner")
+    assert after > 0.2 * before
+
+
+@pytest.fixture
+def full_stack(tmp_path: Path, tiny_model: Path) -> Any:
+    """A stack in which three jobs may wait, and three do, behind one that runs."""
+    with Stack(tmp_path) as running:
+        running.start_gateway(GATEWAY_MAX_WAITING="3")
+        running.start_inferer(tiny_model)
+        running.wait_until_served("tiny")
+        measure(running)
+        first = running.submit(**LONG)
+        running.wait_for_state(first, "STARTED")
+        for _ in range(3):
+            running.submit(**LONG)
+        yield running
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(full_stack: Stack) -> None:
+    """429 with whole seconds, over every door; nothing that was accepted is touched."""
+    refused = full_stack.http.post("/jobs", json=LONG)
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert refused.headers["content-type"].startswith("application/problem+json")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "3 jobs wait for tiny" in refused.json()["detail"]
+
+    client = openai.OpenAI(base_url=f"{full_stack.url}/v1", api_key="x", max_retries=0)
+    with pytest.raises(openai.RateLimitError) as raised:
+        client.completions.create(model="tiny", prompt="hi")
+    assert raised.value.code == "queue_full"
+    (queue,) = full_stack.http.get("/queue").json()["models"]
+    assert (queue["waiting"], queue["max_waiting"], queue["in_flight"]) == (3, 3, 1)
+
+
+def test_the_retry_after_follows_the_backlog(full_stack: Stack) -> None:
+    """When the queue has room again a job is accepted."""
+    (running,) = full_stack.http.get("/inferers").json()["inferers"]
+    eventually(lambda: running_job(full_stack), "the entry speaks of the job")
+    full_stack.http.delete(f"/jobs/{running_job(full_stack)}")
+    eventually(
+        lambda: full_stack.http.post("/jobs", json=LONG).status_code == 202, "there is room again"
+    )
+    assert running["id"] == "inferer-0"
+
+
+def test_a_command_that_waits_counts_down(stack: Stack) -> None:
+    """`status` tells the outlook in words."""
+    measure(stack)
+    ids = [stack.submit(**LONG) for _ in range(3)]
+    stack.wait_for_state(ids[0], "STARTED")
+    shown = subprocess.run(
+        [str(scripts() / "sluice"), "status", ids[2], "--url", stack.url],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    ).stdout
+    assert "1 before it, done in about " in shown
+
+
+def measure(stack: Stack) -> None:
+    """Let the gateways learn how fast the inferers are."""
+    job = stack.wait_for_end(stack.submit(prompt="hello", max_tokens=400))
+    assert job["state"] == "SUCCESS"
+
+
+def without_eta(stack: Stack, job_id: str) -> dict[str, Any] | None:
+    status = stack.status(job_id)
+    return None if "eta" in status else status
+
+
+def with_progress(stack: Stack, job_id: str) -> dict[str, Any] | None:
+    status = stack.status(job_id)
+    return status if status.get("progress", {}).get("completion_tokens") else None
+
+
+def is_ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def sooner(stack: Stack, job_id: str, than_s: float) -> float | None:
+    p50_s = float(stack.status(job_id)["eta"]["p50_s"])
+    return p50_s if p50_s < than_s else None
+
+
+def running_job(stack: Stack) -> str | None:
+    jobs = [job for one in stack.http.get("/inferers").json()["inferers"] for job in one["jobs"]]
+    return str(jobs[0]["id"]) if jobs else None
