@@ -38,9 +38,11 @@ fmt: $(READY) ## Format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## What the pipeline costs; run it on an idle machine
+bench: $(READY) ## What the pipeline costs and how it scales; run it on an idle machine
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.eta
 
 clean: ## Remove the environment and caches; data/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -22,8 +22,9 @@ class Room:
         self.bound = bound
         self._fleet = fleet
         self._forecast = forecast
-        self._accepted: dict[str, tuple[ModelConsumers, int]] = {}
-        self._coming: Counter[str] = Counter()
+        self._begun: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+        self._looked: dict[str, tuple[ModelConsumers, int]] = {}
 
     @asynccontextmanager
     async def taken(self, model: ModelConsumers) -> AsyncIterator[None]:
@@ -33,26 +34,33 @@ class Room:
             QueueFull: there is none.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
-        if 2 * self._waiting_at_most(model) >= self.bound:
-            now = await self._fleet.model(model.name)
-            waiting = now.waiting + self._coming[model.name]
+        name = model.name
+        if 2 * (model.waiting + self._since(model)) >= self.bound:
+            # Those that were done before are in the broker's count; the others may not be.
+            done = self._done[name]
+            now = await self._fleet.model(name)
+            waiting = now.waiting + self._begun[name] - done
             if waiting >= self.bound:
-                leave = max(1, self.bound // SHARE_TO_LEAVE)
-                retry_after_s = self._forecast.retry_after_s(now, waiting - self.bound + leave)
-                raise QueueFull(
-                    f"{waiting} jobs wait for {model.name}, and no more than {self.bound} may; "
-                    f"try again in {retry_after_s} s",
-                    retry_after_s,
-                )
-        self._coming[model.name] += 1
+                raise self._full(now, waiting)
+        self._begun[name] += 1
         try:
             yield
         finally:
-            self._coming[model.name] -= 1
-            seen, count = self._accepted.get(model.name, (model, 0))
-            self._accepted[model.name] = (model, count + 1 if seen is model else 1)
+            self._done[name] += 1
 
-    def _waiting_at_most(self, model: ModelConsumers) -> int:
-        """What waited at the fleet's last look, and all that came through here since."""
-        seen, count = self._accepted.get(model.name, (model, 0))
-        return model.waiting + self._coming[model.name] + (count if seen is model else 0)
+    def _since(self, model: ModelConsumers) -> int:
+        """How many have come through here since the fleet looked at ``model``, or are about to."""
+        looked, done = self._looked.get(model.name, (None, 0))
+        if looked is not model:
+            done = self._done[model.name]
+            self._looked[model.name] = (model, done)
+        return self._begun[model.name] - done
+
+    def _full(self, model: ModelConsumers, waiting: int) -> QueueFull:
+        leave = max(1, self.bound // SHARE_TO_LEAVE)
+        retry_after_s = self._forecast.retry_after_s(model, waiting - self.bound + leave)
+        return QueueFull(
+            f"the queue of {model.name} is full, no more than {self.bound} jobs may wait; "
+            f"try again in {retry_after_s} s",
+            retry_after_s,
+        )

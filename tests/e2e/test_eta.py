@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_eta_of_jobs_that_wait_and_run(stack: Stack) -> None:
     """It counts those before it, comes nearer, and agrees with what happens in the end."""
     for _ in range(3):
         measure(stack)
-    body = {"prompt": "go on", "max_tokens": 2500}
+    body = {"prompt": "go on", "max_tokens": 1500}
     ids = [stack.submit(**body) for _ in range(3)]
     asked = timestamp()
     etas = [stack.status(job_id)["eta"] for job_id in ids]
@@ -72,7 +73,7 @@ def test_the_eta_of_jobs_that_wait_and_run(stack: Stack) -> None:
         assert eta["p50_s"] <= eta["p90_s"]
         assert abs(milliseconds_between(asked, eta["at"]) / 1000 - eta["p50_s"]) < 5
     running = eventually(lambda: with_progress(stack, ids[0]), "it tells how far it is")
-    assert running["progress"]["max_tokens"] == 2500
+    assert running["progress"]["max_tokens"] == 1500
     assert running["eta"]["p50_s"] < etas[0]["p50_s"] + 1
     ended = stack.wait_for_end(ids[2])
     true_s = milliseconds_between(asked, ended["finished_at"]) / 1000
@@ -118,8 +119,13 @@ def full_stack(tmp_path: Path, tiny_model: Path) -> Any:
         measure(running)
         first = running.submit(**LONG)
         running.wait_for_state(first, "STARTED")
-        for _ in range(3):
-            running.submit(**LONG)
+        # Many at once: none gets in that would be one too many.
+        with ThreadPoolExecutor(12) as clients:
+            answers = list(clients.map(lambda _: post(running), range(12)))
+        assert set(answers) == {202, 429}
+        assert waiting(running) <= 3
+        while post(running) == 202:
+            assert waiting(running) <= 3
         yield running
 
 
@@ -129,14 +135,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(full_stack: Stack) -> 
     assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
     assert refused.headers["content-type"].startswith("application/problem+json")
     assert int(refused.headers["retry-after"]) >= 1
-    assert "3 jobs wait for tiny" in refused.json()["detail"]
+    assert "no more than 3 jobs may wait" in refused.json()["detail"]
 
     client = openai.OpenAI(base_url=f"{full_stack.url}/v1", api_key="x", max_retries=0)
     with pytest.raises(openai.RateLimitError) as raised:
         client.completions.create(model="tiny", prompt="hi")
     assert raised.value.code == "queue_full"
     (queue,) = full_stack.http.get("/queue").json()["models"]
-    assert (queue["waiting"], queue["max_waiting"], queue["in_flight"]) == (3, 3, 1)
+    assert (queue["max_waiting"], queue["in_flight"]) == (3, 1)
+    assert queue["waiting"] <= 3
 
 
 def test_the_retry_after_follows_the_backlog(full_stack: Stack) -> None:
@@ -144,9 +151,7 @@ def test_the_retry_after_follows_the_backlog(full_stack: Stack) -> None:
     (running,) = full_stack.http.get("/inferers").json()["inferers"]
     eventually(lambda: running_job(full_stack), "the entry speaks of the job")
     full_stack.http.delete(f"/jobs/{running_job(full_stack)}")
-    eventually(
-        lambda: full_stack.http.post("/jobs", json=LONG).status_code == 202, "there is room again"
-    )
+    eventually(lambda: post(full_stack) == 202, "there is room again")
     assert running["id"] == "inferer-0"
 
 
@@ -165,9 +170,18 @@ def test_a_command_that_waits_counts_down(stack: Stack) -> None:
     assert "1 before it, done in about " in shown
 
 
+def waiting(stack: Stack) -> int:
+    (queue,) = stack.http.get("/queue").json()["models"]
+    return int(queue["waiting"])
+
+
+def post(stack: Stack) -> int:
+    return stack.http.post("/jobs", json=LONG).status_code
+
+
 def measure(stack: Stack) -> None:
     """Let the gateways learn how fast the inferers are."""
-    job = stack.wait_for_end(stack.submit(prompt="hello", max_tokens=400))
+    job = stack.wait_for_end(stack.submit(prompt="hello", max_tokens=200))
     assert job["state"] == "SUCCESS"
 
 

@@ -1,6 +1,7 @@
 """How fast the inferers of one model are, and how much work a request is: learned from results."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy
@@ -33,6 +34,9 @@ class Pace:
         self._prompts: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
         self._works: deque[Work] = deque(maxlen=REMEMBERED)
         self._errors: deque[float] = deque(maxlen=REMEMBERED)
+        # Made of the above when they are asked for, until the next lesson.
+        self._line: tuple[float, float] | None = None
+        self._errors_known: Floats | None = None
 
     @property
     def is_known(self) -> bool:
@@ -52,6 +56,7 @@ class Pace:
             )
             if expected_s > 0 and took_s > 0:
                 self._errors.append(float(numpy.log(took_s / expected_s)))
+        self._line = self._errors_known = None
         self._works.append(work)
         self._prompts.append((work.prompt_bytes, usage.prompt_tokens))
         self.lengths.learn(work, usage.completion_tokens, result.finish_reason == "length")
@@ -61,7 +66,10 @@ class Pace:
                 # The whole rest of the job, so that what else a job takes is in it.
                 (took_s - timings.prompt_ms / 1000) / max(usage.completion_tokens, 1),
             )
+            self._speeds.pop(inferer, None)
             self._speeds[inferer] = _blend(speed, latest)
+            while len(self._speeds) > REMEMBERED:  # names come and go with containers
+                del self._speeds[next(iter(self._speeds))]
             self._usual = _blend(self._usual, latest)
 
     def speed(self, inferer: str) -> Speed:
@@ -70,19 +78,12 @@ class Pace:
         assert speed is not None, "nothing has been measured"
         return speed
 
-    def forget_inferers(self, live: set[str]) -> None:
-        """Keep only those that are ``live``: names come and go with containers."""
-        self._speeds = {name: speed for name, speed in self._speeds.items() if name in live}
-
     def prompt_tokens(self, prompt_bytes: int) -> float:
         """How many tokens so long a prompt will have."""
-        seen_bytes, seen_tokens = numpy.array(self._prompts, dtype=float).T
-        spread = seen_bytes - seen_bytes.mean()
-        if not spread.any():
-            return float(prompt_bytes * seen_tokens.sum() / max(seen_bytes.sum(), 1))
-        slope = float((spread * seen_tokens).sum() / (spread**2).sum())
-        guess = seen_tokens.mean() + slope * (prompt_bytes - seen_bytes.mean())
-        return float(max(guess, 1))
+        if self._line is None:
+            self._line = _fit(self._prompts)
+        slope, intercept = self._line
+        return max(intercept + slope * prompt_bytes, 1.0)
 
     def usual_work(self) -> Work:
         """A request like those of late, where nothing is known but that there is one."""
@@ -94,9 +95,22 @@ class Pace:
 
     def luck(self, random: numpy.random.Generator, draws: int) -> Floats:
         """Factors by which jobs have lately taken longer than was expected of their tokens."""
-        errors = numpy.array(self._errors) if self._errors else numpy.zeros(1)
+        if self._errors_known is None:
+            self._errors_known = numpy.array(self._errors or [0.0])
+        which = random.integers(0, self._errors_known.size, draws)
         noise = random.normal(0, LEAST_SPREAD, draws)
-        return numpy.exp(random.choice(errors, draws) + noise)
+        factors: Floats = numpy.exp(self._errors_known[which] + noise)
+        return factors
+
+
+def _fit(prompts: Iterable[tuple[int, int]]) -> tuple[float, float]:
+    """Slope and intercept of tokens over bytes: least squares, through 0 when all are alike."""
+    sizes, tokens = numpy.array(list(prompts), dtype=float).T
+    spread = sizes - sizes.mean()
+    if not spread.any():
+        return float(tokens.sum() / max(sizes.sum(), 1)), 0.0
+    slope = float((spread * tokens).sum() / (spread**2).sum())
+    return slope, float(tokens.mean() - slope * sizes.mean())
 
 
 def _blend(average: Speed | None, latest: Speed) -> Speed:
