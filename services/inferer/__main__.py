@@ -91,6 +91,7 @@ async def _serve(
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,
                 tokens_per_s=worker.speed.generation,
+                idle_since=worker.idle_since,
             )
 
         def announce() -> None:
