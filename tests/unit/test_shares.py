@@ -3,7 +3,7 @@
 import pytest
 
 from cli.errors import EXIT_USAGE, CommandError
-from cli.up import share_out
+from cli.scale import share_out
 
 
 @pytest.mark.parametrize("inferers", [1, 2, 3, 5])
@@ -19,7 +19,7 @@ def test_shares_are_disjoint_equal_and_complete(inferers: int) -> None:
 
 def test_more_inferers_than_cpus_are_refused() -> None:
     """With a sentence that says why, and the status for wrong use."""
-    with pytest.raises(CommandError, match="--inferers 3: there are 2 CPUs") as refused:
+    with pytest.raises(CommandError, match="3 inferers: there are 2 CPUs") as refused:
         share_out([0, 1], 3)
     assert refused.value.exit_status == EXIT_USAGE
 
