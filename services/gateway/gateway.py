@@ -26,7 +26,7 @@ class Gateway:
         self.settings = settings
         self.topology = Topology(replicas=settings.replicas)
         self.broker = Broker(broker_settings, "gateway")
-        self.fleet = Fleet(self.broker, self.topology)
+        self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.finished = FinishedJobs(self.broker)
         self.jobs = Jobs(self.broker, self.fleet, self.finished, settings)
         self.service = NatsService(self.broker, self.fleet, self.jobs)
