@@ -87,8 +87,9 @@ class _Stack:
         self.nats_url = f"nats://{host}:{nats_port}"
         self._started_at = timestamp()
         self._scale = options.scale
+        self._concurrency = options.concurrency
         model = _absolute(options.model)
-        alias = _alias(model)
+        self._alias = _alias(model)
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
             "nats",
@@ -107,7 +108,7 @@ class _Stack:
                 **environment,
                 "GATEWAY_HOST": options.host,
                 "GATEWAY_PORT": str(http_port),
-                **(_models(alias) if self._scale.from_zero else {}),
+                **(_models(self._alias) if self._scale.from_zero else {}),
             },
         )
         self._inferers = [
@@ -125,9 +126,6 @@ class _Stack:
             for number, cpus in enumerate(shares(self._scale), start=1)
         ]
         self.children = [self._nats, self._gateway, *self._inferers]
-        self._autoscaler = Autoscaler(
-            self.http_url, alias, options.concurrency, self._scale, self._inferers
-        )
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start what is to run from the beginning; gives a task for each child there may be."""
@@ -143,7 +141,9 @@ class _Stack:
             if child.is_wanted:
                 child.keep_trying()
         if self._scale.varies:
-            await self._autoscaler.run()
+            await Autoscaler(
+                self.http_url, self._alias, self._concurrency, self._scale, self._inferers
+            ).run()
 
     async def _wait_until_ready(self) -> None:
         """Until the gateway serves and, unless there need be none, knows of an inferer."""
