@@ -1,4 +1,4 @@
-"""One child process of `sluice up`: started again when it dies, stopped when asked."""
+"""One child process of `sluice up`: kept running while it is wanted, stopped when asked."""
 
 import asyncio
 import ctypes
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import logger
+from shared.timestamps import timestamp
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 STEADY_S = 10.0
@@ -25,7 +26,7 @@ log = logger()
 
 
 class Child:
-    """Restarts its process with backoff until `stop`."""
+    """Restarts its process with backoff while it is wanted, until `stop`."""
 
     def __init__(
         self,
@@ -34,29 +35,50 @@ class Child:
         environment: Mapping[str, str],
         cpus: Sequence[int] | None = None,
     ) -> None:
-        """``cpus`` are the numbers of those it may run on; None means all of ours."""
+        """Wanted once `start` is called.
+
+        ``cpus`` are the numbers of those it may run on; None means all of ours.
+        """
         self.name = name
         self._cpus = cpus
+        self.started_at = timestamp()
+        """When its process was last started; before that, when this was made."""
         self.hopeless: str | None = None
         """Why it was given up: it would fail the same way again."""
         self._command = command
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
+        self._wanted = asyncio.Event()
         self._stopping = asyncio.Event()
         self._gives_up = True
+
+    @property
+    def is_wanted(self) -> bool:
+        return self._wanted.is_set() and not self._stopping.is_set()
+
+    def start(self) -> None:
+        """Have it run from now on."""
+        self._wanted.set()
 
     def keep_trying(self) -> None:
         """From now on restart it whatever it says: it has worked once."""
         self._gives_up = False
 
     async def run(self) -> None:
-        """Keep the process running; returns after `stop`, or when starting it is hopeless."""
+        """Keep the process running while it is wanted.
+
+        Returns after `stop`, or when starting it is hopeless.
+        """
         pause_s = FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            exit_status = await self._run_once()
+        while True:
+            await self._wanted.wait()  # `stop` ends this, too
             if self._stopping.is_set():
                 return
+            started = time.monotonic()
+            exit_status = await self._run_once()
+            if not self.is_wanted:
+                pause_s = FIRST_PAUSE_S
+                continue
             if exit_status == EXIT_CONFIGURATION and self._gives_up:
                 self.hopeless = f"the {self.name} cannot start, see the line above"
                 return
@@ -66,9 +88,18 @@ class Child:
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    async def rest(self, patience_s: float) -> None:
+        """End the process as `stop` does; `start` brings it back."""
+        self._wanted.clear()
+        await self._end(patience_s)
+
     async def stop(self, patience_s: float) -> None:
         """End the process with SIGTERM, after ``patience_s`` with SIGKILL."""
         self._stopping.set()
+        self._wanted.set()
+        await self._end(patience_s)
+
+    async def _end(self, patience_s: float) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -82,6 +113,7 @@ class Child:
             await process.wait()
 
     async def _run_once(self) -> int:
+        self.started_at = timestamp()
         # Logs of children go to stderr: stdout is for the line that says `ready`. In a session
         # of its own, Ctrl-C in the terminal reaches a child only through us, in our order.
         self._process = await asyncio.create_subprocess_exec(
@@ -95,8 +127,8 @@ class Child:
             preexec_fn=self._set_up,
         )
         log.info("child_started", child=self.name, pid=self._process.pid)
-        if self._stopping.is_set():
-            self._process.terminate()  # `stop` could not see it yet
+        if not self.is_wanted:
+            self._process.terminate()  # who ended it could not see it yet
         return await self._process.wait()
 
     def _set_up(self) -> None:

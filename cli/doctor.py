@@ -101,6 +101,13 @@ def _model(model: str, consumers: ModelConsumers, live: list[Live]) -> Iterator[
     out, limit = consumers.in_flight, consumers.limit
     slots = sum(one.entry.slots for one in live)
     queue = f"{consumers.waiting} waiting, {out} in flight, limit {limit}"
+    if not live and consumers.waiting + out == 0:
+        yield _look(
+            model,
+            "no live inferer, and no job",
+            "as it should be with `sluice up --min 0`, where the next job starts one",
+        )
+        return
     if not live:
         yield _wrong(
             model,

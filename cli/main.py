@@ -45,6 +45,7 @@ from cli.output import (
     print_tokens,
     timings_line,
 )
+from cli.scale import scale_of
 from cli.up import UpOptions, up_until_stopped
 from cli.waiting import waiting
 from shared import __version__
@@ -78,7 +79,18 @@ def up(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A GGUF file, or the alias of a bundled one.")
     ] = "smollm2",
-    inferers: Annotated[int, typer.Option(min=0, help="Inferer processes.")] = 1,
+    inferers: Annotated[
+        int | None, typer.Option(min=0, help="Inferer processes; 1 if nothing else is said.")
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option("--min", min=0, help="Inferers to keep while nothing waits.")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", min=0, help="Inferers to start when jobs wait.")
+    ] = None,
+    idle_s: Annotated[
+        float, typer.Option(help="Seconds without a job after which one above --min leaves.")
+    ] = 60,
     concurrency: Annotated[int, typer.Option(min=1, help="Jobs at once in each inferer.")] = 1,
     host: Annotated[str, typer.Option(help="Where the gateway and NATS listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP; 0 takes a free one.")] = 5001,
@@ -93,7 +105,7 @@ def up(
     """Run the whole stack on this machine until Ctrl-C: NATS, the gateway and inferers."""
     options = UpOptions(
         model=model,
-        inferers=inferers,
+        scale=scale_of(inferers, least, most, idle_s),
         concurrency=concurrency,
         host=host,
         port=port,

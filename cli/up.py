@@ -15,9 +15,12 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from cli.autoscale import Autoscaler
 from cli.child import ROOT, Child
 from cli.errors import EXIT_USAGE, CommandError
-from shared.cpus import own_cpus, usable_cpus
+from cli.scale import Scale, shares
+from shared.aliases import alias_of
+from shared.errors import SettingsError
 from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
 from shared.messages import FleetReport
@@ -36,7 +39,7 @@ log = logger()
 
 class UpOptions(Struct, frozen=True):
     model: str
-    inferers: int
+    scale: Scale
     concurrency: int
     host: str
     port: int
@@ -56,19 +59,16 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         http_port = _free_port(options.host, options.port, "--port")
         nats_port = _free_port(options.host, options.nats_port, "--nats-port")
         stack = _Stack(options, http_port, nats_port)
-        running = [asyncio.create_task(child.run()) for child in stack.children]
+        running = stack.start()
         stopped = asyncio.create_task(stopping.wait())
-        ready = asyncio.create_task(stack.wait_until_ready())
+        serving = asyncio.create_task(stack.serve(announce))
         try:
-            await asyncio.wait((ready, stopped, *running), return_when=asyncio.FIRST_COMPLETED)
-            if ready.done():
-                ready.result()
-                announce(stack.http_url, stack.nats_url)
-                for child in stack.children:
-                    child.keep_trying()
+            await asyncio.wait((serving, stopped, *running), return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
                 await asyncio.wait((stopped, *running), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ready.cancel()
+            serving.cancel()
             stopped.cancel()
             await stack.stop()
             await asyncio.wait(running)
@@ -85,11 +85,11 @@ class _Stack:
         host = f"[{reachable}]" if ":" in reachable else reachable
         self.http_url = f"http://{host}:{http_port}"
         self.nats_url = f"nats://{host}:{nats_port}"
-        shares: list[list[int]] | list[None] = [None]  # one alone goes where the kernel wants it
-        if options.inferers != 1:
-            shares = share_out(own_cpus()[: usable_cpus()], options.inferers)
-        self._wanted = options.inferers
         self._started_at = timestamp()
+        self._scale = options.scale
+        self._concurrency = options.concurrency
+        model = _absolute(options.model)
+        self._alias = _alias(model)
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
             "nats",
@@ -104,7 +104,12 @@ class _Stack:
         self._gateway = Child(
             "gateway",
             [sys.executable, "-m", "services.gateway"],
-            {**environment, "GATEWAY_HOST": options.host, "GATEWAY_PORT": str(http_port)},
+            {
+                **environment,
+                "GATEWAY_HOST": options.host,
+                "GATEWAY_PORT": str(http_port),
+                **(_models(self._alias) if self._scale.from_zero else {}),
+            },
         )
         self._inferers = [
             Child(
@@ -113,17 +118,35 @@ class _Stack:
                 {
                     **environment,
                     "INFERER_ID": f"inferer-{number}",
-                    "INFERER_MODEL": _absolute(options.model),
+                    "INFERER_MODEL": model,
                     "INFERER_CONCURRENCY": str(options.concurrency),
                 },
                 cpus,
             )
-            for number, cpus in enumerate(shares, start=1)
+            for number, cpus in enumerate(shares(self._scale), start=1)
         ]
         self.children = [self._nats, self._gateway, *self._inferers]
 
-    async def wait_until_ready(self) -> None:
-        """Until the gateway serves and knows of an inferer."""
+    def start(self) -> list[asyncio.Task[None]]:
+        """Start what is to run from the beginning; gives a task for each child there may be."""
+        for child in (self._nats, self._gateway, *self._inferers[: self._scale.least]):
+            child.start()
+        return [asyncio.create_task(child.run()) for child in self.children]
+
+    async def serve(self, announce: Callable[[str, str], None]) -> None:
+        """Say when it is ready, then fit the inferers to the queue, if there is a choice."""
+        await self._wait_until_ready()
+        announce(self.http_url, self.nats_url)
+        for child in self.children:
+            if child.is_wanted:
+                child.keep_trying()
+        if self._scale.varies:
+            await Autoscaler(
+                self.http_url, self._alias, self._concurrency, self._scale, self._inferers
+            ).run()
+
+    async def _wait_until_ready(self) -> None:
+        """Until the gateway serves and, unless there need be none, knows of an inferer."""
         async with httpx.AsyncClient(base_url=self.http_url, timeout=2) as client:
             while not await self._is_ready(client):
                 await asyncio.sleep(POLL_S)
@@ -138,7 +161,7 @@ class _Stack:
             return False
         # The entry of one that was killed a moment ago may still be there.
         live = [entry for entry in inferers if entry.started_at >= self._started_at]
-        return self._wanted == 0 or bool(live)
+        return self._scale.least == 0 or bool(live)
 
     async def stop(self) -> None:
         """First nobody accepts jobs, then nobody runs them, then nobody keeps them."""
@@ -162,28 +185,24 @@ def _check_grace() -> None:
         )
 
 
+def _alias(model: str) -> str:
+    """The name that the inferers will give it, from the same variable."""
+    try:
+        return alias_of(model, os.environ.get("INFERER_ALIAS", ""))
+    except SettingsError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+
+
+def _models(alias: str) -> dict[str, str]:
+    """Have the gateway take jobs for ``alias`` before an inferer has ever run."""
+    others = os.environ.get("GATEWAY_MODELS", "")
+    return {"GATEWAY_MODELS": f"{others},{alias}"}
+
+
 def _absolute(model: str) -> str:
     """Children run elsewhere: a path must not depend on where this command was called."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() else model
-
-
-def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
-    """Disjoint parts of ``cpus``, as equal as can be, one for each inferer.
-
-    Threads of llama.cpp wait for each other in a loop: two inferers on one core are several times
-    slower than one after the other.
-
-    Raises:
-        CommandError: there are more inferers than CPUs.
-    """
-    if inferers > len(cpus):
-        raise CommandError(
-            f"--inferers {inferers}: there are {len(cpus)} CPUs, and two inferers on one would be "
-            f"several times slower than one; give at most {len(cpus)}",
-            EXIT_USAGE,
-        )
-    return [cpus[number::inferers] for number in range(inferers)]
 
 
 def _nats_server() -> str:

@@ -303,7 +303,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh.
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
-    those of its last jobs, None before the first.
+    those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
     """
 
     id: str
@@ -323,6 +323,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     jobs: list[RunningJob] = []
     prompt_tokens_per_s: float | None = None
     tokens_per_s: float | None = None
+    idle_since: str | None = None
 
 
 class ModelFacts(Struct, frozen=True):

@@ -12,6 +12,7 @@ from shared.broker import Broker
 from shared.config import BrokerSettings
 from tests.processes import NatsServer, Stack, scripts
 from tests.tiny_model import write_tiny_model
+from tests.up import Up
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,15 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
         running.start_inferer(tiny_model)
         running.wait_until_served("tiny")
         yield running
+
+
+@pytest.fixture
+def ups() -> Iterator[list[Up]]:
+    """Whatever is put in is ended with the test."""
+    running: list[Up] = []
+    yield running
+    for up in running:
+        up.end()
 
 
 @pytest.fixture(scope="session")

@@ -36,9 +36,11 @@ log = logger()
 class Fleet:
     """The models and inferers as of the last look, at most a few seconds ago."""
 
-    def __init__(self, broker: Broker, topology: Topology) -> None:
+    def __init__(self, broker: Broker, topology: Topology, expected: list[str]) -> None:
+        """``expected`` are the models that this gateway is to serve before any inferer comes."""
         self._broker = broker
         self._topology = topology
+        self._expected = expected
         self._changed = asyncio.Event()
         self.models: dict[str, ModelConsumers] = {}
         self.inferers: dict[str, list[InfererEntry]] = {}
@@ -151,9 +153,9 @@ class Fleet:
 
     def _only_model(self) -> str:
         names = sorted(self.models)
-        live = sorted(self.inferers)
-        if len(names) == 1 or len(live) == 1:
-            return names[0] if len(names) == 1 else live[0]
+        for candidates in (names, list(self.inferers), self._expected):
+            if len(candidates) == 1:
+                return candidates[0]
         if not names:
             raise UnknownModel("no model is served yet: start an inferer")
         raise InvalidRequest(f"model: name one of {', '.join(names)}", "model")

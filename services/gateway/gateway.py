@@ -27,7 +27,7 @@ class Gateway:
         self.settings = settings
         self.topology = Topology(replicas=settings.replicas)
         self.broker = Broker(broker_settings, "gateway")
-        self.fleet = Fleet(self.broker, self.topology)
+        self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.forecast = Forecast(self.broker, self.fleet)
         self.finished = FinishedJobs(self.broker, self.forecast.learn)
         self.jobs = Jobs(self.broker, self.fleet, self.finished, self.forecast, settings)

@@ -37,4 +37,5 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     @property
     def model_names(self) -> list[str]:
-        return [name.strip() for name in self.models.split(",") if name.strip()]
+        names = (name.strip() for name in self.models.split(","))
+        return list(dict.fromkeys(name for name in names if name))

@@ -8,11 +8,12 @@ from contextlib import AsyncExitStack
 from services.inferer.control import controlled
 from services.inferer.engine import Engine
 from services.inferer.llama import Model
-from services.inferer.models import alias_of, locate
+from services.inferer.models import locate
 from services.inferer.presence import presence
 from services.inferer.settings import InfererSettings
 from services.inferer.worker import Worker
 from shared import __version__
+from shared.aliases import alias_of
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
 from shared.cpus import own_cpus, usable_cpus
@@ -90,6 +91,7 @@ async def _serve(
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,
                 tokens_per_s=worker.speed.generation,
+                idle_since=worker.idle_since,
             )
 
         def announce() -> None:

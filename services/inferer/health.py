@@ -10,9 +10,9 @@ import sys
 
 import structlog
 
-from services.inferer.models import alias_of
 from services.inferer.settings import InfererSettings
 from shared import subjects
+from shared.aliases import alias_of
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError

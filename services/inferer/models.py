@@ -1,12 +1,10 @@
-"""From what the user wrote to a GGUF file and the name it is served under."""
+"""From what the user wrote to a GGUF file."""
 
 import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.errors import ModelError, SettingsError
-from shared.subjects import is_model_name
+from shared.errors import ModelError
 
 GGUF_MAGIC = b"GGUF"
 
@@ -33,25 +31,6 @@ def locate(model: str) -> Path:
     if magic != GGUF_MAGIC:
         raise ModelError(f"the model {path} is no GGUF file; convert it first")
     return path
-
-
-def alias_of(model: str, wanted: str = "") -> str:
-    """The name to serve ``model`` under: ``wanted``, or one made from the file's name.
-
-    Raises:
-        SettingsError: the name does not fit into a subject.
-    """
-    alias = wanted or (model if model in BUNDLED else _from_file_name(Path(model).name))
-    if not is_model_name(alias):
-        raise SettingsError(
-            f"INFERER_ALIAS={alias!r}: use 1 to 64 of a-z, 0-9, _ and -, the first no _ or -"
-        )
-    return alias
-
-
-def _from_file_name(name: str) -> str:
-    stem = name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
-    return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:64]
 
 
 def _smollm2() -> Path:

@@ -82,6 +82,7 @@ class Worker:
         self._handing_back = False
         self._slots_at_start = slots
         self._slots: Slots | None = None
+        self._idle_since = timestamp()
         self.speed = Speed()
 
     @property
@@ -96,6 +97,11 @@ class Worker:
     @property
     def state(self) -> InfererState:
         return "stopping" if self._stopping else "busy" if self._jobs else "idle"
+
+    @property
+    def idle_since(self) -> str | None:
+        """When it was ready, or its last job left it; None while it has one."""
+        return None if self._jobs else self._idle_since
 
     @property
     def running(self) -> list[RunningJob]:
@@ -175,6 +181,7 @@ class Worker:
                 await self._settle(job, result)
             finally:
                 del self._jobs[job.id]
+                self._idle_since = timestamp()
                 job.settled.set()
 
     async def _decide(self, job: Job) -> Result | None:

@@ -71,6 +71,14 @@ def test_no_inferer(stack: Stack) -> None:
     assert finding["found"].startswith("no live inferer; 2 waiting")
 
 
+def test_no_inferer_and_no_job(stack: Stack) -> None:
+    """Nothing is wrong: so it is with `sluice up --min 0` while nobody asks for anything."""
+    stack.inferers.pop().terminate()
+    (finding,) = examine(stack)["tiny"]
+    assert finding["verdict"] == "look"
+    assert finding["found"] == "no live inferer, and no job"
+
+
 def test_an_inferer_that_hangs(stack: Stack) -> None:
     """One that was stopped says nothing any more."""
     stack.inferers[0].popen.send_signal(signal.SIGSTOP)

@@ -4,94 +4,16 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import nats
-import pytest
 
 from shared import subjects
 from shared.cpus import own_cpus, usable_cpus
-from tests.processes import Process, clean_environment, eventually, scripts
-
-
-class Up:
-    """One `sluice up` on free ports, with its stdout apart from its stderr."""
-
-    def __init__(self, data: Path, model: Path, *options: str) -> None:
-        self.data = data
-        data.mkdir(exist_ok=True)
-        number = len(list(data.glob("out-*")))
-        self._out, self._err = data / f"out-{number}", data / f"err-{number}"
-        command = [str(scripts() / "sluice"), "up", "--data", str(data), "--model", str(model)]
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.popen = subprocess.Popen(
-                [*command, "--port", "0", "--nats-port", "0", *options],
-                stdout=out,
-                stderr=err,
-                env={**clean_environment(), "INFERER_THREADS": "1"},
-            )
-
-    @property
-    def stdout(self) -> str:
-        return self._out.read_text()
-
-    @property
-    def stderr(self) -> str:
-        return self._err.read_text()
-
-    def wait_until_ready(self) -> "Up":
-        def look() -> bool:
-            assert self.popen.poll() is None, self.stderr
-            return self.stdout.endswith("\n")
-
-        eventually(look, f"ready\n{self.stderr}")
-        word, self.url, self.nats_url = self.stdout.split()
-        assert word == "ready"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        return self
-
-    def pid_of(self, child: str) -> int:
-        """The process id of the child's last start."""
-        starts = [
-            json.loads(line)["pid"]
-            for line in self.stderr.splitlines()
-            if '"child_started"' in line and f'"child": "{child}"' in line
-        ]
-        return int(starts[-1])
-
-    def submit(self, **body: Any) -> str:
-        answer = self.http.post("/jobs", json=body)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    def wait_for_state(self, job_id: str, *states: str) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
-            found: dict[str, Any] = self.http.get(f"/status/{job_id}").json()
-            return found if found.get("state") in states else None
-
-        return eventually(look, f"{job_id} is {states}\n{self.stderr}")
-
-    def stop(self, signal_number: int = signal.SIGTERM) -> int:
-        """The exit status, within the promised 30 s."""
-        self.popen.send_signal(signal_number)
-        return self.popen.wait(30)
-
-    def end(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            self.popen.wait(40)
-
-
-@pytest.fixture
-def ups() -> Iterator[list[Up]]:
-    running: list[Up] = []
-    yield running
-    for up in running:
-        up.end()
+from tests.processes import Process, eventually, scripts
+from tests.up import Up
 
 
 def processes_using(folder: Path) -> list[str]:

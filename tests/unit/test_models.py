@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.models import alias_of, locate
+from services.inferer.models import locate
+from shared.aliases import alias_of
 from shared.errors import ModelError, SettingsError
 
 

@@ -1,9 +1,10 @@
-"""`sluice up --inferers N`: who may run on which CPUs."""
+"""`sluice up`: how many inferers, and who may run on which CPUs."""
 
 import pytest
 
 from cli.errors import EXIT_USAGE, CommandError
-from cli.up import share_out
+from cli.scale import Scale, scale_of, share_out
+from shared.cpus import usable_cpus
 
 
 @pytest.mark.parametrize("inferers", [1, 2, 3, 5])
@@ -19,10 +20,30 @@ def test_shares_are_disjoint_equal_and_complete(inferers: int) -> None:
 
 def test_more_inferers_than_cpus_are_refused() -> None:
     """With a sentence that says why, and the status for wrong use."""
-    with pytest.raises(CommandError, match="--inferers 3: there are 2 CPUs") as refused:
+    with pytest.raises(CommandError, match="3 inferers: there are 2 CPUs") as refused:
         share_out([0, 1], 3)
     assert refused.value.exit_status == EXIT_USAGE
 
 
 def test_a_stack_without_inferers_needs_no_cpus() -> None:
     assert share_out([0], 0) == []
+
+
+@pytest.mark.parametrize(
+    ("inferers", "least", "most", "meant"),
+    [
+        (None, None, None, (1, 1)),
+        (2, None, None, (2, 2)),
+        (0, None, None, (0, 0)),
+        (None, 0, 3, (0, 3)),
+        (None, None, 3, (1, 3)),
+        (None, None, 0, (0, 0)),
+        (None, 0, None, (0, usable_cpus())),
+        (None, 999, None, (999, 999)),
+    ],
+)
+def test_what_is_left_out(
+    inferers: int | None, least: int | None, most: int | None, meant: tuple[int, int]
+) -> None:
+    """One is always there; there are never more than CPUs, unless more were asked for."""
+    assert scale_of(inferers, least, most, 60) == Scale(*meant, 60)
