@@ -14,7 +14,7 @@ from shared.broker import Broker, connected, unavailable_on_outage
 from shared.config import BrokerSettings
 from shared.consumers import ModelConsumers, read_models
 from shared.errors import BrokerUnavailable
-from shared.fleet import Live, read_inferers
+from shared.fleet import OVERLAP_ADVICE, Live, overlaps, read_inferers
 from shared.timestamps import milliseconds_between, timestamp
 from shared.topology import Topology, missing_or_different
 
@@ -159,16 +159,13 @@ def _hung(before: list[Live], now: list[Live]) -> Iterator[Finding]:
 
 def _overlaps(live: list[Live]) -> Iterator[Finding]:
     for first, second in combinations([one.entry for one in live], 2):
-        both = set(first.cpus) | set(second.cpus)
-        if first.host != second.host or not set(first.cpus) & set(second.cpus):
-            continue
-        if first.threads + second.threads > len(both):
+        if overlaps(first, second):
+            both = set(first.cpus) | set(second.cpus)
             yield _wrong(
                 "CPUs",
                 f"{first.id} and {second.id} on {first.host} share CPUs: {first.threads} and "
                 f"{second.threads} threads on {len(both)}",
-                "each slows the other down several times: give each its own with `sluice up "
-                "--inferers 2`, taskset or cpusets, or set INFERER_THREADS",
+                OVERLAP_ADVICE,
             )
 
 

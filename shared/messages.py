@@ -283,7 +283,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh.
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
-    those of its last jobs, None before the first.
+    those of its last jobs, None before the first. ``overlaps`` are the ids of the inferers that it
+    shares CPUs with, to the harm of both; a gateway fills it in, the bucket does not hold it.
     """
 
     id: str
@@ -303,6 +304,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     jobs: list[RunningJob] = []
     prompt_tokens_per_s: float | None = None
     tokens_per_s: float | None = None
+    overlaps: list[str] = []
 
 
 class ModelFacts(Struct, frozen=True):
@@ -409,7 +411,10 @@ class ClassQueue(Struct, frozen=True, kw_only=True):
 
 
 class ModelQueue(Struct, frozen=True, kw_only=True):
-    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one a class."""
+    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one a class.
+
+    With ``max_waiting`` jobs waiting the next is refused; 0 where no bound is known.
+    """
 
     model: str
     waiting: int
@@ -417,6 +422,7 @@ class ModelQueue(Struct, frozen=True, kw_only=True):
     limit: int
     inferers: int
     oldest_s: float | None
+    max_waiting: int = 0
     classes: dict[str, ClassQueue] = {}
 
 
