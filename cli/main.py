@@ -15,7 +15,7 @@ from platformdirs import user_data_path
 
 from cli import topology
 from cli.client import Client
-from cli.doctor import examine
+from cli.doctor.examination import examine
 from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import (
     DEFAULT_NATS_URL,

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from cli.doctor import Finding
+from cli.doctor.finding import Finding
 from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
 from shared.subjects import CLASSES
 
