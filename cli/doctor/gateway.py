@@ -29,7 +29,9 @@ async def examine_gateway(url: str) -> tuple[list[Finding], str | None]:
             return [wrong("gateway", f"not ready at {url}", told)], version
         report = msgspec.json.decode(queue.content, type=QueueReport)
     except (msgspec.DecodeError, KeyError):
-        return [wrong("gateway", f"what answers at {url} is none", NO_GATEWAY)], None
+        return [
+            wrong("gateway", f"what answers at {url} is no gateway of Sluice", NO_GATEWAY)
+        ], None
     return [ok("gateway", f"ready at {url}"), *_full(report)], version
 
 

@@ -18,7 +18,8 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
             yield wrong(
                 name,
                 f"has said nothing for {one.silent_s:.0f} s",
-                "it is stopped, hung or cut off: end its process, and its job goes to another",
+                "it is dead, stopped, hung or cut off: end its process, and its job goes to "
+                "another",
             )
             continue
         for job in one.entry.jobs:
