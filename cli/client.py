@@ -34,7 +34,7 @@ T = TypeVar("T")
 class Client:
     """Calls one gateway. Failures are `CommandError`s with the exit status that fits."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
         try:
             parsed = httpx.URL(self.url)
@@ -42,7 +42,7 @@ class Client:
             raise CommandError(f"{url} is no URL: {error}", EXIT_USAGE) from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise CommandError(f"{url} is no URL of a gateway: give http://host:port", EXIT_USAGE)
-        self._http = httpx.Client(base_url=parsed, timeout=TIMEOUT_S)
+        self._http = httpx.Client(base_url=parsed, timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self

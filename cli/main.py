@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,7 +15,7 @@ from platformdirs import user_data_path
 
 from cli import topology
 from cli.client import Client
-from cli.doctor import examine
+from cli.doctor.examination import examine
 from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import (
     DEFAULT_NATS_URL,
@@ -36,6 +36,7 @@ from cli.options import (
 )
 from cli.output import (
     err,
+    out,
     print_changes,
     print_findings,
     print_inferers,
@@ -46,6 +47,7 @@ from cli.output import (
     timings_line,
 )
 from cli.scale import scale_of
+from cli.top import frame, take_snapshot, watch
 from cli.up import UpOptions, up_until_stopped
 from cli.waiting import waiting
 from shared import __version__
@@ -53,6 +55,9 @@ from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
 from shared.logs import configure_logs
 from shared.messages import ConcurrencyRequest, JobStatus
+
+TOP_TIMEOUT_S = 3.0
+"""A live view that waits longer shows what is no longer true."""
 
 DEFAULT_DATA = user_data_path("sluice")
 
@@ -244,6 +249,23 @@ def inferers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     with Client(url) as client:
         report = client.inferers()
     print_json(report) if as_json else print_inferers(report.inferers)
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Watch queues, inferers and running jobs until Ctrl-C; once where stdout is no terminal."""
+    with Client(url, timeout_s=TOP_TIMEOUT_S) as client, interrupted_by_signals():
+        if as_json:
+            print_json(take_snapshot(client))
+        elif once or not sys.stdout.isatty() or out.is_dumb_terminal:
+            out.print(frame(take_snapshot(client)))
+        else:
+            with suppress(KeyboardInterrupt):
+                watch(client)
 
 
 @app.command()

@@ -1,17 +1,22 @@
 """What a person reads: answers on stdout, everything about them on stderr."""
 
 import sys
+from collections.abc import Callable
 
 import msgspec
 from msgspec import UNSET
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli.doctor import Finding
-from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue
+from cli.doctor.finding import Finding
+from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
+from shared.subjects import CLASSES
 
-out = Console(soft_wrap=True, highlight=False)
+WIDE = 1000
+"""Columns where nobody looks: a program that reads a table wants the ids whole."""
+
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "STARTED": "cyan"}
@@ -85,35 +90,76 @@ def outlook_line(status: JobStatus) -> str | None:
 
 
 def print_queue(models: list[ModelQueue]) -> None:
+    out.print(queue_table(models))
+
+
+def queue_table(models: list[ModelQueue]) -> RenderableType:
     if not models:
-        out.print("no model is served yet: start an inferer")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("model", "waiting", "in flight", "limit", "inferers", "oldest waits"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+        return "no model is served yet: start an inferer"
+    table = Table("model", box=None, pad_edge=False)
+    for heading in ("waiting", "in flight", "limit", "inferers", "oldest waits"):
+        table.add_column(heading, justify="right")
+    table.add_column("waiting by class")
     for model in models:
-        oldest = "-" if model.oldest_s is None else f"{model.oldest_s:.1f} s"
         numbers = (model.waiting, model.in_flight, model.limit, model.inferers)
-        table.add_row(model.model, *map(str, numbers), oldest)
-    out.print(table)
+        oldest = _or_dash(model.oldest_s, "{:.1f} s")
+        table.add_row(model.model, *map(str, numbers), oldest, _by_class(model))
+    return table
+
+
+def _by_class(queue: ModelQueue) -> str:
+    """``1 high, 3 low``."""
+    held = [(queue.classes[name].waiting, name) for name in CLASSES if name in queue.classes]
+    return ", ".join(f"{waiting} {name}" for waiting, name in held if waiting) or "-"
 
 
 def print_inferers(inferers: list[InfererEntry]) -> None:
+    out.print(inferers_table(inferers))
+
+
+def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> RenderableType:
+    """One line for each; ``jobs``: with those that it runs."""
     if not inferers:
-        out.print("no inferer is live: start one with sluice up, or python -m services.inferer")
-        return
+        return "no inferer is live: start one with sluice up, or python -m services.inferer"
+    columns: dict[str, Callable[[InfererEntry], str]] = {
+        "inferer": lambda entry: entry.id,
+        "model": lambda entry: entry.model,
+        "host": lambda entry: entry.host,
+        "state": lambda entry: entry.state,
+        "slots": lambda entry: str(entry.slots),
+        "threads": lambda entry: str(entry.threads),
+        "CPUs": lambda entry: _cpu_list(entry.cpus),
+        "tokens/s": lambda entry: _or_dash(entry.tokens_per_s, "{:.1f}"),
+    }
+    if any(entry.overlaps for entry in inferers):
+        columns["shares CPUs with"] = lambda entry: ", ".join(entry.overlaps) or "-"
+    if jobs:
+        columns["runs"] = lambda entry: ", ".join(map(_progress, entry.jobs)) or "-"
     table = Table(box=None, pad_edge=False)
-    for heading in ("inferer", "model", "host", "state", "slots", "threads", "CPUs", "tokens/s"):
-        table.add_column(heading)
-    table.add_column("runs")
+    for heading in columns:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "inferer")
     for entry in inferers:
-        speed = "-" if entry.tokens_per_s is None else f"{entry.tokens_per_s:.1f}"
-        runs = ", ".join(
-            f"{job.id} ({job.completion_tokens} of {job.max_tokens} tokens)" for job in entry.jobs
-        )
-        cells = (entry.slots, entry.threads, ",".join(map(str, entry.cpus)), speed, runs or "-")
-        table.add_row(entry.id, entry.model, entry.host, entry.state, *map(str, cells))
-    out.print(table)
+        table.add_row(*(Text(cell(entry)) for cell in columns.values()))
+    return table
+
+
+def _cpu_list(numbers: list[int]) -> str:
+    """``0-3,6``, as the kernel and taskset write it."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges)
+
+
+def _progress(job: RunningJob) -> str:
+    return f"{job.id} ({job.completion_tokens} of {job.max_tokens} tokens)"
+
+
+def _or_dash(number: float | None, form: str) -> str:
+    return "-" if number is None else form.format(number)
 
 
 def print_changes(changes: list[ConcurrencyChange]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 import nats.js.errors
@@ -12,6 +12,7 @@ from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.messages import ModelFacts, decode_model_facts, encode
+from shared.timestamps import parse_timestamp
 
 CONSUMERS_PAGE = 256
 """As many as the broker lists at a time."""
@@ -68,6 +69,12 @@ class ModelConsumers:
     @property
     def in_flight(self) -> int:
         return sum(info.num_ack_pending or 0 for info in self.by_class.values())
+
+    @property
+    def delivered(self) -> int:
+        """Deliveries so far, of whatever came more than once too."""
+        infos = self.by_class.values()
+        return sum(info.delivered.consumer_seq for info in infos if info.delivered)
 
     @property
     def redelivered(self) -> int:
@@ -134,6 +141,26 @@ async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
         infos = await asyncio.gather(*map(look, subjects.CLASSES))
     by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
     return ModelConsumers(name, by_class) if subjects.CLASS_NORMAL in by_class else None
+
+
+async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | None:
+    """How long the first of the waiting jobs has waited, over all classes; None: none waits.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    oldest = [
+        await broker.direct_get(
+            subjects.REQUESTS,
+            seq=(info.delivered.stream_seq if info.delivered else 0) + 1,
+            next_by_subj=info.config.filter_subject,
+        )
+        for info in model.by_class.values()
+        if info.num_pending
+    ]
+    now = datetime.now(UTC)
+    ages = [now - parse_timestamp(message.time) for message in oldest if message is not None]
+    return round(max(ages).total_seconds(), 3) if ages else None
 
 
 async def ensure_consumers(

@@ -1,4 +1,4 @@
-"""The fleet as the broker knows it: which inferers are live."""
+"""The fleet as the broker knows it: which inferers are live, and which are in each other's way."""
 
 from datetime import UTC, datetime
 
@@ -11,6 +11,11 @@ from shared.messages import InfererEntry, decode_inferer_entry
 from shared.timestamps import parse_timestamp
 
 HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
+
+OVERLAP_ADVICE = (
+    "each slows the other down several times: give each its own with `sluice up --inferers 2`, "
+    "taskset or cpusets, or set INFERER_THREADS"
+)
 
 
 class Live(Struct, frozen=True):
@@ -43,3 +48,17 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
             silent = now - parse_timestamp(message.time)
             live.append(Live(entry, max(0.0, silent.total_seconds())))
     return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died
+
+
+def overlaps(first: InfererEntry, second: InfererEntry) -> bool:
+    """Whether two inferers share CPUs of a host and have more threads than there are CPUs for both.
+
+    llama.cpp's threads wait for each other in a loop: one without a CPU of its own stops all.
+    """
+    ours, theirs = set(first.cpus), set(second.cpus)
+    return (
+        first.id != second.id
+        and first.host == second.host
+        and bool(ours & theirs)
+        and first.threads + second.threads > len(ours | theirs)
+    )

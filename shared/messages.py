@@ -304,6 +304,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
     those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
+    ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both; a
+    gateway fills it in, the bucket does not hold it.
     """
 
     id: str
@@ -324,6 +326,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     prompt_tokens_per_s: float | None = None
     tokens_per_s: float | None = None
     idle_since: str | None = None
+    overlaps: list[str] = []
 
 
 class ModelFacts(Struct, frozen=True):
@@ -452,7 +455,10 @@ class ClassQueue(Struct, frozen=True, kw_only=True):
 
 
 class ModelQueue(Struct, frozen=True, kw_only=True):
-    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one a class."""
+    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one a class.
+
+    With ``max_waiting`` jobs waiting the next is refused; 0 where no bound is known.
+    """
 
     model: str
     waiting: int

@@ -5,13 +5,14 @@ Everything is read afresh from the broker every time, so any number of gateways 
 
 import asyncio
 
+import msgspec
 from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.broker import TRANSIENT, Broker
 from shared.consumers import ModelConsumers, ensure_consumers, read_model, read_models
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
-from shared.fleet import read_inferers
+from shared.fleet import overlaps, read_inferers
 from shared.logs import logger
 from shared.messages import (
     ConcurrencyChange,
@@ -80,13 +81,21 @@ class Fleet:
         self.models, self.inferers = models, entries
 
     async def report(self) -> FleetReport:
-        """Every live inferer, read afresh.
+        """Every live inferer, read afresh, and with whom it shares CPUs to the harm of both.
 
         Raises:
             BrokerUnavailable: no answer.
         """
         live, _ = await read_inferers(self._broker)
-        return FleetReport([one.entry for one in live])
+        entries = [one.entry for one in live]
+        return FleetReport(
+            [
+                msgspec.structs.replace(
+                    entry, overlaps=[other.id for other in entries if overlaps(entry, other)]
+                )
+                for entry in entries
+            ]
+        )
 
     async def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
         """Tell inferers how many slots to have, and let the limits follow.

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import nats.js.errors
-from nats.js.api import ConsumerInfo
 
 from services.gateway.checks import check
 from services.gateway.eta.forecast import Forecast
@@ -18,7 +17,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.unfinished import Unfinished, find_unfinished
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
-from shared.consumers import ModelConsumers
+from shared.consumers import ModelConsumers, oldest_waiting_s
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
@@ -46,7 +45,7 @@ from shared.messages import (
     encode,
 )
 from shared.results import decode_stored, read_result, send_result, store_result
-from shared.timestamps import parse_timestamp, timestamp
+from shared.timestamps import timestamp
 
 ABANDON_PATIENCE_S = 60.0
 LOOK_AGAIN_S = 5.0
@@ -243,14 +242,13 @@ class Jobs:
             log.info("job_not_abandoned", job_id=job_id, why=str(error))
 
     async def _model_queue(self, model: ModelConsumers) -> ModelQueue:
-        ages = [await self._oldest_s(info) for info in model.by_class.values()]
         return ModelQueue(
             model=model.name,
             waiting=model.waiting,
             in_flight=model.in_flight,
             limit=model.limit,
             inferers=len(self._fleet.inferers.get(model.name, [])),
-            oldest_s=max((age for age in ages if age is not None), default=None),
+            oldest_s=await oldest_waiting_s(self._broker, model),
             max_waiting=self._room.bound,
             classes={
                 job_class: ClassQueue(
@@ -259,18 +257,6 @@ class Jobs:
                 for job_class, info in model.by_class.items()
             },
         )
-
-    async def _oldest_s(self, info: ConsumerInfo) -> float | None:
-        """How long the first of this queue has waited."""
-        if not info.num_pending:
-            return None
-        delivered = info.delivered.stream_seq if info.delivered else 0
-        oldest = await self._broker.direct_get(
-            subjects.REQUESTS, seq=delivered + 1, next_by_subj=info.config.filter_subject
-        )
-        if oldest is None:
-            return None
-        return round((datetime.now(UTC) - parse_timestamp(oldest.time)).total_seconds(), 3)
 
     def _encode(self, submission: JobSubmission, ticket: Ticket) -> bytes:
         shared = {

@@ -9,6 +9,7 @@ from services.inferer.control import controlled
 from services.inferer.engine import Engine
 from services.inferer.llama import Model
 from services.inferer.models import locate
+from services.inferer.neighbours import neighbours_watched
 from services.inferer.presence import presence
 from services.inferer.settings import InfererSettings
 from services.inferer.worker import Worker
@@ -108,6 +109,7 @@ async def _serve(
         async with AsyncExitStack() as stack:
             entering = stack.enter_async_context(presence(broker, describe))
             tell = await unless_stopped(stopping, entering)
+            await stack.enter_async_context(neighbours_watched(broker, describe))
             await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
             await worker.run(stopping, announce)
     finally:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.js.api import ConsumerConfig
 
-from shared.broker import connected
+from shared.broker import Broker, connected
 from shared.config import BrokerSettings
+from shared.consumers import consumer
 from shared.cpus import usable_cpus
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, free_port, scripts
 
@@ -40,7 +42,8 @@ def examine(stack: Stack) -> dict[str, list[Finding]]:
 def test_all_is_well(stack: Stack) -> None:
     """Exit status 0, and every question has been asked."""
     found = examine(stack)
-    assert {"gateway", "broker", "streams", "tiny", "dead letters"} <= found.keys()
+    asked = {"gateway", "broker", "streams", "consumers", "tiny", "CPUs", "versions"}
+    assert {*asked, "dead letters"} == found.keys()
     assert {finding["verdict"] for one in found.values() for finding in one} == {"ok"}
 
 
@@ -62,13 +65,14 @@ def test_no_gateway(stack: Stack) -> None:
 
 
 def test_no_inferer(stack: Stack) -> None:
-    """With how many jobs wait for one."""
+    """With how many jobs wait for one, and how long the oldest has."""
     stack.inferers.pop().terminate()
-    stack.submit(prompt="hi")
+    stack.submit(prompt="hi", priority="low")
     stack.submit(prompt="hi")
     (finding,) = examine(stack)["tiny"]
     assert finding["verdict"] == "wrong"
-    assert finding["found"].startswith("no live inferer; 2 waiting")
+    assert finding["found"].startswith("no live inferer; 2 waiting, the oldest for ")
+    assert "sluice up" in finding["advice"]
 
 
 def test_no_inferer_and_no_job(stack: Stack) -> None:
@@ -80,10 +84,14 @@ def test_no_inferer_and_no_job(stack: Stack) -> None:
 
 
 def test_an_inferer_that_hangs(stack: Stack) -> None:
-    """One that was stopped says nothing any more."""
+    """One that was stopped says nothing any more; since when its job runs is told."""
+    stack.submit(prompt="go on", max_tokens=4000)
+    eventually(lambda: _inferer(stack)["jobs"] or None, "it runs")
     stack.inferers[0].popen.send_signal(signal.SIGSTOP)
     found = eventually(lambda: _silent(stack), "it is missed", patience_s=20)
-    assert "end its process" in str(found["advice"])
+    assert "end its process" in found["inferer inferer-0"][0]["advice"]
+    told = [finding["found"] for finding in found["tiny"]]
+    assert any("the longest-running job started" in one for one in told)
     stack.inferers[0].popen.send_signal(signal.SIGCONT)
 
 
@@ -106,6 +114,82 @@ async def test_streams_that_are_not_as_they_should_be(stack: Stack, loss: str) -
     assert streams[0]["advice"] == "run: sluice topology apply"
 
 
+async def test_consumers_that_are_not_as_they_should_be(stack: Stack) -> None:
+    """Missing, set otherwise, paused, somebody else's, with a limit of its own: each is named with
+    what mends it; and that mends it."""
+    stack.gateways[0].popen.send_signal(signal.SIGSTOP)  # it would mend some by itself
+    url, stack.urls[0] = stack.urls[0], f"http://127.0.0.1:{free_port()}"
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        await broker.js.delete_consumer("REQUESTS", "tiny+high")
+        changed = consumer("tiny", "normal", 60.0, 1, None)
+        changed.max_batch, changed.backoff = 5, [60.0, 70.0]
+        changed.max_deliver = 3
+        await broker.js.add_consumer("REQUESTS", changed)
+        await broker.js.add_consumer("REQUESTS", consumer("tiny", "low", 12.0, 7, None))
+        await _pause(broker, "tiny+low", "2100-01-01T00:00:00Z")
+        theirs = ConsumerConfig(durable_name="audit", filter_subject="infer.requests.other.*.*")
+        await broker.js.add_consumer("REQUESTS", theirs)
+        found = await asyncio.to_thread(examine, stack)
+        advice = {one["found"].partition(":")[0]: one["advice"] for one in found["consumers"]}
+        assert "a gateway makes it" in advice.pop("tiny+high")
+        assert advice == {
+            "tiny": "run: sluice topology apply",
+            "tiny+low": "run: nats consumer resume REQUESTS tiny+low",
+            "audit": "run: nats consumer rm REQUESTS audit",
+        }
+        (settings,) = (one["found"] for one in found["consumers"] if "ack_wait" in one["found"])
+        assert "ack_wait is 60 s, should be 12 s" in settings
+        assert "max_batch is 5, should be 1" in settings
+        assert "max_deliver is 3, should be -1" in settings
+        assert "backoff is [60000000000, 70000000000], should be unset" in settings
+        (limit,) = (one for one in found["tiny"] if one["verdict"] == "wrong")
+        assert limit["found"] == "the limit is 1 or 7, the live slots are 1"
+
+        await broker.js.delete_consumer("REQUESTS", "audit")
+        await _pause(broker, "tiny+low", None)
+    apply = [str(scripts() / "sluice"), "topology", "apply", "--nats-url", stack.nats.url]
+    await asyncio.to_thread(subprocess.run, apply, env=clean_environment(), check=True)
+    stack.gateways[0].popen.send_signal(signal.SIGCONT)
+    stack.urls[0] = url
+    found = await asyncio.to_thread(examine, stack)
+    assert {finding["verdict"] for one in found.values() for finding in one} == {"ok"}
+
+
+async def test_a_queue_that_stands_still(stack: Stack) -> None:
+    """Jobs wait beside a free slot: here because somebody has paused the consumer."""
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        await _pause(broker, "tiny", "2100-01-01T00:00:00Z")
+        stack.submit(prompt="hi")
+        found = await asyncio.to_thread(examine, stack)
+    assert [finding["verdict"] for finding in found["tiny"]] == ["ok", "wrong"]
+    assert "1 wait beside a free slot" in found["tiny"][1]["found"]
+    assert "tiny: paused until 2100" in found["consumers"][0]["found"]
+
+
+def test_all_slots_are_closed(stack: Stack) -> None:
+    """With the command that opens them."""
+    stack.http.put("/concurrency", json={"concurrency": 0})
+    stack.submit(prompt="hi")
+    eventually(lambda: _inferer(stack)["slots"] == 0, "it says so")
+    found = examine(stack)["tiny"]
+    assert [finding["verdict"] for finding in found] == ["ok", "wrong"]
+    assert "all slots are closed" in found[1]["found"]
+    assert "sluice concurrency 1 --model tiny" in found[1]["advice"]
+
+
+async def test_versions_and_dead_letters(stack: Stack) -> None:
+    """An inferer of another version, and a job that was given up: both are worth a look."""
+    other = {**_inferer(stack), "id": "old", "version": "0.0.1", "cpus": []}
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        await broker.js.publish("$KV.INFERERS.old", json.dumps(other).encode())
+        await broker.js.publish("infer.dead.tiny.x", b"{}")
+        found = await asyncio.to_thread(examine, stack)
+    assert "inferers 0.0.1, " in found["versions"][0]["found"]
+    assert found["versions"][0]["found"].startswith("gateway ")
+    assert found["versions"][0]["verdict"] == "look"
+    assert (found["dead letters"][0]["verdict"], found["dead letters"][0]["found"]) == ("look", "1")
+
+
 def test_inferers_that_share_cpus(stack: Stack, tiny_model: Path) -> None:
     """Named with their threads and the CPUs there are."""
     stack.start_inferer(tiny_model, INFERER_THREADS=str(usable_cpus()))
@@ -115,6 +199,36 @@ def test_inferers_that_share_cpus(stack: Stack, tiny_model: Path) -> None:
     assert "inferer-0 and inferer-1" in finding["found"]
 
 
-def _silent(stack: Stack) -> Finding | None:
-    found = examine(stack).get("inferer inferer-0", [])
-    return next((one for one in found if "has said nothing" in one["found"]), None)
+async def _pause(broker: Broker, consumer_name: str, until: str | None) -> None:
+    """None resumes it."""
+    body = json.dumps({"pause_until": until} if until else {}).encode()
+    answer = await broker.nc.request(f"$JS.API.CONSUMER.PAUSE.REQUESTS.{consumer_name}", body)
+    assert json.loads(answer.data)["paused"] == bool(until), answer.data
+
+
+def _inferer(stack: Stack) -> dict[str, Any]:
+    (entry,) = stack.http.get("/inferers").json()["inferers"]
+    return dict(entry)
+
+
+def _silent(stack: Stack) -> dict[str, list[Finding]] | None:
+    """All findings, once the inferer's silence is among them."""
+    found = examine(stack)
+    told = found.get("inferer inferer-0", [])
+    return found if any("has said nothing" in one["found"] for one in told) else None
+
+
+def test_a_full_queue(tmp_path: Path, tiny_model: Path) -> None:
+    """With the bound, and that new jobs are refused."""
+    with Stack(tmp_path) as stack:
+        stack.start_gateway(GATEWAY_MAX_WAITING="2")
+        stack.start_inferer(tiny_model)
+        stack.wait_until_served("tiny")
+        stack.http.put("/concurrency", json={"concurrency": 0}).raise_for_status()
+        for _ in range(2):
+            stack.submit(prompt="hi")
+        told = [one for one in examine(stack)["tiny"] if "the queue is full" in one["found"]]
+    (finding,) = told
+    assert finding["verdict"] == "wrong"
+    assert "2 wait, the bound is 2" in finding["found"]
+    assert "GATEWAY_MAX_WAITING" in str(finding["advice"])

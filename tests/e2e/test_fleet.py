@@ -11,7 +11,7 @@ from typing import Any
 from shared import subjects
 from shared.broker import connected
 from shared.config import BrokerSettings
-from shared.cpus import own_cpus
+from shared.cpus import own_cpus, usable_cpus
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 
@@ -43,6 +43,31 @@ def test_an_inferer_says_what_it_is_and_does(stack: Stack, nats_command: str) ->
     table = _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
     assert "inferer-0" in table
     assert "idle" in table
+
+
+def test_inferers_that_share_cpus_say_so(stack: Stack, tiny_model: Path) -> None:
+    """In the log of both, once, and in /inferers; one that is in nobody's way is not named."""
+    threads = str(usable_cpus())
+    second = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
+    first = stack.inferers[0]
+    told = second.wait_for("cpus_overlap")
+    assert (told["level"], told["inferer"], told["other"]) == ("warning", "inferer-1", "inferer-0")
+    assert (told["threads"], told["other_threads"]) == (int(threads), 1)
+    assert told["cpus"] == told["other_cpus"] == own_cpus()
+    assert "INFERER_THREADS" in told["hint"]
+    assert first.wait_for("cpus_overlap")["other"] == "inferer-1"
+    overlaps = {entry["id"]: entry["overlaps"] for entry in _inferers(stack)}
+    assert overlaps == {"inferer-0": ["inferer-1"], "inferer-1": ["inferer-0"]}
+    assert "shares CPUs with" in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
+
+    third = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
+    # The first has looked again once it knows the third, and tells of no one twice.
+    assert first.wait_for("cpus_overlap", 2)["other"] == "inferer-2"
+    third.terminate()
+    second.terminate()
+    assert [entry["overlaps"] for entry in _inferers(stack)] == [[]]
+    assert [told["other"] for told in first.events("cpus_overlap")] == ["inferer-1", "inferer-2"]
+    assert "shares CPUs" not in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
 
 
 def test_inferers_come_and_go(stack: Stack, tiny_model: Path) -> None:

@@ -1,0 +1,46 @@
+"""What the gateway itself has to say: whether it serves, and whether its queues take more."""
+
+from collections.abc import Iterator
+
+import httpx
+import msgspec
+
+from cli.doctor.finding import Finding, ok, wrong
+from shared.messages import QueueReport
+
+TIMEOUT_S = 3.0
+
+NO_GATEWAY = "start one (sluice up, or python -m services.gateway), or name another with --url"
+
+
+async def examine_gateway(url: str) -> tuple[list[Finding], str | None]:
+    """The findings, and the gateway's version if one answers."""
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+            health = await client.get("/healthz")
+            ready = await client.get("/readyz")
+            queue = await client.get("/queue")
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return [wrong("gateway", f"no answer at {url}", NO_GATEWAY)], None
+    try:
+        version = msgspec.json.decode(health.content, type=dict[str, str])["version"]
+        if 503 in (ready.status_code, queue.status_code):
+            told = "its log says what it waits for"
+            return [wrong("gateway", f"not ready at {url}", told)], version
+        report = msgspec.json.decode(queue.content, type=QueueReport)
+    except (msgspec.DecodeError, KeyError):
+        return [
+            wrong("gateway", f"what answers at {url} is no gateway of Sluice", NO_GATEWAY)
+        ], None
+    return [ok("gateway", f"ready at {url}"), *_full(report)], version
+
+
+def _full(report: QueueReport) -> Iterator[Finding]:
+    for model in report.models:
+        if model.waiting >= model.max_waiting > 0:
+            yield wrong(
+                model.model,
+                f"the queue is full: {model.waiting} wait, the bound is {model.max_waiting}; new "
+                "jobs are refused with 429 until it drains",
+                "add inferers, or raise GATEWAY_MAX_WAITING",
+            )

@@ -1,0 +1,60 @@
+"""The live inferers: those that hang, are in each other's way, or are of another version."""
+
+from collections.abc import Iterator
+from itertools import combinations
+
+from cli.doctor.finding import Finding, look, ok, wrong
+from shared.fleet import OVERLAP_ADVICE, Live, overlaps
+
+SILENT_S = 4.0
+"""An inferer speaks every second; one that says nothing for so long is stopped or cut off."""
+
+
+def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
+    tokens = {job.id: job.completion_tokens for one in before for job in one.entry.jobs}
+    for one in now:
+        name = f"inferer {one.entry.id}"
+        if one.silent_s > SILENT_S:
+            yield wrong(
+                name,
+                f"has said nothing for {one.silent_s:.0f} s",
+                "it is dead, stopped, hung or cut off: end its process, and its job goes to "
+                "another",
+            )
+            continue
+        for job in one.entry.jobs:
+            if tokens.get(job.id) == job.completion_tokens:
+                yield look(
+                    name,
+                    f"no new token of {job.id} for {between_s:.0f} s, {job.completion_tokens} yet",
+                    "a long prompt takes its time; if it stays so, end the process: the job goes "
+                    "to another",
+                )
+
+
+def overlapping(live: list[Live]) -> Iterator[Finding]:
+    pairs = [
+        (first, second)
+        for first, second in combinations([one.entry for one in live], 2)
+        if overlaps(first, second)
+    ]
+    for first, second in pairs:
+        yield wrong(
+            "CPUs",
+            f"{first.id} and {second.id} on {first.host} share CPUs: {first.threads} and "
+            f"{second.threads} threads on {len(set(first.cpus) | set(second.cpus))}",
+            OVERLAP_ADVICE,
+        )
+    if live and not pairs:
+        yield ok("CPUs", "no two inferers are in each other's way")
+
+
+def versions(gateway: str | None, live: list[Live]) -> Iterator[Finding]:
+    """Of the gateway, None if it does not answer, and of the inferers."""
+    fleet = sorted({one.entry.version for one in live})
+    told = [f"gateway {gateway}"] if gateway else []
+    told += [f"inferers {', '.join(fleet)}"] if fleet else []
+    if len({*fleet, gateway} - {None}) > 1:
+        yield look("versions", "; ".join(told), "finish the update")
+    elif told:
+        yield ok("versions", "; ".join(told))

@@ -1,0 +1,100 @@
+"""One model's queue: who serves it, how many may run, what is out and what waits."""
+
+from collections.abc import Iterator
+
+from cli.doctor.finding import Finding, look, ok, wrong
+from shared import subjects
+from shared.consumers import ModelConsumers
+from shared.fleet import Live
+from shared.messages import InfererEntry
+from shared.timestamps import milliseconds_between, timestamp
+
+
+def examine_queue(
+    before: ModelConsumers | None,
+    now: ModelConsumers,
+    live: list[Live],
+    *,
+    oldest_s: float | None,
+    some_died: bool,
+) -> Iterator[Finding]:
+    """``before`` is how the queue was some seconds ago, ``live`` are the model's inferers now."""
+    model, inferers = now.name, [one.entry for one in live]
+    waits = f"{now.waiting} waiting" + (f", the oldest for {oldest_s:.0f} s" if oldest_s else "")
+    queue = f"{waits}, {now.in_flight} in flight, limit {now.limit}"
+    if not inferers and now.waiting + now.in_flight == 0:
+        yield look(
+            model,
+            "no live inferer, and no job",
+            "as it should be with `sluice up --min 0`, where the next job starts one",
+        )
+        return
+    if not inferers:
+        yield wrong(
+            model,
+            f"no live inferer; {queue}",
+            f"start one that serves {model}: sluice up --model …, or INFERER_ALIAS={model} "
+            "INFERER_MODEL=… python -m services.inferer",
+        )
+        return
+    slots = sum(entry.slots for entry in inferers)
+    yield ok(model, f"{len(inferers)} live inferers with {slots} slots; {queue}")
+    if not slots:
+        yield _closed(model, inferers)
+    yield from _limit(now, slots, some_died)
+    jobs = [job for entry in inferers for job in entry.jobs]
+    if jobs:
+        since = min(job.started_at for job in jobs)
+        seconds = milliseconds_between(since, timestamp()) / 1000
+        yield ok(model, f"the longest-running job started {seconds:.0f} s ago")
+    if now.in_flight > len(jobs) + (0 if some_died else slots):
+        yield look(
+            model,
+            f"{now.in_flight} jobs are out, the live inferers speak of {len(jobs)}",
+            "those of a dead inferer come back when its lease ends, after 12 s at most (30 s on a "
+            "cluster)",
+        )
+    if before is not None and _stands_still(before, now, slots):
+        yield wrong(
+            model,
+            f"{now.waiting} wait beside a free slot, and for seconds none was taken",
+            "see the logs of the inferers; end the process of one that does not pull "
+            f"(nats consumer info {subjects.REQUESTS} {model}: Waiting Pulls)",
+        )
+    if now.redelivered:
+        yield look(
+            model,
+            f"{now.redelivered} jobs were delivered more than once",
+            "an inferer died or stopped in the middle: see the inferers' logs",
+        )
+
+
+def _closed(model: str, inferers: list[InfererEntry]) -> Finding:
+    if all(entry.state == "stopping" for entry in inferers):
+        return wrong(model, "every inferer is stopping", "start another: sluice up")
+    return wrong(
+        model,
+        "all slots are closed: the concurrency is 0, and nothing is taken",
+        f"open some: sluice concurrency 1 --model {model}",
+    )
+
+
+def _limit(consumers: ModelConsumers, slots: int, some_died: bool) -> Iterator[Finding]:
+    """One for each live slot, the same for every class; a dead inferer's job may have a place."""
+    limits = {info.config.max_ack_pending or 1 for info in consumers.by_class.values()}
+    wanted = max(1, slots)
+    if limits == {wanted} or (some_died and len(limits) == 1 and min(limits) > wanted):
+        return
+    yield wrong(
+        consumers.name,
+        f"the limit is {' or '.join(map(str, sorted(limits)))}, the live slots are {slots}",
+        "a gateway sets it within seconds: is one running?",
+    )
+
+
+def _stands_still(before: ModelConsumers, now: ModelConsumers, slots: int) -> bool:
+    return (
+        min(before.waiting, now.waiting) > 0
+        and max(before.in_flight, now.in_flight) < slots
+        and before.delivered == now.delivered
+    )

@@ -1,0 +1,95 @@
+"""``sluice top``: queues, inferers and running jobs, as they change."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from msgspec import Struct
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cli.client import Client
+from cli.errors import EXIT_UNREACHABLE, CommandError
+from cli.output import inferers_table, queue_table
+from shared.messages import InfererEntry, ModelQueue
+from shared.timestamps import parse_timestamp
+
+REFRESH_S = 1.0
+BAR_WIDTH = 20
+
+
+class Snapshot(Struct, frozen=True):
+    """What one gateway said at one moment."""
+
+    queue: list[ModelQueue]
+    inferers: list[InfererEntry]
+
+
+def take_snapshot(client: Client) -> Snapshot:
+    """Raises: CommandError."""
+    return Snapshot(client.queue().models, client.inferers().inferers)
+
+
+def watch(client: Client) -> None:
+    """Show one snapshot after another until interrupted; an outage of the gateway is shown too.
+
+    Raises:
+        KeyboardInterrupt: the user has seen enough.
+        CommandError: what answers is no gateway that knows these questions.
+    """
+    # Not the console of the other commands: that one lets long lines run out of the screen.
+    console = Console(highlight=False)
+    latest = Group()
+    with Live(latest, console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                latest = frame(take_snapshot(client))
+                shown: list[RenderableType] = [_title(client.url), latest]
+            except CommandError as error:
+                if error.exit_status != EXIT_UNREACHABLE:
+                    raise
+                shown = [_title(client.url), Text(f"{error}\n", "red"), latest]
+            live.update(Group(*shown), refresh=True)
+            time.sleep(REFRESH_S)
+
+
+def frame(snapshot: Snapshot) -> Group:
+    """Three tables, one below the other."""
+    return Group(
+        queue_table(snapshot.queue),
+        "",
+        inferers_table(snapshot.inferers, jobs=False),
+        "",
+        *_jobs(snapshot.inferers),
+    )
+
+
+def _title(url: str) -> Text:
+    now = datetime.now().astimezone()
+    return Text(f"sluice top, {url}, {now:%H:%M:%S}; Ctrl-C ends it\n", "dim")
+
+
+def _jobs(inferers: list[InfererEntry]) -> Iterator[RenderableType]:
+    running = [(entry, job) for entry in inferers for job in entry.jobs]
+    if not running:
+        yield "no job runs"
+        return
+    now = datetime.now(UTC)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("job", no_wrap=True)
+    table.add_column("inferer", overflow="fold")
+    table.add_column("attempt", justify="right", no_wrap=True)
+    table.add_column("runs for", justify="right", no_wrap=True)
+    table.add_column()  # the bar, which gives way first
+    table.add_column("tokens", no_wrap=True)
+    for entry, job in sorted(running, key=lambda one: one[1].started_at):
+        # The clocks of two hosts need not agree.
+        seconds = max(0.0, (now - parse_timestamp(job.started_at)).total_seconds())
+        bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
+        tokens = f"{job.completion_tokens} of {job.max_tokens}"
+        cells = (Text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
+        table.add_row(job.id, *cells)
+    yield table

@@ -1,0 +1,195 @@
+"""`sluice top`: a live view for a terminal, one look for everybody else."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, free_port, scripts
+
+HOME = "\x1b[H"
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """A command on a pseudo-terminal of its own, and what is to be seen there."""
+
+    def __init__(self, *command: str) -> None:
+        ours, theirs = pty.openpty()
+        os.set_blocking(ours, False)
+        self._ours: int | None = ours
+        termios.tcsetwinsize(theirs, (30, 160))
+
+        def take_over() -> None:
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # this shell may ignore it
+
+        self.process = subprocess.Popen(
+            [scripts() / "sluice", *command],
+            env={**clean_environment(), "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=take_over,
+        )
+        os.close(theirs)
+        self._bytes = b""
+
+    def type(self, keys: bytes) -> None:
+        assert self._ours is not None
+        os.write(self._ours, keys)
+
+    @property
+    def output(self) -> str:
+        """All that was written so far."""
+        try:
+            while self._ours is not None:
+                self._bytes += os.read(self._ours, 65536)
+        except OSError:  # nothing more now, or for ever
+            pass
+        return self._bytes.decode(errors="replace")
+
+    @property
+    def screen(self) -> str:
+        """The last frame that is complete."""
+        frames = self.output.split(HOME)
+        return ESCAPE.sub("", frames[-2]) if len(frames) > 1 else ""
+
+    def shows(self, text: str) -> None:
+        """Wait until it does."""
+        eventually(lambda: text in self.screen, f"{text!r} in\n{self.output[-4000:]}")
+
+    def hides(self, text: str) -> None:
+        eventually(lambda: text not in self.screen, f"{text!r} is gone from\n{self.screen}")
+
+    def close(self) -> None:
+        if self._ours is not None:
+            os.close(self._ours)
+        self._ours = None
+
+
+@contextmanager
+def terminal(*command: str) -> Iterator[Terminal]:
+    running = Terminal(*command)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait(PATIENCE_S)
+        running.close()
+
+
+def test_a_live_view(stack: Stack) -> None:
+    """Queue, inferers and jobs as they change; an outage of the gateway is a line that goes again;
+    Ctrl-C ends it with status 0 and gives the terminal back."""
+    with terminal("top", "--url", stack.url) as top:
+        top.shows("no job runs")
+        for text in ("waiting by class", "tiny", "inferer-0", "idle", "tokens/s"):
+            assert text in top.screen
+        priorities = ("normal", "high", "low")
+        jobs = [stack.submit(prompt="go on", max_tokens=4000, priority=p) for p in priorities]
+        top.shows("1 high, 1 low")
+        top.shows(jobs[0])
+        assert "of 4000" in top.screen
+        assert "busy" in top.screen
+
+        port = stack.url.rpartition(":")[2]
+        stack.gateways.pop().kill()
+        top.shows("no gateway answers")
+        assert "inferer-0" in top.screen
+        stack.start_gateway(GATEWAY_PORT=port)
+        top.hides("no gateway answers")
+        stack.wait_until_served("tiny")
+        for job_id in reversed(jobs):
+            stack.http.delete(f"/jobs/{job_id}")
+        top.shows("no job runs")
+
+        top.type(b"\x03")
+        assert top.process.wait(PATIENCE_S) == 0
+        assert "Traceback" not in top.output
+        assert top.output.index("\x1b[?1049h") < top.output.rindex("\x1b[?1049l")
+        assert top.output.rindex("\x1b[?25l") < top.output.rindex("\x1b[?25h")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_view_that_is_stopped(shared_stack: Stack, how: signal.Signals) -> None:
+    """It gives the terminal back too."""
+    with terminal("top", "--url", shared_stack.url) as top:
+        top.shows("inferer-0")
+        top.process.send_signal(how)
+        assert top.process.wait(PATIENCE_S) == 0
+        assert "Traceback" not in top.output
+        assert "\x1b[?1049l" in top.output
+
+
+def test_a_terminal_that_is_closed(shared_stack: Stack) -> None:
+    """Nothing is left running."""
+    with terminal("top", "--url", shared_stack.url) as top:
+        top.shows("inferer-0")
+        top.close()
+        top.process.wait(PATIENCE_S)
+
+
+def test_one_look(shared_stack: Stack) -> None:
+    """Without a terminal, and with --once on one: all of it, once, and no escape codes in a pipe;
+    as JSON one object."""
+    job_id = shared_stack.submit(prompt="go on", max_tokens=4000)
+
+    def look(*flags: str) -> str:
+        command = [scripts() / "sluice", "top", "--url", shared_stack.url, *flags]
+        done = subprocess.run(
+            command,
+            env={**clean_environment(), "TERM": "xterm-256color"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def running() -> str | None:
+        shown = look()
+        return shown if job_id in shown else None
+
+    shown = eventually(running, "it runs")
+    assert "of 4000" in shown
+    assert "inferer-0" in shown
+    assert "waiting by class" in shown
+    assert "\x1b" not in shown
+    told = json.loads(look("--json"))
+    assert told.keys() == {"queue", "inferers"}
+    assert [queue["model"] for queue in told["queue"]] == ["tiny"]
+    assert [entry["id"] for entry in told["inferers"]] == ["inferer-0"]
+    shared_stack.http.delete(f"/jobs/{job_id}")
+    with terminal("top", "--url", shared_stack.url, "--once") as top:
+        assert top.process.wait(PATIENCE_S) == 0
+        assert "inferer-0" in top.output
+        assert "\x1b[?1049h" not in top.output
+
+
+def test_nobody_is_there(shared_stack: Stack) -> None:
+    """The live view waits for a gateway to come; one look is status 3."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with terminal("top", "--url", url) as top:
+        top.shows("no gateway answers")
+        top.type(b"\x03")
+        assert top.process.wait(PATIENCE_S) == 0
+    done = subprocess.run(
+        [scripts() / "sluice", "top", "--once", "--url", url],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert "sluice up" in line
