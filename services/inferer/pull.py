@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared import subjects
-from shared.broker import REQUEST_TIMEOUT_S, RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.logs import logger
 
 EXPIRES_S = 30
@@ -22,6 +22,10 @@ HEARTBEAT_S = 5
 LOST_AFTER_S = 2 * HEARTBEAT_S + 1
 """A pull without two heartbeats in a row is lost."""
 NANOSECOND = 1_000_000_000
+
+ANSWER_S = 0.25
+"""A class that has jobs but has reached its limit answers nothing: the pull waits, although it asks
+not to. So the next class is asked after this time; what comes for the first still counts."""
 
 FAIR_S = 60.0
 """A class that has not been asked for so long is asked first: none can starve."""
@@ -94,7 +98,7 @@ class Puller:
             return
         try:
             for job_class in self._in_order():
-                await self._pull(f"{inbox}.ask", (job_class,), self._ask, REQUEST_TIMEOUT_S)
+                await self._pull(f"{inbox}.ask", (job_class,), self._ask, ANSWER_S)
                 if self._job is not None:
                     return
             await self._pull(f"{inbox}.wait", subjects.CLASSES, self._wait, LOST_AFTER_S)

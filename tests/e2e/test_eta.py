@@ -19,6 +19,7 @@ from tests.processes import (
     scripts,
     server_sent_events,
 )
+from tests.terminal import terminal
 
 LONG = {"prompt": "go on", "max_tokens": 4000}
 
@@ -156,18 +157,26 @@ def test_the_retry_after_follows_the_backlog(full_stack: Stack) -> None:
 
 
 def test_a_command_that_waits_counts_down(stack: Stack) -> None:
-    """`status` tells the outlook in words."""
+    """`submit --wait` on a terminal shows where the job is and when it will be done, and ends with
+    its result; `status` says the same."""
     measure(stack)
     ids = [stack.submit(**LONG) for _ in range(3)]
     stack.wait_for_state(ids[0], "STARTED")
-    shown = subprocess.run(
+    told = subprocess.run(
         [str(scripts() / "sluice"), "status", ids[2], "--url", stack.url],
         env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
     ).stdout
-    assert "1 before it, done in about " in shown
+    assert "1 before it, done in about " in told
+    command = ("submit", "hi", "--raw", "--max-tokens", "5", "--wait", "--url", stack.url)
+    with terminal(*command) as shown:
+        eventually(lambda: "2 before it, done in about" in shown.output, "it counts down")
+        for job_id in reversed(ids):
+            stack.http.delete(f"/jobs/{job_id}")
+        assert shown.process.wait(PATIENCE_S) == 0
+        assert "SUCCESS" in shown.output
 
 
 def waiting(stack: Stack) -> int:

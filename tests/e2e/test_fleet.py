@@ -12,6 +12,7 @@ from shared import subjects
 from shared.broker import connected
 from shared.config import BrokerSettings
 from shared.cpus import own_cpus, usable_cpus
+from shared.timestamps import milliseconds_between
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 
@@ -79,6 +80,26 @@ def test_inferers_come_and_go(stack: Stack, tiny_model: Path) -> None:
     assert _ids(stack) == ["inferer-0", "inferer-2"]
     third.kill()
     eventually(lambda: _ids(stack) == ["inferer-0"], "the dead one is gone")
+
+
+def test_a_second_inferer_shares_a_backlog(
+    stack: Stack, tiny_model: Path, nats_command: str
+) -> None:
+    """It takes a job as soon as it is ready, though all of them came before it; nothing has to be
+    configured, and the broker's limit is 2, and 1 again when it has left."""
+    ids = [stack.submit(prompt="go on", max_tokens=400) for _ in range(50)]
+    second = stack.start_inferer(tiny_model)
+    ready_at = second.wait_for("inferer_ready")["timestamp"]
+    eventually(lambda: _broker_limit(stack, nats_command) == 2, "the limit has followed")
+    ended = [stack.wait_for_end(job_id) for job_id in ids]
+    assert {job["state"] for job in ended} == {"SUCCESS"}
+    assert {job["attempts"] for job in ended} == {1}
+    started = sorted(job["started_at"] for job in ended if job["inferer"] == "inferer-1")
+    assert len(started) > 5
+    # Within a second on a quiet machine; this one is shared.
+    assert milliseconds_between(ready_at, started[0]) < 10_000
+    assert second.terminate() == 0
+    eventually(lambda: _broker_limit(stack, nats_command) == 1, "the limit has followed")
 
 
 def test_the_limit_follows_a_crash(stack: Stack, tiny_model: Path) -> None:
@@ -168,6 +189,11 @@ async def test_the_fast_are_served_first(stack: Stack, tiny_model: Path) -> None
     together = [stack.submit(prompt="go on", max_tokens=1500) for _ in range(2)]
     both = {stack.wait_for_end(job_id)["inferer"] for job_id in together}
     assert both == {"inferer-0", "inferer-1"}
+
+
+def _broker_limit(stack: Stack, nats_command: str) -> int:
+    command = [nats_command, "-s", stack.nats.url, "consumer", "info", "REQUESTS", "tiny", "-j"]
+    return int(json.loads(_run(command))["config"]["max_ack_pending"])
 
 
 def _limit(stack: Stack) -> int:

@@ -172,6 +172,22 @@ async def test_a_slot_takes_one_of_two_that_come_at_once(queue: Broker) -> None:
             assert {first, second} == {f"high-{number}", f"normal-{number}"}
 
 
+async def test_a_class_at_its_limit_does_not_hold_up_the_others(queue: Broker) -> None:
+    """Another slot has all that may run of `high`, and more of it waits: a normal job is taken, and
+    of the class at its limit the next as soon as there is a place."""
+    for name in ("high-1", "high-2"):
+        await publish(queue, name, "high")
+    await publish(queue, "normal")
+    async with Puller(queue, "tiny") as one, Puller(queue, "tiny") as two:
+        async with asyncio.timeout(SOON_S):
+            held = await one.next()
+        assert await pulled(two) == ("normal", 1)
+        waiting = asyncio.create_task(pulled(two))
+        await until_consumer(queue, "tiny+low", num_waiting=1)
+        await held.ack_sync()
+        assert await waiting == ("high-2", 1)
+
+
 async def test_the_low_cannot_starve(queue: Broker) -> None:
     """A class that has not been asked for a while is asked first, once."""
     for number in range(40):

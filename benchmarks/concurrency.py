@@ -1,0 +1,116 @@
+"""Why one at a time: the same jobs in one process with more and more slots, which share each batch,
+and in two processes that both want all CPUs, beside the same two one after the other.
+
+    .venv/bin/python -m benchmarks.concurrency
+"""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+
+from benchmarks.measuring import THREADS, BareLoop, describe_machine, seconds
+from services.inferer.engine import Engine, Sequence
+from services.inferer.llama import Model
+from services.inferer.models import locate
+from services.inferer.sampler import Sampler
+from shared.messages import Sampling
+
+JOBS, TOKENS, ROUNDS = 8, 96, 5
+PROMPT, OPTIONS = "The history of the lighthouse began", Sampling(temperature=0.8)
+SLOTS = (1, 2, 4, 8)
+
+
+def main() -> int:
+    print(f"concurrency: {describe_machine()}")
+    model = Model(locate("smollm2"), gpu_layers=-1)
+    engines = {
+        slots: Engine(model, slots=slots, n_ctx=1024, n_batch=512, threads=THREADS)
+        for slots in SLOTS
+    }
+    took: dict[int, list[float]] = {slots: [] for slots in SLOTS}
+    for _ in range(ROUNDS):
+        for slots, engine in engines.items():
+            took[slots].append(seconds(lambda engine=engine: _run(engine)))
+    for engine in engines.values():
+        engine.close()
+    model.close()
+    alone = median(took[1])
+    for slots, values in took.items():
+        each_s = median(values) * slots / JOBS
+        print(
+            f"  {slots} slot(s): {JOBS * TOKENS / median(values):5.0f} tokens/s in all "
+            f"({alone / median(values):.2f} times one slot), a job takes {each_s:.2f} s"
+        )
+    with _worker() as first, _worker() as second:
+        apart = [seconds(lambda: (_ask(first), _ask(second))) for _ in range(ROUNDS)]
+        together = [seconds(lambda: _ask(first, second)) for _ in range(ROUNDS)]
+    print(
+        f"  two processes with {THREADS} threads each: two jobs one after the other "
+        f"{median(apart):.2f} s, at once {median(together):.2f} s "
+        f"({min(together):.2f} to {max(together):.2f}): "
+        f"{median(together) / median(apart):.1f} times as long"
+    )
+    return 0
+
+
+def _run(engine: Engine) -> None:
+    """All jobs through the engine, each of so many tokens."""
+    ended = threading.Semaphore(0)
+    for seed in range(JOBS):
+        tokens = engine.model.tokenize(PROMPT)
+        engine.submit(
+            Sequence(
+                prepare=lambda seed=seed, tokens=tokens: (
+                    tokens,
+                    Sampler(engine.model, OPTIONS, seed, tokens),
+                ),
+                max_tokens=TOKENS,
+                stop=[],
+                on_text=lambda text: None,
+                on_end=lambda outcome: ended.release(),
+            )
+        )
+    for _ in range(JOBS):
+        ended.acquire()
+
+
+@contextmanager
+def _worker() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.concurrency", "worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _ask(process)  # loaded
+        yield process
+    finally:
+        process.communicate("")
+
+
+def _ask(*workers: subprocess.Popen[str]) -> None:
+    """One job each, at the same moment."""
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    for worker in workers:
+        assert worker.stdout is not None
+        if worker.stdout.readline() != "done\n":
+            raise RuntimeError("a worker died")
+
+
+def _work() -> None:
+    loop = BareLoop(locate("smollm2"))
+    for _ in sys.stdin:
+        loop.run(PROMPT, OPTIONS, 1, TOKENS)
+        print("done", flush=True)
+    loop.close()
+
+
+if __name__ == "__main__":
+    sys.exit(_work() if sys.argv[1:] == ["worker"] else main())
