@@ -73,9 +73,11 @@ class Broker:
         """The largest payload, in bytes, that leaves room for headers."""
         return self.nc.max_payload - HEADER_ROOM
 
-    def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` on the event loop after each reconnect."""
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` on the event loop after each reconnect, until what this returns is
+        called."""
         self._on_reconnect.append(callback)
+        return lambda: self._on_reconnect.remove(callback)
 
     async def connect(self) -> None:
         """Connect, however long it takes."""
@@ -198,7 +200,7 @@ class Broker:
     async def _announce_reconnected(self) -> None:
         self._outage_logged = False
         log.info("broker_reconnected", url=self._url)
-        for callback in self._on_reconnect:
+        for callback in list(self._on_reconnect):
             callback()
 
 

@@ -63,7 +63,7 @@ class Puller:
         self._job: Msg | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._withdrawals: set[asyncio.Task[None]] = set()
-        broker.on_reconnect(lambda: self._end(RECONNECTED))
+        self._forget = broker.on_reconnect(lambda: self._end(RECONNECTED))
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,6 +74,7 @@ class Puller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._forget()
         if self._withdrawals:
             await asyncio.wait(self._withdrawals)
         if self._job is not None:
