@@ -10,6 +10,8 @@ from shared.messages import InfererEntry, StateEvent, Work
 from shared.timestamps import parse_timestamp
 
 REMEMBERED = 1000
+UNSEEN_S = 5.0
+"""Entries are renewed every second: what runs for longer is in one, or does not run any more."""
 
 
 class Run(Struct, frozen=True):
@@ -60,8 +62,10 @@ class RunningJobs:
             for run in self._heard.values():
                 if run.inferer == entry.id:
                     seen = running.get(run.job_id)
-                    # An entry may speak of an earlier attempt.
-                    if seen is None or seen.started_at < run.started_at:
+                    # Its end may have been missed; and an entry may speak of an earlier attempt.
+                    if (seen is None and run.elapsed_s < UNSEEN_S) or (
+                        seen is not None and seen.started_at < run.started_at
+                    ):
                         running[run.job_id] = run
         return running
 
