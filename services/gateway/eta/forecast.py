@@ -39,6 +39,7 @@ from shared.timestamps import timestamp
 LESSONS = 300
 """Stored results that a gateway which has just started learns from."""
 LESSONS_BYTES = 8 * 1024 * 1024
+QUIET_S = 2.0
 READ_AHEAD = 32
 """Jobs ahead that are looked at one by one; those behind them are taken to be as usual."""
 WHILE_UNKNOWN_S = 5
@@ -109,10 +110,10 @@ class Forecast:
             return Outlook()
         if job.is_running:
             return self._of_running(job)
-        place = await find_place(self._broker, job, lambda: len(self._runs(job.model)))
+        place = await find_place(self._broker, job, self._returned)
         if place is None:
             return Outlook()
-        simulation = self._simulation(place.model, place.returned)
+        simulation = self._simulation(place.model, self._out(place.model) - place.is_given_out)
         own = _work(job.request, place.model)
         if simulation is None or own is None:
             return Outlook(position=place.ahead)
@@ -128,8 +129,7 @@ class Forecast:
         """Whole seconds until ``jobs`` of those that wait will have been taken."""
         if not any(entry.slots for entry in self._fleet.inferers.get(model.name, [])):
             return WHILE_UNSERVED_S
-        returned = max(0, model.in_flight - len(self._runs(model.name)))
-        simulation = self._simulation(model, returned)
+        simulation = self._simulation(model, self._out(model))
         if simulation is None:
             return WHILE_UNKNOWN_S
         simulation.serve_usual(jobs - 1)
@@ -146,9 +146,9 @@ class Forecast:
         simulation = Simulation(pace, [Slot(run.inferer, run)])
         return Outlook(progress=progress, eta=_eta(simulation.free_s[0]))
 
-    def _simulation(self, model: ModelConsumers, returned: int) -> Simulation | None:
-        """The slots of the model with what they run, and then those jobs that were given out and
-        come back; None while there is nothing to go by."""
+    def _simulation(self, model: ModelConsumers, out: int) -> Simulation | None:
+        """The slots of the model with what they run, then ``out`` jobs that were given out before;
+        None while there is nothing to go by."""
         pace = self._paces.get(model.name)
         if pace is None or not pace.is_known:
             return None
@@ -161,8 +161,17 @@ class Forecast:
         if not slots:
             return None
         simulation = Simulation(pace, slots)
-        simulation.serve_usual(returned)
+        simulation.serve_usual(out)
         return simulation
+
+    def _out(self, model: ModelConsumers) -> int:
+        """Jobs that have been given out and that nobody speaks of: they begin, or come back."""
+        return max(0, model.in_flight - len(self._runs(model.name)))
+
+    def _returned(self, model: ModelConsumers) -> int:
+        """Those of them that come back. While jobs begin and end it is the news of them that is on
+        its way; and then, where somebody takes jobs, what comes back is taken at once."""
+        return self._out(model) if self._running.quiet_s > QUIET_S else 0
 
     def _runs(self, model: str) -> dict[str, Run]:
         return self._running.of(self._fleet.inferers.get(model, []))

@@ -19,11 +19,13 @@ SIZE_OF_A_READ = 1024 * 1024
 
 class Place(Struct, frozen=True):
     """``by_class`` counts the jobs of each class that wait before this one, ``returned`` those that
-    were given out before and wait to be given out again, which comes first."""
+    were given out before and come back, which are served first. ``is_given_out`` says that this
+    one has been, too: it begins in a moment, or comes back."""
 
     model: ModelConsumers
     by_class: dict[str, int]
-    returned: int
+    returned: int = 0
+    is_given_out: bool = False
 
     @property
     def waiting(self) -> int:
@@ -34,8 +36,10 @@ class Place(Struct, frozen=True):
         return self.waiting + self.returned
 
 
-async def find_place(broker: Broker, job: Unfinished, running: Callable[[], int]) -> Place | None:
-    """Where ``job`` waits; None when its model is gone. ``running`` counts what the model runs.
+async def find_place(
+    broker: Broker, job: Unfinished, returned: Callable[[ModelConsumers], int]
+) -> Place | None:
+    """Where ``job`` waits; None when its model is gone. ``returned`` counts jobs that come back.
 
     Its own class is counted from two answers: what has not been delivered, and what stands behind
     it. Two countings in a row that agree were true in between; a queue that never stands still
@@ -57,14 +61,9 @@ async def find_place(broker: Broker, job: Unfinished, running: Callable[[], int]
         info = model.by_class[job.priority]
         higher = _higher(model, job.priority)
         if behind is None or behind.sequence != sequence or _is_delivered(info, sequence):
-            # It has been given out: it runs in a moment, or is the next of its class to.
-            return Place(model, {**higher, job.priority: 0}, returned=0)
+            return Place(model, {**higher, job.priority: 0}, is_given_out=True)
         before = (info.num_pending or 0) - int(behind.headers["Nats-Num-Pending"]) - 1
-        place = Place(
-            model,
-            {**higher, job.priority: max(before, 0)},
-            returned=max(0, model.in_flight - running()),
-        )
+        place = Place(model, {**higher, job.priority: max(before, 0)}, returned(model))
         counted = (place.by_class, place.returned, info.num_pending)
         if counted == last:
             break

@@ -1,5 +1,6 @@
 """Which jobs run where: heard as they start and end, and seen in the inferers' entries."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -35,9 +36,16 @@ class RunningJobs:
     def __init__(self) -> None:
         self._heard: OrderedDict[str, Run] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._heard_at = time.monotonic()
+
+    @property
+    def quiet_s(self) -> float:
+        """For how long no job has started or ended."""
+        return time.monotonic() - self._heard_at
 
     def hear(self, job_id: str, event: StateEvent) -> None:
         """A job has started, or does not run any more."""
+        self._heard_at = time.monotonic()
         if event.state == "started":
             self._ended.pop(job_id, None)
             self._heard[job_id] = Run(job_id, event.inferer, event.at, event.work)
@@ -46,6 +54,7 @@ class RunningJobs:
             self.end(job_id)
 
     def end(self, job_id: str) -> None:
+        self._heard_at = time.monotonic()
         self._heard.pop(job_id, None)
         self._ended[job_id] = None
         _bound(self._ended)
