@@ -16,8 +16,12 @@ INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
 
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
 
-STORED_ALREADY = 10071
-"""The broker's word for a subject that holds a message already: wrong last sequence."""
+LONGEST_INBOX = 1024
+"""A subject as long as the server's control line (4 kB) closes the connection that publishes it."""
+
+OVERTAKEN = (10071, 10164)
+"""The broker's codes for a subject whose last message is not the expected one: it holds another,
+or, on a cluster, another is about to be stored."""
 
 
 async def read_result(broker: Broker, job_id: str) -> Result | None:
@@ -63,7 +67,7 @@ async def store_result(broker: Broker, result: Result, patience_s: float) -> Res
     except RequestTooLarge:
         return await store_result(broker, _too_large(result, len(payload)), patience_s)
     except nats.js.errors.APIError as error:
-        if error.err_code != STORED_ALREADY:
+        if error.err_code not in OVERTAKEN:
             raise
         # Somebody's write was first; or our own, whose confirmation was lost.
         stored = await read_result(broker, result.id)
@@ -85,7 +89,7 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
         return
     if not is_inbox(reply_to):
         structlog.get_logger().warning(
-            "reply_refused", job_id=result.id, reply_to=reply_to, why="not a client's inbox"
+            "reply_refused", job_id=result.id, reply_to=reply_to[:100], why="not a client's inbox"
         )
         return
     with unavailable_on_outage(broker):
@@ -95,7 +99,12 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
 
 
 def is_inbox(subject: str) -> bool:
-    return subject.startswith(INBOX_PREFIXES) and _SUBJECT.fullmatch(subject) is not None
+    """Whether an answer may be sent to ``subject``."""
+    return (
+        subject.startswith(INBOX_PREFIXES)
+        and len(subject) <= LONGEST_INBOX
+        and _SUBJECT.fullmatch(subject) is not None
+    )
 
 
 def _too_large(result: Result, size: int) -> Failed:
