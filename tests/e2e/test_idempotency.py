@@ -254,6 +254,29 @@ async def test_an_entry_without_its_job(
     assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 
+async def test_a_job_that_is_published_once_more_after_its_end(
+    shared_stack: Stack, client: Client
+) -> None:
+    """By a gateway that was frozen for longer than the broker remembers ids: the inferer sees the
+    result and stops, and nothing that anybody can see of the job changes."""
+    job_id = shared_stack.submit(**BODY)
+    ended = shared_stack.wait_for_end(job_id)
+    shared_stack.wait_for_end(shared_stack.submit(**BODY))
+    announced = await client.subscribe("infer.finished.*")
+    subject = f"infer.requests.tiny.normal.{job_id}"
+    await client.jetstream().publish(subject, json.dumps(LONG).encode())
+    inferer = shared_stack.inferers[0]
+
+    def settled() -> bool:
+        finished = inferer.events("job_finished")
+        return [event["job_id"] for event in finished].count(job_id) == 2
+
+    eventually(settled, "it is off the queue again")
+    assert shared_stack.status(job_id) == ended
+    await client.flush()
+    assert announced.pending_msgs == 0
+
+
 async def test_a_key_that_has_expired_is_free(
     shared_stack: Stack, client: Client, key: str
 ) -> None:
