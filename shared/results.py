@@ -14,14 +14,14 @@ from shared.timestamps import timestamp
 INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
 """Where answers may be sent: a request cannot make an inferer publish anywhere else."""
 
-_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
-
 LONGEST_INBOX = 1024
 """A subject as long as the server's control line (4 kB) closes the connection that publishes it."""
 
-OVERTAKEN = (10071, 10164)
-"""The broker's codes for a subject whose last message is not the expected one: it holds another,
-or, on a cluster, another is about to be stored."""
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
+
+STORED_ALREADY = (10071, 10164)
+"""The broker's words for a subject that holds a message already, wrong last sequence; and on a
+cluster for one that is about to hold one, which the nodes have not agreed on yet."""
 
 
 async def read_result(broker: Broker, job_id: str) -> Result | None:
@@ -67,7 +67,7 @@ async def store_result(broker: Broker, result: Result, patience_s: float) -> Res
     except RequestTooLarge:
         return await store_result(broker, _too_large(result, len(payload)), patience_s)
     except nats.js.errors.APIError as error:
-        if error.err_code not in OVERTAKEN:
+        if error.err_code not in STORED_ALREADY:
             raise
         # Somebody's write was first; or our own, whose confirmation was lost.
         stored = await read_result(broker, result.id)

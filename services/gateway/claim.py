@@ -14,7 +14,7 @@ from shared.errors import KeyReused, RequestTooLarge, StorageShort
 from shared.job_ids import accepted_at, is_job_id, new_job_id
 from shared.logs import logger
 from shared.messages import IdempotencyEntry, decode_idempotency_entry, encode
-from shared.results import OVERTAKEN
+from shared.results import STORED_ALREADY
 
 KEPT = timedelta(hours=24)
 """How long a key stands for its job, counted from the first time it was used."""
@@ -60,7 +60,7 @@ class Claim:
         try:
             stored = await broker.publish_stored(self.subject, entry, headers, patience_s)
         except nats.js.errors.APIError as error:
-            if error.err_code in OVERTAKEN:
+            if error.err_code in STORED_ALREADY:
                 raise Overtaken from None
             raise
         try:
