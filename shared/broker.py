@@ -15,12 +15,11 @@ from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
 from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable, RequestTooLarge
+from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.logs import logger
 
-# The client counts only the payload against the server's limit; payload plus headers over it
-# closes the connection for good. So this much is left for the headers.
 HEADER_ROOM = 8 * 1024
+"""What payloads leave for headers: the server counts both against its limit."""
 
 REQUEST_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 0.2
@@ -35,6 +34,13 @@ TRANSIENT = (
     nats.js.errors.ServiceUnavailableError,
 )
 """What an outage, a restart or an election looks like from the client."""
+
+STORE_FULL = (10002, 10023, 10047)
+"""The broker's codes for storage that is used up: the account's, the server's, what is left to
+reserve. It looks before it stores, so nothing was."""
+
+SAME_ID_IN_PROCESS = 10158
+"""The broker's code, on a cluster, while another message with this ``Nats-Msg-Id`` is stored."""
 
 log = logger()
 
@@ -161,9 +167,18 @@ class Broker:
 
         Raises:
             BrokerUnavailable: not confirmed in time; it may have landed all the same.
+            StorageShort: the broker has no room for it.
             RequestTooLarge: over what the broker takes.
             nats.js.errors.APIError: the stream refused it.
         """
+        # The client counts only the payload; over the limit together with its headers a message
+        # would close the connection for good, and again when it is sent anew.
+        size = len(payload) + _size(headers)
+        if size > self.nc.max_payload:
+            raise RequestTooLarge(
+                f"the message has {size} bytes with its headers, "
+                f"the broker takes {self.nc.max_payload}"
+            )
         give_up_at = time.monotonic() + patience_s
         while True:
             try:
@@ -171,11 +186,9 @@ class Broker:
                 return await self.js.publish(
                     subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
                 )
-            except nats.errors.MaxPayloadError:
-                raise RequestTooLarge(
-                    f"the message has {len(payload)} bytes, the broker takes {self.max_body}"
-                ) from None
-            except TRANSIENT as error:
+            except (nats.js.errors.APIError, *TRANSIENT) as error:
+                if isinstance(error, nats.js.errors.APIError) and not _may_pass(error):
+                    raise
                 if time.monotonic() >= give_up_at:
                     raise BrokerUnavailable(_sentence(error)) from error
                 await asyncio.sleep(RETRY_DELAY_S)
@@ -226,7 +239,26 @@ def _stored(answer: Msg) -> StoredMessage:
     )
 
 
+def _may_pass(error: nats.js.errors.APIError) -> bool:
+    """Whether the same publish may succeed in a moment.
+
+    Raises:
+        StorageShort: in a while.
+    """
+    if error.err_code in STORE_FULL:
+        raise StorageShort(f"the broker's storage is full: {error.description}") from error
+    return isinstance(error, TRANSIENT) or error.err_code == SAME_ID_IN_PROCESS
+
+
+def _size(headers: dict[str, str]) -> int:
+    """The bytes of headers on the wire: a line each, ``NATS/1.0`` before and an empty one after."""
+    lines = (len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    return len(b"NATS/1.0\r\n\r\n") + sum(lines)
+
+
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, nats.js.errors.APIError) and error.description:
+        return f"the broker could not do it: {error.description}"
     return f"the broker did not answer: {error or type(error).__name__}"
 
 

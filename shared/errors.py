@@ -34,6 +34,12 @@ class RequestTooLarge(SluiceError):
     code = "request_too_large"
 
 
+class KeyReused(SluiceError):
+    """An ``Idempotency-Key`` that stands for another request already."""
+
+    code = "idempotency_key_reused"
+
+
 class UnknownModel(SluiceError):
     code = "model_not_found"
 
@@ -85,6 +91,14 @@ class BrokerUnavailable(SluiceError):
 
     code = "broker_unavailable"
     retryable = True
+
+
+class StorageShort(BrokerUnavailable):
+    """The broker has no room left, or too little to take more jobs on. Nothing was stored."""
+
+    code = "storage_short"
+    retry_after_s = 10
+    """Room comes back when jobs end, results age out, or somebody adds some."""
 
 
 class ModelError(SluiceError):

@@ -285,6 +285,14 @@ class CancelNotice(Struct, frozen=True):
     code: StopCode
 
 
+class IdempotencyEntry(Struct, frozen=True):
+    """An entry of the bucket ``IDEMPOTENCY``: the job that a key stands for, and the SHA-256 of
+    what was submitted under it."""
+
+    id: str
+    digest: str
+
+
 InfererState = Literal["idle", "busy", "stopping"]
 
 
@@ -440,10 +448,10 @@ class JobAccepted(Struct, frozen=True, kw_only=True):
     events_url: str
 
     @classmethod
-    def of(cls, job_id: str) -> Self:
+    def of(cls, job_id: str, state: TaskState = "PENDING") -> Self:
         return cls(
             id=job_id,
-            state="PENDING",
+            state=state,
             status_url=f"/status/{job_id}",
             events_url=f"/jobs/{job_id}/events",
         )
@@ -523,6 +531,7 @@ _decode_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 decode_state_event = msgspec.json.Decoder(StateEvent).decode
 decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
 decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
+decode_idempotency_entry = msgspec.json.Decoder(IdempotencyEntry).decode
 decode_concurrency = msgspec.json.Decoder(SetConcurrency).decode
 decode_concurrency_change = msgspec.json.Decoder(ConcurrencyChange).decode
 decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode

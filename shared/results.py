@@ -14,10 +14,14 @@ from shared.timestamps import timestamp
 INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
 """Where answers may be sent: a request cannot make an inferer publish anywhere else."""
 
+LONGEST_INBOX = 1024
+"""A subject as long as the server's control line (4 kB) closes the connection that publishes it."""
+
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
 
-STORED_ALREADY = 10071
-"""The broker's word for a subject that holds a message already: wrong last sequence."""
+STORED_ALREADY = (10071, 10164)
+"""The broker's words for a subject that holds a message already, wrong last sequence; and on a
+cluster for one that is about to hold one, which the nodes have not agreed on yet."""
 
 
 async def read_result(broker: Broker, job_id: str) -> Result | None:
@@ -63,7 +67,7 @@ async def store_result(broker: Broker, result: Result, patience_s: float) -> Res
     except RequestTooLarge:
         return await store_result(broker, _too_large(result, len(payload)), patience_s)
     except nats.js.errors.APIError as error:
-        if error.err_code != STORED_ALREADY:
+        if error.err_code not in STORED_ALREADY:
             raise
         # Somebody's write was first; or our own, whose confirmation was lost.
         stored = await read_result(broker, result.id)
@@ -85,7 +89,7 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
         return
     if not is_inbox(reply_to):
         structlog.get_logger().warning(
-            "reply_refused", job_id=result.id, reply_to=reply_to, why="not a client's inbox"
+            "reply_refused", job_id=result.id, reply_to=reply_to[:100], why="not a client's inbox"
         )
         return
     with unavailable_on_outage(broker):
@@ -95,7 +99,12 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
 
 
 def is_inbox(subject: str) -> bool:
-    return subject.startswith(INBOX_PREFIXES) and _SUBJECT.fullmatch(subject) is not None
+    """Whether an answer may be sent to ``subject``."""
+    return (
+        subject.startswith(INBOX_PREFIXES)
+        and len(subject) <= LONGEST_INBOX
+        and _SUBJECT.fullmatch(subject) is not None
+    )
 
 
 def _too_large(result: Result, size: int) -> Failed:

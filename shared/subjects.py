@@ -21,6 +21,7 @@ CLASS_NORMAL = "normal"
 # The broker renames the message's own reply field when it stores it, so the subject that waits
 # for the answer travels in a header.
 HEADER_REPLY_TO = "Reply-To"
+HEADER_IDEMPOTENCY_KEY = "Idempotency-Key"
 HEADER_DEADLINE = "Deadline"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_VERSION = "Sluice-Version"
@@ -122,6 +123,11 @@ def control(inferer_id: str) -> str:
 
 def dead(model: str, job_id: str) -> str:
     return f"infer.dead.{model}.{job_id}"
+
+
+def idempotency(key_hash: str) -> str:
+    """A key's entry; hashed, as a key may be anything and a token of a subject may not."""
+    return f"$KV.{IDEMPOTENCY}.{key_hash}"
 
 
 def last_token(subject: str) -> str:

@@ -1,6 +1,7 @@
 """The streams, consumers and buckets, and the one function that makes a broker hold them."""
 
 import asyncio
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from shared.broker import Broker, unavailable_on_outage
 from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
 from shared.errors import TopologyError
 from shared.job_ids import RETENTION
+from shared.storage import read_storage
 
 OLDEST_SERVER = (2, 12)
 """The first nats-server with message schedules."""
@@ -27,6 +29,8 @@ PRESENCE_TTL_S = 10.0
 IDEMPOTENCY_TTL_S = DAY_S
 DUPLICATE_WINDOW_S = 120.0
 EVENTS_MAX_BYTES = 1024**3
+EVENTS_SHARE = 10
+"""Where the account's storage is limited, events get at most one part in so many of it."""
 
 
 @dataclass
@@ -41,7 +45,8 @@ class Topology:
         return 12.0 if self.replicas == 1 else 30.0
 
 
-def streams(topology: Topology) -> list[StreamConfig]:
+def streams(topology: Topology, storage_limit: int | None = None) -> list[StreamConfig]:
+    """The streams of a deployment whose account may store ``storage_limit`` bytes."""
     shared: dict[str, Any] = {
         "storage": StorageType.FILE,
         "num_replicas": topology.replicas,
@@ -51,6 +56,8 @@ def streams(topology: Topology) -> list[StreamConfig]:
         "max_bytes": -1,
     }
     retention_s = RETENTION.total_seconds()
+    # The broker reserves it: a stream that may become larger than the storage is refused.
+    events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
     return [
         # Bounded by nothing, so that no accepted job is ever dropped: the gateways refuse new
         # ones instead.
@@ -71,7 +78,7 @@ def streams(topology: Topology) -> list[StreamConfig]:
             retention=RetentionPolicy.LIMITS,
             max_age=retention_s,
             duplicate_window=DUPLICATE_WINDOW_S,
-            **{**shared, "max_bytes": EVENTS_MAX_BYTES},
+            **{**shared, "max_bytes": int(events_max_bytes)},
         ),
         StreamConfig(
             name=subjects.RESULTS,
@@ -125,8 +132,9 @@ async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
         BrokerUnavailable: no answer.
     """
     found = []
+    storage = await read_storage(broker)
     with unavailable_on_outage(broker):
-        for wanted in streams(topology):
+        for wanted in streams(topology, storage.limit):
             try:
                 held = (await broker.js.stream_info(str(wanted.name))).config
             except nats.js.errors.NotFoundError:
@@ -152,7 +160,8 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
             wanted = ".".join(map(str, OLDEST_SERVER))
             raise TopologyError(f"nats-server {version} is too old: Sluice needs {wanted} or newer")
         changes: list[str] = []
-        for stream in streams(topology):
+        storage = await read_storage(broker)
+        for stream in streams(topology, storage.limit):
             changes += await _ensure_stream(broker, stream)
         for info in await list_consumers(broker):
             if class_of(info) is None:

@@ -16,6 +16,8 @@ from typing import Any, Self, TypeVar
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGURATION = ROOT / "deploy/nats/nats.conf"
+"""The broker's, as users run it."""
 PATIENCE_S = 60.0
 """Generous: the machines that run this are shared. Nothing here measures speed."""
 
@@ -115,7 +117,7 @@ class Process:
 class NatsServer:
     """A real broker on a free port; it can be killed and started again on the same data."""
 
-    def __init__(self, folder: Path, configuration: Path = ROOT / "deploy/nats/nats.conf") -> None:
+    def __init__(self, folder: Path, configuration: Path = CONFIGURATION) -> None:
         self._folder = folder
         self._configuration = configuration
         self.port = free_port()
@@ -156,9 +158,10 @@ class NatsServer:
 class Stack:
     """NATS at once; gateways and inferers as a test starts them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, configuration: Path = CONFIGURATION) -> None:
+        """``configuration`` is the broker's."""
         self.folder = folder
-        self.nats = NatsServer(folder / "nats")
+        self.nats = NatsServer(folder / "nats", configuration)
         self.gateways: list[Process] = []
         self.inferers: list[Process] = []
         self.urls: list[str] = []

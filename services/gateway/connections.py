@@ -2,15 +2,26 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from litestar import Request
+from litestar.params import Parameter
 from msgspec import Struct
 
 from services.gateway.streams import GatewayStopping
+from shared import subjects
 from shared.errors import InvalidRequest
 
 T = TypeVar("T")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Parameter(
+        header=subjects.HEADER_IDEMPOTENCY_KEY,
+        required=False,
+        description="For 24 h the same key gives the same job, which no hang-up cancels.",
+    ),
+]
 
 
 class ClientGone(Exception):

@@ -7,10 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
+from services.gateway.idempotency import Idempotency
 from services.gateway.job_events import JobEvent, job_events
-from services.gateway.jobs import Jobs, Ticket
+from services.gateway.jobs import Jobs
 from services.gateway.nats_service import NatsService
 from services.gateway.settings import GatewaySettings
+from services.gateway.storage import Storage
+from services.gateway.ticket import Ticket
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
@@ -30,8 +33,12 @@ class Gateway:
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.forecast = Forecast(self.broker, self.fleet)
         self.finished = FinishedJobs(self.broker, self.forecast.learn)
-        self.jobs = Jobs(self.broker, self.fleet, self.finished, self.forecast, settings)
-        self.service = NatsService(self.broker, self.fleet, self.jobs)
+        self.storage = Storage(self.broker)
+        self.jobs = Jobs(
+            self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
+        )
+        self.idempotency = Idempotency(self.broker, self.jobs)
+        self.service = NatsService(self.broker, self.fleet, self.jobs, self.idempotency)
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""
@@ -91,6 +98,7 @@ class Gateway:
                 await self.fleet.change()
                 try:
                     await self.fleet.refresh()
+                    await self.storage.look()
                 except BrokerUnavailable:
                     # It may come back without what it held.
                     await self._prepare_again()
@@ -105,6 +113,7 @@ class Gateway:
                 ):
                     log.info("topology_changed", change=change)
                 await self.fleet.refresh()
+                await self.storage.look()
                 return
             except BrokerUnavailable as error:
                 if not told:

@@ -9,7 +9,8 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from services.gateway.jobs import Jobs, Ticket
+from services.gateway.jobs import Jobs
+from services.gateway.ticket import Ticket
 from services.gateway.token_reader import Restarted, Step, TokenReader
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
@@ -67,22 +68,13 @@ async def job_events(
         if after not in (TAIL, END) and seen < 0:
             yield JobEvent("0", "queued", status)
     finished = asyncio.create_task(jobs.wait(job_id, ticket))
-    reader, read = TokenReader(), 0
+    reader = TokenReader()
     try:
-        while after not in (TAIL, END):
-            try:
-                async for message in _stored_events(broker, job_id, finished):
-                    sequence = message.metadata.sequence.stream
-                    if sequence <= read:
-                        continue  # read before the broker went away
-                    read = sequence
-                    for event in _translate(message, sequence, reader):
-                        if sequence > seen:
-                            yield event
-                break
-            except BrokerUnavailable as error:
-                log.warning("events_interrupted", job_id=job_id, error=error.message)
-                await asyncio.sleep(RETRY_DELAY_S)
+        if after not in (TAIL, END):
+            async for sequence, message in stored_events(broker, job_id, finished):
+                for event in _translate(message, sequence, reader):
+                    if sequence > seen:
+                        yield event
         result = await finished
         if after not in (TAIL, END) and isinstance(result, Completed):
             for step in reader.finish(result.attempt, result.text):
@@ -110,13 +102,31 @@ def _token_event(event_id: str, step: Step) -> JobEvent:
     return JobEvent(event_id, "tokens", Tokens(step.attempt, step.index, step.text))
 
 
-async def _stored_events(
+async def stored_events(
     broker: Broker, job_id: str, finished: asyncio.Task[Result]
-) -> AsyncIterator[Msg]:
-    """The job's messages in ``EVENTS`` from the first on, until the job has finished.
+) -> AsyncIterator[tuple[int, Msg]]:
+    """The job's messages in ``EVENTS`` with their sequences, from the first on, until the job has
+    finished; through outages of the broker.
 
     Frames may be stored after the result; whoever reads fills the tail from that.
     """
+    read = 0
+    while True:
+        try:
+            async for message in _events_until_outage(broker, job_id, finished):
+                sequence = message.metadata.sequence.stream
+                if sequence > read:  # else read before the broker went away
+                    read = sequence
+                    yield sequence, message
+            return
+        except BrokerUnavailable as error:
+            log.warning("events_interrupted", job_id=job_id, error=error.message)
+            await asyncio.sleep(RETRY_DELAY_S)
+
+
+async def _events_until_outage(
+    broker: Broker, job_id: str, finished: asyncio.Task[Result]
+) -> AsyncIterator[Msg]:
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
     with unavailable_on_outage(broker):

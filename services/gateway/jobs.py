@@ -2,18 +2,22 @@
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import nats.js.errors
 
 from services.gateway.checks import check
+from services.gateway.claim import Claim
 from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.room import Room
 from services.gateway.settings import GatewaySettings
+from services.gateway.storage import Storage
+from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished, find_unfinished
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
@@ -24,6 +28,7 @@ from shared.errors import (
     JobAgedOut,
     RequestTooLarge,
     SluiceError,
+    StorageShort,
     UnknownJob,
     UnknownModel,
 )
@@ -38,7 +43,6 @@ from shared.messages import (
     JobStatus,
     JobSubmission,
     ModelQueue,
-    Priority,
     QueueReport,
     Result,
     StopCode,
@@ -57,18 +61,6 @@ FIRST_LOOK_AFTER_S = 0.25
 log = logger()
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """A job that was accepted: the broker holds it."""
-
-    id: str
-    model: str
-    priority: Priority
-    queued_at: str
-    deadline: datetime
-    chat: bool
-
-
 class Jobs:
     """Submit, find, wait, cancel, count."""
 
@@ -78,36 +70,50 @@ class Jobs:
         fleet: Fleet,
         finished: FinishedJobs,
         forecast: Forecast,
+        storage: Storage,
         settings: GatewaySettings,
     ) -> None:
         self._broker = broker
         self._fleet = fleet
         self._finished = finished
         self._forecast = forecast
+        self._storage = storage
         self._settings = settings
         self._room = Room(fleet, forecast, settings.max_waiting)
         self._abandoning: set[asyncio.Task[None]] = set()
 
-    async def submit(self, submission: JobSubmission, reply_to: str | None = None) -> Ticket:
+    async def submit(
+        self,
+        submission: JobSubmission,
+        reply_to: str | None = None,
+        claim: Claim | None = None,
+    ) -> Ticket:
         """Accept a job: when this returns the broker holds it, and it will have a result.
+
+        With the ``claim`` to a key, as the job that the key stands for, or will: it is written to
+        the key's entry after everything else that can refuse the job.
 
         Raises:
             InvalidRequest, RequestTooLarge, UnknownModel: it cannot run.
             QueueFull: too many wait already.
+            StorageShort: the broker has too little room.
             BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
-                in case it arrived all the same.
+                in case it arrived all the same; unless somebody may come back with its key.
+            Overtaken: somebody else has used the claim's key meanwhile.
         """
+        self._storage.require_room()
         model = await self._fleet.choose(submission.model)
         await check(submission, model.facts)
         now = datetime.now(UTC)
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(
-            id=new_job_id(),
+            id=(claim and claim.job_id) or new_job_id(),
             model=model.name,
             priority=submission.priority,
             queued_at=timestamp(now),
             deadline=now + timedelta(seconds=timeout_s),
             chat=submission.messages is not None,
+            kept=claim is not None,
         )
         headers = {
             subjects.HEADER_MSG_ID: ticket.id,
@@ -120,21 +126,34 @@ class Jobs:
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
         async with self._room.taken(model):
-            await self._publish(ticket, payload, headers)
-        log.info("request_accepted", job_id=ticket.id, model=ticket.model, bytes=len(payload))
+            was_there = await self._publish(ticket, payload, headers, claim)
+        if claim is not None and was_there:
+            # Without a claim it would be a retry of our own: nobody else knows the id.
+            ticket = replace(ticket, repeated=True)
+        event = "request_repeated" if ticket.repeated else "request_accepted"
+        log.info(event, job_id=ticket.id, model=ticket.model, bytes=len(payload))
         return ticket
 
-    async def _publish(self, ticket: Ticket, payload: bytes, headers: dict[str, str]) -> None:
+    async def _publish(
+        self, ticket: Ticket, payload: bytes, headers: dict[str, str], claim: Claim | None
+    ) -> bool:
+        """Whether the broker had the job before."""
         subject = subjects.request(ticket.model, ticket.id, ticket.priority)
         patience_s = self._settings.publish_patience_s
+        held = claim.held(self._broker, ticket.id, patience_s) if claim else nullcontext()
         try:
-            await self._broker.publish_stored(subject, payload, headers, patience_s)
+            async with held:
+                stored = await self._broker.publish_stored(subject, payload, headers, patience_s)
+        except StorageShort:
+            raise
         except BrokerUnavailable:
             # It may have arrived all the same; its sender was told that it was not accepted.
-            self.abandon(ticket.id)
+            if not ticket.kept:
+                self.abandon(ticket.id)
             raise
         except nats.js.errors.APIError as error:
             raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
+        return bool(stored.duplicate)
 
     async def find(self, job_id: str) -> Result | Unfinished:
         """The job's result, or the job as it waits or runs.
@@ -173,13 +192,14 @@ class Jobs:
     async def wait(self, job_id: str, ticket: Ticket | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.
 
-        With the ``ticket`` of a job that was submitted just now the first look can wait: nearly
+        With the ``ticket`` of a job that was published just now the first look can wait: nearly
         always the announcement comes before it.
 
         Raises:
             UnknownJob, JobAgedOut.
         """
-        deadline, look = (ticket.deadline, False) if ticket else (None, True)
+        deadline = ticket.deadline if ticket else None
+        look = deadline is None
         while True:
             with self._finished.expecting(job_id) as announced:
                 try:

@@ -3,23 +3,30 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import nats.errors
 import nats.micro
 from msgspec import Struct
 from nats.micro.request import Request, ServiceError
 
+from services.gateway.answers import Answers
 from services.gateway.bodies import decode_body
 from services.gateway.fleet import Fleet
+from services.gateway.idempotency import Idempotency
 from services.gateway.jobs import Jobs
 from services.gateway.problems import status_of
 from services.gateway.unfinished import Unfinished
-from shared import __version__
+from shared import __version__, subjects
 from shared.broker import Broker
-from shared.errors import InvalidRequest, NotFinished, SluiceError
+from shared.errors import InvalidRequest, NotFinished, RequestTooLarge, SluiceError
 from shared.logs import logger
 from shared.messages import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission, encode
-from shared.results import INBOX_PREFIXES, is_inbox
+from shared.results import INBOX_PREFIXES, LONGEST_INBOX, is_inbox
 
 DESCRIPTION = "LLM inference, one job at a time through each worker"
+
+LONGEST_DESCRIPTION = 1000
+"""Of an error: it is a header, which the client does not count against the server's limit, and it
+may name what was sent."""
 
 log = logger()
 
@@ -29,10 +36,12 @@ Handler = Callable[[Request], Awaitable[Struct | None]]
 class NatsService:
     """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
 
-    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs) -> None:
+    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, idempotency: Idempotency) -> None:
         self._broker = broker
         self._fleet = fleet
         self._jobs = jobs
+        self._idempotency = idempotency
+        self._answers = Answers(broker, jobs)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -60,25 +69,34 @@ class NatsService:
         try:
             yield
         finally:
+            self._answers.stop()
             await service.stop()
 
     async def _chat(self, request: Request) -> None:
         submission = decode_body(request.data, NatsSubmission)
         if submission.messages is None:
             raise InvalidRequest("infer.chat takes `messages`; for a `prompt` use infer.complete")
-        await self._jobs.submit(submission, reply_to=_reply_to(request))
+        await self._converse(request, submission)
 
     async def _complete(self, request: Request) -> None:
         submission = decode_body(request.data, NatsSubmission)
         if submission.prompt is None:
             raise InvalidRequest("infer.complete takes a `prompt`; for `messages` use infer.chat")
-        await self._jobs.submit(submission, reply_to=_reply_to(request))
+        await self._converse(request, submission)
+
+    async def _converse(self, request: Request, submission: NatsSubmission) -> None:
+        reply_to = _reply_to(request)
+        ticket = await self._idempotency.submit(submission, _key(request), reply_to)
+        if ticket.repeated:
+            # The job in the queue names the inbox of who came first, and inferers know no other.
+            self._answers.send(ticket.id, reply_to, submission.stream)
 
     async def _submit(self, request: Request) -> JobAccepted:
         submission = decode_body(request.data, NatsSubmission)
         if submission.stream:
             raise InvalidRequest("infer.submit does not stream; use infer.chat or infer.complete")
-        return JobAccepted.of((await self._jobs.submit(submission)).id)
+        ticket = await self._idempotency.submit(submission, _key(request))
+        return JobAccepted.of(ticket.id, ticket.state)
 
     async def _status(self, request: Request) -> Struct:
         return await self._jobs.status(_job_id(request))
@@ -112,10 +130,11 @@ def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
         try:
             answer = await handler(request)
             if answer is not None and request._msg.reply:
-                await request.respond(encode(answer))
+                await _respond(request, encode(answer))
             return
         except SluiceError as error:
-            refusal = ServiceError(str(status_of(error)), f"{error.code}: {error.message}")
+            description = f"{error.code}: {error.message}"[:LONGEST_DESCRIPTION]
+            refusal = ServiceError(str(status_of(error)), description)
         except Exception:
             log.exception("nats_request_crashed", subject=request.subject)
             refusal = ServiceError("500", "internal_error: see the gateway's log")
@@ -126,8 +145,25 @@ def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
     return handle
 
 
+async def _respond(request: Request, answer: bytes) -> None:
+    """Raises: RequestTooLarge: no message of the broker holds the answer."""
+    try:
+        await request.respond(answer)
+    except nats.errors.MaxPayloadError:
+        raise RequestTooLarge(
+            f"the answer has {len(answer)} bytes, more than the broker takes in one message; "
+            "ask for it over HTTP"
+        ) from None
+
+
+def _key(request: Request) -> str | None:
+    return (request.headers or {}).get(subjects.HEADER_IDEMPOTENCY_KEY)
+
+
 def _reply_to(request: Request) -> str:
     reply: str = request._msg.reply
+    if len(reply) > LONGEST_INBOX:
+        raise RequestTooLarge(f"the reply subject has more than {LONGEST_INBOX} characters")
     if not is_inbox(reply):
         raise InvalidRequest(
             f"answers go to inboxes only: the reply subject must begin with "

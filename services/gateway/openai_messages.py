@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from services.gateway.jobs import Ticket
+from services.gateway.ticket import Ticket
 from shared.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.messages import (

@@ -13,10 +13,12 @@ from shared.errors import (
     BrokerUnavailable,
     InvalidRequest,
     JobAgedOut,
+    KeyReused,
     NotFinished,
     QueueFull,
     RequestTooLarge,
     SluiceError,
+    StorageShort,
     UnknownInferer,
     UnknownJob,
     UnknownModel,
@@ -32,6 +34,7 @@ STATUSES: dict[type[SluiceError], int] = {
     NotFinished: 409,
     JobAgedOut: 410,
     RequestTooLarge: 413,
+    KeyReused: 422,
     QueueFull: 429,
     BrokerUnavailable: 503,
 }
@@ -43,6 +46,7 @@ TITLES = {
     409: "Conflict",
     410: "Gone",
     413: "Content Too Large",
+    422: "Unprocessable Content",
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
@@ -89,7 +93,7 @@ REFUSED = {
         404: "no such job, model or inferer",
         410: "the job is older than results are kept",
         429: "the queue is full; see Retry-After",
-        503: "the broker is away; see Retry-After",
+        503: "the broker is away or short of storage; see Retry-After",
     }.items()
 }
 """What routes may answer instead, for the OpenAPI document."""
@@ -106,7 +110,7 @@ def status_of(error: SluiceError) -> int:
 def answer_error(request: Request[Any, Any, Any], error: SluiceError) -> Response[Any]:
     """The answer for one of our errors, in the shape that its route speaks."""
     status = status_of(error)
-    wait_s = error.retry_after_s if isinstance(error, QueueFull) else OUTAGE_S
+    wait_s = error.retry_after_s if isinstance(error, QueueFull | StorageShort) else OUTAGE_S
     return _respond(
         request,
         status,

@@ -349,12 +349,16 @@ class Worker:
             return None  # put there by hand
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make ``call`` until the broker answers: what a job became must not be lost."""
+        """Make ``call`` until the broker answers, and has room: what a job became must not be
+        lost."""
+        told = False
         while True:
             try:
                 return await call()
             except BrokerUnavailable as error:
-                log.warning("broker_awaited", error=error.message)
+                if not told:
+                    log.warning("broker_awaited", error=error.message)
+                    told = True
                 await asyncio.sleep(RETRY_DELAY_S)
 
     async def _hear_cancel(self, message: Msg) -> None:

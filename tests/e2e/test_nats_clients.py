@@ -160,6 +160,30 @@ async def test_answers_go_to_inboxes_only(shared_stack: Stack, client: Client) -
     assert "Traceback" not in shared_stack.gateways[0].output()
 
 
+async def test_what_would_close_the_connection_is_refused(
+    shared_stack: Stack, client: Client
+) -> None:
+    """The server counts headers too, and closes the connection of who sends too much: the gateway
+    says so before, and what it says of it is short."""
+    largest = client.max_payload
+    chat = (CHAT % 2).encode()
+    answers = await client.subscribe(f"{client.new_inbox()}.{'x' * 3900}")
+    await client.publish("infer.chat", chat, reply=answers.subject)
+    refused = (await answers.next_msg(timeout=30)).headers or {}
+    assert refused["Nats-Service-Error-Code"] == "413"
+
+    for spare in (0, 100, 8192):
+        body = _padded('{"prompt":"hi","max_tokens":1,"metadata":{"pad":"%s"}}', largest - spare)
+        assert await _refusal(client, "infer.submit", body) == "413", spare
+    body = _padded('{"prompt":"hi","model":"%s"}', largest)
+    answer = await client.request("infer.submit", body, timeout=PATIENCE_S)
+    assert answer.headers is not None
+    assert answer.headers["Nats-Service-Error-Code"] == "404"
+    assert len(answer.headers["Nats-Service-Error"]) <= 1000
+    assert not shared_stack.gateways[0].events("broker_disconnected")
+    assert (await _call(client, "infer.chat", json.loads(chat)))["text"]
+
+
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
@@ -234,8 +258,14 @@ async def test_a_message_by_hand_that_is_no_request(
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Reply-To": "_INBOX.a b c"}, {"Reply-To": "_INBOX.>"}, {"Status": "100"}, {"Status": "404"}],
-    ids=str,
+    [
+        {"Reply-To": "_INBOX.a b c"},
+        {"Reply-To": "_INBOX.>"},
+        {"Reply-To": "_INBOX." + "x" * 60_000},
+        {"Status": "100"},
+        {"Status": "404"},
+    ],
+    ids=lambda headers: str(headers)[:40],
 )
 async def test_a_message_by_hand_with_a_hostile_header(
     stack: Stack, headers: dict[str, str]
@@ -290,6 +320,11 @@ async def _refusal(client: Client, subject: str, body: Any) -> str:
     assert set(answer.headers) == {"Nats-Service-Error", "Nats-Service-Error-Code"}
     assert answer.headers["Nats-Service-Error"]
     return answer.headers["Nats-Service-Error-Code"]
+
+
+def _padded(template: str, size: int) -> bytes:
+    """``template`` with its gap filled, so that it has so many bytes."""
+    return (template % ("x" * (size - len(template) + len("%s")))).encode()
 
 
 def _bytes(body: Any) -> bytes:

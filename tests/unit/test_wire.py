@@ -13,6 +13,7 @@ from shared.messages import (
     DeadLetter,
     Expired,
     Failed,
+    IdempotencyEntry,
     InferenceRequest,
     InfererEntry,
     JsonObject,
@@ -26,6 +27,7 @@ from shared.messages import (
     TokenFrame,
     Usage,
     decode_cancel_notice,
+    decode_idempotency_entry,
     decode_inferer_entry,
     decode_model_facts,
     decode_request,
@@ -151,6 +153,11 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
             started_at=T0,
             version="0.1.0",
         ),
+    ),
+    (
+        decode_idempotency_entry,
+        b'{"id":"%b","digest":"d1ce57"}' % ID.encode(),
+        IdempotencyEntry(ID, "d1ce57"),
     ),
     (decode_model_facts, b'{"n_ctx":4096,"chat":false}', ModelFacts(4096, False)),
     (

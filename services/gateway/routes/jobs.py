@@ -10,6 +10,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from services.gateway.connections import (
     ClientGone,
+    IdempotencyKey,
     Preferences,
     while_connected,
 )
@@ -28,19 +29,25 @@ from shared.messages import JobAccepted, JobStatus, JobSubmission, encode
         **REFUSED,
         200: ResponseSpec(JobStatus, description="finished within `Prefer: wait=N`"),
         413: ResponseSpec(Problem, description="the body is too large", media_type=PROBLEM),
+        422: ResponseSpec(
+            Problem, description="the key was sent with another request", media_type=PROBLEM
+        ),
     },
 )
 async def submit(
-    request: Request[Any, Any, Any], data: JobSubmission, gateway: Gateway
+    request: Request[Any, Any, Any],
+    data: JobSubmission,
+    gateway: Gateway,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[JobAccepted | JobStatus]:
     """Accept a job. The answer comes once the broker holds it: it will have a result.
 
     `Prefer: wait=N` waits up to N seconds for that result. A client that hangs up meanwhile
-    cancels its job, unless it also sent `Prefer: respond-async`.
+    cancels its job, unless it also sent `Prefer: respond-async` or an `Idempotency-Key`.
     """
     gateway.require_ready()
     preferences = Preferences.of(request)
-    ticket = await gateway.jobs.submit(data)
+    ticket = await gateway.idempotency.submit(data, idempotency_key)
     headers = {"location": f"/status/{ticket.id}", **preferences.applied}
     if preferences.wait_s:
         waiting = gateway.jobs.wait(ticket.id, ticket)
@@ -48,11 +55,11 @@ async def submit(
             result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
             return Response(JobStatus.of(result), status_code=200, headers=headers)
         except ClientGone:
-            if not preferences.respond_async:
+            if not (preferences.respond_async or ticket.kept):
                 gateway.abandon(ticket.id)
         except (TimeoutError, GatewayStopping):
             pass
-    return Response(JobAccepted.of(ticket.id), status_code=202, headers=headers)
+    return Response(JobAccepted.of(ticket.id, ticket.state), status_code=202, headers=headers)
 
 
 @get("/status/{job_id:str}", responses=REFUSED)

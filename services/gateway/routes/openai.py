@@ -6,10 +6,14 @@ from typing import Any
 from litestar import Request, Response, get, post
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
-from services.gateway.connections import ClientGone, Preferences, while_connected
+from services.gateway.connections import (
+    ClientGone,
+    IdempotencyKey,
+    Preferences,
+    while_connected,
+)
 from services.gateway.gateway import Gateway
 from services.gateway.job_events import JobEvent, Tokens
-from services.gateway.jobs import Ticket
 from services.gateway.openai_messages import (
     ChatRequest,
     CompletionRequest,
@@ -21,8 +25,9 @@ from services.gateway.openai_messages import (
 )
 from services.gateway.problems import openai_error
 from services.gateway.streams import KEEP_ALIVE_S, Feed, GatewayStopping
+from services.gateway.ticket import Ticket
 from shared.errors import UnknownJob
-from shared.messages import Completed, Failed, JobStatus, JobSubmission, Result, encode
+from shared.messages import Completed, Failed, JobStatus, Result, encode
 
 HEADERS_WITHIN_S = 5.0
 """How long a stream's status line waits for the first token: a job that fails at once then has
@@ -36,18 +41,26 @@ NO_RETRY = {"x-should-retry": "false"}
 
 @post("/v1/chat/completions", status_code=200)
 async def chat_completions(
-    request: Request[Any, Any, Any], data: ChatRequest, gateway: Gateway
+    request: Request[Any, Any, Any],
+    data: ChatRequest,
+    gateway: Gateway,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[Any]:
-    """Answer a conversation, at once or as a stream. A client that hangs up cancels its job."""
-    return await _answer(request, gateway, data.submission(), data.wants_stream, data.wants_usage)
+    """Answer a conversation, at once or as a stream. A client that hangs up cancels its job,
+    unless it sent an `Idempotency-Key`."""
+    return await _answer(request, gateway, data, idempotency_key)
 
 
 @post("/v1/completions", status_code=200)
 async def completions(
-    request: Request[Any, Any, Any], data: CompletionRequest, gateway: Gateway
+    request: Request[Any, Any, Any],
+    data: CompletionRequest,
+    gateway: Gateway,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[Any]:
-    """Continue a prompt, at once or as a stream. A client that hangs up cancels its job."""
-    return await _answer(request, gateway, data.submission(), data.wants_stream, data.wants_usage)
+    """Continue a prompt, at once or as a stream. A client that hangs up cancels its job,
+    unless it sent an `Idempotency-Key`."""
+    return await _answer(request, gateway, data, idempotency_key)
 
 
 @get("/v1/models")
@@ -67,16 +80,16 @@ async def get_model(model: str, gateway: Gateway) -> ModelCard:
 async def _answer(
     request: Request[Any, Any, Any],
     gateway: Gateway,
-    submission: JobSubmission,
-    stream: bool,
-    include_usage: bool,
+    asked: ChatRequest | CompletionRequest,
+    idempotency_key: str | None,
 ) -> Response[Any]:
     gateway.require_ready()
-    stays = Preferences.of(request).respond_async
-    ticket = await gateway.jobs.submit(submission)
+    respond_async = Preferences.of(request).respond_async
+    ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
+    stays = respond_async or ticket.kept
     try:
-        if stream:
-            return await _stream(request, gateway, ticket, include_usage, stays)
+        if asked.wants_stream:
+            return await _stream(request, gateway, ticket, asked.wants_usage, stays)
         waiting = gateway.jobs.wait(ticket.id, ticket)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientGone:

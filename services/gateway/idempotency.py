@@ -1,0 +1,97 @@
+"""Submits that may be repeated: the same `Idempotency-Key` gives the same job, on any gateway."""
+
+import re
+from hashlib import sha256
+
+import msgspec
+
+from services.gateway.claim import Overtaken, look
+from services.gateway.jobs import Jobs
+from services.gateway.ticket import Ticket
+from services.gateway.unfinished import Unfinished
+from shared import subjects
+from shared.broker import Broker
+from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
+from shared.logs import logger
+from shared.messages import JobStatus, JobSubmission, NatsSubmission
+
+OWNER = ""
+"""Whose key it is; there is no way yet to tell callers apart."""
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+_encode_canonically = msgspec.json.Encoder(order="sorted").encode
+
+log = logger()
+
+
+class Idempotency:
+    """Takes jobs in as `Jobs.submit` does, each key once."""
+
+    def __init__(self, broker: Broker, jobs: Jobs) -> None:
+        self._broker = broker
+        self._jobs = jobs
+
+    async def submit(
+        self, submission: JobSubmission, key: str | None, reply_to: str | None = None
+    ) -> Ticket:
+        """Accept a job, or find the one that was submitted with ``key`` before.
+
+        The entry of the key is written first, then the job is published under the id in it. A
+        gateway that dies in between leaves a key without a job; so who finds an entry whose job
+        is nowhere publishes it, under that id. This cannot make a second run with a result to
+        be seen, though the first gateway may only have been slow, and the job may be published,
+        run and finished between the look and our publishing. For two minutes the broker drops
+        the second message, because the id of the message is the job's. Later (a gateway was
+        frozen for so long) an inferer gets it, sees the first run's result while it computes,
+        and stops; what it would store is refused, as the result is written once.
+
+        Raises:
+            InvalidRequest: also if ``key`` is none.
+            KeyReused: another request was submitted with ``key``.
+            See `Jobs.submit` for more.
+        """
+        if key is None:
+            return await self._jobs.submit(submission, reply_to)
+        if not _KEY.fullmatch(key):
+            raise InvalidRequest(
+                f"{subjects.HEADER_IDEMPOTENCY_KEY}: give 1 to 255 printable ASCII characters",
+                subjects.HEADER_IDEMPOTENCY_KEY,
+            )
+        subject = subjects.idempotency(sha256(f"{OWNER}\0{key}".encode()).hexdigest())
+        digest = _digest(submission)
+        while True:
+            claim = await look(self._broker, subject, digest)
+            if claim.job_id is not None and (job := await self._find(claim.job_id)) is not None:
+                log.info("request_repeated", job_id=job.id, model=job.model, state=job.state)
+                return Ticket.of_repeated(job, chat=submission.messages is not None)
+            try:
+                return await self._jobs.submit(submission, reply_to, claim)
+            except Overtaken:
+                continue
+
+    async def _find(self, job_id: str) -> JobStatus | None:
+        """What became of the job; None when it is nowhere.
+
+        Raises:
+            UnknownJob, JobAgedOut: it ran, and nothing else is known of it. It does not run again.
+            BrokerUnavailable: no answer.
+        """
+        try:
+            job = await self._jobs.find(job_id)
+        except (UnknownJob, JobAgedOut):
+            events = subjects.state_events(job_id)
+            if await self._broker.direct_get(subjects.EVENTS, last_by_subj=events) is not None:
+                raise
+            return None
+        return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
+
+
+def _digest(submission: JobSubmission) -> str:
+    """What tells two requests apart, whatever the order of their fields and their white space.
+
+    How the answer is to come (``stream``) is no part of it.
+    """
+    if isinstance(submission, NatsSubmission):
+        submission = msgspec.structs.replace(submission, stream=False)
+    return sha256(_encode_canonically(submission)).hexdigest()

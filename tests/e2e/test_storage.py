@@ -1,0 +1,119 @@
+"""The broker's storage runs short: jobs are refused in time, and no result is lost."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nats
+import nats.js.errors
+import pytest
+from nats.aio.client import Client
+
+from tests.processes import Stack, eventually
+
+CONFIGURATION = """
+max_payload: 8MB
+jetstream: enabled
+accounts {
+  SLUICE {
+    jetstream { max_file: 20MB, max_mem: 1MB }
+    users: [{ user: sluice, password: sluice }]
+  }
+}
+no_auth_user: sluice
+"""
+
+
+@pytest.fixture(scope="module")
+def limited_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
+    """A stack whose broker grants it 20 MB."""
+    folder = tmp_path_factory.mktemp("limited")
+    configuration = folder / "nats.conf"
+    configuration.write_text(CONFIGURATION)
+    with Stack(folder, configuration) as running:
+        running.start_gateway()
+        running.start_inferer(tiny_model)
+        running.wait_until_served("tiny")
+        yield running
+
+
+@pytest.fixture
+async def client(limited_stack: Stack) -> AsyncIterator[Client]:
+    """A connection whose stream `BALLAST`, if the test makes one, is gone afterwards."""
+    connection = await nats.connect(limited_stack.nats.url)
+    yield connection
+    await _drop(connection)
+    await connection.close()
+
+
+async def test_above_four_fifths_no_job_is_taken_on(limited_stack: Stack, client: Client) -> None:
+    """503 in each shape, with Retry-After; accepted jobs end; and with room all is as before."""
+    waiting = limited_stack.submit(prompt="x", max_tokens=1500)
+    await _fill(client, 17_000_000)
+    body = {"prompt": "x", "max_tokens": 2}
+    problem = eventually(
+        lambda: _refusal(limited_stack.http.post("/jobs", json=body)), "the gateway has seen it"
+    )
+    assert int(problem.headers["retry-after"]) > 0
+    assert problem.headers["content-type"] == "application/problem+json"
+    assert (problem.json()["status"], problem.json()["code"]) == (503, "storage_short")
+    error = limited_stack.http.post("/v1/completions", json=body)
+    assert (error.status_code, error.json()["error"]["code"]) == (503, "storage_short")
+    assert int(error.headers["retry-after"]) > 0
+    answer = await client.request("infer.submit", b'{"prompt":"x"}', timeout=30)
+    assert (answer.headers or {})["Nats-Service-Error-Code"] == "503"
+    assert limited_stack.http.get("/readyz").status_code == 200
+    assert limited_stack.wait_for_end(waiting)["state"] == "SUCCESS"
+
+    await _drop(client)
+    accepted = eventually(
+        lambda: _accepted(limited_stack.http.post("/jobs", json=body)), "there is room again"
+    )
+    assert limited_stack.wait_for_end(accepted)["state"] == "SUCCESS"
+
+
+async def test_a_finished_job_waits_for_room(limited_stack: Stack, client: Client) -> None:
+    """Its inferer keeps the result until it can be stored; it ran once, and nobody crashed."""
+    inferer = limited_stack.inferers[0]
+    known = len(inferer.events("broker_awaited"))
+    await _fill(client, 15_000_000)
+    job_id = limited_stack.submit(prompt="go on", max_tokens=1500)
+    limited_stack.wait_for_state(job_id, "STARTED")
+    await _fill(client, None)
+    inferer.wait_for("broker_awaited", known + 1)
+    assert limited_stack.status(job_id)["state"] == "STARTED"
+    await _drop(client)
+    ended = limited_stack.wait_for_end(job_id)
+    assert (ended["state"], ended["attempts"]) == ("SUCCESS", 1)
+    for process in (inferer, limited_stack.gateways[0]):
+        assert "Traceback" not in process.output()
+    limited_stack.wait_until_served("tiny")
+
+
+async def _fill(client: Client, wanted: int | None) -> None:
+    """Use up so many bytes of the storage; None: all of it."""
+    jetstream = client.jetstream()
+    await jetstream.add_stream(name="BALLAST", subjects=["ballast"])  # there already: no matter
+    size = 1_000_000
+    while size:
+        if wanted is not None and (await jetstream.account_info()).storage >= wanted:
+            return
+        try:
+            await jetstream.publish("ballast", bytes(size))
+        except nats.js.errors.APIError:
+            size //= 10
+
+
+async def _drop(client: Client) -> None:
+    with suppress(nats.js.errors.NotFoundError):
+        await client.jetstream().delete_stream("BALLAST")
+
+
+def _refusal(answer: httpx.Response) -> httpx.Response | None:
+    return answer if answer.status_code == 503 else None
+
+
+def _accepted(answer: httpx.Response) -> Any:
+    return answer.json()["id"] if answer.status_code == 202 else None

@@ -1,0 +1,88 @@
+"""Claims on keys against a real broker: one holder, and free again after a refusal."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from services.gateway.claim import Claim, Overtaken, look
+from shared import subjects
+from shared.broker import Broker
+from shared.errors import BrokerUnavailable, KeyReused, RequestTooLarge, SluiceError, StorageShort
+from shared.job_ids import new_job_id
+from shared.messages import IdempotencyEntry, encode
+from shared.topology import Topology, ensure_topology
+
+KEY = subjects.idempotency("0123456789abcdef")
+OLD_ID = "01890000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+async def bucket(broker: Broker) -> Broker:
+    """A connection to a broker with our streams."""
+    await ensure_topology(broker, Topology(), [])
+    return broker
+
+
+async def hold(bucket: Broker, claim: Claim, job_id: str, error: Exception | None = None) -> None:
+    """Hold ``claim`` while something is done that ends in ``error``."""
+    async with claim.held(bucket, job_id, patience_s=5):
+        if error is not None:
+            raise error
+
+
+async def test_a_key_stands_for_one_job(bucket: Broker) -> None:
+    """Of ten who saw the same free key one holds it; the others, and whoever looks, see that."""
+    claims = await asyncio.gather(*(look(bucket, KEY, "d") for _ in range(10)))
+    assert {(claim.job_id, claim.sequence) for claim in claims} == {(None, 0)}
+    ids = [new_job_id() for _ in claims]
+    holding = [hold(bucket, claim, job_id) for claim, job_id in zip(claims, ids, strict=True)]
+    outcomes = await asyncio.gather(*holding, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes].count(Overtaken) == 9
+    assert (await look(bucket, KEY, "d")).job_id == ids[outcomes.index(None)]
+    with pytest.raises(KeyReused):
+        await look(bucket, KEY, "another")
+
+
+@pytest.mark.parametrize("error", [StorageShort("full"), RequestTooLarge("large")], ids=repr)
+async def test_a_refusal_frees_the_key(bucket: Broker, error: SluiceError) -> None:
+    """It can be held at once, for something else."""
+    with pytest.raises(type(error)):
+        await hold(bucket, await look(bucket, KEY, "d"), new_job_id(), error)
+    claim = await look(bucket, KEY, "another")
+    assert claim.job_id is None
+    await hold(bucket, claim, new_job_id())
+
+
+async def test_an_outage_does_not(bucket: Broker) -> None:
+    """The job may have arrived: who comes back finds the key, and the job or its id."""
+    job_id = new_job_id()
+    with pytest.raises(BrokerUnavailable):
+        await hold(bucket, await look(bucket, KEY, "d"), job_id, BrokerUnavailable("away"))
+    assert (await look(bucket, KEY, "d")).job_id == job_id
+
+
+async def test_who_is_refused_frees_only_its_own(bucket: Broker) -> None:
+    """Not what somebody wrote in the meantime who published the same job."""
+    job_id = new_job_id()
+    first = await look(bucket, KEY, "d")
+    with suppress(StorageShort):
+        async with first.held(bucket, job_id, patience_s=5):
+            await hold(bucket, await look(bucket, KEY, "d"), job_id)
+            raise StorageShort("full")
+    assert (await look(bucket, KEY, "d")).job_id == job_id
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"no entry", encode(IdempotencyEntry("x", "d")), encode(IdempotencyEntry(OLD_ID, "d"))],
+    ids=["a marker", "nonsense", "no id", "the entry of a key older than a day"],
+)
+async def test_what_is_no_entry_any_more(bucket: Broker, left: bytes) -> None:
+    """It is written over."""
+    await bucket.js.publish(KEY, left)
+    claim = await look(bucket, KEY, "another")
+    assert (claim.job_id, claim.sequence) == (None, 1)
+    job_id = new_job_id()
+    await hold(bucket, claim, job_id)
+    assert (await look(bucket, KEY, "another")).job_id == job_id
