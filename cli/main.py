@@ -70,13 +70,23 @@ app = typer.Typer(
 app.add_typer(topology.app, name="topology")
 
 
-@app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _version(
+    version: Annotated[
+        bool,
+        # Eager: before it is missed that there is no command.
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -96,7 +106,9 @@ def up(
     idle_s: Annotated[
         float, typer.Option(help="Seconds without a job after which one above --min leaves.")
     ] = 60,
-    concurrency: Annotated[int, typer.Option(min=1, help="Jobs at once in each inferer.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Jobs at once in each inferer.")
+    ] = 1,
     host: Annotated[str, typer.Option(help="Where the gateway and NATS listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP; 0 takes a free one.")] = 5001,
     nats_port: Annotated[
@@ -159,7 +171,7 @@ def ask(
             status = _follow(client, job_id, show=not as_json)
         except (KeyboardInterrupt, BrokenPipeError):
             client.cancel(job_id)
-            print(f"cancelled {job_id}", file=sys.stderr)
+            print(f"\ncancelled {job_id}", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print_json(status)

@@ -120,12 +120,15 @@ def print_inferers(inferers: list[InfererEntry]) -> None:
 def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> RenderableType:
     """One line for each; ``jobs``: with those that it runs."""
     if not inferers:
-        return "no inferer is live: start one with sluice up, or python -m services.inferer"
+        return (
+            "no inferer is live: start one with sluice up, or python -m services.inferer; under "
+            "`sluice up --min 0` the next job does"
+        )
     columns: dict[str, Callable[[InfererEntry], str]] = {
         "inferer": lambda entry: entry.id,
         "model": lambda entry: entry.model,
         "host": lambda entry: entry.host,
-        "state": lambda entry: entry.state,
+        "state": lambda entry: entry.state if entry.slots else f"{entry.state}, closed",
         "slots": lambda entry: str(entry.slots),
         "threads": lambda entry: str(entry.threads),
         "CPUs": lambda entry: _cpu_list(entry.cpus),

@@ -80,7 +80,7 @@ def _jobs(inferers: list[InfererEntry]) -> Iterator[RenderableType]:
     now = datetime.now(UTC)
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True)
-    table.add_column("inferer", overflow="fold")
+    table.add_column("inferer", overflow="fold", min_width=9)
     table.add_column("attempt", justify="right", no_wrap=True)
     table.add_column("runs for", justify="right", no_wrap=True)
     table.add_column()  # the bar, which gives way first

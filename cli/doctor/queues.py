@@ -38,7 +38,7 @@ def examine_queue(
         )
         return
     slots = sum(entry.slots for entry in inferers)
-    yield ok(model, f"{len(inferers)} live inferers with {slots} slots; {queue}")
+    yield ok(model, f"live inferers: {len(inferers)}, slots: {slots}; {queue}")
     if not slots:
         yield _closed(model, inferers)
     yield from _limit(now, slots, some_died)

@@ -120,8 +120,12 @@ class Fleet:
             if wanted.model in (None, one.entry.model) and wanted.inferer in (None, one.entry.id)
         ]
         if not entries:
-            known = ", ".join(one.entry.id for one in live) or "none"
-            raise UnknownInferer(f"no such inferer is live; live are: {known}")
+            asked = [f"inferer {wanted.inferer!r}"] if wanted.inferer else ["inferer"]
+            asked += [f"of the model {wanted.model!r}"] if wanted.model else []
+            known = ", ".join(f"{one.entry.id} of {one.entry.model}" for one in live)
+            raise UnknownInferer(
+                f"no {' '.join(asked)} is live; live are: {known or 'none, start one'}"
+            )
         order = encode(SetConcurrency(wanted.concurrency))
         changes = await asyncio.gather(*(self._order(entry, order) for entry in entries))
         await self.refresh()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import __version__
 from tests.processes import (
     PATIENCE_S,
     NatsServer,
@@ -208,6 +209,12 @@ def test_nobody_listening_is_status_3(arguments: list[str]) -> None:
     assert (ended.returncode, ended.stdout) == (UNREACHABLE, ""), ended.stderr
     (line,) = ended.stderr.splitlines()
     assert "sluice up" in line
+
+
+def test_the_version() -> None:
+    """Without a command."""
+    told = run("--version")
+    assert (told.returncode, told.stdout.strip()) == (OK, __version__)
 
 
 def test_topology_apply(nats_server: NatsServer) -> None:
