@@ -87,7 +87,7 @@ def streams(topology: Topology) -> list[StreamConfig]:
         ),
         StreamConfig(
             name=subjects.DEAD,
-            subjects=["infer.dead.*.*"],
+            subjects=[subjects.DEAD_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=7 * DAY_S,
             duplicate_window=DUPLICATE_WINDOW_S,

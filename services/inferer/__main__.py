@@ -68,6 +68,7 @@ async def _serve(
             slots=settings.concurrency,
             priority=settings.priority,
             max_attempts=settings.max_attempts,
+            retry_s=settings.retry_s,
             grace_s=settings.grace_s,
         )
         started_at = timestamp()
