@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from services.gateway.dead_letters import DeadLetters
 from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
@@ -31,6 +32,7 @@ class Gateway:
         self.forecast = Forecast(self.broker, self.fleet)
         self.finished = FinishedJobs(self.broker, self.forecast.learn)
         self.jobs = Jobs(self.broker, self.fleet, self.finished, self.forecast, settings)
+        self.dead_letters = DeadLetters(self.broker, self.jobs)
         self.service = NatsService(self.broker, self.fleet, self.jobs)
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
+    CannotRetry,
     InvalidRequest,
     JobAgedOut,
     NotFinished,
@@ -19,6 +20,7 @@ from shared.errors import (
     SluiceError,
     UnknownInferer,
     UnknownJob,
+    UnknownLetter,
     UnknownModel,
 )
 from shared.logs import logger
@@ -28,8 +30,10 @@ STATUSES: dict[type[SluiceError], int] = {
     UnknownModel: 404,
     UnknownInferer: 404,
     UnknownJob: 404,
+    UnknownLetter: 404,
     AlreadyFinished: 409,
     NotFinished: 409,
+    CannotRetry: 409,
     JobAgedOut: 410,
     RequestTooLarge: 413,
     QueueFull: 429,
