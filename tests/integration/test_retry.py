@@ -288,6 +288,7 @@ async def test_cancel_of_a_job_that_waits_for_its_retry(
     async with working(broker, cramped, retry_s=300):
         job_id = await asyncio.to_thread(stack.submit, prompt="tell me", max_tokens=400)
         await scheduled(broker, job_id)
+        await ended(broker, await put(broker, SHORT))  # delivered later than the job was put off
         answer = await asyncio.to_thread(stack.http.delete, f"/jobs/{job_id}")
     assert answer.status_code == 200
     assert (answer.json()["state"], answer.json()["attempts"]) == ("REVOKED", 1)
