@@ -46,7 +46,7 @@ def prompt_of(engine: Engine, length: int) -> Prompt:
     return lambda: (tokens, Sampler(engine.model, Sampling(seed=1), 1, tokens))
 
 
-@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(4000, 1), (4, 4000)])
+@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(2000, 1), (4, 400)])
 async def test_work_that_goes_on_is_no_stall(
     engine: Engine, prompt_tokens: int, max_tokens: int
 ) -> None:
