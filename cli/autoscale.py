@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import httpx
 import msgspec
@@ -24,6 +24,9 @@ from shared.timestamps import parse_timestamp
 LOOK_EVERY_S = 1.0
 LOOK_WHEN_NONE_RUNS_S = 0.2
 """It adds to the time to the first token, and takes no CPU from a computation."""
+
+STARTING_S = 300.0
+"""One that is not live after so long hangs: its jobs are not waited for it to take."""
 
 ANSWER_TIMEOUT_S = 15.0
 """A gateway waits up to 10 s for an inferer to close its slots."""
@@ -81,7 +84,11 @@ class Autoscaler:
         answer = (await self._http.get("/inferers")).raise_for_status()
         entries = msgspec.json.decode(answer.content, type=FleetReport).inferers
         live = {entry.id: entry for entry in entries if self._is_live(entry)}
-        starting = [inferer for inferer in self._running if inferer.name not in live]
+        starting = [
+            inferer
+            for inferer in self._running
+            if inferer.name not in live and _age_s(inferer.started_at) < STARTING_S
+        ]
         return _Sight(
             unfinished=sum(q.waiting + q.in_flight for q in queues if q.model == self._model),
             live=live,
@@ -118,9 +125,8 @@ class Autoscaler:
         entry = sight.live.get(inferer.name)
         if entry is None or entry.idle_since is None:
             return False
-        idle = datetime.now(UTC) - parse_timestamp(entry.idle_since)
         return (
-            idle >= timedelta(seconds=self._scale.idle_s)
+            _age_s(entry.idle_since) >= self._scale.idle_s
             and sight.unfinished <= sight.slots - entry.slots
         )
 
@@ -156,3 +162,7 @@ class Autoscaler:
         except (httpx.HTTPError, msgspec.DecodeError):
             return False
         return all(change.refused is None for change in report.inferers)
+
+
+def _age_s(at: str) -> float:
+    return (datetime.now(UTC) - parse_timestamp(at)).total_seconds()

@@ -1,5 +1,7 @@
 """How many inferers `sluice up` runs, and on which CPUs each."""
 
+import os
+
 from msgspec import Struct
 
 from cli.errors import EXIT_USAGE, CommandError
@@ -37,7 +39,7 @@ def scale_of(inferers: int | None, least: int | None, most: int | None, idle_s: 
             "--inferers N means --min N --max N; give either --inferers or --min and --max",
             EXIT_USAGE,
         )
-    if idle_s <= 0:
+    if not idle_s > 0:  # not a number is not, either
         raise CommandError(f"--idle-s {idle_s:g}: give more than 0 seconds", EXIT_USAGE)
     if least is None and most is None:
         fixed = 1 if inferers is None else inferers
@@ -59,7 +61,9 @@ def shares(scale: Scale) -> list[list[int]] | list[None]:
     """
     if scale.most == 1:
         return [None]  # one alone goes where the kernel wants it
-    return share_out(own_cpus()[: usable_cpus()], scale.most)
+    parts = share_out(own_cpus()[: usable_cpus()], scale.most)
+    _check_threads(min(len(part) for part in parts) if parts else 1)
+    return parts
 
 
 def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
@@ -78,3 +82,14 @@ def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
             EXIT_USAGE,
         )
     return [cpus[number::inferers] for number in range(inferers)]
+
+
+def _check_threads(cpus: int) -> None:
+    """The inferers inherit their number of threads; more than CPUs would wait for each other."""
+    threads = os.environ.get("INFERER_THREADS", "")
+    if threads.isdecimal() and int(threads) > cpus:
+        raise CommandError(
+            f"INFERER_THREADS={threads}: each inferer has {cpus} CPUs to itself here, and more "
+            "threads would wait for each other; leave it out, or start fewer inferers",
+            EXIT_USAGE,
+        )

@@ -20,12 +20,14 @@ class Waiting:
     """The bar is full when the job is as likely to be done as not."""
 
     def __init__(self, progress: Progress, job_id: str) -> None:
+        self.hidden = threading.Event()
         self._progress = progress
         self._started = time.monotonic()
         self._task = progress.add_task(job_id, total=None)
 
     def hide(self) -> None:
         """Make room for the answer."""
+        self.hidden.set()
         self._progress.stop()
 
     def show(self, status: JobStatus) -> None:
@@ -51,26 +53,25 @@ def waiting(client: Client, job_id: str) -> Iterator[Waiting]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    ended = threading.Event()
     with progress:
         shown = Waiting(progress, job_id)
-        looking = threading.Thread(target=_look, args=(client, job_id, shown, ended), daemon=True)
+        looking = threading.Thread(target=_look, args=(client, job_id, shown), daemon=True)
         if err.is_terminal:
             looking.start()
         try:
             yield shown
         finally:
-            ended.set()
+            shown.hidden.set()
 
 
-def _look(client: Client, job_id: str, shown: Waiting, ended: threading.Event) -> None:
+def _look(client: Client, job_id: str, shown: Waiting) -> None:
     while True:
         try:
             status = client.status(job_id)
         except CommandError:
             pass  # who follows the job says what is wrong
         else:
-            if status.finished_at is None and not ended.is_set():
+            if status.finished_at is None and not shown.hidden.is_set():
                 shown.show(status)
-        if ended.wait(LOOK_EVERY_S):
+        if shown.hidden.wait(LOOK_EVERY_S):
             return

@@ -1,14 +1,11 @@
 """The fleet as the broker knows it: which inferers are live, and which are in each other's way."""
 
-from datetime import UTC, datetime
-
 import msgspec
 from msgspec import Struct
 
 from shared import subjects
 from shared.broker import Broker
 from shared.messages import InfererEntry, decode_inferer_entry
-from shared.timestamps import parse_timestamp
 
 HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
 
@@ -19,10 +16,10 @@ OVERLAP_ADVICE = (
 
 
 class Live(Struct, frozen=True):
-    """A live inferer and how long ago it last said so."""
+    """A live inferer, and the broker's time of its last word."""
 
     entry: InfererEntry
-    silent_s: float
+    told_at: str
 
 
 async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
@@ -34,7 +31,7 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
     stored = await broker.direct_get_all(
         f"KV_{subjects.INFERERS}", multi_last=[f"$KV.{subjects.INFERERS}.>"]
     )
-    live, some_died, now = [], False, datetime.now(UTC)
+    live, some_died = [], False
     for message in stored:
         if not message.data:
             # A marker: the broker's for an entry that expired, its owner's for one that left.
@@ -45,8 +42,7 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
         except msgspec.DecodeError:
             continue  # put there by hand
         if subjects.is_model_name(entry.model):
-            silent = now - parse_timestamp(message.time)
-            live.append(Live(entry, max(0.0, silent.total_seconds())))
+            live.append(Live(entry, message.time))
     return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died
 
 

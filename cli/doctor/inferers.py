@@ -6,18 +6,17 @@ from itertools import combinations
 from cli.doctor.finding import Finding, look, ok, wrong
 from shared.fleet import OVERLAP_ADVICE, Live, overlaps
 
-SILENT_S = 4.0
-"""An inferer speaks every second; one that says nothing for so long is stopped or cut off."""
-
 
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
+    """``before`` is what they said some seconds ago: each speaks every second."""
+    told_at = {one.entry.id: one.told_at for one in before}
     tokens = {job.id: job.completion_tokens for one in before for job in one.entry.jobs}
     for one in now:
         name = f"inferer {one.entry.id}"
-        if one.silent_s > SILENT_S:
+        if told_at.get(one.entry.id) == one.told_at:
             yield wrong(
                 name,
-                f"has said nothing for {one.silent_s:.0f} s",
+                f"has said nothing for at least {between_s:.0f} s",
                 "it is dead, stopped, hung or cut off: end its process, and its job goes to "
                 "another",
             )

@@ -65,7 +65,8 @@ def examine_queue(
         yield look(
             model,
             f"{now.redelivered} jobs were delivered more than once",
-            "an inferer died or stopped in the middle: see the inferers' logs",
+            "given back because a slot had taken another one, or an inferer died or stopped in the "
+            "middle: see the inferers' logs",
         )
 
 

@@ -4,6 +4,7 @@ Everything is read afresh from the broker every time, so any number of gateways 
 """
 
 import asyncio
+from contextlib import suppress
 
 import msgspec
 from nats.aio.msg import Msg
@@ -23,6 +24,7 @@ from shared.messages import (
     ModelFacts,
     SetConcurrency,
     decode_concurrency_change,
+    decode_inferer_entry,
     encode,
 )
 from shared.topology import Topology
@@ -43,6 +45,7 @@ class Fleet:
         self._topology = topology
         self._expected = expected
         self._changed = asyncio.Event()
+        self._refreshing = asyncio.Lock()
         self.models: dict[str, ModelConsumers] = {}
         self.inferers: dict[str, list[InfererEntry]] = {}
         broker.on_reconnect(self._changed.set)
@@ -66,11 +69,17 @@ class Fleet:
         Raises:
             BrokerUnavailable: no answer, or what should be there is not.
         """
+        # One at a time here; and the entries after the limits, so that a limit that somebody has
+        # just raised is not compared with entries from before.
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        models = await read_models(self._broker)
         live, some_died = await read_inferers(self._broker)
         entries: dict[str, list[InfererEntry]] = {}
         for one in live:
             entries.setdefault(one.entry.model, []).append(one.entry)
-        models = await read_models(self._broker)
         for model in sorted(models.keys() | entries.keys()):
             try:
                 await self._adjust(model, entries.get(model, []), models.get(model), some_died)
@@ -191,11 +200,20 @@ class Fleet:
         log.info("limit_set", model=model, limit=limit, inferers=len(inferers))
 
     async def _hear(self, message: Msg) -> None:
-        # Every refresh of every entry passes here; only arrivals and departures matter at once.
+        """Every refresh of every entry passes here: who comes, goes or changes its slots is looked
+        at at once, the rest is taken over as it is."""
         inferer_id = subjects.last_token(message.subject)
-        known = {entry.id for entries in self.inferers.values() for entry in entries}
-        if bool(message.data) != (inferer_id in known):
-            self._changed.set()
+        entry = None
+        with suppress(msgspec.DecodeError):  # put there by hand
+            entry = decode_inferer_entry(message.data) if message.data else None
+        for entries in self.inferers.values():
+            for number, known in enumerate(entries):
+                if known.id != inferer_id:
+                    continue
+                if entry is not None and (entry.model, entry.slots) == (known.model, known.slots):
+                    entries[number] = entry
+                    return
+        self._changed.set()
 
 
 def _has_orphans(held: ModelConsumers, inferers: list[InfererEntry]) -> bool:

@@ -55,7 +55,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
     metadata: dict[str, Any] | None = None
-    priority: Priority | None = None
+    priority: Priority | int | None = None
+    """Ours; the numbers that other servers know are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -86,7 +87,9 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return {
             name: value
             for name, value in named.items()
-            if value is not None and name not in ("messages", "prompt")
+            if value is not None
+            and name not in ("messages", "prompt")
+            and not (name == "priority" and isinstance(value, int))
         }
 
 

@@ -10,9 +10,9 @@ from services.gateway.fleet import Fleet
 from shared.consumers import ModelConsumers
 from shared.errors import QueueFull
 
-SHARE_TO_LEAVE = 10
-"""Who is refused is told to come again when a tenth of the bound will be free, not all of them
-when there is one place."""
+JOBS_A_SLOT = 10
+"""Who is refused is told to come again when so many jobs for each slot have gone, or a tenth of the
+bound if that is less: not all of them when there is one place."""
 
 
 class Room:
@@ -57,7 +57,7 @@ class Room:
         return self._begun[model.name] - done
 
     def _full(self, model: ModelConsumers, waiting: int) -> QueueFull:
-        leave = max(1, self.bound // SHARE_TO_LEAVE)
+        leave = max(1, min(self.bound // 10, JOBS_A_SLOT * model.limit))
         retry_after_s = self._forecast.retry_after_s(model, waiting - self.bound + leave)
         return QueueFull(
             f"the queue of {model.name} is full, no more than {self.bound} jobs may wait; "

@@ -15,6 +15,7 @@ from typing import Literal
 
 import llama_cpp
 
+from services.inferer.context import NOT_SET, SET, Context
 from services.inferer.llama import Model, last_error
 from services.inferer.sampler import Sampler
 from services.inferer.text import TextAssembler
@@ -23,14 +24,6 @@ from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 DECODED, ABORTED = 0, 2
 NO_MEMORY = (1, -2)
 """No room in the context for the batch; a buffer that could not be had (`llama_decode`)."""
-SET, NOT_SET = b"\x01", b"\x00"
-
-# llama.cpp asks this function between any two operations whether to give up. `strlen` of a
-# buffer whose first byte is the flag answers just that, without the interpreter's lock: a
-# Python function here would take the lock a thousand times a token.
-_flag_is_set = llama_cpp.ggml_abort_callback(
-    ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
-)
 
 
 class Aborted(Exception):
@@ -100,7 +93,6 @@ class Engine:
         self._n_batch = min(n_batch, n_ctx)
         self._abort_flag = ctypes.create_string_buffer(2)
         self._context = self._create_context(slots)
-        self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(self._n_batch, 0, 1)
         # Each look at a field makes a new object, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
@@ -157,53 +149,65 @@ class Engine:
             self._closing = True
             for sequence in (*self._running, *self._waiting):
                 sequence.aborted = True
+            if self._growth is not None:
+                self._growth[1].cancel()
             self._abort_flag[0] = SET
             self._tell()
         self._thread.join(timeout=5)
         if self._thread.is_alive():
             return False
         llama_cpp.llama_batch_free(self._batch)
-        llama_cpp.llama_free(self._context)
+        self._context.close()
         return True
 
     def _tell(self) -> None:
         self._news = True
         self._changed.notify()
 
-    def _create_context(self, slots: int) -> object:
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = self.n_ctx * slots
-        parameters.n_batch = self._n_batch
-        parameters.n_ubatch = self._n_batch
-        parameters.n_seq_max = slots
-        parameters.kv_unified = True
-        parameters.n_threads = parameters.n_threads_batch = self.threads
-        parameters.abort_callback = _flag_is_set
-        parameters.abort_callback_data = ctypes.addressof(self._abort_flag)
-        context = llama_cpp.llama_init_from_model(self.model.handle, parameters)
-        if not context:
-            raise OutOfMemory(
-                f"no memory for {slots} contexts of {self.n_ctx} tokens; lower INFERER_N_CTX"
-            )
-        return context
+    def _create_context(self, slots: int) -> Context:
+        return Context(
+            self.model,
+            slots=slots,
+            n_ctx=self.n_ctx,
+            n_batch=self._n_batch,
+            threads=self.threads,
+            abort_flag=self._abort_flag,
+        )
+
+    def _grow_if_asked(self) -> None:
+        """Without the lock: it takes a while, and the event loop must not wait for it."""
+        with self._changed:
+            growth, self._growth = self._growth, None
+        if growth is None:
+            return
+        slots, grown = growth
+        if not grown.set_running_or_notify_cancel():
+            return
+        try:
+            self._grow(slots)
+        except Exception as error:
+            why = error if isinstance(error, ModelError) else ModelError(f"no growth: {error!r}")
+            grown.set_exception(why)
+            return
+        self._news = True  # whoever waits for a slot has one now
+        grown.set_result(None)
 
     def _grow(self, slots: int) -> None:
         """Move into a larger context, with what the running sequences have in the present one."""
         larger = self._create_context(slots)
-        for sequence in self._running:
-            size = llama_cpp.llama_state_seq_get_size(self._context, sequence.slot)
-            state = (ctypes.c_uint8 * size)()
-            llama_cpp.llama_state_seq_get_data(self._context, state, size, sequence.slot)
-            if not llama_cpp.llama_state_seq_set_data(larger, state, size, sequence.slot):
-                llama_cpp.llama_free(larger)
-                raise ModelError("llama.cpp could not move the running jobs to a larger context")
-        llama_cpp.llama_free(self._context)
-        self._context, self._memory = larger, llama_cpp.llama_get_memory(larger)
+        try:
+            larger.take_over(self._context, [sequence.slot for sequence in self._running])
+        except BaseException:
+            larger.close()
+            raise
+        self._context.close()
+        self._context = larger
         self._free_slots += range(self.slots, slots)
         self.slots = slots
 
     def _run(self) -> None:
         while (self._running and not self._news) or self._admit():
+            self._grow_if_asked()
             try:
                 self._step()
             except Exception as error:
@@ -220,13 +224,6 @@ class Engine:
                 self._abort_flag[0] = NOT_SET
                 for sequence in [s for s in (*self._running, *self._waiting) if s.aborted]:
                     self._end(sequence, Aborted())
-                if self._growth is not None:
-                    (slots, grown), self._growth = self._growth, None
-                    try:
-                        self._grow(slots)
-                        grown.set_result(None)
-                    except ModelError as error:
-                        grown.set_exception(error)
                 if self._closing:
                     return False
                 while self._waiting and self._free_slots:
@@ -234,7 +231,7 @@ class Engine:
                     sequence.slot = self._free_slots.pop()
                     sequence.started = time.perf_counter()
                     self._running.append(sequence)
-                if self._running:
+                if self._running or self._growth is not None:
                     return True
                 self._changed.wait()
 
@@ -245,7 +242,7 @@ class Engine:
         if not self._running:
             return
         taken = self._fill_batch()
-        status = llama_cpp.llama_decode(self._context, self._batch)
+        status = llama_cpp.llama_decode(self._context.handle, self._batch)
         if status != DECODED:
             self._undo(taken, status)
             return
@@ -288,7 +285,7 @@ class Engine:
     def _undo(self, taken: list[tuple[Sequence, int]], status: int) -> None:
         """Take a batch that did not go through out of the context again."""
         for sequence, _ in taken:
-            llama_cpp.llama_memory_seq_rm(self._memory, sequence.slot, sequence.position, -1)
+            self._context.remove(sequence.slot, sequence.position)
             if status != ABORTED:
                 kind = OutOfMemory if status in NO_MEMORY else ModelError
                 why = f"llama.cpp's decode failed with status {status}: {last_error()}"
@@ -297,7 +294,7 @@ class Engine:
     def _sample(self, sequence: Sequence, row: int) -> None:
         assert sequence.sampler is not None
         try:
-            token = sequence.sampler.sample(self._context, row)
+            token = sequence.sampler.sample(self._context.handle, row)
         except InvalidRequest as error:
             self._end(sequence, error)
             return
@@ -338,7 +335,7 @@ class Engine:
     def _end(self, sequence: Sequence, outcome: Generation | Exception) -> None:
         if sequence in self._running:
             self._running.remove(sequence)
-            llama_cpp.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
+            self._context.remove(sequence.slot, -1)
             self._free_slots.append(sequence.slot)
             self._news = True
         else:

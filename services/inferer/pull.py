@@ -5,11 +5,14 @@ a live pull behind when it is cancelled, which swallows the next job until its l
 """
 
 import asyncio
+import itertools
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 import msgspec
+import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -26,6 +29,9 @@ NANOSECOND = 1_000_000_000
 ANSWER_S = 0.25
 """A class that has jobs but has reached its limit answers nothing: the pull waits, although it asks
 not to. So the next class is asked after this time; what comes for the first still counts."""
+
+ECHO_S = 2.0
+"""How long to wait for what was on its way when a pull was withdrawn."""
 
 FAIR_S = 60.0
 """A class that has not been asked for so long is asked first: none can starve."""
@@ -63,9 +69,14 @@ class Puller:
         self._job: Msg | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._withdrawals: set[asyncio.Task[None]] = set()
+        self._echo_inbox = broker.nc.new_inbox()
+        self._echo: Subscription | None = None
+        self._tokens = itertools.count()
+        self._echoes: dict[bytes, asyncio.Future[None]] = {}
         self._forget = broker.on_reconnect(lambda: self._end(RECONNECTED))
 
     async def __aenter__(self) -> Self:
+        self._echo = await self._broker.nc.subscribe(self._echo_inbox, cb=self._hear_echo)
         return self
 
     async def __aexit__(
@@ -79,6 +90,8 @@ class Puller:
             await asyncio.wait(self._withdrawals)
         if self._job is not None:
             await self._job.nak()
+        if self._echo is not None:
+            await self._drop(self._echo)
 
     async def next(self) -> Msg:
         """The next job's message, however long it takes; through outages of the broker too."""
@@ -90,6 +103,10 @@ class Puller:
 
     async def _look(self) -> None:
         """Ask the classes in their order, then wait at all of them until something happens."""
+        if not self._broker.is_connected:
+            # What is asked now would be sent, with all else, to a broker that comes back.
+            await asyncio.sleep(RETRY_DELAY_S)
+            return
         # A subscription of its own: ending it withdraws what still waits at the broker.
         inbox = self._broker.nc.new_inbox()
         try:
@@ -145,14 +162,37 @@ class Puller:
     async def _withdraw(self, answers: Subscription) -> None:
         """End a subscription and with it its pulls; what is on its way still gets to `_receive`."""
         try:
-            async with asyncio.timeout(1):
-                # The drain's ping overtakes its own unsubscribe, which the client writes a moment
-                # later; a job that comes in between would be dropped. So that is sent before.
+            if self._broker.is_connected:
                 await self._broker.nc._send_unsubscribe(answers._id)
-                await self._broker.nc.flush()
-                await answers.drain()  # type: ignore[no-untyped-call]
+                # What the broker had sent before comes before the echo of what it gets afterwards.
+                # The client's own flush would do, but one that is late breaks its connection.
+                async with asyncio.timeout(ECHO_S):
+                    await self._come_back()
+                    await answers._pending_queue.join()
         except (*TRANSIENT, TimeoutError):
             log.warning("pull_not_withdrawn")
+        finally:
+            await self._drop(answers)
+
+    async def _drop(self, subscription: Subscription) -> None:
+        """Forget it here, whatever the broker knows: kept, it would be made again at reconnect."""
+        with suppress(*TRANSIENT, nats.errors.BadSubscriptionError):
+            await subscription.unsubscribe()
+
+    async def _come_back(self) -> None:
+        """Send the broker a message to ourselves, and wait for it."""
+        token = str(next(self._tokens)).encode()
+        echo = self._echoes[token] = asyncio.get_running_loop().create_future()
+        try:
+            await self._broker.nc.publish(self._echo_inbox, token)
+            await echo
+        finally:
+            del self._echoes[token]
+
+    async def _hear_echo(self, message: Msg) -> None:
+        echo = self._echoes.get(message.data)
+        if echo is not None and not echo.done():
+            echo.set_result(None)
 
     def _watch(self, reply: str, lost_after_s: float) -> None:
         if (watchdog := self._watchdogs.get(reply)) is not None:

@@ -22,6 +22,7 @@ class Slots:
         self._puller = puller
         self._process = process
         self._open: list[_Slot] = []
+        self._closing: list[_Slot] = []
 
     @property
     def count(self) -> int:
@@ -30,8 +31,14 @@ class Slots:
     def set(self, count: int) -> list[asyncio.Task[None]]:
         """Open or close slots until there are ``count``; a running job ends in its slot.
 
-        Idle ones are closed first. Returns their tasks: once these are done none of them pulls.
+        Idle ones are closed first, and busy ones that are closing opened first: no more jobs run
+        at once than there are slots, but for those that ran before. Returns the tasks of the idle
+        ones that close: once these are done none of them pulls.
         """
+        while len(self._open) < count and (busy := [s for s in self._closing if s.busy]):
+            self._closing.remove(busy[0])
+            busy[0].closing.clear()
+            self._open.append(busy[0])
         while len(self._open) < count:
             slot = _Slot()
             slot.task = self._group.create_task(self._serve(slot))
@@ -39,15 +46,17 @@ class Slots:
         surplus = sorted(self._open, key=lambda slot: slot.busy)[: len(self._open) - count]
         for slot in surplus:
             self._open.remove(slot)
+            self._closing.append(slot)
             slot.closing.set()
         return [slot.task for slot in surplus if slot.task is not None and not slot.busy]
 
     async def _serve(self, slot: "_Slot") -> None:
-        closing = asyncio.create_task(slot.closing.wait())
         async with self._puller() as puller:
             while not slot.closing.is_set():
                 pulled = asyncio.create_task(puller.next())
+                closing = asyncio.create_task(slot.closing.wait())
                 await asyncio.wait((pulled, closing), return_when=asyncio.FIRST_COMPLETED)
+                closing.cancel()
                 if pulled.done():
                     slot.busy = True
                     await self._process(pulled.result())
@@ -55,7 +64,7 @@ class Slots:
                 else:
                     pulled.cancel()
                     await asyncio.wait((pulled,))
-        closing.cancel()
+        self._closing.remove(slot)
 
 
 class _Slot:

@@ -135,10 +135,11 @@ class Worker:
             OutOfMemory: no room for so many contexts.
             Refused: this inferer is starting or stopping.
         """
+        if count > self._engine.slots and not self._stopping:
+            await asyncio.wrap_future(self._engine.grow(count))
+        # Looked at after the growth: it may have taken a while.
         if self._slots is None or self._stopping:
             raise Refused("this inferer is starting or stopping")
-        if count > self._engine.slots:
-            await asyncio.wrap_future(self._engine.grow(count))
         closed = self._slots.set(count)
         if closed:
             await asyncio.wait(closed, timeout=CLOSE_S)

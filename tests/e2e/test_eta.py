@@ -1,5 +1,6 @@
 """A job's position, progress and ETA, and what a full queue answers."""
 
+import asyncio
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,10 @@ import httpx
 import openai
 import pytest
 
+from shared import subjects
+from shared.broker import connected
+from shared.config import BrokerSettings
+from shared.job_ids import new_job_id
 from shared.timestamps import milliseconds_between, timestamp
 from tests.processes import (
     PATIENCE_S,
@@ -22,6 +27,7 @@ from tests.processes import (
 from tests.terminal import terminal
 
 LONG = {"prompt": "go on", "max_tokens": 4000}
+BEGINNING_MS = 100
 
 
 def test_positions_are_the_true_counts(stack: Stack) -> None:
@@ -43,6 +49,25 @@ def test_positions_are_the_true_counts(stack: Stack) -> None:
     stack.http.delete(f"/jobs/{first}")
     stack.wait_for_state(normal[0], "STARTED")
     assert [stack.status(job_id)["position"] for job_id in normal[2:]] == [0, 1]
+
+
+def test_a_position_was_true_between_question_and_answer(stack: Stack) -> None:
+    """While the queue moves: the count of the jobs before it that had not begun, at some moment
+    between the two."""
+    ids = [stack.submit(prompt="go on", max_tokens=150) for _ in range(15)]
+    told: list[tuple[str, int, str]] = []
+    while True:
+        asked_at = timestamp()
+        status = stack.status(ids[-1])
+        if status["state"] != "PENDING":
+            break
+        told.append((asked_at, status["position"], timestamp()))
+    starts = [str(stack.wait_for_end(job_id)["started_at"]) for job_id in ids[:-1]]
+    assert len({position for _, position, _ in told}) > 3
+    for asked_at, position, answered_at in told:
+        # It is given out a moment before it says that it has started.
+        least = sum(milliseconds_between(answered_at, start) > BEGINNING_MS for start in starts)
+        assert least <= position <= sum(start > asked_at for start in starts)
 
 
 def test_nothing_is_guessed(stack: Stack) -> None:
@@ -96,6 +121,40 @@ def test_every_gateway_knows_it(stack: Stack) -> None:
         with other.stream("GET", f"/jobs/{ids[1]}/events") as events:
             queued = next(server_sent_events(events))
         assert json.loads(queued["data"])["position"] == 0
+
+
+def test_jobs_that_come_back_are_before_those_that_wait(stack: Stack) -> None:
+    """The only inferer stops in the middle of a job: that one is next, the others are behind it."""
+    first, second, high = (stack.submit(**LONG) for _ in range(3))
+    stack.wait_for_state(first, "STARTED")
+    assert stack.status(high)["position"] == 1
+    stack.http.put("/concurrency", json={"concurrency": 0}).raise_for_status()
+    stack.inferers[0].kill()
+    # Its entry speaks of the job until it has expired.
+    eventually(lambda: stack.status(second)["position"] == 1, "the first comes back before it")
+    assert stack.status(high)["position"] == 2
+
+
+async def test_what_is_put_there_by_hand_teaches_nothing(stack: Stack) -> None:
+    """A gateway starts all the same, and tells the ETA of others."""
+    await asyncio.to_thread(measure, stack)
+    result = (
+        '{"outcome":"completed","id":"%s","model":"tiny","attempt":1,"queued_at":"x",'
+        '"finished_at":"y","started_at":"z","inferer":"inferer-0","text":"","finish_reason":"stop",'
+        '"timings":{"queued_ms":0},"usage":{"prompt_tokens":1,"completion_tokens":1,'
+        '"total_tokens":2},"work":{"prompt_bytes":-1,"max_tokens":%d,"chat":true}}'
+    )
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        for max_tokens in (0, 5):
+            job_id = new_job_id()
+            payload = (result % (job_id, max_tokens)).encode()
+            await broker.js.publish(subjects.result(job_id), payload)
+    stack.start_gateway()
+    ids = [stack.submit(**LONG) for _ in range(2)]
+    with httpx.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
+        await asyncio.to_thread(eventually, lambda: is_ready(other), "the gateway is ready")
+        for url in (stack.http, other):
+            assert url.get(f"/status/{ids[1]}").json()["eta"]["p50_s"] > 0
 
 
 def test_a_backlog_is_shared_by_the_slots(stack: Stack, tiny_model: Path) -> None:

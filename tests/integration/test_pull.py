@@ -215,6 +215,29 @@ async def test_a_restart_of_the_broker_is_survived(queue: Broker, nats_server: N
         assert await waiting == ("job", 1)
 
 
+async def test_an_outage_leaves_nothing_behind(queue: Broker, nats_server: NatsServer) -> None:
+    """No subscription more than before, whatever was asked while it was away; and what was asked
+    then does not bounce the first job after it."""
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(puller.next())
+        await until_consumer(queue, num_waiting=1)
+        before = len(queue.nc._subs)
+        nats_server.process.kill()
+        for _ in range(10):
+            waiting.cancel()
+            waiting = asyncio.create_task(puller.next())
+            await asyncio.sleep(0.15)
+        await asyncio.to_thread(nats_server.start)
+        await until_consumer(queue, num_waiting=1)
+        await until(lambda: _has_subscriptions(queue, before), "only those there were before")
+        await publish(queue, "job")
+        async with asyncio.timeout(SOON_S):
+            message = await waiting
+        assert message.metadata.num_delivered == 1
+        await message.ack_sync()
+    await until(lambda: _has_subscriptions(queue, before - 2), "none of the puller's")
+
+
 async def test_a_consumer_that_is_created_later(queue: Broker) -> None:
     """An inferer may be there before its consumer: it keeps asking."""
     await queue.js.delete_consumer(subjects.REQUESTS, "tiny")
@@ -236,6 +259,10 @@ async def test_a_consumer_that_is_removed_and_created_again(queue: Broker) -> No
         await ensure_topology(queue, Topology(), ["tiny"])
         await publish(queue, "job")
         assert await waiting == ("job", 1)
+
+
+async def _has_subscriptions(broker: Broker, count: int) -> bool:
+    return len(broker.nc._subs) <= count
 
 
 async def _came(broker: Broker, messages: int) -> bool:

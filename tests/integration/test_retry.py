@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.inferer.context import Context
 from services.inferer.engine import Engine
 from services.inferer.job import Job
 from services.inferer.llama import Model
@@ -42,7 +43,7 @@ SHORT = InferenceRequest(prompt="hi", max_tokens=20, seed=1)
 class CrampedEngine(Engine):
     """Answers up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
 
-    def _create_context(self, slots: int) -> object:
+    def _create_context(self, slots: int) -> Context:
         believed, self.n_ctx = self.n_ctx, ROOM
         try:
             return super()._create_context(slots)

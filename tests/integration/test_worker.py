@@ -18,6 +18,7 @@ from shared import subjects
 from shared.broker import Broker, connected
 from shared.config import BrokerSettings
 from shared.consumers import ensure_consumers
+from shared.job_ids import new_job_id
 from shared.messages import (
     Cancelled,
     CancelNotice,
@@ -212,6 +213,24 @@ async def test_the_consumers_limit_is_how_many_run_at_once(
     assert isinstance(first, Completed)
     assert isinstance(second, Completed)
     assert first.text == second.text
+
+
+async def test_slots_that_close_and_open_again_run_no_more_than_there_are(
+    queue: Broker, engine: Engine
+) -> None:
+    """A slot that closes while its job runs is the one that opens again: no second job beside it,
+    though the broker would give out one of another class."""
+    async with working(queue, engine) as (worker, _):
+        first = await put(queue, LONG)
+        await until(lambda: states(queue, first), "started")
+        await worker.set_slots(0)
+        await worker.set_slots(1)
+        assert (worker.slots, worker.busy) == (1, 1)
+        second = new_job_id()
+        await queue.publish_stored(subjects.request("tiny", second, "high"), encode(SHORT), {}, 5)
+        results = [await ended(queue, job_id) for job_id in (first, second)]
+        assert worker.slots == 1
+    assert str(results[1].started_at) >= results[0].finished_at
 
 
 async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> None:

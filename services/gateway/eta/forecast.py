@@ -39,10 +39,12 @@ from shared.timestamps import timestamp
 LESSONS = 300
 """Stored results that a gateway which has just started learns from."""
 LESSONS_BYTES = 8 * 1024 * 1024
-READ_AHEAD = 64
+QUIET_S = 2.0
+READ_AHEAD = 32
 """Jobs ahead that are looked at one by one; those behind them are taken to be as usual."""
-WHILE_UNKNOWN_S = 2
-"""How long to stay away while nothing has been measured."""
+WHILE_UNKNOWN_S = 5
+WHILE_UNSERVED_S = 30
+"""How long to stay away while nothing has been measured, and while nobody serves the model."""
 
 
 log = logger()
@@ -95,7 +97,8 @@ class Forecast:
         """Take a result into account."""
         self._running.end(result.id)
         if isinstance(result, Completed):
-            self._paces.setdefault(result.model, Pace()).learn(result)
+            with suppress(ValueError):  # put there by hand
+                self._paces.setdefault(result.model, Pace()).learn(result)
 
     async def of(self, job: Unfinished) -> Outlook:
         """The outlook of a job that waits or runs.
@@ -105,10 +108,12 @@ class Forecast:
         """
         if job.scheduled:
             return Outlook()
-        place = None if job.is_running else await find_place(self._broker, job)
+        if job.is_running:
+            return self._of_running(job)
+        place = await find_place(self._broker, job, self._returned)
         if place is None:
-            return self._of_delivered(job)
-        simulation = self._simulation(place.model)
+            return Outlook()
+        simulation = self._simulation(place.model, self._out(place.model) - place.is_given_out)
         own = _work(job.request, place.model)
         if simulation is None or own is None:
             return Outlook(position=place.ahead)
@@ -117,22 +122,23 @@ class Forecast:
             work = _work(_request(message.data), place.model)
             if work is not None:
                 simulation.serve(work)
-        simulation.serve_usual(place.ahead - len(ahead))
+        simulation.serve_usual(place.waiting - len(ahead))
         return Outlook(position=place.ahead, eta=_eta(simulation.serve(own)))
 
     def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:
         """Whole seconds until ``jobs`` of those that wait will have been taken."""
-        simulation = self._simulation(model)
+        if not any(entry.slots for entry in self._fleet.inferers.get(model.name, [])):
+            return WHILE_UNSERVED_S
+        simulation = self._simulation(model, self._out(model))
         if simulation is None:
             return WHILE_UNKNOWN_S
         simulation.serve_usual(jobs - 1)
         return max(1, math.ceil(float(numpy.median(simulation.free_s.min(axis=0)))))
 
-    def _of_delivered(self, job: Unfinished) -> Outlook:
-        """The outlook of a job that runs, or will in a moment: nobody is before it."""
+    def _of_running(self, job: Unfinished) -> Outlook:
         run = self._runs(job.model).get(job.id)
         if run is None or run.work is None:
-            return Outlook(position=None if job.is_running else 0)
+            return Outlook()
         progress = Progress(run.tokens, run.work.max_tokens)
         pace = self._paces.get(job.model)
         if pace is None or not pace.is_known:
@@ -140,8 +146,9 @@ class Forecast:
         simulation = Simulation(pace, [Slot(run.inferer, run)])
         return Outlook(progress=progress, eta=_eta(simulation.free_s[0]))
 
-    def _simulation(self, model: ModelConsumers) -> Simulation | None:
-        """The slots of the model with what they run; None while there is nothing to go by."""
+    def _simulation(self, model: ModelConsumers, out: int) -> Simulation | None:
+        """The slots of the model with what they run, then ``out`` jobs that were given out before;
+        None while there is nothing to go by."""
         pace = self._paces.get(model.name)
         if pace is None or not pace.is_known:
             return None
@@ -154,9 +161,17 @@ class Forecast:
         if not slots:
             return None
         simulation = Simulation(pace, slots)
-        # Jobs that are out and that nobody speaks of have just been given out, or come back.
-        simulation.serve_usual(max(0, model.in_flight - len(runs)))
+        simulation.serve_usual(out)
         return simulation
+
+    def _out(self, model: ModelConsumers) -> int:
+        """Jobs that have been given out and that nobody speaks of: they begin, or come back."""
+        return max(0, model.in_flight - len(self._runs(model.name)))
+
+    def _returned(self, model: ModelConsumers) -> int:
+        """Those of them that come back. While jobs begin and end it is the news of them that is on
+        its way; and then, where somebody takes jobs, what comes back is taken at once."""
+        return self._out(model) if self._running.quiet_s > QUIET_S else 0
 
     def _runs(self, model: str) -> dict[str, Run]:
         return self._running.of(self._fleet.inferers.get(model, []))

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from shared.messages import Work
 
 REMEMBERED = 400
+LESSONS_A_CURVE = 10
+"""A curve is drawn anew after so many lessons; while there are few, after each."""
 
 FAR_IN_MAX_TOKENS, FAR_IN_PROMPT, OTHER_FORM = 5.0, 1.0, 0.05
 """How fast an answer counts less whose request asked for more or fewer tokens, had a longer or
@@ -29,11 +31,14 @@ class Lengths:
 
     def __init__(self) -> None:
         self._answers: deque[tuple[int, bool, float, float, bool]] = deque(maxlen=REMEMBERED)
+        self._lessons = 0
         self._curves: dict[tuple[float, float, bool], Curve] = {}
 
     def learn(self, work: Work, completion_tokens: int, was_cut: bool) -> None:
         self._answers.append((completion_tokens, was_cut, *_kind(work)))
-        self._curves.clear()
+        self._lessons += 1
+        if self._lessons % max(1, min(LESSONS_A_CURVE, len(self._answers) // 10)) == 0:
+            self._curves.clear()
 
     def sample(self, work: Work, beyond: int, uniform: Floats) -> Floats:
         """Lengths of an answer that has ``beyond`` tokens already, one for each number in

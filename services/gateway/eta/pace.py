@@ -49,12 +49,15 @@ class Pace:
         work = result.work
         if timings is None or inferer is None or result.started_at is None or work is None:
             return
+        prompt_s = timings.prompt_ms / 1000
         took_s = milliseconds_between(result.started_at, result.finished_at) / 1000
+        if took_s <= prompt_s:
+            return  # a clock that was set meanwhile
         if (speed := self._speeds.get(inferer)) is not None:
             expected_s = (
                 usage.prompt_tokens * speed.prompt_s + usage.completion_tokens * speed.token_s
             )
-            if expected_s > 0 and took_s > 0:
+            if expected_s > 0:
                 self._errors.append(float(numpy.log(took_s / expected_s)))
         self._line = self._errors_known = None
         self._works.append(work)
@@ -62,9 +65,9 @@ class Pace:
         self.lengths.learn(work, usage.completion_tokens, result.finish_reason == "length")
         if usage.prompt_tokens > 0:
             latest = Speed(
-                timings.prompt_ms / 1000 / usage.prompt_tokens,
+                prompt_s / usage.prompt_tokens,
                 # The whole rest of the job, so that what else a job takes is in it.
-                (took_s - timings.prompt_ms / 1000) / max(usage.completion_tokens, 1),
+                (took_s - prompt_s) / max(usage.completion_tokens, 1),
             )
             self._speeds.pop(inferer, None)
             self._speeds[inferer] = _blend(speed, latest)

@@ -1,8 +1,10 @@
 """A waiting job's place in its queue: how many will be served before it, counted by the broker."""
 
 import asyncio
+from collections.abc import Callable
 
 from msgspec import Struct
+from nats.js.api import ConsumerInfo
 
 from services.gateway.unfinished import Unfinished
 from shared import subjects
@@ -16,18 +18,28 @@ SIZE_OF_A_READ = 1024 * 1024
 
 
 class Place(Struct, frozen=True):
-    """``ahead`` counts the jobs before this one, ``by_class`` those of each class."""
+    """``by_class`` counts the jobs of each class that wait before this one, ``returned`` those that
+    were given out before and come back, which are served first. ``is_given_out`` says that this
+    one has been, too: it begins in a moment, or comes back."""
 
     model: ModelConsumers
     by_class: dict[str, int]
+    returned: int = 0
+    is_given_out: bool = False
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.by_class.values())
 
     @property
     def ahead(self) -> int:
-        return sum(self.by_class.values())
+        return self.waiting + self.returned
 
 
-async def find_place(broker: Broker, job: Unfinished) -> Place | None:
-    """Where ``job`` waits; None when an inferer has been given it, or its model is gone.
+async def find_place(
+    broker: Broker, job: Unfinished, returned: Callable[[ModelConsumers], int]
+) -> Place | None:
+    """Where ``job`` waits; None when its model is gone. ``returned`` counts jobs that come back.
 
     Its own class is counted from two answers: what has not been delivered, and what stands behind
     it. Two countings in a row that agree were true in between; a queue that never stands still
@@ -38,25 +50,29 @@ async def find_place(broker: Broker, job: Unfinished) -> Place | None:
     """
     own = subjects.model_requests(job.model, job.priority)
     sequence = job.message.sequence
-    last: tuple[int, ...] | None = None
-    place = None
+    last, place = None, None
     for _ in range(LOOKS):
         model, behind = await asyncio.gather(
             read_model(broker, job.model),
             broker.direct_get(subjects.REQUESTS, seq=sequence, next_by_subj=own, batch=1),
         )
-        if model is None or behind is None or behind.sequence != sequence:
+        if model is None or job.priority not in model.by_class:
             return None
-        info = model.by_class.get(job.priority)
-        if info is None or (info.delivered and info.delivered.stream_seq >= sequence):
-            return None
+        info = model.by_class[job.priority]
+        higher = _higher(model, job.priority)
+        if behind is None or behind.sequence != sequence or _is_delivered(info, sequence):
+            return Place(model, {**higher, job.priority: 0}, is_given_out=True)
         before = (info.num_pending or 0) - int(behind.headers["Nats-Num-Pending"]) - 1
-        place = Place(model, {**_higher(model, job.priority), job.priority: max(before, 0)})
-        counted = (*place.by_class.values(), info.num_pending or 0)
+        place = Place(model, {**higher, job.priority: max(before, 0)}, returned(model))
+        counted = (place.by_class, place.returned, info.num_pending)
         if counted == last:
             break
         last = counted
     return place
+
+
+def _is_delivered(info: ConsumerInfo, sequence: int) -> bool:
+    return info.delivered is not None and info.delivered.stream_seq >= sequence
 
 
 async def read_ahead(

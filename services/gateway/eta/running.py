@@ -1,5 +1,6 @@
 """Which jobs run where: heard as they start and end, and seen in the inferers' entries."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from shared.messages import InfererEntry, StateEvent, Work
 from shared.timestamps import parse_timestamp
 
 REMEMBERED = 1000
+UNSEEN_S = 5.0
+"""Entries are renewed every second: what runs for longer is in one, or does not run any more."""
 
 
 class Run(Struct, frozen=True):
@@ -33,9 +36,16 @@ class RunningJobs:
     def __init__(self) -> None:
         self._heard: OrderedDict[str, Run] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._heard_at = time.monotonic()
+
+    @property
+    def quiet_s(self) -> float:
+        """For how long no job has started or ended."""
+        return time.monotonic() - self._heard_at
 
     def hear(self, job_id: str, event: StateEvent) -> None:
         """A job has started, or does not run any more."""
+        self._heard_at = time.monotonic()
         if event.state == "started":
             self._ended.pop(job_id, None)
             self._heard[job_id] = Run(job_id, event.inferer, event.at, event.work)
@@ -44,6 +54,7 @@ class RunningJobs:
             self.end(job_id)
 
     def end(self, job_id: str) -> None:
+        self._heard_at = time.monotonic()
         self._heard.pop(job_id, None)
         self._ended[job_id] = None
         _bound(self._ended)
@@ -60,8 +71,10 @@ class RunningJobs:
             for run in self._heard.values():
                 if run.inferer == entry.id:
                     seen = running.get(run.job_id)
-                    # An entry may speak of an earlier attempt.
-                    if seen is None or seen.started_at < run.started_at:
+                    # Its end may have been missed; and an entry may speak of an earlier attempt.
+                    if (seen is None and run.elapsed_s < UNSEEN_S) or (
+                        seen is not None and seen.started_at < run.started_at
+                    ):
                         running[run.job_id] = run
         return running
 

@@ -51,7 +51,7 @@ class Simulation:
 
     def serve_usual(self, count: int) -> None:
         """As `serve` for ``count`` jobs of which nothing is known, all at once."""
-        if count:
+        if count > 0:
             work = self._pace.usual_work()
             prompt_tokens = self._pace.prompt_tokens(work.prompt_bytes)
             tokens = self._sample(work, beyond=0).mean()

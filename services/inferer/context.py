@@ -1,0 +1,116 @@
+"""llama.cpp's context: room for what the sequences under way have been told and have said."""
+
+import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+
+import llama_cpp
+
+from services.inferer.llama import Model
+from shared.errors import ModelError, OutOfMemory
+
+SET, NOT_SET = b"\x01", b"\x00"
+
+KEY_AND_VALUE, BYTES_OF_F16 = 2, 2
+GIB = 1024**3
+
+# llama.cpp asks this function between any two operations whether to give up. `strlen` of a
+# buffer whose first byte is the flag answers just that, without the interpreter's lock: a
+# Python function here would take the lock a thousand times a token.
+_flag_is_set = llama_cpp.ggml_abort_callback(
+    ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+)
+
+
+class Context:
+    """For ``slots`` sequences of ``n_ctx`` tokens. Native memory: close it."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        n_ctx: int,
+        n_batch: int,
+        threads: int,
+        abort_flag: ctypes.Array[ctypes.c_char],
+    ) -> None:
+        """``abort_flag`` has two bytes; while the first is set, decoding gives up.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
+        _require_memory(model, slots, n_ctx)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = n_ctx * slots
+        parameters.n_batch = parameters.n_ubatch = n_batch
+        parameters.n_seq_max = slots
+        parameters.kv_unified = True
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.abort_callback = _flag_is_set
+        parameters.abort_callback_data = ctypes.addressof(abort_flag)
+        self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
+        if not self.handle:
+            raise OutOfMemory(
+                f"no memory for {slots} contexts of {n_ctx} tokens; lower INFERER_N_CTX"
+            )
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+
+    def remove(self, slot: int, position: int) -> None:
+        """Forget what the sequence in ``slot`` has from ``position`` on; -1 means all."""
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1)
+
+    def take_over(self, other: "Context", slots: Iterable[int]) -> None:
+        """Copy what the sequences in ``slots`` have in ``other``.
+
+        Raises:
+            ModelError: llama.cpp cannot.
+        """
+        for slot in slots:
+            size = llama_cpp.llama_state_seq_get_size(other.handle, slot)
+            state = (ctypes.c_uint8 * size)()
+            llama_cpp.llama_state_seq_get_data(other.handle, state, size, slot)
+            if not llama_cpp.llama_state_seq_set_data(self.handle, state, size, slot):
+                raise ModelError("llama.cpp could not move the running jobs to a larger context")
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self.handle)
+
+
+def _require_memory(model: Model, slots: int, n_ctx: int) -> None:
+    """Refuse what would not fit: the kernel promises more than it has, and would end the process
+    when llama.cpp fills it.
+
+    Raises:
+        OutOfMemory.
+    """
+    if model.gpu_layers:
+        return  # most of it is the GPU's
+    handle = model.handle
+    width = llama_cpp.llama_model_n_embd(handle) // llama_cpp.llama_model_n_head(handle)
+    per_token = (
+        llama_cpp.llama_model_n_layer(handle)
+        * llama_cpp.llama_model_n_head_kv(handle)
+        * width
+        * KEY_AND_VALUE
+        * BYTES_OF_F16
+    )
+    wanted, available = slots * n_ctx * per_token, _available_bytes()
+    if wanted > available:
+        raise OutOfMemory(
+            f"no memory for {slots} contexts of {n_ctx} tokens: they take {wanted / GIB:.1f} GiB, "
+            f"{available / GIB:.1f} GiB are there; lower INFERER_N_CTX"
+        )
+
+
+def _available_bytes() -> int:
+    """What can be had without swapping, within this cgroup (version 2) too."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else min(available, int(limit) - used)
