@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import httpx_sse
@@ -15,6 +16,9 @@ from shared.job_ids import is_job_id
 from shared.messages import (
     ConcurrencyReport,
     ConcurrencyRequest,
+    DeadLetter,
+    DeadLetterHead,
+    DeadLetterPage,
     FleetReport,
     JobAccepted,
     JobStatus,
@@ -79,6 +83,19 @@ class Client:
     def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
         return self._call("PUT", "/concurrency", ConcurrencyReport, content=encode(wanted))
 
+    def dead_letters(self, limit: int, before: int | None) -> DeadLetterPage:
+        older = "" if before is None else f"&before={before}"
+        return self._call("GET", f"/dead?limit={limit}{older}", DeadLetterPage)
+
+    def dead_letter(self, letter_id: str) -> DeadLetter:
+        return self._call("GET", _dead_path(letter_id), DeadLetter)
+
+    def retry_dead_letter(self, letter_id: str) -> JobAccepted:
+        return self._call("POST", f"{_dead_path(letter_id)}/retry", JobAccepted)
+
+    def drop_dead_letter(self, letter_id: str) -> DeadLetterHead:
+        return self._call("DELETE", _dead_path(letter_id), DeadLetterHead)
+
     def follow(self, job_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
         """The job's events to the last; a connection that breaks is taken up where it was."""
         last_event_id, failures = "", 0
@@ -136,6 +153,11 @@ class Client:
 
 class _Unavailable(Exception):
     """The gateway lives, but its broker is away."""
+
+
+def _dead_path(letter_id: str) -> str:
+    # Whoever puts a request on the queue by hand may have chosen any id.
+    return f"/dead/{quote(letter_id, safe='')}"
 
 
 def _check_id(job_id: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import typer
 from platformdirs import user_data_path
 
-from cli import topology
+from cli import dead, topology
 from cli.client import Client
 from cli.doctor.examination import examine
 from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
@@ -67,6 +67,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="LLM inference through a NATS work queue: one request at a time through each worker.",
 )
+app.add_typer(dead.app, name="dead")
 app.add_typer(topology.app, name="topology")
 
 

@@ -4,12 +4,11 @@
 class SluiceError(Exception):
     """A failure with a sentence for the person who caused it or can mend it.
 
-    ``code`` is stable and machine-readable; ``retryable`` says whether the same call may succeed
-    later without being changed.
+    ``code`` is stable and machine-readable. Which failures of a job are tried again is said in one
+    table, `services/inferer/retry.py`.
     """
 
     code = "internal_error"
-    retryable = False
 
     @property
     def message(self) -> str:
@@ -72,14 +71,12 @@ class NotFinished(SluiceError):
     """A result was asked for that is not there yet."""
 
     code = "not_finished"
-    retryable = True
 
 
 class QueueFull(SluiceError):
     """As many jobs wait as may. ``retry_after_s`` is when there should be room again."""
 
     code = "queue_full"
-    retryable = True
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -90,7 +87,6 @@ class BrokerUnavailable(SluiceError):
     """The broker is away, restarting or electing a leader."""
 
     code = "broker_unavailable"
-    retryable = True
 
 
 class StorageShort(BrokerUnavailable):
@@ -105,6 +101,24 @@ class ModelError(SluiceError):
     """The model could not be loaded, or llama.cpp failed while it ran."""
 
     code = "model_error"
+
+
+class OutOfMemory(ModelError):
+    """llama.cpp found no room for its contexts, or for what is in them."""
+
+    code = "out_of_memory"
+
+
+class UnknownLetter(SluiceError):
+    """There is no dead letter of that id."""
+
+    code = "letter_not_found"
+
+
+class CannotRetry(SluiceError):
+    """A dead letter does not hold what could be sent again."""
+
+    code = "cannot_retry"
 
 
 class SettingsError(SluiceError):

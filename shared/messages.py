@@ -155,13 +155,18 @@ class Work(Struct, frozen=True):
 
 
 class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries."""
+    """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries.
+
+    ``code`` and ``message``: what went wrong in an attempt that is followed by another.
+    """
 
     state: Literal["started", "returned", "retrying"]
     attempt: int
     at: str
     inferer: str
     work: Work | None = None
+    code: str | None = None
+    message: str | None = None
 
 
 class TokenFrame(Struct, frozen=True, kw_only=True):
@@ -222,8 +227,8 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
 
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
-    """``code``: ``model_error``, ``worker_lost``, ``prompt_too_long``, ``result_too_large`` or
-    ``invalid_request``."""
+    """``code``: ``model_error``, ``out_of_memory``, ``worker_lost``, ``prompt_too_long``,
+    ``result_too_large``, ``invalid_request`` or ``internal_error``."""
 
     code: str
     message: str
@@ -267,7 +272,11 @@ def stopped(code: StopCode, **common: Any) -> Cancelled | Expired:
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """``infer.dead.<model>.<id>``: a request that nobody will try again, and why."""
+    """``infer.dead.<model>.<id>``: a request that nobody will try again, and why.
+
+    ``request`` is the body as it was received, or its beginning; bytes that are no UTF-8 are
+    replaced. ``timeout_s`` is what it was given from its acceptance to its end.
+    """
 
     id: str
     model: str
@@ -276,7 +285,31 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     attempts: int
     at: str
     request: str
-    """The body as it was received, or its beginning; bytes that are no UTF-8 are replaced."""
+    priority: Priority = "normal"
+    timeout_s: float | None = None
+
+
+class DeadLetterHead(Struct, frozen=True, kw_only=True):
+    """A dead letter in a list: all but its request."""
+
+    id: str
+    model: str
+    code: str
+    message: str
+    attempts: int
+    at: str
+    priority: Priority
+
+    @classmethod
+    def of(cls, letter: DeadLetter) -> Self:
+        return cls(**{name: getattr(letter, name) for name in cls.__struct_fields__})
+
+
+class DeadLetterPage(Struct, frozen=True, kw_only=True):
+    """The newest first. ``before`` asks for the next page; None on the last."""
+
+    letters: list[DeadLetterHead]
+    before: int | None
 
 
 class CancelNotice(Struct, frozen=True):
@@ -446,14 +479,19 @@ class JobAccepted(Struct, frozen=True, kw_only=True):
     state: TaskState
     status_url: str
     events_url: str
+    retry_of: str | UnsetType = UNSET
+    """The job whose dead letter was sent again as this one."""
 
     @classmethod
-    def of(cls, job_id: str, state: TaskState = "PENDING") -> Self:
+    def of(
+        cls, job_id: str, state: TaskState = "PENDING", retry_of: str | UnsetType = UNSET
+    ) -> Self:
         return cls(
             id=job_id,
             state=state,
             status_url=f"/status/{job_id}",
             events_url=f"/jobs/{job_id}/events",
+            retry_of=retry_of,
         )
 
 
@@ -532,6 +570,7 @@ decode_state_event = msgspec.json.Decoder(StateEvent).decode
 decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
 decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
 decode_idempotency_entry = msgspec.json.Decoder(IdempotencyEntry).decode
+decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
 decode_concurrency = msgspec.json.Decoder(SetConcurrency).decode
 decode_concurrency_change = msgspec.json.Decoder(ConcurrencyChange).decode
 decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode

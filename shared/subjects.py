@@ -25,9 +25,13 @@ HEADER_IDEMPOTENCY_KEY = "Idempotency-Key"
 HEADER_DEADLINE = "Deadline"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_VERSION = "Sluice-Version"
+HEADER_SCHEDULE = "Nats-Schedule"
+HEADER_SCHEDULE_TARGET = "Nats-Schedule-Target"
 HEADER_SCHEDULER = "Nats-Scheduler"
 HEADER_MSG_ID = "Nats-Msg-Id"
 HEADER_EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
+BROKERS_HEADERS = "nats-"
+"""What the broker's own headers begin with, in lower case; they are never sent on."""
 
 # Every pull carries the group from the first version on: a consumer cannot change it later
 # without the inferers changing at the same moment.
@@ -35,13 +39,20 @@ PRIORITY_GROUP = "g"
 
 FINISHED_WILDCARD = "infer.finished.*"
 CANCEL_WILDCARD = "infer.cancel.*"
+DEAD_WILDCARD = "infer.dead.*.*"
 
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_TOKEN = re.compile(r"[^\s.*>]+")
 
 
 def is_model_name(name: str) -> bool:
     """Whether ``name`` may be an alias: one token of a subject, ``[a-z0-9][a-z0-9_-]{0,63}``."""
     return _MODEL.fullmatch(name) is not None
+
+
+def is_token(text: str) -> bool:
+    """Whether ``text`` can stand for itself alone as a part of a subject."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def request(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
@@ -87,7 +98,13 @@ def parse_request(subject: str) -> tuple[str, str, str]:
     return parts[2], parts[3], parts[4]
 
 
+def schedule(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
+    """Where a request waits for its next attempt; the broker puts it back on the queue then."""
+    return f"infer.schedule.{model}.{job_class}.{job_id}"
+
+
 def schedule_of(job_id: str) -> str:
+    """The filter that finds a request's schedule when only its id is known."""
     return f"infer.schedule.*.*.{job_id}"
 
 
@@ -128,6 +145,11 @@ def dead(model: str, job_id: str) -> str:
 def idempotency(key_hash: str) -> str:
     """A key's entry; hashed, as a key may be anything and a token of a subject may not."""
     return f"$KV.{IDEMPOTENCY}.{key_hash}"
+
+
+def dead_of(job_id: str) -> str:
+    """The filter that finds a dead letter when only its id is known."""
+    return f"infer.dead.*.{job_id}"
 
 
 def last_token(subject: str) -> str:

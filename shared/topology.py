@@ -94,7 +94,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         ),
         StreamConfig(
             name=subjects.DEAD,
-            subjects=["infer.dead.*.*"],
+            subjects=[subjects.DEAD_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=7 * DAY_S,
             duplicate_window=DUPLICATE_WINDOW_S,

@@ -10,8 +10,11 @@ from services.inferer.models import locate
 WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
 
 
-def write_tiny_model(path: Path, *, chat: bool = True, seed: int = 7) -> Path:
-    """Write a two-layer llama with the bundled model's tokenizer, and its template if ``chat``."""
+def write_tiny_model(
+    path: Path, *, chat: bool = True, seed: int = 7, template: str | None = None
+) -> Path:
+    """Write a two-layer llama with the bundled model's tokenizer, and its template if ``chat``;
+    with ``template`` in its place, where there is one."""
     random = numpy.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -23,7 +26,7 @@ def write_tiny_model(path: Path, *, chat: bool = True, seed: int = 7) -> Path:
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    vocabulary = _copy_tokenizer(writer, chat)
+    vocabulary = _copy_tokenizer(writer, chat, template)
 
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape) * 0.3
@@ -49,7 +52,7 @@ def write_tiny_model(path: Path, *, chat: bool = True, seed: int = 7) -> Path:
     return path
 
 
-def _copy_tokenizer(writer: gguf.GGUFWriter, chat: bool) -> int:
+def _copy_tokenizer(writer: gguf.GGUFWriter, chat: bool, template: str | None) -> int:
     """Copy every tokenizer field of the bundled model; the size of its vocabulary."""
     source = gguf.GGUFReader(locate("smollm2"))
     size = 0
@@ -59,6 +62,8 @@ def _copy_tokenizer(writer: gguf.GGUFWriter, chat: bool) -> int:
         if name == "tokenizer.chat_template" and not chat:
             continue
         value, kinds = field.contents(), field.types
+        if name == "tokenizer.chat_template" and template is not None:
+            value = template
         if name == "tokenizer.ggml.tokens":
             size = len(value)
         element = kinds[1] if len(kinds) > 1 else None

@@ -92,5 +92,5 @@ async def _dead_letters(broker: Broker) -> Finding:
     with unavailable_on_outage(broker):
         count = (await broker.js.stream_info(subjects.DEAD)).state.messages
     if count:
-        return look("dead letters", f"{count}", f"see why: nats stream view {subjects.DEAD}")
+        return look("dead letters", f"{count}", "see why: sluice dead list")
     return ok("dead letters", "none")

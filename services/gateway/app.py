@@ -13,7 +13,7 @@ from litestar.types import Message, Scope
 from services.gateway.bodies import StrictRequest
 from services.gateway.gateway import Gateway
 from services.gateway.problems import answer_crash, answer_error, answer_http_error
-from services.gateway.routes import fleet, health, jobs, openai
+from services.gateway.routes import dead, fleet, health, jobs, openai
 from shared import __version__
 from shared.errors import SluiceError
 from shared.job_ids import new_job_id
@@ -38,6 +38,10 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
             jobs.status,
             jobs.events,
             jobs.cancel,
+            dead.letters,
+            dead.letter,
+            dead.retry,
+            dead.drop,
             fleet.queue,
             fleet.inferers,
             fleet.set_concurrency,

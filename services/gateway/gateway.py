@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from services.gateway.dead_letters import DeadLetters
 from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
@@ -38,6 +39,7 @@ class Gateway:
             self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
+        self.dead_letters = DeadLetters(self.broker, self.jobs)
         self.service = NatsService(self.broker, self.fleet, self.jobs, self.idempotency)
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None

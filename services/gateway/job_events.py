@@ -43,7 +43,11 @@ class Tokens(Struct, frozen=True):
 
 
 class JobEvent(Struct, frozen=True):
-    """``id``: ``0`` for the first, else the sequence in ``EVENTS``, ``tail`` or ``end``."""
+    """``id``: ``0`` for the first, else the sequence in ``EVENTS``, ``tail`` or ``end``.
+
+    ``event``: ``queued``, ``started``, ``returned``, ``attempt_failed`` (another follows),
+    ``tokens``, ``retrying`` (the text begins anew), ``result``.
+    """
 
     id: str
     event: str
@@ -89,7 +93,9 @@ def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEven
     try:
         if message.subject.endswith(".state"):
             state = decode_state_event(message.data)
-            return [JobEvent(event_id, state.state, state)]
+            # Its text stands as long as the next attempt comes out the same.
+            name = "attempt_failed" if state.state == "retrying" else state.state
+            return [JobEvent(event_id, name, state)]
         frame = decode_token_frame(message.data)
     except msgspec.DecodeError:
         return []  # put there by hand

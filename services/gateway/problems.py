@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
+    CannotRetry,
     InvalidRequest,
     JobAgedOut,
     KeyReused,
@@ -21,6 +22,7 @@ from shared.errors import (
     StorageShort,
     UnknownInferer,
     UnknownJob,
+    UnknownLetter,
     UnknownModel,
 )
 from shared.logs import logger
@@ -30,8 +32,10 @@ STATUSES: dict[type[SluiceError], int] = {
     UnknownModel: 404,
     UnknownInferer: 404,
     UnknownJob: 404,
+    UnknownLetter: 404,
     AlreadyFinished: 409,
     NotFinished: 409,
+    CannotRetry: 409,
     JobAgedOut: 410,
     RequestTooLarge: 413,
     KeyReused: 422,

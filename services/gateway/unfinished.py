@@ -71,10 +71,15 @@ class Unfinished:
     def is_running(self) -> bool:
         return self._start is not None
 
+    @property
+    def is_retried(self) -> bool:
+        """Whether its last attempt failed and the next has not begun."""
+        return self.scheduled or (self.last is not None and self.last.state == "retrying")
+
     def status(self) -> JobStatus:
         return JobStatus(
             id=self.id,
-            state="RETRY" if self.scheduled else "STARTED" if self.is_running else "PENDING",
+            state="RETRY" if self.is_retried else "STARTED" if self.is_running else "PENDING",
             model=self.model,
             attempts=self.attempts,
             inferer=self._start.inferer if self._start else None,
@@ -121,15 +126,13 @@ async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
     Raises:
         BrokerUnavailable: no answer.
     """
-    waiting, scheduled, last = await asyncio.gather(
-        broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)),
-        broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.schedule_of(job_id)),
+    message, last = await asyncio.gather(
+        _find_message(broker, job_id),
         broker.direct_get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
     )
-    message = waiting or scheduled
     if message is None:
         return None
-    _, _, model, job_class, _ = message.subject.split(".")
+    _, kind, model, job_class, _ = message.subject.split(".")
     request, deadline, last_event = None, None, None
     try:
         request = decode_request(message.data)
@@ -149,5 +152,16 @@ async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
         request=request,
         deadline=deadline,
         last=last_event,
-        scheduled=waiting is None,
+        scheduled=kind == "schedule",
     )
+
+
+async def _find_message(broker: Broker, job_id: str) -> StoredMessage | None:
+    """The request on the queue, or in its schedule. In this order, and the queue once more: it
+    goes from the one to the other before it leaves the first, and back in one step."""
+    queue, schedule = subjects.request_of(job_id), subjects.schedule_of(job_id)
+    for place in (queue, schedule, queue):
+        message = await broker.direct_get(subjects.REQUESTS, last_by_subj=place)
+        if message is not None:
+            return message
+    return None

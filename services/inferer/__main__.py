@@ -12,6 +12,7 @@ from services.inferer.models import locate
 from services.inferer.neighbours import neighbours_watched
 from services.inferer.presence import presence
 from services.inferer.settings import InfererSettings
+from services.inferer.watchdog import watched
 from services.inferer.worker import Worker
 from shared import __version__
 from shared.aliases import alias_of
@@ -68,6 +69,7 @@ async def _serve(
             slots=settings.concurrency,
             priority=settings.priority,
             max_attempts=settings.max_attempts,
+            retry_s=settings.retry_s,
             grace_s=settings.grace_s,
         )
         started_at = timestamp()
@@ -111,6 +113,7 @@ async def _serve(
             tell = await unless_stopped(stopping, entering)
             await stack.enter_async_context(neighbours_watched(broker, describe))
             await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
+            await stack.enter_async_context(watched(engine, settings.stall_s))
             await worker.run(stopping, announce)
     finally:
         if engine.close():

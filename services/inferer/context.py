@@ -7,7 +7,7 @@ from pathlib import Path
 import llama_cpp
 
 from services.inferer.llama import Model
-from shared.errors import ModelError
+from shared.errors import ModelError, OutOfMemory
 
 SET, NOT_SET = b"\x01", b"\x00"
 
@@ -38,7 +38,7 @@ class Context:
         """``abort_flag`` has two bytes; while the first is set, decoding gives up.
 
         Raises:
-            ModelError: it does not fit into memory.
+            OutOfMemory: it does not fit.
         """
         _require_memory(model, slots, n_ctx)
         parameters = llama_cpp.llama_context_default_params()
@@ -51,7 +51,7 @@ class Context:
         parameters.abort_callback_data = ctypes.addressof(abort_flag)
         self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
         if not self.handle:
-            raise ModelError(
+            raise OutOfMemory(
                 f"no memory for {slots} contexts of {n_ctx} tokens; lower INFERER_N_CTX"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
@@ -82,7 +82,7 @@ def _require_memory(model: Model, slots: int, n_ctx: int) -> None:
     when llama.cpp fills it.
 
     Raises:
-        ModelError.
+        OutOfMemory.
     """
     if model.gpu_layers:
         return  # most of it is the GPU's
@@ -97,7 +97,7 @@ def _require_memory(model: Model, slots: int, n_ctx: int) -> None:
     )
     wanted, available = slots * n_ctx * per_token, _available_bytes()
     if wanted > available:
-        raise ModelError(
+        raise OutOfMemory(
             f"no memory for {slots} contexts of {n_ctx} tokens: they take {wanted / GIB:.1f} GiB, "
             f"{available / GIB:.1f} GiB are there; lower INFERER_N_CTX"
         )

@@ -19,9 +19,11 @@ from services.inferer.context import NOT_SET, SET, Context
 from services.inferer.llama import Model, last_error
 from services.inferer.sampler import Sampler
 from services.inferer.text import TextAssembler
-from shared.errors import InvalidRequest, ModelError, SluiceError
+from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
 DECODED, ABORTED = 0, 2
+NO_MEMORY = (1, -2)
+"""No room in the context for the batch; a buffer that could not be had (`llama_decode`)."""
 
 
 class Aborted(Exception):
@@ -79,13 +81,15 @@ class Engine:
         """Make room for ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
 
         Raises:
-            ModelError: the context does not fit into memory.
+            OutOfMemory: the context does not fit.
         """
         self.model = model
         self.n_ctx = n_ctx
         self.threads = threads
         self.slots = slots
         """Sequences that there is room for."""
+        self.steps = 0
+        """How often the compute thread has got through a batch, or whatever came in its place."""
         self._n_batch = min(n_batch, n_ctx)
         self._abort_flag = ctypes.create_string_buffer(2)
         self._context = self._create_context(slots)
@@ -107,6 +111,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything that ``steps`` should be counting up for."""
+        return bool(self._running or self._waiting or self._growth)
+
     def submit(self, sequence: Sequence) -> None:
         """Queue ``sequence``; from any thread."""
         with self._changed:
@@ -123,7 +132,7 @@ class Engine:
     def grow(self, slots: int) -> Future[None]:
         """Make room for ``slots`` sequences; those that run go on. From any thread, one at a time.
 
-        The future raises `ModelError` when the memory is short: then all stays as it was.
+        The future raises `OutOfMemory` when the memory is short: then all stays as it was.
         """
         grown: Future[None] = Future()
         with self._changed:
@@ -204,7 +213,8 @@ class Engine:
             except Exception as error:
                 # Whatever it was, the callers must hear of it, and the next job gets its chance.
                 for sequence in list(self._running):
-                    self._end(sequence, ModelError(f"inference failed: {error!r}"))
+                    self._end(sequence, _failure("inference failed", error))
+            self.steps += 1
 
     def _admit(self) -> bool:
         """Wait for work, drop what was aborted, fill free slots; False once closed and empty."""
@@ -252,7 +262,7 @@ class Engine:
         except SluiceError as error:
             self._end(sequence, error)
         except Exception as error:  # what a chat template stumbles over is not ours to list
-            self._end(sequence, ModelError(f"the request could not be prepared: {error!r}"))
+            self._end(sequence, _failure("the request could not be prepared", error))
 
     def _fill_batch(self) -> list[tuple[Sequence, int]]:
         """Fill the batch, those that generate first; which sequence has how many tokens in it."""
@@ -277,8 +287,9 @@ class Engine:
         for sequence, _ in taken:
             self._context.remove(sequence.slot, sequence.position)
             if status != ABORTED:
+                kind = OutOfMemory if status in NO_MEMORY else ModelError
                 why = f"llama.cpp's decode failed with status {status}: {last_error()}"
-                self._end(sequence, ModelError(why))
+                self._end(sequence, kind(why))
 
     def _sample(self, sequence: Sequence, row: int) -> None:
         assert sequence.sampler is not None
@@ -332,3 +343,8 @@ class Engine:
         if sequence.sampler is not None:
             sequence.sampler.close()
         sequence.on_end(outcome)
+
+
+def _failure(what: str, error: Exception) -> ModelError:
+    kind = OutOfMemory if isinstance(error, MemoryError) else ModelError
+    return kind(f"{what}: {error!r}")

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 from nats.aio.msg import Msg
-from nats.js.api import PubAck
 
 from shared import subjects
 from shared.messages import (
@@ -33,6 +34,13 @@ HANDED_BACK: Final = "handed_back"
 Interruption = StopCode | Literal["handed_back"]
 
 
+class NoResult(Enum):
+    """How a job leaves its inferer while its result is still open."""
+
+    HANDED_BACK = "it stays on the queue, for another inferer"
+    PUT_OFF = "a schedule puts it back on the queue later"
+
+
 class Interrupted(Exception):
     """The job was stopped before its answer was complete."""
 
@@ -43,8 +51,8 @@ class Job:
     def __init__(self, message: Msg) -> None:
         headers = message.headers or {}
         self.message = message
-        self.model, job_class, self.id = subjects.parse_request(message.subject)
-        self.priority = priority_of(job_class)
+        self.model, self.job_class, self.id = subjects.parse_request(message.subject)
+        self.priority = priority_of(self.job_class)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
         # A message that was scheduled is a new one to the broker, and counts from 1 again.
         self.is_first_delivery = (
@@ -58,7 +66,7 @@ class Job:
         """Why the message is no request; then there is no ``request``."""
         self.queued_at = timestamp(message.metadata.timestamp)
         self.interrupting: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
-        self.announced: asyncio.Task[PubAck] | None = None
+        self.announced: asyncio.Task[None] | None = None
         """The publishing of its `started`."""
         self.settled = asyncio.Event()
         self.count_tokens: Callable[[], int] = lambda: 0
@@ -142,6 +150,11 @@ class Job:
         return stopped(
             code, **self._common(attempts_before=self.started_at is None), inferer=inferer
         )
+
+    def out_of_time(self, inferer: str, why: str) -> Cancelled | Expired:
+        """Failed, with a deadline before another attempt could begin."""
+        message = f"no time is left to try again before the deadline; the attempt failed: {why}"
+        return replace(self.stopped("timed_out", inferer), message=message)
 
     def _common(self, attempts_before: bool = False) -> dict[str, Any]:
         readable = self.malformed is None

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from shared.config import Positive
+from shared.config import Positive, Seconds
 
 
 class InfererSettings(msgspec.Struct, frozen=True):
@@ -35,7 +35,13 @@ class InfererSettings(msgspec.Struct, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
     """0 is served first; one of a higher number takes what those cannot take at once."""
     max_attempts: Positive = 3
-    """Starts of one job, after which it is taken to be what kills its inferers."""
+    """Starts of one job, after which it is a dead letter."""
+    retry_s: Annotated[float, Meta(gt=0, le=300)] = 1.0
+    """About how many seconds after its first failure a job is tried again; four times as many after
+    each further one."""
+    stall_s: Seconds = 120.0
+    """Seconds in which a job that runs must show progress, one token or ``n_batch`` of its prompt;
+    else the process ends, to be started again."""
 
     def identity(self, alias: str) -> str:
         """The id of the inferer that serves ``alias`` with these settings on this host.

@@ -2,9 +2,7 @@
 
 import asyncio
 import signal
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from msgspec.structs import replace
 from services.inferer.engine import Engine
 from services.inferer.llama import Model
 from services.inferer.pull import Puller
-from services.inferer.worker import Worker
 from shared import subjects
 from shared.broker import Broker, connected
 from shared.config import BrokerSettings
@@ -26,15 +23,12 @@ from shared.messages import (
     Cancelled,
     CancelNotice,
     Completed,
-    DeadLetter,
     Expired,
     Failed,
     InferenceRequest,
-    Result,
     StateEvent,
     Usage,
     decode_result,
-    decode_state_event,
     decode_token_frame,
     encode,
 )
@@ -42,6 +36,7 @@ from shared.results import read_result, store_result
 from shared.timestamps import timestamp
 from shared.topology import Topology, ensure_topology
 from tests.processes import NatsServer
+from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 
 N_CTX = 8192
 ENDLESS = InferenceRequest(prompt="tell me", seed=1)  # a minute of work, never waited for
@@ -70,63 +65,6 @@ async def queue(broker: Broker) -> Broker:
     return broker
 
 
-@asynccontextmanager
-async def working(
-    broker: Broker, engine: Engine, name: str = "first", *, slots: int = 1, grace_s: float = 10
-) -> AsyncIterator[tuple[Worker, asyncio.Event]]:
-    """A worker, stopped by its event or at the end of the block; if it fails, so does the block."""
-    settings: dict[str, Any] = {"slots": slots, "grace_s": grace_s}
-    worker = Worker(
-        broker, engine, inferer_id=name, model="tiny", priority=0, max_attempts=3, **settings
-    )
-    stopping, ready = asyncio.Event(), asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(worker.run(stopping, ready.set))
-        await ready.wait()
-        yield worker, stopping
-        stopping.set()
-
-
-async def put(broker: Broker, body: InferenceRequest | bytes, **headers: str) -> str:
-    """Put a job on the queue; its id."""
-    job_id = new_job_id()
-    payload = body if isinstance(body, bytes) else encode(body)
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    await broker.publish_stored(subjects.request("tiny", job_id), payload, named, 5)
-    return job_id
-
-
-async def until(look: Callable[[], Any], what: str) -> Any:
-    """The first true value of the coroutine function ``look``."""
-    give_up_at = time.monotonic() + 60
-    while not (value := await look()):
-        assert time.monotonic() < give_up_at, f"not in time: {what}"
-        await asyncio.sleep(0.005)
-    return value
-
-
-async def ended(broker: Broker, job_id: str) -> Result:
-    result: Result = await until(lambda: read_result(broker, job_id), "a result")
-    return result
-
-
-async def states(broker: Broker, job_id: str) -> list[tuple[str, int, str]]:
-    """The job's state events: what, which attempt, which inferer."""
-    found, sequence = [], 0
-    query = {"next_by_subj": subjects.state_events(job_id)}
-    while stored := await broker.direct_get("EVENTS", seq=sequence + 1, **query):
-        event, sequence = decode_state_event(stored.data), stored.sequence
-        found.append((event.state, event.attempt, event.inferer))
-    return found
-
-
-async def queue_is_empty(broker: Broker) -> None:
-    async def look() -> bool:
-        return (await broker.js.stream_info("REQUESTS")).state.messages == 0
-
-    await until(look, "an empty queue")
-
-
 async def inbox_of(broker: Broker) -> tuple[str, Any]:
     inbox = broker.nc.new_inbox()
     return inbox, await broker.nc.subscribe(inbox)
@@ -137,12 +75,6 @@ async def received(broker: Broker, subscription: Any) -> list[bytes]:
     for _ in range(2):  # the client's ping overtakes what it has not written yet
         await broker.nc.flush()
     return [(await subscription.next_msg(5)).data for _ in range(subscription.pending_msgs)]
-
-
-async def dead_letter(broker: Broker, job_id: str) -> DeadLetter:
-    stored = await broker.direct_get("DEAD", last_by_subj=subjects.dead("tiny", job_id))
-    assert stored is not None
-    return msgspec.json.decode(stored.data, type=DeadLetter)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -27,6 +27,7 @@ from shared.messages import (
     TokenFrame,
     Usage,
     decode_cancel_notice,
+    decode_dead_letter,
     decode_idempotency_entry,
     decode_inferer_entry,
     decode_model_facts,
@@ -40,8 +41,6 @@ from shared.messages import (
 ID = "01968a3e-5c00-7abc-8def-0123456789ab"
 T0, T1, T2 = (f"2026-01-31T12:00:0{second}.000000Z" for second in (0, 1, 2))
 COMMON = {"id": ID, "model": "m", "attempt": 1, "queued_at": T0, "finished_at": T2}
-
-decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
 
 PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
     (
@@ -165,6 +164,28 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
         b'{"id":"x","model":"m","code":"c","message":"why","attempts":3,"at":"%b","request":"{"}'
         % T0.encode(),
         DeadLetter(id="x", model="m", code="c", message="why", attempts=3, at=T0, request="{"),
+    ),
+    (
+        decode_dead_letter,
+        b'{"id":"x","model":"m","code":"c","message":"why","attempts":3,"at":"%b","request":"{",'
+        b'"priority":"low","timeout_s":60.0}' % T0.encode(),
+        DeadLetter(
+            id="x",
+            model="m",
+            code="c",
+            message="why",
+            attempts=3,
+            at=T0,
+            request="{",
+            priority="low",
+            timeout_s=60,
+        ),
+    ),
+    (
+        decode_state_event,
+        b'{"state":"retrying","attempt":1,"at":"%b","inferer":"i","code":"c","message":"why"}'
+        % T1.encode(),
+        StateEvent(state="retrying", attempt=1, at=T1, inferer="i", code="c", message="why"),
     ),
 ]
 

@@ -77,8 +77,8 @@ async def events(
     last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
 ) -> Response[Any]:
     """The job's events: `queued`, `started`, `tokens`, `result`, also `returned` (an inferer
-    stopped), and `retrying` (start the text again). Resumes after `Last-Event-ID`, on any
-    gateway. Hanging up cancels nothing."""
+    stopped), `attempt_failed` (another attempt follows), and `retrying` (start the text again).
+    Resumes after `Last-Event-ID`, on any gateway. Hanging up cancels nothing."""
     gateway.require_ready()
     if last_event_id == END:
         return Response(None, status_code=204)  # tells an EventSource not to come again

@@ -142,7 +142,7 @@ async def _stream(
                 for_now = None
                 for part in _parts(ticket, event, include_usage):
                     yield part
-                if event.event in ("result", "retrying"):
+                if event.event in ("result", "retrying"):  # this API has no word for the latter
                     ended = True
                     return
         except GatewayStopping:
@@ -166,7 +166,7 @@ async def _first_output(feed: Feed[JobEvent]) -> JobEvent:
 
 def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerSentEventMessage]:
     """What one event of the job is in the words of this API."""
-    if event.event == "retrying" and isinstance(event.data, Tokens):
+    if event.event == "retrying":
         message = "a second attempt came out differently from what was sent; ask again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):

@@ -1,0 +1,84 @@
+"""``sluice dead``: requests that nobody will try again."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cli.client import Client
+from cli.options import DEFAULT_URL, Json, Url
+from cli.output import out, print_json
+from shared.messages import DeadLetter, DeadLetterPage
+
+PAGE = 50
+
+app = typer.Typer(no_args_is_help=True, help="Requests that nobody will try again, and why.")
+
+LetterId = Annotated[str, typer.Argument(metavar="ID")]
+
+
+@app.callback()
+def _group() -> None:
+    """Requests that nobody will try again, and why."""
+
+
+@app.command("list")
+def list_letters(
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most letters to list.")] = PAGE,
+    before: Annotated[
+        int | None, typer.Option(min=1, help="The next page, as the last one said.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """The dead letters, the newest first."""
+    with Client(url) as client:
+        page = client.dead_letters(limit, before)
+    print_json(page) if as_json else _print_page(page)
+
+
+@app.command()
+def show(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """One dead letter, with the request as it was received."""
+    with Client(url) as client:
+        letter = client.dead_letter(letter_id)
+    print_json(letter) if as_json else _print_letter(letter)
+
+
+@app.command()
+def retry(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Send it again and print the id of the new job. The letter is then gone."""
+    with Client(url) as client:
+        accepted = client.retry_dead_letter(letter_id)
+    print_json(accepted) if as_json else print(accepted.id)
+
+
+@app.command()
+def drop(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Remove it for good."""
+    with Client(url) as client:
+        dropped = client.drop_dead_letter(letter_id)
+    print_json(dropped) if as_json else print(f"dropped {dropped.id}")
+
+
+def _print_page(page: DeadLetterPage) -> None:
+    if not page.letters:
+        out.print("no dead letters")
+        return
+    table = Table("id", "model", "at", "attempts", "why", box=None, pad_edge=False)
+    for letter in page.letters:
+        why = Text(f"{letter.code}: {letter.message}")
+        table.add_row(letter.id, letter.model, letter.at, str(letter.attempts), why)
+    out.print(table)
+    if page.before is not None:
+        out.print(f"older ones: sluice dead list --before {page.before}")
+
+
+def _print_letter(letter: DeadLetter) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name in ("id", "model", "priority", "attempts", "at"):
+        table.add_row(name, Text(str(getattr(letter, name))))
+    table.add_row("error", Text(f"{letter.code}: {letter.message}"))
+    out.print(table)
+    out.print(Text(letter.request))

@@ -1,0 +1,57 @@
+"""Dead letters over HTTP: list, look, send again, drop."""
+
+from typing import Annotated
+
+from litestar import Response, delete, get, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+
+from services.gateway.gateway import Gateway
+from services.gateway.problems import PROBLEM, REFUSED, Problem
+from shared.messages import DeadLetter, DeadLetterHead, DeadLetterPage, JobAccepted
+
+PAGE = 50
+
+MISSING = {404: REFUSED[404], 503: REFUSED[503]}
+
+
+@get("/dead", responses={503: REFUSED[503]})
+async def letters(
+    gateway: Gateway,
+    limit: Annotated[int, Parameter(ge=1, le=200, description="Most letters to list.")] = PAGE,
+    before: Annotated[
+        int | None, Parameter(ge=1, description="`before` of the page that came before.")
+    ] = None,
+) -> DeadLetterPage:
+    """Requests that nobody will try again, the newest first, and why. Kept for 7 days."""
+    gateway.require_ready()
+    return await gateway.dead_letters.page(limit, before)
+
+
+@get("/dead/{job_id:str}", responses=MISSING)
+async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
+    """One dead letter, with the request as it was received."""
+    gateway.require_ready()
+    return await gateway.dead_letters.show(job_id)
+
+
+@post(
+    "/dead/{job_id:str}/retry",
+    status_code=202,
+    responses={
+        **REFUSED,
+        409: ResponseSpec(Problem, description="it holds no request", media_type=PROBLEM),
+    },
+)
+async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
+    """Send the request again, as a new job that carries `retry_of`; the letter is then gone."""
+    gateway.require_ready()
+    accepted = await gateway.dead_letters.retry(job_id)
+    return Response(accepted, status_code=202, headers={"location": accepted.status_url})
+
+
+@delete("/dead/{job_id:str}", status_code=200, responses=MISSING)
+async def drop(job_id: str, gateway: Gateway) -> DeadLetterHead:
+    """Remove a dead letter for good."""
+    gateway.require_ready()
+    return await gateway.dead_letters.drop(job_id)

@@ -1,0 +1,179 @@
+"""What becomes of a delivered job: its result, or why it has none yet."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import nats.js.errors
+from msgspec.structs import replace
+
+from services.inferer.dead_letter import dead_letter
+from services.inferer.engine import Engine, Generation
+from services.inferer.inference import Inference
+from services.inferer.job import HANDED_BACK, Interrupted, Job, NoResult
+from services.inferer.records import Records
+from services.inferer.retry import is_retried, pause_s
+from services.inferer.speed import Speed
+from shared.broker import Broker
+from shared.errors import InvalidRequest, SluiceError
+from shared.logs import logger
+from shared.messages import Failed, Result, Timings, Usage
+from shared.timestamps import milliseconds_between, timestamp
+
+log = logger()
+
+
+class Attempts:
+    """One inferer's attempts at jobs: it looks what is known of each, runs it, judges failures."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        engine: Engine,
+        records: Records,
+        *,
+        inferer_id: str,
+        max_attempts: int,
+        retry_s: float,
+    ) -> None:
+        self._broker = broker
+        self._engine = engine
+        self._records = records
+        self._id = inferer_id
+        self._max_attempts = max_attempts
+        self._retry_s = retry_s
+        self.speed = Speed()
+
+    async def outcome(self, job: Job) -> Result | NoResult:
+        """The job's result, one that is there already or a new one; or why it has none yet."""
+        try:
+            return await self._decide(job)
+        except Exception as error:
+            log.exception("job_crashed", job_id=job.id)
+            return await self._fail(job, "internal_error", f"a fault of the inferer: {error!r}")
+
+    async def _decide(self, job: Job) -> Result | NoResult:
+        if job.malformed is not None:
+            return await self._records.result(job) or await self._bury(
+                job, job.buried(InvalidRequest.code, job.malformed)
+            )
+        if not job.is_first_delivery:
+            stored, last, is_scheduled = await asyncio.gather(
+                self._records.result(job),
+                self._records.last_state(job),
+                self._records.is_scheduled(job),
+            )
+            if stored is not None:
+                return stored
+            if is_scheduled:
+                return NoResult.PUT_OFF
+            job.count_attempt(last)
+        if job.interruption is not None:
+            return self._stopped(job)
+        if job.deadline is not None and job.deadline <= datetime.now(UTC):
+            return job.stopped("deadline_passed")
+        if job.attempt > self._max_attempts:
+            return await self._bury(
+                job,
+                job.buried(
+                    "worker_lost",
+                    f"attempt {job.attempt - 1} of {self._max_attempts} ended with its inferer, "
+                    "as if the job killed it",
+                ),
+            )
+        return await self._run(job)
+
+    async def _run(self, job: Job) -> Result | NoResult:
+        job.start(self._engine.n_ctx)
+        # On its way before the first token is, on the same connection, so readers see it first;
+        # nobody need wait for the broker's answer until the job leaves the queue.
+        job.announced = asyncio.create_task(self._records.announce_start(job))
+        looking = None
+        if job.is_first_delivery:
+            looking = asyncio.create_task(self._stop_if_cancelled(job))
+        else:
+            # Unless this is known the start does not count, and a job that kills its inferers
+            # would never be seen for what it is.
+            await job.announced
+        try:
+            generation, text = await Inference(self._broker, self._engine, job).run()
+        except Interrupted:
+            return self._stopped(job)
+        except SluiceError as error:
+            return await self._fail(job, error.code, error.message)
+        finally:
+            if looking is not None:
+                looking.cancel()
+        self.speed.learn(generation)
+        return job.completed(
+            self._id,
+            text,
+            generation.finish_reason,
+            Usage(
+                prompt_tokens=generation.prompt_tokens,
+                completion_tokens=generation.completion_tokens,
+                total_tokens=generation.prompt_tokens + generation.completion_tokens,
+            ),
+            _timings(job, generation),
+        )
+
+    async def _stop_if_cancelled(self, job: Job) -> None:
+        """Only a cancel that crossed with the delivery can have ended a job before its first run,
+        and its result stands whatever the run comes to: this saves the work, and no more."""
+        if await self._records.result(job) is not None:
+            job.interrupt("cancelled")
+
+    def _stopped(self, job: Job) -> Result | NoResult:
+        """What becomes of a job that was interrupted."""
+        if job.interruption is None or job.interruption == HANDED_BACK:
+            return NoResult.HANDED_BACK
+        return job.stopped(job.interruption, self._id)
+
+    async def _fail(self, job: Job, code: str, message: str) -> Result | NoResult:
+        """What becomes of a job whose attempt has failed: the end, or another attempt later."""
+        failed = job.failed(code, message, self._id)
+        if not is_retried(code):
+            return failed
+        if job.attempt >= self._max_attempts:
+            return await self._bury(job, failed)
+        again_at = datetime.now(UTC) + timedelta(seconds=pause_s(job.attempt, self._retry_s))
+        if job.deadline is not None and again_at >= job.deadline:
+            return job.out_of_time(self._id, message)
+        if job.announced is not None:
+            await job.announced
+        try:
+            # Lost after the first of these two, the job comes back by its lease, as the next
+            # attempt; after the second, it comes back by either, but not twice: the schedule puts
+            # it where it is now.
+            await self._records.announce_retry(job, code, message)
+            await self._records.schedule(job, again_at)
+        except nats.js.errors.APIError as error:
+            log.warning("retry_refused", job_id=job.id, error=error.description)
+            return await self._bury(job, failed)
+        log.warning(
+            "job_put_off",
+            job_id=job.id,
+            model=job.model,
+            attempt=job.attempt,
+            code=code,
+            until=timestamp(again_at),
+        )
+        return NoResult.PUT_OFF
+
+    async def _bury(self, job: Job, failed: Failed) -> Failed:
+        """Lay the request aside; the result that says so. One that is laid aside stays so, with
+        the reason that was given first."""
+        letter = await self._records.bury(dead_letter(job, failed, self._broker.max_body))
+        return replace(failed, code=letter.code, message=letter.message, attempt=letter.attempts)
+
+
+def _timings(job: Job, generation: Generation) -> Timings:
+    assert job.started_at is not None
+    return Timings(
+        queued_ms=milliseconds_between(job.queued_at, job.started_at),
+        prompt_ms=generation.prompt_ms,
+        first_token_ms=generation.prompt_ms,
+        generation_ms=generation.generation_ms,
+        tokens_per_s=(generation.completion_tokens - 1) / (generation.generation_ms / 1000)
+        if generation.completion_tokens > 1
+        else None,
+    )

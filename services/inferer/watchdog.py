@@ -1,0 +1,51 @@
+"""Ends the process when llama.cpp hangs: no thread can be stopped from outside, a process can."""
+
+import asyncio
+import faulthandler
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.inferer.engine import Engine
+from shared.logs import logger
+
+EXIT_STALLED = 70
+"""Exit status of a process that hung: whoever watches over it starts it again."""
+
+LOOKS = 4
+LONGEST_PAUSE_S = 1.0
+
+log = logger()
+
+
+@asynccontextmanager
+async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
+    """During the block, end the process once the engine `stalled`.
+
+    Its jobs come back when their leases end, and the start of each counts as an attempt.
+    """
+    watching = asyncio.create_task(_watch(engine, stall_s))
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+async def stalled(engine: Engine, stall_s: float) -> None:
+    """Return when the engine has had work for ``stall_s`` seconds and has not got on with it."""
+    pause_s = min(stall_s / LOOKS, LONGEST_PAUSE_S)
+    seen, silent_s = None, 0.0
+    while silent_s < stall_s:
+        await asyncio.sleep(pause_s)
+        steps = engine.steps if engine.is_busy else None
+        # Counted in pauses, not read from a clock: when this process is stopped for a while
+        # (SIGSTOP, a laptop that sleeps) the engine is, too.
+        silent_s = silent_s + pause_s if steps is not None and steps == seen else 0.0
+        seen = steps
+
+
+async def _watch(engine: Engine, stall_s: float) -> None:
+    await stalled(engine, stall_s)
+    log.error("compute_stalled", stall_s=stall_s)
+    faulthandler.dump_traceback()
+    os._exit(EXIT_STALLED)

@@ -1,0 +1,71 @@
+"""An inferer whose compute thread hangs: in a chat template that does not end."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.inferer.watchdog import EXIT_STALLED
+from shared.lifecycle import EXIT_CONFIGURATION
+from tests.processes import Stack
+from tests.tiny_model import write_tiny_model
+
+STALL_S = 2
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+TEMPLATE = "{% if 'hang' in messages[0]['content'] %}" + LOOP + "{% endif %}hi"
+
+
+@pytest.fixture(scope="module")
+def hanging_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its template takes hours for a conversation that says `hang`."""
+    folder = tmp_path_factory.mktemp("models")
+    return write_tiny_model(folder / "tiny.gguf", template=TEMPLATE)
+
+
+@pytest.fixture
+def stack(tmp_path: Path, hanging_model: Path) -> Iterator[Stack]:
+    with Stack(tmp_path) as running:
+        running.start_gateway()
+        start(running, hanging_model)
+        running.wait_until_served("tiny")
+        yield running
+
+
+def start(stack: Stack, model: Path) -> None:
+    stack.start_inferer(
+        model, INFERER_ID="same", INFERER_STALL_S=str(STALL_S), INFERER_MAX_ATTEMPTS="1"
+    )
+
+
+def said(content: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+
+
+def test_a_hung_compute_thread_ends_the_process(stack: Stack, hanging_model: Path) -> None:
+    """It says so and exits; the next one finds that the job has been started as often as it may,
+    and serves others."""
+    job_id = stack.submit(**said("hang"))
+    (hung,) = stack.inferers
+    assert hung.wait() == EXIT_STALLED != EXIT_CONFIGURATION
+    assert hung.events("compute_stalled")
+    assert "in _prepare" in hung.output()  # where it hung
+    start(stack, hanging_model)
+    lost = stack.wait_for_end(job_id)
+    assert (lost["state"], lost["error"]["code"], lost["attempts"]) == ("FAILURE", "worker_lost", 1)
+    assert stack.wait_for_end(stack.submit(**said("hello")))["state"] == "SUCCESS"
+    letters = stack.http.get("/dead").json()["letters"]
+    assert [(letter["id"], letter["code"]) for letter in letters] == [(job_id, "worker_lost")]
+
+
+def test_a_process_that_was_stopped_does_not_hang(stack: Stack) -> None:
+    """SIGSTOP for longer than a stall may take, then SIGCONT: the job goes on to its end."""
+    job_id = stack.submit(prompt="go on", max_tokens=2500)
+    stack.wait_for_state(job_id, "STARTED")
+    (inferer,) = stack.inferers
+    inferer.popen.send_signal(signal.SIGSTOP)
+    time.sleep(2 * STALL_S)
+    inferer.popen.send_signal(signal.SIGCONT)
+    assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
+    assert inferer.popen.poll() is None

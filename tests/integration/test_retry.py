@@ -1,0 +1,317 @@
+"""Attempts that fail and are followed by others. llama.cpp itself runs out of room here: the
+engine's context is smaller than the engine believes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.inferer.context import Context
+from services.inferer.engine import Engine
+from services.inferer.job import Job
+from services.inferer.llama import Model
+from services.inferer.pull import Puller
+from services.inferer.records import Records
+from shared import subjects
+from shared.broker import Broker, StoredMessage, connected
+from shared.config import BrokerSettings
+from shared.messages import (
+    Completed,
+    Expired,
+    Failed,
+    InferenceRequest,
+    decode_request,
+    decode_result,
+    decode_state_event,
+    encode,
+)
+from shared.results import read_result
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_topology
+from tests.processes import Stack, server_sent_events
+from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
+
+N_CTX, ROOM = 8192, 256
+TOO_LONG = InferenceRequest(prompt="tell me", max_tokens=400, temperature=0, seed=1)
+SHORT = InferenceRequest(prompt="hi", max_tokens=20, seed=1)
+
+
+class CrampedEngine(Engine):
+    """Answers up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
+
+    def _create_context(self, slots: int) -> Context:
+        believed, self.n_ctx = self.n_ctx, ROOM
+        try:
+            return super()._create_context(slots)
+        finally:
+            self.n_ctx = believed
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    created = Engine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1)
+    yield created
+    created.close()
+
+
+@pytest.fixture
+def cramped(model: Model) -> Iterator[Engine]:
+    created = CrampedEngine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1)
+    yield created
+    created.close()
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> Broker:
+    await ensure_topology(broker, Topology(), ["tiny"])
+    return broker
+
+
+async def schedule_of(broker: Broker, job_id: str) -> StoredMessage | None:
+    return await broker.direct_get("REQUESTS", last_by_subj=subjects.schedule_of(job_id))
+
+
+async def scheduled(broker: Broker, job_id: str) -> StoredMessage:
+    """The job's schedule, once it is all that the queue holds of it."""
+
+    async def look() -> StoredMessage | None:
+        if await broker.direct_get("REQUESTS", last_by_subj=subjects.request_of(job_id)):
+            return None
+        return await schedule_of(broker, job_id)
+
+    found: StoredMessage = await until(look, "a schedule")
+    return found
+
+
+async def test_another_attempt_cures_it(queue: Broker, cramped: Engine, engine: Engine) -> None:
+    """A second inferer completes what the first had no room for, as attempt 2, and its answer
+    goes to whoever asked in the beginning."""
+    inbox = queue.nc.new_inbox()
+    replies = await queue.nc.subscribe(inbox)
+    async with working(queue, cramped, "first", retry_s=1):
+        job_id = await put(queue, TOO_LONG, Reply_To=inbox, traceparent="00-ab-cd-01")
+        stored = await scheduled(queue, job_id)
+    assert stored.data == encode(TOO_LONG)
+    assert stored.headers["traceparent"] == "00-ab-cd-01"
+    async with working(queue, engine, "second"):
+        result = await ended(queue, job_id)
+        await queue_is_empty(queue)
+    assert isinstance(result, Completed)
+    told = (result.attempt, result.inferer, result.usage.completion_tokens)
+    assert told == (2, "second", 400)
+    expected = [("started", 1, "first"), ("retrying", 1, "first"), ("started", 2, "second")]
+    assert await states(queue, job_id) == expected
+    assert decode_result((await replies.next_msg(10)).data) == result
+
+
+async def test_after_the_last_attempt(queue: Broker, cramped: Engine) -> None:
+    """Three attempts, then a dead letter and `failed`, both with what went wrong last; and no
+    schedule takes anything of the one before but its request."""
+    deadline = timestamp(datetime.now(UTC) + timedelta(hours=1))
+    async with working(queue, cramped, retry_s=0.3):
+        job_id = await put(queue, TOO_LONG, Deadline=deadline)
+        second: StoredMessage = await until(
+            lambda: _schedule_of_attempt(queue, job_id, 2), "put off for the second time"
+        )
+        result = await ended(queue, job_id)
+        await queue_is_empty(queue)
+    assert second.headers["Deadline"] == deadline
+    assert "Nats-Scheduler" not in second.headers
+    assert "Nats-Schedule-Next" not in second.headers
+    assert isinstance(result, Failed)
+    assert (result.code, result.attempt, result.inferer) == ("out_of_memory", 3, "first")
+    assert "status 1" in result.message
+    attempts = [(state, attempt) for state, attempt, _ in await states(queue, job_id)]
+    assert attempts == [
+        ("started", 1),
+        ("retrying", 1),
+        ("started", 2),
+        ("retrying", 2),
+        ("started", 3),
+    ]
+    letter = await dead_letter(queue, job_id)
+    assert (letter.code, letter.message, letter.attempts) == (result.code, result.message, 3)
+    assert decode_request(letter.request.encode()) == TOO_LONG
+    assert letter.timeout_s is not None
+    assert 3000 < letter.timeout_s < 3700
+
+
+async def _schedule_of_attempt(broker: Broker, job_id: str, attempt: int) -> StoredMessage | None:
+    stored = await schedule_of(broker, job_id)
+    if stored and stored.headers["Nats-Msg-Id"].startswith(f"{job_id}/{attempt}/"):
+        return stored
+    return None
+
+
+async def test_why_it_is_tried_again_is_told(queue: Broker, cramped: Engine) -> None:
+    """The event says what went wrong."""
+    async with working(queue, cramped, retry_s=300):
+        job_id = await put(queue, TOO_LONG)
+        await scheduled(queue, job_id)
+    stored = await queue.direct_get("EVENTS", last_by_subj=subjects.state_events(job_id))
+    assert stored is not None
+    event = decode_state_event(stored.data)
+    assert (event.state, event.code) == ("retrying", "out_of_memory")
+    assert event.message is not None
+
+
+async def test_a_job_that_waits_for_its_retry_is_in_nobodys_way(
+    queue: Broker, cramped: Engine
+) -> None:
+    """It takes no place under the limit of 1: others run meanwhile, on the same inferer."""
+    async with working(queue, cramped, retry_s=300):
+        job_id = await put(queue, TOO_LONG)
+        await scheduled(queue, job_id)
+        consumer = await queue.js.consumer_info("REQUESTS", "tiny")
+        assert (consumer.num_ack_pending, consumer.num_pending) == (0, 0)
+        for _ in range(2):
+            assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
+    assert await read_result(queue, job_id) is None
+
+
+async def test_no_time_is_left_for_another_attempt(queue: Broker, cramped: Engine) -> None:
+    """Where the deadline comes before the next attempt the job expires at once, and says why."""
+    deadline = timestamp(datetime.now(UTC) + timedelta(seconds=60))
+    async with working(queue, cramped, retry_s=300):
+        result = await ended(queue, await put(queue, TOO_LONG, Deadline=deadline))
+        await queue_is_empty(queue)
+    assert isinstance(result, Expired)
+    assert (result.code, result.attempt) == ("timed_out", 1)
+    assert "no time is left" in result.message
+    assert "status 1" in result.message
+
+
+async def test_lost_between_the_schedule_and_the_ack(queue: Broker, engine: Engine) -> None:
+    """The message comes again while its schedule waits: it is not run now, but once, later."""
+    job_id = await put(queue, SHORT)
+    async with Puller(queue, "tiny") as puller:
+        message = await puller.next()
+    job, records = Job(message), Records(queue, "lost")
+    again_at = datetime.now(UTC) + timedelta(seconds=1.5)
+    await records.announce_retry(job, "model_error", "as an inferer that is then lost")
+    await records.schedule(job, again_at)
+    await message.nak()
+    async with working(queue, engine):
+        await scheduled(queue, job_id)
+        assert await states(queue, job_id) == [("retrying", 1, "lost")]
+        result = await ended(queue, job_id)
+        await queue_is_empty(queue)
+    assert isinstance(result, Completed)
+    assert result.attempt == 2
+    assert str(result.started_at) >= timestamp(again_at)
+    assert await states(queue, job_id) == [("retrying", 1, "lost"), ("started", 2, "first")]
+
+
+async def test_lost_between_the_letter_and_the_result(
+    queue: Broker, cramped: Engine, engine: Engine
+) -> None:
+    """The letter was written by an inferer that was then lost: the result says what it says."""
+    job_id = await put(queue, TOO_LONG)
+    async with working(queue, cramped, max_attempts=1):
+        await ended(queue, job_id)
+        await queue_is_empty(queue)
+    letter = await dead_letter(queue, job_id)
+    await queue.js.purge_stream("RESULTS")
+    await queue.publish_stored(subjects.request("tiny", job_id), encode(TOO_LONG), {}, 5)
+    async with Puller(queue, "tiny") as puller:
+        await (await puller.next()).nak()
+    async with working(queue, engine, max_attempts=1):
+        result = await ended(queue, job_id)
+    assert isinstance(result, Failed)
+    assert (result.code, result.message, result.attempt) == (letter.code, letter.message, 1)
+    assert await dead_letter(queue, job_id) == letter
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[tuple[Stack, Broker]]:
+    """NATS and a gateway as processes, and a connection for a worker in this one."""
+    with Stack(tmp_path) as stack:
+        stack.start_gateway(GATEWAY_MODELS="tiny").wait_for("gateway_ready")
+        async with connected(BrokerSettings(stack.nats.url), "worker") as broker:
+            yield stack, broker
+
+
+async def test_a_retry_as_clients_see_it(
+    gateway: tuple[Stack, Broker], cramped: Engine, engine: Engine
+) -> None:
+    """RETRY with its attempts; the events say that an attempt failed, and the text of the next,
+    which comes out the same, goes on where that one ended."""
+    stack, broker = gateway
+    body = {"prompt": "tell me", "max_tokens": 400, "temperature": 0, "seed": 1}
+    async with working(broker, cramped, "first", retry_s=2):
+        job_id = await asyncio.to_thread(stack.submit, **body)
+        status = await asyncio.to_thread(stack.wait_for_state, job_id, "RETRY")
+        assert (status["attempts"], status["result"], status["error"]) == (1, None, None)
+        reading = asyncio.create_task(asyncio.to_thread(_events, stack.url, job_id))
+        await scheduled(broker, job_id)
+    async with working(broker, engine, "second"):
+        events = await reading
+    status = await asyncio.to_thread(stack.status, job_id)
+    assert (status["state"], status["attempts"]) == ("SUCCESS", 2)
+    names = [event["event"] for event in events if event["event"] != "tokens"]
+    assert names == ["queued", "started", "attempt_failed", "started", "result"]
+    tokens = [json.loads(event["data"]) for event in events if event["event"] == "tokens"]
+    assert "".join(token["text"] for token in tokens) == status["result"]["text"]
+
+
+async def test_an_openai_stream_goes_on_over_a_retry(
+    gateway: tuple[Stack, Broker], cramped: Engine, engine: Engine
+) -> None:
+    """It has no word for it and needs none: the same text, to its end."""
+    stack, broker = gateway
+    body = {"prompt": "tell me", "max_tokens": 400, "temperature": 0, "seed": 1}
+    async with working(broker, cramped, "first", retry_s=2):
+        streaming = asyncio.create_task(asyncio.to_thread(_completion, stack.url, body))
+        await until(lambda: _any_schedule(broker), "put off")
+    async with working(broker, engine, "second"):
+        streamed = await streaming
+        job_id = await asyncio.to_thread(stack.submit, **body)
+        whole = await asyncio.to_thread(stack.wait_for_end, job_id)
+    assert streamed == whole["result"]["text"]
+
+
+async def test_cancel_of_a_job_that_waits_for_its_retry(
+    gateway: tuple[Stack, Broker], cramped: Engine
+) -> None:
+    """Its schedule is deleted: nothing of it is left on the queue."""
+    stack, broker = gateway
+    async with working(broker, cramped, retry_s=300):
+        job_id = await asyncio.to_thread(stack.submit, prompt="tell me", max_tokens=400)
+        await scheduled(broker, job_id)
+        await ended(broker, await put(broker, SHORT))  # delivered later than the job was put off
+        answer = await asyncio.to_thread(stack.http.delete, f"/jobs/{job_id}")
+    assert answer.status_code == 200
+    assert (answer.json()["state"], answer.json()["attempts"]) == ("REVOKED", 1)
+    assert (await broker.js.stream_info("REQUESTS")).state.messages == 0
+
+
+async def _any_schedule(broker: Broker) -> StoredMessage | None:
+    return await broker.direct_get("REQUESTS", last_by_subj="infer.schedule.>")
+
+
+def _events(url: str, job_id: str) -> list[dict[str, str]]:
+    with httpx.stream("GET", f"{url}/jobs/{job_id}/events", timeout=60) as response:
+        return list(server_sent_events(response))
+
+
+def _completion(url: str, body: dict[str, object]) -> str:
+    body = {**body, "model": "tiny", "stream": True}
+    text = ""
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        for event in server_sent_events(response):
+            if event["data"] != "[DONE]":
+                chunk = json.loads(event["data"])
+                assert "error" not in chunk, chunk
+                text += chunk["choices"][0]["text"]
+    return text

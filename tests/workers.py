@@ -1,0 +1,99 @@
+"""The worker in the test's own process, and what the broker then holds of its jobs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from services.inferer.engine import Engine
+from services.inferer.worker import Worker
+from shared import subjects
+from shared.broker import Broker
+from shared.job_ids import new_job_id
+from shared.messages import (
+    DeadLetter,
+    InferenceRequest,
+    Result,
+    decode_dead_letter,
+    decode_state_event,
+    encode,
+)
+from shared.results import read_result
+
+
+@asynccontextmanager
+async def working(
+    broker: Broker,
+    engine: Engine,
+    name: str = "first",
+    *,
+    slots: int = 1,
+    grace_s: float = 10,
+    max_attempts: int = 3,
+    retry_s: float = 0.1,
+) -> AsyncIterator[tuple[Worker, asyncio.Event]]:
+    """A worker, stopped by its event or at the end of the block; if it fails, so does the block."""
+    worker = Worker(
+        broker,
+        engine,
+        inferer_id=name,
+        model="tiny",
+        slots=slots,
+        priority=0,
+        max_attempts=max_attempts,
+        retry_s=retry_s,
+        grace_s=grace_s,
+    )
+    stopping, ready = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(worker.run(stopping, ready.set))
+        await ready.wait()
+        yield worker, stopping
+        stopping.set()
+
+
+async def put(broker: Broker, body: InferenceRequest | bytes, **headers: str) -> str:
+    """Put a job on the queue; its id."""
+    job_id = new_job_id()
+    payload = body if isinstance(body, bytes) else encode(body)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    await broker.publish_stored(subjects.request("tiny", job_id), payload, named, 5)
+    return job_id
+
+
+async def until(look: Callable[[], Any], what: str) -> Any:
+    """The first true value of the coroutine function ``look``."""
+    give_up_at = time.monotonic() + 60
+    while not (value := await look()):
+        assert time.monotonic() < give_up_at, f"not in time: {what}"
+        await asyncio.sleep(0.005)
+    return value
+
+
+async def ended(broker: Broker, job_id: str) -> Result:
+    result: Result = await until(lambda: read_result(broker, job_id), "a result")
+    return result
+
+
+async def states(broker: Broker, job_id: str) -> list[tuple[str, int, str]]:
+    """The job's state events: what, which attempt, which inferer."""
+    found, sequence = [], 0
+    query = {"next_by_subj": subjects.state_events(job_id)}
+    while stored := await broker.direct_get("EVENTS", seq=sequence + 1, **query):
+        event, sequence = decode_state_event(stored.data), stored.sequence
+        found.append((event.state, event.attempt, event.inferer))
+    return found
+
+
+async def queue_is_empty(broker: Broker) -> None:
+    async def look() -> bool:
+        return (await broker.js.stream_info("REQUESTS")).state.messages == 0
+
+    await until(look, "an empty queue")
+
+
+async def dead_letter(broker: Broker, job_id: str) -> DeadLetter:
+    stored = await broker.direct_get("DEAD", last_by_subj=subjects.dead("tiny", job_id))
+    assert stored is not None
+    return decode_dead_letter(stored.data)
