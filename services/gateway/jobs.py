@@ -126,7 +126,7 @@ class Jobs:
 
     async def _publish(self, ticket: Ticket, payload: bytes, headers: dict[str, str]) -> None:
         subject = subjects.request(ticket.model, ticket.id, ticket.priority)
-        patience_s = self._settings.publish_patience_s
+        patience_s = self._settings.patience_s
         try:
             await self._broker.publish_stored(subject, payload, headers, patience_s)
         except BrokerUnavailable:
@@ -287,7 +287,7 @@ class Jobs:
     async def _stop(self, job: Unfinished, code: StopCode) -> Result:
         """Store its result, tell whoever waits or runs it, and take the message off the queue."""
         result = job.stopped(code)
-        stored = await store_result(self._broker, result, self._settings.publish_patience_s)
+        stored = await store_result(self._broker, result, self._settings.patience_s)
         if stored != result:
             return stored
         with unavailable_on_outage(self._broker):
