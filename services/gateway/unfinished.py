@@ -115,16 +115,20 @@ class Unfinished:
         return self.last if self.last is not None and self.last.state == "started" else None
 
 
-async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
-    """The job as it waits or runs; None when the queue does not hold it.
+async def find_unfinished(
+    broker: Broker, job_id: str, *, from_leader: bool = False
+) -> Unfinished | None:
+    """The job as it waits or runs; None when the queue does not hold it. A replica may not hold
+    it yet.
 
     Raises:
         BrokerUnavailable: no answer.
     """
+    get = broker.leader_get if from_leader else broker.direct_get
     waiting, scheduled, last = await asyncio.gather(
-        broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)),
-        broker.direct_get(subjects.REQUESTS, last_by_subj=subjects.schedule_of(job_id)),
-        broker.direct_get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
+        get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)),
+        get(subjects.REQUESTS, last_by_subj=subjects.schedule_of(job_id)),
+        get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
     )
     message = waiting or scheduled
     if message is None:
