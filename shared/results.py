@@ -16,8 +16,9 @@ INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
 
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
 
-STORED_ALREADY = 10071
-"""The broker's word for a subject that holds a message already: wrong last sequence."""
+STORED_ALREADY = (10071, 10164)
+"""The broker's words for a subject that holds a message already, wrong last sequence; and on a
+cluster for one that is about to hold one, which the nodes have not agreed on yet."""
 
 
 async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False) -> Result | None:
@@ -64,7 +65,7 @@ async def store_result(broker: Broker, result: Result, patience_s: float) -> Res
     except RequestTooLarge:
         return await store_result(broker, _too_large(result, len(payload)), patience_s)
     except nats.js.errors.APIError as error:
-        if error.err_code != STORED_ALREADY:
+        if error.err_code not in STORED_ALREADY:
             raise
         # Somebody's write was first; or our own, whose confirmation was lost.
         stored = await read_result(broker, result.id)
