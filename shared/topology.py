@@ -16,7 +16,7 @@ from nats.js.api import (
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
-from shared.errors import TopologyError
+from shared.errors import BrokerUnavailable, TopologyError
 from shared.job_ids import RETENTION
 
 OLDEST_SERVER = (2, 12)
@@ -27,6 +27,9 @@ PRESENCE_TTL_S = 10.0
 IDEMPOTENCY_TTL_S = DAY_S
 DUPLICATE_WINDOW_S = 120.0
 EVENTS_MAX_BYTES = 1024**3
+
+TOO_FEW_NODES = 10005
+"""No suitable peers for placement: a cluster that is still starting says so, too."""
 
 
 @dataclass
@@ -185,6 +188,10 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
         except nats.js.errors.ServiceUnavailableError:
             raise
         except nats.js.errors.APIError as error:
+            if error.err_code == TOO_FEW_NODES:
+                raise BrokerUnavailable(
+                    f"too few nodes are up for the stream {wanted.name}: {error.description}"
+                ) from error
             raise TopologyError(
                 f"the broker refuses the stream {wanted.name}: {error.description}; see what is in "
                 "its way with: nats stream ls --subjects"

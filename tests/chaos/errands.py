@@ -57,7 +57,7 @@ def _body(number: int, kind: str, random: Random) -> dict[str, Any]:
     if kind == "hurries":
         body["timeout_s"] = round(random.uniform(0.2, 4), 1)
     if kind == "asks_too_much":
-        prompt = "a b c d e " * 1_000
+        prompt, body["max_tokens"] = "a b c d e " * 1_000, 3
     if random.random() < 0.5:
         return body | {"prompt": prompt}
     return body | {"messages": [{"role": "user", "content": prompt}]}

@@ -62,10 +62,13 @@ class Part:
         self.process = Process(self._command, log, self._environment)
 
     async def until_ready(self) -> None:
-        """Raises: TimeoutError: it does not serve within a minute."""
+        """Raises: TimeoutError: it does not serve within a minute; RuntimeError: it has died."""
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 while not await self._is_ready(self):
+                    if self.has_died:
+                        tail = self.logs[-1].read_text(errors="replace")[-1000:]
+                        raise RuntimeError(f"{self.name} died before it was ready: {tail}")
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise TimeoutError(f"{self.name} was not ready within {READY_WITHIN_S} s") from None

@@ -21,10 +21,28 @@ from tests.chaos.parts import Gateway, Node
 JOB = {"model": "idle", "prompt": "hi", "max_tokens": 2}
 
 
+async def test_a_gateway_that_starts_before_all_nodes(tmp_path: Path) -> None:
+    """It says that it cannot serve, and waits until the third is there instead of ending."""
+    async with Cluster(tmp_path) as cluster:
+        cluster.nodes[2].kill()
+        gateway = _gateway_at(cluster.nodes[0], tmp_path)
+        gateway.launch()
+        try:
+            async with asyncio.timeout(60):
+                while not gateway.events("broker_not_prepared"):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(3)  # while it tries again, and again
+            assert not gateway.has_died, gateway.logs[0].read_text()
+            cluster.nodes[2].launch()
+            await gateway.until_ready()
+        finally:
+            gateway.kill()
+
+
 @asynccontextmanager
 async def gateway_at(node: Node, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway that knows only this node; nobody serves its model."""
-    gateway = Gateway(f"gateway-at-{node.name}", folder, node.url, 3, GATEWAY_MODELS="idle")
+    gateway = _gateway_at(node, folder)
     gateway.launch()
     try:
         await gateway.until_ready()
@@ -80,6 +98,10 @@ async def test_many_results_at_the_same_moment(tmp_path: Path) -> None:
             results = [_cancelled(job_id, attempt) for attempt in range(10)]
             stored = await asyncio.gather(*(_store(cluster.broker, result) for result in results))
             assert stored == [await read_result(cluster.broker, job_id, from_leader=True)] * 10
+
+
+def _gateway_at(node: Node, folder: Path) -> Gateway:
+    return Gateway(f"gateway-at-{node.name}", folder, node.url, 3, GATEWAY_MODELS="idle")
 
 
 async def _store(broker: Broker, result: Result) -> Result:
