@@ -15,6 +15,7 @@ from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
+from shared.messages import JobSubmission
 from shared.topology import Topology, ensure_topology
 
 log = logger()
@@ -58,6 +59,25 @@ class Gateway:
             raise BrokerUnavailable("the broker is away; nothing was accepted, try again")
         if not self._ready:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
+
+    async def submit(self, submission: JobSubmission) -> Ticket:
+        """As `Jobs.submit`; a gateway that is told to stop waits for the broker no longer.
+
+        Raises:
+            InvalidRequest, RequestTooLarge, UnknownModel, QueueFull, BrokerUnavailable.
+        """
+        submitting = asyncio.create_task(self.jobs.submit(submission))
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            await asyncio.wait((submitting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            # Nearly always the answer is on its way: it is cut off only where there is none.
+            await asyncio.wait((submitting,), timeout=self.settings.shutdown_s / 2)
+            if submitting.done():
+                return submitting.result()
+            raise BrokerUnavailable("this gateway shuts down; ask another one")
+        finally:
+            submitting.cancel()
+            stopped.cancel()
 
     def events(
         self, job_id: str, after: str = "", ticket: Ticket | None = None

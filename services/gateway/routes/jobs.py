@@ -40,7 +40,7 @@ async def submit(
     """
     gateway.require_ready()
     preferences = Preferences.of(request)
-    ticket = await gateway.jobs.submit(data)
+    ticket = await gateway.submit(data)
     headers = {"location": f"/status/{ticket.id}", **preferences.applied}
     if preferences.wait_s:
         waiting = gateway.jobs.wait(ticket.id, ticket)
