@@ -1,6 +1,7 @@
 """The streams, consumers and buckets, and the one function that makes a broker hold them."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -233,7 +234,8 @@ def _plain(value: Any) -> str:
 async def _wait_for_leader(broker: Broker, stream: str) -> None:
     """A stream on a cluster answers only once its first leader is elected."""
     for _ in range(50):
-        info = await broker.js.stream_info(stream)
-        if info.cluster is None or info.cluster.leader:
-            return
+        with suppress(nats.js.errors.NotFoundError):  # the node asked has not heard of it yet
+            info = await broker.js.stream_info(stream)
+            if info.cluster is None or info.cluster.leader:
+                return
         await asyncio.sleep(0.1)

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from shared import subjects
-from shared.broker import Broker
+from shared.broker import RETRY_DELAY_S, Broker, connected
+from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
 from shared.messages import Cancelled, Result
@@ -87,6 +88,44 @@ async def test_a_job_that_was_accepted_is_never_unknown(tmp_path: Path) -> None:
                 await asyncio.sleep(0.002)
             answers = [await answer for answer in asked]
             assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+async def test_gateways_that_start_at_the_same_moment(tmp_path: Path) -> None:
+    """On a cluster that holds nothing yet, two at each node: all come to serve."""
+
+    async def ensure(broker: Broker) -> None:
+        while True:
+            with suppress(BrokerUnavailable):
+                await ensure_topology(broker, Topology(replicas=3), ["a", "b"])
+                return
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    async with Cluster(tmp_path) as cluster, AsyncExitStack() as stack:
+        urls = [node.url for node in cluster.nodes] * 2
+        brokers = [
+            await stack.enter_async_context(connected(BrokerSettings(url=url), "test"))
+            for url in urls
+        ]
+        await asyncio.gather(*map(ensure, brokers))
+
+
+async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
+    """Submits that still wait are told to ask another one, with 503, in time."""
+    async with Cluster(tmp_path) as cluster:
+        gateway = _gateway_at(cluster.nodes[0], tmp_path)
+        gateway.launch()
+        try:
+            await gateway.until_ready()
+            for node in cluster.nodes[1:]:
+                node.freeze()
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+                submits = [asyncio.create_task(http.post("/jobs", json=JOB)) for _ in range(3)]
+                await asyncio.sleep(0.5)
+                assert await gateway.terminate() == 0
+                assert [(await submit).status_code for submit in submits] == [503] * 3
+        finally:
+            gateway.kill()
+        assert "Traceback" not in gateway.logs[0].read_text()
 
 
 async def test_many_results_at_the_same_moment(tmp_path: Path) -> None:
