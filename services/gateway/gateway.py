@@ -1,8 +1,9 @@
 """One gateway: its connection, what it knows of the fleet, and the jobs it is asked about."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 from services.gateway.eta.forecast import Forecast
 from services.gateway.finished import FinishedJobs
@@ -15,9 +16,9 @@ from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
-from shared.messages import JobSubmission
 from shared.topology import Topology, ensure_topology
 
+T = TypeVar("T")
 log = logger()
 
 
@@ -60,23 +61,23 @@ class Gateway:
         if not self._ready:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
 
-    async def submit(self, submission: JobSubmission) -> Ticket:
-        """As `Jobs.submit`; a gateway that is told to stop waits for the broker no longer.
+    async def in_time(self, answer: Coroutine[Any, Any, T]) -> T:
+        """``answer``, unless this gateway is told to stop and the broker has none to give.
 
         Raises:
-            InvalidRequest, RequestTooLarge, UnknownModel, QueueFull, BrokerUnavailable.
+            BrokerUnavailable: it stops; and whatever ``answer`` raises.
         """
-        submitting = asyncio.create_task(self.jobs.submit(submission))
+        answering = asyncio.create_task(answer)
         stopped = asyncio.create_task(self.stopping.wait())
         try:
-            await asyncio.wait((submitting, stopped), return_when=asyncio.FIRST_COMPLETED)
-            # Nearly always the answer is on its way: it is cut off only where there is none.
-            await asyncio.wait((submitting,), timeout=self.settings.shutdown_s / 2)
-            if submitting.done():
-                return submitting.result()
+            await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
+            # Nearly always it is on its way: it is cut off only where it waits out an election.
+            await asyncio.wait((answering,), timeout=self.settings.shutdown_s / 2)
+            if answering.done():
+                return answering.result()
             raise BrokerUnavailable("this gateway shuts down; ask another one")
         finally:
-            submitting.cancel()
+            answering.cancel()
             stopped.cancel()
 
     def events(

@@ -40,7 +40,7 @@ async def submit(
     """
     gateway.require_ready()
     preferences = Preferences.of(request)
-    ticket = await gateway.submit(data)
+    ticket = await gateway.in_time(gateway.jobs.submit(data))
     headers = {"location": f"/status/{ticket.id}", **preferences.applied}
     if preferences.wait_s:
         waiting = gateway.jobs.wait(ticket.id, ticket)
@@ -60,7 +60,7 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
     """What became of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
     FAILURE, REVOKED."""
     gateway.require_ready()
-    return await gateway.jobs.status(job_id)
+    return await gateway.in_time(gateway.jobs.status(job_id))
 
 
 @get("/jobs/{job_id:str}/events", media_type="text/event-stream", responses=REFUSED)
@@ -102,7 +102,7 @@ async def events(
 async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
     """Cancel a job, whether it waits or runs. 409 when it has ended otherwise."""
     gateway.require_ready()
-    return await gateway.jobs.cancel(job_id)
+    return await gateway.in_time(gateway.jobs.cancel(job_id))
 
 
 def _message(event: JobEvent) -> ServerSentEventMessage:

@@ -73,7 +73,7 @@ async def _answer(
 ) -> Response[Any]:
     gateway.require_ready()
     stays = Preferences.of(request).respond_async
-    ticket = await gateway.submit(submission)
+    ticket = await gateway.in_time(gateway.jobs.submit(submission))
     try:
         if stream:
             return await _stream(request, gateway, ticket, include_usage, stays)
