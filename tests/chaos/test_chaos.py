@@ -27,7 +27,6 @@ async def test_no_job_is_lost_or_doubled(tmp_path: Path, tiny_model: Path) -> No
     told = report(ledger)
     print(told)
     assert not ledger.problems(), told
-    assert len(ledger.store.results) >= plan.jobs - 1, told  # one may have left too early
     assert all(strike.at for strike in ledger.strikes), told
 
 

@@ -110,19 +110,21 @@ async def test_gateways_that_start_at_the_same_moment(tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
-    """Submits that still wait are told to ask another one, with 503, in time."""
+    """Submits and cancels that still wait are told to ask another one, with 503, in time."""
     async with Cluster(tmp_path) as cluster:
         gateway = _gateway_at(cluster.nodes[0], tmp_path)
         gateway.launch()
         try:
             await gateway.until_ready()
-            for node in cluster.nodes[1:]:
-                node.freeze()
             async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
-                submits = [asyncio.create_task(http.post("/jobs", json=JOB)) for _ in range(3)]
+                job_id = (await http.post("/jobs", json=JOB)).json()["id"]
+                for node in cluster.nodes[1:]:
+                    node.freeze()
+                waiting = [http.post("/jobs", json=JOB), http.delete(f"/jobs/{job_id}")]
+                asked = [asyncio.create_task(call) for call in waiting]
                 await asyncio.sleep(0.5)
                 assert await gateway.terminate() == 0
-                assert [(await submit).status_code for submit in submits] == [503] * 3
+                assert [(await answer).status_code for answer in asked] == [503] * 2
         finally:
             gateway.kill()
         assert "Traceback" not in gateway.logs[0].read_text()
