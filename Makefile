@@ -1,6 +1,6 @@
 # The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test check fmt bench clean
+.PHONY: help .venv demo up test chaos check fmt bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,9 @@ up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data sta
 
 test: $(READY) ## All tests; ARGS are passed to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(READY) ## Some minutes of jobs while everything dies; ARGS="--seed 7" repeats a run
+	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 check: $(READY) ## Lint and types
 	$(BIN)/ruff check .

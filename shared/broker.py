@@ -17,6 +17,7 @@ from nats.js.api import PubAck
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.logs import logger
+from shared.timestamps import timestamp
 
 HEADER_ROOM = 8 * 1024
 """What payloads leave for headers: the server counts both against its limit."""
@@ -131,6 +132,26 @@ class Broker:
                 return None
             raise BrokerUnavailable(f"the broker could not read {stream}: {headers}")
         return _stored(answer)
+
+    async def leader_get(self, stream: str, *, last_by_subj: str) -> StoredMessage | None:
+        """As `direct_get`, from the stream's leader alone: a replica may lag behind it.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        with unavailable_on_outage(self):
+            try:
+                message = await self.js.get_last_msg(stream, last_by_subj)
+            except nats.js.errors.NotFoundError:
+                return None
+        assert message.time is not None
+        return StoredMessage(
+            subject=str(message.subject),
+            sequence=int(message.seq or 0),
+            time=timestamp(message.time),
+            headers=dict(message.headers or {}),
+            data=message.data or b"",
+        )
 
     async def direct_get_all(self, stream: str, **query: Any) -> list[StoredMessage]:
         """All stored messages a batched query finds, ``multi_last=["…"]`` for example.

@@ -108,10 +108,7 @@ async def read_models(broker: Broker) -> dict[str, ModelConsumers]:
     """
     found: dict[str, dict[str, ConsumerInfo]] = {}
     with unavailable_on_outage(broker):
-        try:
-            infos = await list_consumers(broker)
-        except nats.js.errors.NotFoundError:
-            raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
+        infos = await list_consumers(broker)
     for info in infos:
         if (job_class := class_of(info)) is not None:
             found.setdefault(subjects.parse_consumer(info.name)[0], {})[job_class] = info
@@ -169,15 +166,17 @@ async def ensure_consumers(
     """Create the model's consumers, one a class, or replace their configuration.
 
     Raises:
+        BrokerUnavailable: no answer, or no stream.
         TopologyError: a consumer of that name exists that cannot be changed into ours.
     """
     for job_class in subjects.CLASSES:
         remembered = facts if job_class == subjects.CLASS_NORMAL else None
         config = consumer(model, job_class, ack_wait_s, limit, remembered)
         try:
-            await broker.js.add_consumer(subjects.REQUESTS, config)
-        except nats.js.errors.ServiceUnavailableError:
-            raise
+            with unavailable_on_outage(broker):
+                await broker.js.add_consumer(subjects.REQUESTS, config)
+        except nats.js.errors.NotFoundError:
+            raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
         except nats.js.errors.APIError as error:
             name = config.durable_name
             raise TopologyError(
@@ -187,10 +186,17 @@ async def ensure_consumers(
 
 
 async def list_consumers(broker: Broker) -> list[ConsumerInfo]:
-    """All consumers of REQUESTS, page by page."""
+    """All consumers of REQUESTS, page by page.
+
+    Raises:
+        BrokerUnavailable: no such stream, or none that this node has heard of yet.
+    """
     found: list[ConsumerInfo] = []
     while True:
-        page = await broker.js.consumers_info(subjects.REQUESTS, offset=len(found))
+        try:
+            page = await broker.js.consumers_info(subjects.REQUESTS, offset=len(found))
+        except nats.js.errors.NotFoundError:
+            raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
         found += page
         if len(page) < CONSUMERS_PAGE:
             return found

@@ -24,13 +24,14 @@ STORED_ALREADY = (10071, 10164)
 cluster for one that is about to hold one, which the nodes have not agreed on yet."""
 
 
-async def read_result(broker: Broker, job_id: str) -> Result | None:
-    """The stored result, or None while there is none.
+async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False) -> Result | None:
+    """The stored result, or None while there is none; a replica may say so a moment too long.
 
     Raises:
         BrokerUnavailable: no answer.
     """
-    stored = await broker.direct_get(subjects.RESULTS, last_by_subj=subjects.result(job_id))
+    get = broker.leader_get if from_leader else broker.direct_get
+    stored = await get(subjects.RESULTS, last_by_subj=subjects.result(job_id))
     return None if stored is None else decode_stored(job_id, stored.data)
 
 

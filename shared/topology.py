@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from nats.js.api import (
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
-from shared.errors import TopologyError
+from shared.errors import BrokerUnavailable, TopologyError
 from shared.job_ids import RETENTION
 from shared.storage import read_storage
 
@@ -31,6 +32,9 @@ DUPLICATE_WINDOW_S = 120.0
 EVENTS_MAX_BYTES = 1024**3
 EVENTS_SHARE = 10
 """Where the account's storage is limited, events get at most one part in so many of it."""
+
+TOO_FEW_NODES = 10005
+"""No suitable peers for placement: a cluster that is still starting says so, too."""
 
 
 @dataclass
@@ -194,6 +198,10 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
         except nats.js.errors.ServiceUnavailableError:
             raise
         except nats.js.errors.APIError as error:
+            if error.err_code == TOO_FEW_NODES:
+                raise BrokerUnavailable(
+                    f"too few nodes are up for the stream {wanted.name}: {error.description}"
+                ) from error
             raise TopologyError(
                 f"the broker refuses the stream {wanted.name}: {error.description}; see what is in "
                 "its way with: nats stream ls --subjects"
@@ -235,7 +243,8 @@ def _plain(value: Any) -> str:
 async def _wait_for_leader(broker: Broker, stream: str) -> None:
     """A stream on a cluster answers only once its first leader is elected."""
     for _ in range(50):
-        info = await broker.js.stream_info(stream)
-        if info.cluster is None or info.cluster.leader:
-            return
+        with suppress(nats.js.errors.NotFoundError):  # the node asked has not heard of it yet
+            info = await broker.js.stream_info(stream)
+            if info.cluster is None or info.cluster.leader:
+                return
         await asyncio.sleep(0.1)

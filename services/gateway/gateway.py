@@ -1,8 +1,9 @@
 """One gateway: its connection, what it knows of the fleet, and the jobs it is asked about."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 from services.gateway.dead_letters import DeadLetters
 from services.gateway.eta.forecast import Forecast
@@ -21,6 +22,7 @@ from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
 from shared.topology import Topology, ensure_topology
 
+T = TypeVar("T")
 log = logger()
 
 
@@ -67,6 +69,25 @@ class Gateway:
             raise BrokerUnavailable("the broker is away; nothing was accepted, try again")
         if not self._ready:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
+
+    async def in_time(self, answer: Coroutine[Any, Any, T]) -> T:
+        """``answer``, unless this gateway is told to stop and the broker has none to give.
+
+        Raises:
+            BrokerUnavailable: it stops; and whatever ``answer`` raises.
+        """
+        answering = asyncio.create_task(answer)
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
+            # Nearly always it is on its way: it is cut off only where it waits out an election.
+            await asyncio.wait((answering,), timeout=self.settings.shutdown_s / 2)
+            if answering.done():
+                return answering.result()
+            raise BrokerUnavailable("this gateway shuts down; ask another one")
+        finally:
+            answering.cancel()
+            stopped.cancel()
 
     def events(
         self, job_id: str, after: str = "", ticket: Ticket | None = None

@@ -72,17 +72,17 @@ async def job_events(
         if after not in (TAIL, END) and seen < 0:
             yield JobEvent("0", "queued", status)
     finished = asyncio.create_task(jobs.wait(job_id, ticket))
-    reader = TokenReader()
+    reader, read = TokenReader(), 0
     try:
         if after not in (TAIL, END):
-            async for sequence, message in stored_events(broker, job_id, finished):
-                for event in _translate(message, sequence, reader):
-                    if sequence > seen:
+            async for read, message in stored_events(broker, job_id, finished):
+                for event in _translate(message, read, reader):
+                    if read > seen:
                         yield event
         result = await finished
         if after not in (TAIL, END) and isinstance(result, Completed):
             for step in reader.finish(result.attempt, result.text):
-                yield _token_event(TAIL, step)
+                yield _token_event(TAIL, step, before=read)
         yield JobEvent(END, "result", JobStatus.of(result))
     finally:
         finished.cancel()
@@ -99,12 +99,13 @@ def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEven
         frame = decode_token_frame(message.data)
     except msgspec.DecodeError:
         return []  # put there by hand
-    return [_token_event(event_id, step) for step in reader.add(frame)]
+    return [_token_event(event_id, step, before=sequence - 1) for step in reader.add(frame)]
 
 
-def _token_event(event_id: str, step: Step) -> JobEvent:
+def _token_event(event_id: str, step: Step, before: int) -> JobEvent:
     if isinstance(step, Restarted):
-        return JobEvent(event_id, "retrying", Tokens(step.attempt, 0, ""))
+        # Its text follows under ``event_id``. Who is cut off between the two resumes before both.
+        return JobEvent(str(before), "retrying", Tokens(step.attempt, 0, ""))
     return JobEvent(event_id, "tokens", Tokens(step.attempt, step.index, step.text))
 
 

@@ -47,7 +47,7 @@ from shared.messages import (
     StopCode,
     encode,
 )
-from shared.results import decode_stored, read_result, send_result, store_result
+from shared.results import read_result, send_result, store_result
 from shared.timestamps import timestamp
 
 ABANDON_PATIENCE_S = 60.0
@@ -138,7 +138,7 @@ class Jobs:
     ) -> bool:
         """Whether the broker had the job before."""
         subject = subjects.request(ticket.model, ticket.id, ticket.priority)
-        patience_s = self._settings.publish_patience_s
+        patience_s = self._settings.patience_s
         held = claim.held(self._broker, ticket.id, patience_s) if claim else nullcontext()
         try:
             async with held:
@@ -164,21 +164,21 @@ class Jobs:
         """
         if not is_job_id(job_id):
             raise UnknownJob(f"{job_id!r} is no id of a job")
-        result = await read_result(self._broker, job_id)
-        if result is not None:
-            return result
-        unfinished = await find_unfinished(self._broker, job_id)
-        if unfinished is None:
-            # It may have finished between the two looks; and a replica may lag behind its leader.
-            result = await read_result(self._broker, job_id) or await self._ask_leader(job_id)
+        # A replica may lag behind its leader, which is asked before anything is called unknown.
+        for from_leader in (False, True):
+            result = await read_result(self._broker, job_id, from_leader=from_leader)
             if result is not None:
                 return result
-            if has_aged_out(job_id):
-                raise JobAgedOut(f"the job {job_id} is older than results are kept (48 h)")
-            raise UnknownJob(f"no job {job_id}")
-        if unfinished.is_late:
-            return await self._stop(unfinished, unfinished.lateness)
-        return unfinished
+            job = await find_unfinished(self._broker, job_id, from_leader=from_leader)
+            if job is not None:
+                return await self._stop(job, job.lateness) if job.is_late else job
+        # It may have finished between the two looks.
+        result = await read_result(self._broker, job_id, from_leader=True)
+        if result is not None:
+            return result
+        if has_aged_out(job_id):
+            raise JobAgedOut(f"the job {job_id} is older than results are kept (48 h)")
+        raise UnknownJob(f"no job {job_id}")
 
     async def status(self, job_id: str) -> JobStatus:
         """As `find`, in the words of ``/status``, with where it is and when it will be done."""
@@ -293,20 +293,10 @@ class Jobs:
             )
         return payload
 
-    async def _ask_leader(self, job_id: str) -> Result | None:
-        with unavailable_on_outage(self._broker):
-            try:
-                stored = await self._broker.js.get_last_msg(
-                    subjects.RESULTS, subjects.result(job_id)
-                )
-            except nats.js.errors.NotFoundError:
-                return None
-        return decode_stored(job_id, stored.data or b"")
-
     async def _stop(self, job: Unfinished, code: StopCode) -> Result:
         """Store its result, tell whoever waits or runs it, and take the message off the queue."""
         result = job.stopped(code)
-        stored = await store_result(self._broker, result, self._settings.publish_patience_s)
+        stored = await store_result(self._broker, result, self._settings.patience_s)
         if stored != result:
             return stored
         with unavailable_on_outage(self._broker):

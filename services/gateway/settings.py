@@ -25,8 +25,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """The deadline of a job that names none, counted from its acceptance."""
     max_waiting: Positive = 10_000
     """How many jobs may wait for one model; more are refused with 429 until there is room."""
-    publish_patience_s: Seconds = 4.0
-    """How long a submit waits out an unwilling broker before it answers 503."""
+    publish_patience_s: Seconds | None = None
+    """How long a submit waits out an unwilling broker before it answers 503; see `patience_s`."""
     shutdown_s: Seconds = 5.0
     """How long open connections get to end after SIGTERM."""
 
@@ -34,6 +34,13 @@ class GatewaySettings(msgspec.Struct, frozen=True):
         for name in self.model_names:
             if not is_model_name(name):
                 raise ValueError(f"{name!r} is no name of a model: use a-z, 0-9, _ and -")
+
+    @property
+    def patience_s(self) -> float:
+        """What was set for it, else longer than an election where there can be one."""
+        if self.publish_patience_s is not None:
+            return self.publish_patience_s
+        return 4.0 if self.replicas == 1 else 20.0
 
     @property
     def model_names(self) -> list[str]:

@@ -1,6 +1,7 @@
 """A job that has no result yet, as the queue and its events show it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,8 @@ from shared.messages import (
     stopped,
 )
 from shared.timestamps import parse_timestamp, timestamp
+
+Get = Callable[..., Awaitable[StoredMessage | None]]
 
 OVERDUE = timedelta(seconds=15)
 """A started job that is so long past its deadline has lost its inferer."""
@@ -120,15 +123,19 @@ class Unfinished:
         return self.last if self.last is not None and self.last.state == "started" else None
 
 
-async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
-    """The job as it waits or runs; None when the queue does not hold it.
+async def find_unfinished(
+    broker: Broker, job_id: str, *, from_leader: bool = False
+) -> Unfinished | None:
+    """The job as it waits or runs; None when the queue does not hold it. A replica may not hold
+    it yet.
 
     Raises:
         BrokerUnavailable: no answer.
     """
+    get = broker.leader_get if from_leader else broker.direct_get
     message, last = await asyncio.gather(
-        _find_message(broker, job_id),
-        broker.direct_get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
+        _find_message(get, job_id),
+        get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
     )
     if message is None:
         return None
@@ -156,12 +163,12 @@ async def find_unfinished(broker: Broker, job_id: str) -> Unfinished | None:
     )
 
 
-async def _find_message(broker: Broker, job_id: str) -> StoredMessage | None:
+async def _find_message(get: Get, job_id: str) -> StoredMessage | None:
     """The request on the queue, or in its schedule. In this order, and the queue once more: it
     goes from the one to the other before it leaves the first, and back in one step."""
     queue, schedule = subjects.request_of(job_id), subjects.schedule_of(job_id)
     for place in (queue, schedule, queue):
-        message = await broker.direct_get(subjects.REQUESTS, last_by_subj=place)
+        message = await get(subjects.REQUESTS, last_by_subj=place)
         if message is not None:
             return message
     return None

@@ -1,5 +1,6 @@
 """Jobs through the whole pipeline: real broker, real processes, the tiny model."""
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -8,7 +9,15 @@ import threading
 import time
 
 import httpx
+import pytest
 
+from shared import subjects
+from shared.broker import connected
+from shared.config import BrokerSettings
+from shared.job_ids import new_job_id
+from shared.messages import Completed, TokenFrame, Usage, encode
+from shared.results import store_result
+from shared.timestamps import timestamp
 from tests.processes import Stack, eventually, server_sent_events
 
 
@@ -156,10 +165,32 @@ def test_events_tell_the_whole_life_and_resume(shared_stack: Stack) -> None:
     assert ended.status_code == 204
 
 
-def _text(events: list[dict[str, str]]) -> str:
-    return "".join(
-        json.loads(event["data"])["text"] for event in events if event["event"] == "tokens"
+@pytest.mark.parametrize("text", ["xyz", "x"], ids=["a frame differs", "the result differs"])
+async def test_events_resume_wherever_they_were_cut_off(shared_stack: Stack, text: str) -> None:
+    """A second attempt came out differently: after any event, what follows it makes the text."""
+    job_id = new_job_id()
+    frames = [(1, 0, ["a"]), (1, 1, ["b"]), (2, 0, ["x", "y"])][: 3 if text == "xyz" else 2]
+    result = Completed(
+        id=job_id,
+        model="tiny",
+        attempt=2,
+        queued_at=timestamp(),
+        finished_at=timestamp(),
+        text=text,
+        finish_reason="stop",
+        usage=Usage(1, 3, 4),
     )
+    async with connected(BrokerSettings(url=shared_stack.nats.url), "test") as broker:
+        for attempt, index, tokens in frames:
+            frame = TokenFrame(attempt=attempt, index=index, tokens=tokens)
+            await broker.js.publish(subjects.token_events(job_id), encode(frame))
+        await store_result(broker, result, patience_s=5)
+    whole = await asyncio.to_thread(_events, shared_stack, job_id)
+    assert "retrying" in [event["event"] for event in whole]
+    assert _text(whole) == text
+    for cut in range(1, len(whole)):
+        rest = await asyncio.to_thread(_events, shared_stack, job_id, whole[cut - 1]["id"])
+        assert _text(whole[:cut] + rest) == text, f"cut off after {cut} events"
 
 
 def test_cancel_of_a_waiting_and_of_a_running_job(stack: Stack) -> None:
@@ -279,3 +310,20 @@ def test_the_queue_at_a_glance(stack: Stack) -> None:
     assert told == {"model": "tiny", "waiting": 2, "in_flight": 1, "limit": 1, "inferers": 1}
     for job_id in reversed(ids):
         stack.http.delete(f"/jobs/{job_id}")
+
+
+def _events(stack: Stack, job_id: str, after: str = "") -> list[dict[str, str]]:
+    headers = {"last-event-id": after} if after else {}
+    with stack.http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        return list(server_sent_events(response))
+
+
+def _text(events: list[dict[str, str]]) -> str:
+    """What a reader of these events is left with."""
+    text = ""
+    for event in events:
+        if event["event"] == "retrying":
+            text = ""
+        elif event["event"] == "tokens":
+            text += json.loads(event["data"])["text"]
+    return text

@@ -10,9 +10,10 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 from shared import subjects
 from shared.broker import Broker
 from shared.consumers import ensure_consumers, read_models
-from shared.errors import TopologyError
+from shared.errors import BrokerUnavailable, TopologyError
 from shared.messages import ModelFacts
 from shared.topology import Topology, ensure_topology, streams
+from tests.processes import NatsServer
 
 TOPOLOGY = Topology()
 FACTS = ModelFacts(n_ctx=2048, chat=True, token_bytes=12)
@@ -186,6 +187,16 @@ async def test_a_foreign_consumer_is_refused(broker: Broker, foreign: ConsumerCo
         await ensure_topology(broker, TOPOLOGY, models)
     info = await broker.js.consumer_info(subjects.REQUESTS, name)
     assert info.config.filter_subject == foreign.filter_subject
+
+
+async def test_consumers_while_the_broker_is_away(broker: Broker, nats_server: NatsServer) -> None:
+    """An outage like any other, which a gateway outlives; so is a stream that is not there yet."""
+    with pytest.raises(BrokerUnavailable):
+        await ensure_consumers(broker, 12, "m", 1, None)
+    await ensure_topology(broker, Topology(), ["m"])
+    nats_server.process.kill()
+    with pytest.raises(BrokerUnavailable):
+        await ensure_consumers(broker, 12, "m", 1, None)
 
 
 async def test_five_at_once_do_no_harm(broker: Broker) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.gateway.settings import GatewaySettings
 from services.inferer.settings import InfererSettings
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
@@ -61,6 +62,14 @@ def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
         SettingsError, match=r"INFERER_WHATEVER_IT_MAY_BE.*known are INFERER_ALIAS, INFERER_"
     ):
         inferer(INFERER_WHATEVER_IT_MAY_BE="2")
+
+
+def test_a_cluster_needs_more_patience() -> None:
+    """A submit waits out the election that only a cluster can have; what is set is kept."""
+    assert load(GatewaySettings, "GATEWAY", {}).patience_s == 4
+    assert load(GatewaySettings, "GATEWAY", {"GATEWAY_REPLICAS": "3"}).patience_s == 20
+    chosen = {"GATEWAY_REPLICAS": "3", "GATEWAY_PUBLISH_PATIENCE_S": "1.5"}
+    assert load(GatewaySettings, "GATEWAY", chosen).patience_s == 1.5
 
 
 def test_an_empty_variable_counts_as_unset() -> None:

@@ -1,0 +1,193 @@
+"""Clients that do not give up: refused or cut off at one gateway, they go to the other."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent, SSEError
+
+from tests.chaos.errands import Errand
+from tests.chaos.ledger import Ledger
+
+AT_ONCE = 60
+PATIENCE_S = 150.0
+"""For one errand: a lease, some elections, and the queue that has built up meanwhile."""
+
+READ_TIMEOUT_S = 45.0
+"""Longer than a gateway waits for a broker that elects."""
+
+COME_AGAIN = (429, 503)
+PAUSE_S = 0.2
+ENDED = ("SUCCESS", "FAILURE", "REVOKED")
+CHANGES_TRAINS = 0.05
+"""How likely a reader of events hangs up after any of them, to go on at the other gateway."""
+
+
+class Unserved(Exception):
+    """A client was told what it should not be; the ledger says what."""
+
+
+class Clients:
+    """Run errands against the gateways, and write into the ledger whatever they are told."""
+
+    def __init__(self, urls: list[str], ledger: Ledger) -> None:
+        self._urls = urls
+        self._ledger = ledger
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5),
+            limits=httpx.Limits(),  # none
+        )
+
+    async def run(self, errands: Iterator[Errand]) -> None:
+        async with self._http, asyncio.TaskGroup() as group:
+            for errand in errands:
+                group.create_task(self._run(errand))
+
+    async def _run(self, errand: Errand) -> None:
+        await asyncio.sleep(errand.starts_at_s)
+        async with self._places:
+            client = Client(self._http, self._urls, self._ledger, errand)
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await getattr(client, errand.kind)()
+            except Unserved:
+                pass
+            except TimeoutError:
+                self._ledger.gave_up(errand, client.job_id)
+
+
+class Client:
+    """One errand; the kinds of errands are its public methods."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, urls: list[str], ledger: Ledger, errand: Errand
+    ) -> None:
+        self.job_id: str | None = None
+        self._http = http
+        self._ledger = ledger
+        self._errand = errand
+        self._random = errand.random
+        # Each starts at either gateway, and goes to the other one with every call.
+        self._gateways = cycle(self._random.sample(urls, len(urls)))
+
+    async def waits(self) -> None:
+        await self._submit(prefer=f"respond-async, wait={self._random.randint(1, 15)}")
+        await self._poll()
+
+    async def reads(self) -> None:
+        await self._submit()
+        await self._follow()
+
+    async def polls(self) -> None:
+        await self._submit()
+        await self._poll()
+
+    async def cancels(self) -> None:
+        await self._submit()
+        await asyncio.sleep(self._random.expovariate(1))
+        answer = await self._call("DELETE", f"/jobs/{self.job_id}")
+        if answer.status_code == 200:
+            self._heard("DELETE", answer.json())
+        elif answer.status_code != 409:
+            raise self._refused("DELETE", answer)
+        await self._poll()
+
+    async def hurries(self) -> None:
+        await self.polls()
+
+    async def asks_too_much(self) -> None:
+        await self.polls()
+
+    async def leaves(self) -> None:
+        """Nobody learns the id; what became of the job shows in the results."""
+        with contextlib.suppress(TimeoutError, httpx.TransportError):
+            async with asyncio.timeout(self._random.uniform(0.1, 1.5)):
+                await self._http.post(
+                    f"{next(self._gateways)}/jobs",
+                    json=self._errand.body,
+                    headers={"Prefer": "wait=30"},
+                )
+
+    async def _submit(self, prefer: str = "respond-async") -> None:
+        """Until one is accepted. One whose answer was lost may run too: nobody knows its id."""
+        answer = await self._call(
+            "POST", "/jobs", json=self._errand.body, headers={"Prefer": prefer}
+        )
+        if answer.status_code not in (200, 202):
+            raise self._refused("POST", answer)
+        self.job_id = answer.json()["id"]
+        self._ledger.accept(self._errand, self.job_id)
+        if answer.status_code == 200:
+            self._heard("Prefer: wait", answer.json())
+
+    async def _poll(self) -> None:
+        while True:
+            answer = await self._call("GET", f"/status/{self.job_id}")
+            if answer.status_code != 200:
+                raise self._refused("/status", answer)
+            if answer.json()["state"] in ENDED:
+                self._heard("/status", answer.json())
+                return
+            await asyncio.sleep(self._random.uniform(0.1, 1))
+
+    async def _follow(self) -> None:
+        text, last_id = "", ""
+        while True:
+            url = f"{next(self._gateways)}/jobs/{self.job_id}/events"
+            headers = {"Last-Event-ID": last_id} if last_id else {}
+            with contextlib.suppress(httpx.TransportError, SSEError):
+                async with self._http.stream("GET", url, headers=headers) as response:
+                    if response.status_code == 200:
+                        self._ledger.readings += 1
+                        async for event in EventSource(response).aiter_sse():
+                            text, last_id = self._read(event, text), event.id
+                            if event.event == "result":
+                                return
+                            if self._random.random() < CHANGES_TRAINS:
+                                break
+                    elif response.status_code not in COME_AGAIN:
+                        await response.aread()
+                        raise self._refused("/events", response)
+            await asyncio.sleep(PAUSE_S)
+
+    def _read(self, event: ServerSentEvent, text: str) -> str:
+        """The answer so far, after one more event."""
+        if event.event == "tokens":
+            return text + str(event.json()["text"])
+        if event.event == "retrying":
+            return ""
+        if event.event == "result":
+            self._heard("/events", event.json())
+            assert self.job_id is not None
+            self._ledger.texts[self.job_id] = text
+        return text
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """The first answer of any gateway that is not "come again"."""
+        while True:
+            url = next(self._gateways) + path
+            try:
+                answer = await self._http.request(method, url, **arguments)
+            except httpx.TransportError as error:
+                self._ledger.repeated[f"{method} {type(error).__name__}"] += 1
+            else:
+                if answer.status_code not in COME_AGAIN:
+                    return answer
+                self._ledger.repeated[f"{method} {answer.status_code}"] += 1
+            await asyncio.sleep(PAUSE_S)
+
+    def _heard(self, where: str, status: dict[str, Any]) -> None:
+        assert self.job_id is not None
+        self._ledger.answers.append((self.job_id, where, status))
+
+    def _refused(self, where: str, answer: httpx.Response) -> Unserved:
+        """Nobody should be told this; who is, leaves."""
+        self._ledger.oddities.append(
+            f"errand {self._errand.number} ({self._errand.kind}), job {self.job_id}: {where} "
+            f"answered {answer.status_code}: {answer.text[:200]}"
+        )
+        return Unserved()

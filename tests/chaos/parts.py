@@ -1,0 +1,208 @@
+"""One process of the site under chaos: struck in every way, and started again as it was."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import httpx
+
+from tests.processes import ROOT, Process, scripts
+
+READY_WITHIN_S = 60.0
+
+EPHEMERAL_FROM = 32_768
+"""Linux takes ports for outgoing connections from here on."""
+
+
+class Part:
+    """A NATS node, a gateway or an inferer. Each start writes a log of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str],
+        folder: Path,
+        is_ready: Callable[["Part"], Awaitable[bool]],
+    ) -> None:
+        self.name = name
+        self.lock = asyncio.Lock()
+        """Held by the fault that strikes it, until it serves again."""
+        self.logs: list[Path] = []
+        self.process: Process | None = None
+        self._command = command
+        self._environment = environment
+        self._folder = folder
+        self._is_ready = is_ready
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it ended although nobody struck it."""
+        return self.process is not None and self.process.popen.poll() is not None
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of this event, of all its starts."""
+        lines = [line for log in self.logs for line in log.read_text(errors="replace").splitlines()]
+        return [
+            json.loads(line)
+            for line in lines
+            if line.startswith("{") and line.endswith("}") and f'"event": "{name}"' in line
+        ]
+
+    def launch(self) -> None:
+        log = self._folder / f"{self.name}.{len(self.logs) + 1}.log"
+        self.logs.append(log)
+        self.process = Process(self._command, log, self._environment)
+
+    async def until_ready(self) -> None:
+        """Raises: TimeoutError: it does not serve within a minute; RuntimeError: it has died."""
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                while not await self._is_ready(self):
+                    if self.has_died:
+                        tail = self.logs[-1].read_text(errors="replace")[-1000:]
+                        raise RuntimeError(f"{self.name} died before it was ready: {tail}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise TimeoutError(f"{self.name} was not ready within {READY_WITHIN_S} s") from None
+
+    def kill(self) -> None:
+        """kill -9, in whatever state it is."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.end()
+
+    async def terminate(self) -> int:
+        """SIGTERM; the exit status."""
+        process, self.process = self.process, None
+        assert process is not None
+        try:
+            return await asyncio.to_thread(process.terminate)
+        finally:
+            process.end()
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.popen.poll() is None:
+            os.kill(self.process.pid, number)
+
+
+class Node(Part):
+    """One nats-server, alone or in a cluster, with the settings that users run."""
+
+    def __init__(self, name: str, folder: Path, routes: dict[str, int]) -> None:
+        """``routes`` are the cluster ports of all nodes by their names."""
+        port, monitoring = quiet_port(), quiet_port()
+        self.url = f"nats://127.0.0.1:{port}"
+        lines = [
+            (ROOT / "deploy/nats/nats.conf").read_text(),
+            f"server_name: {name}",
+            f'http: "127.0.0.1:{monitoring}"',
+        ]
+        if len(routes) > 1:
+            lines += [
+                "cluster {",
+                "  name: chaos",
+                f'  listen: "127.0.0.1:{routes[name]}"',
+                # Who listens at one node is to hear what that node says, and no other.
+                "  no_advertise: true",
+                "  routes: [",
+                *(f'    "nats://127.0.0.1:{routes[other]}"' for other in routes if other != name),
+                "  ]",
+                "}",
+            ]
+        data = folder / name
+        data.mkdir()
+        configuration = folder / f"{name}.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        super().__init__(
+            name,
+            [
+                str(scripts() / "nats-server"),
+                *("-c", str(configuration)),
+                *("-a", "127.0.0.1", "-p", str(port), "-sd", str(data)),
+            ],
+            {},
+            folder,
+            # It says so once every stream and consumer that it holds has caught up.
+            _answers(f"http://127.0.0.1:{monitoring}/healthz"),
+        )
+
+
+class Gateway(Part):
+    def __init__(
+        self, name: str, folder: Path, nats_url: str, replicas: int, **environment: str
+    ) -> None:
+        port = quiet_port()
+        self.url = f"http://127.0.0.1:{port}"
+        super().__init__(
+            name,
+            [sys.executable, "-m", "services.gateway"],
+            {
+                "NATS_URL": nats_url,
+                "GATEWAY_PORT": str(port),
+                "GATEWAY_REPLICAS": str(replicas),
+                **environment,
+            },
+            folder,
+            _answers(f"{self.url}/readyz"),
+        )
+
+
+class Inferer(Part):
+    def __init__(
+        self, name: str, folder: Path, nats_url: str, model: Path, module: tuple[str, ...]
+    ) -> None:
+        """``module`` is what python runs, with its arguments."""
+        super().__init__(
+            name,
+            [sys.executable, "-m", *module],
+            {
+                "NATS_URL": nats_url,
+                "INFERER_MODEL": str(model),
+                "INFERER_ID": name,
+                "INFERER_THREADS": "1",
+                "INFERER_GRACE_S": "0.5",  # some jobs end within it, some are handed back
+            },
+            folder,
+            _says_it_is_ready,
+        )
+
+
+def quiet_port() -> int:
+    """A free port that no outgoing connection can take while its process is dead."""
+    random = SystemRandom()
+    while True:
+        port = random.randrange(10_000, EPHEMERAL_FROM)
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:
+            continue
+
+
+def _answers(url: str) -> Callable[[Part], Awaitable[bool]]:
+    async def look(_: Part) -> bool:
+        try:
+            async with httpx.AsyncClient(timeout=2) as http:
+                return (await http.get(url)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    return look
+
+
+async def _says_it_is_ready(part: Part) -> bool:
+    return part.process is not None and bool(part.process.events("inferer_ready"))

@@ -1,0 +1,65 @@
+"""``python -m tests.chaos.sabotage <which>``: an inferer that breaks one of the rules that keep
+jobs from being lost or doubled, to show that the ledger finds out."""
+
+import os
+import signal
+import sys
+
+from nats.aio.msg import Msg
+from nats.js.api import DiscardPolicy
+
+import services.inferer.records as records
+import services.inferer.worker as worker
+from services.inferer.__main__ import main
+from services.inferer.job import Job
+from services.inferer.lease import acknowledge
+from shared import subjects
+from shared.broker import Broker
+from shared.lifecycle import run_process
+from shared.messages import Result, encode
+from shared.topology import streams
+from tests.chaos.site import Site
+
+DIES_AT_JOB = 3
+
+
+async def allow_second_results(site: Site) -> None:
+    """Take the rule off the stream, too; until the next gateway starts, which mends it."""
+    (results,) = (s for s in streams(site.topology) if s.name == subjects.RESULTS)
+    results.discard, results.discard_new_per_subject = DiscardPolicy.OLD, False
+    await site.cluster.broker.js.update_stream(results)
+
+
+def store_second_results() -> None:
+    """The last write wins: a result is stored whether or not there is one."""
+
+    async def store_result(broker: Broker, result: Result, patience_s: float) -> Result:
+        await broker.publish_stored(subjects.result(result.id), encode(result), {}, patience_s)
+        return result
+
+    vars(records)["store_result"] = store_result
+
+
+def acknowledge_first() -> None:
+    """The message leaves the queue before its result is stored; now and then death comes between
+    the two."""
+    settle, jobs = worker.Worker._settle, iter(range(1, sys.maxsize))
+
+    async def acknowledge_and_settle(self: worker.Worker, job: Job, result: Result) -> None:
+        await acknowledge(job.message)
+        if next(jobs) == DIES_AT_JOB:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await settle(self, job, result)
+
+    async def acknowledged_before(message: Msg) -> None:
+        """The client refuses to do it twice."""
+
+    worker.Worker._settle = acknowledge_and_settle
+    vars(worker)["acknowledge"] = acknowledged_before
+
+
+SABOTAGES = {function.__name__: function for function in (store_second_results, acknowledge_first)}
+
+if __name__ == "__main__":
+    SABOTAGES[sys.argv[1]]()
+    sys.exit(run_process("inferer", main))

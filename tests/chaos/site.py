@@ -1,0 +1,102 @@
+"""Everything that runs: NATS nodes, two gateways, two inferers, and who listens to them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Self, TypeVar
+
+from shared.fleet import read_inferers
+from shared.topology import Topology
+from tests.chaos.cluster import Cluster
+from tests.chaos.listener import Listener
+from tests.chaos.parts import Gateway, Inferer, Part
+
+BUSY_WITHIN_S = 10.0
+LIVE_WITHIN_S = 30.0
+LONG_JOB_TOKENS = 600
+"""A job of so many tokens is still running when a fault that waited for it strikes."""
+
+P = TypeVar("P", bound=Part)
+
+
+class Site:
+    """Starts with the block, and ends with it, whatever state it is in."""
+
+    def __init__(self, folder: Path, model: Path, nodes: int, inferer: tuple[str, ...]) -> None:
+        """``inferer`` is the module that inferers run, with its arguments."""
+        self.cluster = Cluster(folder, nodes)
+        self.topology = Topology(replicas=nodes)
+        url = self.cluster.url
+        self.gateways = [Gateway(f"gateway-{n}", folder, url, nodes) for n in range(2)]
+        self.inferers = [Inferer(f"inferer-{n}", folder, url, model, inferer) for n in range(2)]
+        self.listener = Listener()
+        self.deaths: list[str] = []
+        """Processes that ended although nobody struck them."""
+        self._stack = AsyncExitStack()
+
+    @property
+    def services(self) -> list[Part]:
+        return [*self.gateways, *self.inferers]
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.cluster)
+            for part in self.services:
+                stack.callback(part.kill)
+            stack.push_async_callback(self.listener.close)
+            await self.listener.connect([node.url for node in self.cluster.nodes])
+            for part in self.services:
+                part.launch()
+            await asyncio.gather(*(part.until_ready() for part in self.services))
+            async with asyncio.timeout(LIVE_WITHIN_S):
+                while len((await read_inferers(self.cluster.broker))[0]) < len(self.inferers):
+                    await asyncio.sleep(0.05)
+            watching = asyncio.create_task(self._watch())
+            stack.callback(watching.cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @asynccontextmanager
+    async def one_of(self, parts: Sequence[P], random: Random) -> AsyncIterator[P]:
+        """A part that no other fault has, for as long as the block takes."""
+        free = [part for part in parts if not part.lock.locked()]
+        part = random.choice(free or list(parts))
+        async with part.lock:
+            yield part
+
+    @asynccontextmanager
+    async def busy_inferer(self, random: Random) -> AsyncIterator[tuple[Inferer, str | None]]:
+        """As `one_of`, an inferer in the middle of a job, and that job; None if there is no long
+        one in time."""
+        deadline = time.monotonic() + BUSY_WITHIN_S
+        while time.monotonic() < deadline:
+            for inferer in random.sample(self.inferers, len(self.inferers)):
+                job_id = self.listener.is_running(inferer.name, LONG_JOB_TOKENS)
+                if job_id is not None and not inferer.lock.locked():
+                    async with inferer.lock:
+                        yield inferer, job_id
+                    return
+            await asyncio.sleep(0.005)
+        async with self.one_of(self.inferers, random) as inferer:
+            yield inferer, None
+
+    def tracebacks(self) -> list[str]:
+        """Logs in which a service did not expect what happened."""
+        logs = [log for part in self.services for log in part.logs]
+        return [f"a traceback in {log}" for log in logs if "Traceback" in log.read_text("utf-8")]
+
+    async def _watch(self) -> None:
+        """Start again what dies by itself, as whoever runs such processes does."""
+        while True:
+            await asyncio.sleep(0.1)
+            for part in (*self.cluster.nodes, *self.services):
+                if part.has_died and part.process is not None:
+                    status = part.process.popen.returncode
+                    self.deaths.append(f"{part.name} ended by itself, exit status {status}")
+                    part.launch()

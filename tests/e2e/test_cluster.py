@@ -1,0 +1,164 @@
+"""Gateways on a cluster of three NATS servers of which one is in trouble."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from shared import subjects
+from shared.broker import RETRY_DELAY_S, Broker, connected
+from shared.config import BrokerSettings
+from shared.errors import BrokerUnavailable
+from shared.job_ids import new_job_id
+from shared.messages import Cancelled, Result
+from shared.results import read_result, store_result
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_topology
+from tests.chaos.cluster import Cluster
+from tests.chaos.parts import Gateway, Node
+
+JOB = {"model": "idle", "prompt": "hi", "max_tokens": 2}
+
+
+async def test_a_gateway_that_starts_before_all_nodes(tmp_path: Path) -> None:
+    """It says that it cannot serve, and waits until the third is there instead of ending."""
+    async with Cluster(tmp_path) as cluster:
+        cluster.nodes[2].kill()
+        gateway = _gateway_at(cluster.nodes[0], tmp_path)
+        gateway.launch()
+        try:
+            async with asyncio.timeout(60):
+                while not gateway.events("broker_not_prepared"):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(3)  # while it tries again, and again
+            assert not gateway.has_died, gateway.logs[0].read_text()
+            cluster.nodes[2].launch()
+            await gateway.until_ready()
+        finally:
+            gateway.kill()
+
+
+@asynccontextmanager
+async def gateway_at(node: Node, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a gateway that knows only this node; nobody serves its model."""
+    gateway = _gateway_at(node, folder)
+    gateway.launch()
+    try:
+        await gateway.until_ready()
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+            yield http
+    finally:
+        gateway.kill()
+
+
+async def test_a_submit_waits_out_an_election(tmp_path: Path) -> None:
+    """kill -9 of the node that leads the queue: the next submit takes longer and is accepted."""
+    async with Cluster(tmp_path) as cluster, gateway_at(cluster.nodes[0], tmp_path) as http:
+        assert (await http.post("/jobs", json=JOB)).status_code == 202
+        while (leader := await cluster.leader(subjects.REQUESTS)) is cluster.nodes[0]:
+            await cluster.broker.nc.request(
+                f"$JS.API.STREAM.LEADER.STEPDOWN.{subjects.REQUESTS}", b"", timeout=5
+            )
+            await asyncio.sleep(0.5)
+        leader.kill()
+        answers = await asyncio.gather(*(http.post("/jobs", json=JOB) for _ in range(10)))
+        assert [answer.status_code for answer in answers] == [202] * 10
+
+
+async def test_a_job_that_was_accepted_is_never_unknown(tmp_path: Path) -> None:
+    """A node was frozen while jobs were accepted: its gateway finds them before it catches up."""
+    async with (
+        Cluster(tmp_path) as cluster,
+        gateway_at(cluster.nodes[0], tmp_path) as lagging,
+        gateway_at(cluster.nodes[1], tmp_path) as other,
+    ):
+        for _ in range(6):
+            cluster.nodes[0].freeze()
+            try:
+                accepted = await asyncio.gather(*(other.post("/jobs", json=JOB) for _ in range(50)))
+                ids = [answer.json()["id"] for answer in accepted]
+                asked = [asyncio.create_task(lagging.get(f"/status/{job_id}")) for job_id in ids]
+                await asyncio.sleep(0.2)
+            finally:
+                cluster.nodes[0].thaw()
+            for job_id in ids:
+                asked.append(asyncio.create_task(lagging.get(f"/status/{job_id}")))
+                await asyncio.sleep(0.002)
+            answers = [await answer for answer in asked]
+            assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+async def test_gateways_that_start_at_the_same_moment(tmp_path: Path) -> None:
+    """On a cluster that holds nothing yet, two at each node: all come to serve."""
+
+    async def ensure(broker: Broker) -> None:
+        while True:
+            with suppress(BrokerUnavailable):
+                await ensure_topology(broker, Topology(replicas=3), ["a", "b"])
+                return
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    async with Cluster(tmp_path) as cluster, AsyncExitStack() as stack:
+        urls = [node.url for node in cluster.nodes] * 2
+        brokers = [
+            await stack.enter_async_context(connected(BrokerSettings(url=url), "test"))
+            for url in urls
+        ]
+        await asyncio.gather(*map(ensure, brokers))
+
+
+async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
+    """Submits and cancels that still wait are told to ask another one, with 503, in time."""
+    async with Cluster(tmp_path) as cluster:
+        gateway = _gateway_at(cluster.nodes[0], tmp_path)
+        gateway.launch()
+        try:
+            await gateway.until_ready()
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+                job_id = (await http.post("/jobs", json=JOB)).json()["id"]
+                for node in cluster.nodes[1:]:
+                    node.freeze()
+                waiting = [http.post("/jobs", json=JOB), http.delete(f"/jobs/{job_id}")]
+                asked = [asyncio.create_task(call) for call in waiting]
+                await asyncio.sleep(0.5)
+                assert await gateway.terminate() == 0
+                assert [(await answer).status_code for answer in asked] == [503] * 2
+        finally:
+            gateway.kill()
+        assert "Traceback" not in gateway.logs[0].read_text()
+
+
+async def test_many_results_at_the_same_moment(tmp_path: Path) -> None:
+    """Each attempt is told the one that is stored, also while the nodes still agree on it."""
+    async with Cluster(tmp_path) as cluster:
+        await ensure_topology(cluster.broker, Topology(replicas=3), [])
+        for _ in range(20):
+            job_id = new_job_id()
+            results = [_cancelled(job_id, attempt) for attempt in range(10)]
+            stored = await asyncio.gather(*(_store(cluster.broker, result) for result in results))
+            assert stored == [await read_result(cluster.broker, job_id, from_leader=True)] * 10
+
+
+def _gateway_at(node: Node, folder: Path) -> Gateway:
+    return Gateway(f"gateway-at-{node.name}", folder, node.url, 3, GATEWAY_MODELS="idle")
+
+
+async def _store(broker: Broker, result: Result) -> Result:
+    """As an inferer does."""
+    while True:
+        with suppress(BrokerUnavailable):
+            return await store_result(broker, result, patience_s=5)
+
+
+def _cancelled(job_id: str, attempt: int) -> Cancelled:
+    return Cancelled(
+        id=job_id,
+        model="idle",
+        attempt=attempt,
+        queued_at=timestamp(),
+        finished_at=timestamp(),
+        code="cancelled",
+        message="",
+    )
