@@ -37,6 +37,9 @@ TRANSIENT = (
 )
 """What an outage, a restart or an election looks like from the client."""
 
+IN_PROCESS = 10158
+"""The nodes of a cluster still agree on an earlier try of the same publish."""
+
 log = logger()
 
 
@@ -196,7 +199,10 @@ class Broker:
                 raise RequestTooLarge(
                     f"the message has {len(payload)} bytes, the broker takes {self.max_body}"
                 ) from None
-            except TRANSIENT as error:
+            except (*TRANSIENT, nats.js.errors.APIError) as error:
+                in_process = getattr(error, "err_code", None) == IN_PROCESS
+                if not in_process and not isinstance(error, TRANSIENT):
+                    raise
                 if time.monotonic() >= give_up_at:
                     raise BrokerUnavailable(_sentence(error)) from error
                 await asyncio.sleep(RETRY_DELAY_S)
