@@ -145,6 +145,18 @@ def _gateway_at(node: Node, folder: Path) -> Gateway:
     return Gateway(f"gateway-at-{node.name}", folder, node.url, 3, GATEWAY_MODELS="idle")
 
 
+async def test_a_publish_that_is_repeated_too_early(tmp_path: Path) -> None:
+    """While the nodes still agree on the first try: stored once, and all are told where."""
+    async with Cluster(tmp_path) as cluster:
+        await ensure_topology(cluster.broker, Topology(replicas=3), [])
+        for number in range(20):
+            subject = subjects.state_events(new_job_id())
+            headers = {subjects.HEADER_MSG_ID: f"{number}"}
+            tries = [cluster.broker.publish_stored(subject, b"", headers, 10) for _ in range(10)]
+            acks = await asyncio.gather(*tries)
+            assert len({ack.seq for ack in acks}) == 1
+
+
 async def _store(broker: Broker, result: Result) -> Result:
     """As an inferer does."""
     while True:
