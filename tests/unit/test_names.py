@@ -90,7 +90,7 @@ def _id_of(at: datetime) -> str:
     [
         "",
         "x",
-        str(uuid4()),
+        pytest.param(str(uuid4()), id="version 4"),
         ID.upper(),
         ID.replace("-", ""),
         f"{{{ID}}}",
