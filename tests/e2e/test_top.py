@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -10,19 +11,21 @@ from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, fr
 from tests.terminal import terminal
 
 
-def test_a_live_view(stack: Stack) -> None:
+def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
     """Queue, inferers and jobs as they change; an outage of the gateway is a line that goes again;
     Ctrl-C ends it with status 0 and gives the terminal back."""
+    # With room for jobs that are long enough to be seen.
+    stack.inferers.pop().terminate()
+    stack.start_inferer(tiny_model, INFERER_N_CTX="8192")
+    stack.wait_until_served("tiny")
     with terminal("top", "--url", stack.url) as top:
         top.shows("no job runs")
         for text in ("waiting by class", "tiny", "inferer-0", "idle", "tokens/s"):
             assert text in top.screen
         priorities = ("normal", "high", "low")
-        jobs = [stack.submit(prompt="go on", max_tokens=4000, priority=p) for p in priorities]
-        top.shows("1 high, 1 low")
-        top.shows(jobs[0])
-        assert "of 4000" in top.screen
-        assert "busy" in top.screen
+        jobs = [stack.submit(prompt="go on", max_tokens=8000, priority=p) for p in priorities]
+        for text in ("1 high, 1 low", jobs[0], "of 8000", "busy"):
+            top.shows(text)
 
         port = stack.url.rpartition(":")[2]
         stack.gateways.pop().kill()

@@ -14,6 +14,9 @@ from shared.consumers import ModelConsumers, read_model
 LOOKS = 5
 """How often to count anew while the queue changes under the counting."""
 
+NEWS_S = 0.1
+"""How long the news of a job that has begun may take."""
+
 SIZE_OF_A_READ = 1024 * 1024
 
 
@@ -68,6 +71,9 @@ async def find_place(
         if counted == last:
             break
         last = counted
+        if place.returned:
+            # Or it has begun, and the news of that is on its way.
+            await asyncio.sleep(NEWS_S)
     return place
 
 
