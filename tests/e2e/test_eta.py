@@ -26,7 +26,7 @@ from tests.processes import (
 )
 from tests.terminal import terminal
 
-LONG = {"prompt": "go on", "max_tokens": 4000}
+LONG = {"prompt": "tell me", "max_tokens": 4000, "seed": 1}  # does not end by itself
 BEGINNING_MS = 100
 
 

@@ -23,7 +23,8 @@ def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
         for text in ("waiting by class", "tiny", "inferer-0", "idle", "tokens/s"):
             assert text in top.screen
         priorities = ("normal", "high", "low")
-        jobs = [stack.submit(prompt="go on", max_tokens=8000, priority=p) for p in priorities]
+        body = {"prompt": "tell me", "max_tokens": 8000, "seed": 1}  # does not end by itself
+        jobs = [stack.submit(**body, priority=p) for p in priorities]
         for text in ("1 high, 1 low", jobs[0], "of 8000", "busy"):
             top.shows(text)
 
