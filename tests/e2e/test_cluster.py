@@ -24,20 +24,22 @@ JOB = {"model": "idle", "prompt": "hi", "max_tokens": 2}
 
 async def test_a_gateway_that_starts_before_all_nodes(tmp_path: Path) -> None:
     """It says that it cannot serve, and waits until the third is there instead of ending."""
-    async with Cluster(tmp_path) as cluster:
-        cluster.nodes[2].kill()
-        gateway = _gateway_at(cluster.nodes[0], tmp_path)
-        gateway.launch()
-        try:
-            async with asyncio.timeout(60):
-                while not gateway.events("broker_not_prepared"):
-                    await asyncio.sleep(0.05)
-            await asyncio.sleep(3)  # while it tries again, and again
-            assert not gateway.has_died, gateway.logs[0].read_text()
-            cluster.nodes[2].launch()
-            await gateway.until_ready()
-        finally:
-            gateway.kill()
+    # One that was there and died counts for a while: it must never have been there.
+    *two, third = Cluster(tmp_path).nodes
+    gateway = _gateway_at(two[0], tmp_path)
+    try:
+        for part in (*two, gateway):
+            part.launch()
+        async with asyncio.timeout(60):
+            while not gateway.events("broker_not_prepared"):
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(3)  # while it tries again, and again
+        assert not gateway.has_died, gateway.logs[0].read_text()
+        third.launch()
+        await gateway.until_ready()
+    finally:
+        for part in (gateway, *two, third):
+            part.kill()
 
 
 @asynccontextmanager

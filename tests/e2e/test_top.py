@@ -22,9 +22,10 @@ def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
         top.shows("no job runs")
         for text in ("waiting by class", "tiny", "inferer-0", "idle", "tokens/s"):
             assert text in top.screen
-        priorities = ("normal", "high", "low")
         body = {"prompt": "tell me", "max_tokens": 8000, "seed": 1}  # does not end by itself
-        jobs = [stack.submit(**body, priority=p) for p in priorities]
+        jobs = [stack.submit(**body)]
+        stack.wait_for_state(jobs[0], "STARTED")  # or that of a higher class would go first
+        jobs += [stack.submit(**body, priority=p) for p in ("high", "low")]
         for text in ("1 high, 1 low", jobs[0], "of 8000", "busy"):
             top.shows(text)
 
