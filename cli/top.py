@@ -18,7 +18,7 @@ from shared.messages import InfererEntry, ModelQueue
 from shared.timestamps import parse_timestamp
 
 REFRESH_S = 1.0
-BAR_WIDTH = 20
+BAR_WIDTH = 10
 
 
 class Snapshot(Struct, frozen=True):
@@ -78,18 +78,18 @@ def _jobs(inferers: list[InfererEntry]) -> Iterator[RenderableType]:
         yield "no job runs"
         return
     now = datetime.now(UTC)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0))  # 80 columns are to do
     table.add_column("job", no_wrap=True)
     table.add_column("inferer", overflow="fold", min_width=9)
     table.add_column("attempt", justify="right", no_wrap=True)
-    table.add_column("runs for", justify="right", no_wrap=True)
+    table.add_column("for", justify="right", no_wrap=True)
     table.add_column()  # the bar, which gives way first
     table.add_column("tokens", no_wrap=True)
     for entry, job in sorted(running, key=lambda one: one[1].started_at):
         # The clocks of two hosts need not agree.
         seconds = max(0.0, (now - parse_timestamp(job.started_at)).total_seconds())
         bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
-        tokens = f"{job.completion_tokens} of {job.max_tokens}"
+        tokens = f"{job.completion_tokens}/{job.max_tokens}"
         cells = (Text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
         table.add_row(job.id, *cells)
     yield table

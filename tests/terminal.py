@@ -23,15 +23,21 @@ class Terminal:
         ours, theirs = pty.openpty()
         os.set_blocking(ours, False)
         self._ours: int | None = ours
-        termios.tcsetwinsize(theirs, (30, 160))
+        termios.tcsetwinsize(theirs, (30, 80))
 
         def take_over() -> None:
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # this shell may ignore it
 
+        # Whatever size somebody else has told us is not that of this terminal.
+        environment = {
+            name: value
+            for name, value in clean_environment().items()
+            if name not in ("COLUMNS", "LINES")
+        }
         self.process = subprocess.Popen(
             [scripts() / "sluice", *command],
-            env={**clean_environment(), "TERM": "xterm"},
+            env={**environment, "TERM": "xterm"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -26,7 +26,7 @@ def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
         jobs = [stack.submit(**body)]
         stack.wait_for_state(jobs[0], "STARTED")  # or that of a higher class would go first
         jobs += [stack.submit(**body, priority=p) for p in ("high", "low")]
-        for text in ("1 high, 1 low", jobs[0], "of 8000", "busy"):
+        for text in ("1 high, 1 low", jobs[0], "/8000", "busy"):
             top.shows(text)
 
         port = stack.url.rpartition(":")[2]
@@ -88,7 +88,7 @@ def test_one_look(shared_stack: Stack) -> None:
         return shown if job_id in shown else None
 
     shown = eventually(running, "it runs")
-    assert "of 4000" in shown
+    assert "/4000" in shown
     assert "inferer-0" in shown
     assert "waiting by class" in shown
     assert "\x1b" not in shown
