@@ -9,6 +9,13 @@ from services.inferer.models import locate
 
 WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
 
+HANGING_TEMPLATE = (
+    "{% if 'hang' in messages[0]['content'] %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    "{% endif %}{{ messages[0]['content'] }}"
+)
+"""A chat template that takes hours for a conversation that says `hang`, on the compute thread."""
+
 
 def write_tiny_model(
     path: Path, *, chat: bool = True, seed: int = 7, template: str | None = None

@@ -2,13 +2,19 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from itertools import cycle
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
+from nats.aio.client import Client as NatsClient
+from nats.micro.request import ERROR_CODE_HEADER
 
+from shared import subjects
+from shared.broker import TRANSIENT
+from shared.messages import JobStatus, decode_result, encode
 from tests.chaos.errands import Errand
 from tests.chaos.ledger import Ledger
 
@@ -20,6 +26,7 @@ READ_TIMEOUT_S = 45.0
 """Longer than a gateway waits for a broker that elects."""
 
 COME_AGAIN = (429, 503)
+NATS_TIMEOUT_S = 20.0
 PAUSE_S = 0.2
 ENDED = ("SUCCESS", "FAILURE", "REVOKED")
 CHANGES_TRAINS = 0.05
@@ -33,24 +40,42 @@ class Unserved(Exception):
 class Clients:
     """Run errands against the gateways, and write into the ledger whatever they are told."""
 
-    def __init__(self, urls: list[str], ledger: Ledger) -> None:
+    def __init__(self, urls: list[str], nats_url: str, ledger: Ledger) -> None:
         self._urls = urls
+        self._nats_url = nats_url
         self._ledger = ledger
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._nats = NatsClient()
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5),
             limits=httpx.Limits(),  # none
         )
 
+    async def __aenter__(self) -> Self:
+        await self._nats.connect(
+            self._nats_url.split(","),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # any number of seconds
+            error_cb=_ignore,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._nats.close()
+        await self._http.aclose()
+
     async def run(self, errands: Iterator[Errand]) -> None:
-        async with self._http, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             for errand in errands:
                 group.create_task(self._run(errand))
+
+    def client(self, errand: Errand) -> "Client":
+        return Client(self._http, self._nats, self._urls, self._ledger, errand)
 
     async def _run(self, errand: Errand) -> None:
         await asyncio.sleep(errand.starts_at_s)
         async with self._places:
-            client = Client(self._http, self._urls, self._ledger, errand)
+            client = self.client(errand)
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     await getattr(client, errand.kind)()
@@ -60,14 +85,24 @@ class Clients:
                 self._ledger.gave_up(errand, client.job_id)
 
 
+async def _ignore(_: Exception) -> None:
+    """Connections are lost all the time here."""
+
+
 class Client:
     """One errand; the kinds of errands are its public methods."""
 
     def __init__(
-        self, http: httpx.AsyncClient, urls: list[str], ledger: Ledger, errand: Errand
+        self,
+        http: httpx.AsyncClient,
+        nats: NatsClient,
+        urls: list[str],
+        ledger: Ledger,
+        errand: Errand,
     ) -> None:
         self.job_id: str | None = None
         self._http = http
+        self._nats = nats
         self._ledger = ledger
         self._errand = errand
         self._random = errand.random
@@ -75,7 +110,7 @@ class Client:
         self._gateways = cycle(self._random.sample(urls, len(urls)))
 
     async def waits(self) -> None:
-        await self._submit(prefer=f"respond-async, wait={self._random.randint(1, 15)}")
+        await self._submit(Prefer=f"respond-async, wait={self._random.randint(1, 15)}")
         await self._poll()
 
     async def reads(self) -> None:
@@ -102,6 +137,55 @@ class Client:
     async def asks_too_much(self) -> None:
         await self.polls()
 
+    async def repeats(self) -> None:
+        """The same key at both gateways at once, and again later: always the same job."""
+        await asyncio.gather(*(self._submit(**self._key) for _ in range(2)))
+        await asyncio.sleep(self._random.uniform(0, 3))
+        await self._submit(**self._key)
+        other = self._errand.body | {"seed": 1}
+        answer = await self._call("POST", "/jobs", json=other, headers=self._key)
+        if answer.status_code != 422:
+            raise self._refused("another request under the same key", answer)
+        await self._poll()
+
+    async def completes(self) -> None:
+        """In OpenAI's words, with a key to come back with."""
+        chat = "messages" in self._errand.body
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        body = {name: self._errand.body[name] for name in self._errand.body if name != "priority"}
+        answer = await self._call("POST", path, json=body, headers=self._key)
+        if answer.status_code != 200:
+            raise self._refused(path, answer)
+        told = answer.json()
+        self._accepted(told["id"].partition("-")[2])
+        (choice,) = told["choices"]
+        self._read_all(choice["message"]["content"] if chat else choice["text"])
+
+    async def asks(self) -> None:
+        """Request and reply over NATS, with a key to ask again with."""
+        name = "chat" if "messages" in self._errand.body else "complete"
+        while True:
+            try:
+                answer = await self._nats.request(
+                    f"infer.{name}",
+                    json.dumps(self._errand.body).encode(),
+                    NATS_TIMEOUT_S,
+                    headers=self._key,
+                )
+            except TRANSIENT as error:
+                self._ledger.repeated[f"NATS {type(error).__name__}"] += 1
+            else:
+                code = (answer.headers or {}).get(ERROR_CODE_HEADER)
+                if code is None:
+                    break
+                if int(code) not in COME_AGAIN:
+                    raise self._odd(f"infer.{name}", f"{code} {answer.headers}")
+                self._ledger.repeated[f"NATS {code}"] += 1
+            await asyncio.sleep(PAUSE_S)
+        result = decode_result(answer.data)
+        self._accepted(result.id)
+        self._heard(f"infer.{name}", json.loads(encode(JobStatus.of(result))))
+
     async def leaves(self) -> None:
         """Nobody learns the id; what became of the job shows in the results."""
         with contextlib.suppress(TimeoutError, httpx.TransportError):
@@ -112,17 +196,23 @@ class Client:
                     headers={"Prefer": "wait=30"},
                 )
 
-    async def _submit(self, prefer: str = "respond-async") -> None:
+    @property
+    def _key(self) -> dict[str, str]:
+        return {subjects.HEADER_IDEMPOTENCY_KEY: f"errand {self._errand.number}"}
+
+    async def _submit(self, **headers: str) -> None:
         """Until one is accepted. One whose answer was lost may run too: nobody knows its id."""
-        answer = await self._call(
-            "POST", "/jobs", json=self._errand.body, headers={"Prefer": prefer}
-        )
+        headers = {"Prefer": "respond-async"} | headers
+        answer = await self._call("POST", "/jobs", json=self._errand.body, headers=headers)
         if answer.status_code not in (200, 202):
             raise self._refused("POST", answer)
-        self.job_id = answer.json()["id"]
-        self._ledger.accept(self._errand, self.job_id)
+        self._accepted(answer.json()["id"])
         if answer.status_code == 200:
-            self._heard("Prefer: wait", answer.json())
+            self._heard("POST", answer.json())
+
+    def _accepted(self, job_id: str) -> None:
+        self.job_id = job_id
+        self._ledger.accept(self._errand, job_id)
 
     async def _poll(self) -> None:
         while True:
@@ -162,8 +252,7 @@ class Client:
             return ""
         if event.event == "result":
             self._heard("/events", event.json())
-            assert self.job_id is not None
-            self._ledger.texts[self.job_id] = text
+            self._read_all(text)
         return text
 
     async def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -184,10 +273,17 @@ class Client:
         assert self.job_id is not None
         self._ledger.answers.append((self.job_id, where, status))
 
+    def _read_all(self, text: str) -> None:
+        assert self.job_id is not None
+        self._ledger.texts[self.job_id] = text
+
     def _refused(self, where: str, answer: httpx.Response) -> Unserved:
+        return self._odd(where, f"{answer.status_code}: {answer.text[:200]}")
+
+    def _odd(self, where: str, answer: str) -> Unserved:
         """Nobody should be told this; who is, leaves."""
         self._ledger.oddities.append(
             f"errand {self._errand.number} ({self._errand.kind}), job {self.job_id}: {where} "
-            f"answered {answer.status_code}: {answer.text[:200]}"
+            f"answered {answer}"
         )
         return Unserved()

@@ -2,45 +2,18 @@
 returns when what it struck serves again."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from random import Random
 
 from shared import subjects
+from tests.chaos.errands import Errand
 from tests.chaos.parts import Inferer, Node, Part
 from tests.chaos.site import Site
+from tests.chaos.strike import Strike
 
 TOLD_WITHIN_S = 60.0
-
-
-@dataclass
-class Strike:
-    """One fault as it struck; times are those of the wall clock, which the broker's are too."""
-
-    kind: str
-    random: Random
-    began: float
-    """When the run began."""
-    at: float | None = None
-    ended: float | None = None
-    target: str = ""
-    job_id: str | None = None
-    """The job that its target was in the middle of."""
-    of_broker: bool = False
-    """Announcements may be lost meanwhile; nothing else may."""
-
-    def __str__(self) -> str:
-        if self.at is None or self.ended is None:
-            return f"{self.kind} struck nothing"
-        return (
-            f"{self.at - self.began:6.1f} s  {self.kind:<16} {self.target:<10} "
-            f"{self.ended - self.at:5.1f} s"
-        )
-
-    def hits(self, part: Part, job_id: str | None = None) -> None:
-        self.at, self.target, self.job_id = time.time(), part.name, job_id
-        self.of_broker = isinstance(part, Node)
+GIVEN_UP_WITHIN_S = 300.0
+"""A job that hangs is started three times, and each start costs a lease."""
 
 
 Fault = Callable[[Site, Strike], Awaitable[None]]
@@ -85,6 +58,53 @@ async def restart_inferer(site: Site, strike: Strike) -> None:
 
 
 @fault
+async def starve_inferer(site: Site, strike: Strike) -> None:
+    """No more memory for some seconds in the middle of a job, of which it may die."""
+    async with site.busy_inferer(strike.random) as (inferer, job_id):
+        with inferer.excused():
+            with inferer.without_memory():
+                strike.hits(inferer, job_id)
+                await asyncio.sleep(strike.random.uniform(1, 4))
+            await inferer.until_ready()
+
+
+@fault
+async def hang_compute(site: Site, strike: Strike) -> None:
+    """A job in which the compute thread hangs each time it is started. The watchdog ends that
+    process; the job is given up in the end, by its deadline or with its third inferer."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hang"}], "max_tokens": 3}
+    if strike.is_brief or strike.random.random() < 0.5:
+        body["timeout_s"] = 20
+    client = site.clients.client(Errand(-1, "polls", 0, body, strike.random))
+    with site.all_excused(site.inferers):
+        async with asyncio.timeout(GIVEN_UP_WITHIN_S):
+            ended = asyncio.create_task(client.polls())
+            while strike.at is None and not ended.done():
+                await asyncio.sleep(0.005)
+                name = client.job_id and site.listener.inferer_of(client.job_id)
+                for inferer in site.inferers:
+                    if inferer.name == name:
+                        strike.hits(inferer, client.job_id)
+            await ended
+
+
+@fault
+async def corrupt_model(site: Site, strike: Strike) -> None:
+    """Started again it finds half of its model's file, until somebody puts the whole one back."""
+    async with site.one_of(site.inferers, strike.random) as inferer:
+        with inferer.excused():
+            with inferer.model_cut_off():
+                inferer.kill()
+                strike.hits(inferer)
+                inferer.launch()
+                log = inferer.logs[-1]
+                async with asyncio.timeout(TOLD_WITHIN_S):
+                    while "cannot load the model" not in log.read_text(errors="replace"):
+                        await asyncio.sleep(0.1)
+            await inferer.until_ready()
+
+
+@fault
 async def kill_gateway(site: Site, strike: Strike) -> None:
     """kill -9 while clients wait: they go to the other one."""
     async with site.one_of(site.gateways, strike.random) as gateway:
@@ -100,6 +120,33 @@ async def restart_gateway(site: Site, strike: Strike) -> None:
         strike.hits(gateway)
         await _terminate(gateway)
         await _start_again(gateway, strike.random)
+
+
+@fault
+async def rolling_restart(site: Site, strike: Strike) -> None:
+    """SIGTERM of everything, one process at a time, the next once this one serves again."""
+    strike.hits(site.cluster.nodes[0])
+    strike.target = "everything"
+    for node in site.cluster.nodes:
+        async with site.cluster.minority:
+            await _terminate(node)
+            node.launch()
+            await node.until_ready()
+    for part in site.services:
+        async with part.lock:
+            await _terminate(part)
+            part.launch()
+            await part.until_ready()
+
+
+@fault
+async def restart_node(site: Site, strike: Strike) -> None:
+    """SIGTERM of any NATS node."""
+    async with site.cluster.minority:
+        node = strike.random.choice(site.cluster.nodes)
+        strike.hits(node)
+        await _terminate(node)
+        await _start_again(node, strike.random)
 
 
 @fault
@@ -125,7 +172,7 @@ async def freeze_node(site: Site, strike: Strike) -> None:
         node.freeze()
         strike.hits(node)
         try:
-            await asyncio.sleep(strike.random.uniform(2, 12))
+            await asyncio.sleep(strike.random.uniform(2, 12 if strike.is_brief else 32))
         finally:
             node.thaw()
         await node.until_ready()

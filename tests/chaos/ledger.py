@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.inferer.retry import is_retried
 from shared.messages import Completed, Failed, JobStatus, Result, encode
 from shared.results import decode_stored
 from tests.chaos.errands import EXPECTED_FAILURES, Errand
-from tests.chaos.faults import Strike
 from tests.chaos.store import Store
+from tests.chaos.strike import Strike
 
 ELECTION_S = 15.0
 """How long after a node is back announcements may still be missed."""
@@ -43,11 +44,12 @@ class Ledger:
     """Calls that clients had to make again, by what they got."""
     readings: int = 0
     announced: dict[str, set[tuple[int, bytes]]] = field(default_factory=dict)
-    store: Store = field(default_factory=lambda: Store({}, 0, []))
+    store: Store = field(default_factory=lambda: Store({}, 0, [], {}))
     finishes: Counter[str] = field(default_factory=Counter)
     """How many inferers say of a job that they finished it."""
 
     def accept(self, errand: Errand, job_id: str) -> None:
+        """Once for each answer that says so; all those to one errand should name one job."""
         self.accepted[job_id] = errand
 
     def gave_up(self, errand: Errand, job_id: str | None) -> None:
@@ -70,6 +72,7 @@ class Ledger:
             *self._missed(),
             *self._told_otherwise(),
             *self._read_otherwise(),
+            *self._buried_otherwise(),
             *self._failed_otherwise(),
             *(Problem("unanswered", text) for text in self.unanswered),
             *(Problem("odd", text) for text in self.oddities),
@@ -97,6 +100,10 @@ class Ledger:
         for job_id, stored in self.store.results.items():
             if len(stored) > 1:
                 yield Problem("doubled", f"{job_id} has {len(stored)} stored results")
+        jobs_of = Counter(errand.number for errand in self.accepted.values())
+        for number, count in jobs_of.items():
+            if count > 1 and number >= 0:
+                yield Problem("doubled", f"errand {number} was given {count} jobs")
 
     def _announced_otherwise(self) -> Iterator[Problem]:
         """What was announced of a job is its stored result, byte for byte, and nothing else."""
@@ -148,6 +155,14 @@ class Ledger:
                     f"{job_id}: read {len(text)} characters, stored are {len(result.text)}; "
                     f"the first difference is at {_first_difference(text, result.text)}",
                 )
+
+    def _buried_otherwise(self) -> Iterator[Problem]:
+        """Who was given up lies among the dead letters, with that reason."""
+        for job_id, result in self.results.items():
+            if isinstance(result, Failed) and is_retried(result.code):
+                letter = self.store.letters.get(job_id)
+                if letter is None or letter.code != result.code:
+                    yield Problem("unburied", f"{job_id} is {result.code}, its letter: {letter}")
 
     def _failed_otherwise(self) -> Iterator[Problem]:
         for job_id, result in self.results.items():

@@ -51,6 +51,11 @@ class Listener:
             return None
         return running.job_id
 
+    def inferer_of(self, job_id: str) -> str | None:
+        """Who started this job last, if it has not started another since."""
+        runs = (name for name, running in self.running.items() if running.job_id == job_id)
+        return next(runs, None)
+
     async def _hear_result(self, message: Msg) -> None:
         sequence = int((message.headers or {}).get("Nats-Sequence", 0))
         self.announced[subjects.last_token(message.subject)].add((sequence, message.data))

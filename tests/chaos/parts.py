@@ -3,10 +3,13 @@
 import asyncio
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -16,6 +19,7 @@ import httpx
 from tests.processes import ROOT, Process, scripts
 
 READY_WITHIN_S = 60.0
+STALL_S = 5.0
 
 EPHEMERAL_FROM = 32_768
 """Linux takes ports for outgoing connections from here on."""
@@ -37,6 +41,7 @@ class Part:
         """Held by the fault that strikes it, until it serves again."""
         self.logs: list[Path] = []
         self.process: Process | None = None
+        self._excuses = 0
         self._command = command
         self._environment = environment
         self._folder = folder
@@ -46,6 +51,20 @@ class Part:
     def has_died(self) -> bool:
         """Whether it ended although nobody struck it."""
         return self.process is not None and self.process.popen.poll() is not None
+
+    @property
+    def may_die(self) -> bool:
+        """Whether a fault is at work that ends it now and then."""
+        return self._excuses > 0
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """During the block it may end by itself; whoever watches starts it again."""
+        self._excuses += 1
+        try:
+            yield
+        finally:
+            self._excuses -= 1
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of this event, of all its starts."""
@@ -66,7 +85,7 @@ class Part:
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 while not await self._is_ready(self):
-                    if self.has_died:
+                    if self.has_died and not self.may_die:
                         tail = self.logs[-1].read_text(errors="replace")[-1000:]
                         raise RuntimeError(f"{self.name} died before it was ready: {tail}")
                     await asyncio.sleep(0.05)
@@ -162,23 +181,55 @@ class Gateway(Part):
 
 
 class Inferer(Part):
+    """With a copy of the model that is its own."""
+
     def __init__(
         self, name: str, folder: Path, nats_url: str, model: Path, module: tuple[str, ...]
     ) -> None:
         """``module`` is what python runs, with its arguments."""
+        (folder / name).mkdir()
+        self.model = Path(shutil.copy(model, folder / name))
         super().__init__(
             name,
             [sys.executable, "-m", *module],
             {
                 "NATS_URL": nats_url,
-                "INFERER_MODEL": str(model),
+                "INFERER_MODEL": str(self.model),
                 "INFERER_ID": name,
                 "INFERER_THREADS": "1",
                 "INFERER_GRACE_S": "0.5",  # some jobs end within it, some are handed back
+                "INFERER_STALL_S": str(STALL_S),
             },
             folder,
             _says_it_is_ready,
         )
+
+    @contextmanager
+    def without_memory(self) -> Iterator[None]:
+        """During the block it gets no more than it has; ends with nobody to give it to, too."""
+        assert self.process is not None
+        pid = self.process.pid
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        _, most = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), most))
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+
+    @contextmanager
+    def model_cut_off(self) -> Iterator[None]:
+        """During the block the second half of its GGUF is missing. Who has loaded it keeps it."""
+        whole, half = self.model.with_suffix(".whole"), self.model.with_suffix(".half")
+        data = self.model.read_bytes()
+        half.write_bytes(data[: len(data) // 2])
+        self.model.rename(whole)
+        half.rename(self.model)
+        try:
+            yield
+        finally:
+            whole.rename(self.model)
 
 
 def quiet_port() -> int:

@@ -15,14 +15,14 @@ from random import Random, SystemRandom
 
 import structlog
 
-from tests.chaos.clients import Clients
 from tests.chaos.errands import errands
-from tests.chaos.faults import FAULTS, Strike
+from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Ledger
 from tests.chaos.report import report
 from tests.chaos.site import Site
 from tests.chaos.store import queued, read_store
-from tests.tiny_model import write_tiny_model
+from tests.chaos.strike import Strike
+from tests.tiny_model import HANGING_TEMPLATE, write_tiny_model
 
 EMPTY_WITHIN_S = 90.0
 """After the last client has gone, for jobs that nobody waits for."""
@@ -38,7 +38,8 @@ class Plan:
     """Each with the pause before it strikes."""
     nodes: int = 3
     inferer: tuple[str, ...] = ("services.inferer",)
-    limit_s: float = 1_200.0
+    limit_s: float = 1_800.0
+    is_brief: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -55,10 +56,15 @@ def long_plan(seed: int, jobs: int = 600, rounds: int = 5) -> Plan:
 def short_plan(seed: int, jobs: int = 40) -> Plan:
     """Every fault once; first those whose job has to wait for the end of a lease."""
     random = Random(f"{seed}/faults")
-    slow = ["freeze_inferer", "kill_inferer"]
+    slow = ["freeze_inferer", "hang_compute", "kill_inferer"]
     others = random.sample([kind for kind in FAULTS if kind not in slow], len(FAULTS) - len(slow))
     faults = [(random.uniform(1, 2), kind) for kind in [*slow, *others]]
-    return Plan(seed, jobs, faults, limit_s=150)
+    return Plan(seed, jobs, faults, limit_s=150, is_brief=True)
+
+
+def write_chaos_model(folder: Path) -> Path:
+    """A tiny model that `hang_compute` can hang."""
+    return write_tiny_model(folder / "tiny.gguf", template=HANGING_TEMPLATE)
 
 
 async def run(
@@ -71,14 +77,13 @@ async def run(
     ledger = Ledger(plan.seed)
     async with (
         asyncio.timeout(plan.limit_s),
-        Site(folder, model, plan.nodes, plan.inferer) as site,
+        Site(folder, model, plan.nodes, plan.inferer, ledger) as site,
     ):
         if prepare is not None:
             await prepare(site)
-        clients = Clients([gateway.url for gateway in site.gateways], ledger)
         async with asyncio.TaskGroup() as group:
             group.create_task(_strike(plan, site, ledger))
-            group.create_task(clients.run(errands(plan.seed, plan.jobs, plan.duration_s)))
+            group.create_task(site.clients.run(errands(plan.seed, plan.jobs, plan.duration_s)))
         await _until_empty(site)
         ledger.store = await read_store(site.cluster.broker)
         ledger.announced = dict(site.listener.announced)
@@ -95,7 +100,8 @@ async def _strike(plan: Plan, site: Site, ledger: Ledger) -> None:
     async with asyncio.TaskGroup() as group:
         for number, (pause_s, kind) in enumerate(plan.faults):
             await asyncio.sleep(pause_s)
-            strike = Strike(kind, Random(f"{plan.seed}/faults/{number}"), began)
+            random = Random(f"{plan.seed}/faults/{number}")
+            strike = Strike(kind, random, began, plan.is_brief)
             ledger.strikes.append(strike)
             group.create_task(_carry_out(site, strike, ledger))
 
@@ -131,7 +137,7 @@ def main() -> int:
         f"{plan.duration_s:.0f} s; logs are in {folder}",
         flush=True,
     )
-    ledger = asyncio.run(run(plan, folder, write_tiny_model(folder / "tiny.gguf")))
+    ledger = asyncio.run(run(plan, folder, write_chaos_model(folder)))
     print(report(ledger))
     if ledger.problems():
         return 1

@@ -1,16 +1,18 @@
-"""Everything that runs: NATS nodes, two gateways, two inferers, and who listens to them."""
+"""Everything that runs: NATS nodes, two gateways, two inferers, who listens, and their clients."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Self, TypeVar
 
 from shared.fleet import read_inferers
 from shared.topology import Topology
+from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster
+from tests.chaos.ledger import Ledger
 from tests.chaos.listener import Listener
 from tests.chaos.parts import Gateway, Inferer, Part
 
@@ -25,16 +27,19 @@ P = TypeVar("P", bound=Part)
 class Site:
     """Starts with the block, and ends with it, whatever state it is in."""
 
-    def __init__(self, folder: Path, model: Path, nodes: int, inferer: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, model: Path, nodes: int, inferer: tuple[str, ...], ledger: Ledger
+    ) -> None:
         """``inferer`` is the module that inferers run, with its arguments."""
         self.cluster = Cluster(folder, nodes)
         self.topology = Topology(replicas=nodes)
         url = self.cluster.url
         self.gateways = [Gateway(f"gateway-{n}", folder, url, nodes) for n in range(2)]
         self.inferers = [Inferer(f"inferer-{n}", folder, url, model, inferer) for n in range(2)]
+        self.clients = Clients([gateway.url for gateway in self.gateways], self.cluster.url, ledger)
         self.listener = Listener()
         self.deaths: list[str] = []
-        """Processes that ended although nobody struck them."""
+        """Processes that ended although no fault had to do with it."""
         self._stack = AsyncExitStack()
 
     @property
@@ -47,6 +52,7 @@ class Site:
             for part in self.services:
                 stack.callback(part.kill)
             stack.push_async_callback(self.listener.close)
+            await stack.enter_async_context(self.clients)
             await self.listener.connect([node.url for node in self.cluster.nodes])
             for part in self.services:
                 part.launch()
@@ -69,6 +75,14 @@ class Site:
         part = random.choice(free or list(parts))
         async with part.lock:
             yield part
+
+    @contextmanager
+    def all_excused(self, parts: Sequence[Part]) -> Iterator[None]:
+        """See `Part.excused`."""
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part.excused())
+            yield
 
     @asynccontextmanager
     async def busy_inferer(self, random: Random) -> AsyncIterator[tuple[Inferer, str | None]]:
@@ -97,6 +111,7 @@ class Site:
             await asyncio.sleep(0.1)
             for part in (*self.cluster.nodes, *self.services):
                 if part.has_died and part.process is not None:
-                    status = part.process.popen.returncode
-                    self.deaths.append(f"{part.name} ended by itself, exit status {status}")
+                    if not part.may_die:
+                        status = part.process.popen.returncode
+                        self.deaths.append(f"{part.name} ended by itself, exit status {status}")
                     part.launch()

@@ -4,10 +4,12 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
 
+from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.messages import DeadLetter, decode_dead_letter
 
 READ_TIMEOUT_S = 10.0
 
@@ -27,23 +29,32 @@ class Store:
     """How many results were stored altogether: replaced and removed ones count too."""
     queued: list[str]
     """Ids of jobs that are still in the queue."""
+    letters: dict[str, DeadLetter]
+    """Dead letters by the ids of their jobs."""
 
 
 async def read_store(broker: Broker) -> Store:
-    held = (await stream_info(broker, subjects.RESULTS)).state
     results = defaultdict(list)
-    reading = await broker.js.subscribe(
-        subjects.result("*"), stream=subjects.RESULTS, ordered_consumer=True
-    )
-    for _ in range(held.messages):
-        message = await reading.next_msg(READ_TIMEOUT_S)
+    for message in await _all(broker, subjects.RESULTS, subjects.result("*")):
         metadata = message.metadata
         stored = StoredResult(
             metadata.sequence.stream, metadata.timestamp.timestamp(), message.data
         )
         results[subjects.last_token(message.subject)].append(stored)
+    letters = {
+        subjects.last_token(message.subject): decode_dead_letter(message.data)
+        for message in await _all(broker, subjects.DEAD, subjects.DEAD_WILDCARD)
+    }
+    ever_stored = (await stream_info(broker, subjects.RESULTS)).state.last_seq
+    return Store(dict(results), ever_stored, await queued(broker), letters)
+
+
+async def _all(broker: Broker, stream: str, subject: str) -> list[Msg]:
+    held = (await stream_info(broker, stream)).state.messages
+    reading = await broker.js.subscribe(subject, stream=stream, ordered_consumer=True)
+    messages = [await reading.next_msg(READ_TIMEOUT_S) for _ in range(held)]
     await reading.unsubscribe()
-    return Store(dict(results), held.last_seq, await queued(broker))
+    return messages
 
 
 async def queued(broker: Broker) -> list[str]:

@@ -7,7 +7,7 @@ from random import SystemRandom
 import pytest
 
 from tests.chaos.report import report
-from tests.chaos.run import Plan, run, short_plan
+from tests.chaos.run import Plan, run, short_plan, write_chaos_model
 from tests.chaos.sabotage import allow_second_results
 
 pytestmark = pytest.mark.chaos
@@ -15,22 +15,27 @@ pytestmark = pytest.mark.chaos
 SABOTAGE = "tests.chaos.sabotage"
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chaos_model(tmp_path_factory.mktemp("models"))
+
+
 def _seed() -> int:
     """Another one each time; CHAOS_SEED repeats one."""
     return int(os.environ.get("CHAOS_SEED", SystemRandom().randrange(1_000_000)))
 
 
-async def test_no_job_is_lost_or_doubled(tmp_path: Path, tiny_model: Path) -> None:
+async def test_no_job_is_lost_or_doubled(tmp_path: Path, model: Path) -> None:
     """Every kind of fault strikes once, and the ledger balances."""
     plan = short_plan(_seed())
-    ledger = await run(plan, tmp_path, tiny_model)
+    ledger = await run(plan, tmp_path, model)
     told = report(ledger)
     print(told)
     assert not ledger.problems(), told
     assert all(strike.at for strike in ledger.strikes), told
 
 
-async def test_without_the_first_write_wins(tmp_path: Path, tiny_model: Path) -> None:
+async def test_without_the_first_write_wins(tmp_path: Path, model: Path) -> None:
     """An inferer that was frozen beyond its lease stores a second result: it is found."""
     plan = Plan(
         seed=1,
@@ -40,7 +45,7 @@ async def test_without_the_first_write_wins(tmp_path: Path, tiny_model: Path) ->
         inferer=(SABOTAGE, "store_second_results"),
         limit_s=150,
     )
-    ledger = await run(plan, tmp_path, tiny_model, prepare=allow_second_results)
+    ledger = await run(plan, tmp_path, model, prepare=allow_second_results)
     told = report(ledger)
     struck = ledger.strikes[0].job_id
     doubled = [problem.text for problem in ledger.problems() if problem.kind == "doubled"]
@@ -48,7 +53,7 @@ async def test_without_the_first_write_wins(tmp_path: Path, tiny_model: Path) ->
     assert any("stored, only" in text for text in doubled), told
 
 
-async def test_acknowledged_before_the_result(tmp_path: Path, tiny_model: Path) -> None:
+async def test_acknowledged_before_the_result(tmp_path: Path, model: Path) -> None:
     """An inferer that dies between its ack and its result loses the job: it is found."""
     plan = Plan(
         seed=1,
@@ -58,6 +63,6 @@ async def test_acknowledged_before_the_result(tmp_path: Path, tiny_model: Path) 
         inferer=(SABOTAGE, "acknowledge_first"),
         limit_s=150,
     )
-    ledger = await run(plan, tmp_path, tiny_model)
+    ledger = await run(plan, tmp_path, model)
     kinds = {problem.kind for problem in ledger.problems()}
     assert "lost" in kinds, report(ledger)

@@ -10,18 +10,15 @@ import pytest
 from services.inferer.watchdog import EXIT_STALLED
 from shared.lifecycle import EXIT_CONFIGURATION
 from tests.processes import Stack
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import HANGING_TEMPLATE, write_tiny_model
 
 STALL_S = 2
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-TEMPLATE = "{% if 'hang' in messages[0]['content'] %}" + LOOP + "{% endif %}hi"
 
 
 @pytest.fixture(scope="module")
 def hanging_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its template takes hours for a conversation that says `hang`."""
     folder = tmp_path_factory.mktemp("models")
-    return write_tiny_model(folder / "tiny.gguf", template=TEMPLATE)
+    return write_tiny_model(folder / "tiny.gguf", template=HANGING_TEMPLATE)
 
 
 @pytest.fixture
