@@ -26,8 +26,8 @@ demo: $(READY) ## Two prompts at the same moment, answered one after the other
 up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data stays in data/
 	$(BIN)/sluice up --data data
 
-test: $(READY) ## All tests; ARGS are passed to pytest, "-n 2" runs two files at a time
-	$(BIN)/python -m pytest --dist loadfile $(ARGS)
+test: $(READY) ## All tests, two files at a time as most of them wait; ARGS are passed to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(READY) ## Some minutes of jobs while everything dies; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)

@@ -6,6 +6,7 @@ from random import SystemRandom
 
 import pytest
 
+from shared.messages import Failed
 from tests.chaos.report import report
 from tests.chaos.run import Plan, run, short_plan, write_chaos_model
 from tests.chaos.sabotage import allow_second_results
@@ -33,6 +34,19 @@ async def test_no_job_is_lost_or_doubled(tmp_path: Path, model: Path) -> None:
     print(told)
     assert not ledger.problems(), told
     assert all(strike.at for strike in ledger.strikes), told
+
+
+async def test_a_rolling_restart(tmp_path: Path, model: Path) -> None:
+    """Of everything, under load: no job fails, and none takes a second attempt."""
+    plan = Plan(
+        _seed(), jobs=60, faults=[(1, "rolling_restart")], at_least_s=20, limit_s=150, is_brief=True
+    )
+    ledger = await run(plan, tmp_path, model)
+    told = report(ledger)
+    assert not ledger.problems(), told
+    failures = [result for result in ledger.results.values() if isinstance(result, Failed)]
+    assert {failed.code for failed in failures} <= {"prompt_too_long"}, told
+    assert max(result.attempt for result in ledger.results.values()) == 1, told
 
 
 async def test_without_the_first_write_wins(tmp_path: Path, model: Path) -> None:
