@@ -1,10 +1,16 @@
-"""Answers over NATS to those whom no inferer answers: their job was somebody else's first."""
+"""Answers over NATS to those whom no inferer answers: their job was somebody else's first, or its
+deadline passes while it waits."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
+from datetime import UTC, datetime
 
+from services.gateway.finished import FinishedJobs
 from services.gateway.job_events import stored_events
-from services.gateway.jobs import Jobs
+from services.gateway.jobs import LOOK_AGAIN_S, Jobs
+from services.gateway.ticket import Ticket
+from services.gateway.unfinished import Unfinished
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.errors import BrokerUnavailable, SluiceError
@@ -15,25 +21,52 @@ log = logger()
 
 
 class Answers:
-    """Sends what an inferer sends to the first caller, as long as this gateway lives."""
+    """Sends what an inferer would send, as long as this gateway lives."""
 
-    def __init__(self, broker: Broker, jobs: Jobs) -> None:
+    def __init__(self, broker: Broker, jobs: Jobs, finished: FinishedJobs) -> None:
         self._broker = broker
         self._jobs = jobs
-        self._sending: set[asyncio.Task[None]] = set()
+        self._finished = finished
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, job_id: str, reply_to: str, stream: bool) -> None:
         """Send the job's result to ``reply_to``, in the background, once it is there.
 
         With ``stream`` first its tokens from the beginning, and an empty message at the end.
         """
-        task = asyncio.create_task(self._send(job_id, reply_to, stream))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._start(self._send(job_id, reply_to, stream))
+
+    def expire(self, ticket: Ticket) -> None:
+        """Have the job expire at its deadline, in the background, unless it has ended before: an
+        inferer looks only when one is free, and a caller over NATS does not look at all."""
+        if ticket.deadline is not None:
+            self._start(self._expire(ticket.id, ticket.deadline))
 
     def stop(self) -> None:
-        for task in self._sending:
+        for task in self._tasks:
             task.cancel()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _expire(self, job_id: str, deadline: datetime) -> None:
+        pause_s = _seconds_to(deadline)
+        while True:
+            with self._finished.expecting(job_id) as announced:
+                await asyncio.wait((announced,), timeout=pause_s)
+            if announced.done() and announced.result() is not None:
+                return
+            try:
+                # Too late, it is expired by being looked at; if it runs, its inferer stops it.
+                if not isinstance(await self._jobs.find(job_id), Unfinished):
+                    return
+            except BrokerUnavailable:
+                pass
+            except SluiceError:
+                return
+            pause_s = max(_seconds_to(deadline), LOOK_AGAIN_S)
 
     async def _send(self, job_id: str, reply_to: str, stream: bool) -> None:
         finished = asyncio.create_task(self._jobs.wait(job_id))
@@ -54,3 +87,7 @@ class Answers:
             log.warning("answer_not_sent", job_id=job_id, why=error.message)
         finally:
             finished.cancel()
+
+
+def _seconds_to(moment: datetime) -> float:
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -42,7 +42,9 @@ class Gateway:
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.jobs)
-        self.service = NatsService(self.broker, self.fleet, self.jobs, self.idempotency)
+        self.service = NatsService(
+            self.broker, self.fleet, self.jobs, self.finished, self.idempotency
+        )
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""

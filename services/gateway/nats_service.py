@@ -10,6 +10,7 @@ from nats.micro.request import Request, ServiceError
 
 from services.gateway.answers import Answers
 from services.gateway.bodies import decode_body
+from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.idempotency import Idempotency
 from services.gateway.jobs import Jobs
@@ -36,12 +37,19 @@ Handler = Callable[[Request], Awaitable[Struct | None]]
 class NatsService:
     """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
 
-    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, idempotency: Idempotency) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        fleet: Fleet,
+        jobs: Jobs,
+        finished: FinishedJobs,
+        idempotency: Idempotency,
+    ) -> None:
         self._broker = broker
         self._fleet = fleet
         self._jobs = jobs
         self._idempotency = idempotency
-        self._answers = Answers(broker, jobs)
+        self._answers = Answers(broker, jobs, finished)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -90,6 +98,8 @@ class NatsService:
         if ticket.repeated:
             # The job in the queue names the inbox of who came first, and inferers know no other.
             self._answers.send(ticket.id, reply_to, submission.stream)
+        else:
+            self._answers.expire(ticket)
 
     async def _submit(self, request: Request) -> JobAccepted:
         submission = decode_body(request.data, NatsSubmission)

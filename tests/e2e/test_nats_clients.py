@@ -299,6 +299,15 @@ async def test_the_gateway_may_die_while_its_caller_waits(stack: Stack) -> None:
     await client.close()
 
 
+async def test_a_deadline_that_passes_with_no_inferer(stack: Stack) -> None:
+    """Who waits for the answer hears of it, although nobody else asks."""
+    stack.inferers[0].terminate()
+    client = await nats.connect(stack.nats.url)
+    answer = await _call(client, "infer.complete", {"prompt": "hi", "timeout_s": 0.5})
+    assert (answer["outcome"], answer["code"]) == ("expired", "deadline_passed")
+    await client.close()
+
+
 async def _ask(client: Client, subject: str, body: Any) -> list[Msg]:
     """All messages of a streamed answer, up to the empty one."""
     answers = await client.subscribe(client.new_inbox())
