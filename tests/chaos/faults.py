@@ -72,7 +72,11 @@ async def starve_inferer(site: Site, strike: Strike) -> None:
 async def hang_compute(site: Site, strike: Strike) -> None:
     """A job in which the compute thread hangs each time it is started. The watchdog ends that
     process; the job is given up in the end, by its deadline or with its third inferer."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hang"}], "max_tokens": 3}
+    body: dict[str, object] = {
+        "messages": [{"role": "user", "content": "hang"}],
+        "max_tokens": 3,
+        "priority": "high",
+    }
     if strike.is_brief or strike.random.random() < 0.5:
         body["timeout_s"] = 20
     client = site.clients.client(Errand(-1, "polls", 0, body, strike.random))
