@@ -36,7 +36,7 @@ class Gateway:
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.forecast = Forecast(self.broker, self.fleet)
         self.finished = FinishedJobs(self.broker, self.forecast.learn)
-        self.storage = Storage(self.broker)
+        self.storage = Storage(self.broker, settings.replicas)
         self.jobs = Jobs(
             self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
         )

@@ -21,8 +21,9 @@ async def healthz() -> Health:
 
 @get("/readyz")
 async def readyz(gateway: Gateway) -> Health:
-    """200 while a request would be accepted; 503 while the broker is away."""
+    """200 while requests are served; 503 while the broker is away, or cannot write its disk."""
     gateway.require_ready()
+    gateway.storage.require_writable()
     if not gateway.is_ready:
         raise BrokerUnavailable("the gateway is stopping")
     return Health("ready")
