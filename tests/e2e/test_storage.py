@@ -13,26 +13,11 @@ from nats.aio.client import Client
 
 from tests.processes import Stack, eventually
 
-CONFIGURATION = """
-max_payload: 8MB
-jetstream: enabled
-accounts {
-  SLUICE {
-    jetstream { max_file: 20MB, max_mem: 1MB }
-    users: [{ user: sluice, password: sluice }]
-  }
-}
-no_auth_user: sluice
-"""
-
 
 @pytest.fixture(scope="module")
 def limited_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
     """A stack whose broker grants it 20 MB."""
-    folder = tmp_path_factory.mktemp("limited")
-    configuration = folder / "nats.conf"
-    configuration.write_text(CONFIGURATION)
-    with Stack(folder, configuration) as running:
+    with Stack(tmp_path_factory.mktemp("limited"), store="20MB") as running:
         running.start_gateway()
         running.start_inferer(tiny_model)
         running.wait_until_served("tiny")
