@@ -5,7 +5,6 @@ from msgspec import Struct
 
 from services.gateway.gateway import Gateway
 from shared import __version__
-from shared.errors import BrokerUnavailable
 
 
 class Health(Struct, frozen=True):
@@ -22,8 +21,5 @@ async def healthz() -> Health:
 @get("/readyz")
 async def readyz(gateway: Gateway) -> Health:
     """200 while requests are served; 503 while the broker is away, or cannot write its disk."""
-    gateway.require_ready()
-    gateway.storage.require_writable()
-    if not gateway.is_ready:
-        raise BrokerUnavailable("the gateway is stopping")
+    gateway.require_fit()
     return Health("ready")
