@@ -20,9 +20,9 @@ log = logger()
 
 
 def storage_limit(folder: Path) -> int:
-    """Half of what is free beside ``folder`` or in use there already, in bytes; 10 GB at most."""
+    """What ``folder`` holds already and half of what its disk has free, in bytes; 10 GB at most."""
     own = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return min(MOST_STORED_BYTES, (shutil.disk_usage(folder).free + own) // 2)
+    return min(MOST_STORED_BYTES, own + shutil.disk_usage(folder).free // 2)
 
 
 class DiskWatch:

@@ -125,7 +125,7 @@ class NatsServer:
         """``store`` is how much it may hold, ``20MB`` for example."""
         self._folder = folder
         self._configuration = configuration
-        self._store = store
+        self.store = store
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class NatsServer:
                 *("-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self._folder)),
             ],
             self._folder / "log",
-            {"SLUICE_STORE": self._store},
+            {"SLUICE_STORE": self.store},
         )
         eventually(self._answers, "nats-server listens")
 

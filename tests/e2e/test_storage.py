@@ -1,5 +1,6 @@
 """The broker's storage runs short: jobs are refused in time, and no result is lost."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
+from tests.e2e.test_doctor import examine
 from tests.processes import Stack, eventually
 
 
@@ -50,6 +52,13 @@ async def test_above_four_fifths_no_job_is_taken_on(limited_stack: Stack, client
     answer = await client.request("infer.submit", b'{"prompt":"x"}', timeout=30)
     assert (answer.headers or {})["Nats-Service-Error-Code"] == "503"
     assert limited_stack.http.get("/readyz").status_code == 200
+    (finding,) = (await asyncio.to_thread(examine, limited_stack))["storage"]
+    assert finding["verdict"] == "wrong"
+    assert (
+        "of 21 MB used; above 80% new jobs are refused with 503 (storage_short)"
+        in (finding["found"])
+    )
+    assert "SLUICE_STORE" in finding["advice"]
     assert limited_stack.wait_for_end(waiting)["state"] == "SUCCESS"
 
     await _drop(client)
