@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SIZE_BYTES = 40_000_000
+SIZE_BYTES = 40 * 1024**2
 CHUNK_BYTES = 65_536
 
 
@@ -31,7 +31,7 @@ class Disk:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Disk]:
-    """A tmpfs of 40 MB at ``folder`` during the block; whoever uses it must end before."""
+    """A tmpfs of 40 MiB at ``folder`` during the block."""
     folder.mkdir(parents=True)
     options = ["-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(folder)]
     mounted = subprocess.run(["mount", *options], capture_output=True, text=True)
@@ -40,4 +40,5 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     try:
         yield Disk(folder)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: a test that has failed may have left a broker on it, which ends with the test.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

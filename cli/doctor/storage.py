@@ -5,13 +5,17 @@ from shared.broker import Broker
 from shared.storage import SHORT_SHARE, read_storage, read_write_errors
 
 ABOUT = "storage"
-MB = 1_000_000
+MIB = 1024**2
 
 
-async def examine_storage(broker: Broker, replicas: int) -> list[Finding]:
-    """Raises: BrokerUnavailable: no answer."""
+async def examine_writing(broker: Broker, replicas: int) -> list[Finding]:
+    """Nothing if all is well.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
     errors = await read_write_errors(broker, replicas)
-    findings = [
+    return [
         wrong(
             ABOUT,
             f"{', '.join(stream for stream, why in errors.items() if why == error)} cannot be "
@@ -21,25 +25,24 @@ async def examine_storage(broker: Broker, replicas: int) -> list[Finding]:
         )
         for error in sorted(set(errors.values()))
     ]
+
+
+async def examine_use(broker: Broker) -> Finding:
+    """Raises: BrokerUnavailable: no answer."""
     use = await read_storage(broker)
     if use.limit is None:
-        findings.append(
-            look(
-                ABOUT,
-                f"{use.used / MB:.1f} MB used, and no limit: when it is full, results are refused "
-                "as well as jobs, and nothing can leave the queue",
-                "give the account one, as deploy/nats/nats.conf does",
-            )
+        return look(
+            ABOUT,
+            f"{use.used / MIB:.0f} MiB used, and no limit: a store that is full refuses results as "
+            "well as jobs, and then nothing can leave the queue",
+            "give the account one, as deploy/nats/nats.conf does",
         )
-        return findings
-    told = f"{use.share:.0%} of {use.limit / MB:.0f} MB used"
+    told = f"{use.share:.0%} of {use.limit / MIB:.0f} MiB used"
     if use.is_short:
-        findings.append(
-            wrong(
-                ABOUT,
-                f"{told}; above {SHORT_SHARE:.0%} new jobs are refused with 503 (storage_short)",
-                "see what fills it (nats stream report): results go after 48 h, a queue when "
-                "inferers are added; or raise the limit (SLUICE_STORE) and restart nats-server",
-            )
+        return wrong(
+            ABOUT,
+            f"{told}; above {SHORT_SHARE:.0%} new jobs are refused with 503 (storage_short)",
+            "see what fills it: nats stream report. Results go after 48 h, a queue when inferers "
+            "are added; or raise the limit (SLUICE_STORE) and restart nats-server",
         )
-    return findings or [ok(ABOUT, told)]
+    return ok(ABOUT, told)

@@ -1,6 +1,7 @@
 """A disk without a free byte under the broker: nothing that was accepted is lost, nobody is told
 what is not true, and everybody serves again by themselves."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.disk import Disk, small_disk
+from shared.broker import connected
+from shared.config import BrokerSettings
+from tests.disk import SIZE_BYTES, Disk, small_disk
 from tests.e2e.test_doctor import examine
 from tests.processes import Stack, eventually
 from tests.up import Up
@@ -46,6 +49,7 @@ def test_a_full_disk(disk: Disk, tmp_path: Path, tiny_model: Path) -> None:
         assert "cannot be written any more: no space left on device" in found["storage"][0]["found"]
         assert "free space" in found["storage"][0]["advice"]
         assert "no space left on device" in found["gateway"][0]["found"]
+        assert found.keys() == {"gateway", "broker", "storage"}
 
         disk.relieve()
         assert stack.nats.process.terminate() == 0
@@ -69,6 +73,7 @@ def test_sluice_up_restarts_a_broker_that_has_given_up(
         up = Up(tmp_path / "data", tiny_model)
         ups.append(up)
         up.wait_until_ready()
+        assert 0 < asyncio.run(_storage_limit(up.nats_url)) <= SIZE_BYTES // 2
         job_id = up.submit(prompt="long", max_tokens=1000)
         up.wait_for_state(job_id, "STARTED")
         disk.fill()
@@ -84,6 +89,11 @@ def test_sluice_up_restarts_a_broker_that_has_given_up(
         assert len(up.events("disk_full")) == 1
         assert up.stop() == 0
         assert "Traceback" not in up.stderr
+
+
+async def _storage_limit(nats_url: str) -> int:
+    async with connected(BrokerSettings(url=nats_url), "test") as broker:
+        return (await broker.js.account_info()).limits.max_storage
 
 
 def _refused(http: httpx.Client, path: str) -> httpx.Response:

@@ -55,7 +55,7 @@ async def test_above_four_fifths_no_job_is_taken_on(limited_stack: Stack, client
     (finding,) = (await asyncio.to_thread(examine, limited_stack))["storage"]
     assert finding["verdict"] == "wrong"
     assert (
-        "of 21 MB used; above 80% new jobs are refused with 503 (storage_short)"
+        "of 20 MiB used; above 80% new jobs are refused with 503 (storage_short)"
         in (finding["found"])
     )
     assert "SLUICE_STORE" in finding["advice"]

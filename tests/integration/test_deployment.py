@@ -236,6 +236,7 @@ async def test_the_broker_starts_as_in_a_container(tmp_path: Path) -> None:
     }
     assert set(ours) <= set(service["command"])
     command = [ours.get(word, word) for word in service["command"]]
+    assert service["environment"].keys() == {"SLUICE_STORE"}
     check = _with_port(service["healthcheck"]["test"][-1], 8222, monitoring_port)
     server = Process([*command, "-p", str(client_port)], tmp_path / "log")
     try:
