@@ -93,6 +93,7 @@ class _Stack:
         self._alias = _alias(model)
         self._nats_folder = options.data.resolve() / "nats"
         self._nats_folder.mkdir(exist_ok=True)
+        store = os.environ.get("SLUICE_STORE") or str(storage_limit(self._nats_folder))
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
             "nats",
@@ -102,7 +103,7 @@ class _Stack:
                 *("-a", options.host, "-p", str(nats_port)),
                 *("-sd", str(self._nats_folder)),
             ],
-            {"SLUICE_STORE": str(storage_limit(self._nats_folder)), **environment},
+            {**environment, "SLUICE_STORE": store},
         )
         self._gateway = Child(
             "gateway",
