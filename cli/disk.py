@@ -15,6 +15,8 @@ ROOM_BYTES = 16 * 1024**2
 """Two of the largest messages: with less a broker that is started again is soon where it was."""
 
 LOOK_EVERY_S = 2.0
+PAUSE_S = 10.0
+"""After a restart: what keeps a broker from writing may be something else than a full disk."""
 
 log = logger()
 
@@ -51,6 +53,7 @@ class DiskWatch:
                 if free_bytes >= ROOM_BYTES:
                     log.warning("broker_restarting", why="it could not write, and there is room")
                     await self._broker.restart(self._patience_s)
+                    await asyncio.sleep(PAUSE_S)
                 elif not told:
                     told = True
                     log.error(

@@ -3,12 +3,7 @@
 from shared.broker import Broker
 from shared.errors import StorageShort
 from shared.logs import logger
-from shared.storage import (
-    SHORT_SHARE,
-    StorageUse,
-    read_storage,
-    read_write_errors,
-)
+from shared.storage import SHORT_SHARE, StorageUse, read_storage, read_write_errors
 
 log = logger()
 
