@@ -88,6 +88,10 @@ class Child:
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    async def restart(self, patience_s: float) -> None:
+        """End the process as `stop` does; `run` starts it again."""
+        await self._end(patience_s)
+
     async def rest(self, patience_s: float) -> None:
         """End the process as `stop` does; `start` brings it back."""
         self._wanted.clear()

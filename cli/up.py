@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from cli.autoscale import Autoscaler
 from cli.child import ROOT, Child
+from cli.disk import DiskWatch, storage_limit
 from cli.errors import EXIT_USAGE, CommandError
 from cli.scale import Scale, shares
 from shared.aliases import alias_of
@@ -90,6 +91,9 @@ class _Stack:
         self._concurrency = options.concurrency
         model = _absolute(options.model)
         self._alias = _alias(model)
+        self._nats_folder = options.data.resolve() / "nats"
+        self._nats_folder.mkdir(exist_ok=True)
+        store = os.environ.get("SLUICE_STORE") or str(storage_limit(self._nats_folder))
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
             "nats",
@@ -97,9 +101,9 @@ class _Stack:
                 _nats_server(),
                 *("-c", str(NATS_CONFIGURATION)),
                 *("-a", options.host, "-p", str(nats_port)),
-                *("-sd", str(options.data.resolve() / "nats")),
+                *("-sd", str(self._nats_folder)),
             ],
-            environment,
+            {**environment, "SLUICE_STORE": store},
         )
         self._gateway = Child(
             "gateway",
@@ -134,16 +138,21 @@ class _Stack:
         return [asyncio.create_task(child.run()) for child in self.children]
 
     async def serve(self, announce: Callable[[str, str], None]) -> None:
-        """Say when it is ready, then fit the inferers to the queue, if there is a choice."""
+        """Say when it is ready; then look after the broker's disk, and fit the inferers to the
+        queue, if there is a choice."""
         await self._wait_until_ready()
         announce(self.http_url, self.nats_url)
         for child in self.children:
             if child.is_wanted:
                 child.keep_trying()
-        if self._scale.varies:
-            await Autoscaler(
-                self.http_url, self._alias, self._concurrency, self._scale, self._inferers
-            ).run()
+        disk = DiskWatch(self.http_url, self._nats, NATS_STOP_S, self._nats_folder)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(disk.run())
+            if self._scale.varies:
+                autoscaler = Autoscaler(
+                    self.http_url, self._alias, self._concurrency, self._scale, self._inferers
+                )
+                group.create_task(autoscaler.run())
 
     async def _wait_until_ready(self) -> None:
         """Until the gateway serves and, unless there need be none, knows of an inferer."""

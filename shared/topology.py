@@ -16,7 +16,7 @@ from nats.js.api import (
 )
 
 from shared import subjects
-from shared.broker import Broker, unavailable_on_outage
+from shared.broker import STORE_FULL, Broker, unavailable_on_outage
 from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.job_ids import RETENTION
@@ -202,9 +202,13 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
                 raise BrokerUnavailable(
                     f"too few nodes are up for the stream {wanted.name}: {error.description}"
                 ) from error
+            advice = (
+                "free space on its disk, or let it use more (SLUICE_STORE), and restart it"
+                if error.err_code in STORE_FULL
+                else "see what is in its way with: nats stream ls --subjects"
+            )
             raise TopologyError(
-                f"the broker refuses the stream {wanted.name}: {error.description}; see what is in "
-                "its way with: nats stream ls --subjects"
+                f"the broker refuses the stream {wanted.name}: {error.description}; {advice}"
             ) from error
         await _wait_for_leader(broker, wanted.name)
         return [f"stream {wanted.name}: created"]
@@ -217,6 +221,9 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     except nats.js.errors.ServiceUnavailableError:
         raise
     except nats.js.errors.APIError as error:
+        if error.err_code in STORE_FULL:
+            # What the stream has reserved is more than its account may have by now. It serves.
+            return [f"{told}: left as it is, {error.description}"]
         raise TopologyError(
             f"{told}. The broker refuses to change it ({error.description}): rename or remove "
             f"that stream (nats stream rm {wanted.name}), or use another broker."

@@ -18,6 +18,8 @@ import httpx
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "deploy/nats/nats.conf"
 """The broker's, as users run it."""
+STORE = "10GB"
+"""How much a broker may store, unless a test says otherwise; its configuration wants to be told."""
 PATIENCE_S = 60.0
 """Generous: the machines that run this are shared. Nothing here measures speed."""
 
@@ -61,7 +63,7 @@ class Process:
             self.popen = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**clean_environment(), **(environment or {})},
+                env={**clean_environment(), "SLUICE_STORE": STORE, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -117,9 +119,13 @@ class Process:
 class NatsServer:
     """A real broker on a free port; it can be killed and started again on the same data."""
 
-    def __init__(self, folder: Path, configuration: Path = CONFIGURATION) -> None:
+    def __init__(
+        self, folder: Path, configuration: Path = CONFIGURATION, store: str = STORE
+    ) -> None:
+        """``store`` is how much it may hold, ``20MB`` for example."""
         self._folder = folder
         self._configuration = configuration
+        self.store = store
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +145,7 @@ class NatsServer:
                 *("-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self._folder)),
             ],
             self._folder / "log",
+            {"SLUICE_STORE": self.store},
         )
         eventually(self._answers, "nats-server listens")
 
@@ -158,10 +165,10 @@ class NatsServer:
 class Stack:
     """NATS at once; gateways and inferers as a test starts them."""
 
-    def __init__(self, folder: Path, configuration: Path = CONFIGURATION) -> None:
-        """``configuration`` is the broker's."""
+    def __init__(self, folder: Path, store: str = STORE) -> None:
+        """``store`` is how much the broker may hold."""
         self.folder = folder
-        self.nats = NatsServer(folder / "nats", configuration)
+        self.nats = NatsServer(folder / "nats", store=store)
         self.gateways: list[Process] = []
         self.inferers: list[Process] = []
         self.urls: list[str] = []

@@ -10,6 +10,7 @@ from cli.doctor.finding import Finding, look, ok, wrong
 from cli.doctor.gateway import examine_gateway
 from cli.doctor.inferers import hung, overlapping, versions
 from cli.doctor.queues import examine_queue
+from cli.doctor.storage import examine_use, examine_writing
 from shared import subjects
 from shared.broker import Broker, connected, unavailable_on_outage
 from shared.config import BrokerSettings
@@ -39,6 +40,10 @@ async def examine(settings: BrokerSettings, gateway_url: str, replicas: int) -> 
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 broker = await stack.enter_async_context(connected(settings, "sluice doctor"))
             findings.append(ok("broker", f"answers at {settings.url}"))
+            if unwritable := await examine_writing(broker, replicas):
+                # Nobody can say anything through it either: all else would look dead.
+                return findings + unwritable
+            findings.append(await examine_use(broker))
             findings += await _behind_the_broker(
                 broker, Topology(replicas=replicas), gateway_version
             )

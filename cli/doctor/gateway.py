@@ -1,6 +1,7 @@
 """What the gateway itself has to say: whether it serves, and whether its queues take more."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import msgspec
@@ -25,8 +26,10 @@ async def examine_gateway(url: str) -> tuple[list[Finding], str | None]:
     try:
         version = msgspec.json.decode(health.content, type=dict[str, str])["version"]
         if 503 in (ready.status_code, queue.status_code):
+            refusal = next(answer for answer in (ready, queue) if answer.status_code == 503)
+            why = msgspec.json.decode(refusal.content, type=dict[str, Any])["detail"]
             told = "its log says what it waits for"
-            return [wrong("gateway", f"not ready at {url}", told)], version
+            return [wrong("gateway", f"not ready at {url}: {why}", told)], version
         report = msgspec.json.decode(queue.content, type=QueueReport)
     except (msgspec.DecodeError, KeyError):
         return [

@@ -36,7 +36,7 @@ class Gateway:
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.forecast = Forecast(self.broker, self.fleet)
         self.finished = FinishedJobs(self.broker, self.forecast.learn)
-        self.storage = Storage(self.broker)
+        self.storage = Storage(self.broker, settings.replicas)
         self.jobs = Jobs(
             self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
         )
@@ -49,10 +49,7 @@ class Gateway:
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""
         self._ready = False
-
-    @property
-    def is_ready(self) -> bool:
-        return self._ready and self.broker.is_connected and not self.stopping.is_set()
+        self._outage: BrokerUnavailable | None = None
 
     @asynccontextmanager
     async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
@@ -71,6 +68,20 @@ class Gateway:
             raise BrokerUnavailable("the broker is away; nothing was accepted, try again")
         if not self._ready:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
+
+    def require_fit(self) -> None:
+        """As `require_ready`, and with hope that a request would be served to its end.
+
+        Raises:
+            BrokerUnavailable: there is none; the broker does not answer, though it is connected,
+                or cannot write its disk, or this gateway stops.
+        """
+        self.require_ready()
+        if self._outage is not None:
+            raise BrokerUnavailable(self._outage.message)
+        self.storage.require_writable()
+        if self.stopping.is_set():
+            raise BrokerUnavailable("the gateway is stopping")
 
     async def in_time(self, answer: Coroutine[Any, Any, T]) -> T:
         """``answer``, unless this gateway is told to stop and the broker has none to give.
@@ -122,29 +133,31 @@ class Gateway:
             while True:
                 await self.fleet.change()
                 try:
-                    await self.fleet.refresh()
-                    await self.storage.look()
+                    await self._look()
                 except BrokerUnavailable:
                     # It may come back without what it held.
                     await self._prepare_again()
 
     async def _prepare(self) -> None:
         """Let the broker hold what it should, and look at the fleet; through outages."""
-        told = False
         while True:
             try:
                 for change in await ensure_topology(
                     self.broker, self.topology, self.settings.model_names
                 ):
                     log.info("topology_changed", change=change)
-                await self.fleet.refresh()
-                await self.storage.look()
+                await self._look()
                 return
             except BrokerUnavailable as error:
-                if not told:
+                if self._outage is None:
                     log.warning("broker_not_prepared", error=error.message)
-                    told = True
+                self._outage = error
             await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _look(self) -> None:
+        await self.fleet.refresh()
+        await self.storage.look()
+        self._outage = None
 
     async def _prepare_again(self) -> None:
         try:

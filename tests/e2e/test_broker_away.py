@@ -1,9 +1,13 @@
 """The broker dies and comes back: nothing is lost, and everybody serves again by themselves."""
 
 import asyncio
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +23,9 @@ from tests.processes import (
     eventually,
     free_port,
 )
+
+FROZEN_S = 16.0
+"""Leases are 12 s."""
 
 
 def test_while_the_broker_is_away(stack: Stack) -> None:
@@ -66,6 +73,36 @@ def test_jobs_outlive_the_broker(stack: Stack) -> None:
         return once if len(once) == len(ids) else None
 
     assert eventually(told, "each is told, a moment after its result") == ids
+
+
+@pytest.mark.parametrize("fault", ["restarted in good order", "frozen for longer than a lease"])
+def test_jobs_outlive_what_else_befalls_the_broker(stack: Stack, fault: str) -> None:
+    """With one job running, two waiting, and clients that wait for the first and for the last:
+    each is started and ends once, and both clients get their answers."""
+    with ThreadPoolExecutor() as clients:
+        first = clients.submit(_answer, stack, prompt="long", max_tokens=1500)
+        eventually(lambda: _queue(stack)["in_flight"] == 1, "the first one runs")
+        waiting = [stack.submit(prompt=f"job {number}", max_tokens=5) for number in range(2)]
+        last = clients.submit(_answer, stack, prompt="last", max_tokens=5)
+        eventually(lambda: _queue(stack)["waiting"] == 3, "the last one waits")
+        if fault == "restarted in good order":
+            assert stack.nats.process.terminate() == 0
+            stack.nats.start()
+        else:
+            stack.nats.process.popen.send_signal(signal.SIGSTOP)
+            eventually(lambda: _is_frozen(stack.nats.process.pid), "its threads stand still")
+            thaw_at = time.monotonic() + FROZEN_S
+            _assert_unavailable(stack.http.post("/jobs", json={"prompt": "hi"}))
+            eventually(lambda: _status(stack, "/readyz") == 503, "the gateway has noticed")
+            time.sleep(max(0, thaw_at - time.monotonic()))
+            stack.nats.process.popen.send_signal(signal.SIGCONT)
+        answers = [first.result(PATIENCE_S), last.result(PATIENCE_S)]
+    ended = [*answers, *(stack.wait_for_end(job_id) for job_id in waiting)]
+    assert [(job["state"], job["attempts"]) for job in ended] == [("SUCCESS", 1)] * 4
+    eventually(lambda: _status(stack, "/readyz") == 200, "the gateway is ready again")
+    assert stack.wait_for_end(stack.submit(prompt="hi", max_tokens=2))["state"] == "SUCCESS"
+    for process in (*stack.gateways, *stack.inferers):
+        assert "Traceback" not in process.output()
 
 
 def test_who_waits_for_an_answer_gets_it_after_an_outage(stack: Stack) -> None:
@@ -140,6 +177,30 @@ async def test_a_broker_that_holds_something_incompatible(
     assert line.startswith("gateway: ")
     for text in named:
         assert text in line
+
+
+def _answer(stack: Stack, **body: Any) -> dict[str, Any]:
+    """What a client gets that submits a job and waits for its end."""
+    answer = httpx.post(
+        f"{stack.url}/jobs",
+        json=body,
+        headers={"prefer": f"wait={PATIENCE_S:.0f}"},
+        timeout=2 * PATIENCE_S,
+    )
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def _queue(stack: Stack) -> dict[str, Any]:
+    (found,) = stack.http.get("/queue").json()["models"]
+    assert isinstance(found, dict)
+    return found
+
+
+def _is_frozen(pid: int) -> bool:
+    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(task.read_text().rpartition(") ")[2].startswith("T") for task in tasks)
 
 
 def _run_gateway(nats_url: str) -> "subprocess.CompletedProcess[str]":

@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 from nats.js.api import ConsumerConfig
 
+from cli.doctor import examination
 from shared.broker import Broker, connected
 from shared.config import BrokerSettings
 from shared.consumers import consumer
 from shared.cpus import usable_cpus
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, free_port, scripts
+from tests.processes import (
+    PATIENCE_S,
+    NatsServer,
+    Stack,
+    clean_environment,
+    eventually,
+    free_port,
+    scripts,
+)
 
 Finding = dict[str, Any]
 
@@ -42,7 +51,7 @@ def examine(stack: Stack) -> dict[str, list[Finding]]:
 def test_all_is_well(stack: Stack) -> None:
     """Exit status 0, and every question has been asked."""
     found = examine(stack)
-    asked = {"gateway", "broker", "streams", "consumers", "tiny", "CPUs", "versions"}
+    asked = {"gateway", "broker", "storage", "streams", "consumers", "tiny", "CPUs", "versions"}
     assert {*asked, "dead letters"} == found.keys()
     assert {finding["verdict"] for one in found.values() for finding in one} == {"ok"}
 
@@ -54,6 +63,18 @@ def test_the_broker_is_down(stack: Stack) -> None:
     assert found["broker"][0]["verdict"] == "wrong"
     assert stack.nats.url in found["broker"][0]["found"]
     assert found["gateway"][0]["verdict"] == "wrong"
+
+
+async def test_a_broker_that_may_store_without_end(tmp_path: Path) -> None:
+    """One that was not started with our configuration: the danger is named."""
+    configuration = tmp_path / "nats.conf"
+    configuration.write_text("jetstream: enabled")
+    with NatsServer(tmp_path / "nats", configuration) as server:
+        nobody = f"http://127.0.0.1:{free_port()}"
+        findings = await examination.examine(BrokerSettings(url=server.url), nobody, replicas=1)
+    (finding,) = (one for one in findings if one.about == "storage")
+    assert finding.verdict == "look"
+    assert finding.found.startswith("0 MiB used, and no limit")
 
 
 def test_no_gateway(stack: Stack) -> None:

@@ -1,5 +1,6 @@
 """The broker's storage runs short: jobs are refused in time, and no result is lost."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,28 +12,14 @@ import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
+from tests.e2e.test_doctor import examine
 from tests.processes import Stack, eventually
-
-CONFIGURATION = """
-max_payload: 8MB
-jetstream: enabled
-accounts {
-  SLUICE {
-    jetstream { max_file: 20MB, max_mem: 1MB }
-    users: [{ user: sluice, password: sluice }]
-  }
-}
-no_auth_user: sluice
-"""
 
 
 @pytest.fixture(scope="module")
 def limited_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
     """A stack whose broker grants it 20 MB."""
-    folder = tmp_path_factory.mktemp("limited")
-    configuration = folder / "nats.conf"
-    configuration.write_text(CONFIGURATION)
-    with Stack(folder, configuration) as running:
+    with Stack(tmp_path_factory.mktemp("limited"), store="20MB") as running:
         running.start_gateway()
         running.start_inferer(tiny_model)
         running.wait_until_served("tiny")
@@ -65,6 +52,13 @@ async def test_above_four_fifths_no_job_is_taken_on(limited_stack: Stack, client
     answer = await client.request("infer.submit", b'{"prompt":"x"}', timeout=30)
     assert (answer.headers or {})["Nats-Service-Error-Code"] == "503"
     assert limited_stack.http.get("/readyz").status_code == 200
+    (finding,) = (await asyncio.to_thread(examine, limited_stack))["storage"]
+    assert finding["verdict"] == "wrong"
+    assert (
+        "of 20 MiB used; above 80% new jobs are refused with 503 (storage_short)"
+        in (finding["found"])
+    )
+    assert "SLUICE_STORE" in finding["advice"]
     assert limited_stack.wait_for_end(waiting)["state"] == "SUCCESS"
 
     await _drop(client)

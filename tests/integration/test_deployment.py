@@ -216,7 +216,7 @@ def test_the_gateways_check_tells_ready_from_not(stack: Stack) -> None:
 async def test_the_broker_starts_as_on_a_desk(nats_server: NatsServer, broker: Broker) -> None:
     """With the flags of `sluice up`: they win over the file, whose limits and JetStream stay."""
     assert broker.nc.max_payload == MAX_PAYLOAD
-    assert (await broker.js.account_info()).limits.max_storage == -1
+    assert (await broker.js.account_info()).limits.max_storage == 10 * 1024**3
     (listening,) = re.findall(r"client connections on (\S+)", nats_server.process.output())
     assert listening == f"127.0.0.1:{nats_server.port}"
     assert "http monitor" not in nats_server.process.output()
@@ -236,6 +236,7 @@ async def test_the_broker_starts_as_in_a_container(tmp_path: Path) -> None:
     }
     assert set(ours) <= set(service["command"])
     command = [ours.get(word, word) for word in service["command"]]
+    assert service["environment"].keys() == {"SLUICE_STORE"}
     check = _with_port(service["healthcheck"]["test"][-1], 8222, monitoring_port)
     server = Process([*command, "-p", str(client_port)], tmp_path / "log")
     try:

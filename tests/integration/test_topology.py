@@ -1,6 +1,7 @@
 """`ensure_topology` against a real broker: creates, repairs, refuses, harms nothing."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,12 +9,13 @@ import pytest
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 from shared import subjects
-from shared.broker import Broker
+from shared.broker import Broker, connected
+from shared.config import BrokerSettings
 from shared.consumers import ensure_consumers, read_models
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.messages import ModelFacts
 from shared.topology import Topology, ensure_topology, streams
-from tests.processes import NatsServer
+from tests.processes import PATIENCE_S, NatsServer
 
 TOPOLOGY = Topology()
 FACTS = ModelFacts(n_ctx=2048, chat=True, token_bytes=12)
@@ -189,6 +191,27 @@ async def test_a_foreign_consumer_is_refused(broker: Broker, foreign: ConsumerCo
     assert info.config.filter_subject == foreign.filter_subject
 
 
+async def test_an_account_that_may_store_far_less_than_before(
+    broker: Broker, nats_server: NatsServer
+) -> None:
+    """What the events have reserved is more than all of it: they keep it, and all is served."""
+    await ensure_topology(broker, TOPOLOGY, ["tiny"])
+    nats_server.process.terminate()
+    nats_server.store = "500MB"
+    nats_server.start()
+    (told,) = await _when_it_answers(broker)
+    assert told.startswith("stream EVENTS: max_bytes is 1073741824, should be 52428800: left as")
+    await broker.js.publish("infer.events.1.state", b"{}")
+
+
+async def test_an_account_that_may_store_nothing(tmp_path: Path) -> None:
+    """What to do about it is said, whoever has to make the streams."""
+    with NatsServer(tmp_path / "nats", store="0") as server:
+        async with connected(BrokerSettings(url=server.url), "test") as broker:
+            with pytest.raises(TopologyError, match=r"refuses the stream REQUESTS: .*; free space"):
+                await ensure_topology(broker, TOPOLOGY, [])
+
+
 async def test_consumers_while_the_broker_is_away(broker: Broker, nats_server: NatsServer) -> None:
     """An outage like any other, which a gateway outlives; so is a stream that is not there yet."""
     with pytest.raises(BrokerUnavailable):
@@ -204,6 +227,16 @@ async def test_five_at_once_do_no_harm(broker: Broker) -> None:
     for _ in range(2):
         await asyncio.gather(*(ensure_topology(broker, TOPOLOGY, ["tiny"]) for _ in range(5)))
         assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
+
+
+async def _when_it_answers(broker: Broker) -> list[str]:
+    """What `ensure_topology` has changed after a restart of the broker."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                return await ensure_topology(broker, TOPOLOGY, [])
+            except BrokerUnavailable:
+                await asyncio.sleep(0.05)
 
 
 def _wanted(name: str) -> StreamConfig:

@@ -5,7 +5,6 @@ from msgspec import Struct
 
 from services.gateway.gateway import Gateway
 from shared import __version__
-from shared.errors import BrokerUnavailable
 
 
 class Health(Struct, frozen=True):
@@ -21,8 +20,6 @@ async def healthz() -> Health:
 
 @get("/readyz")
 async def readyz(gateway: Gateway) -> Health:
-    """200 while a request would be accepted; 503 while the broker is away."""
-    gateway.require_ready()
-    if not gateway.is_ready:
-        raise BrokerUnavailable("the gateway is stopping")
+    """200 while requests are served; 503 while the broker is away, or cannot write its disk."""
+    gateway.require_fit()
     return Health("ready")
