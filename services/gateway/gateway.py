@@ -41,7 +41,7 @@ class Gateway:
             self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
-        self.dead_letters = DeadLetters(self.broker, self.jobs)
+        self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.service = NatsService(self.broker, self.fleet, self.jobs, self.idempotency)
         self.stopping = asyncio.Event()
         self.fatal: Exception | None = None
