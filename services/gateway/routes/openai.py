@@ -89,8 +89,7 @@ async def _answer(
 ) -> Response[Any]:
     gateway.require_ready()
     respond_async = Preferences.of(request).respond_async
-    submitting = gateway.idempotency.submit(asked.submission(), idempotency_key)
-    ticket = await gateway.in_time(submitting)
+    ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
     stays = respond_async or ticket.kept
     try:
         if asked.wants_stream:
