@@ -134,6 +134,7 @@ async def test_retry_sends_the_same_request_as_a_new_job(gateway: Stack, broker:
     assert (answer.status_code, accepted["state"]) == (202, "PENDING")
     assert answer.headers["location"] == f"/status/{accepted['id']}"
     assert accepted["retry_of"] == job_id != accepted["id"]
+    assert gateway.status(accepted["id"])["retry_of"] == job_id
     stored = await broker.direct_get(
         subjects.REQUESTS, last_by_subj=subjects.request("tiny", accepted["id"], "high")
     )
@@ -149,6 +150,8 @@ async def test_retry_sends_the_same_request_as_a_new_job(gateway: Stack, broker:
     assert left.total_seconds() == 600
     assert await letters_left(broker) == 0
     assert gateway.http.post(f"/dead/{job_id}/retry").status_code == 404
+    cancelled = gateway.http.delete(f"/jobs/{accepted['id']}").json()
+    assert (cancelled["state"], cancelled["retry_of"]) == ("REVOKED", job_id)
 
 
 async def test_a_letter_that_is_sent_again_twice_is_one_job(gateway: Stack, broker: Broker) -> None:
@@ -226,7 +229,9 @@ async def test_on_the_command_line(sluice: Sluice, broker: Broker) -> None:
     assert encode(REQUEST).decode() in shown.stdout
     retried = sluice("dead", "retry", first)
     assert (retried.returncode, retried.stderr) == (OK, "")
-    assert sluice("status", retried.stdout.strip()).returncode == OK
+    status = sluice("status", retried.stdout.strip())
+    assert status.returncode == OK
+    assert f"retry of {first}" in " ".join(status.stdout.split())
     assert sluice("dead", "drop", second).stdout == f"dropped {second}\n"
     assert sluice("dead", "list").stdout == "no dead letters\n"
 
