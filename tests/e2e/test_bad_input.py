@@ -97,6 +97,67 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
         assert (error["param"], error["code"]) == ("max_tokens", "invalid_request")
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "sentence"),
+    [
+        ("[]", None, "the body must be an object"),
+        ('{"prompt": 5}', "prompt", "prompt must be a string"),
+        ('{"prompt": ""}', "prompt", "prompt must not be empty"),
+        (
+            '{"prompt": "x", "stop": {}}',
+            "stop",
+            "stop must be a string or an array",
+        ),
+        (
+            f'{{"prompt": "x", "stop": {["x"] * 17}}}'.replace("'", '"'),
+            "stop",
+            "stop must have at most 16 items",
+        ),
+        (
+            '{"prompt": "x", "temperature": 2.5}',
+            "temperature",
+            "temperature must be at most 2",
+        ),
+        ('{"prompt": "x", "timeout_s": 0}', "timeout_s", "timeout_s must be more than 0"),
+        (
+            '{"prompt": "x", "priority": "urgent"}',
+            "priority",
+            "priority must be high or low or normal, not 'urgent'",
+        ),
+        (
+            '{"prompt": "x", "response_format": {"type": "yaml"}}',
+            "response_format.type",
+            "response_format.type must be text or json_object or json_schema, not 'yaml'",
+        ),
+        (
+            '{"messages": [{"role": "robot", "content": "x"}]}',
+            "messages[0].role",
+            "messages[0].role must be assistant or system or tool or user, not 'robot'",
+        ),
+        (
+            '{"messages": [{"role": "user"}]}',
+            "messages[0].content",
+            "messages[0].content is missing",
+        ),
+        (
+            '{"prompt": "x", "max_token": 5}',
+            "max_token",
+            "max_token is no field of this request; there are max_tokens, temperature, top_p, "
+            "top_k, min_p, seed, stop, repeat_penalty, presence_penalty, frequency_penalty, "
+            "response_format, model, messages, prompt, timeout_s, priority, metadata",
+        ),
+        ("{}", None, "give either `messages` or `prompt`, and not both"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_the_refusal_says_what_is_allowed(
+    shared_stack: Stack, body: str, param: str | None, sentence: str
+) -> None:
+    """In words that need no knowledge of how it was found out."""
+    problem = _post(shared_stack, JOBS, body.encode()).json()
+    assert (problem["detail"], problem.get("param")) == (sentence, param)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("model", ["nope", "No Such", "a.b", "", "tiny+high", "tiny.*", ">", "ü"])
 def test_an_unknown_or_ill_formed_model_is_404(shared_stack: Stack, route: str, model: str) -> None:
