@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.inferer.engine import Engine
+from services.inferer.lease import hand_back
 from services.inferer.llama import Model
 from services.inferer.pull import Puller
 from shared import subjects
@@ -293,6 +294,31 @@ async def test_a_job_that_arrives_as_the_inferer_stops(
                     await asyncio.sleep(0)
             stopping.set()
         await finished_by_another(queue, engine, job_id)
+
+
+async def test_what_is_handed_back_while_the_broker_is_away(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """It waits for the broker, and then the message is free at once, not when its lease is over."""
+    await put(queue, SHORT)
+    async with connected(BrokerSettings(nats_server.url), "own") as own:
+        async with Puller(own, "tiny") as puller:
+            message = await puller.next()
+        await asyncio.sleep(1)  # the broker writes down within 100 ms that it is delivered
+        nats_server.process.kill()
+        async with asyncio.timeout(30):
+            while own.is_connected:
+                await asyncio.sleep(0.01)
+        handing_back = asyncio.create_task(hand_back(message))
+        await asyncio.to_thread(nats_server.start)
+        await handing_back
+    async with asyncio.timeout(30):
+        while not queue.is_connected:
+            await asyncio.sleep(0.01)
+    info = await queue.js.consumer_info("REQUESTS", "tiny")
+    assert (info.delivered and info.delivered.stream_seq, info.num_ack_pending) == (1, 1)
+    async with asyncio.timeout(9), Puller(queue, "tiny") as puller:  # a lease takes longer
+        assert (await puller.next()).metadata.num_delivered == 2
 
 
 async def _pulls(broker: Broker) -> int:
