@@ -47,6 +47,7 @@ bench: $(READY) ## What the pipeline costs and how it scales; run it on an idle 
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.eta
 	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.cancel
 	$(BIN)/python -m benchmarks.concurrency
 
 clean: ## Remove the environment and caches; data/ stays

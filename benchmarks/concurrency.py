@@ -27,7 +27,7 @@ def main() -> int:
     print(f"concurrency: {describe_machine()}")
     model = Model(locate("smollm2"), gpu_layers=-1)
     engines = {
-        slots: Engine(model, slots=slots, n_ctx=1024, n_batch=512, threads=THREADS)
+        slots: Engine(model, slots=slots, n_ctx=1024, n_batch=128, threads=THREADS)
         for slots in SLOTS
     }
     took: dict[int, list[float]] = {slots: [] for slots in SLOTS}

@@ -24,9 +24,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def running_stack(model: Path, alias: str, inferers: int = 1) -> Iterator[Stack]:
+def running_stack(
+    model: Path, alias: str, inferers: int = 1, **environment: str
+) -> Iterator[Stack]:
     """NATS, a gateway and ``inferers`` with ``model``, as processes of their own; the inferers
-    share the CPUs out among themselves."""
+    share the CPUs out among themselves. ``environment`` is theirs."""
     with (
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
         Stack(Path(folder)) as stack,
@@ -35,7 +37,8 @@ def running_stack(model: Path, alias: str, inferers: int = 1) -> Iterator[Stack]
         for number in range(inferers):
             cpus = own_cpus()[number::inferers]
             threads = str(min(len(cpus), THREADS))
-            stack.start_inferer(model, cpus=cpus, INFERER_ALIAS=alias, INFERER_THREADS=threads)
+            own = {"INFERER_ALIAS": alias, "INFERER_THREADS": threads, **environment}
+            stack.start_inferer(model, cpus=cpus, **own)
         stack.wait_until_served(alias, inferers)
         yield stack
 

@@ -36,7 +36,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = write_tiny_model(Path(folder) / "tiny.gguf")
         model = Model(path, gpu_layers=-1)
-        engine = Engine(model, slots=1, n_ctx=4096, n_batch=512, threads=THREADS)
+        engine = Engine(model, slots=1, n_ctx=4096, n_batch=128, threads=THREADS)
         with running_stack(path, "tiny") as stack, _connect(stack.url) as connection:
 
             def direct() -> list[float]:

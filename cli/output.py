@@ -37,6 +37,7 @@ def print_status(status: JobStatus) -> None:
     table = Table.grid(padding=(0, 2))
     rows: list[tuple[str, str | None]] = [
         ("id", status.id),
+        ("retry of", status.retry_of or None),
         ("model", status.model),
         ("attempts", str(status.attempts)),
         ("inferer", status.inferer),

@@ -62,9 +62,13 @@ class JobAgedOut(SluiceError):
 
 
 class AlreadyFinished(SluiceError):
-    """A cancel came after the result."""
+    """A cancel came after the result. ``state`` is the job's, in Celery's words."""
 
     code = "already_finished"
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class NotFinished(SluiceError):

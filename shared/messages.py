@@ -216,6 +216,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     owner: str | None = None
     metadata: dict[str, Any] | None = None
     priority: Priority = "normal"
+    retry_of: str | None = None
 
 
 class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
@@ -425,7 +426,8 @@ class Eta(Struct, frozen=True):
 
 class JobStatus(Struct, frozen=True, kw_only=True):
     """``position`` counts the jobs that will be served before this one, ``progress`` how far it
-    is; ``eta`` is left out while nothing has been measured or nobody serves the model."""
+    is; ``eta`` is left out while nothing has been measured or nobody serves the model.
+    ``retry_of`` is the job whose dead letter was sent again as this one."""
 
     id: str
     state: TaskState
@@ -440,6 +442,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     timings: Timings | None
     metadata: dict[str, Any] | None = None
     priority: Priority = "normal"
+    retry_of: str | UnsetType = UNSET
     position: int | UnsetType = UNSET
     progress: Progress | UnsetType = UNSET
     eta: Eta | UnsetType = UNSET
@@ -471,6 +474,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
             timings=outcome.timings,
             metadata=outcome.metadata,
             priority=outcome.priority,
+            retry_of=outcome.retry_of or UNSET,
         )
 
 

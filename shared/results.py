@@ -120,6 +120,7 @@ def _too_large(result: Result, size: int) -> Failed:
         timings=result.timings,
         owner=result.owner,
         priority=result.priority,
+        retry_of=result.retry_of,
         code="result_too_large",
         message=f"the result has {size} bytes, more than the broker takes in one message; "
         "ask for fewer tokens or send less metadata",

@@ -1,5 +1,6 @@
 """The HTTP application around a gateway."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,7 @@ from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
-from litestar.types import Message, Scope
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.bodies import StrictRequest
 from services.gateway.gateway import Gateway
@@ -31,6 +32,20 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
 
     async def provide_gateway() -> Gateway:
         return gateway
+
+    def in_time(app: ASGIApp) -> ASGIApp:
+        """No route keeps a gateway that stops from stopping."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            begun = asyncio.Event()
+
+            async def send_on(message: Message) -> None:
+                begun.set()
+                await send(message)
+
+            await gateway.in_time(app(scope, receive, send_on), begun)
+
+        return answer
 
     return Litestar(
         route_handlers=[
@@ -61,6 +76,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
             HTTPException: answer_http_error,
             Exception: answer_crash,
         },
+        middleware=[in_time],
         before_send=[_add_request_id],
         logging_config=None,  # structlog is set up for the whole process
         openapi_config=OpenAPIConfig(title="Sluice", version=__version__),

@@ -6,6 +6,7 @@ import msgspec
 from litestar import Request
 from litestar.types import Empty
 
+from services.gateway.refusals import refusal
 from shared.errors import InvalidRequest, RequestTooLarge
 
 DISCARD_BYTES = 64 * 1024 * 1024
@@ -70,9 +71,7 @@ def decode_body(body: bytes, kind: type[T]) -> T:
             f"the body is not UTF-8: {error.reason} at byte {error.start}"
         ) from None
     except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at `$")
-        param = path.rstrip("`").lstrip(".") or None
-        raise InvalidRequest(f"{param}: {sentence}" if param else sentence, param) from None
+        raise refusal(error, kind) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:

@@ -1,6 +1,6 @@
 """Dead letters: looked at, sent again, dropped."""
 
-from services.gateway.jobs import Jobs
+from services.gateway.idempotency import Idempotency
 from shared import subjects
 from shared.broker import Broker, StoredMessage
 from shared.errors import BrokerUnavailable, CannotRetry, UnknownLetter
@@ -36,9 +36,9 @@ class Resubmission(
 class DeadLetters:
     """The stream DEAD, as people use it."""
 
-    def __init__(self, broker: Broker, jobs: Jobs) -> None:
+    def __init__(self, broker: Broker, idempotency: Idempotency) -> None:
         self._broker = broker
-        self._jobs = jobs
+        self._idempotency = idempotency
 
     async def page(self, limit: int, before: int | None = None) -> DeadLetterPage:
         """``limit`` letters, the newest first; ``before`` as the page before this one said.
@@ -68,22 +68,25 @@ class DeadLetters:
         return _read(await self._find(job_id))
 
     async def retry(self, job_id: str) -> JobAccepted:
-        """Submit the letter's request as a new job, then drop the letter.
+        """Submit the letter's request as a new job, then drop the letter. Who finds it meanwhile,
+        or afterwards as it could not be dropped, gets the same job, for 24 hours.
 
         Raises:
             UnknownLetter, BrokerUnavailable.
             CannotRetry: what it holds is no request.
-            SluiceError: as `Jobs.submit`; the letter stays.
+            SluiceError: as `Idempotency.submit`; the letter stays.
         """
         stored = await self._find(job_id)
-        ticket = await self._jobs.submit(_resubmission(_read(stored)))
+        # No header holds a NUL, so nobody outside can have sent this key.
+        key = f"retry\0{job_id}"
+        ticket = await self._idempotency.submit_once(_resubmission(_read(stored)), key)
         log.info("dead_letter_retried", job_id=job_id, retried_as=ticket.id)
         try:
             await self._broker.delete(subjects.DEAD, stored.sequence)
         except BrokerUnavailable as error:
             # The new job was accepted, and that is what the caller must hear.
             log.warning("dead_letter_not_dropped", job_id=job_id, error=error.message)
-        return JobAccepted.of(ticket.id, retry_of=job_id)
+        return JobAccepted.of(ticket.id, ticket.state, retry_of=job_id)
 
     async def drop(self, job_id: str) -> DeadLetterHead:
         """Remove the letter for good.

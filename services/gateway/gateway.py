@@ -1,9 +1,8 @@
 """One gateway: its connection, what it knows of the fleet, and the jobs it is asked about."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
 
 from services.gateway.dead_letters import DeadLetters
 from services.gateway.eta.forecast import Forecast
@@ -22,7 +21,6 @@ from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
 from shared.topology import Topology, ensure_topology
 
-T = TypeVar("T")
 log = logger()
 
 
@@ -41,7 +39,7 @@ class Gateway:
             self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
-        self.dead_letters = DeadLetters(self.broker, self.jobs)
+        self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.service = NatsService(
             self.broker, self.fleet, self.jobs, self.finished, self.idempotency
         )
@@ -83,21 +81,22 @@ class Gateway:
         if self.stopping.is_set():
             raise BrokerUnavailable("the gateway is stopping")
 
-    async def in_time(self, answer: Coroutine[Any, Any, T]) -> T:
-        """``answer``, unless this gateway is told to stop and the broker has none to give.
+    async def in_time(self, answer: Awaitable[None], begun: asyncio.Event) -> None:
+        """``answer``, unless this gateway is told to stop and the broker has nothing to say, so
+        that it has not ``begun`` when it is time to close. One that has ends by itself.
 
         Raises:
-            BrokerUnavailable: it stops; and whatever ``answer`` raises.
+            BrokerUnavailable: it was cut off; and whatever ``answer`` raises.
         """
-        answering = asyncio.create_task(answer)
+        answering = asyncio.ensure_future(answer)
         stopped = asyncio.create_task(self.stopping.wait())
         try:
             await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
             # Nearly always it is on its way: it is cut off only where it waits out an election.
             await asyncio.wait((answering,), timeout=self.settings.shutdown_s / 2)
-            if answering.done():
-                return answering.result()
-            raise BrokerUnavailable("this gateway shuts down; ask another one")
+            if not (answering.done() or begun.is_set()):
+                raise BrokerUnavailable("this gateway shuts down; ask another one")
+            await answering
         finally:
             answering.cancel()
             stopped.cancel()

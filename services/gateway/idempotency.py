@@ -37,15 +37,6 @@ class Idempotency:
     ) -> Ticket:
         """Accept a job, or find the one that was submitted with ``key`` before.
 
-        The entry of the key is written first, then the job is published under the id in it. A
-        gateway that dies in between leaves a key without a job; so who finds an entry whose job
-        is nowhere publishes it, under that id. This cannot make a second run with a result to
-        be seen, though the first gateway may only have been slow, and the job may be published,
-        run and finished between the look and our publishing. For two minutes the broker drops
-        the second message, because the id of the message is the job's. Later (a gateway was
-        frozen for so long) an inferer gets it, sees the first run's result while it computes,
-        and stops; what it would store is refused, as the result is written once.
-
         Raises:
             InvalidRequest: also if ``key`` is none.
             KeyReused: another request was submitted with ``key``.
@@ -58,6 +49,22 @@ class Idempotency:
                 f"{subjects.HEADER_IDEMPOTENCY_KEY}: give 1 to 255 printable ASCII characters",
                 subjects.HEADER_IDEMPOTENCY_KEY,
             )
+        return await self.submit_once(submission, key, reply_to)
+
+    async def submit_once(
+        self, submission: JobSubmission, key: str, reply_to: str | None = None
+    ) -> Ticket:
+        """As `submit`, with a key that may be one that nobody can send.
+
+        The entry of the key is written first, then the job is published under the id in it. A
+        gateway that dies in between leaves a key without a job; so who finds an entry whose job
+        is nowhere publishes it, under that id. This cannot make a second run with a result to
+        be seen, though the first gateway may only have been slow, and the job may be published,
+        run and finished between the look and our publishing. For two minutes the broker drops
+        the second message, because the id of the message is the job's. Later (a gateway was
+        frozen for so long) an inferer gets it, sees the first run's result while it computes,
+        and stops; what it would store is refused, as the result is written once.
+        """
         subject = subjects.idempotency(sha256(f"{OWNER}\0{key}".encode()).hexdigest())
         digest = _digest(submission)
         while True:

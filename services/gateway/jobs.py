@@ -232,7 +232,7 @@ class Jobs:
             await self._notify(job.id, code)  # the first notice may have been lost
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
-            raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}")
+            raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}", state)
         return JobStatus.of(job)
 
     def abandon(self, job_id: str) -> None:

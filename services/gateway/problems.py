@@ -67,7 +67,8 @@ log = logger()
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """RFC 9457. ``code`` is ours and stable; ``param`` names the field to blame."""
+    """RFC 9457. ``code`` is ours and stable; ``param`` names the field to blame, ``state`` is that
+    of a job that ended before it could be cancelled."""
 
     type: str = "about:blank"
     title: str
@@ -76,6 +77,7 @@ class Problem(Struct, frozen=True, kw_only=True):
     instance: str
     code: str
     param: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
 
 
 class OpenAIErrorBody(Struct, frozen=True, kw_only=True):
@@ -120,8 +122,9 @@ def answer_error(request: Request[Any, Any, Any], error: SluiceError) -> Respons
         status,
         error.code,
         error.message,
-        getattr(error, "param", None),
         {"retry-after": str(wait_s)} if status in (429, 503) else {},
+        param=getattr(error, "param", None),
+        state=getattr(error, "state", UNSET),
     )
 
 
@@ -148,8 +151,10 @@ def _respond(
     status: int,
     code: str,
     message: str,
-    param: str | None = None,
     headers: Mapping[str, str] = NO_HEADERS,
+    *,
+    param: str | None = None,
+    state: str | UnsetType = UNSET,
 ) -> Response[Any]:
     if request.url.path.startswith(OPENAI_PREFIX):
         return Response(
@@ -162,5 +167,6 @@ def _respond(
         instance=request.url.path,
         code=code,
         param=UNSET if param is None else param,
+        state=state,
     )
     return Response(problem, status_code=status, headers=headers, media_type=PROBLEM)

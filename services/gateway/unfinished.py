@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from msgspec import UNSET
+
 from shared import subjects
 from shared.broker import Broker, StoredMessage
 from shared.messages import (
@@ -94,6 +96,7 @@ class Unfinished:
             timings=None,
             metadata=self.request.metadata if self.request else None,
             priority=self.priority,
+            retry_of=(self.request and self.request.retry_of) or UNSET,
         )
 
     @property
@@ -115,6 +118,7 @@ class Unfinished:
             owner=self.request.owner if self.request else None,
             metadata=self.request.metadata if self.request else None,
             priority=self.priority,
+            retry_of=self.request.retry_of if self.request else None,
         )
 
     @property

@@ -168,4 +168,5 @@ class Job:
             "owner": self.request.owner if readable else None,
             "metadata": self.request.metadata if readable else None,
             "priority": self.priority,
+            "retry_of": self.request.retry_of if readable else None,
         }

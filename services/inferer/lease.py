@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import nats.errors
 from nats.aio.msg import Msg
 
 from shared.broker import RETRY_DELAY_S, TRANSIENT
@@ -42,11 +43,23 @@ async def acknowledge(message: Msg) -> None:
 
 
 async def hand_back(message: Msg) -> None:
-    """Let another inferer have the message at once."""
-    try:
-        await message.nak()
-    except TRANSIENT:
-        log.warning("nak_not_sent", subject=message.subject)
+    """Let another inferer have the message at once; waits for a broker that is away.
+
+    Sent again only where nobody got it: whoever has the message since would lose it. One that may
+    be lost means that the lease has to run out first.
+    """
+    client = message._client
+    while True:
+        if client.is_connected:  # else it would be sent with all that comes later
+            try:
+                await client.request(message.reply, Msg.Ack.Nak, timeout=ACK_TIMEOUT_S)
+                return
+            except nats.errors.NoRespondersError:
+                pass  # an election
+            except TRANSIENT:
+                log.warning("nak_not_confirmed", subject=message.subject)
+                return
+        await asyncio.sleep(RETRY_DELAY_S)
 
 
 async def _renew(message: Msg) -> None:

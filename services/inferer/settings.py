@@ -28,8 +28,9 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Layers to put on the GPU; -1 means all, where llama.cpp was built for one."""
     n_ctx: Annotated[int, Meta(ge=0)] = 0
     """Tokens of context for each job; 0 takes what the model was trained for, 4096 at most."""
-    n_batch: Positive = 512
-    """Most tokens in one call of llama.cpp; a cancel waits for one such call at most."""
+    n_batch: Positive = 128
+    """Most tokens in one call of llama.cpp. On a CPU a cancel waits for the end of one operation on
+    them, whose time grows with their number and the length of the prompt (decision 5)."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job gets to end after SIGTERM, before it is handed back."""
     priority: Annotated[int, Meta(ge=0, le=9)] = 0

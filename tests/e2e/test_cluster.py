@@ -112,7 +112,8 @@ async def test_gateways_that_start_at_the_same_moment(tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
-    """Submits and cancels that still wait are told to ask another one, with 503, in time."""
+    """Whoever still waits is told to ask another one, with 503, in time; or is answered, where
+    one node can do it."""
     async with Cluster(tmp_path) as cluster:
         gateway = _gateway_at(cluster.nodes[0], tmp_path)
         gateway.launch()
@@ -123,10 +124,14 @@ async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
                 for node in cluster.nodes[1:]:
                     node.freeze()
                 waiting = [http.post("/jobs", json=JOB), http.delete(f"/jobs/{job_id}")]
+                paths = ("/queue", "/inferers", "/dead", "/v1/models", f"/jobs/{job_id}/events")
+                waiting += [http.get(path) for path in paths for _ in range(4)]
                 asked = [asyncio.create_task(call) for call in waiting]
                 await asyncio.sleep(0.5)
                 assert await gateway.terminate() == 0
-                assert [(await answer).status_code for answer in asked] == [503] * 2
+                told = [(await answer).status_code for answer in asked]
+                assert told[:2] == [503] * 2
+                assert set(told) <= {200, 503}
         finally:
             gateway.kill()
         assert "Traceback" not in gateway.logs[0].read_text()

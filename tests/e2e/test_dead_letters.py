@@ -1,10 +1,12 @@
 """Dead letters over HTTP and on the command line; no inferer runs, so what is sent again waits."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from shared import subjects
@@ -64,10 +66,12 @@ def sluice(gateway: Stack) -> Sluice:
     return run
 
 
-async def bury(broker: Broker, request: bytes | None = None, model: str = "tiny") -> str:
+async def bury(
+    broker: Broker, request: bytes | None = None, model: str = "tiny", job_id: str | None = None
+) -> str:
     """Store a letter, as an inferer does; the id of its job."""
     letter = DeadLetter(
-        id=new_job_id(),
+        id=job_id or new_job_id(),
         model=model,
         code="out_of_memory",
         message="no room",
@@ -130,6 +134,7 @@ async def test_retry_sends_the_same_request_as_a_new_job(gateway: Stack, broker:
     assert (answer.status_code, accepted["state"]) == (202, "PENDING")
     assert answer.headers["location"] == f"/status/{accepted['id']}"
     assert accepted["retry_of"] == job_id != accepted["id"]
+    assert gateway.status(accepted["id"])["retry_of"] == job_id
     stored = await broker.direct_get(
         subjects.REQUESTS, last_by_subj=subjects.request("tiny", accepted["id"], "high")
     )
@@ -145,6 +150,25 @@ async def test_retry_sends_the_same_request_as_a_new_job(gateway: Stack, broker:
     assert left.total_seconds() == 600
     assert await letters_left(broker) == 0
     assert gateway.http.post(f"/dead/{job_id}/retry").status_code == 404
+    cancelled = gateway.http.delete(f"/jobs/{accepted['id']}").json()
+    assert (cancelled["state"], cancelled["retry_of"]) == ("REVOKED", job_id)
+
+
+async def test_a_letter_that_is_sent_again_twice_is_one_job(gateway: Stack, broker: Broker) -> None:
+    """At the same moment; or once more by whoever finds it still there, as the gateway died before
+    it could drop it."""
+    job_id = await bury(broker)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+        answers = await asyncio.gather(*(http.post(f"/dead/{job_id}/retry") for _ in range(8)))
+    accepted = [answer.json() for answer in answers if answer.status_code == 202]
+    assert len({job["id"] for job in accepted}) == 1
+    assert await letters_left(broker) == 0
+    assert {answer.status_code for answer in answers} <= {202, 404}  # it was dropped meanwhile
+
+    await bury(broker, job_id=job_id)
+    assert gateway.http.post(f"/dead/{job_id}/retry").json() == accepted[0]
+    assert await letters_left(broker) == 0
+    assert (await broker.js.stream_info(subjects.REQUESTS)).state.messages == 1
 
 
 @pytest.mark.parametrize("request_", [b"\xff", b"{}", b'{"prompt":"x' + b"y" * 100])
@@ -205,7 +229,9 @@ async def test_on_the_command_line(sluice: Sluice, broker: Broker) -> None:
     assert encode(REQUEST).decode() in shown.stdout
     retried = sluice("dead", "retry", first)
     assert (retried.returncode, retried.stderr) == (OK, "")
-    assert sluice("status", retried.stdout.strip()).returncode == OK
+    status = sluice("status", retried.stdout.strip())
+    assert status.returncode == OK
+    assert f"retry of {first}" in " ".join(status.stdout.split())
     assert sluice("dead", "drop", second).stdout == f"dropped {second}\n"
     assert sluice("dead", "list").stdout == "no dead letters\n"
 

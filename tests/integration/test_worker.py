@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.inferer.engine import Engine
+from services.inferer.lease import hand_back
 from services.inferer.llama import Model
 from services.inferer.pull import Puller
 from shared import subjects
@@ -82,14 +83,15 @@ async def test_from_the_queue_to_the_result(queue: Broker, engine: Engine, strea
     """Result, reply, state event and tokens agree, and the message is off the queue."""
     inbox, replies = await inbox_of(queue)
     events = await queue.nc.subscribe("infer.events.*.tokens")
-    request = replace(SHORT, owner="ann", metadata={"k": 1}, stream=stream)
+    request = replace(SHORT, owner="ann", metadata={"k": 1}, retry_of="old", stream=stream)
     async with working(queue, engine):
         job_id = await put(queue, request, Reply_To=inbox)
         await queue_is_empty(queue)
     result = await read_result(queue, job_id)
     assert isinstance(result, Completed)
-    told = (result.id, result.model, result.attempt, result.inferer, result.owner, result.metadata)
-    assert told == (job_id, "tiny", 1, "first", "ann", {"k": 1})
+    told = (result.id, result.model, result.attempt, result.inferer)
+    assert told == (job_id, "tiny", 1, "first")
+    assert (result.owner, result.metadata, result.retry_of) == ("ann", {"k": 1}, "old")
     assert (result.finish_reason, result.usage.completion_tokens) == ("length", 60)
     assert result.queued_at <= str(result.started_at) <= result.finished_at
     assert await states(queue, job_id) == [("started", 1, "first")]
@@ -292,6 +294,31 @@ async def test_a_job_that_arrives_as_the_inferer_stops(
                     await asyncio.sleep(0)
             stopping.set()
         await finished_by_another(queue, engine, job_id)
+
+
+async def test_what_is_handed_back_while_the_broker_is_away(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """It waits for the broker, and then the message is free at once, not when its lease is over."""
+    await put(queue, SHORT)
+    async with connected(BrokerSettings(nats_server.url), "own") as own:
+        async with Puller(own, "tiny") as puller:
+            message = await puller.next()
+        await asyncio.sleep(1)  # the broker writes down within 100 ms that it is delivered
+        nats_server.process.kill()
+        async with asyncio.timeout(30):
+            while own.is_connected:
+                await asyncio.sleep(0.01)
+        handing_back = asyncio.create_task(hand_back(message))
+        await asyncio.to_thread(nats_server.start)
+        await handing_back
+    async with asyncio.timeout(30):
+        while not queue.is_connected:
+            await asyncio.sleep(0.01)
+    info = await queue.js.consumer_info("REQUESTS", "tiny")
+    assert (info.delivered and info.delivered.stream_seq, info.num_ack_pending) == (1, 1)
+    async with asyncio.timeout(9), Puller(queue, "tiny") as puller:  # a lease takes longer
+        assert (await puller.next()).metadata.num_delivered == 2
 
 
 async def _pulls(broker: Broker) -> int:

@@ -47,7 +47,7 @@ async def submit(
     """
     gateway.require_ready()
     preferences = Preferences.of(request)
-    ticket = await gateway.in_time(gateway.idempotency.submit(data, idempotency_key))
+    ticket = await gateway.idempotency.submit(data, idempotency_key)
     headers = {"location": f"/status/{ticket.id}", **preferences.applied}
     if preferences.wait_s:
         waiting = gateway.jobs.wait(ticket.id, ticket)
@@ -67,7 +67,7 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
     """What became of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
     FAILURE, REVOKED."""
     gateway.require_ready()
-    return await gateway.in_time(gateway.jobs.status(job_id))
+    return await gateway.jobs.status(job_id)
 
 
 @get("/jobs/{job_id:str}/events", media_type="text/event-stream", responses=REFUSED)
@@ -109,7 +109,7 @@ async def events(
 async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
     """Cancel a job, whether it waits or runs. 409 when it has ended otherwise."""
     gateway.require_ready()
-    return await gateway.in_time(gateway.jobs.cancel(job_id))
+    return await gateway.jobs.cancel(job_id)
 
 
 def _message(event: JobEvent) -> ServerSentEventMessage:

@@ -23,17 +23,21 @@ from services.gateway.openai_messages import (
     completion,
     usage_chunk,
 )
-from services.gateway.problems import openai_error
+from services.gateway.problems import OpenAIError, openai_error
 from services.gateway.streams import KEEP_ALIVE_S, Feed, GatewayStopping
 from services.gateway.ticket import Ticket
-from shared.errors import UnknownJob
-from shared.messages import Completed, Failed, JobStatus, Result, encode
+from shared.messages import Cancelled, Completed, Expired, Failed, JobError, JobStatus, encode
 
 HEADERS_WITHIN_S = 5.0
 """How long a stream's status line waits for the first token: a job that fails at once then has
 its own status. After that the stream opens, so that nobody on the way gives up on it."""
 
-FAULTS_OF_THE_REQUEST = ("invalid_request", "prompt_too_long", "result_too_large")
+ENDS = {
+    **dict.fromkeys(("invalid_request", "prompt_too_long", "result_too_large"), 400),
+    **dict.fromkeys(("cancelled", "client_disconnected"), 409),
+    **dict.fromkeys(("deadline_passed", "timed_out"), 504),
+}
+"""The status of a job that ended for this reason; 500 for any other."""
 
 # The official client would send the request again on 409 and 5xx, and so run the job twice.
 NO_RETRY = {"x-should-retry": "false"}
@@ -85,8 +89,7 @@ async def _answer(
 ) -> Response[Any]:
     gateway.require_ready()
     respond_async = Preferences.of(request).respond_async
-    submitting = gateway.idempotency.submit(asked.submission(), idempotency_key)
-    ticket = await gateway.in_time(submitting)
+    ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
     stays = respond_async or ticket.kept
     try:
         if asked.wants_stream:
@@ -101,8 +104,7 @@ async def _answer(
         return Response(_stopping_error(ticket), status_code=503, headers=NO_RETRY)
     if isinstance(result, Completed):
         return Response(completion(ticket, result))
-    status, error = _outcome_error(result)
-    return Response(error, status_code=status, headers=NO_RETRY)
+    return _failure(result)
 
 
 async def _stream(
@@ -125,9 +127,7 @@ async def _stream(
         raise
     if first is not None and isinstance(first.data, JobStatus) and first.data.error is not None:
         feed.close()
-        result = await gateway.jobs.wait(ticket.id)
-        status, error = _outcome_error(result)
-        return Response(error, status_code=status, headers=NO_RETRY)
+        return _failure(first.data.error)
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
         ended = stays
@@ -177,26 +177,23 @@ def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerS
     status = event.data
     if status.result is None:
         assert status.error is not None
-        return [_data(openai_error(500, status.error.code, status.error.message))]
+        return [_data(_error(status.error))]
     parts = [_data(chunk(ticket, "", include_usage, finish_reason=status.result.finish_reason))]
     if include_usage:
         parts.append(_data(usage_chunk(ticket, status.result.usage)))
     return [*parts, ServerSentEventMessage(data="[DONE]")]
 
 
-def _outcome_error(result: Result) -> tuple[int, Any]:
-    """The status and body for a job that did not complete."""
-    if isinstance(result, Completed):
-        raise UnknownJob("the job completed")
-    status = 504
-    if isinstance(result, Failed):
-        status = 400 if result.code in FAULTS_OF_THE_REQUEST else 500
-    elif result.code in ("cancelled", "client_disconnected"):
-        status = 409
-    return status, openai_error(status, result.code, result.message)
+def _failure(why: JobError | Failed | Cancelled | Expired) -> Response[Any]:
+    """The answer for a job that did not complete."""
+    return Response(_error(why), status_code=ENDS.get(why.code, 500), headers=NO_RETRY)
 
 
-def _stopping_error(ticket: Ticket) -> Any:
+def _error(why: JobError | Failed | Cancelled | Expired) -> OpenAIError:
+    return openai_error(ENDS.get(why.code, 500), why.code, why.message)
+
+
+def _stopping_error(ticket: Ticket) -> OpenAIError:
     return openai_error(
         503,
         "gateway_stopping",
