@@ -26,7 +26,8 @@ from shared.messages import (
     encode,
 )
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 30.0
+"""Longer than a gateway waits for a cluster that elects a leader."""
 SILENCE_S = 60.0
 """A stream says something every 15 s; after so long a silence the connection is dead."""
 FOLLOW_ATTEMPTS = 30

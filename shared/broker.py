@@ -25,6 +25,10 @@ HEADER_ROOM = 8 * 1024
 REQUEST_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 0.2
 
+PING_EVERY_S = 3
+"""A server that owes two answers is left for another: after 9 s, so that a lease does not run out
+meanwhile."""
+
 TRANSIENT = (
     nats.errors.TimeoutError,
     nats.errors.NoRespondersError,
@@ -42,6 +46,8 @@ reserve. It looks before it stores, so nothing was."""
 
 SAME_ID_IN_PROCESS = 10158
 """The broker's code, on a cluster, while another message with this ``Nats-Msg-Id`` is stored."""
+
+NO_SUCH_MESSAGE = (10043, 10057)
 
 log = logger()
 
@@ -96,7 +102,7 @@ class Broker:
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds
                     connect_timeout=2,
-                    ping_interval=10,
+                    ping_interval=PING_EVERY_S,
                     error_cb=self._log_error,
                     disconnected_cb=self._log_disconnected,
                     reconnected_cb=self._announce_reconnected,
@@ -188,7 +194,7 @@ class Broker:
 
         Raises:
             BrokerUnavailable: not confirmed in time; it may have landed all the same.
-            StorageShort: the broker has no room for it.
+            StorageShort: the broker has no room for it, and does not hold it.
             RequestTooLarge: over what the broker takes.
             nats.js.errors.APIError: the stream refused it.
         """
@@ -201,6 +207,7 @@ class Broker:
                 f"the broker takes {self.nc.max_payload}"
             )
         give_up_at = time.monotonic() + patience_s
+        unconfirmed = False
         while True:
             try:
                 # A copy: the client adds to the headers it is given.
@@ -208,17 +215,23 @@ class Broker:
                     subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
                 )
             except (nats.js.errors.APIError, *TRANSIENT) as error:
-                if isinstance(error, nats.js.errors.APIError) and not _may_pass(error):
-                    raise
+                if isinstance(error, nats.js.errors.APIError):
+                    if error.err_code in STORE_FULL and not unconfirmed:
+                        raise StorageShort(
+                            f"the broker's storage is full: {error.description}"
+                        ) from error
+                    if not _may_pass(error):
+                        raise
+                unconfirmed = True
                 if time.monotonic() >= give_up_at:
                     raise BrokerUnavailable(_sentence(error)) from error
                 await asyncio.sleep(RETRY_DELAY_S)
 
-    async def delete(self, stream: str, sequence: int) -> bool:
-        """Remove one stored message; False when there is none any more.
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Remove one stored message, unless somebody else has done so.
 
         Raises:
-            BrokerUnavailable: no answer.
+            BrokerUnavailable: no answer, or it could not.
         """
         # By the raw call: the client's own erases securely, which takes up to 150 ms.
         with unavailable_on_outage(self):
@@ -227,7 +240,9 @@ class Broker:
                 msgspec.json.encode({"seq": sequence, "no_erase": True}),
                 REQUEST_TIMEOUT_S,
             )
-        return bool(msgspec.json.decode(answer.data).get("success"))
+        error = msgspec.json.decode(answer.data).get("error", {})
+        if error and error.get("err_code") not in NO_SUCH_MESSAGE:
+            raise BrokerUnavailable(f"the broker could not do it: {error.get('description')}")
 
     @property
     def _url(self) -> str:
@@ -276,14 +291,8 @@ def _stored(answer: Msg) -> StoredMessage:
 
 
 def _may_pass(error: nats.js.errors.APIError) -> bool:
-    """Whether the same publish may succeed in a moment.
-
-    Raises:
-        StorageShort: in a while.
-    """
-    if error.err_code in STORE_FULL:
-        raise StorageShort(f"the broker's storage is full: {error.description}") from error
-    return isinstance(error, TRANSIENT) or error.err_code == SAME_ID_IN_PROCESS
+    """Whether the same publish may succeed in a moment."""
+    return isinstance(error, TRANSIENT) or error.err_code in (SAME_ID_IN_PROCESS, *STORE_FULL)
 
 
 def _size(headers: dict[str, str]) -> int:

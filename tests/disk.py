@@ -29,16 +29,34 @@ class Disk:
         self._ballast.unlink()
 
 
+class CannotMount(Exception):
+    """Only root may, and not everywhere."""
+
+
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Disk]:
-    """A tmpfs of 40 MiB at ``folder`` during the block."""
-    folder.mkdir(parents=True)
-    options = ["-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(folder)]
-    mounted = subprocess.run(["mount", *options], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs to mount a small file system, as root: {mounted.stderr.strip()}")
+def mounted(folder: Path, size_bytes: int) -> Iterator[Disk]:
+    """A tmpfs of that size at ``folder`` during the block.
+
+    Raises:
+        CannotMount.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+    mounting = subprocess.run(["mount", *options], capture_output=True, text=True)
+    if mounting.returncode:
+        raise CannotMount(mounting.stderr.strip())
     try:
         yield Disk(folder)
     finally:
         # Lazily: a test that has failed may have left a broker on it, which ends with the test.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Disk]:
+    """A tmpfs of 40 MiB at ``folder`` during the block, for a test that cannot do without."""
+    try:
+        with mounted(folder, SIZE_BYTES) as disk:
+            yield disk
+    except CannotMount as error:
+        pytest.skip(f"needs to mount a small file system, as root: {error}")

@@ -165,10 +165,12 @@ class NatsServer:
 class Stack:
     """NATS at once; gateways and inferers as a test starts them."""
 
-    def __init__(self, folder: Path, store: str = STORE) -> None:
-        """``store`` is how much the broker may hold."""
+    def __init__(
+        self, folder: Path, configuration: Path = CONFIGURATION, store: str = STORE
+    ) -> None:
+        """``configuration`` is the broker's, ``store`` how much it may hold."""
         self.folder = folder
-        self.nats = NatsServer(folder / "nats", store=store)
+        self.nats = NatsServer(folder / "nats", configuration, store)
         self.gateways: list[Process] = []
         self.inferers: list[Process] = []
         self.urls: list[str] = []

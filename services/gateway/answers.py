@@ -6,9 +6,12 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
+
 from services.gateway.finished import FinishedJobs
 from services.gateway.job_events import stored_events
 from services.gateway.jobs import LOOK_AGAIN_S, Jobs
+from services.gateway.problems import status_of
 from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished
 from shared import subjects
@@ -16,6 +19,8 @@ from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.errors import BrokerUnavailable, SluiceError
 from shared.logs import logger
 from shared.results import send_result
+
+STOP_S = 1.0
 
 log = logger()
 
@@ -42,9 +47,12 @@ class Answers:
         if ticket.deadline is not None:
             self._start(self._expire(ticket.id, ticket.deadline))
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        """Let those whom nobody else will answer know that they have to ask again."""
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_S)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -83,10 +91,22 @@ class Answers:
                     return
                 except BrokerUnavailable:
                     await asyncio.sleep(RETRY_DELAY_S)
+        except asyncio.CancelledError:
+            await self._refuse(
+                reply_to, 503, "broker_unavailable: this gateway shuts down; ask again"
+            )
+            raise
         except SluiceError as error:
             log.warning("answer_not_sent", job_id=job_id, why=error.message)
+            await self._refuse(reply_to, status_of(error), f"{error.code}: {error.message}")
         finally:
             finished.cancel()
+
+    async def _refuse(self, reply_to: str, status: int, why: str) -> None:
+        """In the form of the service's other errors (ADR-32)."""
+        headers = {ERROR_HEADER: why, ERROR_CODE_HEADER: str(status)}
+        with suppress(*TRANSIENT):
+            await self._broker.nc.publish(reply_to, headers=headers)
 
 
 def _seconds_to(moment: datetime) -> float:

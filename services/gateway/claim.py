@@ -66,7 +66,9 @@ class Claim:
         try:
             yield
         except (StorageShort, RequestTooLarge, nats.js.errors.APIError):
-            await self._release(broker, stored.seq)
+            # An entry that was there before may be that of a gateway that is only slow.
+            if self.job_id is None:
+                await self._release(broker, stored.seq)
             raise
 
     async def _release(self, broker: Broker, sequence: int) -> None:

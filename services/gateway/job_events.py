@@ -126,8 +126,9 @@ async def stored_events(
                     read = sequence
                     yield sequence, message
             return
-        except BrokerUnavailable as error:
-            log.warning("events_interrupted", job_id=job_id, error=error.message)
+        except (BrokerUnavailable, nats.js.errors.APIError) as error:
+            # The latter, where the reading's consumer has gone with its node.
+            log.warning("events_interrupted", job_id=job_id, error=str(error))
             await asyncio.sleep(RETRY_DELAY_S)
 
 

@@ -37,7 +37,6 @@ from shared.messages import (
     Cancelled,
     CancelNotice,
     ClassQueue,
-    Expired,
     InferenceRequest,
     JobStatus,
     JobSubmission,
@@ -148,7 +147,7 @@ class Jobs:
         except BrokerUnavailable:
             # It may have arrived all the same; its sender was told that it was not accepted.
             if not ticket.kept:
-                self.abandon(ticket.id)
+                self.abandon(ticket.id, may_still_come=True)
             raise
         except nats.js.errors.APIError as error:
             raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
@@ -229,15 +228,23 @@ class Jobs:
         if isinstance(job, Unfinished):
             job = await self._stop(job, code)
         elif isinstance(job, Cancelled):
-            await self._notify(job.id, code)  # the first notice may have been lost
+            # Whoever did it may have been cut off before it was done.
+            await self._notify(job.id, code)
+            left = await find_unfinished(self._broker, job_id)
+            if left is not None:
+                await self._withdraw(left, job)
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
             raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}", state)
         return JobStatus.of(job)
 
-    def abandon(self, job_id: str) -> None:
-        """Cancel, in the background and through outages, a job that nobody waits for any more."""
-        task = asyncio.create_task(self._abandon(job_id))
+    def abandon(self, job_id: str, may_still_come: bool = False) -> None:
+        """Cancel, in the background and through outages, a job that nobody waits for any more.
+
+        One that ``may_still_come`` is looked for again while the broker does not know it: a node
+        that hangs hands on what it was sent when it is itself again.
+        """
+        task = asyncio.create_task(self._abandon(job_id, may_still_come))
         self._abandoning.add(task)
         task.add_done_callback(self._abandoning.discard)
 
@@ -247,7 +254,7 @@ class Jobs:
         models = [model for _, model in sorted(self._fleet.models.items())]
         return QueueReport(models=[await self._model_queue(model) for model in models])
 
-    async def _abandon(self, job_id: str) -> None:
+    async def _abandon(self, job_id: str, may_still_come: bool) -> None:
         try:
             async with asyncio.timeout(ABANDON_PATIENCE_S):
                 while True:
@@ -257,6 +264,10 @@ class Jobs:
                         return
                     except BrokerUnavailable:
                         await asyncio.sleep(RETRY_DELAY_S)
+                    except UnknownJob:
+                        if not may_still_come:
+                            raise
+                        await asyncio.sleep(1)
         except (SluiceError, TimeoutError) as error:
             log.info("job_not_abandoned", job_id=job_id, why=str(error))
 
@@ -294,31 +305,35 @@ class Jobs:
         return payload
 
     async def _stop(self, job: Unfinished, code: StopCode) -> Result:
-        """Store its result, tell whoever waits or runs it, and take the message off the queue."""
+        """Store its result, tell who runs it and who waits, and take the message off the queue."""
         result = job.stopped(code)
         stored = await store_result(self._broker, result, self._settings.patience_s)
         if stored != result:
             return stored
-        with unavailable_on_outage(self._broker):
-            await self._notify(job.id, code)
-            deleted = await self._delete_undelivered(job)
-            # An inferer that holds the job answers for it; one that is overdue may be lost.
-            if deleted or isinstance(stored, Expired):
-                await send_result(self._broker, stored, job.reply_to, job.streams)
+        await self._notify(job.id, code)
+        await self._withdraw(job, stored)
         return stored
+
+    async def _withdraw(self, job: Unfinished, stored: Result) -> None:
+        """Tell who waits for a job that was stopped, and take it off the queue.
+
+        An inferer that holds it tells it once more. But whether one does may not be known, and it
+        may be lost; to hear it twice is better than not at all.
+        """
+        await send_result(self._broker, stored, job.reply_to, job.streams)
+        with unavailable_on_outage(self._broker):
+            await self._delete_undelivered(job)
 
     async def _notify(self, job_id: str, code: StopCode) -> None:
         """Tell the inferer that runs the job, if one does, to stop."""
         with unavailable_on_outage(self._broker):
             await self._broker.nc.publish(subjects.cancel(job_id), encode(CancelNotice(code)))
 
-    async def _delete_undelivered(self, job: Unfinished) -> bool:
-        """Drop a message that no inferer holds; whether that was so. One that is held is settled
-        by its inferer: deleting it would let the next job start beside it."""
-        if not job.scheduled and await self._is_delivered(job):
-            return False
-        # Refused when somebody else has deleted it, who then tells the client.
-        return await self._broker.delete(subjects.REQUESTS, job.message.sequence)
+    async def _delete_undelivered(self, job: Unfinished) -> None:
+        """Drop a message that no inferer has had. One that is held is settled by its inferer:
+        deleting it would let the next job start beside it."""
+        if job.scheduled or not await self._is_delivered(job):
+            await self._broker.delete(subjects.REQUESTS, job.message.sequence)
 
     async def _is_delivered(self, job: Unfinished) -> bool:
         try:

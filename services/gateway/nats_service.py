@@ -77,7 +77,7 @@ class NatsService:
         try:
             yield
         finally:
-            self._answers.stop()
+            await self._answers.stop()
             await service.stop()
 
     async def _chat(self, request: Request) -> None:

@@ -20,8 +20,9 @@ from shared import subjects
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.logs import logger
 
-EXPIRES_S = 30
-HEARTBEAT_S = 5
+EXPIRES_S = 6
+"""Short: a job that comes for a pull behind a node that hangs is lost for a whole lease."""
+HEARTBEAT_S = 2
 LOST_AFTER_S = 2 * HEARTBEAT_S + 1
 """A pull without two heartbeats in a row is lost."""
 NANOSECOND = 1_000_000_000
@@ -31,7 +32,7 @@ ANSWER_S = 0.25
 not to. So the next class is asked after this time; what comes for the first still counts."""
 
 ECHO_S = 2.0
-"""How long to wait for what was on its way when a pull was withdrawn."""
+"""How long a slot that closes waits for what was on its way when its pulls were withdrawn."""
 
 FAIR_S = 60.0
 """A class that has not been asked for so long is asked first: none can starve."""
@@ -73,7 +74,7 @@ class Puller:
         self._echo: Subscription | None = None
         self._tokens = itertools.count()
         self._echoes: dict[bytes, asyncio.Future[None]] = {}
-        self._forget = broker.on_reconnect(lambda: self._end(RECONNECTED))
+        self._forget = broker.on_reconnect(self._reconnected)
 
     async def __aenter__(self) -> Self:
         self._echo = await self._broker.nc.subscribe(self._echo_inbox, cb=self._hear_echo)
@@ -85,9 +86,11 @@ class Puller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._forget()
         if self._withdrawals:
-            await asyncio.wait(self._withdrawals)
+            await asyncio.wait(self._withdrawals, timeout=ECHO_S)
+        self._forget()
+        for withdrawal in self._withdrawals:
+            withdrawal.cancel()
         if self._job is not None:
             await self._job.nak()
         if self._echo is not None:
@@ -166,10 +169,10 @@ class Puller:
                 await self._broker.nc._send_unsubscribe(answers._id)
                 # What the broker had sent before comes before the echo of what it gets afterwards.
                 # The client's own flush would do, but one that is late breaks its connection.
-                async with asyncio.timeout(ECHO_S):
-                    await self._come_back()
-                    await answers._pending_queue.join()
-        except (*TRANSIENT, TimeoutError):
+                # From a node that hangs it comes late, and so may a job: that is given back.
+                await self._come_back()
+                await answers._pending_queue.join()
+        except TRANSIENT:
             log.warning("pull_not_withdrawn")
         finally:
             await self._drop(answers)
@@ -188,6 +191,13 @@ class Puller:
             await echo
         finally:
             del self._echoes[token]
+
+    def _reconnected(self) -> None:
+        """What was on its way is lost with the connection."""
+        self._end(RECONNECTED)
+        for echo in self._echoes.values():
+            if not echo.done():
+                echo.set_result(None)
 
     async def _hear_echo(self, message: Msg) -> None:
         echo = self._echoes.get(message.data)

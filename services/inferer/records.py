@@ -29,7 +29,6 @@ from shared.timestamps import timestamp
 PATIENCE_S = 2.0
 """How long one call waits for the broker before it is logged and made again."""
 
-RETURN_PATIENCE_S = 1.0
 
 T = TypeVar("T")
 log = logger()
@@ -80,9 +79,9 @@ class Records:
         await _insist(lambda: self._publish_state(job, event, PATIENCE_S))
 
     async def announce_return(self, job: Job) -> None:
-        """Raises: BrokerUnavailable: after a second; who returns a job is in a hurry."""
+        """Raises: BrokerUnavailable: after ``PATIENCE_S``; who returns a job is in a hurry."""
         event = self._event(job, "returned", timestamp())
-        await self._publish_state(job, event, RETURN_PATIENCE_S)
+        await self._publish_state(job, event, PATIENCE_S)
 
     async def schedule(self, job: Job, at: datetime) -> None:
         """Have the broker put the request back on the queue then, as it was.

@@ -179,10 +179,18 @@ class Worker:
     async def _settle(self, job: Job, result: Result) -> None:
         """Store the result, tell who waits, and only then take the message off the queue."""
         stored = await self._records.store(result)
-        await self._records.reply(job, stored)
-        if job.announced is not None:
-            await job.announced
-        await acknowledge(job.message)
+        reconnected = asyncio.Event()
+        forget = self._broker.on_reconnect(reconnected.set)
+        try:
+            await self._records.reply(job, stored)
+            if job.announced is not None:
+                await job.announced
+            await acknowledge(job.message)
+        finally:
+            forget()
+        if reconnected.is_set():
+            # The reply may have been lost with the connection that the ack did not go over.
+            await self._records.reply(job, stored)
         usage = getattr(stored, "usage", None)
         log.info(
             "job_finished",

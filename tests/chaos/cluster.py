@@ -1,6 +1,7 @@
 """Three NATS servers on loopback that hold every stream together, or one alone."""
 
 import asyncio
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -8,6 +9,9 @@ from shared.broker import Broker
 from shared.config import BrokerSettings
 from tests.chaos.parts import Node, quiet_port
 from tests.chaos.store import stream_info
+from tests.disk import CannotMount, mounted
+
+DISK_BYTES = 512 * 1024**2
 
 
 class Cluster:
@@ -19,12 +23,15 @@ class Cluster:
         self.nodes = [Node(name, folder, routes) for name in routes]
         self.url = ",".join(node.url for node in self.nodes)
         self.broker = Broker(BrokerSettings(url=self.url), "chaos")
+        self._disks = ExitStack()
         self.minority = asyncio.Lock()
         """Held while a node is down or catches up: the others are needed for a majority."""
 
     async def __aenter__(self) -> Self:
         try:
             for node in self.nodes:
+                with suppress(CannotMount):
+                    node.disk = self._disks.enter_context(mounted(node.data, DISK_BYTES))
                 node.launch()
             await asyncio.gather(*(node.until_ready() for node in self.nodes))
             await self.broker.connect()
@@ -37,6 +44,7 @@ class Cluster:
         await self.broker.close()
         for node in self.nodes:
             node.kill()
+        self._disks.close()
 
     async def leader(self, stream: str) -> Node:
         """The node that leads ``stream``."""

@@ -182,6 +182,24 @@ async def freeze_node(site: Site, strike: Strike) -> None:
         await node.until_ready()
 
 
+@fault
+async def fill_disk(site: Site, strike: Strike) -> None:
+    """No byte left for any NATS node, until somebody makes room and starts it again."""
+    async with site.cluster.minority:
+        node = strike.random.choice(site.cluster.nodes)
+        if node.disk is None:
+            return  # only root may mount one
+        await asyncio.to_thread(node.disk.fill)
+        strike.hits(node)
+        try:
+            await asyncio.sleep(strike.random.uniform(2, 6))
+        finally:
+            node.disk.relieve()
+        node.kill()
+        node.launch()
+        await node.until_ready()
+
+
 async def _kill_node(node: Node, strike: Strike) -> None:
     node.kill()
     strike.hits(node)

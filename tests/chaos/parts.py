@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from tests.disk import Disk
 from tests.processes import ROOT, Process, scripts
 
 READY_WITHIN_S = 60.0
@@ -142,8 +143,10 @@ class Node(Part):
                 "  ]",
                 "}",
             ]
-        data = folder / name
-        data.mkdir()
+        self.data = folder / name
+        self.data.mkdir()
+        self.disk: Disk | None = None
+        """That of its own, where it has one."""
         configuration = folder / f"{name}.conf"
         configuration.write_text("\n".join(lines) + "\n")
         super().__init__(
@@ -151,7 +154,7 @@ class Node(Part):
             [
                 str(scripts() / "nats-server"),
                 *("-c", str(configuration)),
-                *("-a", "127.0.0.1", "-p", str(port), "-sd", str(data)),
+                *("-a", "127.0.0.1", "-p", str(port), "-sd", str(self.data)),
             ],
             {},
             folder,

@@ -24,7 +24,7 @@ from tests.chaos.store import queued, read_store
 from tests.chaos.strike import Strike
 from tests.tiny_model import HANGING_TEMPLATE, write_tiny_model
 
-EMPTY_WITHIN_S = 90.0
+EMPTY_WITHIN_S = 150.0
 """After the last client has gone, for jobs that nobody waits for."""
 
 
@@ -61,7 +61,7 @@ def short_plan(seed: int, jobs: int = 40) -> Plan:
     slow = ["freeze_inferer", "hang_compute", "kill_inferer"]
     others = random.sample([kind for kind in FAULTS if kind not in slow], len(FAULTS) - len(slow))
     faults = [(random.uniform(1, 2), kind) for kind in [*slow, *others]]
-    return Plan(seed, jobs, faults, limit_s=150, is_brief=True)
+    return Plan(seed, jobs, faults, limit_s=170, is_brief=True)
 
 
 def write_chaos_model(folder: Path) -> Path:

@@ -33,13 +33,14 @@ async def test_no_job_is_lost_or_doubled(tmp_path: Path, model: Path) -> None:
     told = report(ledger)
     print(told)
     assert not ledger.problems(), told
-    assert all(strike.at for strike in ledger.strikes), told
+    in_vain = {strike.kind for strike in ledger.strikes if strike.at is None}
+    assert in_vain <= ({"fill_disk"} if os.geteuid() else set()), told
 
 
 async def test_a_rolling_restart(tmp_path: Path, model: Path) -> None:
     """Of everything, under load: no job fails, and none takes a second attempt."""
     plan = Plan(
-        _seed(), jobs=60, faults=[(1, "rolling_restart")], at_least_s=20, limit_s=150, is_brief=True
+        _seed(), jobs=60, faults=[(1, "rolling_restart")], at_least_s=20, limit_s=170, is_brief=True
     )
     ledger = await run(plan, tmp_path, model)
     told = report(ledger)

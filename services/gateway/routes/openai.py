@@ -1,5 +1,6 @@
 """The part of OpenAI's HTTP API that a text model can serve; its official client works on it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -130,7 +131,6 @@ async def _stream(
         return _failure(first.data.error)
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
-        ended = stays
         try:
             yield _data(chunk(ticket, "", include_usage, opening=True))
             for_now = first
@@ -144,15 +144,15 @@ async def _stream(
                 for part in _parts(ticket, event, include_usage):
                     yield part
                 if event.event in ("result", "retrying"):  # this API has no word for the latter
-                    ended = True
                     return
         except GatewayStopping:
-            ended = True
             yield _data(_stopping_error(ticket))
+        except (GeneratorExit, asyncio.CancelledError):  # the client has hung up
+            if not stays:
+                gateway.abandon(ticket.id)
+            raise
         finally:
             feed.close()
-            if not ended:
-                gateway.abandon(ticket.id)
 
     return ServerSentEvent(chunks())
 
