@@ -302,6 +302,37 @@ async def test_a_deadline_that_passes_with_no_inferer(stack: Stack) -> None:
     await client.close()
 
 
+async def test_a_cancelled_job_whose_inferer_is_lost(stack: Stack) -> None:
+    """Nobody holds it any more: who cancels it answers its caller."""
+    client = await nats.connect(stack.nats.url)
+    answers = await client.subscribe(client.new_inbox())
+    await client.publish("infer.chat", (CHAT % 4000).encode(), reply=answers.subject)
+    await client.flush()
+    job_id = stack.gateways[0].wait_for("request_accepted")["job_id"]
+    stack.wait_for_state(job_id, "STARTED")
+    stack.inferers[0].kill()
+    await _call(client, "infer.cancel", job_id)
+    answer = json.loads((await answers.next_msg(timeout=PATIENCE_S)).data)
+    assert (answer["id"], answer["outcome"]) == (job_id, "cancelled")
+    await client.close()
+
+
+async def test_a_gateway_that_stops_tells_whom_it_would_have_answered(stack: Stack) -> None:
+    """Who came second with a key is answered by the gateway alone, and has to ask again."""
+    client = await nats.connect(stack.nats.url)
+    key = {"Idempotency-Key": "one"}
+    inboxes = [await client.subscribe(client.new_inbox()) for _ in range(2)]
+    for number, inbox in enumerate(inboxes):
+        await client.publish("infer.chat", (CHAT % 4000).encode(), reply=inbox.subject, headers=key)
+        await client.flush()
+        stack.gateways[0].wait_for(("request_accepted", "request_repeated")[number])
+    stack.gateways[0].terminate()
+    refusal = await inboxes[1].next_msg(timeout=PATIENCE_S)
+    assert refusal.headers is not None
+    assert refusal.headers["Nats-Service-Error-Code"] == "503"
+    await client.close()
+
+
 async def _ask(client: Client, subject: str, body: Any) -> list[Msg]:
     """All messages of a streamed answer, up to the empty one."""
     answers = await client.subscribe(client.new_inbox())
