@@ -182,6 +182,12 @@ class Gateway(Part):
             _answers(f"{self.url}/readyz"),
         )
 
+    async def known_inferers(self) -> int:
+        """How many inferers it knows for its models."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=20) as http:
+            answer = await http.get("/queue")
+        return sum(queue["inferers"] for queue in answer.json().get("models", []))
+
 
 class Inferer(Part):
     """With a copy of the model that is its own."""

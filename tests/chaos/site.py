@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 from typing import Self, TypeVar
 
-from shared.fleet import read_inferers
 from shared.topology import Topology
 from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster
@@ -58,8 +57,9 @@ class Site:
                 part.launch()
             await asyncio.gather(*(part.until_ready() for part in self.services))
             async with asyncio.timeout(LIVE_WITHIN_S):
-                while len((await read_inferers(self.cluster.broker))[0]) < len(self.inferers):
-                    await asyncio.sleep(0.05)
+                for gateway in self.gateways:
+                    while await gateway.known_inferers() < len(self.inferers):
+                        await asyncio.sleep(0.05)
             watching = asyncio.create_task(self._watch())
             stack.callback(watching.cancel)
             self._stack = stack.pop_all()
