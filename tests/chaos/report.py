@@ -7,10 +7,13 @@ from statistics import median
 from tests.chaos.ledger import Ledger
 
 MOST_PROBLEMS = 25
+SLOW_S = 45.0
 
 
 def report(ledger: Ledger) -> str:
-    return "\n".join([*_jobs(ledger), "", *_recovery(ledger), "", *_verdict(ledger)])
+    return "\n".join(
+        [*_jobs(ledger), "", *_recovery(ledger), *_slow(ledger), "", *_verdict(ledger)]
+    )
 
 
 def _jobs(ledger: Ledger) -> Iterator[str]:
@@ -67,6 +70,22 @@ def _recovery(ledger: Ledger) -> Iterator[str]:
             f"{kind:<18}{struck[kind]:>8}{_p50_and_max(following[kind], 17)}"
             f"{_p50_and_max(own[kind], 24)}"
         )
+
+
+def _slow(ledger: Ledger) -> Iterator[str]:
+    """What is known of struck jobs that took longer than a lease on a cluster explains."""
+    results = ledger.results
+    for strike in ledger.strikes:
+        if strike.at is None or strike.job_id not in results:
+            continue
+        seconds = ledger.store.results[strike.job_id][0].at - strike.at
+        if seconds > SLOW_S:
+            result = results[strike.job_id]
+            struck = [str(other.kind) for other in ledger.strikes if other.job_id == result.id]
+            yield (
+                f"{seconds:.1f} s: {result.id}, {result.priority}, attempt {result.attempt}, "
+                f"ended by {result.inferer}; struck by {', '.join(struck)}"
+            )
 
 
 def _p50_and_max(values: list[float], width: int) -> str:
