@@ -160,6 +160,7 @@ class Client:
             raise self._refused(path, answer)
         told = answer.json()
         self._accepted(told["id"].partition("-")[2])
+        self._ledger.readings += 1
         (choice,) = told["choices"]
         self._read_all(choice["message"]["content"] if chat else choice["text"])
 

@@ -198,6 +198,8 @@ class Inferer(Part):
         """``module`` is what python runs, with its arguments."""
         (folder / name).mkdir()
         self.model = Path(shutil.copy(model, folder / name))
+        self.starved: set[Path] = set()
+        """Logs of the processes that were without memory for a while."""
         super().__init__(
             name,
             [sys.executable, "-m", *module],
@@ -217,6 +219,7 @@ class Inferer(Part):
     def without_memory(self) -> Iterator[None]:
         """During the block it gets no more than it has; ends with nobody to give it to, too."""
         assert self.process is not None
+        self.starved.add(self.logs[-1])
         pid = self.process.pid
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
         _, most = resource.prlimit(pid, resource.RLIMIT_AS)

@@ -101,9 +101,16 @@ class Site:
             yield inferer, None
 
     def tracebacks(self) -> list[str]:
-        """Logs in which a service did not expect what happened."""
-        logs = [log for part in self.services for log in part.logs]
-        return [f"a traceback in {log}" for log in logs if "Traceback" in log.read_text("utf-8")]
+        """Logs in which a service did not expect what happened. One that had no memory may say
+        that it ends of that."""
+        starved = set().union(*(inferer.starved for inferer in self.inferers))
+        return [
+            f"a traceback in {log}"
+            for part in self.services
+            for log in part.logs
+            if "Traceback" in (text := log.read_text("utf-8"))
+            and not (log in starved and "MemoryError" in text)
+        ]
 
     async def _watch(self) -> None:
         """Start again what dies by itself, as whoever runs such processes does."""
