@@ -16,6 +16,7 @@ from services.inferer.engine import Engine, Sequence
 from services.inferer.llama import Model
 from services.inferer.models import locate
 from services.inferer.sampler import Sampler
+from services.inferer.settings import InfererSettings
 from shared.messages import Sampling
 
 JOBS, TOKENS, ROUNDS = 8, 96, 5
@@ -27,7 +28,9 @@ def main() -> int:
     print(f"concurrency: {describe_machine()}")
     model = Model(locate("smollm2"), gpu_layers=-1)
     engines = {
-        slots: Engine(model, slots=slots, n_ctx=1024, n_batch=128, threads=THREADS)
+        slots: Engine(
+            model, slots=slots, n_ctx=1024, n_batch=InfererSettings().n_batch, threads=THREADS
+        )
         for slots in SLOTS
     }
     took: dict[int, list[float]] = {slots: [] for slots in SLOTS}

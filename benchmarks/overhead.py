@@ -21,6 +21,7 @@ from benchmarks.measuring import THREADS, alternated, describe_machine, running_
 from services.inferer.engine import Engine, Sequence
 from services.inferer.llama import Model
 from services.inferer.sampler import Sampler
+from services.inferer.settings import InfererSettings
 from shared.messages import Sampling
 from tests.tiny_model import write_tiny_model
 
@@ -36,7 +37,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = write_tiny_model(Path(folder) / "tiny.gguf")
         model = Model(path, gpu_layers=-1)
-        engine = Engine(model, slots=1, n_ctx=4096, n_batch=128, threads=THREADS)
+        engine = Engine(
+            model, slots=1, n_ctx=4096, n_batch=InfererSettings().n_batch, threads=THREADS
+        )
         with running_stack(path, "tiny") as stack, _connect(stack.url) as connection:
 
             def direct() -> list[float]:

@@ -78,7 +78,7 @@ def _jobs(inferers: list[InfererEntry]) -> Iterator[RenderableType]:
         yield "no job runs"
         return
     now = datetime.now(UTC)
-    table = Table(box=None, padding=(0, 1, 0, 0))  # 80 columns are to do
+    table = Table(box=None, padding=(0, 1, 0, 0))  # fits into 80 columns
     table.add_column("job", no_wrap=True)
     table.add_column("inferer", overflow="fold", min_width=9)
     table.add_column("attempt", justify="right", no_wrap=True)

@@ -66,8 +66,7 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         try:
             await asyncio.wait((serving, stopped, *running), return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
-                serving.result()
-                await asyncio.wait((stopped, *running), return_when=asyncio.FIRST_COMPLETED)
+                serving.result()  # only an error ends it
         finally:
             serving.cancel()
             stopped.cancel()

@@ -207,7 +207,7 @@ class Broker:
                 f"the broker takes {self.nc.max_payload}"
             )
         give_up_at = time.monotonic() + patience_s
-        unconfirmed = False
+        is_first = True
         while True:
             try:
                 # A copy: the client adds to the headers it is given.
@@ -216,13 +216,13 @@ class Broker:
                 )
             except (nats.js.errors.APIError, *TRANSIENT) as error:
                 if isinstance(error, nats.js.errors.APIError):
-                    if error.err_code in STORE_FULL and not unconfirmed:
-                        raise StorageShort(
-                            f"the broker's storage is full: {error.description}"
-                        ) from error
+                    if error.err_code in STORE_FULL and is_first:
+                        why = f"the broker's storage is full: {error.description}"
+                        raise StorageShort(why) from error
                     if not _may_pass(error):
                         raise
-                unconfirmed = True
+                # An earlier try may have landed, whatever becomes of the next.
+                is_first = False
                 if time.monotonic() >= give_up_at:
                     raise BrokerUnavailable(_sentence(error)) from error
                 await asyncio.sleep(RETRY_DELAY_S)

@@ -54,9 +54,7 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
 def stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
     """NATS, a gateway and one inferer with the tiny model, as processes, ready to serve."""
     with Stack(tmp_path) as running:
-        running.start_gateway()
-        running.start_inferer(tiny_model)
-        running.wait_until_served("tiny")
+        running.serve(tiny_model)
         yield running
 
 
@@ -64,9 +62,7 @@ def stack(tmp_path: Path, tiny_model: Path) -> Iterator[Stack]:
 def shared_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
     """A `stack` for all tests of a module that leave it as they found it."""
     with Stack(tmp_path_factory.mktemp("stack")) as running:
-        running.start_gateway()
-        running.start_inferer(tiny_model)
-        running.wait_until_served("tiny")
+        running.serve(tiny_model)
         yield running
 
 

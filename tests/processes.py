@@ -218,6 +218,12 @@ class Stack:
         self.inferers.append(inferer)
         return inferer
 
+    def serve(self, model: Path) -> None:
+        """A gateway and an inferer with this model, under the name of its file, ready."""
+        self.start_gateway()
+        self.start_inferer(model)
+        self.wait_until_served(model.stem)
+
     def wait_until_served(self, model: str, inferers: int = 1) -> None:
         """Until the gateway is ready and so many inferers of ``model`` are live."""
 

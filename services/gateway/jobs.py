@@ -15,11 +15,12 @@ from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.room import Room
 from services.gateway.settings import GatewaySettings
+from services.gateway.stopping import Stopping
 from services.gateway.storage import Storage
 from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished, find_unfinished
 from shared import subjects
-from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
+from shared.broker import RETRY_DELAY_S, Broker
 from shared.consumers import ModelConsumers, oldest_waiting_s
 from shared.errors import (
     AlreadyFinished,
@@ -29,13 +30,11 @@ from shared.errors import (
     SluiceError,
     StorageShort,
     UnknownJob,
-    UnknownModel,
 )
 from shared.job_ids import has_aged_out, is_job_id, new_job_id
 from shared.logs import logger
 from shared.messages import (
     Cancelled,
-    CancelNotice,
     ClassQueue,
     InferenceRequest,
     JobStatus,
@@ -46,10 +45,11 @@ from shared.messages import (
     StopCode,
     encode,
 )
-from shared.results import read_result, send_result, store_result
+from shared.results import read_result
 from shared.timestamps import timestamp
 
 ABANDON_PATIENCE_S = 60.0
+LOOK_FOR_IT_S = 1.0
 LOOK_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
@@ -77,6 +77,7 @@ class Jobs:
         self._forecast = forecast
         self._storage = storage
         self._settings = settings
+        self._stopping = Stopping(broker, fleet, settings.patience_s)
         self._room = Room(fleet, forecast, settings.max_waiting)
         self._abandoning: set[asyncio.Task[None]] = set()
 
@@ -170,7 +171,7 @@ class Jobs:
                 return result
             job = await find_unfinished(self._broker, job_id, from_leader=from_leader)
             if job is not None:
-                return await self._stop(job, job.lateness) if job.is_late else job
+                return await self._stopping.stop(job, job.lateness) if job.is_late else job
         # It may have finished between the two looks.
         result = await read_result(self._broker, job_id, from_leader=True)
         if result is not None:
@@ -217,22 +218,19 @@ class Jobs:
     async def cancel(self, job_id: str, code: StopCode = "cancelled") -> JobStatus:
         """Cancel a job that waits or runs; harmless to repeat.
 
-        The order makes every race safe: the result first, then the notice to who runs it, then
-        the message, if nobody has it.
-
         Raises:
             AlreadyFinished: it has another result.
             UnknownJob, JobAgedOut, BrokerUnavailable.
         """
         job = await self.find(job_id)
         if isinstance(job, Unfinished):
-            job = await self._stop(job, code)
+            job = await self._stopping.stop(job, code)
         elif isinstance(job, Cancelled):
             # Whoever did it may have been cut off before it was done.
-            await self._notify(job.id, code)
+            await self._stopping.notify(job.id, code)
             left = await find_unfinished(self._broker, job_id)
             if left is not None:
-                await self._withdraw(left, job)
+                await self._stopping.finish(left, job)
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
             raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}", state)
@@ -267,7 +265,7 @@ class Jobs:
                     except UnknownJob:
                         if not may_still_come:
                             raise
-                        await asyncio.sleep(1)
+                        await asyncio.sleep(LOOK_FOR_IT_S)
         except (SluiceError, TimeoutError) as error:
             log.info("job_not_abandoned", job_id=job_id, why=str(error))
 
@@ -303,44 +301,6 @@ class Jobs:
                 f"the request has {len(payload)} bytes, the broker takes {self._broker.max_body}"
             )
         return payload
-
-    async def _stop(self, job: Unfinished, code: StopCode) -> Result:
-        """Store its result, tell who runs it and who waits, and take the message off the queue."""
-        result = job.stopped(code)
-        stored = await store_result(self._broker, result, self._settings.patience_s)
-        if stored != result:
-            return stored
-        await self._notify(job.id, code)
-        await self._withdraw(job, stored)
-        return stored
-
-    async def _withdraw(self, job: Unfinished, stored: Result) -> None:
-        """Tell who waits for a job that was stopped, and take it off the queue.
-
-        An inferer that holds it tells it once more. But whether one does may not be known, and it
-        may be lost; to hear it twice is better than not at all.
-        """
-        await send_result(self._broker, stored, job.reply_to, job.streams)
-        with unavailable_on_outage(self._broker):
-            await self._delete_undelivered(job)
-
-    async def _notify(self, job_id: str, code: StopCode) -> None:
-        """Tell the inferer that runs the job, if one does, to stop."""
-        with unavailable_on_outage(self._broker):
-            await self._broker.nc.publish(subjects.cancel(job_id), encode(CancelNotice(code)))
-
-    async def _delete_undelivered(self, job: Unfinished) -> None:
-        """Drop a message that no inferer has had. One that is held is settled by its inferer:
-        deleting it would let the next job start beside it."""
-        if job.scheduled or not await self._is_delivered(job):
-            await self._broker.delete(subjects.REQUESTS, job.message.sequence)
-
-    async def _is_delivered(self, job: Unfinished) -> bool:
-        try:
-            info = (await self._fleet.model(job.model)).by_class[job.priority]
-        except (UnknownModel, KeyError):
-            return False
-        return info.delivered is not None and job.message.sequence <= info.delivered.stream_seq
 
 
 def _pause_s(deadline: datetime | None) -> float:

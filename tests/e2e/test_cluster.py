@@ -33,10 +33,8 @@ async def test_a_gateway_that_starts_before_all_nodes(tmp_path: Path) -> None:
         async with asyncio.timeout(60):
             while not gateway.events("broker_not_prepared"):
                 await asyncio.sleep(0.05)
-        await asyncio.sleep(3)  # while it tries again, and again
-        assert not gateway.has_died, gateway.logs[0].read_text()
         third.launch()
-        await gateway.until_ready()
+        await gateway.until_ready()  # or it has died meanwhile, which is an error
     finally:
         for part in (gateway, *two, third):
             part.kill()

@@ -12,7 +12,7 @@ import pytest
 from shared.broker import connected
 from shared.config import BrokerSettings
 from tests.disk import SIZE_BYTES, Disk, small_disk
-from tests.e2e.test_doctor import examine
+from tests.doctor import examine
 from tests.processes import Stack, eventually
 from tests.up import Up
 

@@ -15,8 +15,8 @@ from shared.broker import Broker, connected
 from shared.config import BrokerSettings
 from shared.consumers import consumer
 from shared.cpus import usable_cpus
+from tests.doctor import Finding, examine
 from tests.processes import (
-    PATIENCE_S,
     NatsServer,
     Stack,
     clean_environment,
@@ -24,28 +24,6 @@ from tests.processes import (
     free_port,
     scripts,
 )
-
-Finding = dict[str, Any]
-
-
-def examine(stack: Stack) -> dict[str, list[Finding]]:
-    """The findings by what they are about; the exit status says whether something is wrong."""
-    command = [str(scripts() / "sluice"), "doctor", "--url", stack.url]
-    done = subprocess.run(
-        [*command, "--nats-url", stack.nats.url, "--json"],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    findings = json.loads(done.stdout)["findings"]
-    is_wrong = any(finding["verdict"] == "wrong" for finding in findings)
-    assert (done.returncode, done.stderr) == (int(is_wrong), "")
-    found: dict[str, list[Finding]] = {}
-    for finding in findings:
-        assert (finding["advice"] is None) == (finding["verdict"] == "ok")
-        found.setdefault(finding["about"], []).append(finding)
-    return found
 
 
 def test_all_is_well(stack: Stack) -> None:

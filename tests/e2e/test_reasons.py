@@ -53,9 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
     configuration = folder / "nats.conf"
     configuration.write_text("max_payload: 64KB\njetstream: enabled\n")
     with Stack(folder, configuration) as running:
-        running.start_gateway()
-        running.start_inferer(tiny_model)
-        running.wait_until_served("tiny")
+        running.serve(tiny_model)
         yield running
 
 

@@ -12,7 +12,7 @@ import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
-from tests.e2e.test_doctor import examine
+from tests.doctor import examine
 from tests.processes import Stack, eventually
 
 
@@ -20,9 +20,7 @@ from tests.processes import Stack, eventually
 def limited_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
     """A stack whose broker grants it 20 MB."""
     with Stack(tmp_path_factory.mktemp("limited"), store="20MB") as running:
-        running.start_gateway()
-        running.start_inferer(tiny_model)
-        running.wait_until_served("tiny")
+        running.serve(tiny_model)
         yield running
 
 

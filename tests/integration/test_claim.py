@@ -54,6 +54,15 @@ async def test_a_refusal_frees_the_key(bucket: Broker, error: SluiceError) -> No
     await hold(bucket, claim, new_job_id())
 
 
+async def test_a_refusal_keeps_the_key_of_somebody_elses_job(bucket: Broker) -> None:
+    """Who publishes it once more may be refused, where the first was only slow and is not."""
+    job_id = new_job_id()
+    await hold(bucket, await look(bucket, KEY, "d"), job_id)
+    with pytest.raises(StorageShort):
+        await hold(bucket, await look(bucket, KEY, "d"), job_id, StorageShort("full"))
+    assert (await look(bucket, KEY, "d")).job_id == job_id
+
+
 async def test_an_outage_does_not(bucket: Broker) -> None:
     """The job may have arrived: who comes back finds the key, and the job or its id."""
     job_id = new_job_id()

@@ -1,15 +1,17 @@
 """Publishing to a real broker: what it would not take is refused before it hangs up."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from nats.js.api import PubAck, StreamConfig
 
 from shared import subjects
-from shared.broker import Broker
+from shared.broker import Broker, connected
 from shared.config import BrokerSettings
-from shared.errors import RequestTooLarge, StorageShort
+from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from tests.processes import NatsServer
 
 
@@ -28,22 +30,39 @@ async def test_headers_count(broker: Broker) -> None:
     assert (await broker.js.stream_info("S")).state.messages == 1
 
 
+@asynccontextmanager
+async def full_store(folder: Path) -> AsyncIterator[Broker]:
+    """A connection to a broker of 1 MB that has no room for 100,000 bytes more, all in ``s.2``."""
+    configuration = folder / "nats.conf"
+    configuration.write_text("jetstream { max_file_store: 1MB }")
+    with NatsServer(folder / "nats", configuration) as server:
+        async with connected(BrokerSettings(url=server.url), "test") as broker:
+            await broker.js.add_stream(StreamConfig(name="S", subjects=["s.*"]))
+            await broker.publish_stored("s.1", b"x", {subjects.HEADER_MSG_ID: "1"}, 5)
+            large = [broker.publish_stored("s.2", bytes(100_000), {}, 5) for _ in range(20)]
+            outcomes = await asyncio.gather(*large, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} == {PubAck, StorageShort}
+            yield broker
+
+
 async def test_a_full_store(tmp_path: Path) -> None:
     """Of the server, whose limit nobody can ask for: it is said at once, and passes with room. A
     message that was stored before is still known when it is sent again."""
-    configuration = tmp_path / "nats.conf"
-    configuration.write_text("jetstream { max_file_store: 1MB }")
-    with NatsServer(tmp_path / "nats", configuration) as server:
-        broker = Broker(BrokerSettings(url=server.url), "test")
-        await broker.connect()
+    async with full_store(tmp_path) as broker:
         assert (await broker.js.account_info()).limits.max_storage == -1
-        await broker.js.add_stream(StreamConfig(name="S", subjects=["s.*"]))
-        first = await broker.publish_stored("s.1", b"x", {subjects.HEADER_MSG_ID: "1"}, 5)
-        large = [broker.publish_stored("s.2", bytes(100_000), {}, 5) for _ in range(20)]
-        outcomes = await asyncio.gather(*large, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {PubAck, StorageShort}
         again = await broker.publish_stored("s.1", b"x", {subjects.HEADER_MSG_ID: "1"}, 5)
-        assert (again.seq, again.duplicate) == (first.seq, True)
+        assert (again.seq, again.duplicate) == (1, True)
         await broker.js.purge_stream("S")
         await broker.publish_stored("s.2", bytes(100_000), {}, patience_s=5)
-        await broker.close()
+
+
+async def test_a_full_store_after_a_try_that_was_not_confirmed(tmp_path: Path) -> None:
+    """The first one may have landed: it is not said that nothing was stored."""
+    async with full_store(tmp_path) as broker:
+        publishing = asyncio.create_task(broker.publish_stored("t", bytes(100_000), {}, 3))
+        await asyncio.sleep(0)  # it is sent, and finds no stream
+        await broker.js.add_stream(StreamConfig(name="T", subjects=["t"]))
+        with pytest.raises(BrokerUnavailable) as caught:
+            await publishing
+    assert caught.type is BrokerUnavailable
+    assert "resource" in caught.value.message or "storage" in caught.value.message
