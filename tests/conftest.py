@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from services.inferer.models import locate
 from shared.broker import Broker
@@ -13,6 +14,17 @@ from shared.config import BrokerSettings
 from tests.processes import NatsServer, Stack, scripts
 from tests.tiny_model import write_tiny_model
 from tests.up import Up
+
+# The same cases in every run, and no limit for one: machines differ, and what is slow is measured
+# elsewhere. `make fuzz` looks for new ones.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
