@@ -1,0 +1,104 @@
+"""A llama.cpp that dies of a real signal: a library that stands in front of the real one.
+
+Inferers load it when ``LLAMA_CPP_LIB_PATH`` names its folder. What it does not define
+itself comes from the real library.
+"""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+POISON = "poison"
+"""A prompt with this word dies of SIGSEGV when it is computed, with `POISONED`."""
+TOKENIZER_POISON = "poisoned tokenizer"
+"""A text with these words dies of SIGSEGV when it is tokenized, with `POISONED`."""
+
+PRELUDE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct llama_batch {
+    int32_t n_tokens;
+    int32_t *token;
+    float *embd;
+    int32_t *pos;
+    int32_t *n_seq_id;
+    int32_t **seq_id;
+    int8_t *logits;
+} llama_batch;
+
+/* The function of the real library that this one hides. */
+static void *real(const char *name) { return dlsym(dlopen(REAL_LIBRARY, RTLD_NOW), name); }
+
+static void die(int signal_number) {
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
+}
+"""
+
+DIES_AT_DECODE = r"""
+int32_t llama_decode(void *context, llama_batch batch) { die(SIGSEGV); return 0; }
+"""
+"""A library that cannot compute anything at all."""
+
+POISONED = rf"""
+static int32_t marker[8], marker_tokens;
+
+typedef int32_t tokenize(const void *, const char *, int32_t, int32_t *, int32_t, bool, bool);
+
+int32_t llama_tokenize(
+    const void *vocabulary, const char *text, int32_t length,
+    int32_t *tokens, int32_t most, bool add_special, bool parse_special
+) {{
+    tokenize *really = (tokenize *) real("llama_tokenize");
+    if (memmem(text, length, "{TOKENIZER_POISON}", {len(TOKENIZER_POISON)})) die(SIGSEGV);
+    if (!marker_tokens)
+        marker_tokens = really(
+            vocabulary, " {POISON}", {len(POISON) + 1}, marker, 8, false, false);
+    return really(vocabulary, text, length, tokens, most, add_special, parse_special);
+}}
+
+int32_t llama_decode(void *context, llama_batch batch) {{
+    for (int at = 0; marker_tokens > 0 && batch.token && at + marker_tokens <= batch.n_tokens; at++)
+        if (!memcmp(batch.token + at, marker, marker_tokens * sizeof *marker)) die(SIGSEGV);
+    return ((int32_t (*)(void *, llama_batch)) real("llama_decode"))(context, batch);
+}}
+"""
+"""A library that computes everything but what holds `POISON` (after a space) or
+`TOKENIZER_POISON`."""
+
+
+def write_shim(folder: Path, source: str) -> Path:
+    """Compile ``source``, C that may use what `PRELUDE` has, into a ``libllama.so`` in ``folder``;
+    the folder, for ``LLAMA_CPP_LIB_PATH``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    libraries = _libraries()
+    for library in libraries.glob("*.so*"):
+        if library.name != "libllama.so":
+            (folder / library.name).symlink_to(library)
+    real = libraries / "libllama.so"
+    code = folder / "shim.c"
+    code.write_text(PRELUDE + source)
+    command = ["cc", "-shared", "-fPIC", "-O1", f'-DREAL_LIBRARY="{real}"', str(code)]
+    linking = [
+        "-Wl,--no-as-needed",
+        str(real),
+        f"-Wl,-rpath,{libraries}",
+        "-ldl",
+        "-o",
+        str(folder / "libllama.so"),
+    ]
+    subprocess.run([*command, *linking], check=True)
+    return folder
+
+
+def _libraries() -> Path:
+    """Where llama-cpp-python keeps what it compiled; found without loading it."""
+    package = importlib.util.find_spec("llama_cpp")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "lib"
