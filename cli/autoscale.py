@@ -19,7 +19,7 @@ from shared.messages import (
     QueueReport,
     encode,
 )
-from shared.timestamps import parse_timestamp
+from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
 
 LOOK_EVERY_S = 1.0
 LOOK_WHEN_NONE_RUNS_S = 0.2
@@ -46,6 +46,8 @@ class _Sight(Struct, frozen=True):
     """The inferers of our model by id, ours and others."""
     slots: int
     """How many jobs these take at once, and those of ours that are starting."""
+    at: str
+    """When that was, by the broker's clock."""
 
 
 class Autoscaler:
@@ -82,8 +84,8 @@ class Autoscaler:
         answer = (await self._http.get("/queue")).raise_for_status()
         queues = msgspec.json.decode(answer.content, type=QueueReport).models
         answer = (await self._http.get("/inferers")).raise_for_status()
-        entries = msgspec.json.decode(answer.content, type=FleetReport).inferers
-        live = {entry.id: entry for entry in entries if self._is_live(entry)}
+        fleet = msgspec.json.decode(answer.content, type=FleetReport)
+        live = {entry.id: entry for entry in fleet.inferers if self._is_live(entry)}
         starting = [
             inferer
             for inferer in self._running
@@ -93,6 +95,7 @@ class Autoscaler:
             unfinished=sum(q.waiting + q.in_flight for q in queues if q.model == self._model),
             live=live,
             slots=sum(entry.slots for entry in live.values()) + self._concurrency * len(starting),
+            at=fleet.at or timestamp(),
         )
 
     def _is_live(self, entry: InfererEntry) -> bool:
@@ -125,9 +128,9 @@ class Autoscaler:
         entry = sight.live.get(inferer.name)
         if entry is None or entry.idle_since is None:
             return False
+        idle_ms = milliseconds_between(entry.idle_since, sight.at)
         return (
-            _age_s(entry.idle_since) >= self._scale.idle_s
-            and sight.unfinished <= sight.slots - entry.slots
+            idle_ms >= self._scale.idle_s * 1000 and sight.unfinished <= sight.slots - entry.slots
         )
 
     async def _retire(self, inferer: Child, slots: int) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from msgspec import Struct
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from cli.client import Client
 from cli.errors import EXIT_UNREACHABLE, CommandError
 from cli.output import inferers_table, queue_table
 from shared.messages import InfererEntry, ModelQueue
-from shared.timestamps import parse_timestamp
+from shared.timestamps import milliseconds_between, timestamp
 
 REFRESH_S = 1.0
 BAR_WIDTH = 10
@@ -26,11 +26,14 @@ class Snapshot(Struct, frozen=True):
 
     queue: list[ModelQueue]
     inferers: list[InfererEntry]
+    at: str | None = None
+    """The broker's time, by which its jobs started; None from a gateway of an earlier version."""
 
 
 def take_snapshot(client: Client) -> Snapshot:
     """Raises: CommandError."""
-    return Snapshot(client.queue().models, client.inferers().inferers)
+    fleet = client.inferers()
+    return Snapshot(client.queue().models, fleet.inferers, fleet.at)
 
 
 def watch(client: Client) -> None:
@@ -63,7 +66,7 @@ def frame(snapshot: Snapshot) -> Group:
         "",
         inferers_table(snapshot.inferers, jobs=False),
         "",
-        *_jobs(snapshot.inferers),
+        *_jobs(snapshot.inferers, snapshot.at or timestamp()),
     )
 
 
@@ -72,12 +75,11 @@ def _title(url: str) -> Text:
     return Text(f"sluice top, {url}, {now:%H:%M:%S}; Ctrl-C ends it\n", "dim")
 
 
-def _jobs(inferers: list[InfererEntry]) -> Iterator[RenderableType]:
+def _jobs(inferers: list[InfererEntry], now: str) -> Iterator[RenderableType]:
     running = [(entry, job) for entry in inferers for job in entry.jobs]
     if not running:
         yield "no job runs"
         return
-    now = datetime.now(UTC)
     table = Table(box=None, padding=(0, 1, 0, 0))  # fits into 80 columns
     table.add_column("job", no_wrap=True)
     table.add_column("inferer", overflow="fold", min_width=9)
@@ -86,8 +88,7 @@ def _jobs(inferers: list[InfererEntry]) -> Iterator[RenderableType]:
     table.add_column()  # the bar, which gives way first
     table.add_column("tokens", no_wrap=True)
     for entry, job in sorted(running, key=lambda one: one[1].started_at):
-        # The clocks of two hosts need not agree.
-        seconds = max(0.0, (now - parse_timestamp(job.started_at)).total_seconds())
+        seconds = milliseconds_between(job.started_at, now) / 1000
         bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
         tokens = f"{job.completion_tokens}/{job.max_tokens}"
         cells = (Text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
+from shared.broker_clock import BrokerClock
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.logs import logger
@@ -24,6 +26,8 @@ HEADER_ROOM = 8 * 1024
 
 REQUEST_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 0.2
+
+READ_CLOCK_EVERY_S = 10.0
 
 PING_EVERY_S = 3
 """A server that owes two answers is left for another: after 9 s, so that a lease does not run out
@@ -74,6 +78,8 @@ class Broker:
         self._outage_logged = False
         self._closing = False
         self._on_reconnect: list[Callable[[], None]] = []
+        self._clock = BrokerClock()
+        self._reading_clock: asyncio.Task[None] | None = None
         self.nc = Client()
         self.js: JetStreamContext = self.nc.jetstream(timeout=REQUEST_TIMEOUT_S)
 
@@ -85,6 +91,10 @@ class Broker:
     def max_body(self) -> int:
         """The largest payload, in bytes, that leaves room for headers."""
         return self.nc.max_payload - HEADER_ROOM
+
+    def now(self) -> datetime:
+        """The broker's time; every deadline and every time on the wire is its, not a host's."""
+        return self._clock.now()
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the event loop after each reconnect, until what this returns is
@@ -111,10 +121,14 @@ class Broker:
                 await self._log_error(error)
                 await asyncio.sleep(RETRY_DELAY_S)
         self._outage_logged = False
+        await self._read_clock()
+        self._reading_clock = asyncio.create_task(self._keep_reading_clock(), name="broker clock")
         log.info("broker_connected", url=self._url)
 
     async def close(self) -> None:
         self._closing = True
+        if self._reading_clock is not None:
+            self._reading_clock.cancel()
         # While the broker is away the client writes what it still holds to a transport that is
         # closed; that is no news.
         with suppress(nats.errors.Error, OSError, RuntimeError):
@@ -243,6 +257,18 @@ class Broker:
         error = msgspec.json.decode(answer.data).get("error", {})
         if error and error.get("err_code") not in NO_SUCH_MESSAGE:
             raise BrokerUnavailable(f"the broker could not do it: {error.get('description')}")
+
+    async def _read_clock(self) -> None:
+        try:
+            await self._clock.read(self.nc, REQUEST_TIMEOUT_S)
+        except (nats.errors.Error, ValueError) as error:
+            if not self._clock.is_known and self.is_connected:
+                log.warning("broker_time_unknown", error=_sentence(error), used="this host's")
+
+    async def _keep_reading_clock(self) -> None:
+        while True:
+            await asyncio.sleep(READ_CLOCK_EVERY_S if self._clock.is_known else RETRY_DELAY_S)
+            await self._read_clock()
 
     @property
     def _url(self) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 import nats.js.errors
@@ -155,7 +155,7 @@ async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | Non
         for info in model.by_class.values()
         if info.num_pending
     ]
-    now = datetime.now(UTC)
+    now = broker.now()
     ages = [now - parse_timestamp(message.time) for message in oldest if message is not None]
     return round(max(ages).total_seconds(), 3) if ages else None
 

@@ -10,9 +10,16 @@ from uuid6 import uuid7
 RETENTION = timedelta(hours=48)
 LONGEST_JOB = timedelta(hours=24)
 
+_BELOW_THE_TIME = (1 << 80) - 1
+"""The bits of a UUIDv7 that are not its time, which comes first."""
 
-def new_job_id() -> str:
-    return str(uuid7())
+
+def new_job_id(at: datetime | None = None) -> str:
+    """A new id that says ``at``: the broker's time for a job, this host's where it is left out."""
+    made: UUID = uuid7()
+    if at is not None:
+        made = UUID(int=int(at.timestamp() * 1000) << 80 | made.int & _BELOW_THE_TIME)
+    return str(made)
 
 
 def is_job_id(text: str) -> bool:
@@ -29,6 +36,6 @@ def accepted_at(job_id: str) -> datetime:
     return datetime.fromtimestamp((UUID(job_id).int >> 80) / 1000, UTC)
 
 
-def has_aged_out(job_id: str) -> bool:
+def has_aged_out(job_id: str, now: datetime) -> bool:
     """Whether everything about the job may be gone because of its age alone."""
-    return datetime.now(UTC) - accepted_at(job_id) > RETENTION
+    return now - accepted_at(job_id) > RETENTION

@@ -188,13 +188,15 @@ class Usage(Struct, frozen=True):
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start."""
+    """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start,
+    ``total_ms`` from there to its end, by a clock that nobody sets."""
 
     queued_ms: float
     load_ms: float = 0.0
     prompt_ms: float = 0.0
     first_token_ms: float | None = None
     generation_ms: float = 0.0
+    total_ms: float | None = None
     tokens_per_s: float | None = None
 
 
@@ -526,9 +528,11 @@ class QueueReport(Struct, frozen=True):
 
 
 class FleetReport(Struct, frozen=True):
-    """Every live inferer, as of its last word, at most a second ago."""
+    """Every live inferer, as of its last word, at most a second ago; ``at`` is the broker's time
+    of the report, which the times in it can be compared with."""
 
     inferers: list[InfererEntry]
+    at: str | None = None
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes none.")]

@@ -1,6 +1,7 @@
 """Results: written once, read by everybody, sent to whoever waits."""
 
 import re
+from datetime import datetime
 
 import nats.js.errors
 import structlog
@@ -32,10 +33,10 @@ async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False)
     """
     get = broker.leader_get if from_leader else broker.direct_get
     stored = await get(subjects.RESULTS, last_by_subj=subjects.result(job_id))
-    return None if stored is None else decode_stored(job_id, stored.data)
+    return None if stored is None else decode_stored(job_id, stored.data, broker.now())
 
 
-def decode_stored(job_id: str, data: bytes) -> Result:
+def decode_stored(job_id: str, data: bytes, now: datetime) -> Result:
     """The result in ``data``, or `failed` where somebody has put there what is none."""
     try:
         return decode_result(data)
@@ -45,8 +46,8 @@ def decode_stored(job_id: str, data: bytes) -> Result:
             id=job_id,
             model="",
             attempt=0,
-            queued_at=timestamp(),
-            finished_at=timestamp(),
+            queued_at=timestamp(now),
+            finished_at=timestamp(now),
             code="unreadable_result",
             message=f"what is stored as the result is none: {error}",
         )

@@ -1,6 +1,11 @@
-"""Times on the wire: RFC 3339, UTC, always six decimals, so that they compare as strings."""
+"""Times on the wire: RFC 3339, UTC, always six decimals, so that they compare as strings.
+
+They are the broker's (`Broker.now`), so that what different hosts wrote can be compared.
+"""
 
 from datetime import UTC, datetime
+
+from shared.job_ids import LONGEST_JOB
 
 
 def timestamp(at: datetime | None = None) -> str:
@@ -21,4 +26,7 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def milliseconds_between(start: str, end: str) -> float:
-    return (parse_timestamp(end) - parse_timestamp(start)).total_seconds() * 1000
+    """From ``start`` to ``end``, as far as that is possible for a job: never negative, and never
+    more than 24 h, whatever somebody wrote."""
+    between = (parse_timestamp(end) - parse_timestamp(start)).total_seconds()
+    return min(max(between, 0.0), LONGEST_JOB.total_seconds()) * 1000

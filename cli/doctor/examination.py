@@ -78,6 +78,7 @@ async def _behind_the_broker(
             before.models.get(model),
             consumers,
             [one for one in now.live if one.entry.model == model],
+            at=broker.now(),
             oldest_s=await oldest_waiting_s(broker, consumers),
             some_died=now.some_died,
         )

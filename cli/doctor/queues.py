@@ -1,6 +1,7 @@
 """One model's queue: who serves it, how many may run, what is out and what waits."""
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from cli.doctor.finding import Finding, look, ok, wrong
 from shared import subjects
@@ -15,10 +16,12 @@ def examine_queue(
     now: ModelConsumers,
     live: list[Live],
     *,
+    at: datetime,
     oldest_s: float | None,
     some_died: bool,
 ) -> Iterator[Finding]:
-    """``before`` is how the queue was some seconds ago, ``live`` are the model's inferers now."""
+    """``before`` is how the queue was some seconds ago, ``live`` are the model's inferers now, that
+    is, ``at`` by the broker's clock."""
     model, inferers = now.name, [one.entry for one in live]
     waits = f"{now.waiting} waiting" + (f", the oldest for {oldest_s:.0f} s" if oldest_s else "")
     queue = f"{waits}, {now.in_flight} in flight, limit {now.limit}"
@@ -45,7 +48,7 @@ def examine_queue(
     jobs = [job for entry in inferers for job in entry.jobs]
     if jobs:
         since = min(job.started_at for job in jobs)
-        seconds = milliseconds_between(since, timestamp()) / 1000
+        seconds = milliseconds_between(since, timestamp(at)) / 1000
         yield ok(model, f"the longest-running job started {seconds:.0f} s ago")
     if now.in_flight > len(jobs) + (0 if some_died else slots):
         yield look(

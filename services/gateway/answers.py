@@ -4,7 +4,7 @@ deadline passes while it waits."""
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
@@ -60,7 +60,7 @@ class Answers:
         task.add_done_callback(self._tasks.discard)
 
     async def _expire(self, job_id: str, deadline: datetime) -> None:
-        pause_s = _seconds_to(deadline)
+        pause_s = self._seconds_to(deadline)
         while True:
             with self._finished.expecting(job_id) as announced:
                 await asyncio.wait((announced,), timeout=pause_s)
@@ -74,7 +74,7 @@ class Answers:
                 pass
             except SluiceError:
                 return
-            pause_s = max(_seconds_to(deadline), LOOK_AGAIN_S)
+            pause_s = max(self._seconds_to(deadline), LOOK_AGAIN_S)
 
     async def _send(self, job_id: str, reply_to: str, stream: bool) -> None:
         finished = asyncio.create_task(self._jobs.wait(job_id))
@@ -108,6 +108,5 @@ class Answers:
         with suppress(*TRANSIENT):
             await self._broker.nc.publish(reply_to, headers=headers)
 
-
-def _seconds_to(moment: datetime) -> float:
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    def _seconds_to(self, moment: datetime) -> float:
+        return max(0.0, (moment - self._broker.now()).total_seconds())

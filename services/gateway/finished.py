@@ -43,7 +43,7 @@ class FinishedJobs:
 
     async def _receive(self, message: Msg) -> None:
         job_id = subjects.last_token(message.subject)
-        result = decode_stored(job_id, message.data)
+        result = decode_stored(job_id, message.data, self._broker.now())
         _resolve(self._expected.get(job_id, ()), result)
         self._learn(result)
 

@@ -27,6 +27,7 @@ from shared.messages import (
     decode_inferer_entry,
     encode,
 )
+from shared.timestamps import timestamp
 from shared.topology import Topology
 
 REFRESH_S = 2.0
@@ -103,7 +104,8 @@ class Fleet:
                     entry, overlaps=[other.id for other in entries if overlaps(entry, other)]
                 )
                 for entry in entries
-            ]
+            ],
+            at=timestamp(self._broker.now()),
         )
 
     async def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import nats.js.errors
 
@@ -103,10 +103,10 @@ class Jobs:
         self._storage.require_room()
         model = await self._fleet.choose(submission.model)
         await check(submission, model.facts)
-        now = datetime.now(UTC)
+        now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(
-            id=(claim and claim.job_id) or new_job_id(),
+            id=(claim and claim.job_id) or new_job_id(now),
             model=model.name,
             priority=submission.priority,
             queued_at=timestamp(now),
@@ -171,12 +171,13 @@ class Jobs:
                 return result
             job = await find_unfinished(self._broker, job_id, from_leader=from_leader)
             if job is not None:
-                return await self._stopping.stop(job, job.lateness) if job.is_late else job
+                late = job.is_late(self._broker.now())
+                return await self._stopping.stop(job, job.lateness) if late else job
         # It may have finished between the two looks.
         result = await read_result(self._broker, job_id, from_leader=True)
         if result is not None:
             return result
-        if has_aged_out(job_id):
+        if has_aged_out(job_id, self._broker.now()):
             raise JobAgedOut(f"the job {job_id} is older than results are kept (48 h)")
         raise UnknownJob(f"no job {job_id}")
 
@@ -209,7 +210,7 @@ class Jobs:
                         return found
                 except BrokerUnavailable:
                     pass
-                pause_s = _pause_s(deadline) if look else FIRST_LOOK_AFTER_S
+                pause_s = self._pause_s(deadline) if look else FIRST_LOOK_AFTER_S
                 await asyncio.wait((announced,), timeout=pause_s)
                 if announced.done() and (result := announced.result()) is not None:
                     return result
@@ -286,6 +287,12 @@ class Jobs:
             },
         )
 
+    def _pause_s(self, deadline: datetime | None) -> float:
+        if deadline is None:
+            return LOOK_AGAIN_S
+        left = (deadline - self._broker.now()).total_seconds()
+        return min(LOOK_AGAIN_S, max(left, 0.25))
+
     def _encode(self, submission: JobSubmission, ticket: Ticket) -> bytes:
         shared = {
             name: getattr(submission, name)
@@ -301,10 +308,3 @@ class Jobs:
                 f"the request has {len(payload)} bytes, the broker takes {self._broker.max_body}"
             )
         return payload
-
-
-def _pause_s(deadline: datetime | None) -> float:
-    if deadline is None:
-        return LOOK_AGAIN_S
-    left = (deadline - datetime.now(UTC)).total_seconds()
-    return min(LOOK_AGAIN_S, max(left, 0.25))

@@ -24,7 +24,7 @@ class Stopping:
         Raises:
             BrokerUnavailable: it may have been stopped all the same; `finish` does the rest.
         """
-        result = job.stopped(code)
+        result = job.stopped(code, self._broker.now())
         stored = await store_result(self._broker, result, self._patience_s)
         if stored == result:
             await self.notify(job.id, code)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from msgspec import UNSET
 
@@ -45,12 +45,12 @@ class Unfinished:
     last: StateEvent | None
     scheduled: bool
 
-    @property
-    def is_late(self) -> bool:
+    def is_late(self, now: datetime) -> bool:
+        """Whether its deadline has passed; ``now`` is the broker's time, as the deadline is."""
         if self.deadline is None:
             return False
         grace = OVERDUE if self._start else timedelta(0)
-        return datetime.now(UTC) > self.deadline + grace
+        return now - grace > self.deadline
 
     @property
     def queued_at(self) -> str:
@@ -104,7 +104,7 @@ class Unfinished:
         """What to call it that ``is_late``."""
         return "timed_out" if self._start else "deadline_passed"
 
-    def stopped(self, code: StopCode) -> Cancelled | Expired:
+    def stopped(self, code: StopCode, now: datetime) -> Cancelled | Expired:
         """The result of a job that somebody or something stops now."""
         return stopped(
             code,
@@ -113,7 +113,7 @@ class Unfinished:
             attempt=self.attempts,
             queued_at=self.queued_at,
             started_at=self._start.at if self._start else None,
-            finished_at=timestamp(),
+            finished_at=timestamp(now),
             inferer=self._start.inferer if self._start else None,
             owner=self.request.owner if self.request else None,
             metadata=self.request.metadata if self.request else None,

@@ -72,7 +72,7 @@ async def _serve(
             retry_s=settings.retry_s,
             grace_s=settings.grace_s,
         )
-        started_at = timestamp()
+        started_at = timestamp(broker.now())
         token_bytes = await asyncio.to_thread(model.longest_token_bytes)
 
         def describe() -> InfererEntry:

@@ -1,7 +1,7 @@
 """What becomes of a delivered job: its result, or why it has none yet."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import nats.js.errors
 from msgspec.structs import replace
@@ -69,7 +69,7 @@ class Attempts:
             job.count_attempt(last)
         if job.interruption is not None:
             return self._stopped(job)
-        if job.deadline is not None and job.deadline <= datetime.now(UTC):
+        if job.is_late:
             return job.stopped("deadline_passed")
         if job.attempt > self._max_attempts:
             return await self._bury(
@@ -135,7 +135,7 @@ class Attempts:
             return failed
         if job.attempt >= self._max_attempts:
             return await self._bury(job, failed)
-        again_at = datetime.now(UTC) + timedelta(seconds=pause_s(job.attempt, self._retry_s))
+        again_at = self._broker.now() + timedelta(seconds=pause_s(job.attempt, self._retry_s))
         if job.deadline is not None and again_at >= job.deadline:
             return job.out_of_time(self._id, message)
         if job.announced is not None:
@@ -162,7 +162,9 @@ class Attempts:
     async def _bury(self, job: Job, failed: Failed) -> Failed:
         """Lay the request aside; the result that says so. One that is laid aside stays so, with
         the reason that was given first."""
-        letter = await self._records.bury(dead_letter(job, failed, self._broker.max_body))
+        letter = await self._records.bury(
+            dead_letter(job, failed, self._broker.now(), self._broker.max_body)
+        )
         return replace(failed, code=letter.code, message=letter.message, attempt=letter.attempts)
 
 
@@ -172,6 +174,7 @@ def _timings(job: Job, generation: Generation) -> Timings:
         queued_ms=milliseconds_between(job.queued_at, job.started_at),
         prompt_ms=generation.prompt_ms,
         first_token_ms=generation.prompt_ms,
+        total_ms=job.running_ms,
         generation_ms=generation.generation_ms,
         tokens_per_s=(generation.completion_tokens - 1) / (generation.generation_ms / 1000)
         if generation.completion_tokens > 1

@@ -1,5 +1,7 @@
 """The dead letter of a job: its request, and why nobody will try it again."""
 
+from datetime import datetime
+
 from msgspec.structs import replace
 
 from services.inferer.job import Job
@@ -10,7 +12,7 @@ WORST_ESCAPE = 6
 """Bytes that are no text take up to so many times their room when they are shown."""
 
 
-def dead_letter(job: Job, failed: Failed, max_bytes: int) -> DeadLetter:
+def dead_letter(job: Job, failed: Failed, now: datetime, max_bytes: int) -> DeadLetter:
     """``job``'s letter, with no more of the request than ``max_bytes`` have room for."""
     letter = DeadLetter(
         id=job.id,
@@ -18,7 +20,7 @@ def dead_letter(job: Job, failed: Failed, max_bytes: int) -> DeadLetter:
         code=failed.code,
         message=failed.message,
         attempts=failed.attempt,
-        at=timestamp(),
+        at=timestamp(now),
         request=job.message.data.decode("utf-8", "replace"),
         priority=job.priority,
         timeout_s=None

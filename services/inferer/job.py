@@ -1,8 +1,9 @@
 """One delivery of one job, as an inferer holds it."""
 
 import asyncio
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal
 
@@ -48,7 +49,9 @@ class Interrupted(Exception):
 class Job:
     """What the message says, and what has become of the job since."""
 
-    def __init__(self, message: Msg) -> None:
+    def __init__(self, message: Msg, now: Callable[[], datetime]) -> None:
+        """``now`` is the broker's time."""
+        self._now = now
         headers = message.headers or {}
         self.message = message
         self.model, self.job_class, self.id = subjects.parse_request(message.subject)
@@ -60,6 +63,7 @@ class Job:
         )
         self.attempt = 1
         self.started_at: str | None = None
+        self._started_s = 0.0
         self.work: Work | None = None
         self.deadline: datetime | None = None
         self.malformed: str | None = None
@@ -86,10 +90,19 @@ class Job:
         return self.interrupting.result() if self.interrupting.done() else None
 
     @property
+    def is_late(self) -> bool:
+        return self.deadline is not None and self.deadline <= self._now()
+
+    @property
+    def running_ms(self) -> float:
+        """How long its attempt has run, by a clock that nobody sets."""
+        return (time.monotonic() - self._started_s) * 1000
+
+    @property
     def seconds_left(self) -> float | None:
         if self.deadline is None:
             return None
-        return max(0.0, (self.deadline - datetime.now(UTC)).total_seconds())
+        return max(0.0, (self.deadline - self._now()).total_seconds())
 
     def interrupt(self, code: Interruption) -> None:
         """Stop the job; the first reason counts."""
@@ -103,7 +116,8 @@ class Job:
 
     def start(self, n_ctx: int) -> None:
         """The attempt begins, on a model with ``n_ctx`` tokens of context."""
-        self.started_at = timestamp()
+        self.started_at = timestamp(self._now())
+        self._started_s = time.monotonic()
         self.work = self.request.work(n_ctx)
 
     def progress(self) -> RunningJob | None:
@@ -164,7 +178,7 @@ class Job:
             "attempt": self.attempt - attempts_before,
             "queued_at": self.queued_at,
             "started_at": self.started_at,
-            "finished_at": timestamp(),
+            "finished_at": timestamp(self._now()),
             "owner": self.request.owner if readable else None,
             "metadata": self.request.metadata if readable else None,
             "priority": self.priority,

@@ -75,12 +75,12 @@ class Records:
         await _insist(lambda: self._publish_state(job, event, PATIENCE_S))
 
     async def announce_retry(self, job: Job, code: str, message: str) -> None:
-        event = self._event(job, "retrying", timestamp(), code, message)
+        event = self._event(job, "retrying", timestamp(self._broker.now()), code, message)
         await _insist(lambda: self._publish_state(job, event, PATIENCE_S))
 
     async def announce_return(self, job: Job) -> None:
         """Raises: BrokerUnavailable: after ``PATIENCE_S``; who returns a job is in a hurry."""
-        event = self._event(job, "returned", timestamp())
+        event = self._event(job, "returned", timestamp(self._broker.now()))
         await self._publish_state(job, event, PATIENCE_S)
 
     async def schedule(self, job: Job, at: datetime) -> None:

@@ -1,29 +1,35 @@
 """How fast this inferer has been lately."""
 
+from collections import deque
+from statistics import median
+
 from services.inferer.engine import Generation
 
-WEIGHT_OF_LATEST = 0.3
+RECENT = 5
+"""Jobs: a machine that stood still in the middle of one of them does not matter."""
 
 
 class Speed:
-    """Moving averages over the last jobs, in tokens per second; None before the first."""
+    """Medians of the last jobs, in tokens per second; None before the first."""
 
     def __init__(self) -> None:
-        self.prompt: float | None = None
-        self.generation: float | None = None
+        self._prompts: deque[float] = deque(maxlen=RECENT)
+        self._generations: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def prompt(self) -> float | None:
+        return median(self._prompts) if self._prompts else None
+
+    @property
+    def generation(self) -> float | None:
+        return median(self._generations) if self._generations else None
 
     def learn(self, generation: Generation) -> None:
         """Take one more job into account; one of a single token has no generation to measure."""
-        self.prompt = _blend(self.prompt, generation.prompt_tokens, generation.prompt_ms)
-        self.generation = _blend(
-            self.generation, generation.completion_tokens - 1, generation.generation_ms
-        )
+        _add(self._prompts, generation.prompt_tokens, generation.prompt_ms)
+        _add(self._generations, generation.completion_tokens - 1, generation.generation_ms)
 
 
-def _blend(average: float | None, tokens: int, ms: float) -> float | None:
-    if tokens <= 0 or ms <= 0:
-        return average
-    latest = 1000 * tokens / ms
-    if average is None:
-        return latest
-    return average + WEIGHT_OF_LATEST * (latest - average)
+def _add(speeds: deque[float], tokens: int, ms: float) -> None:
+    if tokens > 0 and ms > 0:
+        speeds.append(1000 * tokens / ms)

@@ -75,7 +75,7 @@ class Worker:
         self._handing_back = False
         self._slots_at_start = slots
         self._slots: Slots | None = None
-        self._idle_since = timestamp()
+        self._idle_since = timestamp(broker.now())
 
     @property
     def slots(self) -> int:
@@ -155,7 +155,7 @@ class Worker:
     async def process(self, message: Msg) -> None:
         """Everything that happens to one delivery of one job."""
         async with lease(message):
-            job = Job(message)
+            job = Job(message, self._broker.now)
             while job.id in self._jobs:
                 # Its lease ran out and it came to another slot of ours: the first run decides.
                 await self._jobs[job.id].settled.wait()
@@ -173,7 +173,7 @@ class Worker:
                     await self._settle(job, outcome)
             finally:
                 del self._jobs[job.id]
-                self._idle_since = timestamp()
+                self._idle_since = timestamp(self._broker.now())
                 job.settled.set()
 
     async def _settle(self, job: Job, result: Result) -> None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from services.inferer.retry import is_retried
@@ -59,7 +60,7 @@ class Ledger:
     def results(self) -> dict[str, Result]:
         """The first stored result of each job."""
         return {
-            job_id: decode_stored(job_id, stored[0].data)
+            job_id: decode_stored(job_id, stored[0].data, datetime.now(UTC))
             for job_id, stored in self.store.results.items()
         }
 

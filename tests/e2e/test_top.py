@@ -93,7 +93,7 @@ def test_one_look(shared_stack: Stack) -> None:
     assert "waiting by class" in shown
     assert "\x1b" not in shown
     told = json.loads(look("--json"))
-    assert told.keys() == {"queue", "inferers"}
+    assert told.keys() == {"queue", "inferers", "at"}
     assert [queue["model"] for queue in told["queue"]] == ["tiny"]
     assert [entry["id"] for entry in told["inferers"]] == ["inferer-0"]
     shared_stack.http.delete(f"/jobs/{job_id}")

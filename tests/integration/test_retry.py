@@ -197,7 +197,7 @@ async def test_lost_between_the_schedule_and_the_ack(queue: Broker, engine: Engi
     job_id = await put(queue, SHORT)
     async with Puller(queue, "tiny") as puller:
         message = await puller.next()
-    job, records = Job(message), Records(queue, "lost")
+    job, records = Job(message, queue.now), Records(queue, "lost")
     again_at = datetime.now(UTC) + timedelta(seconds=1.5)
     await records.announce_retry(job, "model_error", "as an inferer that is then lost")
     await records.schedule(job, again_at)

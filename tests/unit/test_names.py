@@ -73,16 +73,20 @@ def test_the_age_of_an_id() -> None:
     """An id of RFC 9562's own example is read right; only after the retention it has aged out."""
     example = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"
     assert accepted_at(example) == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
-    assert has_aged_out(example)
-    assert not has_aged_out(new_job_id())
     minute, now = timedelta(minutes=1), datetime.now(UTC)
-    assert has_aged_out(_id_of(now - RETENTION - minute))
-    assert not has_aged_out(_id_of(now - RETENTION + minute))
+    assert has_aged_out(example, now)
+    assert not has_aged_out(new_job_id(), now)
+    assert has_aged_out(new_job_id(now - RETENTION - minute), now)
+    assert not has_aged_out(new_job_id(now - RETENTION + minute), now)
 
 
-def _id_of(at: datetime) -> str:
-    milliseconds = f"{int(at.timestamp() * 1000):012x}"
-    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000"
+def test_an_id_says_the_time_it_is_given() -> None:
+    """The broker's, where a host's is another; it is as valid and as unique as any."""
+    at = datetime(2031, 5, 6, 7, 8, 9, 123000, tzinfo=UTC)
+    ids = {new_job_id(at) for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(map(is_job_id, ids))
+    assert {accepted_at(job_id) for job_id in ids} == {at}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import math
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import msgspec
 import numpy
@@ -21,6 +21,7 @@ from shared import subjects
 from shared.broker import Broker
 from shared.consumers import ModelConsumers
 from shared.errors import BrokerUnavailable
+from shared.job_ids import LONGEST_JOB
 from shared.logs import logger
 from shared.messages import (
     Completed,
@@ -91,7 +92,9 @@ class Forecast:
             batch=LESSONS + 1,
             max_bytes=LESSONS_BYTES,
         ):
-            self.learn(decode_stored(subjects.last_token(stored.subject), stored.data))
+            self.learn(
+                decode_stored(subjects.last_token(stored.subject), stored.data, self._broker.now())
+            )
 
     def learn(self, result: Result) -> None:
         """Take a result into account."""
@@ -123,7 +126,7 @@ class Forecast:
             if work is not None:
                 simulation.serve(work)
         simulation.serve_usual(place.waiting - len(ahead))
-        return Outlook(position=place.ahead, eta=_eta(simulation.serve(own)))
+        return Outlook(position=place.ahead, eta=self._eta(simulation.serve(own), job))
 
     def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:
         """Whole seconds until ``jobs`` of those that wait will have been taken."""
@@ -133,7 +136,8 @@ class Forecast:
         if simulation is None:
             return WHILE_UNKNOWN_S
         simulation.serve_usual(jobs - 1)
-        return max(1, math.ceil(float(numpy.median(simulation.free_s.min(axis=0)))))
+        free_s = float(numpy.median(simulation.free_s.min(axis=0)))
+        return math.ceil(min(max(free_s, 1.0), LONGEST_JOB.total_seconds()))
 
     def _of_running(self, job: Unfinished) -> Outlook:
         run = self._runs(job.model).get(job.id)
@@ -143,8 +147,8 @@ class Forecast:
         pace = self._paces.get(job.model)
         if pace is None or not pace.is_known:
             return Outlook(progress=progress)
-        simulation = Simulation(pace, [Slot(run.inferer, run)])
-        return Outlook(progress=progress, eta=_eta(simulation.free_s[0]))
+        simulation = Simulation(pace, [Slot(run.inferer, run)], self._broker.now())
+        return Outlook(progress=progress, eta=self._eta(simulation.free_s[0], job))
 
     def _simulation(self, model: ModelConsumers, out: int) -> Simulation | None:
         """The slots of the model with what they run, then ``out`` jobs that were given out before;
@@ -160,7 +164,7 @@ class Forecast:
             slots += [Slot(entry.id, run) for run in held[: entry.slots]]
         if not slots:
             return None
-        simulation = Simulation(pace, slots)
+        simulation = Simulation(pace, slots, self._broker.now())
         simulation.serve_usual(out)
         return simulation
 
@@ -174,7 +178,17 @@ class Forecast:
         return self._out(model) if self._running.quiet_s > QUIET_S else 0
 
     def _runs(self, model: str) -> dict[str, Run]:
-        return self._running.of(self._fleet.inferers.get(model, []))
+        return self._running.of(self._fleet.inferers.get(model, []), self._broker.now())
+
+    def _eta(self, done_s: Floats, job: Unfinished) -> Eta:
+        """Never later than the job's deadline, which ends it in any case."""
+        now = self._broker.now()
+        latest_s = LONGEST_JOB.total_seconds()
+        if job.deadline is not None:
+            latest_s = min(max((job.deadline - now).total_seconds(), 0.0), latest_s)
+        done_s = numpy.clip(done_s, 0.0, latest_s)
+        p50_s, p90_s = (float(quantile) for quantile in numpy.quantile(done_s, (0.5, 0.9)))
+        return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(now + timedelta(seconds=p50_s)))
 
     async def _hear(self, message: Msg) -> None:
         with suppress(msgspec.DecodeError):  # put there by hand
@@ -193,9 +207,3 @@ def _request(data: bytes) -> InferenceRequest | None:
         return decode_request(data)
     except (ValueError, RecursionError):
         return None
-
-
-def _eta(done_s: Floats) -> Eta:
-    p50_s, p90_s = (float(quantile) for quantile in numpy.quantile(done_s, (0.5, 0.9)))
-    at = datetime.now(UTC) + timedelta(seconds=p50_s)
-    return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(at))

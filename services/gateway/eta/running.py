@@ -3,12 +3,12 @@
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from msgspec import Struct
 
 from shared.messages import InfererEntry, StateEvent, Work
-from shared.timestamps import parse_timestamp
+from shared.timestamps import milliseconds_between, timestamp
 
 REMEMBERED = 1000
 UNSEEN_S = 5.0
@@ -24,10 +24,9 @@ class Run(Struct, frozen=True):
     work: Work | None
     tokens: int = 0
 
-    @property
-    def elapsed_s(self) -> float:
-        elapsed = datetime.now(UTC) - parse_timestamp(self.started_at)
-        return max(elapsed.total_seconds(), 0.0)
+    def elapsed_s(self, now: datetime) -> float:
+        """How long it has run; ``now`` is the broker's time, as that of its start is."""
+        return milliseconds_between(self.started_at, timestamp(now)) / 1000
 
 
 class RunningJobs:
@@ -59,8 +58,8 @@ class RunningJobs:
         self._ended[job_id] = None
         _bound(self._ended)
 
-    def of(self, entries: Iterable[InfererEntry]) -> dict[str, Run]:
-        """The jobs that run on these inferers, by id."""
+    def of(self, entries: Iterable[InfererEntry], now: datetime) -> dict[str, Run]:
+        """The jobs that run on these inferers, by id; ``now`` is the broker's time."""
         running: dict[str, Run] = {}
         for entry in entries:
             for job in entry.jobs:
@@ -72,7 +71,7 @@ class RunningJobs:
                 if run.inferer == entry.id:
                     seen = running.get(run.job_id)
                     # Its end may have been missed; and an entry may speak of an earlier attempt.
-                    if (seen is None and run.elapsed_s < UNSEEN_S) or (
+                    if (seen is None and run.elapsed_s(now) < UNSEEN_S) or (
                         seen is not None and seen.started_at < run.started_at
                     ):
                         running[run.job_id] = run

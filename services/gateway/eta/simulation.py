@@ -1,6 +1,7 @@
 """From the jobs that run and wait to the moments at which they will be done."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy
 
@@ -27,8 +28,9 @@ class Slot:
 class Simulation:
     """Many futures at once: in each, answers get lengths like those that were seen."""
 
-    def __init__(self, pace: Pace, slots: list[Slot]) -> None:
-        """``slots`` must not be empty, and ``pace`` must know something."""
+    def __init__(self, pace: Pace, slots: list[Slot], now: datetime) -> None:
+        """``slots`` must not be empty, and ``pace`` must know something; ``now`` is the broker's
+        time."""
         self._pace = pace
         self._slots = slots
         self._random = numpy.random.default_rng(SEED)
@@ -36,7 +38,7 @@ class Simulation:
         self._common = pace.luck(self._random, DRAWS) ** HALF
         self._prompt_s = numpy.array([pace.speed(slot.inferer).prompt_s for slot in slots])
         self._token_s = numpy.array([pace.speed(slot.inferer).token_s for slot in slots])
-        self.free_s = numpy.stack([self._remaining(slot) for slot in slots])
+        self.free_s = numpy.stack([self._remaining(slot, now) for slot in slots])
         """Seconds until each slot is free, in each future."""
 
     def serve(self, work: Work) -> Floats:
@@ -58,10 +60,10 @@ class Simulation:
             per_s = (1 / (prompt_tokens * self._prompt_s + tokens * self._token_s)).sum()
             self.free_s += count / per_s * self._common
 
-    def _remaining(self, slot: Slot) -> Floats:
+    def _remaining(self, slot: Slot, now: datetime) -> Floats:
         if slot.run is None:
             return numpy.zeros(DRAWS)
-        work, elapsed_s = slot.run.work or self._pace.usual_work(), slot.run.elapsed_s
+        work, elapsed_s = slot.run.work or self._pace.usual_work(), slot.run.elapsed_s(now)
         speed = self._pace.speed(slot.inferer)
         prompt_s = self._pace.prompt_tokens(work.prompt_bytes) * speed.prompt_s
         so_far = max(slot.run.tokens, int((elapsed_s - prompt_s) / speed.token_s), 0)
