@@ -57,7 +57,7 @@ class Autoscaler:
         self, url: str, model: str, concurrency: int, scale: Scale, inferers: Sequence[Child]
     ) -> None:
         """``concurrency`` is what each inferer starts with, its name the id of its entry."""
-        self._http = httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S)
+        self._http = httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S, trust_env=False)
         self._model = model
         self._concurrency = concurrency
         self._scale = scale

@@ -12,6 +12,7 @@ import httpx_sse
 import msgspec
 
 from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from cli.proxy import proxy_for, through
 from shared.job_ids import is_job_id
 from shared.messages import (
     ConcurrencyReport,
@@ -47,7 +48,15 @@ class Client:
             raise CommandError(f"{url} is no URL: {error}", EXIT_USAGE) from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise CommandError(f"{url} is no URL of a gateway: give http://host:port", EXIT_USAGE)
-        self._http = httpx.Client(base_url=parsed, timeout=timeout_s)
+        self._proxy = proxy_for(parsed)
+        self._host = parsed.host
+        self._http = httpx.Client(
+            base_url=parsed,
+            timeout=timeout_s,
+            proxy=self._proxy,
+            verify=httpx.create_ssl_context(),  # with the environment's certificates
+            trust_env=False,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -128,14 +137,14 @@ class Client:
                 raise _Unavailable("the broker is away")
             if source.response.is_error:
                 source.response.read()
-                raise _refusal(source.response)
+                raise self._refusal(source.response)
             yield from source.iter_sse()
 
     def _call(self, method: str, path: str, kind: type[T], content: bytes | None = None) -> T:
         with self._reachable():
             response = self._http.request(method, path, content=content)
         if response.is_error:
-            raise _refusal(response)
+            raise self._refusal(response)
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.DecodeError:
@@ -147,9 +156,28 @@ class Client:
             yield
         except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
             raise CommandError(
-                f"no gateway answers at {self.url} ({error}); start one with: sluice up",
+                f"no gateway answers at {self.url}{through(self._proxy, self._host)} ({error}); "
+                "start one with: sluice up",
                 EXIT_UNREACHABLE,
             ) from None
+
+    def _refusal(self, response: httpx.Response) -> CommandError:
+        try:
+            problem = response.json()
+            detail = problem["detail"] if isinstance(problem, dict) else response.text
+            if problem.get("param") == "messages":
+                detail += " (here: --raw)"
+        except (ValueError, KeyError, AttributeError):
+            if self._proxy is not None:
+                return CommandError(
+                    f"{self.url} answers {response.status_code} {response.reason_phrase}"
+                    f"{through(self._proxy, self._host)}, which is not an answer of a gateway",
+                    EXIT_UNREACHABLE,
+                )
+            detail = response.text or response.reason_phrase
+        if response.status_code >= 500:
+            return CommandError(detail, EXIT_UNREACHABLE)
+        return CommandError(detail, EXIT_FAILED if response.status_code == 409 else EXIT_USAGE)
 
 
 class _Unavailable(Exception):
@@ -164,16 +192,3 @@ def _dead_path(letter_id: str) -> str:
 def _check_id(job_id: str) -> None:
     if not is_job_id(job_id):
         raise CommandError(f"{job_id!r} is no id of a job", EXIT_USAGE)
-
-
-def _refusal(response: httpx.Response) -> CommandError:
-    try:
-        problem = response.json()
-        detail = problem["detail"] if isinstance(problem, dict) else response.text
-        if problem.get("param") == "messages":
-            detail += " (here: --raw)"
-    except (ValueError, KeyError, AttributeError):
-        detail = response.text or response.reason_phrase
-    if response.status_code >= 500:
-        return CommandError(detail, EXIT_UNREACHABLE)
-    return CommandError(detail, EXIT_FAILED if response.status_code == 409 else EXIT_USAGE)

@@ -33,7 +33,7 @@ async def main() -> int:
             if url is None:
                 out.print(Text(f"The stack did not start:\n{log.read_text()}", "red"))
                 return 1
-            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
                 jobs = await asyncio.gather(*(_submit(http, prompt) for prompt in PROMPTS))
                 out.print(f"Submitted {len(jobs)} prompts at the same moment.\n")
                 await _show_queue(http)

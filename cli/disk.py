@@ -35,7 +35,7 @@ class DiskWatch:
 
     def __init__(self, url: str, broker: Child, patience_s: float, folder: Path) -> None:
         """``url`` is the gateway's; ``patience_s`` is what the broker gets to stop."""
-        self._http = httpx.AsyncClient(base_url=url, timeout=LOOK_EVERY_S)
+        self._http = httpx.AsyncClient(base_url=url, timeout=LOOK_EVERY_S, trust_env=False)
         self._broker = broker
         self._patience_s = patience_s
         self._folder = folder

@@ -155,7 +155,7 @@ class _Stack:
 
     async def _wait_until_ready(self) -> None:
         """Until the gateway serves and, unless there need be none, knows of an inferer."""
-        async with httpx.AsyncClient(base_url=self.http_url, timeout=2) as client:
+        async with httpx.AsyncClient(base_url=self.http_url, timeout=2, trust_env=False) as client:
             while not await self._is_ready(client):
                 await asyncio.sleep(POLL_S)
 

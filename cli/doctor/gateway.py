@@ -7,6 +7,7 @@ import httpx
 import msgspec
 
 from cli.doctor.finding import Finding, ok, wrong
+from cli.proxy import proxy_for, through
 from shared.messages import QueueReport
 
 TIMEOUT_S = 3.0
@@ -15,14 +16,28 @@ NO_GATEWAY = "start one (sluice up, or python -m services.gateway), or name anot
 
 
 async def examine_gateway(url: str) -> tuple[list[Finding], str | None]:
-    """The findings, and the gateway's version if one answers."""
+    """The findings, and the gateway's version if one answers.
+
+    Raises:
+        CommandError: the gateway is behind a proxy that cannot be used.
+    """
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+        proxy = proxy_for(httpx.URL(url))
+        async with httpx.AsyncClient(
+            base_url=url,
+            timeout=TIMEOUT_S,
+            proxy=proxy,
+            verify=httpx.create_ssl_context(),
+            trust_env=False,
+        ) as client:
             health = await client.get("/healthz")
             ready = await client.get("/readyz")
             queue = await client.get("/queue")
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return [wrong("gateway", f"no answer at {url}", NO_GATEWAY)], None
+    except httpx.InvalidURL:
+        return [wrong("gateway", f"{url} is not a URL", NO_GATEWAY)], None
+    except httpx.HTTPError:
+        told = f"no answer at {url}{through(proxy, httpx.URL(url).host)}"
+        return [wrong("gateway", told, NO_GATEWAY)], None
     try:
         version = msgspec.json.decode(health.content, type=dict[str, str])["version"]
         if 503 in (ready.status_code, queue.status_code):

@@ -1,0 +1,60 @@
+"""Which proxy of the environment is asked for a gateway: never one for this machine."""
+
+import ipaddress
+import re
+import urllib.request
+
+import httpx
+
+from cli.errors import EXIT_USAGE, CommandError
+
+
+def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
+    """The proxy that ``http_proxy``, ``https_proxy`` or ``all_proxy`` name for ``url``; None if
+    ``no_proxy`` excepts its host, or if that is this machine.
+
+    Raises:
+        CommandError: it needs one that cannot be used.
+    """
+    if is_this_machine(url.host) or urllib.request.proxy_bypass(url.host):
+        return None
+    proxies = urllib.request.getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named:
+        return None
+    try:
+        return httpx.Proxy(named if "://" in named else f"http://{named}")
+    except (ValueError, httpx.InvalidURL) as error:
+        raise CommandError(
+            f"the proxy {_without_password(named)} in the environment cannot be used ({error}); "
+            f"correct {url.scheme}_proxy or all_proxy, or reach the gateway without it: "
+            f"NO_PROXY={url.host}",
+            EXIT_USAGE,
+        ) from None
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether ``host`` is a name or an address of loopback, or the address of any interface."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
+
+
+def through(proxy: httpx.Proxy | None, host: str) -> str:
+    """A clause for an error that the proxy may have caused; empty without one."""
+    if proxy is None:
+        return ""
+    return (
+        f" through the proxy {_without_password(str(proxy.url))} of the environment "
+        f"(NO_PROXY={host} avoids it)"
+    )
+
+
+def _without_password(proxy: str) -> str:
+    return re.sub(r"//[^/]*@", "//", proxy)
