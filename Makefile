@@ -1,6 +1,6 @@
 # The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test chaos check fmt bench clean
+.PHONY: help .venv demo up test chaos fuzz check fmt bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,9 @@ test: $(READY) ## All tests, two files at a time as most of them wait; ARGS are 
 
 chaos: $(READY) ## Some minutes of jobs while everything dies; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)
+
+fuzz: $(READY) ## An hour of input that nobody would send; ARGS="--minutes 5 --seed 7" for less
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 check: $(READY) ## Lint and types
 	$(BIN)/ruff check .

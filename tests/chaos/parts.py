@@ -76,6 +76,10 @@ class Part:
             if line.startswith("{") and line.endswith("}") and f'"event": "{name}"' in line
         ]
 
+    def tail(self, size: int) -> str:
+        """The last ``size`` characters of its log."""
+        return self.logs[-1].read_text(errors="replace")[-size:]
+
     def launch(self) -> None:
         log = self._folder / f"{self.name}.{len(self.logs) + 1}.log"
         self.logs.append(log)
@@ -87,8 +91,9 @@ class Part:
             async with asyncio.timeout(READY_WITHIN_S):
                 while not await self._is_ready(self):
                     if self.has_died and not self.may_die:
-                        tail = self.logs[-1].read_text(errors="replace")[-1000:]
-                        raise RuntimeError(f"{self.name} died before it was ready: {tail}")
+                        raise RuntimeError(
+                            f"{self.name} died before it was ready: {self.tail(1000)}"
+                        )
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise TimeoutError(f"{self.name} was not ready within {READY_WITHIN_S} s") from None
@@ -124,8 +129,8 @@ class Node(Part):
 
     def __init__(self, name: str, folder: Path, routes: dict[str, int]) -> None:
         """``routes`` are the cluster ports of all nodes by their names."""
-        port, monitoring = quiet_port(), quiet_port()
-        self.url = f"nats://127.0.0.1:{port}"
+        self.port, monitoring = quiet_port(), quiet_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
         lines = [
             (ROOT / "deploy/nats/nats.conf").read_text(),
             f"server_name: {name}",
@@ -143,6 +148,7 @@ class Node(Part):
                 "  ]",
                 "}",
             ]
+        self.monitoring = f"http://127.0.0.1:{monitoring}"
         self.data = folder / name
         self.data.mkdir()
         self.disk: Disk | None = None
@@ -154,27 +160,35 @@ class Node(Part):
             [
                 str(scripts() / "nats-server"),
                 *("-c", str(configuration)),
-                *("-a", "127.0.0.1", "-p", str(port), "-sd", str(self.data)),
+                *("-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self.data)),
             ],
             {},
             folder,
             # It says so once every stream and consumer that it holds has caught up.
-            _answers(f"http://127.0.0.1:{monitoring}/healthz"),
+            _answers(f"{self.monitoring}/healthz"),
         )
 
 
 class Gateway(Part):
     def __init__(
-        self, name: str, folder: Path, nats_url: str, replicas: int, **environment: str
+        self,
+        name: str,
+        folder: Path,
+        nats_url: str,
+        replicas: int,
+        *,
+        module: tuple[str, ...] = ("services.gateway",),
+        **environment: str,
     ) -> None:
-        port = quiet_port()
-        self.url = f"http://127.0.0.1:{port}"
+        """``module`` is what python runs, with its arguments."""
+        self.port = quiet_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         super().__init__(
             name,
-            [sys.executable, "-m", "services.gateway"],
+            [sys.executable, "-m", *module],
             {
                 "NATS_URL": nats_url,
-                "GATEWAY_PORT": str(port),
+                "GATEWAY_PORT": str(self.port),
                 "GATEWAY_REPLICAS": str(replicas),
                 **environment,
             },
@@ -193,7 +207,13 @@ class Inferer(Part):
     """With a copy of the model that is its own."""
 
     def __init__(
-        self, name: str, folder: Path, nats_url: str, model: Path, module: tuple[str, ...]
+        self,
+        name: str,
+        folder: Path,
+        nats_url: str,
+        model: Path,
+        module: tuple[str, ...] = ("services.inferer",),
+        **environment: str,
     ) -> None:
         """``module`` is what python runs, with its arguments."""
         (folder / name).mkdir()
@@ -210,6 +230,7 @@ class Inferer(Part):
                 "INFERER_THREADS": "1",
                 "INFERER_GRACE_S": "0.5",  # some jobs end within it, some are handed back
                 "INFERER_STALL_S": str(STALL_S),
+                **environment,
             },
             folder,
             _says_it_is_ready,
