@@ -5,20 +5,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+LLAMA := $(wildcard deploy/llama/*)
 
 help: ## What there is to do
 	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
 
 .venv: $(READY) ## Make the environment with everything in it
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(LLAMA)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Sluice needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "Making .venv; compiling llama.cpp takes some minutes the first time."
 	$(PYTHON) -m venv .venv
+	@# Over one that is there: it may be of the same version and compiled in another way.
+	wheel=$$($(BIN)/python deploy/llama/wheel.py constraints.txt) && $(BIN)/pip install --quiet \
+		--disable-pip-version-check --no-deps --force-reinstall "$$wheel"
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
 		--editable '.[gateway,inferer,cli,dev]'
-	@touch $@
+	@rm -f $@ && touch $@
 
 demo: $(READY) ## Two prompts at the same moment, answered one after the other
 	$(BIN)/python -m cli.demo

@@ -1,0 +1,32 @@
+# How llama.cpp is compiled for Sluice, on a developer's machine and in images alike. CMake reads
+# this file after each project() when it is given as CMAKE_PROJECT_INCLUDE; wheel.py does that.
+# What the command line says with -D wins. docs/compiling.md says what each choice gives.
+
+# OpenMP's threads wait for each other far longer than llama.cpp's own, which matters most with AMX.
+set(GGML_OPENMP OFF CACHE BOOL "")
+
+# Sluice uses libllama alone. Images, audio and the helpers of llama.cpp's programs are more than
+# half of the time it takes to compile everything.
+set(LLAVA_BUILD OFF CACHE BOOL "")
+set(LLAMA_BUILD_COMMON OFF) # llama-cpp-python forces it into the cache; a plain variable hides that
+
+# Backends of which one is chosen when the inferer starts (GGML_BACKEND_DL) lie beside the library.
+if(GGML_BACKEND_DL)
+    set(CMAKE_INSTALL_BINDIR "llama_cpp/lib")
+    set(CMAKE_INSTALL_RPATH "$ORIGIN")
+endif()
+
+if(PROJECT_IS_TOP_LEVEL AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU"
+   AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    set(amx_header "${CMAKE_CURRENT_LIST_DIR}/amx.h")
+    try_run(amx_exit_status amx_compiles
+        "${CMAKE_BINARY_DIR}/amx-probe" "${CMAKE_CURRENT_LIST_DIR}/amx_probe.c"
+        COMPILE_DEFINITIONS -O3 -mamx-tile)
+    add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:SHELL:-include \"${amx_header}\">")
+    if(amx_compiles AND amx_exit_status EQUAL 0)
+        message(STATUS "Sluice: this compiler can do AMX")
+    else()
+        message(STATUS "Sluice: this compiler cannot do AMX; it is left out")
+        add_compile_definitions(SLUICE_WITHOUT_AMX)
+    endif()
+endif()
