@@ -7,7 +7,7 @@ Times are RFC 3339 strings of fixed width (`shared/timestamps.py`), durations mi
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
@@ -28,6 +28,9 @@ TimeoutS = Annotated[
     float, Meta(gt=0, le=86_400, description="Seconds from acceptance to the latest end.")
 ]
 Prompt = Annotated[str, Meta(min_length=1)]
+NO_METADATA = Raw(b"null")
+"""Metadata is a JSON object of the caller's own. It travels as bytes, and nothing of ours reads it:
+4 MB of ``[[],[],…]`` would be 100 MB of objects wherever they were decoded."""
 Priority = Literal["high", "normal", "low"]
 """A job's class: strictly in this order, first in first out within each."""
 
@@ -106,7 +109,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """Whether token frames go to ``Reply-To`` too."""
     queued_at: str | None = None
     owner: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Raw = NO_METADATA
     retry_of: str | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +136,7 @@ class JobSubmission(
     prompt: Prompt | None = None
     timeout_s: TimeoutS | None = None
     priority: Priority = "normal"
-    metadata: dict[str, Any] | None = None
+    metadata: Raw = NO_METADATA
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
@@ -216,7 +219,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     inferer: str | None = None
     timings: Timings | None = None
     owner: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Raw = NO_METADATA
     priority: Priority = "normal"
     retry_of: str | None = None
 
@@ -442,7 +445,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     result: JobResult | None
     error: JobError | None
     timings: Timings | None
-    metadata: dict[str, Any] | None = None
+    metadata: Raw = NO_METADATA
     priority: Priority = "normal"
     retry_of: str | UnsetType = UNSET
     position: int | UnsetType = UNSET

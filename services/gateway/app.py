@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
@@ -13,6 +14,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.bodies import StrictRequest
 from services.gateway.gateway import Gateway
+from services.gateway.http.origins import Sources
 from services.gateway.problems import answer_crash, answer_error, answer_http_error
 from services.gateway.routes import dead, fleet, health, jobs, openai
 from shared import __version__
@@ -22,7 +24,7 @@ from shared.job_ids import new_job_id
 REQUEST_ID = "x-request-id"
 
 
-def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
+def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
     """The routes of one gateway; ``on_fatal`` is called when it can never serve."""
 
     @asynccontextmanager
@@ -47,7 +49,8 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
 
         return answer
 
-    return Litestar(
+    settings = gateway.settings
+    app = Litestar(
         route_handlers=[
             jobs.submit,
             jobs.status,
@@ -70,7 +73,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
         dependencies={"gateway": Provide(provide_gateway)},
         lifespan=[lifespan],
         request_class=StrictRequest,
-        request_max_body_size=gateway.settings.max_body_bytes,
+        request_max_body_size=settings.max_body_bytes,
         exception_handlers={
             SluiceError: answer_error,
             HTTPException: answer_http_error,
@@ -81,7 +84,14 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> Litestar:
         logging_config=None,  # structlog is set up for the whole process
         openapi_config=OpenAPIConfig(title="Sluice", version=__version__),
         signature_types=[Gateway],
+        cors_config=CORSConfig(
+            allow_origins=settings.origins,
+            expose_headers=["location", "retry-after", "preference-applied", REQUEST_ID],
+        )
+        if settings.origins
+        else None,
     )
+    return Sources(app, [settings.host, *settings.host_names], settings.origins)
 
 
 async def _add_request_id(message: Message, scope: Scope) -> None:

@@ -1,9 +1,9 @@
 """What a gateway can say of a request before an inferer sees it."""
 
-import asyncio
 from typing import Any
 
-from jsonschema import Draft202012Validator, SchemaError
+import msgspec
+from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
 
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.messages import JobSubmission, JsonSchema, ModelFacts, encode
@@ -11,32 +11,32 @@ from shared.messages import JobSubmission, JsonSchema, ModelFacts, encode
 DEEPEST = 64
 """Levels of nesting that every part of Sluice can read back."""
 
+LARGEST_METADATA_BYTES = 16 * 1024
+
 LARGEST_SCHEMA_BYTES = 32 * 1024
-"""Time to check a schema, and to make a grammar of it, can grow with the square of its size."""
+"""Time to make a grammar of a schema can grow with the square of its size."""
+
+PATTERNS = FancyRegexOptions(size_limit=1024 * 1024)
+"""Bytes of a compiled ``pattern``; they bound the time to compile it, too."""
+
+LONGEST_REASON = 200
+"""Characters; a reason quotes the part of the schema that is wrong."""
+
+_META_SCHEMA = Draft202012Validator(
+    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, offline=True
+)
 
 
-async def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
-    """Refuse what can be known to fail before an inferer sees it.
+def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
+    """Refuse what can be known to fail before an inferer sees it. Takes milliseconds at most,
+    whatever is in the submission.
 
     Raises:
         InvalidRequest, PromptTooLong.
     """
-    if _is_deeper(submission.metadata, DEEPEST):
-        raise InvalidRequest(f"metadata: nested more than {DEEPEST} levels deep", "metadata")
+    check_metadata(submission.metadata)
     if isinstance(submission.response_format, JsonSchema):
-        schema = submission.response_format.json_schema.schema
-        if _is_deeper(schema, DEEPEST):
-            raise InvalidRequest(
-                f"response_format: the schema is nested more than {DEEPEST} levels deep",
-                "response_format",
-            )
-        if len(encode(schema)) > LARGEST_SCHEMA_BYTES:
-            raise InvalidRequest(
-                f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes",
-                "response_format",
-            )
-        # Some schemas take a validator long.
-        await asyncio.to_thread(_check_schema, schema)
+        _check_schema(submission.response_format.json_schema.schema)
     if facts is None:
         return
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
@@ -59,12 +59,45 @@ async def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
         )
 
 
-def _check_schema(schema: dict[str, Any]) -> None:
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
+def check_metadata(metadata: msgspec.Raw) -> None:
+    """Raises: InvalidRequest: it is not an object, or too large."""
+    if len(metadata) > LARGEST_METADATA_BYTES:
         raise InvalidRequest(
-            f"response_format: not a valid JSON schema: {error.message}", "response_format"
+            f"metadata: has {len(metadata)} bytes, more than {LARGEST_METADATA_BYTES}; keep large "
+            "data elsewhere and send a reference to it",
+            "metadata",
+        )
+    try:
+        value = msgspec.json.decode(metadata, type=dict[str, Any] | None)
+    except msgspec.ValidationError:
+        raise InvalidRequest("metadata must be an object", "metadata") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"metadata: cannot be read: {error}", "metadata") from None
+    if _is_deeper(value, DEEPEST):
+        raise InvalidRequest(f"metadata: nested more than {DEEPEST} levels deep", "metadata")
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    if _is_deeper(schema, DEEPEST):
+        raise InvalidRequest(
+            f"response_format: the schema is nested more than {DEEPEST} levels deep",
+            "response_format",
+        )
+    if len(encode(schema)) > LARGEST_SCHEMA_BYTES:
+        raise InvalidRequest(
+            f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes",
+            "response_format",
+        )
+    try:
+        _META_SCHEMA.validate(schema)
+        # To compile it shows what is wrong with its patterns and references.
+        Draft202012Validator(schema, offline=True, pattern_options=PATTERNS)
+    except ValidationError as error:
+        reason = error.message
+        if len(reason) > LONGEST_REASON:
+            reason = reason[:LONGEST_REASON] + "…"
+        raise InvalidRequest(
+            f"response_format: not a valid JSON schema: {reason}", "response_format"
         ) from None
 
 

@@ -5,6 +5,7 @@ from hashlib import sha256
 
 import msgspec
 
+from services.gateway.checks import check_metadata
 from services.gateway.claim import Overtaken, look
 from services.gateway.jobs import Jobs
 from services.gateway.ticket import Ticket
@@ -98,7 +99,13 @@ def _digest(submission: JobSubmission) -> str:
     """What tells two requests apart, whatever the order of their fields and their white space.
 
     How the answer is to come (``stream``) is no part of it.
+
+    Raises:
+        InvalidRequest: its metadata cannot be read.
     """
+    check_metadata(submission.metadata)
+    metadata = msgspec.json.decode(submission.metadata)
+    submission = msgspec.structs.replace(submission, metadata=metadata)
     if isinstance(submission, NatsSubmission):
         submission = msgspec.structs.replace(submission, stream=False)
     return sha256(_encode_canonically(submission)).hexdigest()

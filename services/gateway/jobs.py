@@ -102,7 +102,7 @@ class Jobs:
         """
         self._storage.require_room()
         model = await self._fleet.choose(submission.model)
-        await check(submission, model.facts)
+        check(submission, model.facts)
         now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(

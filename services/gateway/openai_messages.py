@@ -3,12 +3,13 @@
 import calendar
 from typing import Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from services.gateway.ticket import Ticket
 from shared.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.messages import (
+    NO_METADATA,
     ChatMessage,
     Completed,
     FinishReason,
@@ -33,6 +34,11 @@ from shared.timestamps import parse_timestamp
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's API generates on /v1/completions when nothing is said."""
 
+NOTHING = Raw(b"null")
+EMPTY = (b"null", b"[]", b"{}")
+LONGEST_EMPTY = 64
+"""Bytes, with white space."""
+
 
 class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
@@ -54,13 +60,13 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     seed: Seed | None = None
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Raw = NO_METADATA
     priority: Priority | int | None = None
     """Ours; the numbers that other servers know are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
-    logit_bias: dict[str, Any] | None = None
+    logit_bias: Raw = NOTHING
     logprobs: bool | int | None = None
 
     @property
@@ -79,7 +85,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         """
         if self.n not in (None, 1):
             raise _unsupported("n", "one answer a request")
-        if self.logit_bias:
+        if _is_given(self.logit_bias):
             raise _unsupported("logit_bias", "no bias on single tokens")
         if self.logprobs:
             raise _unsupported("logprobs", "no probabilities")
@@ -106,14 +112,14 @@ class OpenAIMessage(Struct, frozen=True):
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     messages: list[OpenAIMessage]
     max_completion_tokens: MaxTokens | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
+    tools: Raw = NOTHING
+    functions: Raw = NOTHING
 
     def submission(self) -> JobSubmission:
         """Raises: InvalidRequest: no messages, or something that is not supported."""
         if not self.messages:
             raise InvalidRequest("messages: give at least one", "messages")
-        if self.tools or self.functions:
+        if _is_given(self.tools) or _is_given(self.functions):
             raise _unsupported("tools", "no tools; use response_format for structured output")
         options = self._options()
         if self.max_completion_tokens is not None:
@@ -231,6 +237,11 @@ def _answer(
         choices=choices,
         usage=usage,
     )
+
+
+def _is_given(value: Raw) -> bool:
+    """Whether a parameter that is refused, and so never decoded, has anything in it."""
+    return len(value) > LONGEST_EMPTY or b"".join(bytes(value).split()) not in EMPTY
 
 
 def _unsupported(param: str, instead: str) -> InvalidRequest:

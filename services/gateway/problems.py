@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from litestar import Request, Response
+from litestar.enums import MediaType
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET, Struct, UnsetType
@@ -45,13 +46,17 @@ STATUSES: dict[type[SluiceError], int] = {
 
 TITLES = {
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
     410: "Gone",
     413: "Content Too Large",
+    414: "URI Too Long",
     422: "Unprocessable Content",
     429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
     504: "Gateway Timeout",
@@ -137,8 +142,32 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """The answer for a fault of ours: nothing of it is shown, all of it is logged."""
-    log.error("request_crashed", path=request.url.path, exc_info=error)
+    log.error("request_crashed", path=request.scope["path"], exc_info=error)
     return _respond(request, 500, "internal_error", "a fault of the gateway; see its log")
+
+
+def error_body(
+    path: str,
+    status: int,
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    state: str | UnsetType = UNSET,
+) -> tuple[Problem | OpenAIError, str]:
+    """An error in the shape that the route at ``path`` speaks, and its media type."""
+    if path.startswith(OPENAI_PREFIX):
+        return openai_error(status, code, message, param), MediaType.JSON
+    problem = Problem(
+        title=TITLES.get(status, "Error"),
+        status=status,
+        detail=message,
+        instance=path,
+        code=code,
+        param=UNSET if param is None else param,
+        state=state,
+    )
+    return problem, PROBLEM
 
 
 def openai_error(status: int, code: str, message: str, param: str | None = None) -> OpenAIError:
@@ -156,17 +185,7 @@ def _respond(
     param: str | None = None,
     state: str | UnsetType = UNSET,
 ) -> Response[Any]:
-    if request.url.path.startswith(OPENAI_PREFIX):
-        return Response(
-            openai_error(status, code, message, param), status_code=status, headers=headers
-        )
-    problem = Problem(
-        title=TITLES.get(status, "Error"),
-        status=status,
-        detail=message,
-        instance=request.url.path,
-        code=code,
-        param=UNSET if param is None else param,
-        state=state,
+    body, media_type = error_body(
+        request.scope["path"], status, code, message, param=param, state=state
     )
-    return Response(problem, status_code=status, headers=headers, media_type=PROBLEM)
+    return Response(body, status_code=status, headers=headers, media_type=media_type)

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from services.gateway.http.addresses import ANY, parse_host, parse_origin
 from shared.config import Port, Positive, Seconds
 from shared.job_ids import LONGEST_JOB
 from shared.subjects import is_model_name
@@ -29,8 +30,33 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """How long a submit waits out an unwilling broker before it answers 503; see `patience_s`."""
     shutdown_s: Seconds = 5.0
     """How long open connections get to end after SIGTERM."""
+    allowed_hosts: str = ""
+    """Names, with commas between, by which clients may call this gateway, besides ``localhost``,
+    this machine's name and addresses; ``*`` for any."""
+    allowed_origins: str = ""
+    """Origins, ``https://app.example.com``, whose web pages may use this gateway; ``*`` for any."""
+    max_connections: Positive = 10_000
+    """Over HTTP; fewer where the process may not open so many files."""
+    max_streams: Positive = 1000
+    """How many event streams may be open; more are refused with 503."""
+    keep_alive_s: Seconds = 75.0
+    """How long a connection may be idle; longer than what proxies keep one (60 s)."""
+    head_timeout_s: Seconds = 20.0
+    """How long the head of a request may take, from its first byte or from the connection."""
+    body_timeout_s: Seconds = 20.0
+    """How long a body may take; longer while it comes at 500 bytes a second."""
+    send_timeout_s: Seconds = 30.0
+    """How long a client may leave unread what has filled its connection."""
 
     def __post_init__(self) -> None:
+        for host in self.host_names:
+            if host != ANY and ((address := parse_host(host)) is None or address.port):
+                raise ValueError(f"{host!r} is not the name of a host; give it without a port")
+        for origin in self.origins:
+            if origin != ANY and parse_origin(origin) is None:
+                raise ValueError(
+                    f"{origin!r} is not an origin; give https://name or http://name:port"
+                )
         for name in self.model_names:
             if not is_model_name(name):
                 raise ValueError(f"{name!r} is no name of a model: use a-z, 0-9, _ and -")
@@ -44,5 +70,18 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     @property
     def model_names(self) -> list[str]:
-        names = (name.strip() for name in self.models.split(","))
-        return list(dict.fromkeys(name for name in names if name))
+        return _listed(self.models)
+
+    @property
+    def host_names(self) -> list[str]:
+        return _listed(self.allowed_hosts)
+
+    @property
+    def origins(self) -> list[str]:
+        return _listed(self.allowed_origins)
+
+
+def _listed(text: str) -> list[str]:
+    """What stands between the commas, each once."""
+    names = (name.strip() for name in text.split(","))
+    return list(dict.fromkeys(name for name in names if name))

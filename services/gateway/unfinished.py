@@ -11,6 +11,7 @@ from msgspec import UNSET
 from shared import subjects
 from shared.broker import Broker, StoredMessage
 from shared.messages import (
+    NO_METADATA,
     Cancelled,
     Expired,
     InferenceRequest,
@@ -94,7 +95,7 @@ class Unfinished:
             result=None,
             error=None,
             timings=None,
-            metadata=self.request.metadata if self.request else None,
+            metadata=self.request.metadata if self.request else NO_METADATA,
             priority=self.priority,
             retry_of=(self.request and self.request.retry_of) or UNSET,
         )
@@ -116,7 +117,7 @@ class Unfinished:
             finished_at=timestamp(now),
             inferer=self._start.inferer if self._start else None,
             owner=self.request.owner if self.request else None,
-            metadata=self.request.metadata if self.request else None,
+            metadata=self.request.metadata if self.request else NO_METADATA,
             priority=self.priority,
             retry_of=self.request.retry_of if self.request else None,
         )

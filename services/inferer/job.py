@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.messages import (
+    NO_METADATA,
     Cancelled,
     Completed,
     Expired,
@@ -180,7 +181,7 @@ class Job:
             "started_at": self.started_at,
             "finished_at": timestamp(self._now()),
             "owner": self.request.owner if readable else None,
-            "metadata": self.request.metadata if readable else None,
+            "metadata": self.request.metadata if readable else NO_METADATA,
             "priority": self.priority,
             "retry_of": self.request.retry_of if readable else None,
         }

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import Raw
 
 from shared import subjects
 from shared.broker import Broker
@@ -25,7 +26,7 @@ REQUEST = InferenceRequest(
     stream=True,
     queued_at="2026-01-31T12:00:00.000000Z",
     owner="ann",
-    metadata={"k": 1},
+    metadata=Raw(b'{"k":1}'),
 )
 
 Sluice = Callable[..., subprocess.CompletedProcess[str]]

@@ -51,7 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
     """A stack whose broker takes messages of 64 kB at most."""
     folder = tmp_path_factory.mktemp("stack")
     configuration = folder / "nats.conf"
-    configuration.write_text("max_payload: 64KB\njetstream: enabled\n")
+    configuration.write_text("max_payload: 24KB\njetstream: enabled\n")
     with Stack(folder, configuration) as running:
         running.serve(tiny_model)
         yield running
@@ -70,7 +70,7 @@ def complete(site: Stack) -> str:
 
 
 def send_too_long_a_prompt(site: Stack) -> str:
-    return site.submit(prompt="word " * 6_000)
+    return site.submit(prompt="a " * 7_000)
 
 
 def ask_for_what_no_text_is(site: Stack) -> str:
@@ -82,7 +82,7 @@ def ask_for_what_no_text_is(site: Stack) -> str:
 
 def send_as_much_as_fits(site: Stack) -> str:
     """The request goes into one message; a result has more to say, and does not."""
-    return site.submit(prompt="hi", max_tokens=1, metadata={"pad": "x" * (56 * 1024 - 250)})
+    return site.submit(prompt="hi", max_tokens=1, metadata={"pad": "x" * (16 * 1024 - 250)})
 
 
 def cancel(site: Stack) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
@@ -171,7 +171,7 @@ def test_an_answer_under_a_schema(engine: Engine) -> None:
     for seed in range(3):
         run = start(engine, seed=seed, max_tokens=N_CTX, response_format=form)
         assert run.generation().finish_reason == "stop"
-        jsonschema.validate(json.loads(run.text), SCHEMA)
+        jsonschema_rs.validate(SCHEMA, json.loads(run.text))
     assert answer(engine, response_format=JsonObject()).lstrip().startswith("{")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 from msgspec.structs import replace
 
 from services.inferer.engine import Engine
@@ -83,7 +84,7 @@ async def test_from_the_queue_to_the_result(queue: Broker, engine: Engine, strea
     """Result, reply, state event and tokens agree, and the message is off the queue."""
     inbox, replies = await inbox_of(queue)
     events = await queue.nc.subscribe("infer.events.*.tokens")
-    request = replace(SHORT, owner="ann", metadata={"k": 1}, retry_of="old", stream=stream)
+    request = replace(SHORT, owner="ann", metadata=Raw(b'{"k": 1}'), retry_of="old", stream=stream)
     async with working(queue, engine):
         job_id = await put(queue, request, Reply_To=inbox)
         await queue_is_empty(queue)
@@ -91,7 +92,7 @@ async def test_from_the_queue_to_the_result(queue: Broker, engine: Engine, strea
     assert isinstance(result, Completed)
     told = (result.id, result.model, result.attempt, result.inferer)
     assert told == (job_id, "tiny", 1, "first")
-    assert (result.owner, result.metadata, result.retry_of) == ("ann", {"k": 1}, "old")
+    assert (result.owner, result.metadata, result.retry_of) == ("ann", Raw(b'{"k": 1}'), "old")
     assert (result.finish_reason, result.usage.completion_tokens) == ("length", 60)
     assert result.queued_at <= str(result.started_at) <= result.finished_at
     assert await states(queue, job_id) == [("started", 1, "first")]

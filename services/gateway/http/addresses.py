@@ -1,0 +1,68 @@
+"""Hosts and origins as they are compared: parsed, and in one spelling."""
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+ANY = "*"
+
+_NAME = r"(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._~-]+)"
+_HOST = re.compile(rf"{_NAME}(?::([0-9]*))?")
+_ORIGIN = re.compile(rf"([a-zA-Z][a-zA-Z0-9+.-]*)://{_NAME}(?::([0-9]+))?")
+
+
+class Address(NamedTuple):
+    """A host as it is compared: in lower case, without a final dot, an IPv6 address in its
+    shortest form. ``port`` is None where it is the scheme's own, or not said."""
+
+    name: str
+    port: int | None
+
+    @property
+    def is_ip(self) -> bool:
+        try:
+            ipaddress.ip_address(self.name)
+        except ValueError:
+            return False
+        return True
+
+
+class Origin(NamedTuple):
+    scheme: str
+    address: Address
+
+
+def parse_host(text: str) -> Address | None:
+    """``name``, ``name:port``, ``[IPv6]:port``; None where it is not such."""
+    match = _HOST.fullmatch(text)
+    return match and _address(match[1], match[2])
+
+
+def parse_origin(text: str) -> Origin | None:
+    """``scheme://name:port``; None where it is not such, as for ``null``."""
+    match = _ORIGIN.fullmatch(text)
+    address = match and _address(match[2], match[3])
+    if match is None or address is None:
+        return None
+    return origin_of(match[1].lower(), address)
+
+
+def origin_of(scheme: str, address: Address) -> Origin:
+    """The origin of pages that come from ``address``."""
+    if address.port == DEFAULT_PORTS.get(scheme):
+        address = Address(address.name, None)
+    return Origin(scheme, address)
+
+
+def _address(name: str, port: str | None) -> Address | None:
+    name = name.lower().removesuffix(".")
+    if name.startswith("["):
+        try:
+            name = str(ipaddress.IPv6Address(name[1:-1]))
+        except ValueError:
+            return None
+    if not name or (port and (len(port) > 5 or int(port) > 65535)):
+        return None
+    return Address(name, int(port) if port else None)

@@ -1,0 +1,60 @@
+"""HTTP as bytes on a connection, for what no client library would send."""
+
+import socket
+from contextlib import suppress
+
+import httpx
+
+Answer = tuple[int, bytes]
+"""Status and body; status 0 where the connection was closed without an answer."""
+
+
+def connect(url: str, *, receive_bytes: int | None = None) -> socket.socket:
+    """A connection; with ``receive_bytes`` of room for what is not read."""
+    parts = httpx.URL(url)
+    connection = socket.socket()
+    if receive_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.settimeout(60)
+    connection.connect((parts.host, parts.port))
+    return connection
+
+
+def ask(url: str, request: bytes) -> Answer:
+    """Send ``request`` as it is, read until the connection closes."""
+    with connect(url) as connection:
+        with suppress(OSError):  # refused before it was all sent
+            connection.sendall(request)
+        return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """What comes until the connection closes."""
+    received = b""
+    with suppress(ConnectionError):
+        while part := connection.recv(65536):
+            received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    return (int(head.split()[1]) if head else 0), body
+
+
+def get(url: str, path: str = "/healthz", *lines: str, close: bool = True) -> bytes:
+    """The bytes of a GET with these header lines; without a Host among them with the right one."""
+    if not any(line.lower().startswith("host:") for line in lines):
+        lines = (f"Host: {httpx.URL(url).netloc.decode()}", *lines)
+    if close:
+        lines = (*lines, "Connection: close")
+    return "\r\n".join((f"GET {path} HTTP/1.1", *lines, "", "")).encode("latin-1")
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other end has closed by now."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(65536):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
