@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
 from shared.broker_clock import BrokerClock
 from shared.config import BrokerSettings
+from shared.connection import Connection, header_size
+from shared.decoding import skip
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.logs import logger
 from shared.timestamps import timestamp
@@ -67,7 +68,7 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
 
 class Broker:
-    """A connection that is made in the background and made again whenever it is lost.
+    """A connection that is made in the background and made again whenever it is lost, by whatever.
 
     Nothing here waits for an outage to end unless it says so: callers get `BrokerUnavailable`.
     """
@@ -80,7 +81,8 @@ class Broker:
         self._on_reconnect: list[Callable[[], None]] = []
         self._clock = BrokerClock()
         self._reading_clock: asyncio.Task[None] | None = None
-        self.nc = Client()
+        self._supervising: asyncio.Task[None] | None = None
+        self.nc = Connection(lambda subject, error: skip("message", subject, error))
         self.js: JetStreamContext = self.nc.jetstream(timeout=REQUEST_TIMEOUT_S)
 
     @property
@@ -121,14 +123,16 @@ class Broker:
                 await self._log_error(error)
                 await asyncio.sleep(RETRY_DELAY_S)
         self._outage_logged = False
+        self._supervising = asyncio.create_task(self.nc.supervise(), name="broker supervision")
         await self._read_clock()
         self._reading_clock = asyncio.create_task(self._keep_reading_clock(), name="broker clock")
         log.info("broker_connected", url=self._url)
 
     async def close(self) -> None:
         self._closing = True
-        if self._reading_clock is not None:
-            self._reading_clock.cancel()
+        for task in (self._supervising, self._reading_clock):
+            if task is not None:
+                task.cancel()
         # While the broker is away the client writes what it still holds to a transport that is
         # closed; that is no news.
         with suppress(nats.errors.Error, OSError, RuntimeError):
@@ -212,9 +216,7 @@ class Broker:
             RequestTooLarge: over what the broker takes.
             nats.js.errors.APIError: the stream refused it.
         """
-        # The client counts only the payload; over the limit together with its headers a message
-        # would close the connection for good, and again when it is sent anew.
-        size = len(payload) + _size(headers)
+        size = len(payload) + header_size(headers)
         if size > self.nc.max_payload:
             raise RequestTooLarge(
                 f"the message has {size} bytes with its headers, "
@@ -319,12 +321,6 @@ def _stored(answer: Msg) -> StoredMessage:
 def _may_pass(error: nats.js.errors.APIError) -> bool:
     """Whether the same publish may succeed in a moment."""
     return isinstance(error, TRANSIENT) or error.err_code in (SAME_ID_IN_PROCESS, *STORE_FULL)
-
-
-def _size(headers: dict[str, str]) -> int:
-    """The bytes of headers on the wire: a line each, ``NATS/1.0`` before and an empty one after."""
-    lines = (len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
-    return len(b"NATS/1.0\r\n\r\n") + sum(lines)
 
 
 def _sentence(error: BaseException) -> str:

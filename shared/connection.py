@@ -1,0 +1,165 @@
+"""nats-py's client, made to live as long as its process: the one place for its private members."""
+
+import asyncio
+import re
+from collections.abc import Callable
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.protocol import parser
+
+CHECK_EVERY_S = 0.25
+
+LONGEST_SUBJECTS = 4000
+"""Bytes of a subject and its reply together: the server hangs up on lines of more than 4,096."""
+
+# The broker takes vertical tabs and form feeds for characters of a subject, nats-py for the end of
+# it: "MSG a\v7 1 2" would be a message of two bytes for the subscription 7.
+parser.MSG_RE = re.compile(
+    rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n"
+)
+parser.HMSG_RE = re.compile(
+    rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n"
+)
+
+
+class Connection(Client):
+    """A client that only `close` closes.
+
+    nats-py closes for good on nearly every error that the broker names, and what it does not expect
+    ends the task that reads, writes or reconnects, while the client says that it is connected. Here
+    a message that cannot be parsed costs that message at most, and everything else a new connection
+    with the same subscriptions.
+    """
+
+    def __init__(self, on_unreadable: Callable[[str, Exception], None]) -> None:
+        """``on_unreadable`` is called with the subject of each message that nats-py cannot parse,
+        as far as it is known, and with the reason."""
+        super().__init__()
+        self._on_unreadable = on_unreadable
+        self._is_wanted = True
+
+    async def supervise(self) -> None:
+        """Reconnect whenever a task of the client has ended that should run; until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            if self._is_wanted and any(task is None or task.done() for task in self._vital_tasks):
+                await self._error_cb(errors.Error("nats: the connection's tasks have ended"))
+                await self._start_over()
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """As nats-py's, but what the broker would hang up on for is refused here.
+
+        Raises:
+            nats.errors.MaxPayloadError: payload and headers together are too large.
+            nats.errors.BadSubjectError: also where subject and reply are too long.
+        """
+        if len(subject.encode()) + len(reply.encode()) > LONGEST_SUBJECTS:
+            raise errors.BadSubjectError
+        if len(payload) + header_size(headers or {}) > self.max_payload:
+            raise errors.MaxPayloadError
+        await super().publish(subject, payload, reply, headers)
+
+    async def close(self) -> None:
+        self._is_wanted = False
+        await super().close()
+
+    @property
+    def _vital_tasks(self) -> list[asyncio.Task[None] | None]:
+        if self.is_connected:
+            return self._tasks
+        return [self._reconnection_task]
+
+    @property
+    def _tasks(self) -> list[asyncio.Task[None] | None]:
+        """What a connection consists of."""
+        return [self._reading_task, self._flusher_task, self._ping_interval_task]
+
+    async def _start_over(self) -> None:
+        self._status = Client.CONNECTED  # else nats-py takes it that a reconnect is under way
+        await self.force_reconnect()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if status == Client.CLOSED and self._is_wanted:
+            await self._start_over()
+        else:
+            await super()._close(status, do_cbs)
+
+    async def _process_err(self, err_msg: str) -> None:
+        # The broker closes the connection itself if it means to, and then it is made again.
+        await self._error_cb(errors.Error(f"nats: {err_msg}"))
+
+    async def _process_connect_init(self) -> None:
+        # An attempt that failed late has left them behind.
+        for task in self._tasks:
+            if task is not None:
+                task.cancel()
+        try:
+            await super()._process_connect_init()
+        except (OSError, errors.Error):
+            raise
+        except Exception as error:  # uvloop's RuntimeError for a reset, text that is no text
+            raise errors.Error(f"nats: the handshake failed: {error}") from error
+
+    async def _attempt_reconnect(self) -> None:
+        # To a peer that does not read any more, closing in good order never ends.
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._attempt_reconnect()
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except Exception as error:
+            self._on_unreadable(_text(subject), error)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except Exception as error:
+            # The message goes on without them: a job that nobody got would come again for ever.
+            self._on_unreadable("headers", error)
+            return None
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return self.msg_class(
+            subject=_text(subject),
+            # No other subject than the one that was meant gets the answer.
+            reply=_text(reply) if _is_text(reply) else "",
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
+
+
+def header_size(headers: dict[str, str]) -> int:
+    """The bytes of headers on the wire: a line each, ``NATS/1.0`` before and an empty one after."""
+    if not headers:
+        return 0
+    lines = (len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    return len(b"NATS/1.0\r\n\r\n") + sum(lines)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
