@@ -101,6 +101,12 @@ class StorageShort(BrokerUnavailable):
     """Room comes back when jobs end, results age out, or somebody adds some."""
 
 
+class Overloaded(SluiceError):
+    """A gateway handles as many requests as it may. Nothing was done."""
+
+    code = "overloaded"
+
+
 class ModelError(SluiceError):
     """The model could not be loaded, or llama.cpp failed while it ran."""
 

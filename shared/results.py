@@ -1,24 +1,15 @@
 """Results: written once, read by everybody, sent to whoever waits."""
 
-import re
 from datetime import datetime
 
 import nats.js.errors
-import structlog
 
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, RequestTooLarge
 from shared.messages import Failed, Result, decode_result, encode
+from shared.replies import send_reply
 from shared.timestamps import timestamp
-
-INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
-"""Where answers may be sent: a request cannot make an inferer publish anywhere else."""
-
-LONGEST_INBOX = 1024
-"""A subject as long as the server's control line (4 kB) closes the connection that publishes it."""
-
-_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)+")
 
 STORED_ALREADY = (10071, 10164)
 """The broker's words for a subject that holds a message already, wrong last sequence; and on a
@@ -89,24 +80,10 @@ async def send_result(broker: Broker, result: Result, reply_to: str | None, stre
     """
     if reply_to is None:
         return
-    if not is_inbox(reply_to):
-        structlog.get_logger().warning(
-            "reply_refused", job_id=result.id, reply_to=reply_to[:100], why="not a client's inbox"
-        )
-        return
     with unavailable_on_outage(broker):
-        await broker.nc.publish(reply_to, encode(result))
+        await send_reply(broker.nc, reply_to, encode(result))
         if stream:
-            await broker.nc.publish(reply_to, b"")
-
-
-def is_inbox(subject: str) -> bool:
-    """Whether an answer may be sent to ``subject``."""
-    return (
-        subject.startswith(INBOX_PREFIXES)
-        and len(subject) <= LONGEST_INBOX
-        and _SUBJECT.fullmatch(subject) is not None
-    )
+            await send_reply(broker.nc, reply_to)
 
 
 def _too_large(result: Result, size: int) -> Failed:

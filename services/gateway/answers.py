@@ -3,7 +3,7 @@ deadline passes while it waits."""
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import datetime
 
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
@@ -16,9 +16,15 @@ from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
-from shared.errors import BrokerUnavailable, SluiceError
+from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
+from shared.messages import Result
+from shared.replies import send_reply
 from shared.results import send_result
+
+MOST_JOBS = 1_000
+MOST_CALLERS = 10_000
+"""Bounds of one gateway; a job that is streamed costs a consumer, a caller little."""
 
 STOP_S = 1.0
 
@@ -32,14 +38,29 @@ class Answers:
         self._broker = broker
         self._jobs = jobs
         self._finished = finished
+        self._answers: dict[tuple[str, bool], _Answer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, job_id: str, reply_to: str, stream: bool) -> None:
         """Send the job's result to ``reply_to``, in the background, once it is there.
 
         With ``stream`` first its tokens from the beginning, and an empty message at the end.
+
+        Raises:
+            Overloaded: as many callers wait here as may.
         """
-        self._start(self._send(job_id, reply_to, stream))
+        callers = sum(len(answer.callers) for answer in self._answers.values())
+        if len(self._answers) >= MOST_JOBS or callers >= MOST_CALLERS:
+            raise Overloaded(
+                f"{callers} callers wait at this gateway for {len(self._answers)} jobs that were "
+                "submitted before with the same key; ask with infer.status, or try again later"
+            )
+        answer = self._answers.get((job_id, stream))
+        if answer is None or answer.is_ending:
+            answer = _Answer(self._broker, self._jobs, job_id, stream)
+            self._answers[job_id, stream] = answer
+            self._start(self._run(answer))
+        answer.add(reply_to)
 
     def expire(self, ticket: Ticket) -> None:
         """Have the job expire at its deadline, in the background, unless it has ended before: an
@@ -59,6 +80,14 @@ class Answers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _run(self, answer: "_Answer") -> None:
+        try:
+            await answer.run()
+        finally:
+            key = answer.job_id, answer.stream
+            if self._answers.get(key) is answer:
+                del self._answers[key]
+
     async def _expire(self, job_id: str, deadline: datetime) -> None:
         pause_s = self._seconds_to(deadline)
         while True:
@@ -76,37 +105,86 @@ class Answers:
                 return
             pause_s = max(self._seconds_to(deadline), LOOK_AGAIN_S)
 
-    async def _send(self, job_id: str, reply_to: str, stream: bool) -> None:
-        finished = asyncio.create_task(self._jobs.wait(job_id))
+    def _seconds_to(self, moment: datetime) -> float:
+        return max(0.0, (moment - self._broker.now()).total_seconds())
+
+
+class _Answer:
+    """One job's answer: read once, and sent to each caller from its beginning."""
+
+    def __init__(self, broker: Broker, jobs: Jobs, job_id: str, stream: bool) -> None:
+        self.job_id, self.stream = job_id, stream
+        self.callers: list[str] = []
+        self.is_ending = False
+        """Whether it is too late to add a caller."""
+        self._broker = broker
+        self._jobs = jobs
+        self._frames: list[bytes] = []
+        self._sent: list[int] = []
+        """How many of the frames each caller has got."""
+        self._news = asyncio.Event()
+
+    def add(self, reply_to: str) -> None:
+        self.callers.append(reply_to)
+        self._sent.append(0)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Send what is there of the answer and what comes, then the result."""
+        finished = asyncio.create_task(self._jobs.wait(self.job_id))
+        reading = asyncio.create_task(self._read(finished))
+        reading.add_done_callback(lambda _: self._news.set())
         try:
-            if stream:
-                async for _, message in stored_events(self._broker, job_id, finished):
-                    if message.subject == subjects.token_events(job_id):
-                        with suppress(*TRANSIENT):  # the result has it all
-                            await self._broker.nc.publish(reply_to, message.data)
+            while not self.is_ending:
+                await self._news.wait()
+                self._news.clear()
+                self.is_ending = reading.done()
+                await self._send_frames()
+            await reading
             result = await finished
-            while True:
-                try:
-                    await send_result(self._broker, result, reply_to, stream)
-                    return
-                except BrokerUnavailable:
-                    await asyncio.sleep(RETRY_DELAY_S)
+            for reply_to in self.callers:
+                await self._send_result(result, reply_to)
         except asyncio.CancelledError:
-            await self._refuse(
-                reply_to, 503, "broker_unavailable: this gateway shuts down; ask again"
-            )
+            await self._refuse(503, "broker_unavailable: this gateway shuts down; ask again")
             raise
         except SluiceError as error:
-            log.warning("answer_not_sent", job_id=job_id, why=error.message)
-            await self._refuse(reply_to, status_of(error), f"{error.code}: {error.message}")
+            log.warning("answer_not_sent", job_id=self.job_id, why=error.message)
+            await self._refuse(status_of(error), f"{error.code}: {error.message}")
         finally:
+            self.is_ending = True
+            reading.cancel()
             finished.cancel()
 
-    async def _refuse(self, reply_to: str, status: int, why: str) -> None:
+    async def _read(self, finished: asyncio.Task[Result]) -> None:
+        if not self.stream:
+            await asyncio.wait((finished,))
+            return
+        async with aclosing(stored_events(self._broker, self.job_id, finished)) as events:
+            async for _, message in events:
+                if message.subject == subjects.token_events(self.job_id):
+                    self._frames.append(message.data)
+                    self._news.set()
+
+    async def _send_frames(self) -> None:
+        for number, reply_to in enumerate(self.callers):
+            # Moved on first: what is lost with the connection the result has all the same.
+            frames = self._frames[self._sent[number] :]
+            self._sent[number] += len(frames)
+            with suppress(*TRANSIENT):
+                for frame in frames:
+                    await send_reply(self._broker.nc, reply_to, frame)
+
+    async def _send_result(self, result: Result, reply_to: str) -> None:
+        while True:
+            try:
+                await send_result(self._broker, result, reply_to, self.stream)
+                return
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _refuse(self, status: int, why: str) -> None:
         """In the form of the service's other errors (ADR-32)."""
         headers = {ERROR_HEADER: why, ERROR_CODE_HEADER: str(status)}
         with suppress(*TRANSIENT):
-            await self._broker.nc.publish(reply_to, headers=headers)
-
-    def _seconds_to(self, moment: datetime) -> float:
-        return max(0.0, (moment - self._broker.now()).total_seconds())
+            for reply_to in self.callers:
+                await send_reply(self._broker.nc, reply_to, headers=headers)

@@ -126,7 +126,9 @@ class Gateway:
             await self.finished.start()
             await self.forecast.start()
             await self.fleet.watch()
-            await stack.enter_async_context(self.service.running())
+            await stack.enter_async_context(
+                self.service.running(self.stopping, self.settings.shutdown_s)
+            )
             self._ready = True
             log.info("gateway_ready", models=sorted(self.fleet.models))
             while True:

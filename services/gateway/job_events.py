@@ -1,8 +1,8 @@
 """A job's life as a stream of events that can be taken up again where it broke off."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 
 import msgspec
 import nats.errors
@@ -75,10 +75,11 @@ async def job_events(
     reader, read = TokenReader(), 0
     try:
         if after not in (TAIL, END):
-            async for read, message in stored_events(broker, job_id, finished):
-                for event in _translate(message, read, reader):
-                    if read > seen:
-                        yield event
+            async with aclosing(stored_events(broker, job_id, finished)) as messages:
+                async for read, message in messages:
+                    for event in _translate(message, read, reader):
+                        if read > seen:
+                            yield event
         result = await finished
         if after not in (TAIL, END) and isinstance(result, Completed):
             for step in reader.finish(result.attempt, result.text):
@@ -111,7 +112,7 @@ def _token_event(event_id: str, step: Step, before: int) -> JobEvent:
 
 async def stored_events(
     broker: Broker, job_id: str, finished: asyncio.Task[Result]
-) -> AsyncIterator[tuple[int, Msg]]:
+) -> AsyncGenerator[tuple[int, Msg], None]:
     """The job's messages in ``EVENTS`` with their sequences, from the first on, until the job has
     finished; through outages of the broker.
 
@@ -120,11 +121,13 @@ async def stored_events(
     read = 0
     while True:
         try:
-            async for message in _events_until_outage(broker, job_id, finished):
-                sequence = message.metadata.sequence.stream
-                if sequence > read:  # else read before the broker went away
-                    read = sequence
-                    yield sequence, message
+            # Closed here and not whenever the generator is collected: it holds a consumer.
+            async with aclosing(_events_until_outage(broker, job_id, finished)) as messages:
+                async for message in messages:
+                    sequence = message.metadata.sequence.stream
+                    if sequence > read:  # else read before the broker went away
+                        read = sequence
+                        yield sequence, message
             return
         except (BrokerUnavailable, nats.js.errors.APIError) as error:
             # The latter, where the reading's consumer has gone with its node.
@@ -134,7 +137,7 @@ async def stored_events(
 
 async def _events_until_outage(
     broker: Broker, job_id: str, finished: asyncio.Task[Result]
-) -> AsyncIterator[Msg]:
+) -> AsyncGenerator[Msg, None]:
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
     with unavailable_on_outage(broker):

@@ -1,11 +1,14 @@
 """The NATS micro service `sluice` (ADR-32): the gateway for those who speak NATS."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import nats.errors
 import nats.micro
 from msgspec import Struct
+from nats.aio.client import Client
 from nats.micro.request import Request, ServiceError
 
 from services.gateway.answers import Answers
@@ -14,6 +17,7 @@ from services.gateway.finished import FinishedJobs
 from services.gateway.fleet import Fleet
 from services.gateway.idempotency import Idempotency
 from services.gateway.jobs import Jobs
+from services.gateway.micro.requests import InFlight, Requests
 from services.gateway.problems import status_of
 from services.gateway.unfinished import Unfinished
 from shared import __version__, subjects
@@ -21,7 +25,6 @@ from shared.broker import Broker
 from shared.errors import InvalidRequest, NotFinished, RequestTooLarge, SluiceError
 from shared.logs import logger
 from shared.messages import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission, encode
-from shared.results import INBOX_PREFIXES, LONGEST_INBOX, is_inbox
 
 DESCRIPTION = "LLM inference, one job at a time through each worker"
 
@@ -52,9 +55,11 @@ class NatsService:
         self._answers = Answers(broker, jobs, finished)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, stopping: asyncio.Event, drain_s: float) -> AsyncIterator[None]:
+        """Serve until ``stopping`` is set; what has arrived by then gets ``drain_s`` to be done."""
+        requests = Requests(self._broker.nc)
         service = await nats.micro.add_service(
-            self._broker.nc,
+            cast(Client, requests),
             nats.micro.service.ServiceConfig(
                 name="sluice", version=__version__, description=DESCRIPTION
             ),
@@ -74,11 +79,13 @@ class NatsService:
             await service.add_endpoint(
                 name=name, subject=f"infer.{name}", handler=_answering(handler)
             )
+        draining = asyncio.create_task(_drain_at(stopping, requests, drain_s), name="drain")
         try:
             yield
         finally:
+            stopping.set()
+            await draining
             await self._answers.stop()
-            await service.stop()
 
     async def _chat(self, request: Request) -> None:
         submission = decode_body(request.data, NatsSubmission)
@@ -130,21 +137,34 @@ class NatsService:
         return await self._fleet.set_concurrency(decode_body(request.data, ConcurrencyRequest))
 
 
+async def _drain_at(stopping: asyncio.Event, requests: Requests, patience_s: float) -> None:
+    await stopping.wait()
+    await requests.drain(patience_s)
+
+
 def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
     """``handler`` with its answer sent, and its errors as service errors, which are counted.
 
-    Requests to one endpoint are handled one after another: none of them waits for a result.
+    Requests are handled side by side, and so many at once that no caller can exhaust the gateway.
     """
+    in_flight = InFlight()
 
     async def handle(request: Request) -> None:
         try:
-            answer = await handler(request)
-            if answer is not None and request._msg.reply:
-                await _respond(request, encode(answer))
+            with in_flight.admitted(len(request.data)):
+                answer = await handler(request)
+                if answer is not None and request._msg.reply:
+                    await _respond(request, encode(answer))
             return
         except SluiceError as error:
             description = f"{error.code}: {error.message}"[:LONGEST_DESCRIPTION]
             refusal = ServiceError(str(status_of(error)), description)
+        except asyncio.CancelledError:
+            refusal = ServiceError(
+                "503",
+                "broker_unavailable: this gateway shuts down, and the broker has not answered in "
+                "time; the request may have been accepted all the same",
+            )
         except Exception:
             log.exception("nats_request_crashed", subject=request.subject)
             refusal = ServiceError("500", "internal_error: see the gateway's log")
@@ -172,13 +192,8 @@ def _key(request: Request) -> str | None:
 
 def _reply_to(request: Request) -> str:
     reply: str = request._msg.reply
-    if len(reply) > LONGEST_INBOX:
-        raise RequestTooLarge(f"the reply subject has more than {LONGEST_INBOX} characters")
-    if not is_inbox(reply):
-        raise InvalidRequest(
-            f"answers go to inboxes only: the reply subject must begin with "
-            f"{' or '.join(INBOX_PREFIXES)}, or use infer.submit"
-        )
+    if not reply:
+        raise InvalidRequest("no reply subject: nobody would get the answer; use infer.submit")
     return reply
 
 

@@ -17,6 +17,7 @@ from shared.errors import (
     JobAgedOut,
     KeyReused,
     NotFinished,
+    Overloaded,
     QueueFull,
     RequestTooLarge,
     SluiceError,
@@ -42,6 +43,7 @@ STATUSES: dict[type[SluiceError], int] = {
     KeyReused: 422,
     QueueFull: 429,
     BrokerUnavailable: 503,
+    Overloaded: 503,
 }
 
 TITLES = {

@@ -11,6 +11,7 @@ from shared.broker import Broker
 from shared.errors import SluiceError
 from shared.logs import logger
 from shared.messages import ConcurrencyChange, decode_concurrency, encode
+from shared.replies import send_reply
 
 log = logger()
 
@@ -41,7 +42,7 @@ async def controlled(
             await tell()
         log.info("concurrency_set", before=before, concurrency=worker.slots, refused=refused)
         if message.reply:
-            await broker.nc.publish(message.reply, encode(change))
+            await send_reply(broker.nc, message.reply, encode(change))
 
     orders = await broker.nc.subscribe(subjects.control(inferer_id), cb=hear)
     try:

@@ -11,7 +11,7 @@ from shared import subjects
 from shared.broker import Broker
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.logs import logger
-from shared.results import is_inbox
+from shared.replies import is_inbox
 
 log = logger()
 

@@ -144,17 +144,97 @@ async def test_nesting_is_refused_or_can_be_read_back(
         eventually(lambda: '"state":"SUCCESS"' in shared_stack.http.get(path).text, "read back", 10)
 
 
-async def test_answers_go_to_inboxes_only(shared_stack: Stack, client: Client) -> None:
-    """A reply subject that is none is refused; without any there is nobody to tell."""
-    answers = await client.subscribe("somewhere.else")
-    await client.publish("infer.chat", (CHAT % 2).encode(), reply="somewhere.else")
-    refused = await answers.next_msg(timeout=30)
-    assert refused.headers is not None
-    assert refused.headers["Nats-Service-Error-Code"] == "400"
+ENDPOINTS = {
+    "chat": CHAT % 2,
+    "complete": '{"prompt":"hi","max_tokens":2}',
+    "submit": '{"prompt":"hi","max_tokens":2}',
+    "status": "x",
+    "result": "x",
+    "cancel": "x",
+    "queue": "",
+    "inferers": "",
+    "concurrency": '{"concurrency":1}',
+}
+AIMED_AT = (
+    "somewhere.else",
+    "$JS.API.STREAM.DELETE.REQUESTS",
+    "$JS.API.STREAM.PURGE.REQUESTS",
+    "infer.results.{id}",
+    "infer.requests.tiny.normal.{id}",
+    "$KV.INFERERS.{id}",
+    "$JS.ACK.REQUESTS.tiny.1.1.1.1.0",
+    "_INBOX_x.{id}.>",
+)
 
+
+@pytest.mark.parametrize("target", AIMED_AT)
+async def test_nothing_goes_to_what_is_not_an_inbox(
+    shared_stack: Stack, client: Client, target: str
+) -> None:
+    """Neither an answer nor a refusal, from no endpoint, not from the service's own `$SRV` nor from
+    an inferer: with a gateway's rights they could delete the queue or decide somebody's job."""
+    target = target.format(id=new_job_id())
+    jetstream = client.jetstream()
+    streams = await jetstream.streams_info()
+    received = await client.subscribe(target)
+    accepted = len(shared_stack.gateways[0].events("request_accepted"))
+
+    asked = [(f"infer.{name}", body) for name, body in ENDPOINTS.items()]
+    asked += [(f"infer.{name}", "nonsense") for name in ENDPOINTS]
+    asked += [(f"$SRV.{verb}", "") for verb in ("PING", "INFO", "STATS", "PING.sluice")]
+    asked += [("infer.control.inferer-0", body) for body in ("{}", '{"concurrency":1}')]
+    for subject, body in asked:
+        await client.publish(subject, body.encode(), reply=target)
+    for subject in {subject for subject, _ in asked}:
+        await client.request(subject, b"nonsense", timeout=PATIENCE_S)
+    await client.flush()
+    assert received.pending_msgs == 0
+    assert len(shared_stack.gateways[0].events("request_accepted")) == accepted
+    left = {info.config.name: info.state.messages for info in await jetstream.streams_info()}
+    assert left.keys() == {info.config.name for info in streams}
+    assert (await _call(client, "infer.complete", {"prompt": "hi", "max_tokens": 2}))["text"]
+
+
+@pytest.mark.parametrize("reply_to", ["somewhere.else", "infer.results.{id}", "_INBOX.a.\udcff"])
+async def test_a_header_cannot_aim_either(
+    shared_stack: Stack, client: Client, reply_to: str
+) -> None:
+    """`Reply-To` in a request that somebody has published by hand: the job ends, unanswered."""
+    job_id = new_job_id()
+    target = reply_to.format(id=new_job_id())
+    inbox = client.new_inbox()
+    acknowledged = await client.subscribe(inbox)
+    received = await client.subscribe("somewhere.>")
+    header = f"NATS/1.0\r\nReply-To: {target}\r\n\r\n".encode("utf-8", "surrogateescape")
+    body = b'{"prompt":"a","max_tokens":2,"stream":true}'
+    subject = f"infer.requests.tiny.normal.{job_id}"
+    # nats-py encodes its headers, so the bytes are written as they are.
+    await client._send_command(
+        f"HPUB {subject} {inbox} {len(header)} {len(header + body)}\r\n".encode()
+        + header
+        + body
+        + b"\r\n"
+    )
+    await client._flush_pending()
+    await acknowledged.next_msg(timeout=PATIENCE_S)
+    assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
+    await client.flush()
+    assert received.pending_msgs == 0
+    assert shared_stack.inferers[0].popen.poll() is None
+
+
+async def test_without_a_reply_subject_there_is_nobody_to_answer(
+    shared_stack: Stack, client: Client
+) -> None:
+    """A chat is refused in the log; a job can be submitted without hearing its id."""
+    refused = len(shared_stack.gateways[0].events("nats_request_refused"))
+    accepted = len(shared_stack.gateways[0].events("request_accepted"))
     for endpoint, body in (("chat", CHAT % 2), ("chat", "nonsense"), ("status", "x")):
         await client.publish(f"infer.{endpoint}", body.encode())
-    assert (await _call(client, "infer.queue"))["models"]
+    await client.publish("infer.submit", ENDPOINTS["submit"].encode())
+    await client.flush()
+    shared_stack.gateways[0].wait_for("nats_request_refused", refused + 3)
+    shared_stack.gateways[0].wait_for("request_accepted", accepted + 1)
     assert "Traceback" not in shared_stack.gateways[0].output()
 
 
@@ -164,11 +244,8 @@ async def test_what_would_close_the_connection_is_refused(
     """The server counts headers too, and closes the connection of who sends too much: the gateway
     says so before, and what it says of it is short."""
     largest = client.max_payload
-    chat = (CHAT % 2).encode()
-    answers = await client.subscribe(f"{client.new_inbox()}.{'x' * 3900}")
-    await client.publish("infer.chat", chat, reply=answers.subject)
-    refused = (await answers.next_msg(timeout=30)).headers or {}
-    assert refused["Nats-Service-Error-Code"] == "413"
+    # Next to the payload's length a subject this long fills the server's line.
+    await client.publish("infer.chat", (CHAT % 2).encode(), reply=f"_INBOX.{'x' * 3900}")
 
     for spare in (0, 100, 8192):
         body = _padded('{"prompt":"%s","max_tokens":1}', largest - spare)
@@ -179,7 +256,7 @@ async def test_what_would_close_the_connection_is_refused(
     assert answer.headers["Nats-Service-Error-Code"] == "404"
     assert len(answer.headers["Nats-Service-Error"]) <= 1000
     assert not shared_stack.gateways[0].events("broker_disconnected")
-    assert (await _call(client, "infer.chat", json.loads(chat)))["text"]
+    assert (await _call(client, "infer.chat", json.loads(CHAT % 2)))["text"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""How requests reach the NATS service: from inboxes only, side by side, and to the last one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from shared.errors import Overloaded
+from shared.logs import logger
+from shared.replies import is_inbox
+
+MOST_AT_ONCE = 5000
+MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
+"""Of one endpoint's requests, which take several times as much while they are handled."""
+
+CANCEL_S = 1.0
+
+log = logger()
+
+
+class Requests:
+    """What nats.micro takes for its client: it subscribes and flushes here.
+
+    nats.micro answers to any subject, handles the requests of an endpoint one after another, and
+    forgets those that have arrived when it stops.
+    """
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._nuid = nc._nuid  # of which nats.micro takes the service's id
+        self._subscriptions: list[Subscription] = []
+        self._in_progress: set[asyncio.Task[None]] = set()
+
+    async def subscribe(
+        self, subject: str, queue: str = "", *, cb: Callable[[Msg], Awaitable[None]]
+    ) -> Subscription:
+        """Call ``cb`` for each message, in a task of its own; not for one whose answer would go to
+        what is not an inbox."""
+
+        async def receive(message: Msg) -> None:
+            if message.reply and not is_inbox(message.reply):
+                log.warning(
+                    "request_refused",
+                    subject=message.subject[:100],
+                    reply_to=message.reply[:100],
+                    why="the reply subject is not a client's inbox",
+                )
+                return
+            task = asyncio.ensure_future(cb(message))
+            self._in_progress.add(task)
+            task.add_done_callback(self._in_progress.discard)
+
+        subscription = await self._nc.subscribe(subject, queue=queue, cb=receive)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def flush(self) -> None:
+        await self._nc.flush()
+
+    async def drain(self, patience_s: float) -> None:
+        """Have the broker send nothing more, and end everything that it has sent before.
+
+        What is not done within ``patience_s`` is cancelled.
+        """
+        try:
+            async with asyncio.timeout(patience_s):
+                # Each of these also waits until what was on its way here has arrived.
+                await asyncio.gather(*(_drained(one) for one in self._subscriptions))
+                while self._in_progress:
+                    await asyncio.wait(self._in_progress)
+        except (TimeoutError, nats.errors.Error) as error:
+            log.warning("requests_not_drained", left=len(self._in_progress), why=repr(error))
+        for task in self._in_progress:
+            task.cancel()
+        if self._in_progress:
+            await asyncio.wait(self._in_progress, timeout=CANCEL_S)
+
+
+async def _drained(subscription: Subscription) -> None:
+    await subscription.drain()  # type: ignore[no-untyped-call]
+
+
+class InFlight:
+    """The requests of one endpoint that are being handled: a bounded number of bounded size."""
+
+    def __init__(self, most: int = MOST_AT_ONCE, most_bytes: int = MOST_BYTES_AT_ONCE) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._count = self._bytes = 0
+
+    @contextmanager
+    def admitted(self, size: int) -> Iterator[None]:
+        """A request of ``size`` bytes is handled in the block.
+
+        Raises:
+            Overloaded: too much is being handled; one request is always taken.
+        """
+        if self._count and (self._count >= self._most or self._bytes + size > self._most_bytes):
+            raise Overloaded(
+                f"this gateway handles {self._count} such requests of {self._bytes} bytes already; "
+                "nothing was done, try again in a moment"
+            )
+        self._count += 1
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._count -= 1
+            self._bytes -= size
