@@ -1,4 +1,4 @@
-"""Who is at the other end, and for how long: preferences, hang-ups, shutdown."""
+"""Who is at the other end, and for how long: hang-ups, shutdown."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -6,11 +6,9 @@ from typing import Annotated, Any, TypeVar
 
 from litestar import Request
 from litestar.params import Parameter
-from msgspec import Struct
 
 from services.gateway.streams import GatewayStopping
 from shared import subjects
-from shared.errors import InvalidRequest
 
 T = TypeVar("T")
 
@@ -26,37 +24,6 @@ IdempotencyKey = Annotated[
 
 class ClientGone(Exception):
     """The client hung up before its answer was there."""
-
-
-class Preferences(Struct, frozen=True):
-    """The header ``Prefer`` (RFC 7240), as far as it concerns us."""
-
-    wait_s: float | None = None
-    respond_async: bool = False
-
-    @classmethod
-    def of(cls, request: Request[Any, Any, Any]) -> "Preferences":
-        """Raises: InvalidRequest: ``wait`` is no number of seconds."""
-        wait_s, respond_async = None, False
-        for header in request.headers.getall("prefer", []):
-            for preference in header.split(","):
-                name, _, value = preference.partition(";")[0].partition("=")
-                name, value = name.strip().lower(), value.strip().strip('"')
-                if name == "respond-async":
-                    respond_async = True
-                elif name == "wait":
-                    if not value.isascii() or not value.isdecimal():
-                        raise InvalidRequest(f"Prefer: wait={value}: give whole seconds, wait=30")
-                    wait_s = float(value)
-        return cls(wait_s, respond_async)
-
-    @property
-    def applied(self) -> dict[str, str]:
-        """The header ``Preference-Applied``."""
-        applied = ["respond-async"] if self.respond_async else []
-        if self.wait_s is not None:
-            applied.append(f"wait={self.wait_s:.0f}")
-        return {"preference-applied": ", ".join(applied)} if applied else {}
 
 
 async def while_connected(

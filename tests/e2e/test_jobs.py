@@ -130,6 +130,23 @@ def test_prefer_wait_answers_with_the_result(shared_stack: Stack) -> None:
         shared_stack.http.delete(f"/jobs/{late.json()['id']}")
 
 
+def test_preferences_are_read_as_the_standard_says(shared_stack: Stack) -> None:
+    """The first `wait` counts, also of several headers; quoted commas separate nothing; what cannot
+    be read is ignored and not named as applied."""
+    body = {"prompt": "hi", "max_tokens": 1}
+    sent = [
+        ([("prefer", "wait=30, wait=0"), ("prefer", "wait=soon")], 200, "wait=30"),
+        ([("prefer", 'x="a, wait=0"; y, WAIT="30"')], 200, "wait=30"),
+        ([("prefer", "respond-async"), ("prefer", "wait=0")], 202, "respond-async, wait=0"),
+        ([("prefer", "wait=soon, handling=lenient")], 202, None),
+        ([("prefer", "wait=99999999999999999999")], 200, "wait=86400"),
+    ]
+    for headers, status, applied in sent:
+        answer = shared_stack.http.post("/jobs", json=body, headers=headers)
+        assert answer.status_code == status, (headers, answer.text)
+        assert answer.headers.get("preference-applied") == applied
+
+
 def test_the_same_seed_gives_the_same_text(shared_stack: Stack) -> None:
     """A seed decides the answer, also after other jobs have used the context."""
     bodies = [{"prompt": "once", "seed": seed, "max_tokens": 20} for seed in (1, 2, 1)]

@@ -11,11 +11,11 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from services.gateway.connections import (
     ClientGone,
     IdempotencyKey,
-    Preferences,
     while_connected,
 )
 from services.gateway.gateway import Gateway
 from services.gateway.job_events import END, JobEvent
+from services.gateway.preferences import Preferences
 from services.gateway.problems import PROBLEM, REFUSED, Problem
 from services.gateway.streams import Feed, GatewayStopping
 from shared.errors import BrokerUnavailable
@@ -46,19 +46,21 @@ async def submit(
     cancels its job, unless it also sent `Prefer: respond-async` or an `Idempotency-Key`.
     """
     gateway.require_ready()
-    preferences = Preferences.of(request)
+    preferences = Preferences.parse(request.headers.getall("prefer", []))
     ticket = await gateway.idempotency.submit(data, idempotency_key)
-    headers = {"location": f"/status/{ticket.id}", **preferences.applied}
+    location = {"location": f"/status/{ticket.id}"}
     if preferences.wait_s:
         waiting = gateway.jobs.wait(ticket.id, ticket)
         try:
             result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
+            headers = location | preferences.applied(is_finished=True)
             return Response(JobStatus.of(result), status_code=200, headers=headers)
         except ClientGone:
             if not (preferences.respond_async or ticket.kept):
                 gateway.abandon(ticket.id)
         except (TimeoutError, GatewayStopping):
             pass
+    headers = location | preferences.applied(is_finished=False)
     return Response(JobAccepted.of(ticket.id, ticket.state), status_code=202, headers=headers)
 
 

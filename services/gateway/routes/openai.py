@@ -10,7 +10,6 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from services.gateway.connections import (
     ClientGone,
     IdempotencyKey,
-    Preferences,
     while_connected,
 )
 from services.gateway.gateway import Gateway
@@ -24,6 +23,7 @@ from services.gateway.openai_messages import (
     completion,
     usage_chunk,
 )
+from services.gateway.preferences import Preferences
 from services.gateway.problems import OpenAIError, openai_error
 from services.gateway.streams import KEEP_ALIVE_S, Feed, GatewayStopping
 from services.gateway.ticket import Ticket
@@ -89,7 +89,7 @@ async def _answer(
     idempotency_key: str | None,
 ) -> Response[Any]:
     gateway.require_ready()
-    respond_async = Preferences.of(request).respond_async
+    respond_async = Preferences.parse(request.headers.getall("prefer", [])).respond_async
     ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
     stays = respond_async or ticket.kept
     try:
