@@ -4,11 +4,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from cli.client import Client
 from cli.options import DEFAULT_URL, Json, Url
-from cli.output import out, print_json
+from cli.output import out, print_json, print_text, shown
 from shared.messages import DeadLetter, DeadLetterPage
 
 PAGE = 50
@@ -51,7 +50,7 @@ def retry(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) ->
     """Send it again and print the id of the new job. The letter is then gone."""
     with Client(url) as client:
         accepted = client.retry_dead_letter(letter_id)
-    print_json(accepted) if as_json else print(accepted.id)
+    print_json(accepted) if as_json else print_text(accepted.id)
 
 
 @app.command()
@@ -59,7 +58,7 @@ def drop(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> 
     """Remove it for good."""
     with Client(url) as client:
         dropped = client.drop_dead_letter(letter_id)
-    print_json(dropped) if as_json else print(f"dropped {dropped.id}")
+    print_json(dropped) if as_json else print_text(f"dropped {dropped.id}")
 
 
 def _print_page(page: DeadLetterPage) -> None:
@@ -68,8 +67,8 @@ def _print_page(page: DeadLetterPage) -> None:
         return
     table = Table("id", "model", "at", "attempts", "why", box=None, pad_edge=False)
     for letter in page.letters:
-        why = Text(f"{letter.code}: {letter.message}")
-        table.add_row(letter.id, letter.model, letter.at, str(letter.attempts), why)
+        why = shown(f"{letter.code}: {letter.message}")
+        table.add_row(*map(shown, (letter.id, letter.model, letter.at)), str(letter.attempts), why)
     out.print(table)
     if page.before is not None:
         out.print(f"older ones: sluice dead list --before {page.before}")
@@ -78,7 +77,7 @@ def _print_page(page: DeadLetterPage) -> None:
 def _print_letter(letter: DeadLetter) -> None:
     table = Table.grid(padding=(0, 2))
     for name in ("id", "model", "priority", "attempts", "at"):
-        table.add_row(name, Text(str(getattr(letter, name))))
-    table.add_row("error", Text(f"{letter.code}: {letter.message}"))
+        table.add_row(name, shown(str(getattr(letter, name))))
+    table.add_row("error", shown(f"{letter.code}: {letter.message}"))
     out.print(table)
-    out.print(Text(letter.request))
+    print_text(letter.request)

@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -17,6 +15,7 @@ from cli import dead, topology
 from cli.client import Client
 from cli.doctor.examination import examine
 from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from cli.interrupts import interrupted_afterwards, interrupted_by_signals
 from cli.options import (
     DEFAULT_NATS_URL,
     DEFAULT_URL,
@@ -35,6 +34,8 @@ from cli.options import (
     submission,
 )
 from cli.output import (
+    complain,
+    discard_output,
     err,
     out,
     print_changes,
@@ -43,6 +44,7 @@ from cli.output import (
     print_json,
     print_queue,
     print_status,
+    print_text,
     print_tokens,
     timings_line,
 )
@@ -55,6 +57,8 @@ from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
 from shared.logs import configure_logs
 from shared.messages import ConcurrencyRequest, JobStatus
+
+UNKNOWN_JOB = "interrupted before the gateway answered: the job may run, see sluice queue"
 
 TOP_TIMEOUT_S = 3.0
 """A live view that waits longer shows what is no longer true."""
@@ -167,17 +171,20 @@ def ask(
         priority=priority,
     )
     with Client(url) as client, interrupted_by_signals():
-        job_id = client.submit(body).id
+        job_id = None
         try:
+            with interrupted_afterwards():
+                job_id = client.submit(body).id
             status = _follow(client, job_id, show=not as_json)
-        except (KeyboardInterrupt, BrokenPipeError):
-            client.cancel(job_id)
-            print(f"\ncancelled {job_id}", file=sys.stderr)
+        except (KeyboardInterrupt, BrokenPipeError) as stopped:
+            if isinstance(stopped, BrokenPipeError):
+                discard_output()
+            _cancel_interrupted(client, job_id)
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print_json(status)
     elif err.is_terminal and status.error is None:
-        err.print(f"[dim]{timings_line(status)}[/dim]")
+        err.print(timings_line(status), style="dim")
     _end(status)
 
 
@@ -209,15 +216,20 @@ def submit(
         priority=priority,
     )
     with Client(url) as client, interrupted_by_signals():
-        accepted = client.submit(body)
-        if not wait:
-            print_json(accepted) if as_json else print(accepted.id)
-            return
+        accepted = None
         try:
-            print(f"submitted {accepted.id}", file=sys.stderr, flush=True)
+            with interrupted_afterwards():
+                accepted = client.submit(body)
+            if not wait:
+                print_json(accepted) if as_json else print_text(accepted.id)
+                return
+            complain(f"submitted {accepted.id}")
             status = _follow(client, accepted.id, show=False)
         except KeyboardInterrupt:
-            print(f"the job goes on: sluice status {accepted.id}", file=sys.stderr)
+            if accepted is None:
+                complain(UNKNOWN_JOB)
+            else:
+                complain(f"the job goes on: sluice status {accepted.id}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_json(status) if as_json else print_status(status)
     _end(status, told=True)
@@ -333,21 +345,6 @@ def _text(prompt: str) -> str:
         ) from None
 
 
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM, and a terminal that is closed, end the block as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = {name: signal.signal(name, interrupt) for name in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
-
-
 def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     """Follow a job to its end; ``show`` prints its tokens as they come."""
     with waiting(client, job_id) as shown:
@@ -366,12 +363,25 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
 
 
+def _cancel_interrupted(client: Client, job_id: str | None) -> None:
+    """Cancel the job of a command that was interrupted, and say so. A further interrupt ends that,
+    too."""
+    if job_id is None:
+        complain(UNKNOWN_JOB)
+        return
+    cancelled = False
+    with suppress(KeyboardInterrupt), interrupted_afterwards():
+        client.cancel(job_id)
+        cancelled = True
+    complain(f"\ncancelled {job_id}" if cancelled else f"\nnot cancelled: sluice cancel {job_id}")
+
+
 def _end(status: JobStatus, *, told: bool = False) -> None:
     """Exit status 1 for a job that ended without an answer."""
     if status.error is None:
         return
     if not told:
-        err.print(f"{status.state}: {status.error.code}: {status.error.message}", markup=False)
+        complain(f"{status.state}: {status.error.code}: {status.error.message}")
     raise typer.Exit(EXIT_FAILED)
 
 
@@ -380,7 +390,7 @@ def run() -> NoReturn:
     try:
         app()
     except CommandError as error:
-        print(f"sluice: {error}", file=sys.stderr)
+        complain(f"sluice: {error}")
         sys.exit(error.exit_status)
     sys.exit(0)
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.errors import EXIT_USAGE, CommandError
 from shared.messages import Priority
 
 Url = Annotated[
@@ -51,7 +52,18 @@ def submission(
     timeout_s: float | None,
     priority: Priority | None,
 ) -> dict[str, Any]:
-    """The body for ``POST /jobs``; what was not given is left to the gateway."""
+    """The body for ``POST /jobs``; what was not given is left to the gateway.
+
+    Raises:
+        CommandError: options that do not go together, or no prompt.
+    """
+    if not text:
+        raise CommandError("the prompt is empty", EXIT_USAGE)
+    if raw and system:
+        raise CommandError(
+            "--raw sends the text as it is, without a system message: leave out --system",
+            EXIT_USAGE,
+        )
     options = {
         "model": model,
         "max_tokens": max_tokens,

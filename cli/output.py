@@ -1,36 +1,77 @@
 """What a person reads: answers on stdout, everything about them on stderr."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from cli.doctor.finding import Finding
 from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
+from shared.printable import printable, printable_json
 from shared.subjects import CLASSES
 
 WIDE = 1000
 """Columns where nobody looks: a program that reads a table wants the ids whole."""
 
-out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class TextConsole(Console):
+    """Shows text as it is: nothing in it is markup, and a terminal obeys nothing in it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or not self.is_terminal:
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+out = TextConsole(soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+err = TextConsole(stderr=True, soft_wrap=True)
 
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "STARTED": "cyan"}
 
 
 def print_json(value: object) -> None:
-    sys.stdout.write(msgspec.json.encode(value).decode("utf-8") + "\n")
+    sys.stdout.write(printable_json(msgspec.json.encode(value).decode("utf-8")) + "\n")
     sys.stdout.flush()
 
 
 def print_tokens(text: str) -> None:
-    """Part of an answer, as it comes; not interpreted in any way."""
-    sys.stdout.write(text)
+    """Part of an answer, as it comes: byte for byte, except on a terminal, which would obey it."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def print_text(text: str) -> None:
+    """As `print_tokens`, a line or several."""
+    print_tokens(f"{text}\n")
+
+
+def complain(text: str) -> None:
+    """A line on stderr."""
+    print(printable(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def discard_output() -> None:
+    """Write no more to a stdout that nobody reads, also not what is left in its buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def shown(text: str, style: str = "") -> Text:
+    """Text of others, in a table or alone: on a terminal without anything that it would obey."""
+    return Text(printable(text) if out.is_terminal else text, style)
 
 
 def print_status(status: JobStatus) -> None:
@@ -39,29 +80,31 @@ def print_status(status: JobStatus) -> None:
         ("id", status.id),
         ("retry of", status.retry_of or None),
         ("model", status.model),
+        ("priority", status.priority),
         ("attempts", str(status.attempts)),
         ("inferer", status.inferer),
         ("queued at", status.queued_at),
         ("started at", status.started_at),
         ("finished at", status.finished_at),
     ]
-    table.add_row("state", Text(status.state, COLOURS.get(status.state, "")))
+    table.add_row("state", shown(status.state, COLOURS.get(status.state, "")))
     for name, value in rows:
         if value is not None:
-            table.add_row(name, Text(value))
+            table.add_row(name, shown(value))
     if status.error is not None:
-        table.add_row("error", Text(f"{status.error.code}: {status.error.message}"))
+        table.add_row("error", shown(f"{status.error.code}: {status.error.message}"))
     if status.timings is not None:
-        table.add_row("timings", Text(timings_line(status)))
+        table.add_row("timings", shown(timings_line(status)))
     if (outlook := outlook_line(status)) is not None:
-        table.add_row("outlook", Text(outlook))
+        table.add_row("outlook", shown(outlook))
     out.print(table)
     if status.result is not None:
-        out.print(Text(status.result.text))
+        print_text(status.result.text)
 
 
 def timings_line(status: JobStatus) -> str:
-    """``waited 0.1 s, first token after 0.3 s, 64 tokens at 80.1 tokens/s``."""
+    """``waited 0.1 s, first token after 0.3 s, 64 tokens at 80.1 tokens/s``, and whether the answer
+    was cut off."""
     if status.timings is None:
         return ""
     parts = [f"waited {status.timings.queued_ms / 1000:.2f} s"]
@@ -71,6 +114,8 @@ def timings_line(status: JobStatus) -> str:
         parts.append(f"{status.result.usage.completion_tokens} tokens")
     if status.timings.tokens_per_s is not None:
         parts[-1] += f" at {status.timings.tokens_per_s:.1f} tokens/s"
+    if status.result is not None and status.result.finish_reason == "length":
+        parts.append("cut off (--max-tokens, or the context is full)")
     return ", ".join(parts)
 
 
@@ -104,7 +149,7 @@ def queue_table(models: list[ModelQueue]) -> RenderableType:
     for model in models:
         numbers = (model.waiting, model.in_flight, model.limit, model.inferers)
         oldest = _or_dash(model.oldest_s, "{:.1f} s")
-        table.add_row(model.model, *map(str, numbers), oldest, _by_class(model))
+        table.add_row(shown(model.model), *map(str, numbers), oldest, _by_class(model))
     return table
 
 
@@ -143,7 +188,7 @@ def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> Render
     for heading in columns:
         table.add_column(heading, overflow="fold", no_wrap=heading == "inferer")
     for entry in inferers:
-        table.add_row(*(Text(cell(entry)) for cell in columns.values()))
+        table.add_row(*(shown(cell(entry)) for cell in columns.values()))
     return table
 
 
@@ -169,9 +214,9 @@ def _or_dash(number: float | None, form: str) -> str:
 def print_changes(changes: list[ConcurrencyChange]) -> None:
     for change in changes:
         if change.refused is None:
-            out.print(Text(f"{change.inferer}: {change.before} → {change.concurrency}"))
+            out.print(shown(f"{change.inferer}: {change.before} → {change.concurrency}"))
         else:
-            out.print(Text(f"{change.inferer}: stays at {change.before}: {change.refused}", "red"))
+            out.print(shown(f"{change.inferer}: stays at {change.before}: {change.refused}", "red"))
 
 
 VERDICTS = {"ok": ("ok   ", "green"), "look": ("look ", "yellow"), "wrong": ("WRONG", "red")}
@@ -179,6 +224,6 @@ VERDICTS = {"ok": ("ok   ", "green"), "look": ("look ", "yellow"), "wrong": ("WR
 
 def print_findings(findings: list[Finding]) -> None:
     for finding in findings:
-        out.print(Text.assemble(VERDICTS[finding.verdict], f" {finding.about}: {finding.found}"))
+        out.print(Text(*VERDICTS[finding.verdict]), shown(f"{finding.about}: {finding.found}"))
         if finding.advice is not None:
-            out.print(Text(f"      → {finding.advice}"))
+            out.print(shown(f"      → {finding.advice}"))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from msgspec import Struct
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cli.client import Client
 from cli.errors import EXIT_UNREACHABLE, CommandError
-from cli.output import inferers_table, queue_table
+from cli.output import TextConsole, inferers_table, queue_table, shown
 from shared.messages import InfererEntry, ModelQueue
 from shared.timestamps import milliseconds_between, timestamp
 
@@ -44,18 +44,18 @@ def watch(client: Client) -> None:
         CommandError: what answers is no gateway that knows these questions.
     """
     # Not the console of the other commands: that one lets long lines run out of the screen.
-    console = Console(highlight=False)
+    console = TextConsole()
     latest = Group()
     with Live(latest, console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
                 latest = frame(take_snapshot(client))
-                shown: list[RenderableType] = [_title(client.url), latest]
+                parts: list[RenderableType] = [_title(client.url), latest]
             except CommandError as error:
                 if error.exit_status != EXIT_UNREACHABLE:
                     raise
-                shown = [_title(client.url), Text(f"{error}\n", "red"), latest]
-            live.update(Group(*shown), refresh=True)
+                parts = [_title(client.url), shown(f"{error}\n", "red"), latest]
+            live.update(Group(*parts), refresh=True)
             time.sleep(REFRESH_S)
 
 
@@ -91,6 +91,6 @@ def _jobs(inferers: list[InfererEntry], now: str) -> Iterator[RenderableType]:
         seconds = milliseconds_between(job.started_at, now) / 1000
         bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
         tokens = f"{job.completion_tokens}/{job.max_tokens}"
-        cells = (Text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
-        table.add_row(job.id, *cells)
+        cells = (shown(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
+        table.add_row(shown(job.id), *cells)
     yield table

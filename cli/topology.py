@@ -53,7 +53,7 @@ def apply(
         print_json({"changes": changes})
     else:
         for change in changes or ["everything is as it should be"]:
-            out.print(change, markup=False)
+            out.print(change)
 
 
 async def _apply(settings: BrokerSettings, topology: Topology, models: list[str]) -> list[str]:

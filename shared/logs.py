@@ -2,9 +2,12 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 import structlog
+
+from shared.printable import printable
 
 
 def configure_logs(
@@ -19,14 +22,32 @@ def configure_logs(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
+            *(_for_people() if terminal else _for_programs()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service, **fields)
+
+
+def _for_people() -> Sequence[structlog.typing.Processor]:
+    # Plain tracebacks: the others show local variables, and so prompts.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return structlog.processors.format_exc_info, _make_printable, plain
+
+
+def _for_programs() -> Sequence[structlog.typing.Processor]:
+    return structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()
+
+
+def _make_printable(
+    _: object, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Nothing that others have sent is obeyed by the terminal; what is not text is shown quoted."""
+    return {
+        name: printable(value) if isinstance(value, str) else value for name, value in event.items()
+    }
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:
