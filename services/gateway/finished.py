@@ -1,32 +1,54 @@
 """Announcements of results: one subscription for everybody who waits on this gateway."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.broker import Broker
+from shared.errors import BrokerUnavailable
+from shared.job_ids import is_job_id
+from shared.logs import logger
 from shared.messages import Result
-from shared.results import decode_stored
+from shared.results import decode_stored, read_result
+
+MOST_UNREAD = 10_000
+"""Announcements beyond are dropped: who waits looks by itself every few seconds."""
+BATCH = 200
+BATCH_BYTES = 8 * 1024 * 1024
 
 Announcement = asyncio.Future[Result | None]
 """Resolves to the stored result, or to None when one may have been missed: look it up then."""
 
+log = logger()
+
 
 class FinishedJobs:
-    """Hands each result, as the broker announces what it stored, to those who expect it."""
+    """Hands each stored result to those who expect it.
+
+    The announcement only says which result to read: everybody who may publish can forge one.
+    """
 
     def __init__(self, broker: Broker, learn: Callable[[Result], None]) -> None:
         """``learn`` is called with every result, whoever waits for it."""
         self._broker = broker
         self._learn = learn
         self._expected: dict[str, set[Announcement]] = {}
+        self._unread: dict[str, None] = {}
+        """Ids of announced jobs, in their order."""
+        self._arrived = asyncio.Event()
         broker.on_reconnect(self._tell_to_look)
 
-    async def start(self) -> None:
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
         await self._broker.nc.subscribe(subjects.FINISHED_WILDCARD, cb=self._receive)
+        reading = asyncio.create_task(self._read(), name="read finished jobs")
+        try:
+            yield
+        finally:
+            reading.cancel()
 
     @contextmanager
     def expecting(self, job_id: str) -> Iterator[Announcement]:
@@ -43,16 +65,51 @@ class FinishedJobs:
 
     async def _receive(self, message: Msg) -> None:
         job_id = subjects.last_token(message.subject)
-        result = decode_stored(job_id, message.data, self._broker.now())
-        _resolve(self._expected.get(job_id, ()), result)
-        self._learn(result)
+        if is_job_id(job_id) and len(self._unread) < MOST_UNREAD:
+            self._unread[job_id] = None
+            self._arrived.set()
+
+    async def _read(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = list(self._unread)[:BATCH]
+            for job_id in batch:
+                del self._unread[job_id]
+            if not self._unread:
+                self._arrived.clear()
+            try:
+                await self._read_batch(batch)
+            except Exception as error:
+                if not isinstance(error, BrokerUnavailable):
+                    log.exception("results_not_read")
+                for job_id in batch:
+                    self._resolve(job_id, None)
+
+    async def _read_batch(self, job_ids: list[str]) -> None:
+        found = await self._broker.direct_get_all(
+            subjects.RESULTS,
+            multi_last=[subjects.result(job_id) for job_id in job_ids],
+            max_bytes=BATCH_BYTES,
+        )
+        missing = dict.fromkeys(job_ids)
+        for stored in found:
+            job_id = subjects.last_token(stored.subject)
+            missing.pop(job_id, None)
+            result = decode_stored(job_id, stored.data, self._broker.now())
+            self._resolve(job_id, result)
+            self._learn(result)
+        for job_id in missing:
+            # Forged; or stored so lately that a replica does not have it yet.
+            if job_id in self._expected:
+                result_at_leader = await read_result(self._broker, job_id, from_leader=True)
+                if result_at_leader is not None:
+                    self._resolve(job_id, result_at_leader)
 
     def _tell_to_look(self) -> None:
-        for waiting in self._expected.values():
-            _resolve(waiting, None)
+        for job_id in list(self._expected):
+            self._resolve(job_id, None)
 
-
-def _resolve(waiting: Iterable[Announcement], result: Result | None) -> None:
-    for announcement in waiting:
-        if not announcement.done():
-            announcement.set_result(result)
+    def _resolve(self, job_id: str, result: Result | None) -> None:
+        for announcement in self._expected.get(job_id, ()):
+            if not announcement.done():
+                announcement.set_result(result)

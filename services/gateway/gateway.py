@@ -123,7 +123,7 @@ class Gateway:
         async with AsyncExitStack() as stack:
             await self.broker.connect()
             await self._prepare()
-            await self.finished.start()
+            await stack.enter_async_context(self.finished.listening())
             await self.forecast.start()
             await self.fleet.watch()
             await stack.enter_async_context(

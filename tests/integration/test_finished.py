@@ -1,0 +1,74 @@
+"""Announcements of results, and what they are worth."""
+
+import asyncio
+
+from services.gateway.finished import FinishedJobs
+from shared import subjects
+from shared.broker import Broker
+from shared.job_ids import new_job_id
+from shared.messages import Completed, Result, Usage, encode
+from shared.results import store_result
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_topology
+from tests.processes import PATIENCE_S
+
+
+def completed(job_id: str, text: str) -> Completed:
+    return Completed(
+        id=job_id,
+        model="tiny",
+        attempt=1,
+        queued_at=timestamp(),
+        finished_at=timestamp(),
+        text=text,
+        finish_reason="stop",
+        usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2),
+    )
+
+
+async def test_a_forged_announcement_is_not_believed(broker: Broker) -> None:
+    """Whoever may publish there can announce anything: what counts is the stored result, for who
+    waits and for the ETA; an announcement without one is nothing."""
+    await ensure_topology(broker, Topology(replicas=1), [])
+    learned: list[Result] = []
+    finished = FinishedJobs(broker, learned.append)
+    waited_for, other, nowhere = (new_job_id() for _ in range(3))
+    forged = {
+        job_id: encode(completed(job_id, "forged")) for job_id in (waited_for, other, nowhere)
+    }
+    async with finished.listening():
+        with finished.expecting(waited_for) as announced:
+            for _ in range(3):
+                for job_id, payload in forged.items():
+                    await broker.nc.publish(subjects.finished(job_id), payload)
+                await broker.nc.publish("infer.finished.x", b"\xff")
+            right = completed(other, "right")
+            await store_result(broker, right, PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                while not learned:
+                    await asyncio.sleep(0.01)
+            assert {result.id for result in learned} == {other}
+            assert not announced.done() or announced.result() is None
+        with finished.expecting(waited_for) as announced:
+            wanted = completed(waited_for, "right")
+            await store_result(broker, wanted, PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                assert await announced == wanted
+    assert all(getattr(result, "text", "") == "right" for result in learned)
+
+
+async def test_many_results_at_once(broker: Broker) -> None:
+    """Each of some hundred that are announced together reaches who waits for it."""
+    await ensure_topology(broker, Topology(replicas=1), [])
+    learned: list[Result] = []
+    finished = FinishedJobs(broker, learned.append)
+    results = [completed(new_job_id(), f"text {number}") for number in range(500)]
+
+    async def wait(result: Result) -> None:
+        with finished.expecting(result.id) as announced:
+            await store_result(broker, result, PATIENCE_S)
+            assert await announced == result
+
+    async with finished.listening(), asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*(wait(result) for result in results))
+    assert {result.id for result in learned} >= {result.id for result in results[:-1]}
