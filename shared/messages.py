@@ -160,7 +160,8 @@ class Work(Struct, frozen=True):
 class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries.
 
-    ``code`` and ``message``: what went wrong in an attempt that is followed by another.
+    ``code`` and ``message``: what went wrong in an attempt that is followed by another. A
+    ``started`` that has them is stored after the attempt's first one, when its inferer has died.
     """
 
     state: Literal["started", "returned", "retrying"]
@@ -170,6 +171,21 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     work: Work | None = None
     code: str | None = None
     message: str | None = None
+
+
+class InfererDeath(Struct, frozen=True, kw_only=True):
+    """``infer.events.<inferer>.died``: an inferer that ended otherwise than it should.
+
+    ``cause`` is its signal or exit status, ``doing`` what it did for which of ``jobs``.
+    """
+
+    inferer: str
+    model: str
+    host: str
+    at: str
+    cause: str
+    doing: str
+    jobs: list[str] = []
 
 
 class TokenFrame(Struct, frozen=True, kw_only=True):
@@ -578,6 +594,7 @@ encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(InferenceRequest).decode
 _decode_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 decode_state_event = msgspec.json.Decoder(StateEvent).decode
+decode_inferer_death = msgspec.json.Decoder(InfererDeath).decode
 decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
 decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
 decode_idempotency_entry = msgspec.json.Decoder(IdempotencyEntry).decode

@@ -40,6 +40,7 @@ PRIORITY_GROUP = "g"
 FINISHED_WILDCARD = "infer.finished.*"
 CANCEL_WILDCARD = "infer.cancel.*"
 DEAD_WILDCARD = "infer.dead.*.*"
+INFERER_DEATH_WILDCARD = "infer.events.*.died"
 
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TOKEN = re.compile(r"[^\s.*>]+")
@@ -118,6 +119,11 @@ def token_events(job_id: str) -> str:
 
 def events(job_id: str) -> str:
     return f"infer.events.{job_id}.*"
+
+
+def inferer_death(inferer_id: str) -> str:
+    """How an inferer died; kept as long as the events of jobs."""
+    return f"infer.events.{inferer_id}.died"
 
 
 def result(job_id: str) -> str:

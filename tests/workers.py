@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from services.inferer.engine import Engine
+from services.inferer.flight_recorder import FlightRecorder
 from services.inferer.worker import Worker
 from shared import subjects
 from shared.broker import Broker
@@ -37,6 +38,7 @@ async def working(
     worker = Worker(
         broker,
         engine,
+        recorder=FlightRecorder(),
         inferer_id=name,
         model="tiny",
         slots=slots,

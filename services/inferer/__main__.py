@@ -1,126 +1,80 @@
-"""``python -m services.inferer``: load a model, serve it, one job at a time through each slot."""
+"""``python -m services.inferer``: the inferer as a child process, and what is known if it dies.
 
-import asyncio
-import socket
+Nothing can catch a crash in native code from within. This process does nothing but wait, in
+about 10 MB; it passes signals on, ends as its child ended, and before that publishes a report.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
 import sys
-from contextlib import AsyncExitStack
+from types import FrameType
 
-from services.inferer.control import controlled
-from services.inferer.engine import Engine
-from services.inferer.llama import Model
-from services.inferer.models import locate
-from services.inferer.neighbours import neighbours_watched
-from services.inferer.presence import presence
-from services.inferer.settings import InfererSettings
-from services.inferer.watchdog import watched
-from services.inferer.worker import Worker
-from shared import __version__
-from shared.aliases import alias_of
-from shared.broker import Broker
-from shared.config import BrokerSettings, load
-from shared.cpus import own_cpus, usable_cpus
-from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
-from shared.logs import configure_logs, logger
-from shared.messages import InfererEntry
-from shared.timestamps import timestamp
+from services.inferer.flight_recorder import SIZE, FlightRecorder
+
+FINE = (0, 2)
+"""Ended as asked, or refused to start with a sentence that says why: nothing to report."""
+PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
+PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+EXIT_BY_SIGNAL = 128
+"""What a shell adds to the number of the signal that ended a process."""
 
 
-async def main() -> None:
-    settings = load(InfererSettings, "INFERER")
-    broker_settings = load(BrokerSettings, "NATS")
-    alias = alias_of(settings.model, settings.alias)
-    inferer_id = settings.identity(alias)
-    configure_logs("inferer", inferer=inferer_id)
-    with stop_on_signals() as stopping:
-        try:
-            await _serve(settings, broker_settings, alias, inferer_id, stopping)
-        except Stopped:
-            logger().info("inferer_stopped", while_="starting")
-
-
-async def _serve(
-    settings: InfererSettings,
-    broker_settings: BrokerSettings,
-    alias: str,
-    inferer_id: str,
-    stopping: asyncio.Event,
-) -> None:
-    log = logger()
-    path = locate(settings.model)
-    model = await asyncio.to_thread(Model, path, settings.gpu_layers)
-    threads = settings.threads or usable_cpus()
-    n_ctx = model.context_size(settings.n_ctx)
-    log.info("model_loaded", model=alias, path=str(path), load_ms=round(model.load_ms))
-    engine = Engine(
-        model,
-        slots=settings.concurrency,
-        n_ctx=n_ctx,
-        n_batch=settings.n_batch,
-        threads=threads,
+def main() -> int:
+    """Run the inferer to its end. The exit status is the child's; a signal that killed the child
+    kills this process as well, if it can."""
+    fd = os.memfd_create("sluice-flight-recorder")
+    os.ftruncate(fd, SIZE)
+    recorder = FlightRecorder(fd)
+    # Held back until there is a child to send them to.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "services.inferer.serve", str(fd)],
+        pass_fds=(fd,),
+        preexec_fn=_in_child,
     )
-    broker = Broker(broker_settings, f"inferer {inferer_id}")
-    try:
-        await unless_stopped(stopping, broker.connect())
-        worker = Worker(
-            broker,
-            engine,
-            inferer_id=inferer_id,
-            model=alias,
-            slots=settings.concurrency,
-            priority=settings.priority,
-            max_attempts=settings.max_attempts,
-            retry_s=settings.retry_s,
-            grace_s=settings.grace_s,
-        )
-        started_at = timestamp(broker.now())
-        token_bytes = await asyncio.to_thread(model.longest_token_bytes)
 
-        def describe() -> InfererEntry:
-            return InfererEntry(
-                id=inferer_id,
-                model=alias,
-                slots=worker.slots,
-                priority=settings.priority,
-                host=socket.gethostname(),
-                threads=threads,
-                n_ctx=n_ctx,
-                chat=model.has_chat_template,
-                started_at=started_at,
-                version=__version__,
-                token_bytes=token_bytes,
-                state=worker.state,
-                cpus=own_cpus(),
-                gpu_layers=model.gpu_layers,
-                jobs=worker.running,
-                prompt_tokens_per_s=worker.speed.prompt,
-                tokens_per_s=worker.speed.generation,
-                idle_since=worker.idle_since,
-            )
+    def pass_on(number: int, _: FrameType | None) -> None:
+        child.send_signal(number)
 
-        def announce() -> None:
-            log.info(
-                "inferer_ready",
-                model=alias,
-                concurrency=settings.concurrency,
-                threads=threads,
-                gpu_layers=model.gpu_layers,
-                n_ctx=n_ctx,
-                chat=model.has_chat_template,
-            )
+    for number in PASSED_ON:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    status = child.wait()
+    if status in FINE:
+        return status
+    # Only now, as it takes some ten times the memory.
+    from services.inferer.crash_report import report
 
-        async with AsyncExitStack() as stack:
-            entering = stack.enter_async_context(presence(broker, describe))
-            tell = await unless_stopped(stopping, entering)
-            await stack.enter_async_context(neighbours_watched(broker, describe))
-            await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
-            await stack.enter_async_context(watched(engine, settings.stall_s))
-            await worker.run(stopping, announce)
-    finally:
-        if engine.close():
-            model.close()
-        await broker.close()
-    log.info("inferer_stopped")
+    report(recorder, status)
+    if status > 0:
+        return status
+    _die_of(-status)
+    return EXIT_BY_SIGNAL - status
+
+
+_libc = ctypes.CDLL(None)
+_parent = os.getpid()
+
+
+def _in_child() -> None:
+    """Before the inferer starts: have the kernel kill it when this process is killed."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _parent:
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+
+
+def _die_of(number: int) -> None:
+    """Die of this signal, without a core dump of our own. The first process of a container
+    cannot: then this returns."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 if __name__ == "__main__":
-    sys.exit(run_process("inferer", main))
+    sys.exit(main())

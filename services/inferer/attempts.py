@@ -8,11 +8,13 @@ from msgspec.structs import replace
 
 from services.inferer.dead_letter import dead_letter
 from services.inferer.engine import Engine, Generation
+from services.inferer.flight_recorder import FlightRecorder
 from services.inferer.inference import Inference
 from services.inferer.job import HANDED_BACK, Interrupted, Job, NoResult
 from services.inferer.records import Records
 from services.inferer.retry import is_retried, pause_s
 from services.inferer.speed import Speed
+from services.inferer.turns import Turns
 from shared.broker import Broker
 from shared.errors import InvalidRequest, SluiceError
 from shared.logs import logger
@@ -30,6 +32,7 @@ class Attempts:
         broker: Broker,
         engine: Engine,
         records: Records,
+        recorder: FlightRecorder,
         *,
         inferer_id: str,
         max_attempts: int,
@@ -38,6 +41,8 @@ class Attempts:
         self._broker = broker
         self._engine = engine
         self._records = records
+        self._recorder = recorder
+        self._turns = Turns()
         self._id = inferer_id
         self._max_attempts = max_attempts
         self._retry_s = retry_s
@@ -72,15 +77,38 @@ class Attempts:
         if job.is_late:
             return job.stopped("deadline_passed")
         if job.attempt > self._max_attempts:
-            return await self._bury(
-                job,
-                job.buried(
-                    "worker_lost",
-                    f"attempt {job.attempt - 1} of {self._max_attempts} ended with its inferer, "
-                    "as if the job killed it",
-                ),
-            )
-        return await self._run(job)
+            return await self._bury(job, job.buried("worker_lost", self._why_lost(job)))
+        return await self._run_in_turn(job)
+
+    def _why_lost(self, job: Job) -> str:
+        known = job.crash.message if job.crash else None
+        return f"attempt {job.attempt - 1} of {self._max_attempts} ended with its inferer" + (
+            f": {known}" if known else ", as if the job killed it"
+        )
+
+    async def _run_in_turn(self, job: Job) -> Result | NoResult:
+        """Run the job beside others; alone, if it may have killed its last inferer, so that the
+        innocent end well and the guilty ends by name.
+
+        It starts only when its turn has come: it would otherwise look lost, too, if the job before
+        it kills the inferer.
+        """
+        turn = asyncio.create_task(self._turns.take(alone=job.crash is not None))
+        await asyncio.wait(
+            (turn, job.interrupting),
+            timeout=job.seconds_left,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not turn.done():
+            job.interrupt("deadline_passed")  # where it was not interrupted
+            turn.cancel()
+            await asyncio.wait((turn,))
+        if turn.cancelled():
+            return self._stopped(job)
+        try:
+            return await self._run(job)
+        finally:
+            self._turns.leave()
 
     async def _run(self, job: Job) -> Result | NoResult:
         job.start(self._engine.n_ctx)
@@ -94,13 +122,15 @@ class Attempts:
             # Unless this is known the start does not count, and a job that kills its inferers
             # would never be seen for what it is.
             await job.announced
+        entry = self._recorder.open(job.id, job.attempt, alone=job.crash is not None)
         try:
-            generation, text = await Inference(self._broker, self._engine, job).run()
+            generation, text = await Inference(self._broker, self._engine, job, entry).run()
         except Interrupted:
             return self._stopped(job)
         except SluiceError as error:
             return await self._fail(job, error.code, error.message)
         finally:
+            entry.close()
             if looking is not None:
                 looking.cancel()
         self.speed.learn(generation)

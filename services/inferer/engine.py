@@ -16,6 +16,7 @@ from typing import Literal
 import llama_cpp
 
 from services.inferer.context import NOT_SET, SET, Context
+from services.inferer.flight_recorder import Phase
 from services.inferer.llama import Model, last_error
 from services.inferer.sampler import Sampler
 from services.inferer.text import TextAssembler
@@ -43,10 +44,11 @@ class Generation:
 
 @dataclass(eq=False)
 class Sequence:
-    """One prompt and what becomes of it. All three functions are called on the compute thread.
+    """One prompt and what becomes of it. All functions are called on the compute thread.
 
     ``prepare`` gives the prompt's tokens and a sampler, which is closed in the end. ``on_text``
     gets the text that each token added, possibly none; all of them together are the answer.
+    ``on_phase`` gets what is being done for it, before it is done.
     ``on_end`` is called once, with a `Generation`, with `Aborted`, or with the `SluiceError` that
     ended it.
     """
@@ -56,6 +58,7 @@ class Sequence:
     stop: list[str]
     on_text: Callable[[str], None]
     on_end: Callable[[Generation | Exception], None]
+    on_phase: Callable[[Phase], None] = lambda _: None
 
     prompt: list[int] = field(default_factory=list)
     sampler: Sampler | None = None
@@ -259,6 +262,7 @@ class Engine:
         try:
             sequence.prompt, sequence.sampler = sequence.prepare()
             sequence.pending.extend(sequence.prompt)
+            sequence.on_phase(Phase.PROMPT)
         except SluiceError as error:
             self._end(sequence, error)
         except Exception as error:  # what a chat template stumbles over is not ours to list
@@ -300,6 +304,7 @@ class Engine:
             return
         if sequence.completion_tokens == 0:
             sequence.prompt_done = time.perf_counter()
+            sequence.on_phase(Phase.TOKENS)
         piece = self.model.piece(token)
         if piece is None:
             self._finish(sequence, "stop", "")

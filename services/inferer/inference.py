@@ -4,6 +4,7 @@ import asyncio
 import zlib
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.flight_recorder import Entry, Phase
 from services.inferer.job import Interrupted, Job
 from services.inferer.sampler import Sampler
 from services.inferer.tokens import TokenPublisher
@@ -19,8 +20,10 @@ log = logger()
 class Inference:
     """What one job asks of the engine."""
 
-    def __init__(self, broker: Broker, engine: Engine, job: Job) -> None:
+    def __init__(self, broker: Broker, engine: Engine, job: Job, entry: Entry) -> None:
+        """``entry`` is where it writes down what it is doing."""
         self._engine = engine
+        self._entry = entry
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
@@ -34,6 +37,7 @@ class Inference:
             stop=job.request.stop_strings,
             on_text=self._tokens.add,
             on_end=self._end,
+            on_phase=entry.enter,
         )
         job.count_tokens = lambda: self._sequence.completion_tokens
 
@@ -69,9 +73,12 @@ class Inference:
     def _prepare(self) -> tuple[list[int], Sampler]:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
-            prompt = model.chat_tokens(request.messages)
+            self._entry.enter(Phase.TEMPLATE)
+            text, add_special = model.chat_prompt(request.messages)
         else:
-            prompt = model.tokenize(request.prompt or "")
+            text, add_special = request.prompt or "", True
+        self._entry.enter(Phase.TOKENIZING)
+        prompt = model.tokenize(text, add_special)
         if not prompt:
             raise InvalidRequest("the prompt has no tokens for this model", "prompt")
         if len(prompt) >= n_ctx:
@@ -81,6 +88,7 @@ class Inference:
             )
         # Without a seed of its own a job must still come out the same on its next attempt.
         seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
+        self._entry.enter(Phase.SCHEMA)
         return prompt, Sampler(model, request, seed, prompt)
 
     def _end(self, outcome: Generation | Exception) -> None:

@@ -63,6 +63,8 @@ class Job:
             message.metadata.num_delivered == 1 and subjects.HEADER_SCHEDULER not in headers
         )
         self.attempt = 1
+        self.crash: StateEvent | None = None
+        """The start of the attempt before this one, if that ended with its inferer."""
         self.started_at: str | None = None
         self._started_s = 0.0
         self.work: Work | None = None
@@ -114,6 +116,8 @@ class Job:
         """Number this attempt after the last one; one that was handed back does not count."""
         if last is not None:
             self.attempt = last.attempt + (last.state != "returned")
+            # A start that nothing followed: no inferer is left to say what became of it.
+            self.crash = last if last.state == "started" else None
 
     def start(self, n_ctx: int) -> None:
         """The attempt begins, on a model with ``n_ctx`` tokens of context."""

@@ -112,8 +112,9 @@ class Model:
             raise ModelError("llama.cpp cannot tokenize the prompt")
         return list(tokens[:count])
 
-    def chat_tokens(self, messages: list[ChatMessage]) -> list[int]:
-        """The prompt that the model's own template makes of a conversation.
+    def chat_prompt(self, messages: list[ChatMessage]) -> tuple[str, bool]:
+        """The prompt that the model's own template makes of a conversation, and whether it lacks
+        what the model wants at the beginning.
 
         Raises:
             InvalidRequest: the model has no template, or its template refuses the conversation.
@@ -135,7 +136,7 @@ class Model:
                 f"the model's chat template refuses these messages: {error}", "messages"
             ) from error
         begins = self._formatter.bos_token != "" and prompt.startswith(self._formatter.bos_token)
-        return self.tokenize(prompt, add_special=not begins)
+        return prompt, not begins
 
     def _chat_formatter(self) -> Jinja2ChatFormatter | None:
         template = llama_cpp.llama_model_chat_template(self.handle, None)

@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager
 
 from services.inferer.engine import Engine
 from shared.logs import logger
-
-EXIT_STALLED = 70
-"""Exit status of a process that hung: whoever watches over it starts it again."""
+from shared.process_end import EXIT_STALLED
 
 LOOKS = 4
 LONGEST_PAUSE_S = 1.0

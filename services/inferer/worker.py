@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 
 from services.inferer.attempts import Attempts
 from services.inferer.engine import Engine
+from services.inferer.flight_recorder import FlightRecorder
 from services.inferer.job import HANDED_BACK, Job, NoResult
 from services.inferer.lease import acknowledge, hand_back, lease
 from services.inferer.pull import Puller
@@ -48,6 +49,7 @@ class Worker:
         broker: Broker,
         engine: Engine,
         *,
+        recorder: FlightRecorder,
         inferer_id: str,
         model: str,
         slots: int,
@@ -62,6 +64,7 @@ class Worker:
             broker,
             engine,
             self._records,
+            recorder,
             inferer_id=inferer_id,
             max_attempts=max_attempts,
             retry_s=retry_s,
@@ -213,9 +216,10 @@ class Worker:
         """Give an unfinished job back; it does not count as an attempt."""
         try:
             async with asyncio.timeout(RETURN_S):
+                # One that never started is as it was before, also where its last attempt was lost.
                 if job.announced is not None:
                     await job.announced
-                await self._records.announce_return(job)
+                    await self._records.announce_return(job)
         except (BrokerUnavailable, TimeoutError):
             log.warning("return_not_announced", job_id=job.id)
         await hand_back(job.message)

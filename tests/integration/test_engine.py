@@ -306,12 +306,12 @@ def test_a_chat_goes_through_the_models_template(model: Model, tiny_base_model: 
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert model.chat_tokens(chat) == model.tokenize(prompt)
+    assert model.tokenize(*model.chat_prompt(chat)) == model.tokenize(prompt)
     base = Model(tiny_base_model, 0)
     try:
         assert not base.has_chat_template
         with pytest.raises(InvalidRequest, match="no chat template") as raised:
-            base.chat_tokens(chat)
+            base.chat_prompt(chat)
         assert raised.value.param == "messages"
     finally:
         base.close()

@@ -1,0 +1,138 @@
+"""Load a model and serve it, one job at a time through each slot.
+
+``python -m services.inferer`` starts this as its child, with the number of the file descriptor of
+the flight recorder as argument.
+"""
+
+import asyncio
+import faulthandler
+import socket
+import sys
+from contextlib import AsyncExitStack
+
+from services.inferer.control import controlled
+from services.inferer.engine import Engine
+from services.inferer.flight_recorder import FlightRecorder
+from services.inferer.llama import Model
+from services.inferer.models import locate
+from services.inferer.neighbours import neighbours_watched
+from services.inferer.presence import presence
+from services.inferer.settings import InfererSettings
+from services.inferer.watchdog import watched
+from services.inferer.worker import Worker
+from shared import __version__
+from shared.aliases import alias_of
+from shared.broker import Broker
+from shared.config import BrokerSettings, load
+from shared.cpus import own_cpus, usable_cpus
+from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
+from shared.logs import configure_logs, logger
+from shared.messages import InfererEntry
+from shared.timestamps import timestamp
+
+
+async def main(recorder: FlightRecorder) -> None:
+    settings = load(InfererSettings, "INFERER")
+    broker_settings = load(BrokerSettings, "NATS")
+    alias = alias_of(settings.model, settings.alias)
+    inferer_id = settings.identity(alias)
+    configure_logs("inferer", inferer=inferer_id)
+    recorder.describe(inferer_id, alias, "loading its model")
+    with stop_on_signals() as stopping:
+        try:
+            await _serve(settings, broker_settings, alias, inferer_id, stopping, recorder)
+        except Stopped:
+            logger().info("inferer_stopped", while_="starting")
+
+
+async def _serve(
+    settings: InfererSettings,
+    broker_settings: BrokerSettings,
+    alias: str,
+    inferer_id: str,
+    stopping: asyncio.Event,
+    recorder: FlightRecorder,
+) -> None:
+    log = logger()
+    path = locate(settings.model)
+    model = await asyncio.to_thread(Model, path, settings.gpu_layers)
+    threads = settings.threads or usable_cpus()
+    n_ctx = model.context_size(settings.n_ctx)
+    log.info("model_loaded", model=alias, path=str(path), load_ms=round(model.load_ms))
+    engine = Engine(
+        model,
+        slots=settings.concurrency,
+        n_ctx=n_ctx,
+        n_batch=settings.n_batch,
+        threads=threads,
+    )
+    broker = Broker(broker_settings, f"inferer {inferer_id}")
+    try:
+        await unless_stopped(stopping, broker.connect())
+        worker = Worker(
+            broker,
+            engine,
+            recorder=recorder,
+            inferer_id=inferer_id,
+            model=alias,
+            slots=settings.concurrency,
+            priority=settings.priority,
+            max_attempts=settings.max_attempts,
+            retry_s=settings.retry_s,
+            grace_s=settings.grace_s,
+        )
+        started_at = timestamp(broker.now())
+        token_bytes = await asyncio.to_thread(model.longest_token_bytes)
+
+        def describe() -> InfererEntry:
+            return InfererEntry(
+                id=inferer_id,
+                model=alias,
+                slots=worker.slots,
+                priority=settings.priority,
+                host=socket.gethostname(),
+                threads=threads,
+                n_ctx=n_ctx,
+                chat=model.has_chat_template,
+                started_at=started_at,
+                version=__version__,
+                token_bytes=token_bytes,
+                state=worker.state,
+                cpus=own_cpus(),
+                gpu_layers=model.gpu_layers,
+                jobs=worker.running,
+                prompt_tokens_per_s=worker.speed.prompt,
+                tokens_per_s=worker.speed.generation,
+                idle_since=worker.idle_since,
+            )
+
+        def announce() -> None:
+            recorder.describe(inferer_id, alias, "waiting for jobs")
+            log.info(
+                "inferer_ready",
+                model=alias,
+                concurrency=settings.concurrency,
+                threads=threads,
+                gpu_layers=model.gpu_layers,
+                n_ctx=n_ctx,
+                chat=model.has_chat_template,
+            )
+
+        async with AsyncExitStack() as stack:
+            entering = stack.enter_async_context(presence(broker, describe))
+            tell = await unless_stopped(stopping, entering)
+            await stack.enter_async_context(neighbours_watched(broker, describe))
+            await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
+            await stack.enter_async_context(watched(engine, settings.stall_s))
+            await worker.run(stopping, announce)
+    finally:
+        if engine.close():
+            model.close()
+        await broker.close()
+    log.info("inferer_stopped")
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    recorder = FlightRecorder(int(sys.argv[1]))
+    sys.exit(run_process("inferer", lambda: main(recorder)))
