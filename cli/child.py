@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import logger
+from shared.process_end import ended_by
 from shared.timestamps import timestamp
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -84,7 +85,13 @@ class Child:
                 return
             if time.monotonic() - started > STEADY_S:
                 pause_s = FIRST_PAUSE_S
-            log.warning("child_died", child=self.name, exit_status=exit_status, pause_s=pause_s)
+            log.warning(
+                "child_died",
+                child=self.name,
+                cause=ended_by(exit_status),
+                exit_status=exit_status,
+                pause_s=pause_s,
+            )
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

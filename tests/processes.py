@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -73,6 +74,27 @@ class Process:
     @property
     def pid(self) -> int:
         return self.popen.pid
+
+    def family(self) -> list[int]:
+        """The ids of the process and of those that descend from it, each after its parent."""
+        found = [self.pid]
+        for pid in found:
+            with suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                found += [int(child) for child in children]
+        return found
+
+    def freeze(self) -> None:
+        """SIGSTOP, for its descendants too: an inferer computes in a child."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.family():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")

@@ -95,7 +95,9 @@ def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEven
         if message.subject.endswith(".state"):
             state = decode_state_event(message.data)
             # Its text stands as long as the next attempt comes out the same.
-            name = "attempt_failed" if state.state == "retrying" else state.state
+            # So does one that died with its inferer, where the death could be reported.
+            failed = state.state == "retrying" or (state.state == "started" and state.code)
+            name = "attempt_failed" if failed else state.state
             return [JobEvent(event_id, name, state)]
         frame = decode_token_frame(message.data)
     except msgspec.DecodeError:

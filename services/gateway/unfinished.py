@@ -80,7 +80,9 @@ class Unfinished:
     @property
     def is_retried(self) -> bool:
         """Whether its last attempt failed and the next has not begun."""
-        return self.scheduled or (self.last is not None and self.last.state == "retrying")
+        return self.scheduled or (
+            self.last is not None and (self.last.state == "retrying" or self.last.code is not None)
+        )
 
     def status(self) -> JobStatus:
         return JobStatus(
@@ -125,7 +127,8 @@ class Unfinished:
     @property
     def _start(self) -> StateEvent | None:
         """How the attempt that runs began."""
-        return self.last if self.last is not None and self.last.state == "started" else None
+        last = self.last
+        return last if last is not None and last.state == "started" and not last.code else None
 
 
 async def find_unfinished(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import nats.js.errors
+from msgspec.structs import replace
 
 from services.inferer.flight_recorder import DOING, FlightRecorder, Running
 from shared import subjects
@@ -58,6 +59,7 @@ def report(recorder: FlightRecorder, status: int) -> None:
 async def _publish(death: InfererDeath, running: Sequence[Running]) -> None:
     broker = Broker(load(BrokerSettings, "NATS"), f"crash report of {death.inferer}")
     await broker.connect()
+    death = replace(death, at=timestamp(broker.now()))
     try:
         await asyncio.gather(*(_publish_end(broker, death, job, running) for job in running))
         await broker.publish_stored(

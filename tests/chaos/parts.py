@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import resource
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -114,14 +112,12 @@ class Part:
             process.end()
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        if self.process is not None and self.process.popen.poll() is None:
+            self.process.freeze()
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.popen.poll() is None:
-            os.kill(self.process.pid, number)
+            self.process.thaw()
 
 
 class Node(Part):
@@ -241,7 +237,7 @@ class Inferer(Part):
         """During the block it gets no more than it has; ends with nobody to give it to, too."""
         assert self.process is not None
         self.starved.add(self.logs[-1])
-        pid = self.process.pid
+        pid = self.process.family()[:2][-1]  # what computes is its child
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
         _, most = resource.prlimit(pid, resource.RLIMIT_AS)
         resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), most))

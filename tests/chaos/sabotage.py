@@ -10,9 +10,10 @@ from nats.js.api import DiscardPolicy
 
 import services.inferer.records as records
 import services.inferer.worker as worker
-from services.inferer.__main__ import main
+from services.inferer.flight_recorder import FlightRecorder
 from services.inferer.job import Job
 from services.inferer.lease import acknowledge
+from services.inferer.serve import main
 from shared import subjects
 from shared.broker import Broker
 from shared.lifecycle import run_process
@@ -62,4 +63,4 @@ SABOTAGES = {function.__name__: function for function in (store_second_results, 
 
 if __name__ == "__main__":
     SABOTAGES[sys.argv[1]]()
-    sys.exit(run_process("inferer", main))
+    sys.exit(run_process("inferer", lambda: main(FlightRecorder())))

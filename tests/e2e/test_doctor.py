@@ -86,12 +86,12 @@ def test_an_inferer_that_hangs(stack: Stack) -> None:
     """One that was stopped says nothing any more; since when its job runs is told."""
     stack.submit(prompt="go on", max_tokens=4000)
     eventually(lambda: _inferer(stack)["jobs"] or None, "it runs")
-    stack.inferers[0].popen.send_signal(signal.SIGSTOP)
+    stack.inferers[0].freeze()
     found = eventually(lambda: _silent(stack), "it is missed", patience_s=20)
     assert "end its process" in found["inferer inferer-0"][0]["advice"]
     told = [finding["found"] for finding in found["tiny"]]
     assert any("the longest-running job started" in one for one in told)
-    stack.inferers[0].popen.send_signal(signal.SIGCONT)
+    stack.inferers[0].thaw()
 
 
 @pytest.mark.parametrize("loss", ["setting", "stream"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import subprocess
 from itertools import groupby
 from pathlib import Path
@@ -170,10 +169,10 @@ def test_concurrency_that_cannot_be(stack: Stack) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "inferer_not_found")
     for wanted in ({"concurrency": -1}, {"concurrency": 65}, {"concurrency": "2"}, {}):
         assert stack.http.put("/concurrency", json=wanted).status_code == 400
-    stack.inferers[0].popen.send_signal(signal.SIGSTOP)
+    stack.inferers[0].freeze()
     (change,) = stack.http.put("/concurrency", json={"concurrency": 2}).json()["inferers"]
     assert "does not answer" in change["refused"]
-    stack.inferers[0].popen.send_signal(signal.SIGCONT)
+    stack.inferers[0].thaw()
 
 
 async def test_the_fast_are_served_first(stack: Stack, tiny_model: Path) -> None:

@@ -1,6 +1,5 @@
 """An inferer whose compute thread hangs: in a chat template that does not end."""
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +60,8 @@ def test_a_process_that_was_stopped_does_not_hang(stack: Stack) -> None:
     job_id = stack.submit(prompt="go on", max_tokens=2500)
     stack.wait_for_state(job_id, "STARTED")
     (inferer,) = stack.inferers
-    inferer.popen.send_signal(signal.SIGSTOP)
+    inferer.freeze()
     time.sleep(2 * STALL_S)
-    inferer.popen.send_signal(signal.SIGCONT)
+    inferer.thaw()
     assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
     assert inferer.popen.poll() is None

@@ -45,7 +45,7 @@ class RunningJobs:
     def hear(self, job_id: str, event: StateEvent) -> None:
         """A job has started, or does not run any more."""
         self._heard_at = time.monotonic()
-        if event.state == "started":
+        if event.state == "started" and event.code is None:
             self._ended.pop(job_id, None)
             self._heard[job_id] = Run(job_id, event.inferer, event.at, event.work)
             _bound(self._heard)
