@@ -60,25 +60,34 @@ async def job_events(
     """Everything that happened to the job and happens from now on, ending with its result;
     through outages of the broker too.
 
-    ``after`` is the id of the last event that was received: what came before it is left out. A
-    job with a ``ticket`` was submitted just now: there is no `queued` to tell.
+    ``after`` is the id of the last event that was received: what came before it is left out. Where
+    the broker does not hold that any more, the text begins anew, and `retrying` says so. A job with
+    a ``ticket`` was submitted just now: there is no `queued` to tell.
 
     Raises:
         UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without a ticket.
     """
     seen = int(after) if after.isascii() and after.isdecimal() and len(after) < 20 else -1
+    resumes = seen > 0
+    if resumes and not await _is_event_of(broker, job_id, seen):
+        seen = -1
     if ticket is None:
         status = await jobs.status(job_id)
         if after not in (TAIL, END) and seen < 0:
             yield JobEvent("0", "queued", status)
     finished = asyncio.create_task(jobs.wait(job_id, ticket))
-    reader, read = TokenReader(), 0
+    reader, read, is_whole = TokenReader(resumes=resumes), 0, not resumes
     try:
         if after not in (TAIL, END):
             async with aclosing(stored_events(broker, job_id, finished)) as messages:
-                async for read, message in messages:
+                async for sequence, message in messages:
+                    if read == 0 and seen > 0 and _is_the_first(message):
+                        reader.begin()
+                        is_whole = True
+                    read = sequence
                     for event in _translate(message, read, reader):
-                        if read > seen:
+                        # A text that begins anew is sent whole.
+                        if read > seen or (isinstance(event.data, Tokens) and not is_whole):
                             yield event
         result = await finished
         if after not in (TAIL, END) and isinstance(result, Completed):
@@ -87,6 +96,29 @@ async def job_events(
         yield JobEvent(END, "result", JobStatus.of(result))
     finally:
         finished.cancel()
+
+
+async def _is_event_of(broker: Broker, job_id: str, event_id: int) -> bool:
+    """Whether the broker still holds the event that the id stands for; no event of another job, nor
+    one of a stream that was there before.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    found = await broker.direct_get(
+        subjects.EVENTS, seq=event_id, next_by_subj=subjects.events(job_id)
+    )
+    # The id of `retrying` is the one before that of its text.
+    return found is not None and found.sequence - event_id in (0, 1)
+
+
+def _is_the_first(message: Msg) -> bool:
+    """Whether nothing came before it in the job's life: every attempt begins with `started`."""
+    try:
+        state = decode_state_event(message.data)
+    except ValueError:
+        return False
+    return message.subject.endswith(".state") and (state.state, state.attempt) == ("started", 1)
 
 
 def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEvent]:

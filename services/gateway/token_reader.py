@@ -27,12 +27,18 @@ Step = Added | Restarted
 class TokenReader:
     """Follows the highest attempt, drops what it has, and lets the result fill what is missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumes: bool = False) -> None:
+        """With ``resumes`` some text was sent before, and which is not known: whatever comes begins
+        anew, unless `begin` is called."""
         self._attempt = 0
         self._next = 0
         self._text = ""
-        self._sent = ""
+        self._sent: str | None = None if resumes else ""
         self._sent_tokens = 0
+
+    def begin(self) -> None:
+        """Everything that was sent before is about to be added once more."""
+        self._sent = ""
 
     def add(self, frame: TokenFrame) -> list[Step]:
         """What to send on after ``frame``; nothing if it is late, repeated or beyond a gap."""
@@ -53,11 +59,14 @@ class TokenReader:
         return self._send(text, complete=True)
 
     def _send(self, text: str, *, complete: bool) -> list[Step]:
-        if text.startswith(self._sent):
+        if self._sent is None:
+            if not (text or complete):
+                return []
+        elif text.startswith(self._sent):
             added, self._sent = text[len(self._sent) :], text
             index, self._sent_tokens = self._sent_tokens, max(self._sent_tokens, self._next)
             return [Added(self._attempt, index, added)] if added else []
-        if self._sent.startswith(text) and not complete:
+        elif self._sent.startswith(text) and not complete:
             return []  # a repeated attempt that has not caught up yet
         self._sent, self._sent_tokens = text, self._next
         restarted: list[Step] = [Restarted(self._attempt)]

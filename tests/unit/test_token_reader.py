@@ -101,6 +101,27 @@ def test_a_second_attempt_that_is_shorter_starts_again(text: str) -> None:
     assert shown(steps + after) == text
 
 
+def test_after_an_unknown_text_everything_begins_anew() -> None:
+    """What a client has of a text that nobody knows any more is void, before anything is added."""
+    reader = TokenReader(resumes=True)
+    assert reader.add(frame(1, 3, "d")) == []
+    assert reader.finish(1, "abcde") == [Restarted(1), Added(1, 0, "abcde")]
+    reader = TokenReader(resumes=True)
+    assert reader.add(frame(1, 0, "")) == []
+    assert reader.add(frame(1, 1, "ab")) == [Restarted(1), Added(1, 0, "ab")]
+    assert reader.add(frame(1, 2, "c")) == [Added(1, 2, "c")]
+    assert reader.finish(1, "abcd") == [Added(1, 3, "d")]
+    assert TokenReader(resumes=True).finish(1, "") == [Restarted(1)]
+
+
+def test_a_resumed_text_that_is_read_from_its_beginning_goes_on() -> None:
+    """Then it is known what was sent."""
+    reader = TokenReader(resumes=True)
+    reader.begin()
+    assert reader.add(frame(1, 0, "ab")) == [Added(1, 0, "ab")]
+    assert reader.finish(1, "abc") == [Added(1, 1, "c")]
+
+
 def test_late_frames_of_an_earlier_attempt_are_dropped() -> None:
     """Once a later attempt was seen, the earlier one says nothing any more."""
     _, steps = read(frame(2, 0, "a"), frame(1, 0, "x"), frame(1, 1, "y"), frame(2, 1, "b"))

@@ -1,0 +1,119 @@
+"""Readers who take up a stream of events that the broker has lost a part of."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared import subjects
+from shared.broker import Broker, connected
+from shared.config import BrokerSettings
+from shared.job_ids import new_job_id
+from shared.messages import Completed, StateEvent, TokenFrame, Usage, encode
+from shared.results import store_result
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_topology
+from tests.processes import PATIENCE_S, Stack, server_sent_events
+
+Event = dict[str, str]
+
+FRAMES = {
+    "one attempt": [(1, 0, ["a"]), (1, 1, ["b", "c"]), (1, 3, ["d"])],
+    "a second that repeats the first": [(1, 0, ["a", "b", "c"]), (2, 0, ["a"]), (2, 1, ["b"])],
+    "a second that differs": [(1, 0, ["a", "b"]), (2, 0, ["a"]), (2, 1, ["x"])],
+}
+
+
+@pytest.fixture
+async def broker(shared_stack: Stack) -> AsyncIterator[Broker]:
+    async with connected(BrokerSettings(url=shared_stack.nats.url), "test") as connection:
+        yield connection
+
+
+async def _finished_job(broker: Broker, frames: list[tuple[int, int, list[str]]]) -> str:
+    """The id of a job with these token frames, whose answer is "abcdef", or "axcdef"."""
+    job_id = new_job_id()
+    await _publish_events(broker, job_id, frames)
+    text = "axcdef" if "x" in frames[-1][2] else "abcdef"
+    result = Completed(
+        id=job_id,
+        model="tiny",
+        attempt=frames[-1][0],
+        queued_at=timestamp(),
+        finished_at=timestamp(),
+        text=text,
+        finish_reason="stop",
+        usage=Usage(1, 6, 7),
+    )
+    await store_result(broker, result, PATIENCE_S)
+    return job_id
+
+
+async def _publish_events(
+    broker: Broker, job_id: str, frames: list[tuple[int, int, list[str]]]
+) -> None:
+    attempt = 0
+    for number, index, tokens in frames:
+        if number > attempt:
+            attempt = number
+            started = StateEvent(state="started", attempt=attempt, at=timestamp(), inferer="x")
+            await broker.js.publish(subjects.state_events(job_id), encode(started))
+        frame = TokenFrame(attempt=number, index=index, tokens=tokens)
+        await broker.js.publish(subjects.token_events(job_id), encode(frame))
+
+
+@pytest.mark.parametrize("attempts", FRAMES)
+async def test_events_that_were_purged(shared_stack: Stack, broker: Broker, attempts: str) -> None:
+    """Wherever a reader was cut off and however much is gone: what follows makes the whole text,
+    and nothing comes twice without `retrying` before it."""
+    job_id = await _finished_job(broker, FRAMES[attempts])
+    whole = await asyncio.to_thread(_events, shared_stack, job_id)
+    text = _text(whole)
+    assert text in ("abcdef", "axcdef")
+    ids = sorted({int(event["id"]) for event in whole if event["id"].isdecimal()})
+    for purged in ids:
+        await broker.js.purge_stream(subjects.EVENTS, seq=purged + 1)
+        for cut in range(len(whole)):
+            after = whole[cut - 1]["id"] if cut else ""
+            rest = await asyncio.to_thread(_events, shared_stack, job_id, after)
+            assert _text(whole[:cut] + rest) == text, f"purged to {purged}, cut off after {after}"
+            assert rest[-1]["event"] == "result"
+
+
+async def test_ids_that_mean_nothing_to_this_stream(shared_stack: Stack, broker: Broker) -> None:
+    """Those of another job, those beyond the end, and those from before EVENTS was made anew, with
+    sequences from 1: the text begins anew, and says so."""
+    frames = FRAMES["one attempt"]
+    other, job_id = [await _finished_job(broker, frames) for _ in range(2)]
+    before = await asyncio.to_thread(_events, shared_stack, job_id)
+    others = await asyncio.to_thread(_events, shared_stack, other)
+    meaningless = [event["id"] for event in others if event["id"].isdecimal()][1:-1]
+    for after in (*meaningless, "9" * 19, "123456789"):
+        rest = await asyncio.to_thread(_events, shared_stack, job_id, after)
+        assert _text([*before[:-1], *rest]) == "abcdef", after
+        assert [event["event"] for event in rest[:3]] == ["queued", "started", "retrying"], after
+
+    await broker.js.delete_stream(subjects.EVENTS)
+    await ensure_topology(broker, Topology(), [])
+    await _publish_events(broker, job_id, frames[1:])
+    for cut in range(1, len(before)):
+        rest = await asyncio.to_thread(_events, shared_stack, job_id, before[cut - 1]["id"])
+        assert _text(before[:cut] + rest) == "abcdef", before[cut - 1]
+
+
+def _events(stack: Stack, job_id: str, after: str = "") -> list[Event]:
+    headers = {"last-event-id": after} if after else {}
+    with stack.http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        return list(server_sent_events(response))
+
+
+def _text(events: list[Event]) -> str:
+    """What a reader of these events is left with."""
+    text = ""
+    for event in events:
+        if event["event"] == "retrying":
+            text = ""
+        elif event["event"] == "tokens":
+            text += json.loads(event["data"])["text"]
+    return text
