@@ -16,7 +16,7 @@ from nats.js.api import PubAck
 
 from shared.broker_clock import BrokerClock
 from shared.config import BrokerSettings
-from shared.connection import Connection, header_size
+from shared.connection import Connection, cancellation_kept, header_size
 from shared.decoding import skip
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.logs import logger
@@ -192,7 +192,8 @@ class Broker:
                     f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), reply=inbox
                 )
                 while True:
-                    answer = await answers.next_msg(REQUEST_TIMEOUT_S)
+                    with cancellation_kept():
+                        answer = await answers.next_msg(REQUEST_TIMEOUT_S)
                     status = (answer.headers or {}).get("Status")
                     if status in ("204", "404"):  # the end of the batch; nothing at all
                         return found

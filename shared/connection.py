@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from nats import errors
 from nats.aio.client import Client
@@ -66,6 +67,18 @@ class Connection(Client):
         if len(payload) + header_size(headers or {}) > self.max_payload:
             raise errors.MaxPayloadError
         await super().publish(subject, payload, reply, headers)
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> Msg:
+        """As nats-py's, but a cancellation that comes together with the answer is not lost."""
+        with cancellation_kept():
+            return await super().request(subject, payload, timeout, old_style, headers)
 
     async def close(self) -> None:
         self._is_wanted = False
@@ -143,6 +156,19 @@ class Connection(Client):
             _client=self,
             _sid=sid,
         )
+
+
+@contextmanager
+def cancellation_kept() -> Iterator[None]:
+    """Raise a cancellation that was lost inside the block. Until Python 3.12 `asyncio.wait_for`,
+    with which nats-py waits, does so where the cancellation comes together with what it waits for;
+    a task that nobody needs any more would then run for ever."""
+    task = asyncio.current_task()
+    assert task is not None
+    known = task.cancelling()
+    yield
+    if task.cancelling() > known:
+        raise asyncio.CancelledError
 
 
 def header_size(headers: dict[str, str]) -> int:

@@ -87,6 +87,13 @@ class QueueFull(SluiceError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyStreams(SluiceError):
+    """As many streams are open on a gateway as may be."""
+
+    code = "too_many_streams"
+    retry_after_s = 10
+
+
 class BrokerUnavailable(SluiceError):
     """The broker is away, restarting or electing a leader."""
 

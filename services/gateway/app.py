@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.bodies import StrictRequest
 from services.gateway.gateway import Gateway
 from services.gateway.http.origins import Sources
+from services.gateway.http.request_end import with_request_end
 from services.gateway.problems import answer_crash, answer_error, answer_http_error
 from services.gateway.routes import dead, fleet, health, jobs, openai
 from shared import __version__
@@ -79,7 +80,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
             HTTPException: answer_http_error,
             Exception: answer_crash,
         },
-        middleware=[in_time],
+        middleware=[with_request_end, in_time],
         before_send=[_add_request_id],
         logging_config=None,  # structlog is set up for the whole process
         openapi_config=OpenAPIConfig(title="Sluice", version=__version__),

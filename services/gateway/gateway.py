@@ -14,6 +14,7 @@ from services.gateway.jobs import Jobs
 from services.gateway.nats_service import NatsService
 from services.gateway.settings import GatewaySettings
 from services.gateway.storage import Storage
+from services.gateway.streams import Streams
 from services.gateway.ticket import Ticket
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
@@ -44,6 +45,7 @@ class Gateway:
             self.broker, self.fleet, self.jobs, self.finished, self.idempotency
         )
         self.stopping = asyncio.Event()
+        self.streams = Streams(settings.max_streams, self.stopping)
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""
         self._ready = False

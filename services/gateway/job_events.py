@@ -8,6 +8,7 @@ import msgspec
 import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from services.gateway.jobs import Jobs
 from services.gateway.ticket import Ticket
@@ -174,12 +175,15 @@ async def _events_until_outage(
 ) -> AsyncGenerator[Msg, None]:
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
-    with unavailable_on_outage(broker):
-        subscription = await broker.js.subscribe(
+    subscribing = asyncio.create_task(
+        broker.js.subscribe(
             subjects.events(job_id), cb=arrived.put, ordered_consumer=True, stream=subjects.EVENTS
         )
+    )
     try:
         with unavailable_on_outage(broker):
+            # Shielded: one that is cut off in the middle would leave its consumer behind.
+            subscription = await asyncio.shield(subscribing)
             info = await subscription.consumer_info()
         # What was there when the reading began is read to its end, finished or not.
         history = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
@@ -193,5 +197,15 @@ async def _events_until_outage(
                 history -= 1
                 yield message
     finally:
-        with suppress(nats.errors.Error):
-            await subscription.unsubscribe()
+        await _unsubscribe(broker, subscribing)
+
+
+async def _unsubscribe(
+    broker: Broker, subscribing: asyncio.Task[JetStreamContext.PushSubscription]
+) -> None:
+    with suppress(nats.errors.Error, nats.js.errors.Error):
+        subscription = await subscribing
+        await subscription.unsubscribe()
+        # Without this the broker keeps the consumer for another 5 s.
+        name = subscription._consumer
+        await broker.nc.publish(f"$JS.API.CONSUMER.DELETE.{subjects.EVENTS}.{name}")

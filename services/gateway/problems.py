@@ -21,7 +21,7 @@ from shared.errors import (
     QueueFull,
     RequestTooLarge,
     SluiceError,
-    StorageShort,
+    TooManyStreams,
     UnknownInferer,
     UnknownJob,
     UnknownLetter,
@@ -43,6 +43,7 @@ STATUSES: dict[type[SluiceError], int] = {
     KeyReused: 422,
     QueueFull: 429,
     BrokerUnavailable: 503,
+    TooManyStreams: 503,
     Overloaded: 503,
 }
 
@@ -123,7 +124,7 @@ def status_of(error: SluiceError) -> int:
 def answer_error(request: Request[Any, Any, Any], error: SluiceError) -> Response[Any]:
     """The answer for one of our errors, in the shape that its route speaks."""
     status = status_of(error)
-    wait_s = error.retry_after_s if isinstance(error, QueueFull | StorageShort) else OUTAGE_S
+    wait_s = getattr(error, "retry_after_s", OUTAGE_S)
     return _respond(
         request,
         status,

@@ -4,6 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Generic, TypeVar
 
+from litestar import Request
+
+from services.gateway.http.request_end import at_request_end
+from shared.errors import TooManyStreams
+
 KEEP_ALIVE_S = 15.0
 """After so long a silence a stream says that it is alive: proxies close those that do not."""
 
@@ -16,10 +21,45 @@ class GatewayStopping(Exception):
     """This gateway shuts down; the job goes on without it."""
 
 
+class Streams:
+    """The streams that are open on a gateway, no more than ``bound``: each costs memory here and a
+    consumer in the broker."""
+
+    def __init__(self, bound: int, stopping: asyncio.Event) -> None:
+        self._bound = bound
+        self._stopping = stopping
+        self._open = 0
+
+    def require_room(self) -> None:
+        """Raises: TooManyStreams: as many are open as may be."""
+        if self._open >= self._bound:
+            raise TooManyStreams(
+                f"this gateway has {self._open} streams open, as many as it may; try again later"
+            )
+
+    def open(self, stream: AsyncGenerator[T, None], request: Request[Any, Any, Any]) -> "Feed[T]":
+        """A feed of ``stream``, which is closed when ``request`` has ended.
+
+        Raises:
+            TooManyStreams.
+        """
+        self.require_room()
+        self._open += 1
+        feed = Feed(stream, self._stopping)
+
+        def close() -> None:
+            self._open -= 1
+            feed.close()
+
+        at_request_end(request, close)
+        return feed
+
+
 class Feed(Generic[T]):
     """Reads ``stream`` in the background; a read that is cancelled or too slow loses nothing."""
 
     def __init__(self, stream: AsyncGenerator[T, None], stopping: asyncio.Event) -> None:
+        """It has to be closed."""
         self._items: asyncio.Queue[T | _End] = asyncio.Queue()
         self._pump = asyncio.create_task(self._fill(stream))
         _pumping.add(self._pump)  # until it has closed the stream, whoever still reads

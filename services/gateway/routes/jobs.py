@@ -17,7 +17,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.job_events import END, JobEvent
 from services.gateway.preferences import Preferences
 from services.gateway.problems import PROBLEM, REFUSED, Problem
-from services.gateway.streams import Feed, GatewayStopping
+from services.gateway.streams import GatewayStopping
 from shared.errors import BrokerUnavailable
 from shared.messages import JobAccepted, JobStatus, JobSubmission, encode
 
@@ -74,6 +74,7 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
 
 @get("/jobs/{job_id:str}/events", media_type="text/event-stream", responses=REFUSED)
 async def events(
+    request: Request[Any, Any, Any],
     job_id: str,
     gateway: Gateway,
     last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
@@ -84,15 +85,11 @@ async def events(
     gateway.require_ready()
     if last_event_id == END:
         return Response(None, status_code=204)  # tells an EventSource not to come again
-    feed = Feed(gateway.events(job_id, last_event_id), gateway.stopping)
+    feed = gateway.streams.open(gateway.events(job_id, last_event_id), request)
     try:
         first = await feed.next()  # what is wrong with the id shows here, as a status
     except GatewayStopping:
-        feed.close()
         raise BrokerUnavailable("this gateway shuts down; ask another one") from None
-    except BaseException:
-        feed.close()
-        raise
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         try:
@@ -101,8 +98,6 @@ async def events(
                 yield ServerSentEventMessage(comment="") if event is None else _message(event)
         except GatewayStopping:
             return  # the client comes again, to another gateway, with its Last-Event-ID
-        finally:
-            feed.close()
 
     return ServerSentEvent(messages())
 

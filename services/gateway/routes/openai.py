@@ -1,7 +1,7 @@
 """The part of OpenAI's HTTP API that a text model can serve; its official client works on it."""
 
-import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from litestar import Request, Response, get, post
@@ -13,6 +13,7 @@ from services.gateway.connections import (
     while_connected,
 )
 from services.gateway.gateway import Gateway
+from services.gateway.http.request_end import at_request_end
 from services.gateway.job_events import JobEvent, Tokens
 from services.gateway.openai_messages import (
     ChatRequest,
@@ -90,6 +91,8 @@ async def _answer(
 ) -> Response[Any]:
     gateway.require_ready()
     respond_async = Preferences.parse(request.headers.getall("prefer", [])).respond_async
+    if asked.wants_stream:
+        gateway.streams.require_room()
     ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
     stays = respond_async or ticket.kept
     try:
@@ -98,7 +101,7 @@ async def _answer(
         waiting = gateway.jobs.wait(ticket.id, ticket)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientGone:
-        if not stays:
+        if not (stays or asked.wants_stream):  # a stream does it when it ends
             gateway.abandon(ticket.id)
         return Response(None, status_code=499)
     except GatewayStopping:
@@ -115,22 +118,25 @@ async def _stream(
     include_usage: bool,
     stays: bool,
 ) -> Response[Any]:
-    feed = Feed(gateway.events(ticket.id, ticket=ticket), gateway.stopping)
+    is_over = False
+
+    def abandon() -> None:
+        if not (is_over or stays):
+            gateway.abandon(ticket.id)
+
+    at_request_end(request, abandon)
+    feed = gateway.streams.open(gateway.events(ticket.id, ticket=ticket), request)
     first: JobEvent | None = None
-    try:
+    with suppress(TimeoutError):
         first = await while_connected(
             request, gateway.stopping, _first_output(feed), HEADERS_WITHIN_S
         )
-    except TimeoutError:
-        pass
-    except BaseException:
-        feed.close()
-        raise
     if first is not None and isinstance(first.data, JobStatus) and first.data.error is not None:
-        feed.close()
+        is_over = True
         return _failure(first.data.error)
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
+        nonlocal is_over
         try:
             yield _data(chunk(ticket, "", include_usage, opening=True))
             for_now = first
@@ -141,18 +147,13 @@ async def _stream(
                     yield ServerSentEventMessage(comment="")
                     continue
                 for_now = None
+                is_over = event.event == "result"
                 for part in _parts(ticket, event, include_usage):
                     yield part
-                if event.event in ("result", "retrying"):  # this API has no word for the latter
+                if is_over or event.event == "retrying":  # this API has no word for the latter
                     return
         except GatewayStopping:
             yield _data(_stopping_error(ticket))
-        except (GeneratorExit, asyncio.CancelledError):  # the client has hung up
-            if not stays:
-                gateway.abandon(ticket.id)
-            raise
-        finally:
-            feed.close()
 
     return ServerSentEvent(chunks())
 
