@@ -14,7 +14,7 @@ from shared import subjects
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
 from shared.errors import SluiceError
-from shared.logs import configure_logs, logger
+from shared.logs import configure_logs, drain_logs, logger
 from shared.messages import InfererDeath, StateEvent, decode_state_event, encode
 from shared.process_end import ended_by
 from shared.timestamps import timestamp
@@ -48,12 +48,12 @@ def report(recorder: FlightRecorder, status: int) -> None:
         job_ids=death.jobs,
         model=death.model,
     )
-    if not death.inferer:
-        return  # it died before it knew its own name
-    try:
-        asyncio.run(asyncio.wait_for(_publish(death, running), PATIENCE_S))
-    except (TimeoutError, OSError, SluiceError) as error:
-        log.warning("crash_report_not_published", error=str(error) or type(error).__name__)
+    if death.inferer:  # it did not die before it knew its own name
+        try:
+            asyncio.run(asyncio.wait_for(_publish(death, running), PATIENCE_S))
+        except (TimeoutError, OSError, SluiceError) as error:
+            log.warning("crash_report_not_published", error=str(error) or type(error).__name__)
+    drain_logs()  # this process may die of the same signal
 
 
 async def _publish(death: InfererDeath, running: Sequence[Running]) -> None:

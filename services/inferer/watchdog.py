@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.inferer.engine import Engine
-from shared.logs import logger
+from shared.logs import drain_logs, logger
 from shared.process_end import EXIT_STALLED
 
 LOOKS = 4
@@ -45,5 +45,6 @@ async def stalled(engine: Engine, stall_s: float) -> None:
 async def _watch(engine: Engine, stall_s: float) -> None:
     await stalled(engine, stall_s)
     log.error("compute_stalled", stall_s=stall_s)
+    drain_logs()
     faulthandler.dump_traceback()
     os._exit(EXIT_STALLED)
