@@ -1,5 +1,9 @@
 """The fleet as the broker knows it: which inferers are live, and which are in each other's way."""
 
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple, Self
+
 import msgspec
 from msgspec import Struct
 
@@ -8,6 +12,9 @@ from shared.broker import Broker
 from shared.messages import InfererEntry, decode_inferer_entry
 
 HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
+
+MOST_OVERLAPS = 32
+"""Of one inferer in a report: all of a thousand on one host would be a million."""
 
 OVERLAP_ADVICE = (
     "each slows the other down several times: give each its own with `sluice up --inferers 2`, "
@@ -51,10 +58,46 @@ def overlaps(first: InfererEntry, second: InfererEntry) -> bool:
 
     llama.cpp's threads wait for each other in a loop: one without a CPU of its own stops all.
     """
-    ours, theirs = set(first.cpus), set(second.cpus)
     return (
         first.id != second.id
         and first.host == second.host
-        and bool(ours & theirs)
-        and first.threads + second.threads > len(ours | theirs)
+        and _compete(Demand.of(first), Demand.of(second))
     )
+
+
+def find_overlaps(inferers: Iterable[InfererEntry]) -> dict[str, list[str]]:
+    """For each inferer's id those of others that it `overlaps`, at most `MOST_OVERLAPS`."""
+    hosts: dict[str, dict[Demand, list[str]]] = {}
+    for inferer in inferers:
+        demands = hosts.setdefault(inferer.host, {})
+        demands.setdefault(Demand.of(inferer), []).append(inferer.id)
+    found = {}
+    for demands in hosts.values():
+        for demand, ids in demands.items():
+            competing = (
+                other_id
+                for other, others in demands.items()
+                if _compete(demand, other)
+                for other_id in others
+            )
+            # One more, as the inferer itself is among them.
+            some = list(islice(competing, MOST_OVERLAPS + 1))
+            for inferer_id in ids:
+                found[inferer_id] = [one for one in some if one != inferer_id][:MOST_OVERLAPS]
+    return found
+
+
+class Demand(NamedTuple):
+    """What an inferer asks of the CPUs of its host; many ask the same."""
+
+    cpus: frozenset[int]
+    threads: int
+
+    @classmethod
+    def of(cls, inferer: InfererEntry) -> Self:
+        return cls(frozenset(inferer.cpus), inferer.threads)
+
+
+def _compete(first: Demand, second: Demand) -> bool:
+    cpus = first.cpus | second.cpus
+    return not first.cpus.isdisjoint(second.cpus) and first.threads + second.threads > len(cpus)

@@ -367,8 +367,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
     those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
-    ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both; a
-    gateway fills it in, the bucket does not hold it.
+    ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both, 32 at
+    most; a gateway fills it in, the bucket does not hold it.
     """
 
     id: str

@@ -1,10 +1,9 @@
 """The live inferers: those that hang, are in each other's way, or are of another version."""
 
 from collections.abc import Iterator
-from itertools import combinations
 
 from cli.doctor.finding import Finding, look, ok, wrong
-from shared.fleet import OVERLAP_ADVICE, Live, overlaps
+from shared.fleet import OVERLAP_ADVICE, Live, find_overlaps
 
 
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
@@ -32,10 +31,12 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
 
 
 def overlapping(live: list[Live]) -> Iterator[Finding]:
+    entries = {one.entry.id: one.entry for one in live}
     pairs = [
-        (first, second)
-        for first, second in combinations([one.entry for one in live], 2)
-        if overlaps(first, second)
+        (entries[first], entries[second])
+        for first, others in find_overlaps(entries.values()).items()
+        for second in others
+        if first < second
     ]
     for first, second in pairs:
         yield wrong(

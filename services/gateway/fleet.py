@@ -13,7 +13,7 @@ from shared import subjects
 from shared.broker import TRANSIENT, Broker
 from shared.consumers import ModelConsumers, ensure_consumers, read_model, read_models
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
-from shared.fleet import overlaps, read_inferers
+from shared.fleet import find_overlaps, read_inferers
 from shared.logs import logger
 from shared.messages import (
     ConcurrencyChange,
@@ -98,13 +98,9 @@ class Fleet:
         """
         live, _ = await read_inferers(self._broker)
         entries = [one.entry for one in live]
+        overlaps = find_overlaps(entries)
         return FleetReport(
-            [
-                msgspec.structs.replace(
-                    entry, overlaps=[other.id for other in entries if overlaps(entry, other)]
-                )
-                for entry in entries
-            ],
+            [msgspec.structs.replace(entry, overlaps=overlaps[entry.id]) for entry in entries],
             at=timestamp(self._broker.now()),
         )
 

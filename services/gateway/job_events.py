@@ -115,11 +115,13 @@ async def _is_event_of(broker: Broker, job_id: str, event_id: int) -> bool:
 
 def _is_the_first(message: Msg) -> bool:
     """Whether nothing came before it in the job's life: every attempt begins with `started`."""
+    if not message.subject.endswith(".state"):
+        return False
     try:
         state = decode_state_event(message.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return message.subject.endswith(".state") and (state.state, state.attempt) == ("started", 1)
+    return (state.state, state.attempt, state.code) == ("started", 1, None)
 
 
 def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEvent]:

@@ -1,0 +1,54 @@
+"""Which inferers are in each other's way."""
+
+import random
+from itertools import combinations
+
+from shared.fleet import MOST_OVERLAPS, find_overlaps, overlaps
+from shared.messages import InfererEntry
+
+
+def inferer(number: int, host: str, cpus: list[int], threads: int) -> InfererEntry:
+    return InfererEntry(
+        id=f"inferer-{number}",
+        model="tiny",
+        slots=1,
+        host=host,
+        threads=threads,
+        n_ctx=4096,
+        chat=True,
+        started_at="2026-01-01T00:00:00Z",
+        version="0.1.0",
+        cpus=cpus,
+    )
+
+
+def test_the_report_finds_what_any_two_say() -> None:
+    """Grouped by host and by what they ask for, the same pairs are found as one by one."""
+    for seed in range(200):
+        chance = random.Random(seed)
+        fleet = [
+            inferer(
+                number,
+                chance.choice("ab"),
+                chance.sample(range(8), chance.randint(0, 8)),
+                chance.randint(1, 8),
+            )
+            for number in range(12)
+        ]
+        found = find_overlaps(fleet)
+        pairs = {(one, other) for one, others in found.items() for other in others}
+        expected = {
+            (first.id, second.id)
+            for pair in combinations(fleet, 2)
+            if overlaps(*pair)
+            for first, second in (pair, pair[::-1])
+        }
+        assert pairs == expected, f"seed {seed}"
+
+
+def test_a_thousand_on_one_host_make_no_million() -> None:
+    """Each names some of those that are in its way, never itself."""
+    found = find_overlaps(inferer(number, "host", [0, 1], 2) for number in range(1000))
+    assert len(found) == 1000
+    assert all(len(set(others)) == MOST_OVERLAPS for others in found.values())
+    assert not any(one in others for one, others in found.items())
