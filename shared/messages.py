@@ -320,7 +320,7 @@ class DeadLetterHead(Struct, frozen=True, kw_only=True):
     message: str
     attempts: int
     at: str
-    priority: Priority
+    priority: Priority = "normal"
 
     @classmethod
     def of(cls, letter: DeadLetter) -> Self:
@@ -599,6 +599,7 @@ decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
 decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
 decode_idempotency_entry = msgspec.json.Decoder(IdempotencyEntry).decode
 decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+decode_dead_letter_head = msgspec.json.Decoder(DeadLetterHead).decode
 decode_concurrency = msgspec.json.Decoder(SetConcurrency).decode
 decode_concurrency_change = msgspec.json.Decoder(ConcurrencyChange).decode
 decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode

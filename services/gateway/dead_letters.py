@@ -1,5 +1,8 @@
 """Dead letters: looked at, sent again, dropped."""
 
+from dataclasses import dataclass
+from typing import Self
+
 from services.gateway.idempotency import Idempotency
 from shared import subjects
 from shared.broker import Broker, StoredMessage
@@ -14,12 +17,17 @@ from shared.messages import (
     JobAccepted,
     JobSubmission,
     decode_dead_letter,
+    decode_dead_letter_head,
     decode_request,
 )
 from shared.timestamps import parse_timestamp, timestamp
 
 SIZE_OF_A_READ = 16 * 1024 * 1024
 """Letters hold whole requests; the client drops what comes faster than it is read."""
+
+FIRST_WIDTH = 8
+PAGE_BYTES = 32 * 1024 * 1024
+"""A page ends with the read that passes it: letters may have several megabytes each."""
 
 log = logger()
 
@@ -41,7 +49,8 @@ class DeadLetters:
         self._idempotency = idempotency
 
     async def page(self, limit: int, before: int | None = None) -> DeadLetterPage:
-        """``limit`` letters, the newest first; ``before`` as the page before this one said.
+        """At most ``limit`` letters, the newest first; ``before`` as the page before this one said.
+        Of large letters there are fewer on a page.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -50,18 +59,19 @@ class DeadLetters:
         end = 1 if newest is None else newest.sequence + 1
         if before is not None:
             end = min(end, before)
-        found: list[StoredMessage] = []
-        width = limit + 1  # one more says whether there is another page
-        while end > 1 and len(found) <= limit:
+        found: list[_Listed] = []
+        width = min(limit + 1, FIRST_WIDTH)
+        # One more than the limit says whether there is another page.
+        while end > 1 and len(found) <= limit and sum(one.size for one in found) < PAGE_BYTES:
             # The broker reads forwards only. Where letters were dropped there are gaps.
             start = max(1, end - width)
             found = await self._between(start, end) + found
             end, width = start, 2 * width
         shown = found[::-1][:limit]
-        return DeadLetterPage(
-            letters=[DeadLetterHead.of(_read(stored)) for stored in shown],
-            before=shown[-1].sequence if len(found) > limit else None,
-        )
+        if len(found) > limit:
+            end = shown[-1].sequence
+        is_last = len(found) <= limit and not await self._is_any_before(end)
+        return DeadLetterPage(letters=[one.head for one in shown], before=None if is_last else end)
 
     async def show(self, job_id: str) -> DeadLetter:
         """Raises: UnknownLetter, BrokerUnavailable."""
@@ -109,9 +119,9 @@ class DeadLetters:
             raise UnknownLetter(f"no dead letter of a job {job_id}; see sluice dead list")
         return stored
 
-    async def _between(self, start: int, end: int) -> list[StoredMessage]:
+    async def _between(self, start: int, end: int) -> list["_Listed"]:
         """All letters with a sequence from ``start`` to before ``end``, the oldest first."""
-        found: list[StoredMessage] = []
+        found: list[_Listed] = []
         while start < end:
             batch = await self._broker.direct_get_all(
                 subjects.DEAD,
@@ -122,9 +132,34 @@ class DeadLetters:
             )
             if not batch:
                 break
-            found += [stored for stored in batch if stored.sequence < end]
+            found += [_Listed.of(stored) for stored in batch if stored.sequence < end]
             start = batch[-1].sequence + 1
         return found
+
+    async def _is_any_before(self, end: int) -> bool:
+        if end <= 1:
+            return False
+        oldest = await self._broker.direct_get(
+            subjects.DEAD, seq=1, next_by_subj=subjects.DEAD_WILDCARD
+        )
+        return oldest is not None and oldest.sequence < end
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What is kept of a letter for a list: its request is dropped as soon as it is read."""
+
+    sequence: int
+    size: int
+    head: DeadLetterHead
+
+    @classmethod
+    def of(cls, stored: StoredMessage) -> Self:
+        try:
+            head = decode_dead_letter_head(stored.data)
+        except (ValueError, RecursionError):
+            head = DeadLetterHead.of(_read(stored))
+        return cls(stored.sequence, len(stored.data), head)
 
 
 def _read(stored: StoredMessage) -> DeadLetter:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -113,6 +114,27 @@ async def test_no_letters(gateway: Stack, broker: Broker) -> None:
     assert gateway.http.get("/dead").json() == {"letters": [], "before": None}
     for query in ("limit=0", "limit=201", "limit=x", "before=0"):
         assert gateway.http.get(f"/dead?{query}").status_code == 400
+
+
+async def test_a_page_of_large_letters(gateway: Stack, broker: Broker) -> None:
+    """It is shorter than asked for, the pages together have them all, and the gateway's memory
+    holds a few of them at a time: two hundred would be a gigabyte and a half."""
+    status = Path(f"/proc/{gateway.gateways[0].pid}/status")
+
+    def peak_mb() -> int:
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) // 1024
+
+    buried = [await bury(broker, b"x" * 7_000_000) for _ in range(40)]
+    before_mb = peak_mb()
+    seen: list[str] = []
+    query: dict[str, int | None] = {"limit": 200}
+    while query.get("before", 1) is not None:
+        page = gateway.http.get("/dead", params=query).json()
+        seen += [letter["id"] for letter in page["letters"]]
+        query["before"] = page["before"]
+    assert seen == buried[::-1]
+    assert peak_mb() - before_mb < 150
 
 
 async def test_a_letter_in_full(gateway: Stack, broker: Broker) -> None:

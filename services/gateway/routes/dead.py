@@ -23,7 +23,10 @@ async def letters(
         int | None, Parameter(ge=1, description="`before` of the page that came before.")
     ] = None,
 ) -> DeadLetterPage:
-    """Requests that nobody will try again, the newest first, and why. Kept for 7 days."""
+    """Requests that nobody will try again, the newest first, and why. Kept for 7 days.
+
+    A page of large requests is shorter than its limit; `before` says whether another one follows.
+    """
     gateway.require_ready()
     return await gateway.dead_letters.page(limit, before)
 
