@@ -19,6 +19,7 @@ from shared.messages import (
     QueueReport,
     encode,
 )
+from shared.model_names import token_of
 from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
 
 LOOK_EVERY_S = 1.0
@@ -58,7 +59,7 @@ class Autoscaler:
     ) -> None:
         """``concurrency`` is what each inferer starts with, its name the id of its entry."""
         self._http = httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S, trust_env=False)
-        self._model = model
+        self._token = token_of(model)
         self._concurrency = concurrency
         self._scale = scale
         self._inferers = {inferer.name: inferer for inferer in inferers}
@@ -92,7 +93,9 @@ class Autoscaler:
             if inferer.name not in live and _age_s(inferer.started_at) < STARTING_S
         ]
         return _Sight(
-            unfinished=sum(q.waiting + q.in_flight for q in queues if q.model == self._model),
+            unfinished=sum(
+                q.waiting + q.in_flight for q in queues if token_of(q.model) == self._token
+            ),
             live=live,
             slots=sum(entry.slots for entry in live.values()) + self._concurrency * len(starting),
             at=fleet.at or timestamp(),
@@ -103,7 +106,7 @@ class Autoscaler:
         ago may still be there."""
         inferer = self._inferers.get(entry.id)
         if inferer is None:
-            return entry.model == self._model
+            return token_of(entry.model) == self._token
         return inferer.is_wanted and entry.started_at >= inferer.started_at
 
     async def _adjust(self, sight: _Sight) -> None:

@@ -78,6 +78,8 @@ def _print_letter(letter: DeadLetter) -> None:
     table = Table.grid(padding=(0, 2))
     for name in ("id", "model", "priority", "attempts", "at"):
         table.add_row(name, shown(str(getattr(letter, name))))
+    if letter.retry_of is not None:
+        table.add_row("retry of", shown(letter.retry_of))
     table.add_row("error", shown(f"{letter.code}: {letter.message}"))
     out.print(table)
     print_text(letter.request)

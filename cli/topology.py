@@ -13,7 +13,7 @@ from shared.broker import connected
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError, TopologyError
 from shared.logs import configure_logs
-from shared.subjects import is_model_name
+from shared.model_names import FORM, is_name
 from shared.topology import Topology, ensure_topology
 
 CONNECT_TIMEOUT_S = 10.0
@@ -38,8 +38,8 @@ def apply(
     """Create or update everything; safe to repeat. Says what was changed."""
     models = model or []
     for name in models:
-        if not is_model_name(name):
-            raise CommandError(f"{name!r} is no name of a model: a-z, 0-9, _ and -", EXIT_USAGE)
+        if not is_name(name):
+            raise CommandError(f"{name!r} is not a name of a model: give {FORM}", EXIT_USAGE)
     configure_logs("sluice", stream=sys.stderr)
     try:
         settings = load(BrokerSettings, "NATS", {"NATS_URL": nats_url})

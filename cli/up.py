@@ -20,11 +20,11 @@ from cli.child import ROOT, Child
 from cli.disk import DiskWatch, storage_limit
 from cli.errors import EXIT_USAGE, CommandError
 from cli.scale import Scale, shares
-from shared.aliases import alias_of
 from shared.errors import SettingsError
 from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
 from shared.messages import FleetReport
+from shared.model_names import served_name, token_of
 from shared.timestamps import timestamp
 
 NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
@@ -196,7 +196,7 @@ def _check_grace() -> None:
 def _alias(model: str) -> str:
     """The name that the inferers will give it, from the same variable."""
     try:
-        return alias_of(model, os.environ.get("INFERER_ALIAS", ""))
+        return served_name(model, os.environ.get("INFERER_ALIAS", ""))
     except SettingsError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
 
@@ -204,6 +204,8 @@ def _alias(model: str) -> str:
 def _models(alias: str) -> dict[str, str]:
     """Have the gateway take jobs for ``alias`` before an inferer has ever run."""
     others = os.environ.get("GATEWAY_MODELS", "")
+    if "," in alias:  # the gateway learns what it is called from its first inferer
+        alias = token_of(alias)
     return {"GATEWAY_MODELS": f"{others},{alias}"}
 
 

@@ -12,7 +12,11 @@ from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.messages import ModelFacts, decode_model_facts, encode
+from shared.model_names import name_of, token_of
 from shared.timestamps import parse_timestamp
+
+FACTS, NAME = "sluice.facts", "sluice.name"
+"""The metadata of a model's normal consumer: how it is remembered while no inferer is alive."""
 
 CONSUMERS_PAGE = 256
 """As many as the broker lists at a time."""
@@ -35,7 +39,9 @@ def consumer(
     ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
     job of the class from starting. Over all classes it is the slot that holds one message.
     """
-    metadata = {} if facts is None else {"sluice.facts": encode(facts).decode()}
+    metadata = {} if facts is None else {FACTS: encode(facts).decode()}
+    if model != token_of(model):
+        metadata[NAME] = model
     return GroupedConsumerConfig(
         durable_name=subjects.consumer(model, job_class),
         filter_subject=subjects.model_requests(model, job_class),
@@ -55,8 +61,14 @@ def consumer(
 class ModelConsumers:
     """The consumers of one model, by class; the normal one is there, the others may be missing."""
 
-    name: str
+    token: str
     by_class: dict[str, ConsumerInfo]
+
+    @property
+    def name(self) -> str:
+        """What users call the model."""
+        metadata = self.by_class[subjects.CLASS_NORMAL].config.metadata or {}
+        return name_of(self.token, metadata.get(NAME))
 
     @property
     def limit(self) -> int:
@@ -88,20 +100,23 @@ class ModelConsumers:
     def facts(self) -> ModelFacts | None:
         """What is remembered of the model; None until an inferer has served it once."""
         config = self.by_class[subjects.CLASS_NORMAL].config
-        remembered = (config.metadata or {}).get("sluice.facts")
+        remembered = (config.metadata or {}).get(FACTS)
         try:
             return None if remembered is None else decode_model_facts(remembered)
         except msgspec.DecodeError:
             return None  # written by hand
 
-    def is_set(self, limit: int, facts: ModelFacts | None) -> bool:
-        """Whether all classes are there, with this limit and these facts."""
+    def is_set(self, name: str, limit: int, facts: ModelFacts | None) -> bool:
+        """Whether all classes are there, with this limit, and name and facts are remembered."""
         limits = [info.config.max_ack_pending for info in self.by_class.values()]
-        return limits == [limit] * len(subjects.CLASSES) and self.facts == facts
+        return limits == [limit] * len(subjects.CLASSES) and (self.name, self.facts) == (
+            name,
+            facts,
+        )
 
 
 async def read_models(broker: Broker) -> dict[str, ModelConsumers]:
-    """The models that exist; somebody else's consumers on REQUESTS are none of our business.
+    """The models that exist, by token; other consumers on REQUESTS are left out.
 
     Raises:
         BrokerUnavailable: no answer, or no stream.
@@ -137,7 +152,7 @@ async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
     with unavailable_on_outage(broker):
         infos = await asyncio.gather(*map(look, subjects.CLASSES))
     by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
-    return ModelConsumers(name, by_class) if subjects.CLASS_NORMAL in by_class else None
+    return ModelConsumers(token_of(name), by_class) if subjects.CLASS_NORMAL in by_class else None
 
 
 async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | None:

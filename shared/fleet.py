@@ -10,6 +10,7 @@ from msgspec import Struct
 from shared import subjects
 from shared.broker import Broker
 from shared.messages import InfererEntry, decode_inferer_entry
+from shared.model_names import is_name
 
 HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
 
@@ -48,7 +49,7 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
             entry = decode_inferer_entry(message.data)
         except msgspec.DecodeError:
             continue  # put there by hand
-        if subjects.is_model_name(entry.model):
+        if is_name(entry.model):
             live.append(Live(entry, message.time))
     return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died
 

@@ -111,6 +111,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     owner: str | None = None
     metadata: Raw = NO_METADATA
     retry_of: str | None = None
+    model: str | None = None
+    """What users call the model; the subject holds its token."""
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
@@ -139,6 +141,8 @@ class JobSubmission(
     metadata: Raw = NO_METADATA
 
     def __post_init__(self) -> None:
+        if self.model == "":  # which is how some clients say nothing
+            msgspec.structs.force_setattr(self, "model", None)
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either `messages` or `prompt`, and not both")
 
@@ -297,7 +301,8 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     """``infer.dead.<model>.<id>``: a request that nobody will try again, and why.
 
     ``request`` is the body as it was received, or its beginning; bytes that are no UTF-8 are
-    replaced. ``timeout_s`` is what it was given from its acceptance to its end.
+    replaced. ``timeout_s`` is what it was given from its acceptance to its end, ``retry_of`` the
+    job whose dead letter was sent again as this one.
     """
 
     id: str
@@ -309,6 +314,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     request: str
     priority: Priority = "normal"
     timeout_s: float | None = None
+    retry_of: str | None = None
 
 
 class DeadLetterHead(Struct, frozen=True, kw_only=True):
@@ -321,6 +327,7 @@ class DeadLetterHead(Struct, frozen=True, kw_only=True):
     attempts: int
     at: str
     priority: Priority = "normal"
+    retry_of: str | None = None
 
     @classmethod
     def of(cls, letter: DeadLetter) -> Self:

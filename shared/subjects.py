@@ -1,9 +1,13 @@
 """Every subject, stream, bucket and header of the wire, version 1.
 
-A job's subjects end in its id, so the broker itself can answer what became of it.
+A job's subjects end in its id, so the broker itself can answer what became of it. Of a model they
+hold the token that is derived from its name.
 """
 
 import re
+
+from shared.model_names import is_token as is_model_token
+from shared.model_names import token_of
 
 WIRE_VERSION = "1"
 
@@ -42,13 +46,7 @@ CANCEL_WILDCARD = "infer.cancel.*"
 DEAD_WILDCARD = "infer.dead.*.*"
 INFERER_DEATH_WILDCARD = "infer.events.*.died"
 
-_MODEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TOKEN = re.compile(r"[^\s.*>]+")
-
-
-def is_model_name(name: str) -> bool:
-    """Whether ``name`` may be an alias: one token of a subject, ``[a-z0-9][a-z0-9_-]{0,63}``."""
-    return _MODEL.fullmatch(name) is not None
 
 
 def is_token(text: str) -> bool:
@@ -57,7 +55,7 @@ def is_token(text: str) -> bool:
 
 
 def request(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
-    return f"infer.requests.{model}.{job_class}.{job_id}"
+    return f"infer.requests.{token_of(model)}.{job_class}.{job_id}"
 
 
 def request_of(job_id: str) -> str:
@@ -66,29 +64,30 @@ def request_of(job_id: str) -> str:
 
 
 def model_requests(model: str, job_class: str = CLASS_NORMAL) -> str:
-    return f"infer.requests.{model}.{job_class}.*"
+    return f"infer.requests.{token_of(model)}.{job_class}.*"
 
 
 def consumer(model: str, job_class: str) -> str:
-    """The durable that holds a model's jobs of one class: the model's own name for the normal."""
-    return model if job_class == CLASS_NORMAL else f"{model}+{job_class}"
+    """The durable that holds a model's jobs of one class: the model's own token for the normal."""
+    token = token_of(model)
+    return token if job_class == CLASS_NORMAL else f"{token}+{job_class}"
 
 
 def parse_consumer(name: str) -> tuple[str, str]:
-    """``(model, class)`` of a consumer of REQUESTS.
+    """``(token of the model, class)`` of a consumer of REQUESTS.
 
     Raises:
         ValueError: it is none of ours.
     """
     model, plus, job_class = name.partition("+")
     job_class = job_class if plus else CLASS_NORMAL
-    if not is_model_name(model) or job_class not in CLASSES or name != consumer(model, job_class):
+    if not is_model_token(model) or job_class not in CLASSES or name != consumer(model, job_class):
         raise ValueError(f"not a model's consumer: {name}")
     return model, job_class
 
 
 def parse_request(subject: str) -> tuple[str, str, str]:
-    """``(model, class, job id)`` of a request's subject.
+    """``(token of the model, class, job id)`` of a request's subject.
 
     Raises:
         ValueError: the subject is not of that form.
@@ -101,7 +100,7 @@ def parse_request(subject: str) -> tuple[str, str, str]:
 
 def schedule(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
     """Where a request waits for its next attempt; the broker puts it back on the queue then."""
-    return f"infer.schedule.{model}.{job_class}.{job_id}"
+    return f"infer.schedule.{token_of(model)}.{job_class}.{job_id}"
 
 
 def schedule_of(job_id: str) -> str:
@@ -145,7 +144,7 @@ def control(inferer_id: str) -> str:
 
 
 def dead(model: str, job_id: str) -> str:
-    return f"infer.dead.{model}.{job_id}"
+    return f"infer.dead.{token_of(model)}.{job_id}"
 
 
 def idempotency(key_hash: str) -> str:

@@ -20,6 +20,7 @@ from shared.broker import STORE_FULL, Broker, unavailable_on_outage
 from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.job_ids import RETENTION
+from shared.model_names import is_token, token_of
 from shared.storage import read_storage
 
 OLDEST_SERVER = (2, 12)
@@ -174,8 +175,12 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
                     f"it with: nats consumer rm REQUESTS {info.name}"
                 )
         known = await read_models(broker)
-        for model in [*known, *(model for model in models if model not in known)]:
-            held = known.get(model)
+        names = {token_of(model): model for model in models}
+        for token, consumers in known.items():
+            if is_token(names.get(token, token)):  # nobody here knows what users call it
+                names[token] = consumers.name
+        for token, model in sorted(names.items()):
+            held = known.get(token)
             await ensure_consumers(
                 broker,
                 topology.ack_wait_s,

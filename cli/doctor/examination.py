@@ -17,6 +17,7 @@ from shared.config import BrokerSettings
 from shared.consumers import ModelConsumers, oldest_waiting_s, read_models
 from shared.errors import BrokerUnavailable
 from shared.fleet import Live, read_inferers
+from shared.model_names import token_of
 from shared.topology import Topology, missing_or_different
 
 CONNECT_TIMEOUT_S = 3.0
@@ -68,16 +69,16 @@ async def _behind_the_broker(
     before = await _look_around(broker)
     await asyncio.sleep(SAMPLE_S)
     now = await _look_around(broker)
-    served = {one.entry.model for one in now.live}
+    served = {token_of(one.entry.model) for one in now.live}
     findings = findings or [ok("streams", "as they should be")]
     findings += await examine_consumers(broker, topology.ack_wait_s, served)
     if not now.models:
         findings.append(wrong("models", "none is known", "start an inferer: sluice up"))
-    for model, consumers in sorted(now.models.items()):
+    for token, consumers in sorted(now.models.items()):
         findings += examine_queue(
-            before.models.get(model),
+            before.models.get(token),
             consumers,
-            [one for one in now.live if one.entry.model == model],
+            [one for one in now.live if token_of(one.entry.model) == token],
             at=broker.now(),
             oldest_s=await oldest_waiting_s(broker, consumers),
             some_died=now.some_died,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from shlex import quote
 
 from cli.doctor.finding import Finding, look, ok, wrong
 from shared import subjects
@@ -36,7 +37,7 @@ def examine_queue(
         yield wrong(
             model,
             f"no live inferer; {queue}",
-            f"start one that serves {model}: sluice up --model …, or INFERER_ALIAS={model} "
+            f"start one that serves {model}: sluice up --model …, or INFERER_ALIAS={quote(model)} "
             "INFERER_MODEL=… python -m services.inferer",
         )
         return
@@ -62,7 +63,7 @@ def examine_queue(
             model,
             f"{now.waiting} wait beside a free slot, and for seconds none was taken",
             "see the logs of the inferers; end the process of one that does not pull "
-            f"(nats consumer info {subjects.REQUESTS} {model}: Waiting Pulls)",
+            f"(nats consumer info {subjects.REQUESTS} {now.token}: Waiting Pulls)",
         )
     if now.redelivered:
         yield look(
@@ -79,7 +80,7 @@ def _closed(model: str, inferers: list[InfererEntry]) -> Finding:
     return wrong(
         model,
         "all slots are closed: the concurrency is 0, and nothing is taken",
-        f"open some: sluice concurrency 1 --model {model}",
+        f"open some: sluice concurrency 1 --model {quote(model)}",
     )
 
 

@@ -27,6 +27,7 @@ from shared.messages import (
     decode_inferer_entry,
     encode,
 )
+from shared.model_names import FORM, LONGEST_NAME, is_name, token_of
 from shared.timestamps import timestamp
 from shared.topology import Topology
 
@@ -49,6 +50,7 @@ class Fleet:
         self._refreshing = asyncio.Lock()
         self.models: dict[str, ModelConsumers] = {}
         self.inferers: dict[str, list[InfererEntry]] = {}
+        """Both by the model's token."""
         broker.on_reconnect(self._changed.set)
 
     async def watch(self) -> None:
@@ -80,7 +82,7 @@ class Fleet:
         live, some_died = await read_inferers(self._broker)
         entries: dict[str, list[InfererEntry]] = {}
         for one in live:
-            entries.setdefault(one.entry.model, []).append(one.entry)
+            entries.setdefault(token_of(one.entry.model), []).append(one.entry)
         for model in sorted(models.keys() | entries.keys()):
             try:
                 await self._adjust(model, entries.get(model, []), models.get(model), some_died)
@@ -115,7 +117,8 @@ class Fleet:
         entries = [
             one.entry
             for one in live
-            if wanted.model in (None, one.entry.model) and wanted.inferer in (None, one.entry.id)
+            if (wanted.model is None or token_of(wanted.model) == token_of(one.entry.model))
+            and wanted.inferer in (None, one.entry.id)
         ]
         if not entries:
             asked = [f"inferer {wanted.inferer!r}"] if wanted.inferer else ["inferer"]
@@ -151,11 +154,11 @@ class Fleet:
             UnknownModel: there are none.
             BrokerUnavailable: no answer.
         """
-        if not subjects.is_model_name(name):
-            raise UnknownModel(f"{name!r} is no name of a model: use a-z, 0-9, _ and -")
+        if not is_name(name):
+            raise UnknownModel(f"{name[:LONGEST_NAME]!r} is not a name of a model: give {FORM}")
         model = await read_model(self._broker, name)
         if model is None:
-            known = ", ".join(sorted(self.models)) or "none yet: start an inferer"
+            known = ", ".join(self._names()) or "none yet: start an inferer"
             raise UnknownModel(f"no model {name!r} is served; known: {known}")
         return model
 
@@ -169,16 +172,18 @@ class Fleet:
         """
         if name is None:
             name = self._only_model()
-        return self.models.get(name) or await self.model(name)
+        return self.models.get(token_of(name)) or await self.model(name)
 
     def _only_model(self) -> str:
-        names = sorted(self.models)
-        for candidates in (names, list(self.inferers), self._expected):
+        for candidates in (list(self.models), list(self.inferers), self._expected):
             if len(candidates) == 1:
                 return candidates[0]
-        if not names:
+        if not self.models:
             raise UnknownModel("no model is served yet: start an inferer")
-        raise InvalidRequest(f"model: name one of {', '.join(names)}", "model")
+        raise InvalidRequest(f"model: name one of {', '.join(self._names())}", "model")
+
+    def _names(self) -> list[str]:
+        return sorted(model.name for model in self.models.values())
 
     async def _adjust(
         self,
@@ -192,14 +197,15 @@ class Fleet:
         if held is not None and some_died and _has_orphans(held, inferers):
             # Until the dead one's job comes back it takes a place, which the living must not lack.
             limit = max(limit, held.limit)
-        facts = held.facts if held else None
+        name, facts = (held.name, held.facts) if held else (model, None)
         if inferers:
             newest = max(inferers, key=lambda inferer: inferer.started_at)
+            name = newest.model
             facts = ModelFacts(n_ctx=newest.n_ctx, chat=newest.chat, token_bytes=newest.token_bytes)
-        if held is not None and held.is_set(limit, facts):
+        if held is not None and held.is_set(name, limit, facts):
             return
-        await ensure_consumers(self._broker, self._topology.ack_wait_s, model, limit, facts)
-        log.info("limit_set", model=model, limit=limit, inferers=len(inferers))
+        await ensure_consumers(self._broker, self._topology.ack_wait_s, name, limit, facts)
+        log.info("limit_set", model=name, limit=limit, inferers=len(inferers))
 
     async def _hear(self, message: Msg) -> None:
         """Every refresh of every entry passes here: who comes, goes or changes its slots is looked

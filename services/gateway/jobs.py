@@ -45,6 +45,7 @@ from shared.messages import (
     StopCode,
     encode,
 )
+from shared.model_names import is_token
 from shared.results import read_result
 from shared.timestamps import timestamp
 
@@ -276,7 +277,7 @@ class Jobs:
             waiting=model.waiting,
             in_flight=model.in_flight,
             limit=model.limit,
-            inferers=len(self._fleet.inferers.get(model.name, [])),
+            inferers=len(self._fleet.inferers.get(model.token, [])),
             oldest_s=await oldest_waiting_s(self._broker, model),
             max_waiting=self._room.bound,
             classes={
@@ -300,6 +301,7 @@ class Jobs:
             if hasattr(submission, name)
         }
         # Fixed here, so that a second attempt comes out the same.
+        shared["model"] = None if is_token(ticket.model) else ticket.model
         shared["seed"] = secrets.randbits(31) if submission.seed is None else submission.seed
         request = InferenceRequest(**shared, queued_at=ticket.queued_at)
         payload = encode(request)

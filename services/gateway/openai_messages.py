@@ -26,6 +26,7 @@ from shared.messages import (
     Stop,
     Temperature,
     TextPart,
+    TimeoutS,
     TopK,
     Usage,
 )
@@ -61,8 +62,9 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
     metadata: Raw = NO_METADATA
+    timeout_s: TimeoutS | None = None
     priority: Priority | int | None = None
-    """Ours; the numbers that other servers know are ignored."""
+    """Ours, as the one before; the numbers that other servers know are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -101,12 +103,17 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 
 class OpenAIMessage(Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
+    """Left out, or null, where an assistant has said nothing but called tools."""
     name: str | None = None
 
-    def ours(self) -> ChatMessage:
+    def ours(self, number: int) -> ChatMessage:
+        """Raises: InvalidRequest: no content, where this API wants some."""
+        if self.content is None and self.role != "assistant":
+            param = f"messages[{number}].content"
+            raise InvalidRequest(f"{param} is missing", param)
         role: Any = "system" if self.role == "developer" else self.role
-        return ChatMessage(role, self.content, self.name)
+        return ChatMessage(role, self.content or "", self.name)
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
@@ -124,7 +131,7 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
         options = self._options()
         if self.max_completion_tokens is not None:
             options["max_tokens"] = self.max_completion_tokens
-        messages: Messages = [message.ours() for message in self.messages]
+        messages: Messages = [message.ours(number) for number, message in enumerate(self.messages)]
         return JobSubmission(messages=messages, **options)
 
 

@@ -34,7 +34,7 @@ class Room:
             QueueFull: there is none.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
-        name = model.name
+        name = model.token
         if 2 * (model.waiting + self._since(model)) >= self.bound:
             # Those that were done before are in the broker's count; the others may not be.
             done = self._done[name]
@@ -50,11 +50,11 @@ class Room:
 
     def _since(self, model: ModelConsumers) -> int:
         """How many have come through here since the fleet looked at ``model``, or are about to."""
-        looked, done = self._looked.get(model.name, (None, 0))
+        looked, done = self._looked.get(model.token, (None, 0))
         if looked is not model:
-            done = self._done[model.name]
-            self._looked[model.name] = (model, done)
-        return self._begun[model.name] - done
+            done = self._done[model.token]
+            self._looked[model.token] = (model, done)
+        return self._begun[model.token] - done
 
     def _full(self, model: ModelConsumers, waiting: int) -> QueueFull:
         leave = max(1, min(self.bound // 10, JOBS_A_SLOT * model.limit))

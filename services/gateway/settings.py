@@ -8,7 +8,7 @@ from msgspec import Meta
 from services.gateway.http.addresses import ANY, parse_host, parse_origin
 from shared.config import Port, Positive, Seconds
 from shared.job_ids import LONGEST_JOB
-from shared.subjects import is_model_name
+from shared.model_names import FORM, is_name
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
@@ -17,7 +17,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 5001
     models: str = ""
-    """Aliases, with commas between, that exist before their first inferer has come."""
+    """Names, with commas between, of models that exist before their first inferer has come."""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """Copies of every stream: 1 on a single server, 3 or 5 on a cluster."""
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
@@ -58,8 +58,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
                     f"{origin!r} is not an origin; give https://name or http://name:port"
                 )
         for name in self.model_names:
-            if not is_model_name(name):
-                raise ValueError(f"{name!r} is no name of a model: use a-z, 0-9, _ and -")
+            if not is_name(name):
+                raise ValueError(f"{name!r} is not a name of a model: give {FORM}")
 
     @property
     def patience_s(self) -> float:

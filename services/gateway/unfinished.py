@@ -24,6 +24,7 @@ from shared.messages import (
     priority_of,
     stopped,
 )
+from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 
 Get = Callable[..., Awaitable[StoredMessage | None]]
@@ -147,7 +148,7 @@ async def find_unfinished(
     )
     if message is None:
         return None
-    _, kind, model, job_class, _ = message.subject.split(".")
+    _, kind, token, job_class, _ = message.subject.split(".")
     request, deadline, last_event = None, None, None
     try:
         request = decode_request(message.data)
@@ -161,7 +162,7 @@ async def find_unfinished(
         last_event = None if last is None else decode_state_event(last.data)
     return Unfinished(
         id=job_id,
-        model=model,
+        model=name_of(token, request.model if request else None),
         priority=priority_of(job_class),
         message=message,
         request=request,

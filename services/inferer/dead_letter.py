@@ -23,6 +23,7 @@ def dead_letter(job: Job, failed: Failed, now: datetime, max_bytes: int) -> Dead
         at=timestamp(now),
         request=job.message.data.decode("utf-8", "replace"),
         priority=job.priority,
+        retry_of=failed.retry_of,
         timeout_s=None
         if job.deadline is None
         else (job.deadline - parse_timestamp(job.queued_at)).total_seconds(),

@@ -12,10 +12,10 @@ import structlog
 
 from services.inferer.settings import InfererSettings
 from shared import subjects
-from shared.aliases import alias_of
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError
+from shared.model_names import served_name
 
 CONNECT_TIMEOUT_S = 3.0
 """The broker connects for ever; the engine that runs the check would kill it without a word."""
@@ -30,7 +30,7 @@ async def check() -> None:
     settings = load(InfererSettings, "INFERER")
     broker = Broker(load(BrokerSettings, "NATS"), "inferer health")
     # As the inferer names itself, from the same variables and the same host name.
-    inferer_id = settings.identity(alias_of(settings.model, settings.alias))
+    inferer_id = settings.identity(served_name(settings.model, settings.alias))
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await broker.connect()

@@ -30,6 +30,7 @@ from shared.messages import (
     priority_of,
     stopped,
 )
+from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 
 HANDED_BACK: Final = "handed_back"
@@ -55,7 +56,8 @@ class Job:
         self._now = now
         headers = message.headers or {}
         self.message = message
-        self.model, self.job_class, self.id = subjects.parse_request(message.subject)
+        token, self.job_class, self.id = subjects.parse_request(message.subject)
+        self.model = token
         self.priority = priority_of(self.job_class)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
         # A message that was scheduled is a new one to the broker, and counts from 1 again.
@@ -80,6 +82,7 @@ class Job:
         """How many tokens there are so far."""
         try:
             self.request: InferenceRequest = decode_request(message.data)
+            self.model = name_of(token, self.request.model)
             self.queued_at = self.request.queued_at or self.queued_at
             parse_timestamp(self.queued_at)
             if subjects.HEADER_DEADLINE in headers:

@@ -21,20 +21,20 @@ from services.inferer.settings import InfererSettings
 from services.inferer.watchdog import watched
 from services.inferer.worker import Worker
 from shared import __version__
-from shared.aliases import alias_of
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
 from shared.cpus import own_cpus, usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, logger
 from shared.messages import InfererEntry
+from shared.model_names import served_name
 from shared.timestamps import timestamp
 
 
 async def main(recorder: FlightRecorder) -> None:
     settings = load(InfererSettings, "INFERER")
     broker_settings = load(BrokerSettings, "NATS")
-    alias = alias_of(settings.model, settings.alias)
+    alias = served_name(settings.model, settings.alias)
     inferer_id = settings.identity(alias)
     configure_logs("inferer", inferer=inferer_id)
     recorder.describe(inferer_id, alias, "loading its model")

@@ -8,13 +8,14 @@ import msgspec
 from msgspec import Meta
 
 from shared.config import Positive, Seconds
+from shared.model_names import token_of
 
 
 class InfererSettings(msgspec.Struct, frozen=True):
     """Every field is an environment variable, ``INFERER_MODEL`` for ``model`` and so on."""
 
     model: str = "smollm2"
-    """A path to a GGUF file, or the alias of a bundled one."""
+    """A path to a GGUF file, or the name of a bundled one."""
     alias: str = ""
     """The name to serve it under; by default made from ``model``."""
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,128}$")] = ""
@@ -50,4 +51,4 @@ class InfererSettings(msgspec.Struct, frozen=True):
         A restarted container keeps its host name, so it takes the entry of the dead one over.
         """
         host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().partition(".")[0].lower())
-        return self.id or f"{host}-{alias}"
+        return self.id or f"{host}-{token_of(alias)}"

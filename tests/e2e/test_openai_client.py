@@ -48,6 +48,39 @@ def test_a_chat_completion(client: openai.OpenAI) -> None:
     assert answer._request_id
 
 
+def test_what_clients_send_back_is_taken(client: openai.OpenAI) -> None:
+    """An assistant's message without content, as it is when tools were called, and a tool's; no
+    model named. From anybody else content is missing, and the field is named."""
+    called: Any = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for silent in ({"content": None}, {}):
+        conversation: Any = [
+            *HI,
+            {"role": "assistant", **silent, "tool_calls": [called]},
+            {"role": "tool", "tool_call_id": "1", "content": "42"},
+        ]
+        answer = client.chat.completions.create(model="", messages=conversation, max_tokens=2)
+        assert (answer.model, answer.usage and answer.usage.completion_tokens) == ("tiny", 2)
+    for role in ("user", "system", "tool"):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.chat.completions.create(
+                model="tiny", messages=[*HI, {"role": role, "content": None}]
+            )
+        assert raised.value.param == "messages[1].content"
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+def test_a_deadline_counts(shared_stack: Stack, client: openai.OpenAI, streams: bool) -> None:
+    """`timeout_s` ends a job here, too; one that cannot be is refused."""
+    blocker = shared_stack.submit(prompt="blocker", max_tokens=4000)
+    brief: Any = {"model": "tiny", "messages": HI, "stream": streams}
+    with pytest.raises(openai.APIError) as raised:
+        list(client.chat.completions.create(**brief, extra_body={"timeout_s": 0.2}))
+    assert raised.value.code in ("deadline_passed", "timed_out")
+    shared_stack.http.delete(f"/jobs/{blocker}")
+    with pytest.raises(openai.BadRequestError, match="timeout_s"):
+        client.chat.completions.create(**brief, extra_body={"timeout_s": -1})
+
+
 def test_a_completion(client: openai.OpenAI) -> None:
     """16 tokens where nothing is said, as OpenAI does it."""
     answer = client.completions.create(model="tiny", prompt="once upon")

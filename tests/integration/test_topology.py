@@ -113,7 +113,7 @@ async def test_a_queue_of_an_earlier_version_gets_its_classes(broker: Broker) ->
         await broker.js.delete_consumer(subjects.REQUESTS, f"tiny+{job_class}")
     await ensure_topology(broker, TOPOLOGY, [])
     held = (await read_models(broker))["tiny"]
-    assert held.is_set(2, FACTS)
+    assert held.is_set("tiny", 2, FACTS)
 
 
 async def test_more_models_than_the_broker_lists_at_once(broker: Broker) -> None:

@@ -34,6 +34,7 @@ from shared.messages import (
     decode_request,
     decode_state_event,
 )
+from shared.model_names import token_of
 from shared.results import decode_stored
 from shared.timestamps import timestamp
 
@@ -101,7 +102,7 @@ class Forecast:
         self._running.end(result.id)
         if isinstance(result, Completed):
             with suppress(ValueError):  # put there by hand
-                self._paces.setdefault(result.model, Pace()).learn(result)
+                self._paces.setdefault(token_of(result.model), Pace()).learn(result)
 
     async def of(self, job: Unfinished) -> Outlook:
         """The outlook of a job that waits or runs.
@@ -130,7 +131,7 @@ class Forecast:
 
     def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:
         """Whole seconds until ``jobs`` of those that wait will have been taken."""
-        if not any(entry.slots for entry in self._fleet.inferers.get(model.name, [])):
+        if not any(entry.slots for entry in self._fleet.inferers.get(model.token, [])):
             return WHILE_UNSERVED_S
         simulation = self._simulation(model, self._out(model))
         if simulation is None:
@@ -140,11 +141,11 @@ class Forecast:
         return math.ceil(min(max(free_s, 1.0), LONGEST_JOB.total_seconds()))
 
     def _of_running(self, job: Unfinished) -> Outlook:
-        run = self._runs(job.model).get(job.id)
+        run = self._runs(token_of(job.model)).get(job.id)
         if run is None or run.work is None:
             return Outlook()
         progress = Progress(run.tokens, run.work.max_tokens)
-        pace = self._paces.get(job.model)
+        pace = self._paces.get(token_of(job.model))
         if pace is None or not pace.is_known:
             return Outlook(progress=progress)
         simulation = Simulation(pace, [Slot(run.inferer, run)], self._broker.now())
@@ -153,12 +154,12 @@ class Forecast:
     def _simulation(self, model: ModelConsumers, out: int) -> Simulation | None:
         """The slots of the model with what they run, then ``out`` jobs that were given out before;
         None while there is nothing to go by."""
-        pace = self._paces.get(model.name)
+        pace = self._paces.get(model.token)
         if pace is None or not pace.is_known:
             return None
-        runs = self._runs(model.name)
+        runs = self._runs(model.token)
         slots: list[Slot] = []
-        for entry in self._fleet.inferers.get(model.name, []):
+        for entry in self._fleet.inferers.get(model.token, []):
             held: list[Run | None] = [run for run in runs.values() if run.inferer == entry.id]
             held += [None] * (entry.slots - len(held))
             slots += [Slot(entry.id, run) for run in held[: entry.slots]]
@@ -170,7 +171,7 @@ class Forecast:
 
     def _out(self, model: ModelConsumers) -> int:
         """Jobs that have been given out and that nobody speaks of: they begin, or come back."""
-        return max(0, model.in_flight - len(self._runs(model.name)))
+        return max(0, model.in_flight - len(self._runs(model.token)))
 
     def _returned(self, model: ModelConsumers) -> int:
         """Those of them that come back. While jobs begin and end it is the news of them that is on

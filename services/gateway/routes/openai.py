@@ -77,10 +77,11 @@ async def list_models(gateway: Gateway) -> ModelList:
     return ModelList(data=[ModelCard.of(model) for model in gateway.fleet.models.values()])
 
 
-@get("/v1/models/{model:str}")
+@get("/v1/models/{model:path}")
 async def get_model(model: str, gateway: Gateway) -> ModelCard:
+    """One model by its name, which may contain slashes, as they are or as `%2F`."""
     gateway.require_ready()
-    return ModelCard.of(await gateway.fleet.model(model))
+    return ModelCard.of(await gateway.fleet.model(model.removeprefix("/")))
 
 
 async def _answer(
