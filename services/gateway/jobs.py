@@ -125,7 +125,7 @@ class Jobs:
         payload = self._encode(submission, ticket)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
-        async with self._room.taken(model):
+        async with self._room.taken(model), self._storage.reserved(len(payload)):
             was_there = await self._publish(ticket, payload, headers, claim)
         if claim is not None and was_there:
             # Without a claim it would be a retry of our own: nobody else knows the id.

@@ -84,6 +84,32 @@ async def test_a_finished_job_waits_for_room(limited_stack: Stack, client: Clien
     limited_stack.wait_until_served("tiny")
 
 
+async def test_large_jobs_at_once_leave_room_for_results(tmp_path: Path) -> None:
+    """Of 24 requests of 3.9 MB, to two gateways at the same moment, so many are accepted that a
+    store of 64 MB never runs full; each can have its result, and then there is room again."""
+    with Stack(tmp_path, store="64MB") as stack:
+        for _ in range(2):
+            stack.start_gateway(GATEWAY_MODELS="tiny").wait_for("gateway_ready")
+        body = {"prompt": "x" * 3_900_000, "max_tokens": 1}
+        async with httpx.AsyncClient(timeout=60) as http:
+            answers = await asyncio.gather(
+                *(http.post(f"{stack.urls[number % 2]}/jobs", json=body) for number in range(24))
+            )
+        accepted = [answer.json()["id"] for answer in answers if answer.status_code == 202]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert len(accepted) + len(refused) == 24
+        assert 8 <= len(accepted) <= 14
+        assert {answer.json()["code"] for answer in refused} == {"storage_short"}
+        connection = await nats.connect(stack.nats.url)
+        assert (await connection.jetstream().account_info()).storage < 60_000_000
+        await connection.close()
+        for job_id in accepted:  # which takes a result each
+            assert stack.http.delete(f"/jobs/{job_id}").status_code == 200
+        eventually(
+            lambda: _accepted(stack.http.post("/jobs", json={"prompt": "x"})), "there is room again"
+        )
+
+
 async def _fill(client: Client, wanted: int | None) -> None:
     """Use up so many bytes of the storage; None: all of it."""
     jetstream = client.jetstream()
