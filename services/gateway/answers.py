@@ -1,5 +1,5 @@
 """Answers over NATS to those whom no inferer answers: their job was somebody else's first, or its
-deadline passes while it waits."""
+deadline passes while it waits. And jobs whose callers have gone."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,6 +11,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from services.gateway.finished import FinishedJobs
 from services.gateway.job_events import stored_events
 from services.gateway.jobs import LOOK_AGAIN_S, Jobs
+from services.gateway.micro.interest import Interest
 from services.gateway.problems import status_of
 from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished
@@ -26,6 +27,14 @@ MOST_JOBS = 1_000
 MOST_CALLERS = 10_000
 """Bounds of one gateway; a job that is streamed costs a consumer, a caller little."""
 
+FIRST_LOOK_S = 0.5
+LONGEST_LOOK_S = 30.0
+"""Pauses between two looks at a caller, which double: of ten thousand that wait some hundred are
+looked at in a second."""
+
+LEFT_S = 4.0
+"""A caller is gone who has no subscription at two looks so far apart; a reconnect takes two."""
+
 STOP_S = 1.0
 
 log = logger()
@@ -38,6 +47,7 @@ class Answers:
         self._broker = broker
         self._jobs = jobs
         self._finished = finished
+        self._interest = Interest(broker)
         self._answers: dict[tuple[str, bool], _Answer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -62,11 +72,12 @@ class Answers:
             self._start(self._run(answer))
         answer.add(reply_to)
 
-    def expire(self, ticket: Ticket) -> None:
-        """Have the job expire at its deadline, in the background, unless it has ended before: an
-        inferer looks only when one is free, and a caller over NATS does not look at all."""
+    def watch(self, ticket: Ticket, reply_to: str) -> None:
+        """Until the job has ended, in the background: let it expire at its deadline, as an inferer
+        looks only when one is free, and a caller over NATS does not look at all; and cancel it when
+        nobody subscribes to ``reply_to`` any more, unless its caller may come back with its key."""
         if ticket.deadline is not None:
-            self._start(self._expire(ticket.id, ticket.deadline))
+            self._start(self._watch(ticket, ticket.deadline, None if ticket.kept else reply_to))
 
     async def stop(self) -> None:
         """Let those whom nobody else will answer know that they have to ask again."""
@@ -88,22 +99,34 @@ class Answers:
             if self._answers.get(key) is answer:
                 del self._answers[key]
 
-    async def _expire(self, job_id: str, deadline: datetime) -> None:
-        pause_s = self._seconds_to(deadline)
+    async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str | None) -> None:
+        pause_s, is_left = FIRST_LOOK_S, False
         while True:
-            with self._finished.expecting(job_id) as announced:
-                await asyncio.wait((announced,), timeout=pause_s)
+            left_s = self._seconds_to(deadline)
+            wait_s = min(left_s, pause_s) if reply_to else left_s
+            with self._finished.expecting(ticket.id) as announced:
+                await asyncio.wait((announced,), timeout=wait_s or LOOK_AGAIN_S)
             if announced.done() and announced.result() is not None:
                 return
             try:
                 # Too late, it is expired by being looked at; if it runs, its inferer stops it.
-                if not isinstance(await self._jobs.find(job_id), Unfinished):
+                if not isinstance(await self._jobs.find(ticket.id), Unfinished):
                     return
             except BrokerUnavailable:
-                pass
+                is_left = False
+                continue
             except SluiceError:
                 return
-            pause_s = max(self._seconds_to(deadline), LOOK_AGAIN_S)
+            if reply_to is None or announced.done():
+                # After a reconnect of ours callers may not be back yet.
+                is_left = False
+            elif await self._interest.exists(reply_to):
+                pause_s, is_left = min(2 * pause_s, LONGEST_LOOK_S), False
+            elif is_left:
+                self._jobs.abandon(ticket.id)
+                return
+            else:
+                pause_s, is_left = LEFT_S, True
 
     def _seconds_to(self, moment: datetime) -> float:
         return max(0.0, (moment - self._broker.now()).total_seconds())

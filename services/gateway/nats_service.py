@@ -106,7 +106,7 @@ class NatsService:
             # The job in the queue names the inbox of who came first, and inferers know no other.
             self._answers.send(ticket.id, reply_to, submission.stream)
         else:
-            self._answers.expire(ticket)
+            self._answers.watch(ticket, reply_to)
 
     async def _submit(self, request: Request) -> JobAccepted:
         submission = decode_body(request.data, NatsSubmission)
