@@ -18,6 +18,7 @@ import llama_cpp
 from services.inferer.context import NOT_SET, SET, Context
 from services.inferer.flight_recorder import Phase
 from services.inferer.llama import Model, last_error
+from services.inferer.preparation import Preparation
 from services.inferer.sampler import Sampler
 from services.inferer.text import TextAssembler
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
@@ -44,9 +45,10 @@ class Generation:
 
 @dataclass(eq=False)
 class Sequence:
-    """One prompt and what becomes of it. All functions are called on the compute thread.
+    """One prompt and what becomes of it. Its functions are called on other threads.
 
-    ``prepare`` gives the prompt's tokens and a sampler, which is closed in the end. ``on_text``
+    ``prepare`` gives the prompt's tokens and a sampler, which is closed in the end; it may take
+    its time, and is not stopped when the sequence is aborted. ``on_text``
     gets the text that each token added, possibly none; all of them together are the answer.
     ``on_phase`` gets what is being done for it, before it is done.
     ``on_end`` is called once, with a `Generation`, with `Aborted`, or with the `SluiceError` that
@@ -104,6 +106,8 @@ class Engine:
             self._batch.n_seq_id[row] = 1
         self._free_slots = list(range(slots))
         self._growth: tuple[int, Future[None]] | None = None
+        self._preparation = Preparation(slots)
+        self._preparing: set[Sequence] = set()
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._changed = threading.Condition()
@@ -115,22 +119,29 @@ class Engine:
         self._thread.start()
 
     @property
-    def is_busy(self) -> bool:
-        """Whether there is anything that ``steps`` should be counting up for."""
-        return bool(self._running or self._waiting or self._growth)
+    def under_way(self) -> dict[object, int]:
+        """What is being worked at, with a number that changes when it gets on."""
+        found: dict[object, int] = {**self._preparation.under_way}
+        if self._running or self._waiting or self._growth:
+            found["compute"] = self.steps
+        return found
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue ``sequence``; from any thread."""
+        """Prepare ``sequence``, then queue it; from any thread."""
+        sequence.started = time.perf_counter()
         with self._changed:
-            self._waiting.append(sequence)
-            self._tell()
+            self._preparing.add(sequence)
+        self._preparation.submit(lambda: self._prepare(sequence))
 
     def abort(self, sequence: Sequence) -> None:
         """End ``sequence`` with `Aborted`, also in the middle of its prompt; from any thread."""
         with self._changed:
             sequence.aborted = True
-            self._abort_flag[0] = SET
-            self._tell()
+            if self._is_prepared(sequence):
+                self._abort_flag[0] = SET
+                self._tell()
+                return
+        sequence.on_end(Aborted())
 
     def grow(self, slots: int) -> Future[None]:
         """Make room for ``slots`` sequences; those that run go on. From any thread, one at a time.
@@ -150,12 +161,15 @@ class Engine:
         """
         with self._changed:
             self._closing = True
+            preparing, self._preparing = self._preparing, set()
             for sequence in (*self._running, *self._waiting):
                 sequence.aborted = True
             if self._growth is not None:
                 self._growth[1].cancel()
             self._abort_flag[0] = SET
             self._tell()
+        for sequence in preparing:
+            sequence.on_end(Aborted())
         self._thread.join(timeout=5)
         if self._thread.is_alive():
             return False
@@ -199,6 +213,7 @@ class Engine:
         """Move into a larger context, with what the running sequences have in the present one."""
         larger = self._create_context(slots)
         try:
+            self._preparation.grow(slots)
             larger.take_over(self._context, [sequence.slot for sequence in self._running])
         except BaseException:
             larger.close()
@@ -232,16 +247,14 @@ class Engine:
                 while self._waiting and self._free_slots:
                     sequence = self._waiting.popleft()
                     sequence.slot = self._free_slots.pop()
-                    sequence.started = time.perf_counter()
                     self._running.append(sequence)
+                    sequence.on_phase(Phase.PROMPT)
                 if self._running or self._growth is not None:
                     return True
                 self._changed.wait()
 
     def _step(self) -> None:
         """Put one batch through the model and sample for each sequence that is ready."""
-        for sequence in [s for s in self._running if s.sampler is None]:
-            self._prepare(sequence)
         if not self._running:
             return
         taken = self._fill_batch()
@@ -259,14 +272,34 @@ class Engine:
                 self._sample(sequence, row - 1)
 
     def _prepare(self, sequence: Sequence) -> None:
+        """On a thread of its own; the sequence may be aborted meanwhile."""
+        if sequence.aborted:
+            return
+        failure: Exception | None = None
         try:
             sequence.prompt, sequence.sampler = sequence.prepare()
-            sequence.pending.extend(sequence.prompt)
-            sequence.on_phase(Phase.PROMPT)
         except SluiceError as error:
-            self._end(sequence, error)
-        except Exception as error:  # what a chat template stumbles over is not ours to list
-            self._end(sequence, _failure("the request could not be prepared", error))
+            failure = error
+        except Exception as error:  # whatever native code stumbles over
+            failure = _failure("the request could not be prepared", error)
+        with self._changed:
+            if self._is_prepared(sequence):  # aborted, and its caller knows
+                if sequence.sampler is not None:
+                    sequence.sampler.close()
+                return
+            if failure is None:
+                sequence.pending.extend(sequence.prompt)
+                self._waiting.append(sequence)
+                self._tell()
+        if failure is not None:
+            sequence.on_end(failure)
+
+    def _is_prepared(self, sequence: Sequence) -> bool:
+        """Whether it is no longer being prepared; from now on it is not. Under the lock."""
+        if sequence not in self._preparing:
+            return True
+        self._preparing.remove(sequence)
+        return False
 
     def _fill_batch(self) -> list[tuple[Sequence, int]]:
         """Fill the batch, those that generate first; which sequence has how many tokens in it."""

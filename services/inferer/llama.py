@@ -9,6 +9,7 @@ import jinja2
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from services.inferer.grammar import Vocabulary
 from shared.errors import InvalidRequest, ModelError
 from shared.logs import logger
 from shared.messages import ChatMessage
@@ -61,8 +62,8 @@ class Model:
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self._formatter = self._chat_formatter()
+        self.vocabulary = Vocabulary(self)
         self._pieces: dict[int, bytes | None] = {}
-        self._buffer = ctypes.create_string_buffer(PIECE_BYTES)
         self.load_ms = (time.perf_counter() - started) * 1000
 
     def close(self) -> None:
@@ -86,15 +87,12 @@ class Model:
         return wanted or min(self.trained_context, LARGEST_DEFAULT_CONTEXT)
 
     def piece(self, token: int) -> bytes | None:
-        """The bytes that ``token`` adds to a text, none for control tokens; None when it ends it.
-
-        Called on the compute thread only: the buffer is shared.
-        """
+        """The bytes that ``token`` adds to a text, none for control tokens; None if it ends it."""
         try:
             return self._pieces[token]
         except KeyError:
             ends = llama_cpp.llama_vocab_is_eog(self.vocab, token)
-            piece = self._pieces[token] = None if ends else self._read_piece(token)
+            piece = self._pieces[token] = None if ends else self.read_piece(token)
             return piece
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
@@ -158,14 +156,11 @@ class Model:
         text: bytes = llama_cpp.llama_vocab_get_text(self.vocab, token)
         return text.decode("utf-8", "replace")
 
-    def _read_piece(self, token: int) -> bytes:
-        length = llama_cpp.llama_token_to_piece(
-            self.vocab, token, self._buffer, len(self._buffer), 0, False
-        )
-        if length < 0:  # too small by this much
-            self._buffer = ctypes.create_string_buffer(-length)
-            return self._read_piece(token)
-        return self._buffer.raw[:length]
+    def read_piece(self, token: int, room: int = PIECE_BYTES) -> bytes:
+        """The bytes of ``token``'s text, none for control tokens."""
+        buffer = ctypes.create_string_buffer(room)
+        length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, room, 0, False)
+        return self.read_piece(token, -length) if length < 0 else buffer.raw[:length]
 
 
 def _gpu_layers(wanted: int) -> int:

@@ -1,17 +1,14 @@
 """A native sampler chain for each job, in the order llama.cpp's own tools use."""
 
 import ctypes
-import json
-import math
 from collections.abc import Sequence
 
 import llama_cpp
 import numpy
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from services.inferer.grammar import Tokens
 from services.inferer.llama import Model
-from shared.errors import InvalidRequest
-from shared.messages import JsonObject, JsonSchema, ResponseFormat, Sampling
+from shared.messages import Sampling
 
 PENALTY_WINDOW = 64
 """The last tokens that penalties look at."""
@@ -30,9 +27,10 @@ class Sampler:
         """Build the chain; ``seed`` makes it repeatable, ``prompt`` counts for the penalties.
 
         Raises:
-            InvalidRequest: the grammar of ``response_format`` cannot be built.
+            InvalidRequest: the schema of ``response_format`` cannot be followed.
         """
-        self._candidates: _Candidates | None = None
+        self._grammar = model.vocabulary.grammar(options.response_format)
+        self._candidates = _Candidates(model.vocabulary.size)
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
         )
@@ -46,20 +44,20 @@ class Sampler:
         """Choose the next token from the logits of ``row`` in the batch, and remember it.
 
         Raises:
-            InvalidRequest: the grammar allows no token at all.
+            InvalidRequest: the schema allows no token at all, or takes too much work to follow.
         """
-        if self._candidates is None:
+        if self._grammar is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
-        token = self._candidates.choose(self._chain, context, row)
+        allowed = self._grammar.allowed()
+        token = self._candidates.choose(self._chain, context, row, allowed)
         llama_cpp.llama_sampler_accept(self._chain, token)
+        self._grammar.accept(token)
         return token
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
 
     def _build(self, model: Model, options: Sampling, seed: int, prompt: Sequence[int]) -> None:
-        if options.response_format is not None:
-            self._add_grammar(model, options.response_format)
         if (
             options.repeat_penalty != 1
             or options.presence_penalty != 0
@@ -87,70 +85,30 @@ class Sampler:
         self._add(llama_cpp.llama_sampler_init_temp(options.temperature))
         self._add(llama_cpp.llama_sampler_init_dist(native_seed(seed)))
 
-    def _add_grammar(self, model: Model, response_format: ResponseFormat) -> None:
-        grammar = _grammar(response_format)
-        if grammar is None:
-            return
-        sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
-        if not sampler:
-            raise InvalidRequest("llama.cpp cannot build a grammar from this schema", _PARAM)
-        self._add(sampler)
-        self._candidates = _Candidates(model)
-
     def _add(self, sampler: object) -> None:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
 
 class _Candidates:
-    """Every token with its logit, for a chain that begins with a grammar.
+    """The tokens that a grammar allows, with their logits."""
 
-    llama.cpp's own sampling takes some token even where the grammar allows none, and then throws
-    a C++ exception that ends the process. Here that is seen before the token is accepted.
-    """
-
-    def __init__(self, model: Model) -> None:
-        size = llama_cpp.llama_vocab_n_tokens(model.vocab)
-        self._ids = numpy.arange(size, dtype=numpy.int32)
-        self._tokens = numpy.zeros(size, dtype=TOKEN_DATA)
+    def __init__(self, vocabulary_size: int) -> None:
+        self._size = vocabulary_size
         self._array = llama_cpp.llama_token_data_array()
 
-    def choose(self, chain: object, context: object, row: int) -> int:
+    def choose(self, chain: object, context: object, row: int, allowed: "Tokens") -> int:
         logits = llama_cpp.llama_get_logits_ith(context, row)
-        self._tokens["id"] = self._ids
-        self._tokens["logit"] = numpy.ctypeslib.as_array(logits, shape=self._ids.shape)
-        self._tokens["p"] = 0
+        tokens = numpy.zeros(allowed.size, dtype=TOKEN_DATA)
+        tokens["id"] = allowed
+        tokens["logit"] = numpy.ctypeslib.as_array(logits, shape=(self._size,))[allowed]
         array = self._array
-        array.data = self._tokens.ctypes.data_as(llama_cpp.llama_token_data_p)
-        array.size, array.selected, array.sorted = self._ids.size, -1, False
+        array.data = tokens.ctypes.data_as(llama_cpp.llama_token_data_p)
+        array.size, array.selected, array.sorted = tokens.size, -1, False
         llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
-        chosen = array.data[array.selected]
-        if array.selected < 0 or math.isinf(chosen.logit):
-            raise InvalidRequest("the schema leaves the model nothing to write", _PARAM)
-        return int(chosen.id)
+        return int(array.data[array.selected].id)
 
 
 def native_seed(seed: int) -> int:
     """Any integer as one that llama.cpp takes at its word."""
     seed &= 0xFFFFFFFF
     return seed - 1 if seed == RANDOM_SEED else seed
-
-
-_PARAM = "response_format"
-
-
-def _grammar(response_format: ResponseFormat) -> str | None:
-    match response_format:
-        case JsonSchema(json_schema=named):
-            schema = named.schema
-        case JsonObject():
-            schema = {"type": "object"}
-        case _:
-            return None
-    try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
-    except Exception as error:
-        # The converter raises whatever a schema makes it stumble over.
-        raise InvalidRequest(
-            f"llama.cpp cannot make a grammar of this schema: {error or type(error).__name__}",
-            _PARAM,
-        ) from error

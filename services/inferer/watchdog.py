@@ -32,14 +32,19 @@ async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
 async def stalled(engine: Engine, stall_s: float) -> None:
     """Return when the engine has had work for ``stall_s`` seconds and has not got on with it."""
     pause_s = min(stall_s / LOOKS, LONGEST_PAUSE_S)
-    seen, silent_s = None, 0.0
-    while silent_s < stall_s:
+    seen: dict[object, int] = {}
+    silent_s: dict[object, float] = {}
+    while max(silent_s.values(), default=0.0) < stall_s:
         await asyncio.sleep(pause_s)
-        steps = engine.steps if engine.is_busy else None
+        now = engine.under_way
         # Counted in pauses, not read from a clock: when this process is stopped for a while
         # (SIGSTOP, a laptop that sleeps) the engine is, too.
-        silent_s = silent_s + pause_s if steps is not None and steps == seen else 0.0
-        seen = steps
+        silent_s = {
+            work: silent_s.get(work, 0.0) + pause_s
+            for work, step in now.items()
+            if seen.get(work) == step
+        }
+        seen = now
 
 
 async def _watch(engine: Engine, stall_s: float) -> None:

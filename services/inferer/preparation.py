@@ -1,0 +1,57 @@
+"""Threads that prepare requests, beside the one that computes: a long prompt or a large schema
+holds up nobody else."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+STACK_BYTES = 512 * 2**20
+"""llama.cpp splits a text into words by recursion, some hundred bytes a character. Only what is
+used is taken from the memory. Measured: docs/decisions/0019."""
+
+
+class Preparation:
+    """A thread for each slot. Native code cannot be interrupted, so the end of what was cancelled
+    is awaited by its thread alone."""
+
+    def __init__(self, threads: int) -> None:
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._threads = 0
+        self._under_way: dict[int, int] = {}
+        """How many pieces of work each thread that is busy has begun, by its number."""
+        self.grow(threads)
+
+    @property
+    def under_way(self) -> dict[int, int]:
+        """For each busy thread a number that changes when it begins something else."""
+        return dict(self._under_way)
+
+    def grow(self, threads: int) -> None:
+        """Have at least so many.
+
+        Raises:
+            RuntimeError: no memory for another thread.
+        """
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            while self._threads < threads:
+                # Daemons: a call that never returns must not keep the process alive.
+                threading.Thread(
+                    target=self._run, args=(self._threads,), name="prepare", daemon=True
+                ).start()
+                self._threads += 1
+        finally:
+            threading.stack_size(before)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done, which raises nothing; from any thread."""
+        self._work.put(work)
+
+    def _run(self, number: int) -> None:
+        begun = 0
+        while True:
+            work = self._work.get()
+            begun += 1
+            self._under_way[number] = begun
+            work()
+            del self._under_way[number]
