@@ -20,6 +20,7 @@ PRELUDE = r"""
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct llama_batch {
     int32_t n_tokens;
@@ -38,6 +39,8 @@ static void die(int signal_number) {
     signal(signal_number, SIG_DFL);
     raise(signal_number);
 }
+
+static void hang(void) { for (;;) pause(); }
 """
 
 DIES_AT_DECODE = r"""
@@ -70,6 +73,9 @@ int32_t llama_decode(void *context, llama_batch batch) {{
 """
 """A library that computes everything but what holds `POISON` (after a space) or
 `TOKENIZER_POISON`."""
+
+HANGING = POISONED.replace("die(SIGSEGV)", "hang()")
+"""A library that hangs where `POISONED` dies."""
 
 
 def write_shim(folder: Path, source: str) -> Path:

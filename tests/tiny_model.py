@@ -9,19 +9,18 @@ from services.inferer.models import locate
 
 WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
 
-HANGING_TEMPLATE = (
-    "{% if 'hang' in messages[0]['content'] %}"
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    "{% endif %}{{ messages[0]['content'] }}"
-)
-"""A chat template that takes hours for a conversation that says `hang`, on the compute thread."""
-
 
 def write_tiny_model(
-    path: Path, *, chat: bool = True, seed: int = 7, template: str | None = None
+    path: Path,
+    *,
+    chat: bool = True,
+    seed: int = 7,
+    template: str | None = None,
+    pre_tokenizer: str | None = None,
 ) -> Path:
     """Write a two-layer llama with the bundled model's tokenizer, and its template if ``chat``;
-    with ``template`` in its place, where there is one."""
+    with ``template`` in its place, where there is one; ``pre_tokenizer`` is how llama.cpp splits
+    words before it tokenizes them."""
     random = numpy.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -52,6 +51,8 @@ def write_tiny_model(
         add(f"blk.{layer}.ffn_gate.weight", HIDDEN, WIDTH)
         add(f"blk.{layer}.ffn_up.weight", HIDDEN, WIDTH)
         add(f"blk.{layer}.ffn_down.weight", WIDTH, HIDDEN)
+    if pre_tokenizer is not None:
+        writer.kv_data[0]["tokenizer.ggml.pre"].value = pre_tokenizer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

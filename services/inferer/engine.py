@@ -121,7 +121,7 @@ class Engine:
     @property
     def under_way(self) -> dict[object, int]:
         """What is being worked at, with a number that changes when it gets on."""
-        found: dict[object, int] = {**self._preparation.under_way}
+        found = self._preparation.under_way
         if self._running or self._waiting or self._growth:
             found["compute"] = self.steps
         return found

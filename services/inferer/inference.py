@@ -1,6 +1,7 @@
 """One job through the engine: prompt in, tokens out as they come, stopped when it must be."""
 
 import asyncio
+import threading
 import zlib
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
@@ -24,6 +25,7 @@ class Inference:
         """``entry`` is where it writes down what it is doing."""
         self._engine = engine
         self._entry = entry
+        self._cancelled = threading.Event()
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
@@ -60,6 +62,7 @@ class Inference:
             self._job.interrupt("timed_out")
         finally:
             publishing.cancel()
+            self._cancelled.set()
             if not self._ended.done():
                 self._engine.abort(self._sequence)
         outcome = await self._ended
@@ -74,7 +77,7 @@ class Inference:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
             self._entry.enter(Phase.TEMPLATE)
-            text, add_special = model.chat_prompt(request.messages)
+            text, add_special = model.chat_prompt(request.messages, self._cancelled)
         else:
             text, add_special = request.prompt or "", True
         self._entry.enter(Phase.TOKENIZING)

@@ -1,21 +1,23 @@
 """One GGUF model in llama.cpp: loading, tokens to bytes, text to tokens, chat to prompt."""
 
 import ctypes
+import threading
 import time
 from collections import deque
 from pathlib import Path
 
-import jinja2
 import llama_cpp
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from services.inferer.chat_template import ChatTemplate
 from services.inferer.grammar import Vocabulary
-from shared.errors import InvalidRequest, ModelError
+from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.logs import logger
 from shared.messages import ChatMessage
 
 LARGEST_DEFAULT_CONTEXT = 4096
 PIECE_BYTES = 256
+LONGEST_TEXT = 1_000_000
+"""Characters. Tokenizing that many took up to 350 MiB of stack, where they were all of a kind."""
 LEVEL_ERROR = 4
 LOSSLESS_VOCABULARIES = (
     llama_cpp.LLAMA_VOCAB_TYPE_SPM,
@@ -61,17 +63,20 @@ class Model:
         self.path = path
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
-        self._formatter = self._chat_formatter()
+        self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
+        self._template = self._chat_template()
         self.vocabulary = Vocabulary(self)
         self._pieces: dict[int, bytes | None] = {}
         self.load_ms = (time.perf_counter() - started) * 1000
 
     def close(self) -> None:
+        if self._template is not None:
+            self._template.close()
         llama_cpp.llama_model_free(self.handle)
 
     @property
     def has_chat_template(self) -> bool:
-        return self._formatter is not None
+        return self._template is not None
 
     def longest_token_bytes(self) -> int:
         """The length of the longest token; 0 for tokenizers that may drop part of a text."""
@@ -99,7 +104,14 @@ class Model:
         """Tokens of ``text``, in which the model's special tokens may be written out.
 
         ``add_special`` adds what the model wants at the beginning, unless it is there.
+
+        Raises:
+            PromptTooLong: it has more than `LONGEST_TEXT` characters.
         """
+        if len(text) > LONGEST_TEXT:
+            raise PromptTooLong(
+                f"the prompt has {len(text)} characters, more than {LONGEST_TEXT}; send less"
+            )
         data = text.encode("utf-8")
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
@@ -110,14 +122,17 @@ class Model:
             raise ModelError("llama.cpp cannot tokenize the prompt")
         return list(tokens[:count])
 
-    def chat_prompt(self, messages: list[ChatMessage]) -> tuple[str, bool]:
+    def chat_prompt(
+        self, messages: list[ChatMessage], cancelled: threading.Event | None = None
+    ) -> tuple[str, bool]:
         """The prompt that the model's own template makes of a conversation, and whether it lacks
-        what the model wants at the beginning.
+        what the model wants at the beginning. Takes up to `RENDER_S`, until ``cancelled``.
 
         Raises:
             InvalidRequest: the model has no template, or its template refuses the conversation.
+            Cancelled: ``cancelled`` was set meanwhile.
         """
-        if self._formatter is None:
+        if self._template is None:
             raise InvalidRequest(
                 "this model has no chat template in its GGUF; send `prompt` instead of `messages`",
                 "messages",
@@ -127,26 +142,21 @@ class Model:
             | ({"name": message.name} if message.name else {})
             for message in messages
         ]
-        try:
-            prompt: str = self._formatter(messages=conversation).prompt
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", "messages"
-            ) from error
-        begins = self._formatter.bos_token != "" and prompt.startswith(self._formatter.bos_token)
+        prompt = self._template.render(conversation, cancelled or threading.Event())
+        begins = self._bos_token != "" and prompt.startswith(self._bos_token)
         return prompt, not begins
 
-    def _chat_formatter(self) -> Jinja2ChatFormatter | None:
+    def _chat_template(self) -> ChatTemplate | None:
         template = llama_cpp.llama_model_chat_template(self.handle, None)
         if not template:
             return None
         try:
-            return Jinja2ChatFormatter(
-                template=template.decode("utf-8"),
-                eos_token=self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
-                bos_token=self._text_of(llama_cpp.llama_vocab_bos(self.vocab)),
+            return ChatTemplate(
+                template.decode("utf-8"),
+                self._bos_token,
+                self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
             )
-        except (jinja2.TemplateError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             log.warning("chat_template_unusable", error=str(error))
             return None
 

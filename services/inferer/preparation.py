@@ -2,12 +2,17 @@
 holds up nobody else."""
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 STACK_BYTES = 512 * 2**20
 """llama.cpp splits a text into words by recursion, some hundred bytes a character. Only what is
 used is taken from the memory. Measured: docs/decisions/0019."""
+
+LONG_S = 0.25
+"""After so much work a thread may have used much of its stack: another takes its place."""
 
 
 class Preparation:
@@ -17,12 +22,12 @@ class Preparation:
     def __init__(self, threads: int) -> None:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._threads = 0
-        self._under_way: dict[int, int] = {}
+        self._under_way: dict[object, int] = {}
         """How many pieces of work each thread that is busy has begun, by its number."""
         self.grow(threads)
 
     @property
-    def under_way(self) -> dict[int, int]:
+    def under_way(self) -> dict[object, int]:
         """For each busy thread a number that changes when it begins something else."""
         return dict(self._under_way)
 
@@ -32,16 +37,9 @@ class Preparation:
         Raises:
             RuntimeError: no memory for another thread.
         """
-        before = threading.stack_size(STACK_BYTES)
-        try:
-            while self._threads < threads:
-                # Daemons: a call that never returns must not keep the process alive.
-                threading.Thread(
-                    target=self._run, args=(self._threads,), name="prepare", daemon=True
-                ).start()
-                self._threads += 1
-        finally:
-            threading.stack_size(before)
+        while self._threads < threads:
+            self._start(self._threads)
+            self._threads += 1
 
     def submit(self, work: Callable[[], None]) -> None:
         """Have ``work`` done, which raises nothing; from any thread."""
@@ -51,7 +49,20 @@ class Preparation:
         begun = 0
         while True:
             work = self._work.get()
+            started = time.monotonic()
             begun += 1
             self._under_way[number] = begun
             work()
             del self._under_way[number]
+            if time.monotonic() - started > LONG_S:
+                with suppress(RuntimeError):  # no memory: then this one goes on
+                    self._start(number)
+                    return
+
+    def _start(self, number: int) -> None:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            # A daemon: a call that never returns must not keep the process alive.
+            threading.Thread(target=self._run, args=(number,), name="prepare", daemon=True).start()
+        finally:
+            threading.stack_size(before)

@@ -10,6 +10,7 @@ from tests.chaos.errands import Errand
 from tests.chaos.parts import Inferer, Node, Part
 from tests.chaos.site import Site
 from tests.chaos.strike import Strike
+from tests.shim import POISON
 
 TOLD_WITHIN_S = 60.0
 GIVEN_UP_WITHIN_S = 300.0
@@ -73,7 +74,7 @@ async def hang_compute(site: Site, strike: Strike) -> None:
     """A job in which the compute thread hangs each time it is started. The watchdog ends that
     process; the job is given up in the end, by its deadline or with its third inferer."""
     body: dict[str, object] = {
-        "messages": [{"role": "user", "content": "hang"}],
+        "prompt": f"please {POISON} this",
         "max_tokens": 3,
         "priority": "high",
     }

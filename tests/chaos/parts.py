@@ -24,6 +24,10 @@ EPHEMERAL_FROM = 32_768
 """Linux takes ports for outgoing connections from here on."""
 
 
+LIBRARY = "hanging-llama"
+"""The folder, beside the model, of a llama.cpp that hangs where it is told to."""
+
+
 class Part:
     """A NATS node, a gateway or an inferer. Each start writes a log of its own."""
 
@@ -226,6 +230,7 @@ class Inferer(Part):
                 "INFERER_THREADS": "1",
                 "INFERER_GRACE_S": "0.5",  # some jobs end within it, some are handed back
                 "INFERER_STALL_S": str(STALL_S),
+                "LLAMA_CPP_LIB_PATH": str(self.model.parent / LIBRARY),
                 **environment,
             },
             folder,

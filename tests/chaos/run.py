@@ -18,11 +18,13 @@ import structlog
 from tests.chaos.errands import errands
 from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Ledger
+from tests.chaos.parts import LIBRARY
 from tests.chaos.report import report
 from tests.chaos.site import Site
 from tests.chaos.store import queued, read_store
 from tests.chaos.strike import Strike
-from tests.tiny_model import HANGING_TEMPLATE, write_tiny_model
+from tests.shim import HANGING, write_shim
+from tests.tiny_model import write_tiny_model
 
 EMPTY_WITHIN_S = 150.0
 """After the last client has gone, for jobs that nobody waits for."""
@@ -65,8 +67,9 @@ def short_plan(seed: int, jobs: int = 40) -> Plan:
 
 
 def write_chaos_model(folder: Path) -> Path:
-    """A tiny model that `hang_compute` can hang."""
-    return write_tiny_model(folder / "tiny.gguf", template=HANGING_TEMPLATE)
+    """A tiny model, beside a library that `hang_compute` can hang."""
+    write_shim(folder / LIBRARY, HANGING)
+    return write_tiny_model(folder / "tiny.gguf")
 
 
 async def run(

@@ -1,4 +1,4 @@
-"""An inferer whose compute thread hangs: in a chat template that does not end."""
+"""An inferer whose compute thread hangs: in a library that does not come back."""
 
 import time
 from collections.abc import Iterator
@@ -9,48 +9,52 @@ import pytest
 from services.inferer.watchdog import EXIT_STALLED
 from shared.lifecycle import EXIT_CONFIGURATION
 from tests.processes import Stack
-from tests.tiny_model import HANGING_TEMPLATE, write_tiny_model
+from tests.shim import HANGING, POISON, TOKENIZER_POISON, write_shim
 
 STALL_S = 2
 
 
 @pytest.fixture(scope="module")
-def hanging_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    return write_tiny_model(folder / "tiny.gguf", template=HANGING_TEMPLATE)
+def hanging_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shim(tmp_path_factory.mktemp("shim"), HANGING)
 
 
 @pytest.fixture
-def stack(tmp_path: Path, hanging_model: Path) -> Iterator[Stack]:
+def stack(tmp_path: Path, tiny_model: Path, hanging_library: Path) -> Iterator[Stack]:
     with Stack(tmp_path) as running:
         running.start_gateway()
-        start(running, hanging_model)
+        start(running, tiny_model, hanging_library)
         running.wait_until_served("tiny")
         yield running
 
 
-def start(stack: Stack, model: Path) -> None:
+def start(stack: Stack, model: Path, library: Path) -> None:
     stack.start_inferer(
-        model, INFERER_ID="same", INFERER_STALL_S=str(STALL_S), INFERER_MAX_ATTEMPTS="1"
+        model,
+        INFERER_ID="same",
+        INFERER_STALL_S=str(STALL_S),
+        INFERER_MAX_ATTEMPTS="1",
+        LLAMA_CPP_LIB_PATH=str(library),
     )
 
 
-def said(content: str) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
-
-
-def test_a_hung_compute_thread_ends_the_process(stack: Stack, hanging_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("poison", "where"), [(POISON, "in _step"), (TOKENIZER_POISON, "in tokenize")]
+)
+def test_a_hung_thread_ends_the_process(
+    stack: Stack, tiny_model: Path, hanging_library: Path, poison: str, where: str
+) -> None:
     """It says so and exits; the next one finds that the job has been started as often as it may,
     and serves others."""
-    job_id = stack.submit(**said("hang"))
+    job_id = stack.submit(prompt=f"a {poison} here", max_tokens=4)
     (hung,) = stack.inferers
     assert hung.wait() == EXIT_STALLED != EXIT_CONFIGURATION
     assert hung.events("compute_stalled")
-    assert "in _prepare" in hung.output()  # where it hung
-    start(stack, hanging_model)
+    assert where in hung.output()  # where it hung
+    start(stack, tiny_model, hanging_library)
     lost = stack.wait_for_end(job_id)
     assert (lost["state"], lost["error"]["code"], lost["attempts"]) == ("FAILURE", "worker_lost", 1)
-    assert stack.wait_for_end(stack.submit(**said("hello")))["state"] == "SUCCESS"
+    assert stack.wait_for_end(stack.submit(prompt="hello", max_tokens=4))["state"] == "SUCCESS"
     letters = stack.http.get("/dead").json()["letters"]
     assert [(letter["id"], letter["code"]) for letter in letters] == [(job_id, "worker_lost")]
 

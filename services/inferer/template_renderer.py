@@ -1,0 +1,107 @@
+"""``python -m services.inferer.template_renderer``: renders a chat template for an inferer.
+
+The template is the model's and the messages are the caller's: together they may loop for hours or
+fill the memory. Here they are in a process that its inferer can kill, with bounds of its own.
+
+JSON comes in on stdin and goes out on stdout, a line each: first the template, answered with null
+or with what is wrong with it; then the messages of one conversation after another, each answered
+with `{"prompt": …}` or `{"refused": …}`.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY_BYTES = 2**30
+CPU_S = 10
+"""For one conversation; then the kernel ends the process, also where its inferer is gone."""
+
+
+class Generation(Extension):
+    """Hugging Face's ``{% generation %}`` marks what a model has said; a prompt shows no marks."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+
+    def parse(self, parser: Parser) -> Node | list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def load(template: str, bos_token: str, eos_token: str) -> Callable[[list[dict[str, Any]]], str]:
+    """The function that makes a prompt of messages, with what templates of Hugging Face expect.
+
+    Raises:
+        jinja2.TemplateError: it is not a template.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    loaded = environment.from_string(template)
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        return loaded.render(
+            messages=messages,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            add_generation_prompt=True,
+            raise_exception=_refuse,
+            strftime_now=lambda form: datetime.now().strftime(form),
+            tools=None,
+            tool_choice=None,
+            functions=None,
+            function_call=None,
+        )
+
+    return render
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _refuse(why: str) -> None:
+    raise jinja2.TemplateError(why)
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        render = load(**json.loads(sys.stdin.buffer.readline()))
+    except jinja2.TemplateError as error:
+        _answer(str(error))
+        return
+    _answer(None)
+    for line in sys.stdin.buffer:
+        _allow_cpu()
+        try:
+            _answer({"prompt": render(json.loads(line))})
+        except MemoryError:
+            _answer({"refused": f"it takes more than {MEMORY_BYTES // 2**20} MiB of memory"})
+        except Exception as error:  # a template may stumble over anything
+            _answer({"refused": f"{error}"[:1000] or type(error).__name__})
+
+
+def _allow_cpu() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + 1 + CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def _answer(answer: Any) -> None:
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Input that takes too much: the job ends by name, the process and the other jobs go on."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from services.inferer.chat_template import Cancelled, ChatTemplate
+from services.inferer.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.llama import LONGEST_TEXT, Model
+from services.inferer.sampler import Sampler
+from shared.errors import InvalidRequest, PromptTooLong
+from shared.messages import JsonSchema, NamedSchema, Sampling
+from tests.tiny_model import write_tiny_model
+
+PATIENCE_S = 120.0
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
+@contextmanager
+def running(model: Model, slots: int = 1) -> Iterator[Engine]:
+    engine = Engine(model, slots=slots, n_ctx=2048, n_batch=128, threads=1)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def run(engine: Engine, text: str, schema: Any = None, max_tokens: int = 40) -> tuple[Any, str]:
+    """How a sequence ended, and its text."""
+    ended: Future[Generation | Exception] = Future()
+    texts: list[str] = []
+    form = None if schema is None else JsonSchema(NamedSchema(schema))
+    options = Sampling(response_format=form, temperature=1.0)
+
+    def prepare() -> tuple[list[int], Sampler]:
+        tokens = engine.model.tokenize(text)[:1000]
+        return tokens, Sampler(engine.model, options, 7, tokens)
+
+    engine.submit(Sequence(prepare, max_tokens, [], texts.append, ended.set_result))
+    return ended.result(PATIENCE_S), "".join(texts)
+
+
+def resident_bytes() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+def nested(levels: int) -> Any:
+    schema: Any = {"type": "string"}
+    for level in range(levels):
+        schema = {"anyOf": [schema, {"type": "array", "items": schema}], "title": str(level)}
+    return schema
+
+
+ANSWERED = {
+    "a long string": {"type": "string", "maxLength": 20_000},
+    "a longer string": {"type": "string", "maxLength": 65_536},
+    "no limit": {"type": "string", "maxLength": 2_147_483_647},
+    "no limit at all": {"type": "string", "maxLength": 10**30},
+    "a long array": {"type": "array", "items": {"type": "integer"}, "maxItems": 20_000},
+    "no limit of items": {"type": "array", "items": {"type": "null"}, "maxItems": 2_147_483_647},
+    "ambiguous": {"type": "string", "pattern": "^([a-z]?){40}$"},
+    "ambiguous later": {"type": "string", "pattern": "^x([a-z]?){40}$"},
+    "ambiguous stars": {"type": "string", "pattern": "^([a-z]*){40}$"},
+    "a window": {"type": "string", "pattern": "^.*a.{40}$"},
+    "a date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+    "any character": {"type": "string", "pattern": "^.{6,8}$"},
+    "many words": {"enum": [f"word {number}" for number in range(3000)]},
+    "long words": {"enum": ["x" * 10_000 + str(number) for number in range(3)]},
+    "recursion": {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"next": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+            }
+        },
+    },
+    "many properties": {
+        "type": "object",
+        "properties": {f"p{number}": {"type": "string"} for number in range(600)},
+    },
+}
+REFUSED = {
+    "a circle": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    "a circle of two": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+    },
+    "a huge repetition": {"type": "string", "pattern": "a{99999999999}"},
+    "repetitions of repetitions": {"type": "string", "pattern": "^(((a{1000}){1000}){1000})$"},
+    "many brackets": {"type": "string", "pattern": "(" * 5000 + "a" + ")" * 5000},
+    "doubling": nested(18),
+    "not implemented": {"type": "array", "uniqueItems": True},
+    "a contradiction": {"type": "string", "enum": [1]},
+}
+
+
+@pytest.mark.parametrize("schema", ANSWERED.values(), ids=ANSWERED)
+def test_what_looks_large_is_answered(model: Model, schema: dict[str, Any]) -> None:
+    """Large bounds and ambiguous patterns cost little; an answer that ends is valid."""
+    before = resident_bytes()
+    with running(model) as engine:
+        ended, text = run(engine, "answer:", schema)
+    assert isinstance(ended, Generation), ended
+    if ended.finish_reason == "stop":
+        jsonschema_rs.validate(schema, json.loads(text))
+    assert resident_bytes() - before < 300 * MIB
+
+
+@pytest.mark.parametrize("schema", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_followed_is_refused_by_name(model: Model, schema: dict[str, Any]) -> None:
+    """With the field and a reason; memory stays as it was, and the next job is served."""
+    before = resident_bytes()
+    with running(model) as engine:
+        ended, _ = run(engine, "answer:", schema)
+        assert isinstance(ended, InvalidRequest), ended
+        assert ended.param == "response_format"
+        assert len(str(ended)) > 20
+        assert isinstance(run(engine, "go on")[0], Generation)
+    assert resident_bytes() - before < 300 * MIB
+
+
+def test_a_prompt_without_white_space(tmp_path: Path) -> None:
+    """As long as any text may be, with a pre-tokenizer that recurses once for each character: the
+    neighbour generates meanwhile, and a text that is longer is refused."""
+    path = write_tiny_model(tmp_path / "tekken.gguf", pre_tokenizer="tekken")
+    model = Model(path, 0)
+    with running(model, slots=2) as engine:
+        long: Future[Any] = Future()
+        threading.Thread(
+            target=lambda: long.set_result(run(engine, "a" * 200_000)), daemon=True
+        ).start()
+        neighbours = 0
+        while not long.done():
+            assert isinstance(run(engine, "go on", max_tokens=5)[0], Generation)
+            neighbours += 1
+        assert neighbours > 1
+        assert isinstance(long.result()[0], Exception | Generation)
+        assert isinstance(run(engine, "a" * (LONGEST_TEXT + 1))[0], PromptTooLong)
+    model.close()
+
+
+def test_a_sequence_that_is_prepared_can_be_aborted(model: Model) -> None:
+    """At once, whatever its preparation is still doing."""
+    finish, ended = threading.Event(), Future[Generation | Exception]()
+
+    def prepare() -> tuple[list[int], Sampler]:
+        finish.wait(PATIENCE_S)
+        return [1], Sampler(model, Sampling(), 1, [1])
+
+    with running(model, slots=2) as engine:
+        sequence = Sequence(prepare, 5, [], lambda _: None, ended.set_result)
+        engine.submit(sequence)
+        engine.abort(sequence)
+        assert isinstance(ended.result(PATIENCE_S), Aborted)
+        assert isinstance(run(engine, "go on")[0], Generation)
+        finish.set()
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = "{% if messages[0].content == 'loop' %}" + LOOP + "{% endif %}"
+HOSTILE += "{% if messages[0].content == 'memory' %}{{ 'x' * 10 ** 10 }}{% endif %}"
+HOSTILE += "{% if messages[0].content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
+HOSTILE += "{{ messages[0].content }}"
+
+
+def test_a_template_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time or memory: refused with the field; the next conversation is rendered, also meanwhile;
+    a cancel ends it at once."""
+    monkeypatch.setattr("services.inferer.chat_template.RENDER_S", 2.0)
+    template = ChatTemplate(HOSTILE, "", "")
+
+    def render(content: str, cancelled: threading.Event | None = None) -> str:
+        messages = [{"role": "user", "content": content}]
+        return template.render(messages, cancelled or threading.Event())
+
+    for content in ("loop", "memory", "refuse"):
+        with pytest.raises(InvalidRequest) as raised:
+            render(content)
+        assert raised.value.param == "messages"
+        assert render("hello") == "hello"
+    assert render("é" * 500_000) == "é" * 500_000
+    cancelled, ended = threading.Event(), threading.Event()
+
+    def loop() -> None:
+        with pytest.raises(Cancelled):
+            render("loop", cancelled)
+        ended.set()
+
+    monkeypatch.setattr("services.inferer.chat_template.RENDER_S", PATIENCE_S)
+    threading.Thread(target=loop, daemon=True).start()
+    assert render("hello") == "hello"
+    time.sleep(0.1)
+    cancelled.set()
+    assert ended.wait(PATIENCE_S / 2)
+    template.close()
