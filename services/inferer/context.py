@@ -45,7 +45,10 @@ class Context:
         parameters.n_ctx = n_ctx * slots
         parameters.n_batch = parameters.n_ubatch = n_batch
         parameters.n_seq_max = slots
-        parameters.kv_unified = True
+        # Room that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
+        # by the size of the whole: with two slots the same seed would give another text than with
+        # one, so there each sequence has room of its own.
+        parameters.kv_unified = not model.has_original_context
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.abort_callback = _flag_is_set
         parameters.abort_callback_data = ctypes.addressof(abort_flag)
@@ -56,9 +59,12 @@ class Context:
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
 
-    def remove(self, slot: int, position: int) -> None:
-        """Forget what the sequence in ``slot`` has from ``position`` on; -1 means all."""
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1)
+    def remove(self, slot: int, position: int) -> bool:
+        """Forget what the sequence in ``slot`` has from ``position`` on; -1 means all.
+
+        False where llama.cpp cannot: a recurrent memory forgets all or nothing.
+        """
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1))
 
     def take_over(self, other: "Context", slots: Iterable[int]) -> None:
         """Copy what the sequences in ``slots`` have in ``other``.

@@ -138,7 +138,10 @@ class Engine:
         with self._changed:
             sequence.aborted = True
             if self._is_prepared(sequence):
-                self._abort_flag[0] = SET
+                # A batch that is broken off must be taken out of every sequence in it. Where the
+                # memory cannot do that, the abort waits for the end of the batch.
+                if not self.model.is_recurrent:
+                    self._abort_flag[0] = SET
                 self._tell()
                 return
         sequence.on_end(Aborted())
@@ -322,8 +325,10 @@ class Engine:
     def _undo(self, taken: list[tuple[Sequence, int]], status: int) -> None:
         """Take a batch that did not go through out of the context again."""
         for sequence, _ in taken:
-            self._context.remove(sequence.slot, sequence.position)
-            if status != ABORTED:
+            removed = self._context.remove(sequence.slot, sequence.position)
+            if status == ABORTED and not removed:
+                self._end(sequence, ModelError("llama.cpp could not take a batch back"))
+            elif status != ABORTED:
                 kind = OutOfMemory if status in NO_MEMORY else ModelError
                 why = f"llama.cpp's decode failed with status {status}: {last_error()}"
                 self._end(sequence, kind(why))

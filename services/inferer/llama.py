@@ -15,6 +15,7 @@ from shared.logs import logger
 from shared.messages import ChatMessage
 
 LARGEST_DEFAULT_CONTEXT = 4096
+ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
 PIECE_BYTES = 256
 LONGEST_TEXT = 1_000_000
 """Characters. Tokenizing that many took up to 350 MiB of stack, where they were all of a kind."""
@@ -77,6 +78,25 @@ class Model:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether part of its memory cannot be rewound: Mamba, RWKV, hybrids such as LFM2."""
+        return bool(
+            llama_cpp.llama_model_is_recurrent(self.handle)
+            or llama_cpp.llama_model_is_hybrid(self.handle)
+        )
+
+    @property
+    def has_original_context(self) -> bool:
+        """Whether it computes differently beyond the context that it was first trained for."""
+        return bool(self._metadata(f"{self._metadata('general.architecture')}.{ORIGINAL_CONTEXT}"))
+
+    def _metadata(self, key: str) -> str:
+        """A field of the GGUF as text; empty where it is missing."""
+        buffer = ctypes.create_string_buffer(128)
+        length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
     def longest_token_bytes(self) -> int:
         """The length of the longest token; 0 for tokenizers that may drop part of a text."""
