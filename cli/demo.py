@@ -23,6 +23,15 @@ PROMPTS = ("Why is the sky blue? Answer in two sentences.", "Write a haiku about
 COLOURS = ("cyan", "magenta")
 MAX_TOKENS = 80
 START_TIMEOUT_S = 120
+ADVICE = (
+    "It would be started again, and would most likely die again. If llama.cpp does not fit this "
+    "CPU or its compiler, compile it anew: rm -rf .venv && make .venv. If memory ran out, close "
+    "other programs. `sluice up` shows the inferer's log, `sluice doctor` what is wrong."
+)
+
+
+class InfererDied(Exception):
+    """In one sentence, of what and in the middle of what."""
 
 
 async def main() -> int:
@@ -41,7 +50,13 @@ async def main() -> int:
                     asyncio.create_task(_show(http, job, prompt, colour))
                     for job, prompt, colour in zip(jobs, PROMPTS, COLOURS, strict=True)
                 ]
-                statuses = await asyncio.gather(*shown)
+                try:
+                    statuses = await asyncio.gather(*shown)
+                except InfererDied as error:
+                    for task in shown:
+                        task.cancel()
+                    out.print(Text(f"\n\n{error}\n{ADVICE}\nThe demo failed.", "red"))
+                    return 1
     return _report(statuses)
 
 
@@ -85,6 +100,10 @@ async def _show(http: httpx.AsyncClient, job: JobAccepted, prompt: str, colour: 
         async for event in source.aiter_sse():
             if event.event == "started":
                 out.print(Text(f"▶ {prompt}", f"bold {colour}"))
+            elif event.event == "attempt_failed":
+                failure = event.json()
+                if failure.get("code") == "worker_lost":
+                    raise InfererDied(f"The inferer died: {failure['message']}.")
             elif event.event == "tokens":
                 out.print(Text(event.json()["text"], colour), end="")
             elif event.event == "result":

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from msgspec import Struct
 
 from cli.doctor.consumers import examine_consumers
+from cli.doctor.deaths import examine_deaths
 from cli.doctor.finding import Finding, look, ok, wrong
 from cli.doctor.gateway import examine_gateway
 from cli.doctor.inferers import hung, overlapping, versions
@@ -83,6 +84,7 @@ async def _behind_the_broker(
             oldest_s=await oldest_waiting_s(broker, consumers),
             some_died=now.some_died,
         )
+    findings += await examine_deaths(broker)
     findings += hung(before.live, now.live, SAMPLE_S)
     findings += overlapping(now.live)
     findings += versions(gateway_version, now.live)

@@ -1,11 +1,24 @@
 """A job that kills its inferer: it ends by name, and the jobs beside it complete."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Process, Stack, eventually
+from tests.doctor import examine
+from tests.processes import (
+    ROOT,
+    Process,
+    Stack,
+    clean_environment,
+    eventually,
+    server_sent_events,
+)
 from tests.shim import POISON, POISONED, TOKENIZER_POISON, write_shim
 
 ATTEMPTS = 3
@@ -84,3 +97,75 @@ def test_the_culprit_ends_by_name_and_the_innocent_complete(
         f"{doing}, running alone",
     }
     assert len(fleet.deaths) <= ATTEMPTS
+    assert all(died.popen.returncode == -signal.SIGSEGV for died in fleet.deaths)
+    reports = [report for died in fleet.deaths for report in died.events("inferer_died")]
+    assert all(poisoned in report["job_ids"] for report in reports)
+    assert {report["cause"] for report in reports} == {"signal 11 (SIGSEGV)"}
+    died = [one for found in examine(fleet).values() for one in found if "died at" in one["found"]]
+    assert died
+    assert all(doing in one["found"] for one in died)
+
+
+@pytest.fixture
+def stack(tmp_path: Path, tiny_model: Path, poisoned_library: Path) -> Iterator[Stack]:
+    with Stack(tmp_path) as running:
+        running.start_gateway()
+        running.start_inferer(tiny_model, LLAMA_CPP_LIB_PATH=str(poisoned_library))
+        running.wait_until_served("tiny")
+        yield running
+
+
+def test_a_reader_of_events_learns_of_the_death_at_once(stack: Stack) -> None:
+    """Of what the inferer died, before the lease has run out; meanwhile the status is RETRY."""
+    job_id = stack.submit(prompt=f"a {POISON} here", max_tokens=5)
+    with stack.http.stream("GET", f"/jobs/{job_id}/events") as response:
+        events = server_sent_events(response)
+        failed = next(event for event in events if event["event"] == "attempt_failed")
+    told = json.loads(failed["data"])
+    assert (told["code"], told["attempt"]) == ("worker_lost", 1)
+    assert told["message"] == "signal 11 (SIGSEGV) while computing its prompt, running alone"
+    assert stack.status(job_id)["state"] == "RETRY"
+    (inferer,) = stack.inferers
+    assert inferer.wait() == -signal.SIGSEGV
+
+
+def test_a_death_while_the_broker_is_away(stack: Stack) -> None:
+    """The report waits for the broker for some seconds, and no longer."""
+    job_id = stack.submit(prompt="go on", max_tokens=4000)
+    stack.wait_for_state(job_id, "STARTED")
+    (inferer,) = stack.inferers
+    stack.nats.process.kill()
+    os.kill(inferer.family()[1], signal.SIGABRT)
+    assert inferer.wait() == -signal.SIGABRT
+    assert inferer.events("inferer_died")[0]["cause"] == "signal 6 (SIGABRT)"
+    assert inferer.events("crash_report_not_published")
+    assert "Fatal Python error: Aborted" in inferer.output()  # and where in our code
+
+
+def test_the_child_ends_with_its_parent(stack: Stack) -> None:
+    """kill -9 of what was started leaves nothing running; SIGTERM ends both in good order."""
+    (inferer,) = stack.inferers
+    _, *children = inferer.family()
+    assert children
+    inferer.kill()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "all are gone")
+
+
+def test_the_demo_says_what_the_inferer_died_of(tmp_path: Path) -> None:
+    """Once, with what to do, and it ends; it does not show the prompt again and again."""
+    question = "Why is the sky blu"
+    assert len(question) == len(TOKENIZER_POISON)  # the length is compiled in
+    library = write_shim(tmp_path / "shim", POISONED.replace(TOKENIZER_POISON, question))
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.demo"],
+        cwd=ROOT,
+        env={**clean_environment(), "LLAMA_CPP_LIB_PATH": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 1, done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "The inferer died: signal 11 (SIGSEGV) while tokenizing its prompt" in shown
+    assert "make .venv" in shown
+    assert shown.count("▶") <= 1

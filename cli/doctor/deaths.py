@@ -1,0 +1,45 @@
+"""Inferers that died of late: of what, and in the middle of which jobs."""
+
+import signal
+from datetime import timedelta
+
+from cli.doctor.finding import Finding, look
+from shared import subjects
+from shared.broker import Broker
+from shared.messages import InfererDeath, decode_inferer_death
+from shared.process_end import EXIT_STALLED, ended_by
+from shared.timestamps import parse_timestamp
+
+RECENT = timedelta(hours=1)
+
+ADVICE = {
+    ended_by(-signal.SIGKILL): "unless somebody killed it, the memory ran out: lower INFERER_N_CTX "
+    "or INFERER_CONCURRENCY, or take a smaller model",
+    ended_by(-signal.SIGILL): "llama.cpp was compiled for another CPU: compile it on this one",
+    ended_by(EXIT_STALLED): "its log shows where it hung; raise INFERER_STALL_S if it is only slow",
+}
+OF_A_JOB = "its log has more; a job that goes on killing it ends as worker_lost: sluice dead list"
+OF_NO_JOB = "its log has more"
+
+
+async def examine_deaths(broker: Broker) -> list[Finding]:
+    """The last death of each inferer that died within the last hour."""
+    query = {"multi_last": [subjects.INFERER_DEATH_WILDCARD]}
+    findings = []
+    for stored in await broker.direct_get_all(subjects.EVENTS, **query):
+        try:
+            death = decode_inferer_death(stored.data)
+            is_recent = parse_timestamp(death.at) > broker.now() - RECENT
+        except (ValueError, RecursionError):
+            continue  # put there by hand
+        if is_recent:
+            findings.append(_finding(death))
+    return findings
+
+
+def _finding(death: InfererDeath) -> Finding:
+    return look(
+        f"inferer {death.inferer}",
+        f"died at {death.at} of {death.cause}, {death.doing}",
+        ADVICE.get(death.cause, OF_A_JOB if death.jobs else OF_NO_JOB),
+    )
