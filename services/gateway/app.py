@@ -14,6 +14,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.bodies import StrictRequest
 from services.gateway.gateway import Gateway
+from services.gateway.http.document import StructSchemas
+from services.gateway.http.methods import allowed_methods
 from services.gateway.http.origins import Sources
 from services.gateway.http.request_end import with_request_end
 from services.gateway.problems import answer_crash, answer_error, answer_http_error
@@ -81,8 +83,9 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
             Exception: answer_crash,
         },
         middleware=[with_request_end, in_time],
-        before_send=[_add_request_id],
+        before_send=[_complete_headers],
         logging_config=None,  # structlog is set up for the whole process
+        plugins=[StructSchemas()],
         openapi_config=OpenAPIConfig(title="Sluice", version=__version__),
         signature_types=[Gateway],
         cors_config=CORSConfig(
@@ -95,8 +98,11 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
     return Sources(app, [settings.host, *settings.host_names], settings.origins)
 
 
-async def _add_request_id(message: Message, scope: Scope) -> None:
-    """Send the caller's own request id back, or one of ours."""
+async def _complete_headers(message: Message, scope: Scope) -> None:
+    """Send the caller's own request id back, or one of ours; and all methods of a path."""
     if message["type"] == "http.response.start":
+        headers = MutableScopeHeaders.from_message(message)
         given = Headers.from_scope(scope).get(REQUEST_ID, "")[:128]
-        MutableScopeHeaders.from_message(message)[REQUEST_ID] = given or new_job_id()
+        headers[REQUEST_ID] = given or new_job_id()
+        if "allow" in headers:
+            headers["allow"] = allowed_methods(scope)

@@ -17,6 +17,7 @@ IdempotencyKey = Annotated[
     Parameter(
         header=subjects.HEADER_IDEMPOTENCY_KEY,
         required=False,
+        schema_extra={"pattern": "^[ -~]{1,255}$"},
         description="For 24 h the same key gives the same job, which no hang-up cancels.",
     ),
 ]

@@ -1,9 +1,9 @@
 """OpenAI's request and response bodies, and their way to and from ours."""
 
 import calendar
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from services.gateway.ticket import Ticket
 from shared.consumers import ModelConsumers
@@ -117,15 +117,13 @@ class OpenAIMessage(Struct, frozen=True):
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
-    messages: list[OpenAIMessage]
+    messages: Annotated[list[OpenAIMessage], Meta(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
     tools: Raw = NOTHING
     functions: Raw = NOTHING
 
     def submission(self) -> JobSubmission:
-        """Raises: InvalidRequest: no messages, or something that is not supported."""
-        if not self.messages:
-            raise InvalidRequest("messages: give at least one", "messages")
+        """Raises: InvalidRequest: something that is not supported."""
         if _is_given(self.tools) or _is_given(self.functions):
             raise _unsupported("tools", "no tools; use response_format for structured output")
         options = self._options()

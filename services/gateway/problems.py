@@ -9,6 +9,7 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET, Struct, UnsetType
 
+from services.gateway.http.methods import allowed_methods
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
@@ -100,17 +101,42 @@ class OpenAIError(Struct, frozen=True):
 
 
 PROBLEM = "application/problem+json"
-REFUSED = {
-    status: ResponseSpec(Problem, description=text, media_type=PROBLEM)
-    for status, text in {
-        400: "the request can never run as it stands",
-        404: "no such job, model or inferer",
-        410: "the job is older than results are kept",
-        429: "the queue is full; see Retry-After",
-        503: "the broker is away or short of storage; see Retry-After",
-    }.items()
+
+REFUSALS = {
+    400: "the request can never run as it stands",
+    403: "from a web page of another origin, or under a name that is not the gateway's",
+    404: "no such job, model, inferer or dead letter",
+    408: "the request took too long to arrive",
+    409: "it has ended, or holds no request; `state` says how a job ended",
+    410: "the job is older than results are kept",
+    413: "the body is too large",
+    422: "the key was sent with another request",
+    429: "the queue is full; see Retry-After",
+    431: "the head is too large",
+    500: "a fault of the gateway, or the job failed",
+    503: "the broker is away or short of storage; see Retry-After",
+    504: "the deadline passed before the job was done",
 }
-"""What routes may answer instead, for the OpenAPI document."""
+ALWAYS = (400, 403, 408, 431, 500, 503)
+
+
+def refusals(*statuses: int) -> dict[int, ResponseSpec]:
+    """What a route may answer instead, for the OpenAPI document: ``statuses``, and those that every
+    route may."""
+    return {
+        status: ResponseSpec(
+            Problem, description=REFUSALS[status], media_type=PROBLEM, generate_examples=False
+        )
+        for status in sorted({*ALWAYS, *statuses})
+    }
+
+
+def openai_refusals(*statuses: int) -> dict[int, ResponseSpec]:
+    """As `refusals`, in the form of the routes under ``/v1``."""
+    return {
+        status: ResponseSpec(OpenAIError, description=REFUSALS[status], generate_examples=False)
+        for status in sorted({*ALWAYS, *statuses})
+    }
 
 
 def status_of(error: SluiceError) -> int:
@@ -140,7 +166,8 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
     """The answer for what the framework refuses: no such route, wrong method, bad parameter."""
     status = error.status_code
     code = "invalid_request" if status == 400 else TITLES.get(status, "error").lower()
-    return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500])
+    headers = {"allow": allowed_methods(request.scope)} if status == 405 else {}
+    return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500], headers)
 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

@@ -3,19 +3,16 @@
 from typing import Annotated
 
 from litestar import Response, delete, get, post
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 
 from services.gateway.gateway import Gateway
-from services.gateway.problems import PROBLEM, REFUSED, Problem
+from services.gateway.problems import refusals
 from shared.messages import DeadLetter, DeadLetterHead, DeadLetterPage, JobAccepted
 
 PAGE = 50
 
-MISSING = {404: REFUSED[404], 503: REFUSED[503]}
 
-
-@get("/dead", responses={503: REFUSED[503]})
+@get("/dead", responses=refusals())
 async def letters(
     gateway: Gateway,
     limit: Annotated[int, Parameter(ge=1, le=200, description="Most letters to list.")] = PAGE,
@@ -31,7 +28,7 @@ async def letters(
     return await gateway.dead_letters.page(limit, before)
 
 
-@get("/dead/{job_id:str}", responses=MISSING)
+@get("/dead/{job_id:str}", responses=refusals(404))
 async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
     """One dead letter, with the request as it was received."""
     gateway.require_ready()
@@ -41,10 +38,7 @@ async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
 @post(
     "/dead/{job_id:str}/retry",
     status_code=202,
-    responses={
-        **REFUSED,
-        409: ResponseSpec(Problem, description="it holds no request", media_type=PROBLEM),
-    },
+    responses=refusals(404, 409, 410, 413, 422, 429),
 )
 async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
     """Send the request again, as a new job that carries `retry_of`; the letter is then gone."""
@@ -53,7 +47,7 @@ async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
     return Response(accepted, status_code=202, headers={"location": accepted.status_url})
 
 
-@delete("/dead/{job_id:str}", status_code=200, responses=MISSING)
+@delete("/dead/{job_id:str}", status_code=200, responses=refusals(404))
 async def drop(job_id: str, gateway: Gateway) -> DeadLetterHead:
     """Remove a dead letter for good."""
     gateway.require_ready()

@@ -4,6 +4,7 @@ from litestar import get
 from msgspec import Struct
 
 from services.gateway.gateway import Gateway
+from services.gateway.problems import refusals
 from shared import __version__
 
 
@@ -12,13 +13,13 @@ class Health(Struct, frozen=True):
     version: str = __version__
 
 
-@get("/healthz")
+@get("/healthz", responses=refusals())
 async def healthz() -> Health:
     """200 as long as the process answers."""
     return Health("alive")
 
 
-@get("/readyz")
+@get("/readyz", responses=refusals())
 async def readyz(gateway: Gateway) -> Health:
     """200 while requests are served; 503 while the broker is away, or cannot write its disk."""
     gateway.require_fit()

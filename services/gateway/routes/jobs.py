@@ -14,9 +14,10 @@ from services.gateway.connections import (
     while_connected,
 )
 from services.gateway.gateway import Gateway
+from services.gateway.http.document import EVENT_STREAM, StreamOperation
 from services.gateway.job_events import END, JobEvent
 from services.gateway.preferences import Preferences
-from services.gateway.problems import PROBLEM, REFUSED, Problem
+from services.gateway.problems import refusals
 from services.gateway.streams import GatewayStopping
 from shared.errors import BrokerUnavailable
 from shared.messages import JobAccepted, JobStatus, JobSubmission, encode
@@ -26,11 +27,9 @@ from shared.messages import JobAccepted, JobStatus, JobSubmission, encode
     "/jobs",
     status_code=202,
     responses={
-        **REFUSED,
-        200: ResponseSpec(JobStatus, description="finished within `Prefer: wait=N`"),
-        413: ResponseSpec(Problem, description="the body is too large", media_type=PROBLEM),
-        422: ResponseSpec(
-            Problem, description="the key was sent with another request", media_type=PROBLEM
+        **refusals(404, 410, 413, 422, 429),
+        200: ResponseSpec(
+            JobStatus, description="finished within `Prefer: wait=N`", generate_examples=False
         ),
     },
 )
@@ -64,7 +63,7 @@ async def submit(
     return Response(JobAccepted.of(ticket.id, ticket.state), status_code=202, headers=headers)
 
 
-@get("/status/{job_id:str}", responses=REFUSED)
+@get("/status/{job_id:str}", responses=refusals(404, 410))
 async def status(job_id: str, gateway: Gateway) -> JobStatus:
     """What became of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
     FAILURE, REVOKED."""
@@ -72,7 +71,17 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
     return await gateway.jobs.status(job_id)
 
 
-@get("/jobs/{job_id:str}/events", media_type="text/event-stream", responses=REFUSED)
+@get(
+    "/jobs/{job_id:str}/events",
+    operation_class=StreamOperation,
+    responses={
+        **refusals(404, 410, 429),
+        200: ResponseSpec(
+            str, description="the events", media_type=EVENT_STREAM, generate_examples=False
+        ),
+        204: ResponseSpec(None, description="after the last event: there is nothing to come"),
+    },
+)
 async def events(
     request: Request[Any, Any, Any],
     job_id: str,
@@ -102,7 +111,7 @@ async def events(
     return ServerSentEvent(messages())
 
 
-@delete("/jobs/{job_id:str}", status_code=200, responses=REFUSED)
+@delete("/jobs/{job_id:str}", status_code=200, responses=refusals(404, 409, 410))
 async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
     """Cancel a job, whether it waits or runs. 409 when it has ended otherwise."""
     gateway.require_ready()

@@ -13,9 +13,11 @@ from services.gateway.connections import (
     while_connected,
 )
 from services.gateway.gateway import Gateway
+from services.gateway.http.document import StreamOperation
 from services.gateway.http.request_end import at_request_end
 from services.gateway.job_events import JobEvent, Tokens
 from services.gateway.openai_messages import (
+    Answer,
     ChatRequest,
     CompletionRequest,
     ModelCard,
@@ -25,7 +27,7 @@ from services.gateway.openai_messages import (
     usage_chunk,
 )
 from services.gateway.preferences import Preferences
-from services.gateway.problems import OpenAIError, openai_error
+from services.gateway.problems import OpenAIError, openai_error, openai_refusals
 from services.gateway.streams import KEEP_ALIVE_S, Feed, GatewayStopping
 from services.gateway.ticket import Ticket
 from shared.messages import Cancelled, Completed, Expired, Failed, JobError, JobStatus, encode
@@ -44,32 +46,34 @@ ENDS = {
 # The official client would send the request again on 409 and 5xx, and so run the job twice.
 NO_RETRY = {"x-should-retry": "false"}
 
+ANSWERS = openai_refusals(404, 409, 410, 413, 422, 429, 504)
 
-@post("/v1/chat/completions", status_code=200)
+
+@post("/v1/chat/completions", status_code=200, responses=ANSWERS, operation_class=StreamOperation)
 async def chat_completions(
     request: Request[Any, Any, Any],
     data: ChatRequest,
     gateway: Gateway,
     idempotency_key: IdempotencyKey = None,
-) -> Response[Any]:
+) -> Response[Answer]:
     """Answer a conversation, at once or as a stream. A client that hangs up cancels its job,
     unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, data, idempotency_key)
 
 
-@post("/v1/completions", status_code=200)
+@post("/v1/completions", status_code=200, responses=ANSWERS, operation_class=StreamOperation)
 async def completions(
     request: Request[Any, Any, Any],
     data: CompletionRequest,
     gateway: Gateway,
     idempotency_key: IdempotencyKey = None,
-) -> Response[Any]:
+) -> Response[Answer]:
     """Continue a prompt, at once or as a stream. A client that hangs up cancels its job,
     unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, data, idempotency_key)
 
 
-@get("/v1/models")
+@get("/v1/models", responses=openai_refusals())
 async def list_models(gateway: Gateway) -> ModelList:
     """Every model that has a queue, whether or not an inferer is alive."""
     gateway.require_ready()
@@ -77,7 +81,7 @@ async def list_models(gateway: Gateway) -> ModelList:
     return ModelList(data=[ModelCard.of(model) for model in gateway.fleet.models.values()])
 
 
-@get("/v1/models/{model:path}")
+@get("/v1/models/{model:path}", responses=openai_refusals(404))
 async def get_model(model: str, gateway: Gateway) -> ModelCard:
     """One model by its name, which may contain slashes, as they are or as `%2F`."""
     gateway.require_ready()

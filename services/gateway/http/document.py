@@ -1,0 +1,111 @@
+"""The OpenAPI document: what the framework cannot see of our structs and streams, or gets wrong."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, Schema
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.types import Empty
+from litestar.typing import FieldDefinition
+from msgspec import Raw, Struct, inspect
+
+from shared.messages import JobSubmission
+
+EVENT_STREAM = "text/event-stream"
+
+RAW_FIELDS: dict[str, Any] = {
+    "metadata": dict[str, Any] | None,
+    "logit_bias": dict[str, Any] | None,
+    "tools": list[Any] | None,
+    "functions": list[Any] | None,
+}
+"""Fields that travel as bytes: what must be in them."""
+
+
+EXACTLY_ONE: dict[type[Struct], tuple[str, ...]] = {JobSubmission: ("messages", "prompt")}
+"""Fields of which one must be given, and the others not."""
+
+NUMBERS = (OpenAPIType.INTEGER, OpenAPIType.NUMBER)
+
+
+@dataclass
+class StreamOperation(Operation):
+    """A route that may answer with server-sent events. No schema says what is in a stream."""
+
+    def __post_init__(self) -> None:
+        answer = (self.responses or {})["200"]
+        assert not isinstance(answer, Reference)
+        answer.content = {**(answer.content or {}), EVENT_STREAM: OpenAPIMediaType()}
+
+
+class StructSchemas(OpenAPISchemaPlugin):
+    """Instead of the framework's own: that one fails on defaults that have no hash, as those of raw
+    fields, loses bounds of fields that may be null, and that a struct takes no other fields."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        return not field_definition.is_union and field_definition.is_subclass_of(Struct)
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        hints = field_definition.get_type_hints(include_extras=True, resolve_generics=True)
+        info = inspect.type_info(field_definition.type_)
+        assert isinstance(info, inspect.StructType)
+        required = [field.encode_name for field in info.fields if field.required]
+        properties = {
+            field.encode_name: FieldDefinition.from_annotation(
+                RAW_FIELDS[field.name] if hints[field.name] is Raw else hints[field.name],
+                name=field.encode_name,
+                default=_default(field),
+            )
+            for field in info.fields
+        }
+        if info.tag_field:
+            properties[info.tag_field] = FieldDefinition.from_annotation(Literal[info.tag])
+            required.append(info.tag_field)
+        schema: Schema = schema_creator.create_component_schema(
+            field_definition, required=sorted(required), property_fields=properties
+        )
+        if info.forbid_unknown_fields:
+            schema.additional_properties = False
+        if (names := EXACTLY_ONE.get(info.cls)) is not None:
+            schema.one_of = [_only(name, names) for name in names]
+        for field in info.fields:
+            _constrain(field.type, (schema.properties or {})[field.encode_name])
+        return schema
+
+
+def _only(name: str, names: tuple[str, ...]) -> Schema:
+    """That ``name`` is given, and no other of ``names``."""
+    null = Schema(type=OpenAPIType.NULL)
+    others = {other: null for other in names if other != name}
+    return Schema(required=[name], properties={name: Schema(schema_not=null), **others})
+
+
+def _default(field: inspect.Field) -> Any:
+    unsaid = (msgspec.NODEFAULT, msgspec.UNSET)
+    is_said = not isinstance(field.default, Raw) and all(field.default is not one for one in unsaid)
+    return field.default if is_said else Empty
+
+
+def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
+    """Write the bounds of ``kind`` into ``schema``, which is of that type as far as it goes."""
+    if isinstance(schema, Reference):
+        return
+    match kind:
+        case inspect.Metadata():
+            _constrain(kind.type, schema)
+            if schema.type is not OpenAPIType.NULL:
+                schema.description = (kind.extra_json_schema or {}).get("description")
+        case inspect.UnionType():
+            for one in kind.types:
+                for part in schema.one_of or ():
+                    _constrain(one, part)
+        case inspect.IntType() | inspect.FloatType() if schema.type in NUMBERS:
+            schema.minimum, schema.maximum = kind.ge, kind.le
+            schema.exclusive_minimum, schema.exclusive_maximum = kind.gt, kind.lt
+        case inspect.StrType() if schema.type is OpenAPIType.STRING:
+            schema.min_length, schema.max_length = kind.min_length, kind.max_length
+        case inspect.ListType() if schema.type is OpenAPIType.ARRAY:
+            schema.min_items, schema.max_items = kind.min_length, kind.max_length
+            if schema.items is not None:
+                _constrain(kind.item_type, schema.items)
