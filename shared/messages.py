@@ -28,9 +28,16 @@ TimeoutS = Annotated[
     float, Meta(gt=0, le=86_400, description="Seconds from acceptance to the latest end.")
 ]
 Prompt = Annotated[str, Meta(min_length=1)]
+Metadata = Annotated[
+    Raw,
+    Meta(
+        description="An object of the caller's own, of 16 kB at most.",
+        extra_json_schema={"type": "object"},
+    ),
+]
+"""It travels as bytes, and nothing of ours reads it: 4 MB of ``[[],[],…]`` would be 100 MB of
+objects wherever they were decoded."""
 NO_METADATA = Raw(b"null")
-"""Metadata is a JSON object of the caller's own. It travels as bytes, and nothing of ours reads it:
-4 MB of ``[[],[],…]`` would be 100 MB of objects wherever they were decoded."""
 Priority = Literal["high", "normal", "low"]
 """A job's class: strictly in this order, first in first out within each."""
 
@@ -63,10 +70,18 @@ class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object"):
 
 
 class NamedSchema(Struct, frozen=True, omit_defaults=True):
-    schema: dict[str, Any]
+    source: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] = msgspec.field(
+        name="schema"
+    )
+    """As it was sent: decoded before its size is known it could be hundreds of megabytes."""
     name: str = "response"
     description: str | None = None
     strict: bool | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Raises: ValueError, RecursionError: it cannot be read, or is not an object."""
+        return msgspec.json.decode(encode(self.source), type=dict[str, Any])
 
 
 class JsonSchema(Struct, frozen=True, tag_field="type", tag="json_schema"):
@@ -109,7 +124,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """Whether token frames go to ``Reply-To`` too."""
     queued_at: str | None = None
     owner: str | None = None
-    metadata: Raw = NO_METADATA
+    metadata: Metadata | UnsetType = UNSET
     retry_of: str | None = None
     model: str | None = None
     """What users call the model; the subject holds its token."""
@@ -138,7 +153,7 @@ class JobSubmission(
     prompt: Prompt | None = None
     timeout_s: TimeoutS | None = None
     priority: Priority = "normal"
-    metadata: Raw = NO_METADATA
+    metadata: Metadata | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.model == "":  # which is how some clients say nothing
@@ -239,7 +254,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     inferer: str | None = None
     timings: Timings | None = None
     owner: str | None = None
-    metadata: Raw = NO_METADATA
+    metadata: Metadata | UnsetType = UNSET
     priority: Priority = "normal"
     retry_of: str | None = None
 
@@ -468,7 +483,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     result: JobResult | None
     error: JobError | None
     timings: Timings | None
-    metadata: Raw = NO_METADATA
+    metadata: Metadata | UnsetType = UNSET
     priority: Priority = "normal"
     retry_of: str | UnsetType = UNSET
     position: int | UnsetType = UNSET
@@ -500,7 +515,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
             result=result,
             error=error,
             timings=outcome.timings,
-            metadata=outcome.metadata,
+            metadata=outcome.metadata or NO_METADATA,
             priority=outcome.priority,
             retry_of=outcome.retry_of or UNSET,
         )

@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
+from msgspec import UNSET, Raw, UnsetType
 
 from shared.errors import InvalidRequest, PromptTooLong
-from shared.messages import JobSubmission, JsonSchema, ModelFacts, encode
+from shared.messages import JobSubmission, JsonSchema, ModelFacts, NamedSchema, encode
 
 DEEPEST = 64
 """Levels of nesting that every part of Sluice can read back."""
@@ -15,6 +16,9 @@ LARGEST_METADATA_BYTES = 16 * 1024
 
 LARGEST_SCHEMA_BYTES = 32 * 1024
 """Time to make a grammar of a schema can grow with the square of its size."""
+
+LARGEST_INDENTATION = 8
+"""How many times as large a schema may be with its white space."""
 
 PATTERNS = FancyRegexOptions(size_limit=1024 * 1024)
 """Bytes of a compiled ``pattern``; they bound the time to compile it, too."""
@@ -36,7 +40,7 @@ def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
     """
     check_metadata(submission.metadata)
     if isinstance(submission.response_format, JsonSchema):
-        _check_schema(submission.response_format.json_schema.schema)
+        check_schema(submission.response_format.json_schema)
     if facts is None:
         return
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
@@ -59,8 +63,10 @@ def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
         )
 
 
-def check_metadata(metadata: msgspec.Raw) -> None:
+def check_metadata(metadata: Raw | UnsetType) -> None:
     """Raises: InvalidRequest: it is not an object, or too large."""
+    if metadata is UNSET:
+        return
     if len(metadata) > LARGEST_METADATA_BYTES:
         raise InvalidRequest(
             f"metadata: has {len(metadata)} bytes, more than {LARGEST_METADATA_BYTES}; keep large "
@@ -77,17 +83,26 @@ def check_metadata(metadata: msgspec.Raw) -> None:
         raise InvalidRequest(f"metadata: nested more than {DEEPEST} levels deep", "metadata")
 
 
-def _check_schema(schema: dict[str, Any]) -> None:
+def check_schema(named: NamedSchema) -> None:
+    """Raises: InvalidRequest: it is not a schema, or too large."""
+    too_large = InvalidRequest(
+        f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes", "response_format"
+    )
+    if len(named.source) > LARGEST_INDENTATION * LARGEST_SCHEMA_BYTES:
+        raise too_large
+    try:
+        schema = named.schema
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"response_format: the schema cannot be read: {error}", "response_format"
+        ) from None
     if _is_deeper(schema, DEEPEST):
         raise InvalidRequest(
             f"response_format: the schema is nested more than {DEEPEST} levels deep",
             "response_format",
         )
     if len(encode(schema)) > LARGEST_SCHEMA_BYTES:
-        raise InvalidRequest(
-            f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes",
-            "response_format",
-        )
+        raise too_large
     try:
         _META_SCHEMA.validate(schema)
         # To compile it shows what is wrong with its patterns and references.

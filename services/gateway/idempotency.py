@@ -2,10 +2,12 @@
 
 import re
 from hashlib import sha256
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from services.gateway.checks import check_metadata
+from services.gateway.checks import check_metadata, check_schema
 from services.gateway.claim import Overtaken, look
 from services.gateway.jobs import Jobs
 from services.gateway.ticket import Ticket
@@ -14,7 +16,7 @@ from shared import subjects
 from shared.broker import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
 from shared.logs import logger
-from shared.messages import JobStatus, JobSubmission, NatsSubmission
+from shared.messages import NO_METADATA, JobStatus, JobSubmission, JsonSchema, NatsSubmission
 
 OWNER = ""
 """Whose key it is; there is no way yet to tell callers apart."""
@@ -101,11 +103,15 @@ def _digest(submission: JobSubmission) -> str:
     How the answer is to come (``stream``) is no part of it.
 
     Raises:
-        InvalidRequest: its metadata cannot be read.
+        InvalidRequest: its metadata or its schema cannot be read.
     """
     check_metadata(submission.metadata)
-    metadata = msgspec.json.decode(submission.metadata)
-    submission = msgspec.structs.replace(submission, metadata=metadata)
+    read: dict[str, Any] = {"metadata": msgspec.json.decode(submission.metadata or NO_METADATA)}
+    if isinstance(submission.response_format, JsonSchema):
+        named = submission.response_format.json_schema
+        check_schema(named)
+        read["response_format"] = JsonSchema(replace(named, source=named.schema))
+    submission = replace(submission, **read)
     if isinstance(submission, NatsSubmission):
-        submission = msgspec.structs.replace(submission, stream=False)
+        submission = replace(submission, stream=False)
     return sha256(_encode_canonically(submission)).hexdigest()

@@ -9,13 +9,13 @@ from services.gateway.ticket import Ticket
 from shared.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.messages import (
-    NO_METADATA,
     ChatMessage,
     Completed,
     FinishReason,
     JobSubmission,
     MaxTokens,
     Messages,
+    Metadata,
     Penalty,
     Priority,
     Probability,
@@ -35,7 +35,6 @@ from shared.timestamps import parse_timestamp
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's API generates on /v1/completions when nothing is said."""
 
-NOTHING = Raw(b"null")
 EMPTY = (b"null", b"[]", b"{}")
 LONGEST_EMPTY = 64
 """Bytes, with white space."""
@@ -61,14 +60,14 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     seed: Seed | None = None
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
-    metadata: Raw = NO_METADATA
+    metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
     priority: Priority | int | None = None
     """Ours, as the one before; the numbers that other servers know are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
-    logit_bias: Raw = NOTHING
+    logit_bias: Raw | UnsetType = UNSET
     logprobs: bool | int | None = None
 
     @property
@@ -119,8 +118,8 @@ class OpenAIMessage(Struct, frozen=True):
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     messages: Annotated[list[OpenAIMessage], Meta(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
-    tools: Raw = NOTHING
-    functions: Raw = NOTHING
+    tools: Raw | UnsetType = UNSET
+    functions: Raw | UnsetType = UNSET
 
     def submission(self) -> JobSubmission:
         """Raises: InvalidRequest: something that is not supported."""
@@ -244,8 +243,10 @@ def _answer(
     )
 
 
-def _is_given(value: Raw) -> bool:
+def _is_given(value: Raw | UnsetType) -> bool:
     """Whether a parameter that is refused, and so never decoded, has anything in it."""
+    if value is UNSET:
+        return False
     return len(value) > LONGEST_EMPTY or b"".join(bytes(value).split()) not in EMPTY
 
 

@@ -98,7 +98,7 @@ class Unfinished:
             result=None,
             error=None,
             timings=None,
-            metadata=self.request.metadata if self.request else NO_METADATA,
+            metadata=(self.request and self.request.metadata) or NO_METADATA,
             priority=self.priority,
             retry_of=(self.request and self.request.retry_of) or UNSET,
         )
@@ -120,7 +120,7 @@ class Unfinished:
             finished_at=timestamp(now),
             inferer=self._start.inferer if self._start else None,
             owner=self.request.owner if self.request else None,
-            metadata=self.request.metadata if self.request else NO_METADATA,
+            metadata=self.request.metadata if self.request else UNSET,
             priority=self.priority,
             retry_of=self.request.retry_of if self.request else None,
         )

@@ -8,12 +8,12 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.messages import (
-    NO_METADATA,
     Cancelled,
     Completed,
     Expired,
@@ -188,7 +188,7 @@ class Job:
             "started_at": self.started_at,
             "finished_at": timestamp(self._now()),
             "owner": self.request.owner if readable else None,
-            "metadata": self.request.metadata if readable else NO_METADATA,
+            "metadata": self.request.metadata if readable else UNSET,
             "priority": self.priority,
             "retry_of": self.request.retry_of if readable else None,
         }

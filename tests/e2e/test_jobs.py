@@ -330,3 +330,12 @@ def _text(events: list[dict[str, str]]) -> str:
         elif event["event"] == "tokens":
             text += json.loads(event["data"])["text"]
     return text
+
+
+def test_the_openapi_document_is_there(shared_stack: Stack) -> None:
+    """It is made when somebody asks for it, from every type that a route takes or gives."""
+    document = shared_stack.http.get("/schema/openapi.json")
+    assert document.status_code == 200
+    assert {"JobSubmission", "JobStatus", "ChatRequest"} <= document.json()["components"][
+        "schemas"
+    ].keys()

@@ -1,17 +1,19 @@
 """What a gateway refuses before an inferer sees it, in milliseconds."""
 
+import json
 from typing import Any
 
 import pytest
 from msgspec import Raw
 
-from services.gateway.checks import LARGEST_METADATA_BYTES, check, check_metadata
+from services.gateway.checks import LARGEST_METADATA_BYTES, check, check_metadata, check_schema
 from shared.errors import InvalidRequest
 from shared.messages import JobSubmission, JsonSchema, NamedSchema
 
 
 def _check(schema: dict[str, Any]) -> None:
-    check(JobSubmission(prompt="x", response_format=JsonSchema(NamedSchema(schema))), None)
+    form = JsonSchema(NamedSchema(Raw(json.dumps(schema, indent=4).encode())))
+    check(JobSubmission(prompt="x", response_format=form), None)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,28 @@ def test_a_costly_schema_costs_little(schema: dict[str, Any]) -> None:
     took minutes. Nothing is fetched from anywhere."""
     for _ in range(20):
         _check(schema)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(
+            b"5",
+            b"null",
+            b"[]",
+            b'{"const": "\\ud800"}',
+            b'{"const": [%b]}' % (b"[]," * 500_000 + b"[]"),
+        ),
+        *(b'{"const": ' + b"[" * depth + b"]" * depth + b"}" for depth in (70, 5000)),
+        b'{"type": "string"' + b" " * 1_000_000 + b"}",
+    ],
+    ids=lambda source: str(source[:30]),
+)
+def test_a_schema_is_a_small_object(source: bytes) -> None:
+    """Whatever else it is, it is refused before it takes memory."""
+    with pytest.raises(InvalidRequest) as refused:
+        check_schema(NamedSchema(Raw(source)))
+    assert refused.value.param == "response_format"
 
 
 @pytest.mark.parametrize(

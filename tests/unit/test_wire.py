@@ -70,7 +70,9 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
             repeat_penalty=1.1,
             presence_penalty=-2,
             frequency_penalty=2,
-            response_format=JsonSchema(NamedSchema({"type": "object"}, name="x", strict=True)),
+            response_format=JsonSchema(
+                NamedSchema(Raw(b'{"type":"object"}'), name="x", strict=True)
+            ),
             stream=True,
             owner="ann",
             metadata=Raw(b'{"k":[1]}'),
