@@ -25,6 +25,13 @@ parser.HMSG_RE = re.compile(
 )
 
 
+class Message(Msg):
+    async def respond(self, data: bytes) -> None:
+        """Answer, if an answer was asked for; nats.micro answers `$SRV` requests unseen."""
+        if self.reply:
+            await super().respond(data)
+
+
 class Connection(Client):
     """A client that only `close` closes.
 
@@ -33,6 +40,8 @@ class Connection(Client):
     a message that cannot be parsed costs that message at most, and everything else a new connection
     with the same subscriptions.
     """
+
+    msg_class = Message
 
     def __init__(self, on_unreadable: Callable[[str, Exception], None]) -> None:
         """``on_unreadable`` is called with the subject of each message that nats-py cannot parse,
@@ -79,6 +88,10 @@ class Connection(Client):
         """As nats-py's, but a cancellation that comes together with the answer is not lost."""
         with cancellation_kept():
             return await super().request(subject, payload, timeout, old_style, headers)
+
+    def parse_headers(self, block: bytes) -> dict[str, str]:
+        """The headers of a stored message, as it was sent."""
+        return self._parse_header_lines(block.partition(b"\r\n")[2])
 
     async def close(self) -> None:
         self._is_wanted = False

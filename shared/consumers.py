@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import msgspec
 import nats.js.errors
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
@@ -101,10 +100,9 @@ class ModelConsumers:
         """What is remembered of the model; None until an inferer has served it once."""
         config = self.by_class[subjects.CLASS_NORMAL].config
         remembered = (config.metadata or {}).get(FACTS)
-        try:
-            return None if remembered is None else decode_model_facts(remembered)
-        except msgspec.DecodeError:
-            return None  # written by hand
+        if remembered is None:
+            return None
+        return decode_model_facts.read(remembered, config.filter_subject or self.name)
 
     def is_set(self, name: str, limit: int, facts: ModelFacts | None) -> bool:
         """Whether all classes are there, with this limit, and name and facts are remembered."""

@@ -1,7 +1,8 @@
 """Bytes that others have put on the broker: decoded, or skipped, counted and logged."""
 
 from collections import Counter
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -24,17 +25,19 @@ class Unreadable(ValueError):
 class Decoder(Generic[T]):
     """Decodes messages of one kind. The types check whatever later code relies on."""
 
-    def __init__(self, what: str, kind: type[T]) -> None:
-        """``what`` names the kind, for people: "state event"."""
+    def __init__(self, what: str, kind: Any) -> None:
+        """``what`` names the kind, for people: "state event"; ``kind`` is T."""
         self._what = what
-        self._decode = msgspec.json.Decoder(kind).decode
+        self._decode: Callable[[bytes | str], T] = msgspec.json.Decoder(kind).decode
 
     def __call__(self, data: bytes | str) -> T:
         """Raises: Unreadable."""
         try:
+            if isinstance(data, bytes):
+                data = data.decode()  # also what the type leaves out, or takes as it is
             return self._decode(data)
         except CANNOT_BE_READ as error:
-            raise Unreadable(f"not a {self._what} of this version of Sluice: {error}") from None
+            raise Unreadable(f"no {self._what} of this version of Sluice: {error}") from None
 
     def read(self, data: bytes | str, subject: str) -> T | None:
         """None for what cannot be read, which is skipped."""

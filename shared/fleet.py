@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple, Self
 
-import msgspec
 from msgspec import Struct
 
 from shared import subjects
@@ -45,10 +44,9 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
             # A marker: the broker's for an entry that expired, its owner's for one that left.
             some_died |= message.headers.get(HEADER_MARKER_REASON) == EXPIRED
             continue
-        try:
-            entry = decode_inferer_entry(message.data)
-        except msgspec.DecodeError:
-            continue  # put there by hand
+        entry = decode_inferer_entry.read(message.data, message.subject)
+        if entry is None or message.subject != subjects.inferer(entry.id):
+            continue  # one that is put under another's key is nobody's
         if is_name(entry.model):
             live.append(Live(entry, message.time))
     return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died

@@ -1,13 +1,17 @@
 """Every payload that crosses a process boundary, version 1 of the wire.
 
 A field that is added later has a default: tests decode the payloads of every earlier version.
-Times are RFC 3339 strings of fixed width (`shared/timestamps.py`), durations milliseconds.
+Times are RFC 3339 strings of fixed width (`shared/timestamps.py`), durations milliseconds. Whoever
+can publish on the broker can put anything there: what later code relies on, the types check.
 """
 
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from shared.decoding import Decoder
+from shared.timestamps import parse_timestamp
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
@@ -28,6 +32,14 @@ TimeoutS = Annotated[
     float, Meta(gt=0, le=86_400, description="Seconds from acceptance to the latest end.")
 ]
 Prompt = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""What a double holds exactly."""
+SmallInt = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Milliseconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
+"""Some are the difference of two hosts' clocks, and may be negative."""
+TokensPerS = Annotated[float, Meta(ge=0, le=1e12)]
+InfererId = Annotated[str, Meta(min_length=1, max_length=256)]
+"""A part of subjects, whose length the broker bounds."""
 Metadata = Annotated[
     Raw,
     Meta(
@@ -132,6 +144,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either `messages` or `prompt`, and not both")
+        _check_times(self.queued_at)
 
     def work(self, n_ctx: int) -> "Work":
         """How much there is to do for a model with ``n_ctx`` tokens of context."""
@@ -171,8 +184,8 @@ class NatsSubmission(
 class Work(Struct, frozen=True):
     """What is known of a request before it runs; estimates are learned from what came of it."""
 
-    prompt_bytes: int
-    max_tokens: int
+    prompt_bytes: Count
+    max_tokens: Count
     chat: bool
 
 
@@ -184,12 +197,15 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     state: Literal["started", "returned", "retrying"]
-    attempt: int
+    attempt: Count
     at: str
     inferer: str
     work: Work | None = None
     code: str | None = None
     message: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_times(self.at)
 
 
 class InfererDeath(Struct, frozen=True, kw_only=True):
@@ -206,6 +222,9 @@ class InfererDeath(Struct, frozen=True, kw_only=True):
     doing: str
     jobs: list[str] = []
 
+    def __post_init__(self) -> None:
+        _check_times(self.at)
+
 
 class TokenFrame(Struct, frozen=True, kw_only=True):
     """``infer.events.<id>.tokens``: the text that each of some tokens in a row added.
@@ -214,28 +233,28 @@ class TokenFrame(Struct, frozen=True, kw_only=True):
     the beginning of a stop string) adds ``""``.
     """
 
-    attempt: int
-    index: int
+    attempt: Count
+    index: Count
     tokens: list[str]
 
 
 class Usage(Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
 
 
 class Timings(Struct, frozen=True, kw_only=True):
     """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start,
     ``total_ms`` from there to its end, by a clock that nobody sets."""
 
-    queued_ms: float
-    load_ms: float = 0.0
-    prompt_ms: float = 0.0
-    first_token_ms: float | None = None
-    generation_ms: float = 0.0
-    total_ms: float | None = None
-    tokens_per_s: float | None = None
+    queued_ms: Milliseconds
+    load_ms: Milliseconds = 0.0
+    prompt_ms: Milliseconds = 0.0
+    first_token_ms: Milliseconds | None = None
+    generation_ms: Milliseconds = 0.0
+    total_ms: Milliseconds | None = None
+    tokens_per_s: TokensPerS | None = None
 
 
 StopCode = Literal["cancelled", "client_disconnected", "deadline_passed", "timed_out"]
@@ -247,7 +266,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
 
     id: str
     model: str
-    attempt: int
+    attempt: Count
     queued_at: str
     finished_at: str
     started_at: str | None = None
@@ -257,6 +276,9 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     metadata: Metadata | UnsetType = UNSET
     priority: Priority = "normal"
     retry_of: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_times(self.queued_at, self.started_at, self.finished_at)
 
 
 class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
@@ -324,12 +346,15 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     model: str
     code: str
     message: str
-    attempts: int
+    attempts: Count
     at: str
     request: str
     priority: Priority = "normal"
     timeout_s: float | None = None
     retry_of: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_times(self.at)
 
 
 class DeadLetterHead(Struct, frozen=True, kw_only=True):
@@ -343,6 +368,9 @@ class DeadLetterHead(Struct, frozen=True, kw_only=True):
     at: str
     priority: Priority = "normal"
     retry_of: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_times(self.at)
 
     @classmethod
     def of(cls, letter: DeadLetter) -> Self:
@@ -377,11 +405,14 @@ class RunningJob(Struct, frozen=True, kw_only=True):
     """How far a job is: ``completion_tokens`` of at most ``max_tokens``."""
 
     id: str
-    attempt: int
+    attempt: Count
     started_at: str
-    completion_tokens: int
-    max_tokens: int
+    completion_tokens: Count
+    max_tokens: Count
     work: Work | None = None
+
+    def __post_init__(self) -> None:
+        _check_times(self.started_at)
 
 
 class InfererEntry(Struct, frozen=True, kw_only=True):
@@ -393,25 +424,28 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     most; a gateway fills it in, the bucket does not hold it.
     """
 
-    id: str
+    id: InfererId
     model: str
-    slots: int
+    slots: Annotated[int, Meta(ge=0, le=64)]
     host: str
-    threads: int
-    n_ctx: int
+    threads: Annotated[int, Meta(ge=0, le=65_536)]
+    n_ctx: Count
     chat: bool
     started_at: str
     version: str
-    token_bytes: int = 0
-    priority: int = 0
+    token_bytes: Count = 0
+    priority: SmallInt = 0
     state: InfererState = "idle"
-    cpus: list[int] = []
-    gpu_layers: int = 0
-    jobs: list[RunningJob] = []
-    prompt_tokens_per_s: float | None = None
-    tokens_per_s: float | None = None
+    cpus: Annotated[list[SmallInt], Meta(max_length=65_536)] = []
+    gpu_layers: SmallInt = 0
+    jobs: Annotated[list[RunningJob], Meta(max_length=1024)] = []
+    prompt_tokens_per_s: TokensPerS | None = None
+    tokens_per_s: TokensPerS | None = None
     idle_since: str | None = None
     overlaps: list[str] = []
+
+    def __post_init__(self) -> None:
+        _check_times(self.started_at, self.idle_since)
 
 
 class ModelFacts(Struct, frozen=True):
@@ -421,9 +455,9 @@ class ModelFacts(Struct, frozen=True):
     ``n_ctx`` times that cannot fit.
     """
 
-    n_ctx: int
+    n_ctx: Count
     chat: bool
-    token_bytes: int = 0
+    token_bytes: Count = 0
 
 
 class AssistantMessage(Struct, frozen=True):
@@ -611,22 +645,27 @@ class JobReference(Struct, frozen=True, forbid_unknown_fields=True):
     id: str
 
 
+def _check_times(*times: str | None) -> None:
+    """Raises: ValueError: one that is given is not a time."""
+    for text in times:
+        if text is not None:
+            parse_timestamp(text)
+
+
 encode = msgspec.json.Encoder().encode
 
-decode_request = msgspec.json.Decoder(InferenceRequest).decode
-_decode_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
-decode_state_event = msgspec.json.Decoder(StateEvent).decode
-decode_inferer_death = msgspec.json.Decoder(InfererDeath).decode
-decode_token_frame = msgspec.json.Decoder(TokenFrame).decode
-decode_cancel_notice = msgspec.json.Decoder(CancelNotice).decode
-decode_idempotency_entry = msgspec.json.Decoder(IdempotencyEntry).decode
-decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
-decode_dead_letter_head = msgspec.json.Decoder(DeadLetterHead).decode
-decode_concurrency = msgspec.json.Decoder(SetConcurrency).decode
-decode_concurrency_change = msgspec.json.Decoder(ConcurrencyChange).decode
-decode_inferer_entry = msgspec.json.Decoder(InfererEntry).decode
-decode_model_facts = msgspec.json.Decoder(ModelFacts).decode
-
-
-def decode_result(data: bytes) -> Result:
-    return _decode_result.decode(data)
+decode_request = Decoder[InferenceRequest]("request", InferenceRequest)
+decode_result = Decoder[Result]("result", Result)
+decode_state_event = Decoder[StateEvent]("state event", StateEvent)
+decode_inferer_death = Decoder[InfererDeath]("report of a death", InfererDeath)
+decode_token_frame = Decoder[TokenFrame]("token frame", TokenFrame)
+decode_cancel_notice = Decoder[CancelNotice]("cancel notice", CancelNotice)
+decode_idempotency_entry = Decoder[IdempotencyEntry]("idempotency entry", IdempotencyEntry)
+decode_dead_letter = Decoder[DeadLetter]("dead letter", DeadLetter)
+decode_dead_letter_head = Decoder[DeadLetterHead]("dead letter", DeadLetterHead)
+decode_concurrency = Decoder[SetConcurrency]("concurrency order", SetConcurrency)
+decode_concurrency_change = Decoder[ConcurrencyChange](
+    "answer to a concurrency order", ConcurrencyChange
+)
+decode_inferer_entry = Decoder[InfererEntry]("entry of an inferer", InfererEntry)
+decode_model_facts = Decoder[ModelFacts]("description of a model", ModelFacts)

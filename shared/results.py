@@ -6,6 +6,7 @@ import nats.js.errors
 
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
+from shared.decoding import Unreadable, skip
 from shared.errors import BrokerUnavailable, RequestTooLarge
 from shared.messages import Failed, Result, decode_result, encode
 from shared.replies import send_reply
@@ -28,10 +29,14 @@ async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False)
 
 
 def decode_stored(job_id: str, data: bytes, now: datetime) -> Result:
-    """The result in ``data``, or `failed` where somebody has put there what is none."""
+    """The result in ``data``, or `failed` where somebody has put there what is not this job's."""
     try:
-        return decode_result(data)
-    except (ValueError, RecursionError) as error:
+        result = decode_result(data)
+        if result.id != job_id:
+            raise Unreadable("it is the result of another job")
+        return result
+    except Unreadable as error:
+        skip("result", subjects.result(job_id), error)
         # Nothing is known of it but that it is final: no attempt can write another one.
         return Failed(
             id=job_id,
@@ -40,7 +45,7 @@ def decode_stored(job_id: str, data: bytes, now: datetime) -> Result:
             queued_at=timestamp(now),
             finished_at=timestamp(now),
             code="unreadable_result",
-            message=f"what is stored as the result is none: {error}",
+            message=f"what is stored as the result cannot be read: {error}",
         )
 
 

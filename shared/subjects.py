@@ -148,6 +148,11 @@ def control(inferer_id: str) -> str:
     return f"infer.control.{inferer_id}"
 
 
+def inferer(inferer_id: str) -> str:
+    """The key of an inferer's entry."""
+    return f"$KV.{INFERERS}.{inferer_id}"
+
+
 def dead(model: str, job_id: str) -> str:
     return f"infer.dead.{token_of(model)}.{job_id}"
 

@@ -10,7 +10,8 @@ from shared.job_ids import LONGEST_JOB
 
 def timestamp(at: datetime | None = None) -> str:
     """``at`` (now, when left out) as ``2026-01-31T12:00:00.000000Z``."""
-    return (at or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    at = (at or datetime.now(UTC)).astimezone(UTC)
+    return at.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -22,7 +23,10 @@ def parse_timestamp(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
         raise ValueError(f"a time without a zone: {text!r}")
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"a time that there is not: {text!r}") from None
 
 
 def milliseconds_between(start: str, end: str) -> float:

@@ -96,7 +96,7 @@ async def look(broker: Broker, subject: str, digest: str) -> Claim:
             stored = await broker.js.get_last_msg(BUCKET, subject)
         except nats.js.errors.NotFoundError:
             return Claim(subject, digest, None, 0)
-    entry = _read(stored.data or b"", broker.now())
+    entry = _read(stored.data or b"", subject, broker.now())
     if entry is not None and entry.digest != digest:
         raise KeyReused(
             f"{subjects.HEADER_IDEMPOTENCY_KEY}: this key was sent with another request before; "
@@ -105,16 +105,13 @@ async def look(broker: Broker, subject: str, digest: str) -> Claim:
     return Claim(subject, digest, None if entry is None else entry.id, stored.seq or 0)
 
 
-def _read(data: bytes, now: datetime) -> IdempotencyEntry | None:
+def _read(data: bytes, subject: str, now: datetime) -> IdempotencyEntry | None:
     """The entry; None for the marker of one that has expired, and for what was put there by hand.
 
     An entry is written anew when its job has to be published once more, and the bucket counts
     from then; its job's id tells when the key was first used.
     """
-    try:
-        entry = decode_idempotency_entry(data)
-    except msgspec.DecodeError:
-        return None
-    if not is_job_id(entry.id) or now - accepted_at(entry.id) > KEPT:
+    entry = decode_idempotency_entry.read(data, subject) if data else None
+    if entry is None or not is_job_id(entry.id) or now - accepted_at(entry.id) > KEPT:
         return None
     return entry

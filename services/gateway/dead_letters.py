@@ -6,6 +6,7 @@ from typing import Self
 from services.gateway.idempotency import Idempotency
 from shared import subjects
 from shared.broker import Broker, StoredMessage
+from shared.decoding import Unreadable
 from shared.errors import BrokerUnavailable, CannotRetry, UnknownLetter
 from shared.job_ids import LONGEST_JOB
 from shared.logs import logger
@@ -155,24 +156,30 @@ class _Listed:
 
     @classmethod
     def of(cls, stored: StoredMessage) -> Self:
-        try:
-            head = decode_dead_letter_head(stored.data)
-        except (ValueError, RecursionError):
+        head = decode_dead_letter_head.read(stored.data, stored.subject)
+        if head is None or not _is_of(head, stored.subject):
             head = DeadLetterHead.of(_read(stored))
         return cls(stored.sequence, len(stored.data), head)
+
+
+def _is_of(letter: DeadLetter | DeadLetterHead, subject: str) -> bool:
+    return subject == subjects.dead(letter.model, letter.id)
 
 
 def _read(stored: StoredMessage) -> DeadLetter:
     """The letter; where somebody has put there what is none, one that says so."""
     _, _, model, job_id = stored.subject.split(".")
     try:
-        return decode_dead_letter(stored.data)
-    except (ValueError, RecursionError) as error:
+        letter = decode_dead_letter(stored.data)
+        if not _is_of(letter, stored.subject):
+            raise Unreadable("it is that of another job")
+        return letter
+    except Unreadable as error:
         return DeadLetter(
             id=job_id,
             model=model,
             code="unreadable_letter",
-            message=f"what is stored as the dead letter is none: {error}",
+            message=f"what is stored as the dead letter cannot be read: {error}",
             attempts=0,
             at=timestamp(parse_timestamp(stored.time)),
             request=stored.data.decode("utf-8", "replace"),
@@ -181,8 +188,8 @@ def _read(stored: StoredMessage) -> DeadLetter:
 
 def _resubmission(letter: DeadLetter) -> Resubmission:
     try:
-        request: InferenceRequest = decode_request(letter.request.encode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        request: InferenceRequest = decode_request(letter.request)
+    except Unreadable as error:
         raise CannotRetry(
             f"the dead letter of {letter.id} holds no whole request ({error}); send it anew, "
             "then drop the letter"

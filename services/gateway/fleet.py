@@ -4,7 +4,6 @@ Everything is read afresh from the broker every time, so any number of gateways 
 """
 
 import asyncio
-from contextlib import suppress
 
 import msgspec
 from nats.aio.msg import Msg
@@ -137,15 +136,17 @@ class Fleet:
             answer = await self._broker.nc.request(
                 subjects.control(entry.id), order, ORDER_TIMEOUT_S
             )
-            return decode_concurrency_change(answer.data)
+            change = decode_concurrency_change.read(answer.data, subjects.control(entry.id))
+            refused = "its answer cannot be read; see this gateway's log"
         except TRANSIENT:
-            return ConcurrencyChange(
-                inferer=entry.id,
-                model=entry.model,
-                before=entry.slots,
-                concurrency=entry.slots,
-                refused="it does not answer; see: sluice doctor",
-            )
+            change, refused = None, "it does not answer; see: sluice doctor"
+        return change or ConcurrencyChange(
+            inferer=entry.id,
+            model=entry.model,
+            before=entry.slots,
+            concurrency=entry.slots,
+            refused=refused,
+        )
 
     async def model(self, name: str) -> ModelConsumers:
         """The model's consumers as they are now.
@@ -212,8 +213,8 @@ class Fleet:
         at at once, the rest is taken over as it is."""
         inferer_id = subjects.last_token(message.subject)
         entry = None
-        with suppress(msgspec.DecodeError):  # put there by hand
-            entry = decode_inferer_entry(message.data) if message.data else None
+        if message.data:
+            entry = decode_inferer_entry.read(message.data, message.subject)
         for entries in self.inferers.values():
             for number, known in enumerate(entries):
                 if known.id != inferer_id:

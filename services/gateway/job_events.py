@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
-import msgspec
 import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
@@ -117,26 +116,24 @@ def _is_the_first(message: Msg) -> bool:
     """Whether nothing came before it in the job's life: every attempt begins with `started`."""
     if not message.subject.endswith(".state"):
         return False
-    try:
-        state = decode_state_event(message.data)
-    except (ValueError, RecursionError):
-        return False
-    return (state.state, state.attempt, state.code) == ("started", 1, None)
+    state = decode_state_event.read(message.data, message.subject)
+    return state is not None and (state.state, state.attempt, state.code) == ("started", 1, None)
 
 
 def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEvent]:
     event_id = str(sequence)
-    try:
-        if message.subject.endswith(".state"):
-            state = decode_state_event(message.data)
-            # Its text stands as long as the next attempt comes out the same.
-            # So does one that died with its inferer, where the death could be reported.
-            failed = state.state == "retrying" or (state.state == "started" and state.code)
-            name = "attempt_failed" if failed else state.state
-            return [JobEvent(event_id, name, state)]
-        frame = decode_token_frame(message.data)
-    except msgspec.DecodeError:
-        return []  # put there by hand
+    if message.subject.endswith(".state"):
+        state = decode_state_event.read(message.data, message.subject)
+        if state is None:
+            return []
+        # Its text stands as long as the next attempt comes out the same.
+        # So does one that died with its inferer, where the death could be reported.
+        failed = state.state == "retrying" or (state.state == "started" and state.code)
+        name = "attempt_failed" if failed else state.state
+        return [JobEvent(event_id, name, state)]
+    frame = decode_token_frame.read(message.data, message.subject)
+    if frame is None:
+        return []
     return [_token_event(event_id, step, before=sequence - 1) for step in reader.add(frame)]
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,6 +9,7 @@ from msgspec import UNSET
 
 from shared import subjects
 from shared.broker import Broker, StoredMessage
+from shared.decoding import skip
 from shared.messages import (
     NO_METADATA,
     Cancelled,
@@ -149,17 +149,15 @@ async def find_unfinished(
     if message is None:
         return None
     _, kind, token, job_class, _ = message.subject.split(".")
-    request, deadline, last_event = None, None, None
+    # Its inferer says what is wrong with a request that cannot be read.
+    request, deadline = decode_request.read(message.data, message.subject), None
     try:
-        request = decode_request(message.data)
         if (text := message.headers.get(subjects.HEADER_DEADLINE)) is not None:
             deadline = parse_timestamp(text)
-        if request.queued_at is not None:
-            parse_timestamp(request.queued_at)
-    except (ValueError, RecursionError):
-        request = None  # its inferer will say so
-    with suppress(ValueError):
-        last_event = None if last is None else decode_state_event(last.data)
+    except ValueError as error:
+        skip("deadline", message.subject, error)
+        request = None
+    last_event = None if last is None else decode_state_event.read(last.data, last.subject)
     return Unfinished(
         id=job_id,
         model=name_of(token, request.model if request else None),

@@ -8,6 +8,7 @@ from nats.aio.msg import Msg
 from services.inferer.worker import Worker
 from shared import subjects
 from shared.broker import Broker
+from shared.decoding import Unreadable
 from shared.errors import SluiceError
 from shared.logs import logger
 from shared.messages import ConcurrencyChange, decode_concurrency, encode
@@ -29,8 +30,8 @@ async def controlled(
             await worker.set_slots(decode_concurrency(message.data).concurrency)
         except SluiceError as error:
             refused = error.message
-        except ValueError as error:
-            refused = f"not an order of this version of Sluice: {error}"
+        except Unreadable as error:
+            refused = str(error)
         change = ConcurrencyChange(
             inferer=inferer_id,
             model=worker.model,

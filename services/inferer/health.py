@@ -36,7 +36,7 @@ async def check() -> None:
             await broker.connect()
     except TimeoutError:
         raise Unhealthy(f"no connection to the broker in {CONNECT_TIMEOUT_S:g} s") from None
-    subject = f"$KV.{subjects.INFERERS}.{inferer_id}"
+    subject = subjects.inferer(inferer_id)
     try:
         entry = await broker.direct_get(f"KV_{subjects.INFERERS}", last_by_subj=subject)
     except BrokerUnavailable as error:

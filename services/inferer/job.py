@@ -7,7 +7,6 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal
 
-import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 from nats.aio.msg import Msg
@@ -84,10 +83,9 @@ class Job:
             self.request: InferenceRequest = decode_request(message.data)
             self.model = name_of(token, self.request.model)
             self.queued_at = self.request.queued_at or self.queued_at
-            parse_timestamp(self.queued_at)
             if subjects.HEADER_DEADLINE in headers:
                 self.deadline = parse_timestamp(headers[subjects.HEADER_DEADLINE])
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        except ValueError as error:
             self.malformed = f"the message is no request of this version of Sluice: {error}"
             self.queued_at = timestamp(message.metadata.timestamp)
 

@@ -24,7 +24,7 @@ async def presence(
     Enters once the entry is stored, which is when gateways can know of this inferer. Gives a
     function that stores it anew at once.
     """
-    subject = f"$KV.{subjects.INFERERS}.{describe().id}"
+    subject = subjects.inferer(describe().id)
     told = False
     while not await _put(broker, subject, describe()):
         if broker.is_connected and not told:

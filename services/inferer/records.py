@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import Literal, TypeVar
 
-import msgspec
 import nats.js.errors
 from nats.js.api import PubAck
 
@@ -53,10 +51,7 @@ class Records:
                 subjects.EVENTS, last_by_subj=subjects.state_events(job.id)
             )
         )
-        try:
-            return None if stored is None else decode_state_event(stored.data)
-        except msgspec.DecodeError:
-            return None  # put there by hand
+        return None if stored is None else decode_state_event.read(stored.data, stored.subject)
 
     async def is_scheduled(self, job: Job) -> bool:
         """Whether an earlier delivery of this very message has put the job off."""
@@ -137,8 +132,7 @@ class Records:
             stored = await self._broker.direct_get(subjects.DEAD, last_by_subj=subject)
             if stored is None:
                 raise BrokerUnavailable("the dead letter could not be read back yet") from error
-            with suppress(msgspec.DecodeError):  # put there by hand
-                return decode_dead_letter(stored.data)
+            return decode_dead_letter.read(stored.data, subject) or letter
         return letter
 
     def _event(

@@ -229,8 +229,7 @@ class Worker:
         job = self._jobs.get(subjects.last_token(message.subject))
         if job is None:
             return
-        try:
-            notice = decode_cancel_notice(message.data)
-        except ValueError:
-            notice = CancelNotice(code="cancelled")
+        # By hand, or by a version that knows another reason: it is to be stopped all the same.
+        notice = decode_cancel_notice.read(message.data, message.subject)
+        notice = notice or CancelNotice(code="cancelled")
         job.interrupt(notice.code)

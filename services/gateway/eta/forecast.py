@@ -4,7 +4,6 @@ import math
 from contextlib import suppress
 from datetime import timedelta
 
-import msgspec
 import numpy
 from msgspec import Struct
 from msgspec.structs import asdict, replace
@@ -123,7 +122,8 @@ class Forecast:
             return Outlook(position=place.ahead)
         ahead = await read_ahead(self._broker, job, place, READ_AHEAD)
         for message in ahead:
-            work = _work(_request(message.data), place.model)
+            request = decode_request.read(message.data, message.subject)
+            work = _work(request, place.model)
             if work is not None:
                 simulation.serve(work)
         simulation.serve_usual(place.waiting - len(ahead))
@@ -192,8 +192,9 @@ class Forecast:
         return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(now + timedelta(seconds=p50_s)))
 
     async def _hear(self, message: Msg) -> None:
-        with suppress(msgspec.DecodeError):  # put there by hand
-            self._running.hear(message.subject.split(".")[2], decode_state_event(message.data))
+        event = decode_state_event.read(message.data, message.subject)
+        if event is not None:
+            self._running.hear(message.subject.split(".")[2], event)
 
 
 def _work(request: InferenceRequest | None, model: ModelConsumers) -> Work | None:
@@ -201,10 +202,3 @@ def _work(request: InferenceRequest | None, model: ModelConsumers) -> Work | Non
     if request is None or model.facts is None:
         return None
     return request.work(model.facts.n_ctx)
-
-
-def _request(data: bytes) -> InferenceRequest | None:
-    try:
-        return decode_request(data)
-    except (ValueError, RecursionError):
-        return None

@@ -1,0 +1,214 @@
+"""Whatever somebody puts on the broker: no reader of it ends, and the others are read."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared import decoding, messages, subjects
+from shared.broker import Broker
+from shared.decoding import Decoder, Unreadable
+from shared.fleet import read_inferers
+from shared.job_ids import new_job_id
+from shared.messages import InfererEntry, encode
+from shared.results import decode_stored, read_result
+from shared.timestamps import parse_timestamp, timestamp
+from shared.topology import Topology, ensure_topology
+
+NOW = timestamp()
+JOB = new_job_id()
+WORK = {"prompt_bytes": 3, "max_tokens": 5, "chat": False}
+ENTRY = {
+    "id": "a",
+    "model": "tiny",
+    "slots": 1,
+    "host": "h",
+    "threads": 1,
+    "n_ctx": 512,
+    "chat": True,
+    "started_at": NOW,
+    "version": "1",
+    "cpus": [0],
+    "idle_since": NOW,
+    "jobs": [{"id": JOB, "attempt": 1, "started_at": NOW, "completion_tokens": 1, "max_tokens": 2}],
+}
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+OUTCOME = {"id": JOB, "model": "tiny", "attempt": 1, "queued_at": NOW, "finished_at": NOW}
+COMPLETED = {
+    **OUTCOME,
+    "outcome": "completed",
+    "text": "x",
+    "finish_reason": "stop",
+    "usage": USAGE,
+    "timings": {"queued_ms": 1.0, "prompt_ms": 2.0},
+    "work": WORK,
+    "started_at": NOW,
+}
+LETTER = {
+    "id": JOB,
+    "model": "tiny",
+    "code": "c",
+    "message": "m",
+    "attempts": 1,
+    "at": NOW,
+    "request": "{}",
+}
+EVENT = {"state": "started", "attempt": 1, "at": NOW, "inferer": "a", "work": WORK}
+
+KINDS: dict[str, tuple[Decoder[Any], dict[str, Any]]] = {
+    "request": (messages.decode_request, {"prompt": "hi", "max_tokens": 5, "queued_at": NOW}),
+    "result": (messages.decode_result, COMPLETED),
+    "state event": (messages.decode_state_event, EVENT),
+    "token frame": (messages.decode_token_frame, {"attempt": 1, "index": 0, "tokens": ["a"]}),
+    "cancel": (messages.decode_cancel_notice, {"code": "cancelled"}),
+    "key": (messages.decode_idempotency_entry, {"id": JOB, "digest": "d"}),
+    "letter": (messages.decode_dead_letter, LETTER),
+    "order": (messages.decode_concurrency, {"concurrency": 1}),
+    "inferer": (messages.decode_inferer_entry, ENTRY),
+    "facts": (messages.decode_model_facts, {"n_ctx": 512, "chat": True}),
+}
+
+NOT_NUMBERS = (10**400, -1, 1e300, -(2**63), "1", None, [], True)
+NOT_TIMES = ("soon", "", "2026-13-01T00:00:00Z", "2026-01-31T12:00:00", "0001-01-01T00:00:00+23:59")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_sent_is_read(kind: str) -> None:
+    """The payloads below are mutations of one that is right."""
+    decode, right = KINDS[kind]
+    assert decode(json.dumps(right).encode()) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "wrong"),
+    [
+        *(
+            (kind, path, wrong)
+            for kind, path in (
+                ("result", ("usage", "prompt_tokens")),
+                ("result", ("attempt",)),
+                ("result", ("work", "prompt_bytes")),
+                ("state event", ("attempt",)),
+                ("token frame", ("index",)),
+                ("inferer", ("slots",)),
+                ("inferer", ("threads",)),
+                ("letter", ("attempts",)),
+            )
+            for wrong in NOT_NUMBERS
+        ),
+        *(
+            (kind, (name,), wrong)
+            for kind, name in (
+                ("request", "queued_at"),
+                ("result", "finished_at"),
+                ("result", "queued_at"),
+                ("result", "started_at"),
+                ("state event", "at"),
+                ("inferer", "started_at"),
+                ("inferer", "idle_since"),
+                ("letter", "at"),
+            )
+            for wrong in NOT_TIMES
+        ),
+        ("result", ("timings", "prompt_ms"), 1e300),
+        ("inferer", ("id",), ""),
+        ("inferer", ("id",), "x" * 5000),
+    ],
+)
+def test_what_later_code_relies_on_is_checked(kind: str, path: tuple[str, ...], wrong: Any) -> None:
+    """Numbers in their range, times that can be computed with: refused when it is decoded."""
+    decode, right = KINDS[kind]
+    payload = json.loads(json.dumps(right))
+    part = payload
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = wrong
+    with pytest.raises(Unreadable):
+        decode(json.dumps(payload).encode())
+    assert decode.read(json.dumps(payload).encode(), "a.subject") is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(data=st.data())
+def test_any_bytes_are_read_or_refused(kind: str, data: st.DataObject) -> None:
+    """Never another exception; what is read can be encoded again and read back."""
+    decode, right = KINDS[kind]
+    good = json.dumps(right).encode()
+    cut = st.integers(0, len(good))
+    start, end = sorted((data.draw(cut), data.draw(cut)))
+    middle = data.draw(
+        st.binary(max_size=20)
+        | st.sampled_from([b'"\xff"', b"[" * 5000, b"1e999", b"1" * 5000, b'"\\ud800"', b"NaN"])
+    )
+    mutated = good[:start] + middle + good[end:]
+    found = decode.read(mutated, "a.subject")
+    if found is not None:
+        assert decode(encode(found)) == found
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=500)
+def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
+    """A time that was read can be written, and read again."""
+    try:
+        at = parse_timestamp(text)
+    except ValueError:
+        return
+    assert parse_timestamp(timestamp(at)) == at
+
+
+def test_the_first_of_each_kind_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """Then the 10th, the 100th: a flood fills no disk, and its size is known."""
+    what = new_job_id()
+    for _ in range(150):
+        decoding.skip(what, "a.subject", ValueError("why"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if what in line]
+    assert [line.partition("count=")[2].split()[0] for line in lines] == ["1", "10", "100"]
+
+
+def test_the_result_of_another_job(broker: Broker) -> None:
+    """It is not this one's, whatever it says."""
+    result = decode_stored(new_job_id(), json.dumps(COMPLETED).encode(), broker.now())
+    assert getattr(result, "code", None) == "unreadable_result"
+
+
+UNREADABLE = (
+    b'{"id":"x","model":"\xff"}',
+    b"[" * 5000,
+    b'{"id":"x","model":' + b"[" * 5000 + b"}",
+    b"",
+    b"\xff\xfe",
+    json.dumps({**ENTRY, "id": "another"}).encode(),
+    json.dumps({**ENTRY, "slots": 10**400}).encode(),
+)
+
+
+async def test_entries_by_hand_beside_a_real_one(broker: Broker) -> None:
+    """A thousand of them: the real inferer is found, and nothing else."""
+    await ensure_topology(broker, Topology(), [])
+    entry = InfererEntry(**{**ENTRY, "id": "real", "jobs": []})
+    await broker.js.publish(subjects.inferer("real"), encode(entry))
+    for number in range(1000):
+        headers = {"Status": "404", "Nats-Sequence": "x"} if number % 2 else None
+        payload = UNREADABLE[number % len(UNREADABLE)]
+        await broker.nc.publish(subjects.inferer(f"fake-{number}"), payload, headers=headers)
+    await broker.nc.flush()
+    live, _ = await read_inferers(broker)
+    assert [one.entry for one in live] == [entry]
+
+
+async def test_headers_that_are_not_ascii_are_read_from_the_leader(broker: Broker) -> None:
+    """As from a replica, as text."""
+    await ensure_topology(broker, Topology(), [])
+    subject = subjects.state_events(JOB)
+    await broker.js.publish(subject, b"x", headers={"Name": "größe", "Deadline": "morgen"})
+    for get in (broker.direct_get, broker.leader_get):
+        found = await get(subjects.EVENTS, last_by_subj=subject)
+        assert found is not None
+        assert (found.headers["Name"], found.headers["Deadline"]) == ("größe", "morgen")
+        assert (found.subject, found.data) == (subject, b"x")
+    assert await broker.leader_get(subjects.EVENTS, last_by_subj="infer.events.x.y") is None
+    assert await read_result(broker, JOB, from_leader=True) is None
