@@ -360,6 +360,8 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
                 if tokens:
                     print_tokens("\n")
                 return msgspec.json.decode(event.data, type=JobStatus)
+            elif event.event == "error":
+                raise CommandError(event.json()["message"], EXIT_FAILED)
     raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
 
 

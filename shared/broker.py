@@ -125,6 +125,16 @@ class Broker:
         self._on_reconnect.append(callback)
         return lambda: self._on_reconnect.remove(callback)
 
+    async def until_connected(self) -> None:
+        """Wait for the end of an outage, if there is one."""
+        connected = asyncio.Event()
+        forget = self.on_reconnect(connected.set)
+        try:
+            if not self.is_connected:
+                await connected.wait()
+        finally:
+            forget()
+
     async def connect(self) -> None:
         """Connect, however long it takes."""
         while not self.nc.is_connected:
@@ -256,6 +266,9 @@ class Broker:
         is_first = True
         while True:
             try:
+                if not self.is_connected:
+                    # The client would keep it, and send it long after our caller has given up.
+                    raise nats.errors.ConnectionReconnectingError
                 # A copy: the client adds to the headers it is given.
                 return await self.js.publish(
                     subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)

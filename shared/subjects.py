@@ -46,6 +46,9 @@ CANCEL_WILDCARD = "infer.cancel.*"
 DEAD_WILDCARD = "infer.dead.*.*"
 INFERER_DEATH_WILDCARD = "infer.events.*.died"
 
+LONGEST_ID = 256
+"""Bytes of an id that somebody has made up: the broker bounds the subjects that are made of it."""
+
 _TOKEN = re.compile(r"[^\s.*>]+")
 
 
@@ -93,7 +96,8 @@ def parse_request(subject: str) -> tuple[str, str, str]:
         ValueError: the subject is not of that form.
     """
     parts = subject.split(".")
-    if len(parts) != 5 or parts[:2] != ["infer", "requests"]:
+    is_request = len(parts) == 5 and parts[:2] == ["infer", "requests"]
+    if not is_request or len(parts[4].encode()) > LONGEST_ID:
         raise ValueError(f"not the subject of a request: {subject}")
     return parts[2], parts[3], parts[4]
 

@@ -2,11 +2,15 @@
 
 import asyncio
 import math
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
+import msgspec
 import nats.js.errors
+from msgspec import Struct
 from nats.js.api import (
     DiscardPolicy,
     RePublish,
@@ -16,7 +20,13 @@ from nats.js.api import (
 )
 
 from shared import subjects
-from shared.broker import STORE_FULL, Broker, unavailable_on_outage
+from shared.broker import (
+    REQUEST_TIMEOUT_S,
+    RETRY_DELAY_S,
+    STORE_FULL,
+    Broker,
+    unavailable_on_outage,
+)
 from shared.consumers import class_of, ensure_consumers, list_consumers, read_models
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.job_ids import RETENTION
@@ -34,8 +44,18 @@ EVENTS_MAX_BYTES = 1024**3
 EVENTS_SHARE = 10
 """Where the account's storage is limited, events get at most one part in so many of it."""
 
+CREATED_TOGETHER_S = 60.0
+NAME_IN_USE = 10058
 TOO_FEW_NODES = 10005
 """No suitable peers for placement: a cluster that is still starting says so, too."""
+
+
+class _Names(Struct, frozen=True):
+    total: int = 0
+    streams: list[str] | None = None
+
+
+_decode_names = msgspec.json.Decoder(_Names).decode
 
 
 @dataclass
@@ -130,6 +150,49 @@ def _bucket(name: str, ttl_s: float, shared: dict[str, Any], marker_ttl_s: float
     )
 
 
+async def missing_streams(broker: Broker, topology: Topology) -> list[str]:
+    """The names of ours that the broker does not hold.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    held: set[str] = set()
+    with unavailable_on_outage(broker):
+        while True:
+            answer = await broker.nc.request(
+                "$JS.API.STREAM.NAMES",
+                msgspec.json.encode({"offset": len(held)}),
+                REQUEST_TIMEOUT_S,
+            )
+            page = _decode_names(answer.data)
+            held.update(page.streams or ())
+            if not page.streams or len(held) >= page.total:
+                break
+    return [name for stream in streams(topology) if (name := str(stream.name)) not in held]
+
+
+async def recreated_streams(broker: Broker, topology: Topology) -> dict[str, datetime]:
+    """The streams that are younger than the others, and since when: somebody has deleted what was
+    there, and a gateway made it again, or an upgrade has brought it.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    created: dict[str, datetime] = {}
+    with unavailable_on_outage(broker):
+        for stream in streams(topology):
+            with suppress(nats.js.errors.NotFoundError):
+                info = await broker.js.stream_info(str(stream.name))
+                if info.created is not None:
+                    created[str(stream.name)] = info.created
+    oldest = min(created.values(), default=None)
+    return {
+        name: at
+        for name, at in created.items()
+        if oldest is not None and (at - oldest).total_seconds() > CREATED_TOGETHER_S
+    }
+
+
 async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
     """What `ensure_topology` would do to the streams; changes nothing.
 
@@ -199,10 +262,13 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
         held = (await broker.js.stream_info(wanted.name)).config
     except nats.js.errors.NotFoundError:
         try:
-            await broker.js.add_stream(wanted)
+            await broker.js.add_stream(replace(wanted, first_seq=_first_sequence(wanted)))
         except nats.js.errors.ServiceUnavailableError:
             raise
         except nats.js.errors.APIError as error:
+            if error.err_code == NAME_IN_USE:
+                await asyncio.sleep(RETRY_DELAY_S)  # a gateway beside us was faster
+                return await _ensure_stream(broker, wanted)
             if error.err_code == TOO_FEW_NODES:
                 raise BrokerUnavailable(
                     f"too few nodes are up for the stream {wanted.name}: {error.description}"
@@ -234,6 +300,14 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             f"that stream (nats stream rm {wanted.name}), or use another broker."
         ) from error
     return [told]
+
+
+def _first_sequence(stream: StreamConfig) -> int | None:
+    """Never one that the stream had before, if it was deleted: acknowledgements of its messages
+    and ids of its events are still about, and stand for nothing that is stored now."""
+    if stream.name in (subjects.REQUESTS, subjects.EVENTS):
+        return int(time.time() * 1000)
+    return None
 
 
 def _differences(wanted: StreamConfig, held: StreamConfig) -> list[str]:

@@ -19,7 +19,8 @@ from shared.consumers import ModelConsumers, oldest_waiting_s, read_models
 from shared.errors import BrokerUnavailable
 from shared.fleet import Live, read_inferers
 from shared.model_names import token_of
-from shared.topology import Topology, missing_or_different
+from shared.timestamps import timestamp
+from shared.topology import Topology, missing_or_different, recreated_streams
 
 CONNECT_TIMEOUT_S = 3.0
 SAMPLE_S = 3.0
@@ -72,6 +73,15 @@ async def _behind_the_broker(
     now = await _look_around(broker)
     served = {token_of(one.entry.model) for one in now.live}
     findings = findings or [ok("streams", "as they should be")]
+    findings += [
+        look(
+            "streams",
+            f"{name} was created at {timestamp(at)}, after the others: what it held before is gone",
+            "as it should be after an upgrade; otherwise somebody has deleted it, and a gateway "
+            "made it again (streams_missing in its log)",
+        )
+        for name, at in (await recreated_streams(broker, topology)).items()
+    ]
     findings += await examine_consumers(broker, topology.ack_wait_s, served)
     if not now.models:
         findings.append(wrong("models", "none is known", "start an inferer: sluice up"))

@@ -9,6 +9,7 @@ from datetime import datetime
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.gateway.finished import FinishedJobs
+from services.gateway.fleet import Fleet
 from services.gateway.job_events import stored_events
 from services.gateway.jobs import LOOK_AGAIN_S, Jobs
 from services.gateway.micro.interest import Interest
@@ -43,8 +44,9 @@ log = logger()
 class Answers:
     """Sends what an inferer would send, as long as this gateway lives."""
 
-    def __init__(self, broker: Broker, jobs: Jobs, finished: FinishedJobs) -> None:
+    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, finished: FinishedJobs) -> None:
         self._broker = broker
+        self._fleet = fleet
         self._jobs = jobs
         self._finished = finished
         self._interest = Interest(broker)
@@ -75,9 +77,10 @@ class Answers:
     def watch(self, ticket: Ticket, reply_to: str) -> None:
         """Until the job has ended, in the background: let it expire at its deadline, as an inferer
         looks only when one is free, and a caller over NATS does not look at all; and cancel it when
-        nobody subscribes to ``reply_to`` any more, unless its caller may come back with its key."""
+        nobody subscribes to ``reply_to`` any more, unless its caller may come back with its key.
+        Where the broker has lost the job, the caller is told so."""
         if ticket.deadline is not None:
-            self._start(self._watch(ticket, ticket.deadline, None if ticket.kept else reply_to))
+            self._start(self._watch(ticket, ticket.deadline, reply_to))
 
     async def stop(self) -> None:
         """Let those whom nobody else will answer know that they have to ask again."""
@@ -99,11 +102,12 @@ class Answers:
             if self._answers.get(key) is answer:
                 del self._answers[key]
 
-    async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str | None) -> None:
+    async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str) -> None:
+        may_leave = not ticket.kept
         pause_s, is_left = FIRST_LOOK_S, False
         while True:
             left_s = self._seconds_to(deadline)
-            wait_s = min(left_s, pause_s) if reply_to else left_s
+            wait_s = min(left_s, pause_s) if may_leave else left_s
             with self._finished.expecting(ticket.id) as announced:
                 await asyncio.wait((announced,), timeout=wait_s or LOOK_AGAIN_S)
             if announced.done() and announced.result() is not None:
@@ -115,9 +119,11 @@ class Answers:
             except BrokerUnavailable:
                 is_left = False
                 continue
-            except SluiceError:
-                return
-            if reply_to is None or announced.done():
+            except SluiceError as error:
+                if not self._fleet.runs(ticket.id):
+                    await _refuse(self._broker, reply_to, error)
+                    return
+            if not may_leave or announced.done():
                 # After a reconnect of ours callers may not be back yet.
                 is_left = False
             elif await self._interest.exists(reply_to):
@@ -168,11 +174,11 @@ class _Answer:
             for reply_to in self.callers:
                 await self._send_result(result, reply_to)
         except asyncio.CancelledError:
-            await self._refuse(503, "broker_unavailable: this gateway shuts down; ask again")
+            await self._refuse(BrokerUnavailable("this gateway shuts down; ask again"))
             raise
         except SluiceError as error:
             log.warning("answer_not_sent", job_id=self.job_id, why=error.message)
-            await self._refuse(status_of(error), f"{error.code}: {error.message}")
+            await self._refuse(error)
         finally:
             self.is_ending = True
             reading.cancel()
@@ -205,9 +211,14 @@ class _Answer:
             except BrokerUnavailable:
                 await asyncio.sleep(RETRY_DELAY_S)
 
-    async def _refuse(self, status: int, why: str) -> None:
-        """In the form of the service's other errors (ADR-32)."""
-        headers = {ERROR_HEADER: why, ERROR_CODE_HEADER: str(status)}
-        with suppress(*TRANSIENT):
-            for reply_to in self.callers:
-                await send_reply(self._broker.nc, reply_to, headers=headers)
+    async def _refuse(self, error: SluiceError) -> None:
+        for reply_to in self.callers:
+            await _refuse(self._broker, reply_to, error)
+
+
+async def _refuse(broker: Broker, reply_to: str, error: SluiceError) -> None:
+    """In the form of the service's other errors (ADR-32)."""
+    why = f"{error.code}: {error.message}"
+    headers = {ERROR_HEADER: why, ERROR_CODE_HEADER: str(status_of(error))}
+    with suppress(*TRANSIENT):
+        await send_reply(broker.nc, reply_to, headers=headers)

@@ -39,7 +39,7 @@ class FinishedJobs:
         self._unread: dict[str, None] = {}
         """Ids of announced jobs, in their order."""
         self._arrived = asyncio.Event()
-        broker.on_reconnect(self._tell_to_look)
+        broker.on_reconnect(self.look_again)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -105,7 +105,9 @@ class FinishedJobs:
                 if result_at_leader is not None:
                     self._resolve(job_id, result_at_leader)
 
-    def _tell_to_look(self) -> None:
+    def look_again(self) -> None:
+        """Have everybody who waits look the result up: an announcement may be missed, or the job
+        gone."""
         for job_id in list(self._expected):
             self._resolve(job_id, None)
 

@@ -91,6 +91,11 @@ class Fleet:
             models = await read_models(self._broker)
         self.models, self.inferers = models, entries
 
+    def runs(self, job_id: str) -> bool:
+        """Whether an inferer says that it runs the job, which the queue may have lost."""
+        entries = (entry for entries in self.inferers.values() for entry in entries)
+        return any(job.id == job_id for entry in entries for job in entry.jobs)
+
     async def report(self) -> FleetReport:
         """Every live inferer, read afresh, and with whom it shares CPUs to the harm of both.
 

@@ -20,7 +20,7 @@ from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
-from shared.topology import Topology, ensure_topology
+from shared.topology import Topology, ensure_topology, missing_streams
 
 log = logger()
 
@@ -145,11 +145,15 @@ class Gateway:
         """Let the broker hold what it should, and look at the fleet; through outages."""
         while True:
             try:
-                for change in await ensure_topology(
+                changes = await ensure_topology(
                     self.broker, self.topology, self.settings.model_names
-                ):
+                )
+                for change in changes:
                     log.info("topology_changed", change=change)
                 await self._look()
+                if changes:
+                    # What callers wait for may be gone.
+                    self.finished.look_again()
                 return
             except BrokerUnavailable as error:
                 if self._outage is None:
@@ -158,6 +162,9 @@ class Gateway:
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _look(self) -> None:
+        if missing := await missing_streams(self.broker, self.topology):
+            log.warning("streams_missing", streams=missing)
+            raise BrokerUnavailable(f"streams are missing: {', '.join(missing)}")
         await self.fleet.refresh()
         await self.storage.look()
         self._outage = None

@@ -14,10 +14,11 @@ from services.gateway.ticket import Ticket
 from services.gateway.token_reader import Restarted, Step, TokenReader
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, JobAgedOut, UnknownJob
 from shared.logs import logger
 from shared.messages import (
     Completed,
+    JobError,
     JobStatus,
     Result,
     StateEvent,
@@ -46,19 +47,20 @@ class JobEvent(Struct, frozen=True):
     """``id``: ``0`` for the first, else the sequence in ``EVENTS``, ``tail`` or ``end``.
 
     ``event``: ``queued``, ``started``, ``returned``, ``attempt_failed`` (another follows),
-    ``tokens``, ``retrying`` (the text begins anew), ``result``.
+    ``tokens``, ``retrying`` (the text begins anew), ``result``, ``error`` (the broker has lost the
+    job: there will be no result).
     """
 
     id: str
     event: str
-    data: JobStatus | StateEvent | Tokens
+    data: JobStatus | StateEvent | Tokens | JobError
 
 
 async def job_events(
     jobs: Jobs, broker: Broker, job_id: str, after: str = "", ticket: Ticket | None = None
 ) -> AsyncGenerator[JobEvent, None]:
-    """Everything that happened to the job and happens from now on, ending with its result;
-    through outages of the broker too.
+    """Everything that happened to the job and happens from now on, ending with its result, or with
+    an `error` where its stream was deleted meanwhile; through outages of the broker too.
 
     ``after`` is the id of the last event that was received: what came before it is left out. Where
     the broker does not hold that any more, the text begins anew, and `retrying` says so. A job with
@@ -94,6 +96,8 @@ async def job_events(
             for step in reader.finish(result.attempt, result.text):
                 yield _token_event(TAIL, step, before=read)
         yield JobEvent(END, "result", JobStatus.of(result))
+    except (UnknownJob, JobAgedOut) as error:
+        yield JobEvent(END, "error", JobError(error.code, error.message))
     finally:
         finished.cancel()
 

@@ -19,6 +19,7 @@ from services.gateway.stopping import Stopping
 from services.gateway.storage import Storage
 from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished, find_unfinished
+from services.gateway.withdrawals import Withdrawals
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.consumers import ModelConsumers, oldest_waiting_s
@@ -49,8 +50,6 @@ from shared.model_names import is_token
 from shared.results import read_result
 from shared.timestamps import timestamp
 
-ABANDON_PATIENCE_S = 60.0
-LOOK_FOR_IT_S = 1.0
 LOOK_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
@@ -80,6 +79,7 @@ class Jobs:
         self._settings = settings
         self._stopping = Stopping(broker, fleet, settings.patience_s)
         self._room = Room(fleet, forecast, settings.max_waiting)
+        self._withdrawals = Withdrawals(broker, self._stopping)
         self._abandoning: set[asyncio.Task[None]] = set()
 
     async def submit(
@@ -146,11 +146,18 @@ class Jobs:
                 stored = await self._broker.publish_stored(subject, payload, headers, patience_s)
         except StorageShort:
             raise
-        except BrokerUnavailable:
-            # It may have arrived all the same; its sender was told that it was not accepted.
-            if not ticket.kept:
-                self.abandon(ticket.id, may_still_come=True)
-            raise
+        except BrokerUnavailable as error:
+            # It may have arrived all the same, or be on its way to a broker that hangs.
+            unknown = f"whether the job {ticket.id} was accepted is not known: {error.message}"
+            if ticket.kept:
+                raise BrokerUnavailable(
+                    f"{unknown}; send it again with the same key, which makes no second job"
+                ) from error
+            self._withdrawals.withdraw(ticket)
+            raise BrokerUnavailable(
+                f"{unknown}; it is cancelled as soon as the broker answers, unless it has ended "
+                "before"
+            ) from error
         except nats.js.errors.APIError as error:
             raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
         return bool(stored.duplicate)
@@ -211,6 +218,9 @@ class Jobs:
                         return found
                 except BrokerUnavailable:
                     pass
+                except UnknownJob:
+                    if not self._fleet.runs(job_id):
+                        raise
                 pause_s = self._pause_s(deadline) if look else FIRST_LOOK_AFTER_S
                 await asyncio.wait((announced,), timeout=pause_s)
                 if announced.done() and (result := announced.result()) is not None:
@@ -238,13 +248,9 @@ class Jobs:
             raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}", state)
         return JobStatus.of(job)
 
-    def abandon(self, job_id: str, may_still_come: bool = False) -> None:
-        """Cancel, in the background and through outages, a job that nobody waits for any more.
-
-        One that ``may_still_come`` is looked for again while the broker does not know it: a node
-        that hangs hands on what it was sent when it is itself again.
-        """
-        task = asyncio.create_task(self._abandon(job_id, may_still_come))
+    def abandon(self, job_id: str) -> None:
+        """Cancel, in the background and through outages, a job that nobody waits for any more."""
+        task = asyncio.create_task(self._abandon(job_id), name=f"abandon {job_id}")
         self._abandoning.add(task)
         task.add_done_callback(self._abandoning.discard)
 
@@ -254,22 +260,18 @@ class Jobs:
         models = [model for _, model in sorted(self._fleet.models.items())]
         return QueueReport(models=[await self._model_queue(model) for model in models])
 
-    async def _abandon(self, job_id: str, may_still_come: bool) -> None:
-        try:
-            async with asyncio.timeout(ABANDON_PATIENCE_S):
-                while True:
-                    try:
-                        await self.cancel(job_id, "client_disconnected")
-                        log.info("job_abandoned", job_id=job_id)
-                        return
-                    except BrokerUnavailable:
-                        await asyncio.sleep(RETRY_DELAY_S)
-                    except UnknownJob:
-                        if not may_still_come:
-                            raise
-                        await asyncio.sleep(LOOK_FOR_IT_S)
-        except (SluiceError, TimeoutError) as error:
-            log.info("job_not_abandoned", job_id=job_id, why=str(error))
+    async def _abandon(self, job_id: str) -> None:
+        while True:
+            try:
+                await self.cancel(job_id, "client_disconnected")
+                log.info("job_abandoned", job_id=job_id)
+                return
+            except BrokerUnavailable:
+                await self._broker.until_connected()
+                await asyncio.sleep(RETRY_DELAY_S)
+            except SluiceError as error:
+                log.info("job_not_abandoned", job_id=job_id, why=error.message)
+                return
 
     async def _model_queue(self, model: ModelConsumers) -> ModelQueue:
         return ModelQueue(

@@ -52,7 +52,7 @@ class NatsService:
         self._fleet = fleet
         self._jobs = jobs
         self._idempotency = idempotency
-        self._answers = Answers(broker, jobs, finished)
+        self._answers = Answers(broker, fleet, jobs, finished)
 
     @asynccontextmanager
     async def running(self, stopping: asyncio.Event, drain_s: float) -> AsyncIterator[None]:

@@ -78,8 +78,7 @@ async def _publish_end(
     last = await broker.direct_get(subjects.EVENTS, last_by_subj=subject)
     started = None
     if last is not None:
-        with suppress(ValueError, RecursionError):
-            started = decode_state_event(last.data)
+        started = decode_state_event.read(last.data, subject)
         if started is None or not _is_this_attempt(started, job, death.inferer):
             return  # it runs elsewhere by now, or has ended
     event = StateEvent(

@@ -20,6 +20,7 @@ from services.inferer.slots import Slots
 from services.inferer.speed import Speed
 from shared import subjects
 from shared.broker import Broker
+from shared.decoding import skip
 from shared.errors import BrokerUnavailable, Refused
 from shared.logs import logger
 from shared.messages import (
@@ -158,7 +159,13 @@ class Worker:
     async def process(self, message: Msg) -> None:
         """Everything that happens to one delivery of one job."""
         async with lease(message):
-            job = Job(message, self._broker.now)
+            try:
+                job = Job(message, self._broker.now)
+            except ValueError as error:
+                # Of such an id there are no subjects to answer on.
+                skip("request", message.subject, error)
+                await message.term()
+                return
             while job.id in self._jobs:
                 # Its lease ran out and it came to another slot of ours: the first run decides.
                 await self._jobs[job.id].settled.wait()

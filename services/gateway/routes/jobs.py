@@ -89,7 +89,8 @@ async def events(
     last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
 ) -> Response[Any]:
     """The job's events: `queued`, `started`, `tokens`, `result`, also `returned` (an inferer
-    stopped), `attempt_failed` (another attempt follows), and `retrying` (start the text again).
+    stopped), `attempt_failed` (another attempt follows), `retrying` (start the text again), and
+    `error` (somebody has deleted the job from the broker: there will be no result).
     Resumes after `Last-Event-ID`, on any gateway. Hanging up cancels nothing."""
     gateway.require_ready()
     if last_event_id == END:

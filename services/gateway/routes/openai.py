@@ -38,6 +38,7 @@ its own status. After that the stream opens, so that nobody on the way gives up 
 
 ENDS = {
     **dict.fromkeys(("invalid_request", "prompt_too_long", "result_too_large"), 400),
+    **dict.fromkeys(("job_not_found", "job_aged_out"), 404),
     **dict.fromkeys(("cancelled", "client_disconnected"), 409),
     **dict.fromkeys(("deadline_passed", "timed_out"), 504),
 }
@@ -136,9 +137,12 @@ async def _stream(
         first = await while_connected(
             request, gateway.stopping, _first_output(feed), HEADERS_WITHIN_S
         )
-    if first is not None and isinstance(first.data, JobStatus) and first.data.error is not None:
+    error = first.data if first is not None else None
+    if isinstance(error, JobStatus):
+        error = error.error
+    if isinstance(error, JobError):
         is_over = True
-        return _failure(first.data.error)
+        return _failure(error)
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_over
@@ -152,7 +156,7 @@ async def _stream(
                     yield ServerSentEventMessage(comment="")
                     continue
                 for_now = None
-                is_over = event.event == "result"
+                is_over = event.event in ("result", "error")
                 for part in _parts(ticket, event, include_usage):
                     yield part
                 if is_over or event.event == "retrying":  # this API has no word for the latter
@@ -167,7 +171,7 @@ async def _first_output(feed: Feed[JobEvent]) -> JobEvent:
     """The first event that a client of this API can see."""
     while True:
         event = await feed.next()
-        if event.event in ("tokens", "result"):
+        if event.event in ("tokens", "result", "error"):
             return event
 
 
@@ -178,6 +182,8 @@ def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerS
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return [_data(chunk(ticket, event.data.text, include_usage))]
+    if isinstance(event.data, JobError):
+        return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
         return []
     status = event.data

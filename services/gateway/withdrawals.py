@@ -1,0 +1,80 @@
+"""Jobs whose caller was told that the broker did not confirm them."""
+
+import asyncio
+import time
+
+from msgspec.structs import replace
+
+from services.gateway.stopping import Stopping
+from services.gateway.ticket import Ticket
+from services.gateway.unfinished import find_unfinished
+from shared.broker import RETRY_DELAY_S, Broker
+from shared.errors import BrokerUnavailable
+from shared.logs import logger
+from shared.messages import Cancelled, Result, stopped
+from shared.results import store_result
+from shared.timestamps import timestamp
+
+MAY_ARRIVE_S = 60.0
+"""So long after the broker is back a message is looked for: one that hung handles what it was sent
+before when it is itself again."""
+
+LOOK_S = 1.0
+
+log = logger()
+
+
+class Withdrawals:
+    """Sees to it, in the background, that such a job has no other end than `cancelled`."""
+
+    def __init__(self, broker: Broker, stopping: Stopping) -> None:
+        self._broker = broker
+        self._stopping = stopping
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Cancel the job as soon as the broker answers, however late it arrives there."""
+        task = asyncio.create_task(self._withdraw(ticket), name=f"withdraw {ticket.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _withdraw(self, ticket: Ticket) -> None:
+        # The result first, and without looking for the job: what arrives later ends with it.
+        stored = await self._store(ticket)
+        if not isinstance(stored, Cancelled):
+            log.warning("job_not_withdrawn", job_id=ticket.id, outcome=type(stored).__name__)
+            return
+        give_up_at: float | None = None
+        while give_up_at is None or time.monotonic() < give_up_at:
+            try:
+                job = await find_unfinished(self._broker, ticket.id, from_leader=True)
+                if job is not None:
+                    await self._stopping.notify(ticket.id, "cancelled")
+                    await self._stopping.finish(job, stored)
+                    break
+                give_up_at = give_up_at or time.monotonic() + MAY_ARRIVE_S
+                await asyncio.sleep(LOOK_S)
+            except BrokerUnavailable:
+                give_up_at = None
+                await self._broker.until_connected()
+                await asyncio.sleep(RETRY_DELAY_S)
+        log.info("job_withdrawn", job_id=ticket.id, arrived=job is not None)
+
+    async def _store(self, ticket: Ticket) -> Result:
+        while True:
+            await self._broker.until_connected()
+            now = timestamp(self._broker.now())
+            cancelled = stopped(
+                "cancelled",
+                id=ticket.id,
+                model=ticket.model,
+                attempt=0,
+                queued_at=ticket.queued_at,
+                finished_at=now,
+                priority=ticket.priority,
+            )
+            why = "the broker did not confirm the job in time, and its caller was told so"
+            try:
+                return await store_result(self._broker, replace(cancelled, message=why), 0)
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_DELAY_S)
