@@ -10,7 +10,7 @@ import time
 from statistics import median
 
 from benchmarks.measuring import describe_machine, running_stack, seconds
-from services.inferer.models import locate
+from shared.model_files import locate
 from shared.timestamps import milliseconds_between, timestamp
 from tests.processes import Stack
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measuring import describe_machine
-from services.inferer.models import locate
+from shared.model_files import locate
 from shared.timestamps import milliseconds_between
 from tests.processes import eventually, server_sent_events
 from tests.up import Up

@@ -14,10 +14,10 @@ from statistics import median
 from benchmarks.measuring import THREADS, BareLoop, describe_machine, seconds
 from services.inferer.engine import Engine, Sequence
 from services.inferer.llama import Model
-from services.inferer.models import locate
 from services.inferer.sampler import Sampler
 from services.inferer.settings import InfererSettings
 from shared.messages import Sampling
+from shared.model_files import locate
 
 JOBS, TOKENS, ROUNDS = 8, 96, 5
 PROMPT, OPTIONS = "The history of the lighthouse began", Sampling(temperature=0.8)

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from benchmarks.measuring import describe_machine, running_stack, spread
-from services.inferer.models import locate
+from shared.model_files import locate
 from shared.timestamps import milliseconds_between, parse_timestamp
 
 SEEDS, JOBS, WARM_UP, LOAD = 5, 40, 20, 0.8

@@ -22,9 +22,9 @@ from benchmarks.measuring import (
     seconds,
     spread,
 )
-from services.inferer.models import locate
 from shared.cpus import own_cpus
 from shared.messages import Sampling
+from shared.model_files import locate
 from tests.processes import Stack, clean_environment, scripts
 
 JOBS, TOKENS, PAIRS = 20, 32, 7

@@ -4,11 +4,12 @@ import asyncio
 import ctypes
 import os
 import signal
-import sys
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cli.child_output import ChildOutput
 from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import logger
 from shared.process_end import ended_by
@@ -17,6 +18,8 @@ from shared.timestamps import timestamp
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 STEADY_S = 10.0
 """A child that lived so long starts with the first pause again."""
+GIVE_UP_AFTER = 3
+"""Starts in a row that ended sooner, before the stack has ever served: another ends likewise."""
 
 ROOT = Path(__file__).resolve().parents[1]
 """Services run as modules from here."""
@@ -35,12 +38,15 @@ class Child:
         command: list[str],
         environment: Mapping[str, str],
         cpus: Sequence[int] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         """Wanted once `start` is called.
 
-        ``cpus`` are the numbers of those it may run on; None means all of ours.
+        ``cpus`` are the numbers of those it may run on; None means all of ours. ``descriptors``
+        are those of our open files that it keeps open, too.
         """
         self.name = name
+        self._descriptors = descriptors
         self._cpus = cpus
         self.started_at = timestamp()
         """When its process was last started; before that, when this was made."""
@@ -71,27 +77,46 @@ class Child:
         Returns after `stop`, or when starting it is hopeless.
         """
         pause_s = FIRST_PAUSE_S
+        failures = 0
         while True:
             await self._wanted.wait()  # `stop` ends this, too
             if self._stopping.is_set():
                 return
             started = time.monotonic()
-            exit_status = await self._run_once()
-            if not self.is_wanted:
-                pause_s = FIRST_PAUSE_S
-                continue
-            if exit_status == EXIT_CONFIGURATION and self._gives_up:
-                self.hopeless = f"the {self.name} cannot start, see the line above"
-                return
-            if time.monotonic() - started > STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            log.warning(
-                "child_died",
-                child=self.name,
-                cause=ended_by(exit_status),
-                exit_status=exit_status,
-                pause_s=pause_s,
-            )
+            try:
+                exit_status, last_words = await self._run_once()
+            except (OSError, subprocess.SubprocessError) as error:
+                why = f"{self._command[0]} cannot be run: {_reason(error, self._command[0])}"
+                if self._gives_up:
+                    self.hopeless = f"the {self.name} cannot start: {why}"
+                    return
+                log.warning("child_not_started", child=self.name, error=why, pause_s=pause_s)
+            else:
+                if not self.is_wanted:
+                    pause_s, failures = FIRST_PAUSE_S, 0
+                    continue
+                if time.monotonic() - started > STEADY_S:
+                    pause_s, failures = FIRST_PAUSE_S, 0
+                failures += 1
+                if self._gives_up and exit_status == EXIT_CONFIGURATION:
+                    why = last_words or "its configuration is wrong"
+                    self.hopeless = f"the {self.name} cannot start: {why}"
+                    return
+                if self._gives_up and failures >= GIVE_UP_AFTER:
+                    self.hopeless = (
+                        f"the {self.name} ended {failures} times as soon as it was started, the "
+                        f"last time by {ended_by(exit_status)}"
+                        + (f"; it said: {last_words}" if last_words else "")
+                    )
+                    return
+                log.warning(
+                    "child_died",
+                    child=self.name,
+                    cause=ended_by(exit_status),
+                    exit_status=exit_status,
+                    last_words=last_words,
+                    pause_s=pause_s,
+                )
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -123,8 +148,18 @@ class Child:
             process.kill()
             await process.wait()
 
-    async def _run_once(self) -> int:
+    async def _run_once(self) -> tuple[int, str]:
+        """Start it and wait for its end: exit status and last words.
+
+        Raises:
+            OSError, SubprocessError: it cannot be started.
+        """
         self.started_at = timestamp()
+        with ChildOutput() as output:
+            exit_status = await self._start(output)
+        return exit_status, output.last_words
+
+    async def _start(self, output: ChildOutput) -> int:
         # Logs of children go to stderr: stdout is for the line that says `ready`. In a session
         # of its own, Ctrl-C in the terminal reaches a child only through us, in our order.
         self._process = await asyncio.create_subprocess_exec(
@@ -132,9 +167,10 @@ class Child:
             env=self._environment,
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            stderr=sys.stderr.fileno(),
+            stdout=output.descriptor,
+            stderr=output.descriptor,
             start_new_session=True,
+            pass_fds=self._descriptors,
             preexec_fn=self._set_up,
         )
         log.info("child_started", child=self.name, pid=self._process.pid)
@@ -165,3 +201,12 @@ def _end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != _parent:
         os._exit(1)
+
+
+def _reason(error: Exception, file: str) -> str:
+    """Why it could not be executed."""
+    if isinstance(error, FileNotFoundError) and Path(file).exists():
+        return "the interpreter or the dynamic loader that it names does not exist"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error)

@@ -1,6 +1,7 @@
 """``sluice``: the command line."""
 
 import asyncio
+import errno
 import logging
 import sys
 from contextlib import suppress
@@ -36,6 +37,7 @@ from cli.options import (
 from cli.output import (
     complain,
     discard_output,
+    discard_stdout,
     err,
     out,
     print_changes,
@@ -59,6 +61,9 @@ from shared.logs import configure_logs
 from shared.messages import ConcurrencyRequest, JobStatus
 
 UNKNOWN_JOB = "interrupted before the gateway answered: the job may run, see sluice queue"
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a full or broken disk under stdout says. A reader that is gone is dealt with by Click."""
 
 TOP_TIMEOUT_S = 3.0
 """A live view that waits longer shows what is no longer true."""
@@ -136,6 +141,12 @@ def up(
     )
 
     def announce(http_url: str, nats_url: str) -> None:
+        try:
+            say_ready(http_url, nats_url)
+        except OSError:  # the stack serves all the same
+            discard_stdout()
+
+    def say_ready(http_url: str, nats_url: str) -> None:
         if as_json:
             print_json({"ready": True, "http": http_url, "nats": nats_url})
         else:
@@ -394,6 +405,12 @@ def run() -> NoReturn:
     except CommandError as error:
         complain(f"sluice: {error}")
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        discard_stdout()
+        complain(f"sluice: the output cannot be written: {error.strerror}")
+        sys.exit(EXIT_FAILED)
     sys.exit(0)
 
 

@@ -227,3 +227,10 @@ def print_findings(findings: list[Finding]) -> None:
         out.print(Text(*VERDICTS[finding.verdict]), shown(f"{finding.about}: {finding.found}"))
         if finding.advice is not None:
             out.print(shown(f"      → {finding.advice}"))
+
+
+def discard_stdout() -> None:
+    """From now on nothing is written there, nor tried at exit, which would change the status."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

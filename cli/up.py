@@ -1,14 +1,12 @@
 """``sluice up``: the whole stack as child processes, started in order and stopped in order."""
 
 import asyncio
-import fcntl
 import os
 import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,11 +17,13 @@ from cli.autoscale import Autoscaler
 from cli.child import ROOT, Child
 from cli.disk import DiskWatch, storage_limit
 from cli.errors import EXIT_USAGE, CommandError
+from cli.folder_lock import locked
 from cli.scale import Scale, shares
-from shared.errors import SettingsError
+from shared.errors import ModelError, SettingsError
 from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
 from shared.messages import FleetReport
+from shared.model_files import locate
 from shared.model_names import served_name, token_of
 from shared.timestamps import timestamp
 
@@ -56,10 +56,11 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
     """
     configure_logs("up", stream=sys.stderr)
     _check_grace()
-    with _locked(options.data), stop_on_signals() as stopping:
+    _check_model(options.model)
+    with locked(options.data) as lock, stop_on_signals() as stopping:
         http_port = _free_port(options.host, options.port, "--port")
         nats_port = _free_port(options.host, options.nats_port, "--nats-port")
-        stack = _Stack(options, http_port, nats_port)
+        stack = _Stack(options, http_port, nats_port, lock)
         running = stack.start()
         stopped = asyncio.create_task(stopping.wait())
         serving = asyncio.create_task(stack.serve(announce))
@@ -72,6 +73,8 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
             stopped.cancel()
             await stack.stop()
             await asyncio.wait(running)
+        for task in running:
+            task.result()
         hopeless = next((child.hopeless for child in stack.children if child.hopeless), None)
         if hopeless is not None:
             raise CommandError(hopeless, EXIT_USAGE)
@@ -80,7 +83,8 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
 class _Stack:
     """The children, in the order in which they are started."""
 
-    def __init__(self, options: UpOptions, http_port: int, nats_port: int) -> None:
+    def __init__(self, options: UpOptions, http_port: int, nats_port: int, lock: int) -> None:
+        """``lock`` is the descriptor that keeps the data folder to ourselves: each child has it."""
         reachable = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
         host = f"[{reachable}]" if ":" in reachable else reachable
         self.http_url = f"http://{host}:{http_port}"
@@ -91,7 +95,12 @@ class _Stack:
         model = _absolute(options.model)
         self._alias = _alias(model)
         self._nats_folder = options.data.resolve() / "nats"
-        self._nats_folder.mkdir(exist_ok=True)
+        try:
+            self._nats_folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise CommandError(
+                f"cannot use the folder {self._nats_folder}: {error.strerror}", EXIT_USAGE
+            ) from None
         store = os.environ.get("SLUICE_STORE") or str(storage_limit(self._nats_folder))
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
@@ -103,6 +112,7 @@ class _Stack:
                 *("-sd", str(self._nats_folder)),
             ],
             {**environment, "SLUICE_STORE": store},
+            descriptors=(lock,),
         )
         self._gateway = Child(
             "gateway",
@@ -113,6 +123,7 @@ class _Stack:
                 "GATEWAY_PORT": str(http_port),
                 **(_models(self._alias) if self._scale.from_zero else {}),
             },
+            descriptors=(lock,),
         )
         self._inferers = [
             Child(
@@ -125,6 +136,7 @@ class _Stack:
                     "INFERER_CONCURRENCY": str(options.concurrency),
                 },
                 cpus,
+                (lock,),
             )
             for number, cpus in enumerate(shares(self._scale), start=1)
         ]
@@ -177,6 +189,14 @@ class _Stack:
         await self._gateway.stop(GATEWAY_STOP_S)
         await asyncio.gather(*(inferer.stop(INFERER_STOP_S) for inferer in self._inferers))
         await self._nats.stop(NATS_STOP_S)
+
+
+def _check_model(model: str) -> None:
+    """Before anything is started, as an inferer would say it only after everything else."""
+    try:
+        locate(model)
+    except ModelError as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
 
 
 def _check_grace() -> None:
@@ -236,23 +256,3 @@ def _free_port(host: str, port: int, option: str) -> int:
             "0 takes a free one",
             EXIT_USAGE,
         ) from None
-
-
-@contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    """Hold the data folder for this process alone: two brokers on it would destroy each other."""
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        file = (data / "lock").open("w")
-    except OSError as error:
-        raise CommandError(f"cannot use the folder {data}: {error.strerror}", EXIT_USAGE) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CommandError(
-                f"another `sluice up` runs on {data}; stop it, or choose another folder with "
-                "--data",
-                EXIT_USAGE,
-            ) from None
-        yield

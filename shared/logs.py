@@ -65,6 +65,12 @@ def logger() -> structlog.typing.FilteringBoundLogger:
     return bound
 
 
+def pass_on_lines(lines: str) -> None:
+    """Write whole lines of another process among our own, as they are."""
+    for writer in _writers[-1:]:
+        writer.write(lines)
+
+
 def drain_logs() -> None:
     """Wait until what was logged is written, for a second at most: before the process ends in a
     way that runs no exit handlers, and before a line that is to stand after it."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from services.inferer.models import locate
 from shared.broker import Broker
 from shared.config import BrokerSettings
+from shared.model_files import locate
 from tests.processes import NatsServer, Stack, scripts
 from tests.tiny_model import write_tiny_model
 from tests.up import Up

@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy
 
-from services.inferer.models import locate
+from shared.model_files import locate
 
 WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
 

@@ -14,7 +14,6 @@ from services.inferer.control import controlled
 from services.inferer.engine import Engine
 from services.inferer.flight_recorder import FlightRecorder
 from services.inferer.llama import Model
-from services.inferer.models import locate
 from services.inferer.neighbours import neighbours_watched
 from services.inferer.presence import presence
 from services.inferer.settings import InfererSettings
@@ -27,6 +26,7 @@ from shared.cpus import own_cpus, usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, logger
 from shared.messages import InfererEntry
+from shared.model_files import locate
 from shared.model_names import served_name
 from shared.timestamps import timestamp
 

@@ -377,3 +377,28 @@ def test_submit_that_is_stopped_tells_the_id(shared_stack: Stack) -> None:
     assert submitting.wait(PATIENCE_S) == INTERRUPTED, told
     assert told == f"the job goes on: sluice status {job_id}\n"
     assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("command", [("queue",), ("queue", "--json"), ("--help",)])
+def test_output_that_cannot_be_written(shared_stack: Stack, command: tuple[str, ...]) -> None:
+    """A reader that is gone ends a command without a word, a full disk with one line."""
+    options = () if command == ("--help",) else ("--url", shared_stack.url)
+    reader, gone = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        for output, said in ((gone, 0), (full, 1)):
+            ended = subprocess.run(
+                [str(scripts() / "sluice"), *command, *options],
+                stdout=output,
+                stderr=subprocess.PIPE,
+                env=clean_environment(),
+                text=True,
+                timeout=PATIENCE_S,
+            )
+            assert ended.returncode == 1
+            assert ended.stderr.count("\n") == said, ended.stderr
+    finally:
+        os.close(gone)
+        os.close(full)
+    assert "No space left" in ended.stderr

@@ -160,7 +160,7 @@ def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path, ups: list[
     up.wait_until_ready()
     port = up.url.rpartition(":")[2]
     for options, word in (
-        (["--data", str(tmp_path / "data"), "--port", "0"], "another `sluice up` runs"),
+        (["--data", str(tmp_path / "data"), "--port", "0"], "another `sluice up` (process"),
         (["--data", str(tmp_path / "other"), "--port", port], "choose another with --port"),
         (["--data", str(tmp_path / "other"), "--model", "/none.gguf"], "/none.gguf does not exist"),
     ):

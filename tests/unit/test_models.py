@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.models import locate
 from shared.errors import ModelError, SettingsError
+from shared.model_files import locate
 from shared.model_names import served_name
 
 
