@@ -1,6 +1,7 @@
 """``sluice topology``: what the broker must hold, without a gateway."""
 
 import asyncio
+import logging
 import sys
 from typing import Annotated
 
@@ -40,7 +41,8 @@ def apply(
     for name in models:
         if not is_name(name):
             raise CommandError(f"{name!r} is not a name of a model: give {FORM}", EXIT_USAGE)
-    configure_logs("sluice", stream=sys.stderr)
+    # What the connection has to say is in the answer.
+    configure_logs("sluice", stream=sys.stderr, level=logging.CRITICAL)
     try:
         settings = load(BrokerSettings, "NATS", {"NATS_URL": nats_url})
         changes = asyncio.run(_apply(settings, Topology(replicas=replicas), models))

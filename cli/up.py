@@ -153,6 +153,12 @@ class _Stack:
         queue, if there is a choice."""
         await self._wait_until_ready()
         announce(self.http_url, self.nats_url)
+        if self._scale.most == 0:
+            log.warning(
+                "no_inferers",
+                hint="jobs wait until an inferer is started elsewhere; here none will be "
+                "(--inferers 0)",
+            )
         for child in self.children:
             if child.is_wanted:
                 child.keep_trying()

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +16,11 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=24 * 3600)]
 
 URL_SCHEMES = ("nats", "tls", "ws", "wss")
+
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+SERVICE_VARIABLE = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -36,7 +42,8 @@ class BrokerSettings(msgspec.Struct, frozen=True):
 
 
 def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = None) -> T:
-    """Read ``settings`` from variables named ``<prefix>_<FIELD>``; an empty one counts as unset.
+    """Read ``settings`` from variables named ``<prefix>_<FIELD>``; an empty one counts as unset,
+    and so do those by which Kubernetes says where its Services are.
 
     Raises:
         SettingsError: a value of the wrong kind, or, except for NATS_*, a name that is unknown.
@@ -46,7 +53,9 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
     given = {
         variable: value
         for variable, value in environ.items()
-        if variable.startswith(f"{prefix}_") and value != ""
+        if variable.startswith(f"{prefix}_")
+        and value != ""
+        and not _is_of_kubernetes(variable, value)
     }
     if prefix != "NATS":  # the `nats` command has variables of its own
         for variable in given:
@@ -62,6 +71,15 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
             why = why[:1].lower() + why[1:]
             raise SettingsError(f"{prefix}_{name}".upper() + f"={value!r}: {why}") from None
     return msgspec.convert(values, settings, strict=False)
+
+
+def _is_of_kubernetes(variable: str, value: str) -> bool:
+    """Whether this is how Kubernetes says where a Service is: one called ``gateway`` sets
+    ``GATEWAY_PORT=tcp://10.0.0.1:5001`` and more in every pod that does not say
+    ``enableServiceLinks: false``."""
+    if variable.endswith("_PORT") and SERVICE_ADDRESS.match(value):
+        return True
+    return SERVICE_VARIABLE.search(variable) is not None
 
 
 def _unknown(variable: str, known: list[str]) -> str:

@@ -115,6 +115,7 @@ def test_a_proxy_that_cannot_be_used(kind: str) -> None:
     assert PROXIES[kind] in examined.stderr
 
 
+@pytest.mark.timeout(330)
 def test_the_demo_behind_a_proxy() -> None:
     """`make demo` with a proxy in the environment: both prompts are answered."""
     ended = subprocess.run(
@@ -123,6 +124,6 @@ def test_the_demo_behind_a_proxy() -> None:
         env={**clean_environment(), **every_variable(PROXIES["dead port"])},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

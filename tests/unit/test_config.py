@@ -93,3 +93,32 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
     """Without a mapping the real environment is read."""
     monkeypatch.setenv("NATS_URL", "nats://from-environ:4222")
     assert load(BrokerSettings, "NATS").url == "nats://from-environ:4222"
+
+
+KUBERNETES = {
+    "GATEWAY_SERVICE_HOST": "10.0.0.1",
+    "GATEWAY_SERVICE_PORT": "5001",
+    "GATEWAY_SERVICE_PORT_HTTP": "5001",
+    "GATEWAY_PORT": "tcp://10.0.0.1:5001",
+    "GATEWAY_PORT_5001_TCP": "tcp://10.0.0.1:5001",
+    "GATEWAY_PORT_5001_TCP_PROTO": "tcp",
+    "GATEWAY_PORT_5001_TCP_PORT": "5001",
+    "GATEWAY_PORT_5001_TCP_ADDR": "10.0.0.1",
+    "GATEWAY_PUBLIC_PORT": "tcp://[fd00::1]:80",
+    "GATEWAY_PUBLIC_SERVICE_HOST": "fd00::1",
+    "GATEWAY_PUBLIC_SERVICE_PORT": "80",
+    "GATEWAY_PUBLIC_PORT_80_UDP": "udp://[fd00::1]:80",
+}
+"""What a pod gets when Services called ``gateway`` and ``gateway-public`` exist."""
+
+
+def test_what_kubernetes_says_of_its_services_is_not_ours() -> None:
+    """Its variables are ignored; a setting of ours beside them counts, and so does a mistake."""
+    assert load(GatewaySettings, "GATEWAY", KUBERNETES) == GatewaySettings()
+    own = {**KUBERNETES, "GATEWAY_PORT": "6001", "GATEWAY_HOST": "0.0.0.0"}
+    assert load(GatewaySettings, "GATEWAY", own) == GatewaySettings(port=6001, host="0.0.0.0")
+    renamed = {name.replace("GATEWAY", "INFERER"): value for name, value in KUBERNETES.items()}
+    assert load(InfererSettings, "INFERER", renamed) == InfererSettings()
+    for name, value in (("GATEWAY_PORT", "http://10.0.0.1:5001"), ("GATEWAY_PUBLIC_PORT", "80")):
+        with pytest.raises(SettingsError, match=name):
+            load(GatewaySettings, "GATEWAY", {name: value})
