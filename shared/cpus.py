@@ -1,10 +1,12 @@
-"""How many CPUs this process may really use: what affinity and cgroup allow, not what exists."""
+"""Which CPU this is, and how many this process may really use: what affinity and cgroup allow."""
 
 import os
+import platform
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_OF_SELF = Path("/proc/self/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def usable_cpus() -> int:
@@ -21,6 +23,27 @@ def usable_cpus() -> int:
 def own_cpus() -> list[int]:
     """The numbers of the CPUs in the affinity mask."""
     return sorted(os.sched_getaffinity(0))
+
+
+def cpu_model(cpuinfo: Path = CPUINFO) -> str:
+    """What this CPU calls itself; on Arm, which has no name, its architecture."""
+    return _cpuinfo(cpuinfo).get("model name") or platform.machine()
+
+
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """The instruction sets that this CPU has, in the kernel's words; may be empty."""
+    fields = _cpuinfo(cpuinfo)
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def _cpuinfo(path: Path) -> dict[str, str]:
+    """The fields of the first CPU."""
+    try:
+        first = path.read_text().partition("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def cgroup_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_OF_SELF) -> float | None:

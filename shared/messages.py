@@ -415,13 +415,20 @@ class RunningJob(Struct, frozen=True, kw_only=True):
         _check_times(self.started_at)
 
 
+EXTRA_BUFFERS = ("AMX_INT8", "REPACK", "KLEIDIAI")
+"""Features of llama.cpp that rest while it computes without extra buffers."""
+
+
 class InfererEntry(Struct, frozen=True, kw_only=True):
     """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh.
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
     those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
     ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both, 32 at
-    most; a gateway fills it in, the bucket does not hold it.
+    most; a gateway fills it in, the bucket does not hold it. ``cpu`` is the CPU's name;
+    ``cpu_features`` is what llama.cpp was compiled to use of it, in llama.cpp's words, and
+    ``cpu_features_missing`` what it could use besides. ``warning`` says why it computes more slowly
+    than it could, or None.
     """
 
     id: InfererId
@@ -443,6 +450,10 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     tokens_per_s: TokensPerS | None = None
     idle_since: str | None = None
     overlaps: list[str] = []
+    cpu: str = ""
+    cpu_features: list[str] = []
+    cpu_features_missing: list[str] = []
+    warning: str | None = None
 
     def __post_init__(self) -> None:
         _check_times(self.started_at, self.idle_since)

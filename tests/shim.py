@@ -4,9 +4,12 @@ Inferers load it when ``LLAMA_CPP_LIB_PATH`` names its folder. What it does not 
 itself comes from the real library.
 """
 
+import ctypes
 import importlib.util
 import subprocess
 from pathlib import Path
+
+import llama_cpp
 
 POISON = "poison"
 """A prompt with this word dies of SIGSEGV when it is computed, with `POISONED`."""
@@ -78,6 +81,47 @@ HANGING = POISONED.replace("die(SIGSEGV)", "hang()")
 """A library that hangs where `POISONED` dies."""
 
 
+HANGS_AT_DECODE = r"""
+#include <unistd.h>
+int32_t llama_decode(void *context, llama_batch batch) { for (;;) sleep(1); }
+"""
+"""A library whose first computation never ends."""
+
+DIES_AT_LOAD = r"""
+void *llama_model_load_from_file(const char *path) {
+    die(SIGILL);
+    return 0;
+}
+"""
+"""A library that was compiled for another CPU."""
+
+
+def only_with_extra_buffers(what: str) -> str:
+    """A library that does ``what``, a statement in C, at each computation, unless the model was
+    loaded without extra buffers."""
+    parameters = llama_cpp.llama_model_params
+    return rf"""
+#include <unistd.h>
+
+static bool extra_buffers;
+
+typedef struct {{ char bytes[{ctypes.sizeof(parameters)}]; }} model_parameters;
+typedef void *load(const char *, model_parameters);
+typedef int32_t decode(void *, llama_batch);
+
+void *llama_model_load_from_file(const char *path, model_parameters parameters) {{
+    if (!parameters.bytes[{parameters.no_alloc.offset}])
+        extra_buffers = parameters.bytes[{parameters.use_extra_bufts.offset}];
+    return ((load *) real("llama_model_load_from_file"))(path, parameters);
+}}
+
+int32_t llama_decode(void *context, llama_batch batch) {{
+    if (extra_buffers) {{ {what} }}
+    return ((decode *) real("llama_decode"))(context, batch);
+}}
+"""
+
+
 def write_shim(folder: Path, source: str) -> Path:
     """Compile ``source``, C that may use what `PRELUDE` has, into a ``libllama.so`` in ``folder``;
     the folder, for ``LLAMA_CPP_LIB_PATH``."""
@@ -86,7 +130,8 @@ def write_shim(folder: Path, source: str) -> Path:
     for library in libraries.glob("*.so*"):
         if library.name != "libllama.so":
             (folder / library.name).symlink_to(library)
-    real = libraries / "libllama.so"
+    # By the name that it calls itself: a copy under another name would be loaded beside it.
+    real = libraries / "libllama.so.0"
     code = folder / "shim.c"
     code.write_text(PRELUDE + source)
     command = ["cc", "-shared", "-fPIC", "-O1", f'-DREAL_LIBRARY="{real}"', str(code)]

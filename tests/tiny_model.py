@@ -32,7 +32,7 @@ def write_tiny_model(
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    vocabulary = _copy_tokenizer(writer, chat, template)
+    vocabulary = copy_tokenizer(writer, chat, template)
 
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape) * 0.3
@@ -60,7 +60,7 @@ def write_tiny_model(
     return path
 
 
-def _copy_tokenizer(writer: gguf.GGUFWriter, chat: bool, template: str | None) -> int:
+def copy_tokenizer(writer: gguf.GGUFWriter, chat: bool, template: str | None = None) -> int:
     """Copy every tokenizer field of the bundled model; the size of its vocabulary."""
     source = gguf.GGUFReader(locate("smollm2"))
     size = 0

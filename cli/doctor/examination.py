@@ -9,7 +9,7 @@ from cli.doctor.consumers import examine_consumers
 from cli.doctor.deaths import examine_deaths
 from cli.doctor.finding import Finding, look, ok, wrong
 from cli.doctor.gateway import examine_gateway
-from cli.doctor.inferers import hung, overlapping, versions
+from cli.doctor.inferers import computing, hung, overlapping, versions
 from cli.doctor.queues import examine_queue
 from cli.doctor.storage import examine_use, examine_writing
 from shared import subjects
@@ -96,6 +96,7 @@ async def _behind_the_broker(
         )
     findings += await examine_deaths(broker)
     findings += hung(before.live, now.live, SAMPLE_S)
+    findings += computing(now.live)
     findings += overlapping(now.live)
     findings += versions(gateway_version, now.live)
     findings.append(await _dead_letters(broker))

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 from cli.doctor.finding import Finding, look, ok, wrong
 from shared.fleet import OVERLAP_ADVICE, Live, find_overlaps
+from shared.messages import EXTRA_BUFFERS
+
+COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.md"
 
 
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
@@ -28,6 +31,23 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
                     "a long prompt takes its time; if it stays so, end the process: the job goes "
                     "to another",
                 )
+
+
+def computing(live: list[Live]) -> Iterator[Finding]:
+    """With what of its CPU each computes, and whether it could do better."""
+    for entry in (one.entry for one in live):
+        if not entry.cpu:
+            continue  # of an earlier version
+        name = f"inferer {entry.id}"
+        found = f"{entry.cpu}; llama.cpp was compiled for {', '.join(entry.cpu_features)}"
+        if entry.warning is not None:
+            unused = ", ".join(name for name in entry.cpu_features if name in EXTRA_BUFFERS)
+            yield look(name, f"{found}, and does not use {unused}: {entry.warning}", COMPILE_ADVICE)
+        elif entry.cpu_features_missing:
+            missing = ", ".join(entry.cpu_features_missing)
+            yield look(name, f"{found}; this CPU also has {missing}", COMPILE_ADVICE)
+        else:
+            yield ok(name, f"{found}, and uses all of it")
 
 
 def overlapping(live: list[Live]) -> Iterator[Finding]:

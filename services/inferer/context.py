@@ -2,16 +2,17 @@
 
 import ctypes
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import llama_cpp
 
 from services.inferer.llama import Model
+from services.inferer.memory import available_bytes, dry_run
 from shared.errors import ModelError, OutOfMemory
 
 SET, NOT_SET = b"\x01", b"\x00"
 
-KEY_AND_VALUE, BYTES_OF_F16 = 2, 2
 GIB = 1024**3
 
 # llama.cpp asks this function between any two operations whether to give up. `strlen` of a
@@ -40,16 +41,8 @@ class Context:
         Raises:
             OutOfMemory: it does not fit.
         """
-        _require_memory(model, slots, n_ctx)
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = n_ctx * slots
-        parameters.n_batch = parameters.n_ubatch = n_batch
-        parameters.n_seq_max = slots
-        # Room that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
-        # by the size of the whole: with two slots the same seed would give another text than with
-        # one, so there each sequence has room of its own.
-        parameters.kv_unified = not model.has_original_context
-        parameters.n_threads = parameters.n_threads_batch = threads
+        _require_memory(model, slots, n_ctx, n_batch)
+        parameters = _parameters(model.has_original_context, slots, n_ctx, n_batch, threads)
         parameters.abort_callback = _flag_is_set
         parameters.abort_callback_data = ctypes.addressof(abort_flag)
         self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
@@ -83,7 +76,22 @@ class Context:
         llama_cpp.llama_free(self.handle)
 
 
-def _require_memory(model: Model, slots: int, n_ctx: int) -> None:
+def _parameters(
+    has_original_context: bool, slots: int, n_ctx: int, n_batch: int, threads: int
+) -> llama_cpp.llama_context_params:
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = n_ctx * slots
+    parameters.n_batch = parameters.n_ubatch = n_batch
+    parameters.n_seq_max = slots
+    # Room that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
+    # by the size of the whole: with two slots the same seed would give another text than with
+    # one, so there each sequence has room of its own.
+    parameters.kv_unified = not has_original_context
+    parameters.n_threads = parameters.n_threads_batch = threads
+    return parameters
+
+
+def _require_memory(model: Model, slots: int, n_ctx: int, n_batch: int) -> None:
     """Refuse what would not fit: the kernel promises more than it has, and would end the process
     when llama.cpp fills it.
 
@@ -92,16 +100,7 @@ def _require_memory(model: Model, slots: int, n_ctx: int) -> None:
     """
     if model.gpu_layers:
         return  # most of it is the GPU's
-    handle = model.handle
-    width = llama_cpp.llama_model_n_embd(handle) // llama_cpp.llama_model_n_head(handle)
-    per_token = (
-        llama_cpp.llama_model_n_layer(handle)
-        * llama_cpp.llama_model_n_head_kv(handle)
-        * width
-        * KEY_AND_VALUE
-        * BYTES_OF_F16
-    )
-    wanted, available = slots * n_ctx * per_token, _available_bytes()
+    wanted, available = _wanted_bytes(model, slots, n_ctx, n_batch), available_bytes()
     if wanted > available:
         raise OutOfMemory(
             f"no memory for {slots} contexts of {n_ctx} tokens: they take {wanted / GIB:.1f} GiB, "
@@ -109,14 +108,16 @@ def _require_memory(model: Model, slots: int, n_ctx: int) -> None:
         )
 
 
-def _available_bytes() -> int:
-    """What can be had without swapping, within this cgroup (version 2) too."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else min(available, int(limit) - used)
+def _wanted_bytes(model: Model, slots: int, n_ctx: int, n_batch: int) -> int:
+    one, two = _sizes(model.path, model.has_original_context, n_ctx, n_batch)
+    return one + (slots - 1) * (two - one)
+
+
+@lru_cache
+def _sizes(path: Path, has_original_context: bool, n_ctx: int, n_batch: int) -> tuple[int, int]:
+    """The bytes that a context takes with one slot, and with two; each further one takes as much
+    again as the second."""
+    one, two = dry_run(
+        path, [_parameters(has_original_context, slots, n_ctx, n_batch, 1) for slots in (1, 2)]
+    )
+    return one, two

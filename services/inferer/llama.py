@@ -4,12 +4,15 @@ import ctypes
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import llama_cpp
 
 from services.inferer.chat_template import ChatTemplate
 from services.inferer.grammar import Vocabulary
+from services.inferer.library import load_backends
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.logs import logger
 from shared.messages import ChatMessage
@@ -20,6 +23,8 @@ PIECE_BYTES = 256
 LONGEST_TEXT = 1_000_000
 """Characters. Tokenizing that many took up to 350 MiB of stack, where they were all of a kind."""
 LEVEL_ERROR = 4
+NO_POOLING = ("", "0", "-1")
+"""A GGUF's ``pooling_type`` where the model writes text: missing, none, unspecified."""
 LOSSLESS_VOCABULARIES = (
     llama_cpp.LLAMA_VOCAB_TYPE_SPM,
     llama_cpp.LLAMA_VOCAB_TYPE_BPE,
@@ -37,21 +42,45 @@ def _log_llama(level: int, text: bytes, _data: object) -> None:
         _errors.append(line)
 
 
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """What llama.cpp logs during the block, of whatever level, in place of what is kept else."""
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def add(_level: int, text: bytes, _data: object) -> None:
+        lines.append(text.decode("utf-8", "replace").strip())
+
+    llama_cpp.llama_log_set(add, None)
+    try:
+        yield lines
+    finally:
+        llama_cpp.llama_log_set(_log_llama, None)
+
+
 class Model:
     """A loaded model. Its methods may be called from any thread; none of them runs inference."""
 
-    def __init__(self, path: Path, gpu_layers: int) -> None:
+    def __init__(
+        self, path: Path, gpu_layers: int, *, extra_buffers: bool = True, chat: bool = True
+    ) -> None:
         """Load the file at ``path``; ``gpu_layers`` of -1 means all, where a GPU can take them.
+
+        Without ``extra_buffers`` llama.cpp leaves the weights as they are in the file, and uses
+        neither AMX nor what else wants them rearranged. Without ``chat`` its template is not
+        looked at, which takes a process of its own.
 
         Raises:
             ModelError: llama.cpp cannot load it, or it does not generate text.
         """
         llama_cpp.llama_log_set(_log_llama, None)
+        load_backends()
         llama_cpp.llama_backend_init()
         started = time.perf_counter()
         parameters = llama_cpp.llama_model_default_params()
         self.gpu_layers = _gpu_layers(gpu_layers)
         parameters.n_gpu_layers = self.gpu_layers
+        parameters.use_extra_bufts = extra_buffers
         _errors.clear()
         self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
         if not self.handle:
@@ -63,9 +92,10 @@ class Model:
             raise ModelError(f"the model {path} is no text generator of the decoder-only kind")
         self.path = path
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self._require_text_generator()
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
-        self._template = self._chat_template()
+        self._template = self._chat_template() if chat else None
         self.vocabulary = Vocabulary(self)
         self._pieces: dict[int, bytes | None] = {}
         self.load_ms = (time.perf_counter() - started) * 1000
@@ -74,6 +104,25 @@ class Model:
         if self._template is not None:
             self._template.close()
         llama_cpp.llama_model_free(self.handle)
+
+    def _require_text_generator(self) -> None:
+        """Raises: ModelError."""
+        if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError(
+                f"the model {self.path} has no tokenizer; convert it again, together with the "
+                "tokenizer's files"
+            )
+        architecture = self._metadata("general.architecture")
+        if self._metadata(f"{architecture}.attention.causal") == "false":
+            raise ModelError(
+                f"the model {self.path} does not write text from left to right (embedding and "
+                "diffusion models do not); choose one that does"
+            )
+        if self._metadata(f"{architecture}.pooling_type") not in NO_POOLING:
+            raise ModelError(
+                f"the model {self.path} makes embeddings or ranks texts, it does not write any; "
+                "choose one that does"
+            )
 
     @property
     def has_chat_template(self) -> bool:
@@ -102,9 +151,9 @@ class Model:
         """The length of the longest token; 0 for tokenizers that may drop part of a text."""
         if llama_cpp.llama_vocab_type(self.vocab) not in LOSSLESS_VOCABULARIES:
             return 0
-        count = llama_cpp.llama_vocab_n_tokens(self.vocab)
         return max(
-            len(llama_cpp.llama_vocab_get_text(self.vocab, token) or b"") for token in range(count)
+            len(llama_cpp.llama_vocab_get_text(self.vocab, token) or b"")
+            for token in range(self.vocabulary.size)
         )
 
     def context_size(self, wanted: int) -> int:

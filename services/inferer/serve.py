@@ -12,7 +12,9 @@ from contextlib import AsyncExitStack
 
 from services.inferer.control import controlled
 from services.inferer.engine import Engine
+from services.inferer.fitness import examine
 from services.inferer.flight_recorder import FlightRecorder
+from services.inferer.library import compiled_for, not_compiled_for
 from services.inferer.llama import Model
 from services.inferer.neighbours import neighbours_watched
 from services.inferer.presence import presence
@@ -22,7 +24,7 @@ from services.inferer.worker import Worker
 from shared import __version__
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
-from shared.cpus import own_cpus, usable_cpus
+from shared.cpus import cpu_model, own_cpus, usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, logger
 from shared.messages import InfererEntry
@@ -55,7 +57,11 @@ async def _serve(
 ) -> None:
     log = logger()
     path = locate(settings.model)
-    model = await asyncio.to_thread(Model, path, settings.gpu_layers)
+    fitness = await unless_stopped(stopping, examine(settings, path))
+    model = await asyncio.to_thread(
+        Model, path, settings.gpu_layers, extra_buffers=fitness.extra_buffers
+    )
+    features = compiled_for()
     threads = settings.threads or usable_cpus()
     n_ctx = model.context_size(settings.n_ctx)
     log.info("model_loaded", model=alias, path=str(path), load_ms=round(model.load_ms))
@@ -100,6 +106,10 @@ async def _serve(
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,
+                cpu=cpu_model(),
+                cpu_features=features,
+                cpu_features_missing=not_compiled_for(features),
+                warning=fitness.warning,
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,
                 tokens_per_s=worker.speed.generation,

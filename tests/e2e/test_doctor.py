@@ -30,7 +30,7 @@ def test_all_is_well(stack: Stack) -> None:
     """Exit status 0, and every question has been asked."""
     found = examine(stack)
     asked = {"gateway", "broker", "storage", "streams", "consumers", "tiny", "CPUs", "versions"}
-    assert {*asked, "dead letters"} == found.keys()
+    assert {*asked, "dead letters", "inferer inferer-0"} == found.keys()
     assert {finding["verdict"] for one in found.values() for finding in one} == {"ok"}
 
 

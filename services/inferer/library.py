@@ -1,0 +1,60 @@
+"""The compiled llama.cpp: where it is, which instruction sets it uses, what else this CPU has."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import llama_cpp
+
+from shared.cpus import cpu_flags
+
+INSTRUCTION_SETS = {
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "F16C": "f16c",
+    "FMA": "fma",
+    "BMI2": "bmi2",
+    "AVX_VNNI": "avx_vnni",
+    "AVX512": "avx512f",
+    "AVX512_VBMI": "avx512vbmi",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+    "AMX_INT8": "amx_int8",
+    "DOTPROD": "asimddp",
+    "MATMUL_INT8": "i8mm",
+    "SVE": "sve",
+}
+"""Those that make a difference, in llama.cpp's words and in the kernel's."""
+
+
+def library_folder() -> Path:
+    """The folder that llama.cpp's libraries were loaded from."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    return Path(override) if override else Path(llama_cpp.__file__).parent / "lib"
+
+
+def load_backends() -> None:
+    """Load the code for this CPU, where llama.cpp was compiled for several kinds (the images).
+
+    Left to itself llama.cpp searches beside the Python interpreter and in the working directory.
+    """
+    library = ctypes.CDLL(str(library_folder() / "libllama.so"))  # finds what it depends on, too
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if library.ggml_backend_reg_count() == 0:
+        library.ggml_backend_load_all_from_path(bytes(library_folder()))
+
+
+def compiled_for() -> list[str]:
+    """The features of the CPU backend, in llama.cpp's words; after `load_backends`."""
+    info = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
+    _, _, features = info.rpartition("CPU : ")
+    pairs = (feature.partition("=") for feature in features.split("|"))
+    return [name.strip() for name, _, value in pairs if value.strip() == "1"]
+
+
+def not_compiled_for(features: list[str]) -> list[str]:
+    """The instruction sets that this CPU has and llama.cpp could use, were it compiled for them."""
+    flags = cpu_flags()
+    return [
+        name for name, flag in INSTRUCTION_SETS.items() if flag in flags and name not in features
+    ]

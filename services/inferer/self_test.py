@@ -1,0 +1,101 @@
+"""``python -m services.inferer.self_test``: whether llama.cpp can compute here.
+
+Reads ``INFERER_*`` as the inferer does, loads the same model and computes what jobs will ask for: a
+few tokens, one token, the largest batch, in as many slots. A library that was compiled for another
+CPU, or wrongly, ends this process by a signal and not the inferer; `fitness` reads how it ended.
+"""
+
+import os
+import queue
+import signal
+import sys
+
+from services.inferer.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.llama import Model
+from services.inferer.models import locate
+from services.inferer.sampler import Sampler
+from services.inferer.settings import InfererSettings
+from shared.config import load
+from shared.cpus import usable_cpus
+from shared.errors import SluiceError
+from shared.lifecycle import EXIT_CONFIGURATION
+from shared.logs import configure_logs
+from shared.messages import Sampling
+
+WITHOUT_EXTRA_BUFFERS = "--without-extra-buffers"
+LOADED = "loaded"
+"""Printed when the model is loaded."""
+
+FEW_TOKENS = 8
+ENOUGH_S = 5.0
+"""A batch that takes longer is given up: it is slow, but it computes."""
+SHORTEST_LIMIT_S = 10.0
+
+
+def main() -> int:
+    configure_logs("inferer", stream=sys.stderr)  # stdout is for `fitness`
+    try:
+        settings = load(InfererSettings, "INFERER")
+        model = Model(
+            locate(settings.model),
+            settings.gpu_layers,
+            extra_buffers=WITHOUT_EXTRA_BUFFERS not in sys.argv,
+            chat=False,
+        )
+        print(LOADED, flush=True)
+        # What hangs is ended by SIGALRM, whether it is in llama.cpp or not.
+        signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, SHORTEST_LIMIT_S))
+        engine = Engine(
+            model,
+            slots=settings.concurrency,
+            n_ctx=model.context_size(settings.n_ctx),
+            n_batch=settings.n_batch,
+            threads=settings.threads or usable_cpus(),
+        )
+        _compute(engine, settings.n_batch)
+    except SluiceError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIGURATION
+    # The memory is the kernel's to take back; freeing it here would take time.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _compute(engine: Engine, n_batch: int) -> None:
+    """Raises: SluiceError."""
+    ended: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
+    lengths = [FEW_TOKENS] * engine.slots + [n_batch + 1]
+    sequences = [
+        _sequence(engine, max(1, min(length, engine.n_ctx - 2)), ended) for length in lengths
+    ]
+    for sequence in sequences:
+        engine.submit(sequence)
+    patience_s: float | None = ENOUGH_S
+    for _ in sequences:
+        try:
+            outcome = ended.get(timeout=patience_s)
+        except queue.Empty:
+            for sequence in sequences:
+                engine.abort(sequence)
+            patience_s = None
+            outcome = ended.get()
+        if isinstance(outcome, Exception) and not isinstance(outcome, Aborted):
+            raise outcome
+
+
+def _sequence(
+    engine: Engine, length: int, ended: "queue.SimpleQueue[Generation | Exception]"
+) -> Sequence:
+    """One of ``length`` tokens, whatever they mean, and two more after them."""
+    prompt = [token % engine.model.vocabulary.size for token in range(length)]
+    return Sequence(
+        prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
+        max_tokens=2,
+        stop=[],
+        on_text=lambda _: None,
+        on_end=ended.put,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

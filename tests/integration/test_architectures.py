@@ -1,0 +1,82 @@
+"""What is not the usual kind of model is served, or refused when it is loaded, in one sentence."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+
+from services.inferer import context
+from services.inferer.context import Context
+from services.inferer.llama import Model, log_lines
+from services.inferer.memory import MIB
+from services.inferer.models import locate
+from shared.errors import ModelError, OutOfMemory
+from tests.architectures import write_changed, write_mamba
+from tests.processes import Stack
+
+N_CTX, N_BATCH = 4096, 128
+BUFFER = re.compile(r"buffer size = +([0-9.]+) MiB")
+"""What llama.cpp logs of each buffer that it has made."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"llama.attention.causal": False}, {"llama.pooling_type": 2}, {"llama.pooling_type": 4}],
+    ids=["bert", "embeddings", "ranks"],
+)
+def test_a_model_that_writes_no_text(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Its jobs would end with SUCCESS and nothing, or rubbish."""
+    path = write_changed(tmp_path / "model.gguf", changes)
+    with pytest.raises(ModelError, match="choose one that does"):
+        Model(path, gpu_layers=0)
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    """llama.cpp would abort the process at the first prompt."""
+    changes: dict[str, object] = {"tokenizer.ggml.model": "none", "llama.vocab_size": 49152}
+    path = write_changed(tmp_path / "model.gguf", changes, tokenizer=False)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        Model(path, gpu_layers=0)
+
+
+def test_a_model_that_pools_nothing_is_usual(tmp_path: Path) -> None:
+    path = write_changed(tmp_path / "model.gguf", {"llama.pooling_type": 0})
+    Model(path, gpu_layers=0).close()
+
+
+def test_mamba_is_served(tmp_path: Path) -> None:
+    """It has no heads to divide by, and answers like any other."""
+    with Stack(tmp_path / "stack") as stack:
+        stack.serve(write_mamba(tmp_path / "mamba.gguf"))
+        end = stack.wait_for_end(stack.submit(prompt="Once upon a time", max_tokens=8))
+    assert end["state"] == "SUCCESS"
+    assert end["result"]["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m", "mamba"])
+def test_how_much_memory_is_said(tmp_path: Path, name: str, slots: int) -> None:
+    """As much as llama.cpp then sets aside, whatever the architecture: heads wider than the
+    embedding divided by their number, sliding windows, no attention at all."""
+    path = write_mamba(tmp_path / "mamba.gguf") if name == "mamba" else locate(name)
+    model = Model(path, gpu_layers=0)
+    said = context._wanted_bytes(model, slots, N_CTX, N_BATCH)
+    with log_lines() as lines:
+        _context(model, slots, N_CTX).close()
+    model.close()
+    taken = sum(float(size) for line in lines for size in BUFFER.findall(line)) * MIB
+    assert abs(said - taken) < MIB
+
+
+def test_what_does_not_fit_is_refused_with_its_size(tiny_model: Path) -> None:
+    """The kernel would promise it, and end the process when it is filled."""
+    model = Model(tiny_model, gpu_layers=0)
+    with pytest.raises(OutOfMemory, match=r"they take [1-9]\d+\.\d GiB"):
+        _context(model, 64, 8_000_000)
+    model.close()
+
+
+def _context(model: Model, slots: int, n_ctx: int) -> Context:
+    flag = ctypes.create_string_buffer(2)
+    return Context(model, slots=slots, n_ctx=n_ctx, n_batch=N_BATCH, threads=1, abort_flag=flag)
