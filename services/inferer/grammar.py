@@ -107,14 +107,12 @@ class Vocabulary:
             InvalidRequest: the schema contradicts itself, says what cannot be followed, or is too
                 large.
         """
-        match response_format:
-            case JsonSchema(json_schema=named):
-                schema: Any = named.schema
-            case JsonObject():
-                schema = {"type": "object"}
-            case _:
-                return None
+        if not isinstance(response_format, JsonSchema | JsonObject):
+            return None
         try:
+            schema: dict[str, Any] = {"type": "object"}
+            if isinstance(response_format, JsonSchema):
+                schema = response_format.json_schema.schema
             together = '"allOf":' in json.dumps(schema, separators=(",", ":"))
             text = json.dumps(_prepared(schema, closes=not together))
             grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
