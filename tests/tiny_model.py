@@ -17,10 +17,12 @@ def write_tiny_model(
     seed: int = 7,
     template: str | None = None,
     pre_tokenizer: str | None = None,
+    longrope_from: int | None = None,
 ) -> Path:
     """Write a two-layer llama with the bundled model's tokenizer, and its template if ``chat``;
     with ``template`` in its place, where there is one; ``pre_tokenizer`` is how llama.cpp splits
-    words before it tokenizes them."""
+    words before it tokenizes them; in a context of more than ``longrope_from`` tokens it computes
+    with other factors."""
     random = numpy.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -37,6 +39,13 @@ def write_tiny_model(
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape) * 0.3
         writer.add_tensor(name, values.astype(numpy.float16))
+
+    if longrope_from is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(longrope_from)
+        for which, factor in (("long", 8), ("short", 1)):
+            factors = numpy.full(WIDTH // HEADS // 2, factor, dtype=numpy.float32)
+            writer.add_tensor(f"rope_factors_{which}.weight", factors)
 
     def add_norm(name: str) -> None:
         writer.add_tensor(name, numpy.ones(WIDTH, dtype=numpy.float32))

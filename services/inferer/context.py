@@ -70,7 +70,10 @@ class Context:
             state = (ctypes.c_uint8 * size)()
             llama_cpp.llama_state_seq_get_data(other.handle, state, size, slot)
             if not llama_cpp.llama_state_seq_set_data(self.handle, state, size, slot):
-                raise ModelError("llama.cpp could not move the running jobs to a larger context")
+                raise ModelError(
+                    "llama.cpp cannot move this model's running jobs to a larger context; ask "
+                    "again when no job runs"
+                )
 
     def close(self) -> None:
         llama_cpp.llama_free(self.handle)
