@@ -57,8 +57,10 @@ class Process:
         log: Path,
         environment: dict[str, str] | None = None,
         cpus: Iterable[int] | None = None,
+        output_end: int | None = None,
     ):
-        """``cpus`` are the numbers of those it may run on; None means all."""
+        """``cpus`` are the numbers of those it may run on; None means all. It writes to
+        ``output_end``, a descriptor, in place of ``log``, if there is one."""
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
@@ -66,7 +68,7 @@ class Process:
                 cwd=ROOT,
                 env={**clean_environment(), "SLUICE_STORE": STORE, **(environment or {})},
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=output if output_end is None else output_end,
                 stderr=subprocess.STDOUT,
                 preexec_fn=None if cpus is None else lambda: os.sched_setaffinity(0, cpus),
             )

@@ -13,6 +13,8 @@ import llama_cpp
 
 POISON = "poison"
 """A prompt with this word dies of SIGSEGV when it is computed, with `POISONED`."""
+HANG = "harbinger"
+"""A prompt with this word hangs where it is computed, with `DYING_AND_HANGING`."""
 TOKENIZER_POISON = "poisoned tokenizer"
 """A text with these words dies of SIGSEGV when it is tokenized, with `POISONED`."""
 
@@ -51,8 +53,24 @@ int32_t llama_decode(void *context, llama_batch batch) { die(SIGSEGV); return 0;
 """
 """A library that cannot compute anything at all."""
 
-POISONED = rf"""
-static int32_t marker[8], marker_tokens;
+
+def _traps(at_words: dict[str, str], at_texts: dict[str, str]) -> str:
+    """C that does something when it computes one of the words, each of which comes after a space;
+    and when it tokenizes one of the texts."""
+    count = len(at_words)
+    words = ", ".join(f'" {word}"' for word in at_words)
+    springs = "\n".join(f"    if (word == {n}) {do};" for n, do in enumerate(at_words.values()))
+    texts = "\n".join(
+        f'    if (memmem(text, length, "{text}", {len(text)})) {do};'
+        for text, do in at_texts.items()
+    )
+    return rf"""
+static const char *words[] = {{ {words} }};
+static int32_t markers[{count}][8], sizes[{count}];
+
+static void spring(int word) {{
+{springs}
+}}
 
 typedef int32_t tokenize(const void *, const char *, int32_t, int32_t *, int32_t, bool, bool);
 
@@ -61,24 +79,33 @@ int32_t llama_tokenize(
     int32_t *tokens, int32_t most, bool add_special, bool parse_special
 ) {{
     tokenize *really = (tokenize *) real("llama_tokenize");
-    if (memmem(text, length, "{TOKENIZER_POISON}", {len(TOKENIZER_POISON)})) die(SIGSEGV);
-    if (!marker_tokens)
-        marker_tokens = really(
-            vocabulary, " {POISON}", {len(POISON) + 1}, marker, 8, false, false);
+{texts}
+    for (int word = 0; word < {count}; word++)
+        if (!sizes[word])
+            sizes[word] = really(
+                vocabulary, words[word], strlen(words[word]), markers[word], 8, false, false);
     return really(vocabulary, text, length, tokens, most, add_special, parse_special);
 }}
 
 int32_t llama_decode(void *context, llama_batch batch) {{
-    for (int at = 0; marker_tokens > 0 && batch.token && at + marker_tokens <= batch.n_tokens; at++)
-        if (!memcmp(batch.token + at, marker, marker_tokens * sizeof *marker)) die(SIGSEGV);
+    for (int word = 0; word < {count}; word++)
+        for (int at = 0; sizes[word] > 0 && batch.token && at + sizes[word] <= batch.n_tokens; at++)
+            if (!memcmp(batch.token + at, markers[word], sizes[word] * sizeof(int32_t)))
+                spring(word);
     return ((int32_t (*)(void *, llama_batch)) real("llama_decode"))(context, batch);
 }}
 """
+
+
+POISONED = _traps({POISON: "die(SIGSEGV)"}, {TOKENIZER_POISON: "die(SIGSEGV)"})
 """A library that computes everything but what holds `POISON` (after a space) or
 `TOKENIZER_POISON`."""
 
-HANGING = POISONED.replace("die(SIGSEGV)", "hang()")
+HANGING = _traps({POISON: "hang()"}, {TOKENIZER_POISON: "hang()"})
 """A library that hangs where `POISONED` dies."""
+
+DYING_AND_HANGING = _traps({POISON: "die(SIGSEGV)", HANG: "hang()"}, {})
+"""A library that dies of the one word and hangs at the other."""
 
 
 HANGS_AT_DECODE = r"""

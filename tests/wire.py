@@ -1,6 +1,8 @@
 """HTTP as bytes on a connection, for what no client library would send."""
 
+import re
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 
 import httpx
@@ -36,6 +38,23 @@ def read_answer(connection: socket.socket) -> Answer:
             received += part
     head, _, body = received.partition(b"\r\n\r\n")
     return (int(head.split()[1]) if head else 0), body
+
+
+def exchange(url: str, pieces: Sequence[bytes], silence_s: float) -> bytes:
+    """Send ``pieces`` one by one; what came until the connection closed, or nothing for so long."""
+    received = b""
+    with connect(url) as connection, suppress(OSError):
+        connection.settimeout(silence_s)
+        for piece in pieces:
+            connection.sendall(piece)
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def statuses(received: bytes) -> list[int]:
+    """Of all answers in what came."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3})", received)]
 
 
 def get(url: str, path: str = "/healthz", *lines: str, close: bool = True) -> bytes:

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
-from nats.aio.client import Client as NatsClient
 from nats.micro.request import ERROR_CODE_HEADER
 
 from shared import subjects
-from shared.broker import TRANSIENT
+from shared.broker import TRANSIENT, Broker
+from shared.config import BrokerSettings
 from shared.messages import JobStatus, decode_result, encode
 from tests.chaos.errands import EXPECTED_FAILURES, Errand
 from tests.chaos.ledger import Ledger
@@ -42,22 +42,16 @@ class Clients:
 
     def __init__(self, urls: list[str], nats_url: str, ledger: Ledger) -> None:
         self._urls = urls
-        self._nats_url = nats_url
         self._ledger = ledger
         self._places = asyncio.Semaphore(AT_ONCE)
-        self._nats = NatsClient()
+        self._nats = Broker(BrokerSettings(url=nats_url), "clients")
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5),
             limits=httpx.Limits(),  # none
         )
 
     async def __aenter__(self) -> Self:
-        await self._nats.connect(
-            self._nats_url.split(","),
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # any number of seconds
-            error_cb=_ignore,
-        )
+        await self._nats.connect()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -85,17 +79,13 @@ class Clients:
                 self._ledger.gave_up(errand, client.job_id)
 
 
-async def _ignore(_: Exception) -> None:
-    """Connections are lost all the time here."""
-
-
 class Client:
     """One errand; the kinds of errands are its public methods."""
 
     def __init__(
         self,
         http: httpx.AsyncClient,
-        nats: NatsClient,
+        nats: Broker,
         urls: list[str],
         ledger: Ledger,
         errand: Errand,
@@ -169,7 +159,7 @@ class Client:
         name = "chat" if "messages" in self._errand.body else "complete"
         while True:
             try:
-                answer = await self._nats.request(
+                answer = await self._nats.nc.request(
                     f"infer.{name}",
                     json.dumps(self._errand.body).encode(),
                     NATS_TIMEOUT_S,

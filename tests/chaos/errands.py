@@ -24,6 +24,9 @@ KINDS = {
 LENGTHS = {3: 25, 20: 26, 60: 22, 150: 11, 600: 10, 1200: 6}
 """Most tokens of an answer, and how many jobs in a hundred ask for so many."""
 
+POISONED = "poisons"
+"""The kind of a job that kills every inferer that runs it; it comes with a fault, not of itself."""
+
 EXPECTED_FAILURES = ("prompt_too_long", "out_of_memory", "worker_lost")
 """What may become of these jobs besides an answer: three inferers lost, or three without memory."""
 

@@ -3,19 +3,34 @@ returns when what it struck serves again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 
 from shared import subjects
-from tests.chaos.errands import Errand
+from shared.job_ids import new_job_id
+from tests.chaos.errands import POISONED, Errand
 from tests.chaos.parts import Inferer, Node, Part
 from tests.chaos.site import Site
 from tests.chaos.strike import Strike
-from tests.shim import POISON
+from tests.fuzz.inputs.messages import BROKEN, HEADER_BLOCKS, REPLIES
+from tests.raw_nats import Closed, RawNats, publication
+from tests.shim import HANG, POISON
 
 TOLD_WITHIN_S = 60.0
+SERVED_WITHIN_S = 30.0
+MENDED_AFTER_S = 1.0
 GIVEN_UP_WITHIN_S = 300.0
 """A job that hangs is started three times, and each start costs a lease."""
 
+MISTAKES: dict[str, Callable[[str], str]] = {
+    "nobody may publish": lambda right: right.replace(
+        "nkey: $anybody", "nkey: $anybody, permissions: { publish: nothing }"
+    ),
+    "one connection": lambda right: f"{right}\nmax_connections: 1\n",
+    "short lines": lambda right: f"{right}\nmax_control_line: 32\n",
+    "no configuration": lambda right: f"{right}\nmax_payload: [\n",
+}
+"""In a broker's configuration. All but the last, which it refuses, close connections."""
 
 Fault = Callable[[Site, Strike], Awaitable[None]]
 FAULTS: dict[str, Fault] = {}
@@ -74,23 +89,21 @@ async def hang_compute(site: Site, strike: Strike) -> None:
     """A job in which the compute thread hangs each time it is started. The watchdog ends that
     process; the job is given up in the end, by its deadline or with its third inferer."""
     body: dict[str, object] = {
-        "prompt": f"please {POISON} this",
+        "prompt": f"please {HANG} this",
         "max_tokens": 3,
         "priority": "high",
     }
     if strike.is_brief or strike.random.random() < 0.5:
         body["timeout_s"] = 20
-    client = site.clients.client(Errand(-1, "polls", 0, body, strike.random))
-    with site.all_excused(site.inferers):
-        async with asyncio.timeout(GIVEN_UP_WITHIN_S):
-            ended = asyncio.create_task(client.polls())
-            while strike.at is None and not ended.done():
-                await asyncio.sleep(0.005)
-                name = client.job_id and site.listener.inferer_of(client.job_id)
-                for inferer in site.inferers:
-                    if inferer.name == name:
-                        strike.hits(inferer, client.job_id)
-            await ended
+    await _run_deadly(site, strike, Errand(-1, "polls", 0, body, strike.random))
+
+
+@fault
+async def poison(site: Site, strike: Strike) -> None:
+    """A job that kills every inferer that computes it, by a real signal: it ends by name, and the
+    jobs beside it complete."""
+    body: dict[str, object] = {"prompt": f"a {POISON} b", "max_tokens": 3, "priority": "high"}
+    await _run_deadly(site, strike, Errand(-2, POISONED, 0, body, strike.random))
 
 
 @fault
@@ -184,6 +197,45 @@ async def freeze_node(site: Site, strike: Strike) -> None:
 
 
 @fault
+async def reload_wrongly(site: Site, strike: Strike) -> None:
+    """A node loads a configuration with a mistake, which is mended a second later. A service that
+    its node throws out comes back, or ends to be started again."""
+    async with site.cluster.minority:
+        node = strike.random.choice(site.cluster.nodes)
+        mistake = strike.random.choice(sorted(MISTAKES))
+        with site.all_excused(site.services):
+            strike.hits(node)
+            with node.misconfigured(MISTAKES[mistake]):
+                await asyncio.sleep(MENDED_AFTER_S)
+            await node.until_ready()
+            await _until_all_serve(site)
+
+
+@fault
+async def send_rubbish(site: Site, strike: Strike) -> None:
+    """Somebody on a connection of his own sends what no client would, to everything that is read:
+    nobody dies of it, and nobody is deaf for long."""
+    node = strike.random.choice(site.cluster.nodes)
+    strike.hits(node)
+    await asyncio.to_thread(_send_rubbish, node, strike.random)
+
+
+@fault
+async def block_log(site: Site, strike: Strike) -> None:
+    """Nobody reads what a service writes, for some seconds: it serves all the same."""
+    async with site.one_of(site.services, strike.random) as part:
+        await _terminate(part)
+        pipe = part.launch_with_pipe()
+        await part.until_ready()
+        pipe.block()
+        strike.hits(part)
+        try:
+            await asyncio.sleep(strike.random.uniform(2, 6))
+        finally:
+            pipe.unblock()
+
+
+@fault
 async def fill_disk(site: Site, strike: Strike) -> None:
     """No byte left for any NATS node, until somebody makes room and starts it again."""
     async with site.cluster.minority:
@@ -201,6 +253,54 @@ async def fill_disk(site: Site, strike: Strike) -> None:
         await node.until_ready()
 
 
+async def _run_deadly(site: Site, strike: Strike, errand: Errand) -> None:
+    """Have a job end of which inferers die."""
+    client = site.clients.client(errand)
+    with site.all_excused(site.inferers):
+        async with asyncio.timeout(GIVEN_UP_WITHIN_S):
+            ended = asyncio.create_task(client.polls())
+            while strike.at is None and not ended.done():
+                await asyncio.sleep(0.005)
+                name = client.job_id and site.listener.inferer_of(client.job_id)
+                for inferer in site.inferers:
+                    if inferer.name == name:
+                        strike.hits(inferer, client.job_id)
+            await ended
+
+
+def _send_rubbish(node: Node, random: Random) -> None:
+    job_id = new_job_id()
+    read = (
+        *("infer.queue", "infer.chat", "infer.cancel.x", f"infer.finished.{job_id}"),
+        *(f"infer.events.{job_id}.state", f"infer.events.{job_id}.tokens", "infer.dead.tiny.x"),
+        *(f"$KV.{subjects.INFERERS}.x", f"$KV.{subjects.IDEMPOTENCY}.x", "infer.control.inferer-0"),
+    )
+    bodies = (b"", b"X", b"\xff", b"[" * 5_000, b'{"state":"\xff"}', b'{"at":"soon"}', b"{}")
+    for _ in range(20):
+        subject = random.choice(read)
+        # The broker answers what it stores, wherever that goes.
+        reply = random.choice(REPLIES) if subject.startswith("infer.") else b""
+        sent = publication(
+            subject.encode(),
+            random.choice(bodies),
+            b"" if ".events." in subject or ".dead." in subject else reply,
+            random.choice((None, *HEADER_BLOCKS)),
+        )
+        with suppress(Closed, OSError), RawNats(node.port) as connection:
+            connection.send(random.choice((sent, sent, random.choice(BROKEN))))
+            connection.settle()
+
+
+async def _until_all_serve(site: Site) -> None:
+    """Every gateway is ready and knows every inferer; or so long that others have struck them."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SERVED_WITHIN_S):
+            for gateway in site.gateways:
+                await gateway.until_ready()
+                while await gateway.known_inferers() < len(site.inferers):
+                    await asyncio.sleep(0.1)
+
+
 async def _kill_node(node: Node, strike: Strike) -> None:
     node.kill()
     strike.hits(node)
@@ -214,9 +314,12 @@ async def _terminate(part: Part) -> None:
 
 
 async def _until_told(inferer: Inferer, job_id: str) -> None:
-    """Until it says that it is done with the job, whoever was first."""
+    """Until it says that it is done with the job, whoever was first; or has died of another one."""
+    log = inferer.logs[-1]
     async with asyncio.timeout(TOLD_WITHIN_S):
         while all(event["job_id"] != job_id for event in inferer.events("job_finished")):
+            if inferer.logs[-1] != log:
+                return
             await asyncio.sleep(0.1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from services.inferer.retry import is_retried
 from shared.messages import Completed, Failed, JobStatus, Result, encode
 from shared.results import decode_stored
-from tests.chaos.errands import EXPECTED_FAILURES, Errand
+from tests.chaos.errands import EXPECTED_FAILURES, POISONED, Errand
 from tests.chaos.store import Store
 from tests.chaos.strike import Strike
 
@@ -166,9 +166,21 @@ class Ledger:
                     yield Problem("unburied", f"{job_id} is {result.code}, its letter: {letter}")
 
     def _failed_otherwise(self) -> Iterator[Problem]:
+        struck = {strike.job_id for strike in self.strikes}
         for job_id, result in self.results.items():
-            if isinstance(result, Failed) and result.code not in EXPECTED_FAILURES:
-                yield Problem("failed", f"{job_id}: {result.code}: {result.message}")
+            code = result.code if isinstance(result, Failed) else "completed"
+            told = f"{job_id}: {code}: {getattr(result, 'message', '')}"
+            if self._is_poisoned(job_id):
+                if code != "worker_lost":
+                    yield Problem("unnamed", f"{told}: it kills inferers")
+            elif isinstance(result, Failed) and code not in EXPECTED_FAILURES:
+                yield Problem("failed", told)
+            elif code == "worker_lost" and job_id not in struck:
+                yield Problem("blamed", f"{told}: nothing struck it but what was beside it")
+
+    def _is_poisoned(self, job_id: str) -> bool:
+        errand = self.accepted.get(job_id)
+        return errand is not None and errand.kind == POISONED
 
 
 def _first_difference(one: str, other: str) -> int:

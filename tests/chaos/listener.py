@@ -1,22 +1,13 @@
 """Everything the broker says aloud, heard at every node at the same time."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 
-import nats
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared import subjects
+from shared.broker import Broker
+from shared.config import BrokerSettings
 from shared.messages import decode_state_event
-
-
-@dataclass(frozen=True)
-class Running:
-    """What an inferer started last."""
-
-    job_id: str
-    max_tokens: int
 
 
 class Listener:
@@ -25,47 +16,49 @@ class Listener:
     def __init__(self) -> None:
         self.announced: dict[str, set[tuple[int, bytes]]] = defaultdict(set)
         """For each job the different announcements: sequence in RESULTS, and what was stored."""
-        self.running: dict[str, Running] = {}
-        self._connections: list[Client] = []
+        self._running: dict[str, dict[str, int]] = defaultdict(dict)
+        """For each inferer the jobs that it has started, with the most tokens of each."""
+        self._connections: list[Broker] = []
 
     async def connect(self, urls: list[str]) -> None:
         for url in urls:
-            connection = await nats.connect(
-                url,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.1,
-                error_cb=_ignore,
-            )
+            connection = Broker(BrokerSettings(url=url), "listener")
+            await connection.connect()
             self._connections.append(connection)
-            await connection.subscribe(subjects.FINISHED_WILDCARD, cb=self._hear_result)
-            await connection.subscribe(subjects.state_events("*"), cb=self._hear_state)
+            await connection.nc.subscribe(subjects.FINISHED_WILDCARD, cb=self._hear_result)
+            await connection.nc.subscribe(subjects.state_events("*"), cb=self._hear_state)
 
     async def close(self) -> None:
         for connection in self._connections:
             await connection.close()
 
     def is_running(self, inferer: str, min_tokens: int) -> str | None:
-        """The job that ``inferer`` runs, if it is so long that there is time to strike."""
-        running = self.running.get(inferer)
-        if running is None or running.max_tokens < min_tokens or running.job_id in self.announced:
-            return None
-        return running.job_id
+        """A job that ``inferer`` runs, one that is so long that there is time to strike."""
+        long = (job for job, tokens in self._running[inferer].items() if tokens >= min_tokens)
+        return next(long, None)
 
     def inferer_of(self, job_id: str) -> str | None:
-        """Who started this job last, if it has not started another since."""
-        runs = (name for name, running in self.running.items() if running.job_id == job_id)
-        return next(runs, None)
+        """Who runs this job."""
+        return next((name for name, jobs in self._running.items() if job_id in jobs), None)
 
     async def _hear_result(self, message: Msg) -> None:
         sequence = int((message.headers or {}).get("Nats-Sequence", 0))
-        self.announced[subjects.last_token(message.subject)].add((sequence, message.data))
+        if sequence == 0:
+            return  # rubbish that a fault has sent: no stream has announced it
+        job_id = subjects.last_token(message.subject)
+        self.announced[job_id].add((sequence, message.data))
+        self._forget(job_id)
 
     async def _hear_state(self, message: Msg) -> None:
-        event = decode_state_event(message.data)
-        if event.state == "started" and event.work is not None:
-            job_id = message.subject.split(".")[2]
-            self.running[event.inferer] = Running(job_id, event.work.max_tokens)
+        try:
+            event = decode_state_event(message.data)
+        except (ValueError, RecursionError):
+            return  # likewise
+        job_id = message.subject.split(".")[2]
+        self._forget(job_id)
+        if event.state == "started" and event.work is not None and job_id not in self.announced:
+            self._running[event.inferer][job_id] = event.work.max_tokens
 
-
-async def _ignore(_: Exception) -> None:
-    """A node that is dead is what this is all about."""
+    def _forget(self, job_id: str) -> None:
+        for jobs in self._running.values():
+            jobs.pop(job_id, None)

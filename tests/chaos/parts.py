@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import resource
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from tests.chaos.log_pipe import LogPipe
 from tests.disk import Disk
 from tests.processes import ROOT, Process, scripts
 
@@ -22,10 +25,6 @@ STALL_S = 5.0
 
 EPHEMERAL_FROM = 32_768
 """Linux takes ports for outgoing connections from here on."""
-
-
-LIBRARY = "hanging-llama"
-"""The folder, beside the model, of a llama.cpp that hangs where it is told to."""
 
 
 class Part:
@@ -83,9 +82,19 @@ class Part:
         return self.logs[-1].read_text(errors="replace")[-size:]
 
     def launch(self) -> None:
-        log = self._folder / f"{self.name}.{len(self.logs) + 1}.log"
-        self.logs.append(log)
-        self.process = Process(self._command, log, self._environment)
+        self.process = Process(self._command, self._new_log(), self._environment)
+
+    def launch_with_pipe(self) -> LogPipe:
+        """As `launch`, with a pipe to its log that can be blocked."""
+        log = self._new_log()
+        pipe = LogPipe(log)
+        self.process = Process(self._command, log, self._environment, output_end=pipe.end)
+        pipe.close_end()
+        return pipe
+
+    def _new_log(self) -> Path:
+        self.logs.append(self._folder / f"{self.name}.{len(self.logs) + 1}.log")
+        return self.logs[-1]
 
     async def until_ready(self) -> None:
         """Raises: TimeoutError: it does not serve within a minute; RuntimeError: it has died."""
@@ -153,13 +162,13 @@ class Node(Part):
         self.data.mkdir()
         self.disk: Disk | None = None
         """That of its own, where it has one."""
-        configuration = folder / f"{name}.conf"
-        configuration.write_text("\n".join(lines) + "\n")
+        self.configuration = folder / f"{name}.conf"
+        self.configuration.write_text("\n".join(lines) + "\n")
         super().__init__(
             name,
             [
                 str(scripts() / "nats-server"),
-                *("-c", str(configuration)),
+                *("-c", str(self.configuration)),
                 *("-a", "127.0.0.1", "-p", str(self.port), "-sd", str(self.data)),
             ],
             {},
@@ -167,6 +176,22 @@ class Node(Part):
             # It says so once every stream and consumer that it holds has caught up.
             _answers(f"{self.monitoring}/healthz"),
         )
+
+    @contextmanager
+    def misconfigured(self, edit: Callable[[str], str]) -> Iterator[None]:
+        """During the block it runs with what ``edit`` makes of its configuration, loaded without a
+        restart."""
+        right = self.configuration.read_text()
+        self._load(edit(right))
+        try:
+            yield
+        finally:
+            self._load(right)
+
+    def _load(self, configuration: str) -> None:
+        self.configuration.write_text(configuration)
+        if self.process is not None and not self.has_died:
+            os.kill(self.process.pid, signal.SIGHUP)
 
 
 class Gateway(Part):
@@ -198,8 +223,11 @@ class Gateway(Part):
 
     async def known_inferers(self) -> int:
         """How many inferers it knows for its models."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=20) as http:
-            answer = await http.get("/queue")
+        try:
+            async with httpx.AsyncClient(base_url=self.url, timeout=20) as http:
+                answer = await http.get("/queue")
+        except httpx.TransportError:
+            return 0  # another fault has struck it
         return sum(queue["inferers"] for queue in answer.json().get("models", []))
 
 
@@ -230,7 +258,6 @@ class Inferer(Part):
                 "INFERER_THREADS": "1",
                 "INFERER_GRACE_S": "0.5",  # some jobs end within it, some are handed back
                 "INFERER_STALL_S": str(STALL_S),
-                "LLAMA_CPP_LIB_PATH": str(self.model.parent / LIBRARY),
                 **environment,
             },
             folder,

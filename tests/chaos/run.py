@@ -18,16 +18,16 @@ import structlog
 from tests.chaos.errands import errands
 from tests.chaos.faults import FAULTS
 from tests.chaos.ledger import Ledger
-from tests.chaos.parts import LIBRARY
 from tests.chaos.report import report
 from tests.chaos.site import Site
 from tests.chaos.store import queued, read_store
 from tests.chaos.strike import Strike
-from tests.shim import HANGING, write_shim
 from tests.tiny_model import write_tiny_model
 
 EMPTY_WITHIN_S = 150.0
 """After the last client has gone, for jobs that nobody waits for."""
+
+POISON, POISON_EVERY_S = "poison", 60.0
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,30 @@ class Plan:
 
 
 def long_plan(seed: int, jobs: int = 600, rounds: int = 5) -> Plan:
-    """Every fault once in each round, in any order."""
+    """Every fault once in each round, in any order; and a poisoned job every minute."""
     random = Random(f"{seed}/faults")
-    kinds = [kind for _ in range(rounds) for kind in random.sample(list(FAULTS), len(FAULTS))]
-    return Plan(seed, jobs, [(random.uniform(3, 8), kind) for kind in kinds])
+    others = [kind for kind in FAULTS if kind != POISON]
+    kinds = [kind for _ in range(rounds) for kind in random.sample(others, len(others))]
+    faults, since_poison_s = [], POISON_EVERY_S
+    for kind in kinds:
+        if since_poison_s >= POISON_EVERY_S:
+            faults.append((0.0, POISON))
+            since_poison_s = 0.0
+        faults.append((random.uniform(3, 8), kind))
+        since_poison_s += faults[-1][0]
+    return Plan(seed, jobs, faults)
 
 
 def short_plan(seed: int, jobs: int = 40) -> Plan:
     """Every fault once; first those whose job has to wait for the end of a lease."""
     random = Random(f"{seed}/faults")
-    slow = ["freeze_inferer", "hang_compute", "kill_inferer"]
+    slow = [POISON, "freeze_inferer", "hang_compute", "kill_inferer"]
     others = random.sample([kind for kind in FAULTS if kind not in slow], len(FAULTS) - len(slow))
     faults = [(random.uniform(1, 2), kind) for kind in [*slow, *others]]
     return Plan(seed, jobs, faults, limit_s=170, is_brief=True)
 
 
 def write_chaos_model(folder: Path) -> Path:
-    """A tiny model, beside a library that `hang_compute` can hang."""
-    write_shim(folder / LIBRARY, HANGING)
     return write_tiny_model(folder / "tiny.gguf")
 
 

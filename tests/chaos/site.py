@@ -14,7 +14,9 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.ledger import Ledger
 from tests.chaos.listener import Listener
 from tests.chaos.parts import Gateway, Inferer, Part
+from tests.shim import DYING_AND_HANGING, write_shim
 
+SLOTS = 2
 BUSY_WITHIN_S = 10.0
 LIVE_WITHIN_S = 30.0
 LONG_JOB_TOKENS = 600
@@ -34,7 +36,13 @@ class Site:
         self.topology = Topology(replicas=nodes)
         url = self.cluster.url
         self.gateways = [Gateway(f"gateway-{n}", folder, url, nodes) for n in range(2)]
-        self.inferers = [Inferer(f"inferer-{n}", folder, url, model, inferer) for n in range(2)]
+        settings = {
+            "INFERER_CONCURRENCY": str(SLOTS),
+            "LLAMA_CPP_LIB_PATH": str(write_shim(folder / "llama", DYING_AND_HANGING)),
+        }
+        self.inferers = [
+            Inferer(f"inferer-{n}", folder, url, model, inferer, **settings) for n in range(2)
+        ]
         self.clients = Clients([gateway.url for gateway in self.gateways], self.cluster.url, ledger)
         self.listener = Listener()
         self.deaths: list[str] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from nats.aio.msg import Msg
@@ -41,10 +42,10 @@ async def read_store(broker: Broker) -> Store:
             metadata.sequence.stream, metadata.timestamp.timestamp(), message.data
         )
         results[subjects.last_token(message.subject)].append(stored)
-    letters = {
-        subjects.last_token(message.subject): decode_dead_letter(message.data)
-        for message in await _all(broker, subjects.DEAD, subjects.DEAD_WILDCARD)
-    }
+    letters = {}
+    for message in await _all(broker, subjects.DEAD, subjects.DEAD_WILDCARD):
+        with suppress(ValueError, RecursionError):  # rubbish that a fault has sent
+            letters[subjects.last_token(message.subject)] = decode_dead_letter(message.data)
     ever_stored = (await stream_info(broker, subjects.RESULTS)).state.last_seq
     return Store(dict(results), ever_stored, await queued(broker), letters)
 

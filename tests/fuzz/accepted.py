@@ -69,7 +69,8 @@ class Accepted:
                 message: Msg = await reading.next_msg(READ_TIMEOUT_S)
                 job_id = subjects.last_token(message.subject)
                 if job_id in self.ids:
-                    results.setdefault(job_id, []).append(decode_stored(job_id, message.data))
+                    stored = decode_stored(job_id, message.data, message.metadata.timestamp)
+                    results.setdefault(job_id, []).append(stored)
             return results, left, info.state.last_seq, info.state.messages
         finally:
             await broker.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import Flaky
 
 from tests.fuzz.attacks.attack import Attack
 from tests.fuzz.findings import Findings
@@ -51,11 +51,11 @@ def hunt(attack: Attack, target: Target, findings: Findings, seed: int, ends_at:
 
     try:
         send()
-    except (Fault, HypothesisException):
+    except (Fault, Flaky):
         pass  # the latter says that it does not happen every time
     except ExceptionGroup as group:
-        if group.split((Fault, HypothesisException))[1] is not None:
+        if group.split((Fault, Flaky))[1] is not None:
             raise
     if harmful:
-        case, fault = min(harmful, key=lambda found: len(found[0]))
+        case, fault = harmful[-1]  # each that is tried is smaller than the one before
         findings.add(fault.kind, fault.text, case)

@@ -37,7 +37,7 @@ class Logs:
                     what = next((words for words in FORBIDDEN if words in line), None)
                     if what is not None:
                         text, error = _described(lines[at:])
-                        yield f"{what} in a log of a {service}: {error}", f"{part.name}: {text}"
+                        yield f"{what} in a log of {service}: {error}", f"{part.name}: {text}"
 
     def _new_lines(self, log: Path) -> list[str]:
         with log.open("rb") as file:
@@ -51,7 +51,7 @@ class Logs:
 def _described(lines: list[str]) -> tuple[str, str]:
     """What is wrong with the first line, and the name of the error."""
     if lines[0].startswith("{"):
-        names = re.findall(r'"exc_(?:type|value)": ("[^"]*")', lines[0])
+        names = re.findall(r'"exc_type": "([^"]*)"', lines[0])
         return lines[0][:LONGEST_TEXT], " ".join(names) or lines[0][:60]
     end = next((at for at, line in enumerate(lines[1:], 1) if not line.startswith(" ")), 0)
-    return "\n".join(lines[: end + 1])[-LONGEST_TEXT:], lines[end][:80]
+    return "\n".join(lines[: end + 1])[-LONGEST_TEXT:], re.sub(r"\d+", "N", lines[end])[:80]

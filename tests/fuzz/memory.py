@@ -8,7 +8,7 @@ from statistics import median
 
 from tests.chaos.parts import Node, Part
 
-SPARE_BYTES = 48 * 1024**2
+SPARE_BYTES = 40 * 1024**2
 """What a process may gain in any case: the largest bodies leave holes in the heap."""
 BYTES_PER_CASE = 512
 """What it may gain for each case besides: what leaks a few kB a request shows within an hour."""
@@ -63,22 +63,24 @@ class Memory:
             if process is None:
                 continue
             try:
-                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                resident = _resident_bytes(process.pid)
             except (OSError, IndexError):
                 continue  # it has died
             if isinstance(part, Node):
                 self._brokers.add(part.name)
-            resident = pages * resource.getpagesize()
-            self._samples[part.name, process.pid].append(Sample(case, resident))
+            self.add(part.name, process.pid, Sample(case, resident))
+
+    def add(self, name: str, pid: int, sample: Sample) -> None:
+        self._samples[name, pid].append(sample)
 
     def growths(self) -> list[Growth]:
-        """Of each process that was there long enough: the middle fifth against the last one."""
+        """Of each process that was there long enough: the second fifth against the last one."""
         found = []
         for (name, _), samples in self._samples.items():
             if len(samples) < LEAST_SAMPLES:
                 continue
             fifth = len(samples) // 5
-            before, after = samples[2 * fifth : 3 * fifth], samples[-fifth:]
+            before, after = samples[fifth : 2 * fifth], samples[-fifth:]
             cases = after[len(after) // 2].case - before[len(before) // 2].case
             is_broker = name in self._brokers
             spare = BROKER_SPARE_BYTES if is_broker else SPARE_BYTES
@@ -93,3 +95,10 @@ class Memory:
                 )
             )
         return found
+
+
+def _resident_bytes(pid: int) -> int:
+    """Of a process and its children: an inferer computes in one. Raises: OSError, IndexError."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return pages * resource.getpagesize() + sum(_resident_bytes(int(child)) for child in children)

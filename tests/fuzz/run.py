@@ -89,7 +89,9 @@ def _attack(plan: Plan, target: Target, findings: Findings, report: Report) -> N
     while time.monotonic() < ends_at:
         for name in random.sample(list(plan.attacks), len(plan.attacks)):
             before = target.cases
-            turn_ends_at = min(ends_at, time.monotonic() + turn_s)
+            turn_ends_at = time.monotonic() + turn_s
+            if report.cases[name]:  # each has one case at least, however slow the machine is
+                turn_ends_at = min(turn_ends_at, ends_at)
             hunt(ATTACKS[name], target, findings, random.randrange(2**32), turn_ends_at)
             report.cases[name] += target.cases - before
 

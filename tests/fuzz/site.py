@@ -15,6 +15,8 @@ from tests.fuzz.findings import Findings
 from tests.fuzz.running import RunningJobs
 
 SLOTS = 2
+N_CTX = 1_024
+"""So that a job of which nobody says how long it may be ends soon."""
 STALL_S = 60
 """Longer than any pause of a machine that many share."""
 TAIL = 1_500
@@ -57,6 +59,7 @@ class Site:
                 tuple(inferer),
                 INFERER_CONCURRENCY=str(SLOTS),
                 INFERER_STALL_S=str(STALL_S),
+                INFERER_N_CTX=str(N_CTX),
             )
             for n in range(2)
         ]

@@ -62,9 +62,9 @@ class Target:
         return self._https[self.cases % len(self._https)]
 
     @property
-    def http_port(self) -> int:
+    def url(self) -> str:
         gateways = self.site.gateways
-        return gateways[self.cases % len(gateways)].port
+        return gateways[self.cases % len(gateways)].url
 
     def nats(self) -> RawNats:
         return RawNats(self.site.node.port)
@@ -128,9 +128,9 @@ class Target:
                 raise Fault(f"deaf: {deaf}", f"no answer over NATS within {BACK_WITHIN_S} s")
         with self.nats() as connection:
             streams = stream_names(connection)
-        self._streams = self._streams or streams
-        if streams != self._streams:
-            raise Fault("streams changed", f"before {self._streams}, now {streams}")
+        before, self._streams = self._streams or streams, streams
+        if missing := sorted(set(before) - set(streams)):
+            raise Fault("streams are gone", f"before {before}, now {streams}: {missing}")
         for client in self._https:
             for path in ("/readyz", "/queue", "/inferers", "/dead", "/v1/models"):
                 self._require_page(client, path, deadline)

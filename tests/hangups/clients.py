@@ -96,15 +96,14 @@ async def repeated_key(where: Where, random: Random) -> None:
     await _over_http(where, random, "POST", path, body, **{"Idempotency-Key": where.key})
 
 
-@hangs_up(cancels=False)
+@hangs_up(cancels=True)
 async def nats_chat(where: Where, random: Random) -> None:
-    """Nobody sees a caller over NATS go: its job runs, and ends."""
-    await _over_nats(where, random, {"messages": [{"role": "user", "content": "a"}]} | SHORT)
+    await _over_nats(where, random, {"messages": [{"role": "user", "content": "a"}]} | LONG)
 
 
-@hangs_up(cancels=False)
+@hangs_up(cancels=True)
 async def nats_chat_stream(where: Where, random: Random) -> None:
-    body = {"messages": [{"role": "user", "content": "a"}], "stream": True} | SHORT
+    body = {"messages": [{"role": "user", "content": "a"}], "stream": True} | LONG
     await _over_nats(where, random, body)
 
 

@@ -1,6 +1,9 @@
 """What a gateway holds on to, as it shows from outside."""
 
+import asyncio
+import os
 import resource
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +12,10 @@ import httpx
 from shared import subjects
 from shared.broker import Broker
 from tests.chaos.parts import Gateway, Node
+from tests.processes import eventually
+
+POOL_THREADS = 8
+"""A pool starts its threads when they are first needed, and keeps them."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +31,21 @@ class Footprint:
     descriptors: int
     """Files and sockets that the gateway has open."""
     threads: int
+    tasks: int
+    """Of its event loop."""
     resident_bytes: int
 
     def excess(self, before: "Footprint") -> dict[str, int]:
         """What there is more of than before."""
-        names = ("consumers", "connections", "subscriptions", "descriptors", "threads")
+        names = ("consumers", "connections", "subscriptions", "descriptors", "threads", "tasks")
         more = {name: getattr(self, name) - getattr(before, name) for name in names}
+        if more["threads"] <= POOL_THREADS:
+            more["threads"] = 0
         return {name: count for name, count in more.items() if count > 0}
 
 
-async def footprint(node: Node, gateway: Gateway, broker: Broker) -> Footprint:
+async def footprint(node: Node, gateway: Gateway, broker: Broker, counted: Path) -> Footprint:
+    """``counted`` is where the gateway writes how many tasks it has."""
     assert gateway.process is not None
     consumers = 0
     for stream in (subjects.EVENTS, subjects.RESULTS, subjects.REQUESTS):
@@ -48,5 +60,13 @@ async def footprint(node: Node, gateway: Gateway, broker: Broker) -> Footprint:
         subscriptions=sum(connection["subscriptions"] for connection in open_now),
         descriptors=len(list((process / "fd").iterdir())),
         threads=len(list((process / "task").iterdir())),
+        tasks=await asyncio.to_thread(_count_tasks, gateway.process.pid, counted),
         resident_bytes=pages * resource.getpagesize(),
     )
+
+
+def _count_tasks(pid: int, counted: Path) -> int:
+    counted.unlink(missing_ok=True)
+    os.kill(pid, signal.SIGUSR1)
+    eventually(counted.exists, "the gateway has counted its tasks")
+    return int(counted.read_text())

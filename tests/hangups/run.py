@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
@@ -63,9 +64,15 @@ class Outcome:
 class HangUps:
     """A broker, one gateway and one inferer, of which clients of every kind ask for something."""
 
-    def __init__(self, cluster: Cluster, gateway: Gateway, seed: int) -> None:
+    def __init__(
+        self, cluster: Cluster, gateway: Gateway, counted: Path, seed: int, within_s: float
+    ) -> None:
+        """``counted`` is where the gateway writes how many tasks it has; everything is to be as
+        before ``within_s``."""
+        self._within_s = within_s
         self._cluster = cluster
         self._gateway = gateway
+        self._counted = counted
         self._random = Random(seed)
         self._http = httpx.AsyncClient(base_url=gateway.url, timeout=60)
         self._seen: set[str] = set()
@@ -77,8 +84,9 @@ class HangUps:
         where = await self._where()
         await self._hang_up(kind, where, max(20, count // 5))  # what is made once, is made
         await self._settle(kind)
-        before = await self._footprint()
+        # First, as reading leaves consumers of its own behind for some seconds.
         self._seen |= set((await read_store(self._cluster.broker)).results)
+        before = await self._footprint()
         where = await self._where()
         await self._hang_up(kind, where, count)
         began = time.monotonic()
@@ -90,7 +98,7 @@ class HangUps:
             left = await queued(self._cluster.broker) if kind.cancels else []
             waited_s = time.monotonic() - began
             as_before = not after.excess(before) and not set(left) - {where.job_id}
-            if as_before or waited_s > AS_BEFORE_WITHIN_S:
+            if as_before or waited_s > self._within_s:
                 break
             await asyncio.sleep(0.1)
         outcome = Outcome(kind.name, running, count, before, after, waited_s)
@@ -114,7 +122,7 @@ class HangUps:
         for job_id, stored in (await read_store(self._cluster.broker)).results.items():
             if job_id in self._seen or job_id == where.job_id:
                 continue
-            result = decode_stored(job_id, stored[0].data)
+            result = decode_stored(job_id, stored[0].data, datetime.now(UTC))
             outcome.ends[getattr(result, "code", "completed")] += 1
         wrong = {end: count for end, count in outcome.ends.items() if (end == GONE) != kind.cancels}
         if wrong:
@@ -153,18 +161,20 @@ class HangUps:
 
     async def _footprint(self) -> Footprint:
         node = self._cluster.nodes[0]
-        return await footprint(node, self._gateway, self._cluster.broker)
+        return await footprint(node, self._gateway, self._cluster.broker, self._counted)
 
 
 @asynccontextmanager
-async def site(folder: Path, seed: int) -> AsyncIterator[HangUps]:
+async def site(folder: Path, seed: int, within_s: float) -> AsyncIterator[HangUps]:
     """Everything that runs, during the block."""
     model = write_tiny_model(folder / "tiny.gguf")
     async with Cluster(folder, nodes=1) as cluster:
-        gateway = Gateway("gateway", folder, cluster.url, 1)
+        counted = folder / "tasks"
+        module = ("tests.hangups.counted_gateway", str(counted))
+        gateway = Gateway("gateway", folder, cluster.url, 1, module=module)
         settings = {"INFERER_CONCURRENCY": str(SLOTS), "INFERER_N_CTX": "8192"}
         inferer = Inferer("inferer", folder, cluster.url, model, **settings)
-        hang_ups = HangUps(cluster, gateway, seed)
+        hang_ups = HangUps(cluster, gateway, counted, seed, within_s)
         try:
             for part in (gateway, inferer):
                 part.launch()
@@ -178,10 +188,16 @@ async def site(folder: Path, seed: int) -> AsyncIterator[HangUps]:
             gateway.kill()
 
 
-async def run(kinds: Sequence[str], count: int, folder: Path, seed: int) -> list[Outcome]:
+async def run(
+    kinds: Sequence[str],
+    count: int,
+    folder: Path,
+    seed: int,
+    within_s: float = AS_BEFORE_WITHIN_S,
+) -> list[Outcome]:
     """Each kind twice: while all jobs wait, and while some run."""
     outcomes = []
-    async with site(folder, seed) as hang_ups:
+    async with site(folder, seed, within_s) as hang_ups:
         for name in kinds:
             for running in (False, True):
                 outcomes.append(await hang_ups.of(KINDS[name], count, running=running))

@@ -1,6 +1,7 @@
 """How requests reach the NATS service: nats.micro on top of `Requests`, on a real broker."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from typing import cast
@@ -67,6 +68,22 @@ async def test_a_slow_request_does_not_delay_the_others(
     assert not slow.done()
     served[0].release.set()
     assert (await slow).data == b"slow"
+
+
+async def test_a_request_that_cannot_be_answered_is_no_unhandled_error(
+    client: Client, served: tuple[Service, Requests]
+) -> None:
+    """One without a reply subject, to the endpoint or to nats.micro's own PING, INFO and STATS: the
+    event loop hears of no exception that nobody has read."""
+    unhandled: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    for subject in ("echo", "$SRV.PING", "$SRV.INFO.test", "$SRV.STATS"):
+        await client.publish(subject, b"")
+    await client.request("echo", b"after them", timeout=PATIENCE_S)
+    await client.request("$SRV.STATS.test", b"", timeout=PATIENCE_S)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not unhandled
 
 
 async def test_nothing_is_published_to_what_is_not_an_inbox(

@@ -50,7 +50,7 @@ class Requests:
                     why="the reply subject is not a client's inbox",
                 )
                 return
-            task = asyncio.ensure_future(cb(message))
+            task = asyncio.create_task(_answered(cb, message))
             self._in_progress.add(task)
             task.add_done_callback(self._in_progress.discard)
 
@@ -78,6 +78,14 @@ class Requests:
             task.cancel()
         if self._in_progress:
             await asyncio.wait(self._in_progress, timeout=CANCEL_S)
+
+
+async def _answered(answer: Callable[[Msg], Awaitable[None]], message: Msg) -> None:
+    """nats.micro raises where there is no reply subject, or where the reply cannot be sent."""
+    try:
+        await answer(message)
+    except (nats.errors.Error, ValueError) as error:
+        log.warning("request_not_answered", subject=message.subject[:100], why=str(error))
 
 
 async def _drained(subscription: Subscription) -> None:

@@ -8,7 +8,7 @@ from shared.job_ids import new_job_id
 from tests.fuzz.attacks.attack import attack
 from tests.fuzz.inputs.heads import conversations
 from tests.fuzz.target import Fault, Target
-from tests.raw_http import exchange, statuses
+from tests.wire import exchange, statuses
 
 SILENCE_S = 0.3
 
@@ -28,7 +28,7 @@ NAMES = ("Prefer", "Idempotency-Key", "Last-Event-ID", "X-Request-Id", "Content-
 @attack(conversations(), count=30)
 def bytes_over_http(target: Target, pieces: list[bytes]) -> None:
     """Whatever comes is answered or hung up on, and never with a crash."""
-    answer = exchange(target.http_port, pieces, SILENCE_S)
+    answer = exchange(target.url, pieces, SILENCE_S)
     if 500 in statuses(answer):
         raise Fault("HTTP 500", answer[:1_000].decode("latin-1"))
 
@@ -52,6 +52,6 @@ def routes(target: Target, case: tuple[tuple[str, str], str, dict[str, bytes], b
     lines = [f"{name}: ".encode() + value for name, value in headers.items()]
     first = method.encode() + b" " + path.encode().replace(b"{}", written) + b" HTTP/1.1"
     sent = b"\r\n".join([first, b"Host: 127.0.0.1", b"Connection: close", *lines, b"", b""])
-    answer = exchange(target.http_port, [sent], SILENCE_S)
+    answer = exchange(target.url, [sent], SILENCE_S)
     if 500 in statuses(answer):
         raise Fault("HTTP 500", answer[:1_000].decode("latin-1"))

@@ -144,31 +144,32 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bytes, bytes | None, bytes]:
     return name.encode(), draw(st.sampled_from(REPLIES)), draw(header_blocks()), data
 
 
+BROKEN = (
+    *(b"HPUB infer.queue _INBOX.a.b 1 1\r\nX\r\n", b"HPUB infer.queue 5 2\r\nXX\r\n"),
+    *(
+        b"HPUB infer.cancel.x _INBOX.a 0 0\r\n\r\n",
+        b"HPUB infer.control.inferer-0 1 1\r\nX\r\n",
+    ),
+    *(
+        b"PUB infer.queue -1\r\n\r\n",
+        b"PUB infer.queue 99999999999\r\n",
+        b"PUB  1\r\nx\r\n",
+    ),
+    *(
+        b"PUB infer.chat _INBOX.\xff 2\r\n{}\r\n",
+        b"SUB > 1\r\n",
+        b"UNSUB 1\r\n",
+        b"MSG a 1 1\r\nx\r\n",
+    ),
+    *(b"CONNECT " + b"[" * 3_000 + b"\r\n", b"INFO {}\r\n", b"-ERR 'x'\r\n", b"A" * 5_000),
+)
+
+
 @st.composite
 def protocol(draw: st.DrawFn) -> list[bytes]:
     """Bytes on a client's own connection, cut anywhere: the broker may close it, and no other."""
     good = st.one_of(strays(), st.sampled_from((b"PING\r\n", b"SUB a 1\r\n", b"CONNECT {}\r\n")))
-    broken = st.sampled_from(
-        (
-            *(b"HPUB infer.queue _INBOX.a.b 1 1\r\nX\r\n", b"HPUB infer.queue 5 2\r\nXX\r\n"),
-            *(
-                b"HPUB infer.cancel.x _INBOX.a 0 0\r\n\r\n",
-                b"HPUB infer.control.inferer-0 1 1\r\nX\r\n",
-            ),
-            *(
-                b"PUB infer.queue -1\r\n\r\n",
-                b"PUB infer.queue 99999999999\r\n",
-                b"PUB  1\r\nx\r\n",
-            ),
-            *(
-                b"PUB infer.chat _INBOX.\xff 2\r\n{}\r\n",
-                b"SUB > 1\r\n",
-                b"UNSUB 1\r\n",
-                b"MSG a 1 1\r\nx\r\n",
-            ),
-            *(b"CONNECT " + b"[" * 3_000 + b"\r\n", b"INFO {}\r\n", b"-ERR 'x'\r\n", b"A" * 5_000),
-        )
-    )
+    broken = st.sampled_from(BROKEN)
     kinds = st.one_of(good, broken, st.binary(max_size=60).filter(lambda sent: b"$JS" not in sent))
     sent = b"".join(draw(st.lists(kinds, min_size=1, max_size=6)))
     cuts = sorted(draw(st.lists(st.integers(0, len(sent)), max_size=3)))
