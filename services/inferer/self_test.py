@@ -12,7 +12,6 @@ import sys
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.llama import Model
-from services.inferer.models import locate
 from services.inferer.sampler import Sampler
 from services.inferer.settings import InfererSettings
 from shared.config import load
@@ -21,6 +20,7 @@ from shared.errors import SluiceError
 from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import configure_logs
 from shared.messages import Sampling
+from shared.model_files import locate
 
 WITHOUT_EXTRA_BUFFERS = "--without-extra-buffers"
 LOADED = "loaded"

@@ -10,8 +10,8 @@ from services.inferer import context
 from services.inferer.context import Context
 from services.inferer.llama import Model, log_lines
 from services.inferer.memory import MIB
-from services.inferer.models import locate
 from shared.errors import ModelError, OutOfMemory
+from shared.model_files import locate
 from tests.architectures import write_changed, write_mamba
 from tests.processes import Stack
 
