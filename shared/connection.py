@@ -12,6 +12,8 @@ from nats.protocol import parser
 
 CHECK_EVERY_S = 0.25
 
+FLUSH_TIMEOUT_S = 10.0
+
 LONGEST_SUBJECTS = 4000
 """Bytes of a subject and its reply together: the server hangs up on lines of more than 4,096."""
 
@@ -92,6 +94,13 @@ class Connection(Client):
     def parse_headers(self, block: bytes) -> dict[str, str]:
         """The headers of a stored message, as it was sent."""
         return self._parse_header_lines(block.partition(b"\r\n")[2])
+
+    async def flush(self, timeout: float = FLUSH_TIMEOUT_S) -> None:
+        """Return when the broker has handled everything that was sent before, and what it sent in
+        turn has arrived."""
+        # nats-py writes the ping at once, ahead of what it holds back; also in `drain`.
+        await self._flush_pending(force_flush=True)
+        await super().flush(timeout)  # type: ignore[arg-type]  # any number of seconds
 
     async def close(self) -> None:
         self._is_wanted = False

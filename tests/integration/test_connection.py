@@ -110,6 +110,15 @@ async def test_a_task_that_ended_is_replaced(broker: Broker, nats_server: NatsSe
         await broker.nc.flush()
 
 
+async def test_a_flush_comes_after_what_was_sent_before(broker: Broker) -> None:
+    """What the broker says to the last message has arrived with it: here, that nobody gets it."""
+    answers = await broker.nc.subscribe("answers")
+    for number in range(500):
+        await broker.nc.publish("nobody.is.here", reply="answers")
+        await broker.nc.flush()
+        assert answers.pending_msgs == number + 1
+
+
 async def test_only_its_owner_closes_it(broker: Broker, nats_server: NatsServer) -> None:
     """nats-py's own way to close for good, from within, leads to a new connection."""
     listener = Listener(broker)

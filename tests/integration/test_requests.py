@@ -15,6 +15,7 @@ from nats.micro.request import Request
 from nats.micro.service import ServiceConfig
 
 from services.gateway.micro.requests import InFlight, Requests
+from shared.broker import Broker
 from shared.errors import Overloaded
 from tests.processes import PATIENCE_S, NatsServer
 
@@ -50,12 +51,10 @@ class Service:
 
 
 @pytest.fixture
-async def served(nats_server: NatsServer) -> AsyncIterator[tuple[Service, Requests]]:
+async def served(broker: Broker) -> tuple[Service, Requests]:
     """A service on a connection of its own."""
-    connection = await nats.connect(nats_server.url)
     service = Service()
-    yield service, await service.start(connection)
-    await connection.close()
+    return service, await service.start(broker.nc)
 
 
 async def test_a_slow_request_does_not_delay_the_others(

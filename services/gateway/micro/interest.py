@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from secrets import token_hex
 
 import msgspec
 import nats.errors
@@ -15,6 +16,8 @@ LOOKS_AT_ONCE = 16
 INBOX = "_INBOX"
 """What the inboxes begin with whose subscribers the broker can see: those of another account or
 cluster are not among them."""
+
+NO_RESPONDERS = "503"
 
 
 class Interest:
@@ -35,14 +38,24 @@ class Interest:
         """Clients subscribe to ``<prefix>.*`` once for all their requests, and drop what carries a
         token that is not one of theirs: so does this message, which the broker refuses to take
         where there is no such subscription."""
-        stranger = f"{inbox.rpartition('.')[0]}.{new_job_id()}"
+        prefix, _, _ = inbox.rpartition(".")
+        # Random, and not of the client's making: from one of its inboxes the others can be guessed,
+        # and whoever knows those could have answers published there, as if the broker sent them.
+        refusals = f"{INBOX}.{token_hex(16)}"
         try:
-            await self._broker.nc.request(stranger, timeout=REQUEST_TIMEOUT_S)
-        except nats.errors.NoRespondersError:
-            return False
+            received = await self._broker.nc.subscribe(refusals)
+            try:
+                await self._broker.nc.publish(f"{prefix}.{token_hex(16)}", reply=refusals)
+                # The broker refuses before it answers this.
+                await self._broker.nc.flush(REQUEST_TIMEOUT_S)
+                if not received.pending_msgs:
+                    return True
+                refusal = await received.next_msg(REQUEST_TIMEOUT_S)
+                return (refusal.headers or {}).get("Status") != NO_RESPONDERS
+            finally:
+                await received.unsubscribe()
         except nats.errors.Error:
-            pass
-        return True
+            return True
 
     async def _has_literal(self, inbox: str) -> bool:
         """The broker says of a consumer whether its messages would reach anybody. This one never
