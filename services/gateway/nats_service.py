@@ -152,7 +152,8 @@ def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
     async def handle(request: Request) -> None:
         try:
             with in_flight.admitted(len(request.data)):
-                answer = await handler(request)
+                async with in_flight.turn:
+                    answer = await handler(request)
                 if answer is not None and request._msg.reply:
                     await _respond(request, encode(answer))
             return

@@ -17,6 +17,10 @@ MOST_AT_ONCE = 5000
 MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
 """Of one endpoint's requests, which take several times as much while they are handled."""
 
+SIDE_BY_SIDE = 200
+"""Of them are worked on; the others wait for their turn. Thousands of publishes at once take a busy
+broker longer than each of them has patience."""
+
 CANCEL_S = 1.0
 
 log = logger()
@@ -98,6 +102,8 @@ class InFlight:
     def __init__(self, most: int = MOST_AT_ONCE, most_bytes: int = MOST_BYTES_AT_ONCE) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._count = self._bytes = 0
+        self.turn = asyncio.Semaphore(SIDE_BY_SIDE)
+        """To be held while a request is worked on."""
 
     @contextmanager
     def admitted(self, size: int) -> Iterator[None]:
