@@ -19,6 +19,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 STEADY_S = 10.0
 """A child that lived so long starts with the first pause again."""
 GIVE_UP_AFTER = 3
+REFUSALS = 5
 """Starts in a row that ended sooner, before the stack has ever served: another ends likewise."""
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,10 @@ class Child:
     @property
     def is_wanted(self) -> bool:
         return self._wanted.is_set() and not self._stopping.is_set()
+
+    @property
+    def has_worked(self) -> bool:
+        return not self._gives_up
 
     def start(self) -> None:
         """Have it run from now on."""
@@ -109,6 +114,16 @@ class Child:
                         + (f"; it said: {last_words}" if last_words else "")
                     )
                     return
+                if exit_status == EXIT_CONFIGURATION:
+                    # It has worked, so what it misses may come back: a disk, the broker's streams.
+                    pause_s = LONGEST_PAUSE_S
+                    if failures >= REFUSALS:
+                        self.hopeless = (
+                            f"the {self.name} refused {failures} times to start again: "
+                            f"{last_words or 'its configuration is wrong'}"
+                        )
+                        log.error("child_given_up", child=self.name, why=self.hopeless)
+                        return
                 log.warning(
                     "child_died",
                     child=self.name,

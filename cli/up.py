@@ -65,7 +65,13 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         stopped = asyncio.create_task(stopping.wait())
         serving = asyncio.create_task(stack.serve(announce))
         try:
-            await asyncio.wait((serving, stopped, *running), return_when=asyncio.FIRST_COMPLETED)
+            waited_for = {serving, stopped, *running}
+            while True:
+                done, waited_for = await asyncio.wait(
+                    waited_for, return_when=asyncio.FIRST_COMPLETED
+                )
+                if serving in done or stopped in done or not stack.goes_on:
+                    break
             if serving.done():
                 serving.result()  # only an error ends it
         finally:
@@ -147,6 +153,14 @@ class _Stack:
         for child in (self._nats, self._gateway, *self._inferers[: self._scale.least]):
             child.start()
         return [asyncio.create_task(child.run()) for child in self.children]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether jobs are served although some child was given up: another inferer runs."""
+        given_up = [child for child in self.children if child.hopeless is not None]
+        return all(child in self._inferers and child.has_worked for child in given_up) and any(
+            inferer.is_wanted and inferer.hopeless is None for inferer in self._inferers
+        )
 
     async def serve(self, announce: Callable[[str, str], None]) -> None:
         """Say when it is ready; then look after the broker's disk, and fit the inferers to the

@@ -13,6 +13,7 @@ import nats
 from shared import subjects
 from shared.cpus import own_cpus, usable_cpus
 from tests.processes import Process, eventually, scripts
+from tests.tiny_model import write_tiny_model
 from tests.up import Up
 
 
@@ -193,3 +194,24 @@ def test_each_inferer_has_cpus_of_its_own(tmp_path: Path, tiny_model: Path, ups:
     )
     assert process.wait() == 2
     assert f"there are {count} CPUs" in process.output()
+
+
+def test_an_inferer_that_refuses_to_start_again_is_given_up(tmp_path: Path) -> None:
+    """Its model has gone: after some tries it is left alone, with a word, and the other serves on;
+    when that is given up as well, `sluice up` ends and says why."""
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    up = Up(tmp_path / "data", model, "--inferers", "2")
+    try:
+        up.wait_until_ready()
+        eventually(lambda: len(up.http.get("/inferers").json()["inferers"]) == 2, "both live")
+        model.unlink()
+        os.kill(up.pid_of("inferer-1"), signal.SIGKILL)
+        eventually(lambda: up.events("child_given_up"), "inferer-1 is given up", 150)
+        up.wait_for_state(up.submit(prompt="hi", max_tokens=2), "SUCCESS")
+        os.kill(up.pid_of("inferer-2"), signal.SIGKILL)
+        eventually(lambda: up.popen.poll() is not None, "sluice up has ended", 150)
+        assert up.popen.returncode == 2
+        assert f"the model {model} does not exist" in up.stderr
+        assert len(up.starts_of("inferer-1")) < 10
+    finally:
+        up.end()
