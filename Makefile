@@ -1,10 +1,11 @@
 # The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test chaos fuzz check fmt bench clean
+.PHONY: help .venv demo up test chaos fuzz schemathesis check fmt bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SCHEMATHESIS := .venv/schemathesis/.ready
 LLAMA := $(wildcard deploy/llama/*)
 
 help: ## What there is to do
@@ -24,17 +25,26 @@ $(READY): pyproject.toml constraints.txt $(LLAMA)
 		--editable '.[gateway,inferer,cli,dev]'
 	@rm -f $@ && touch $@
 
+$(SCHEMATHESIS): tests/conformance/requirements.txt $(READY)
+	$(PYTHON) -m venv .venv/schemathesis
+	.venv/schemathesis/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement tests/conformance/requirements.txt
+	@touch $@
+
 demo: $(READY) ## Two prompts at the same moment, answered one after the other
 	$(BIN)/python -m cli.demo
 
 up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data stays in data/
 	$(BIN)/sluice up --data data
 
-test: $(READY) ## All tests, two files at a time as most of them wait; ARGS are passed to pytest
+test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time as most of them wait; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(READY) ## Some minutes of jobs while everything dies; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)
+
+schemathesis: $(READY) $(SCHEMATHESIS) ## Ten minutes: the gateway against its OpenAPI document; ARGS="--minutes 2"
+	$(BIN)/python -m tests.conformance.run $(ARGS)
 
 fuzz: $(READY) ## An hour of input that nobody would send; ARGS="--minutes 5 --seed 7" for less
 	$(BIN)/python -m tests.fuzz.run $(ARGS)

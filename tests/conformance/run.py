@@ -1,0 +1,91 @@
+"""``make schemathesis``: the gateway of a real stack against its own OpenAPI document.
+
+Schemathesis sends what the document allows, what it almost allows and what it does not, in sequence
+too, and holds every answer against the document. Exit status 0 if it has found nothing.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from tests.processes import ROOT, Stack
+from tests.tiny_model import write_tiny_model
+
+COMMAND = ROOT / ".venv/schemathesis/bin/schemathesis"
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+N_CTX = 128
+"""Tokens: no job takes long, also one that asks for as many as there may be."""
+REQUEST_TIMEOUT_S = 120
+SLACK_S = 240
+"""What the run may take beyond its time, to end what it has begun."""
+
+
+def examine(url: str, folder: Path, seconds: int, seed: int) -> "subprocess.CompletedProcess[str]":
+    """Run Schemathesis against the gateway at ``url`` for about so long. It leaves what it keeps
+    in ``folder``."""
+    assert COMMAND.exists(), f"{COMMAND} is missing: run `make .venv/schemathesis/.ready`"
+    with _open_slots(url):
+        return subprocess.run(
+            [
+                *(str(COMMAND), "--config-file", str(CONFIGURATION)),
+                *("run", f"{url}/schema/openapi.json", "--no-color", "--continue-on-failure"),
+                *("--max-time", str(seconds), "--seed", str(seed)),
+                *("--request-timeout", str(REQUEST_TIMEOUT_S)),
+            ],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds + SLACK_S,
+        )
+
+
+@contextmanager
+def _open_slots(url: str) -> Iterator[None]:
+    """`PUT /concurrency` may close the only slot, and the next request would wait for ever: open it
+    again all the time."""
+    ended = threading.Event()
+
+    def keep_open() -> None:
+        with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
+            while not ended.wait(1):
+                with suppress(httpx.HTTPError):
+                    http.put("/concurrency", json={"concurrency": 1})
+
+    opener = threading.Thread(target=keep_open)
+    opener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        opener.join()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make schemathesis", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sluice-schemathesis-") as name:
+        folder = Path(name)
+        with Stack(folder) as stack:
+            stack.start_gateway()
+            stack.start_inferer(write_tiny_model(folder / "tiny.gguf"), INFERER_N_CTX=str(N_CTX))
+            stack.wait_until_served("tiny")
+            ended = examine(stack.url, folder, round(options.minutes * 60), options.seed)
+            crashes = stack.gateways[0].events("request_crashed")
+    print(ended.stdout)
+    for crash in crashes:
+        print(f"the gateway crashed at {crash['path']}: {crash}")
+    return ended.returncode or bool(crashes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
