@@ -78,14 +78,19 @@ def drain_logs() -> None:
         writer.drain(DRAIN_S)
 
 
+# Neither form of traceback shows local variables, which hold prompts and answers.
+_traceback_as_fields = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
+
 def _for_people() -> Sequence[Processor]:
-    # Plain tracebacks: the others show local variables, and so prompts.
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     return structlog.processors.format_exc_info, _make_printable, plain
 
 
 def _for_programs() -> Sequence[Processor]:
-    return structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()
+    return _traceback_as_fields, structlog.processors.JSONRenderer()
 
 
 def _make_printable(_: object, __: str, event: EventDict) -> EventDict:
