@@ -1,4 +1,4 @@
-"""``sluice dead``: requests that nobody will try again."""
+"""``sluice dead``: dead letters, the requests that failed for good."""
 
 from typing import Annotated
 
@@ -12,14 +12,14 @@ from shared.messages import DeadLetter, DeadLetterPage
 
 PAGE = 50
 
-app = typer.Typer(no_args_is_help=True, help="Requests that nobody will try again, and why.")
+app = typer.Typer(no_args_is_help=True, help="Dead letters: requests that failed for good.")
 
 LetterId = Annotated[str, typer.Argument(metavar="ID")]
 
 
 @app.callback()
 def _group() -> None:
-    """Requests that nobody will try again, and why."""
+    """Dead letters: requests that failed for good. List, show, retry or drop them."""
 
 
 @app.command("list")

@@ -102,11 +102,9 @@ def _version(
 @app.command()
 def up(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A GGUF file, or the alias of a bundled one.")
+        str, typer.Option("--model", "-m", help="A GGUF file, or the name of a bundled one.")
     ] = "smollm2",
-    inferers: Annotated[
-        int | None, typer.Option(min=0, help="Inferer processes; 1 if nothing else is said.")
-    ] = None,
+    inferers: Annotated[int | None, typer.Option(min=0, help="Inferers; 1 by default.")] = None,
     least: Annotated[
         int | None, typer.Option("--min", min=0, help="Inferers to keep while nothing waits.")
     ] = None,
@@ -114,7 +112,7 @@ def up(
         int | None, typer.Option("--max", min=0, help="Inferers to start when jobs wait.")
     ] = None,
     idle_s: Annotated[
-        float, typer.Option(help="Seconds without a job after which one above --min leaves.")
+        float, typer.Option(help="Stop an inferer above --min after so many idle seconds.")
     ] = 60,
     concurrency: Annotated[
         int, typer.Option(min=1, max=64, help="Jobs at once in each inferer.")
@@ -169,7 +167,7 @@ def ask(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Ask and stream the answer. Who stops this command cancels the job."""
+    """Ask, and print the answer as it comes. Ctrl-C cancels the job."""
     body = submission(
         _text(prompt),
         model=model,
@@ -252,7 +250,7 @@ def status(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """What became of a job."""
+    """Show the state of a job, and its result."""
     with Client(url) as client:
         found = client.status(job_id)
     print_json(found) if as_json else print_status(found)
@@ -289,11 +287,12 @@ def inferers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 @app.command()
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, and exit.")] = False,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Watch queues, inferers and running jobs until Ctrl-C; once where stdout is no terminal."""
+    """Watch queues, inferers and running jobs until Ctrl-C. Prints once if stdout is not a
+    terminal."""
     with Client(url, timeout_s=TOP_TIMEOUT_S) as client, interrupted_by_signals():
         if as_json:
             print_json(take_snapshot(client))
@@ -306,7 +305,7 @@ def top(
 
 @app.command()
 def concurrency(
-    slots: Annotated[int, typer.Argument(min=0, max=64, help="Jobs at once; 0 takes none.")],
+    slots: Annotated[int, typer.Argument(min=0, max=64, help="Jobs at once; 0 takes no jobs.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Only inferers of this model.")
     ] = None,
@@ -316,7 +315,7 @@ def concurrency(
 ) -> None:
     """Set how many jobs an inferer runs at once, without a restart. Running jobs are not touched.
 
-    It lasts until the inferer is restarted, which then goes by INFERER_CONCURRENCY again."""
+    It lasts until the inferer is restarted, which then uses INFERER_CONCURRENCY again."""
     wanted = ConcurrencyRequest(concurrency=slots, model=model, inferer=inferer)
     with Client(url) as client:
         report = client.set_concurrency(wanted)
