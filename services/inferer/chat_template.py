@@ -46,7 +46,7 @@ class ChatTemplate:
             ModelError: no process could be started.
             Cancelled: ``cancelled`` was set meanwhile.
         """
-        renderer = self._idle.pop() if self._idle else self._another()
+        renderer = self._take()
         try:
             answer = renderer.ask(json.dumps(messages), RENDER_S, cancelled)
         except BaseException:
@@ -62,6 +62,16 @@ class ChatTemplate:
     def close(self) -> None:
         while self._idle:
             self._idle.pop().kill()
+
+    def _take(self) -> "_Renderer":
+        while True:
+            try:
+                renderer = self._idle.pop()
+            except IndexError:  # also where another thread was faster
+                return self._another()
+            if renderer.is_alive:
+                return renderer
+            renderer.kill()  # somebody else did, to make room perhaps: these messages did not
 
     def _another(self) -> "_Renderer":
         try:
@@ -80,6 +90,7 @@ class _Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            start_new_session=True,  # Ctrl-C is for us, and we end it
         )
         try:
             why = self.ask(start, START_S, threading.Event())
@@ -91,6 +102,10 @@ class _Renderer:
         if why is not None:
             self.kill()
             raise ValueError(why)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def ask(self, line: str, within_s: float, cancelled: threading.Event) -> Any:
         """The answer to ``line``.

@@ -160,12 +160,12 @@ class Engine:
     def close(self) -> bool:
         """Abort everything, wait for the thread and free the memory.
 
-        False if the thread does not come back from llama.cpp: then the model is still in use.
+        False if a thread does not come back from llama.cpp: then the model is still in use.
         """
         with self._changed:
             self._closing = True
             preparing, self._preparing = self._preparing, set()
-            for sequence in (*self._running, *self._waiting):
+            for sequence in (*self._running, *self._waiting, *preparing):
                 sequence.aborted = True
             if self._growth is not None:
                 self._growth[1].cancel()
@@ -178,7 +178,8 @@ class Engine:
             return False
         llama_cpp.llama_batch_free(self._batch)
         self._context.close()
-        return True
+        # What is not begun yet finds that it is aborted.
+        return not self._preparation.under_way
 
     def _tell(self) -> None:
         self._news = True

@@ -62,9 +62,10 @@ class Inference:
             self._job.interrupt("timed_out")
         finally:
             publishing.cancel()
-            self._cancelled.set()
             if not self._ended.done():
                 self._engine.abort(self._sequence)
+            # Only now: a preparation that fails because of it must find that it is aborted.
+            self._cancelled.set()
         outcome = await self._ended
         await self._tokens.flush(self._job.attempt)
         if isinstance(outcome, Aborted):

@@ -198,6 +198,25 @@ def test_a_few_pipelined_requests_are_answered_in_order(impatient: Stack) -> Non
     assert statuses == [b"200", b"200", b"404", b"200"]
 
 
+def test_a_pipelined_request_is_not_taken_for_idleness(tmp_path: Path) -> None:
+    """It began before the answer to the one ahead of it had ended: it may take longer to answer
+    than a connection may be idle."""
+    with Stack(tmp_path) as stack, ExitStack() as open_ones:
+        stack.start_gateway(GATEWAY_MODELS="tiny", GATEWAY_KEEP_ALIVE_S="1")
+        _wait_until_ready(stack)
+        job = json.dumps({"prompt": "x"}).encode()
+        host = httpx.URL(stack.url).netloc.decode()
+        request = (
+            f"POST /jobs HTTP/1.1\r\nHost: {host}\r\nPrefer: wait=4\r\n"
+            f"Content-Length: {len(job)}\r\n\r\n"
+        ).encode() + job
+        connection = open_ones.enter_context(connect(stack.url))
+        connection.sendall(request + request[:10])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
+        connection.sendall(request[10:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
+
+
 def test_idle_connections_make_room_for_others(crowded: Stack) -> None:
     """Thirty silent ones at a gateway that takes ten: every new one is served."""
     with ExitStack() as open_ones:

@@ -1,6 +1,8 @@
 """Input that takes too much: the job ends by name, the process and the other jobs go on."""
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -210,3 +212,56 @@ def test_a_template_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None
     cancelled.set()
     assert ended.wait(PATIENCE_S / 2)
     template.close()
+
+
+def children() -> set[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def test_a_process_that_died_between_two_conversations() -> None:
+    """The next conversation is not to blame for it: another process renders it. Ctrl-C in a
+    terminal, which is for the inferer, does not reach them."""
+    before = children()
+    template = ChatTemplate(HOSTILE, "", "")
+    (idle,) = children() - before
+    assert os.getsid(idle) != os.getsid(0)
+    os.kill(idle, signal.SIGKILL)
+    os.waitid(os.P_PID, idle, os.WEXITED | os.WNOWAIT)
+    messages = [{"role": "user", "content": "hello"}]
+    assert template.render(messages, threading.Event()) == "hello"
+    template.close()
+    assert children() == before
+
+
+def test_closing_while_a_request_is_prepared(tiny_model: Path) -> None:
+    """The engine says that the model is still in use: it must not be freed under the thread. What
+    is behind it in the queue is not begun any more."""
+    loaded = Model(tiny_model, 0)
+    begun, finish = threading.Event(), threading.Event()
+    ended: list[Future[Generation | Exception]] = [Future(), Future()]
+    behind: list[str] = []
+
+    def prepare() -> tuple[list[int], Sampler]:
+        begun.set()
+        assert finish.wait(PATIENCE_S)
+        return [1], Sampler(loaded, Sampling(), 1, [1])
+
+    def prepare_next() -> tuple[list[int], Sampler]:
+        behind.append("begun")
+        return [1], Sampler(loaded, Sampling(), 1, [1])
+
+    engine = Engine(loaded, slots=1, n_ctx=2048, n_batch=128, threads=1)
+    engine.submit(Sequence(prepare, 5, [], lambda _: None, ended[0].set_result))
+    engine.submit(Sequence(prepare_next, 5, [], lambda _: None, ended[1].set_result))
+    assert begun.wait(PATIENCE_S)
+    assert not engine.close()
+    for end in ended:
+        assert isinstance(end.result(PATIENCE_S), Aborted)
+    finish.set()
+    deadline = time.monotonic() + PATIENCE_S
+    while engine.under_way and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not engine.under_way
+    assert not behind
+    loaded.close()

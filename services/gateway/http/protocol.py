@@ -211,7 +211,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _note_idleness(self) -> None:
         if self._body_since is None and self.cycle.response_complete:
-            self._idle_since = time.monotonic()
+            if self._head_since is None:  # else the next request has begun
+                self._idle_since = time.monotonic()
             self._all.waits(self)
 
     @property
