@@ -45,10 +45,11 @@ def main() -> int:
     status = child.wait()
     if status in FINE:
         return status
-    # Only now, as it takes some ten times the memory.
-    from services.inferer.crash_report import report
+    if -status not in PASSED_ON:  # else it was told to end before it could listen
+        # Only now, as it takes some ten times the memory.
+        from services.inferer.crash_report import report
 
-    report(recorder, status)
+        report(recorder, status)
     if status > 0:
         return status
     _die_of(-status)

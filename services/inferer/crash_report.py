@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
+import nats.errors
 import nats.js.errors
 from msgspec.structs import replace
 
@@ -51,7 +52,7 @@ def report(recorder: FlightRecorder, status: int) -> None:
     if death.inferer:  # it did not die before it knew its own name
         try:
             asyncio.run(asyncio.wait_for(_publish(death, running), PATIENCE_S))
-        except (TimeoutError, OSError, SluiceError) as error:
+        except (TimeoutError, OSError, SluiceError, nats.errors.Error) as error:
             log.warning("crash_report_not_published", error=str(error) or type(error).__name__)
     drain_logs()  # this process may die of the same signal
 

@@ -6,6 +6,7 @@ the flight recorder as argument.
 
 import asyncio
 import faulthandler
+import os
 import socket
 import sys
 from contextlib import AsyncExitStack
@@ -26,7 +27,7 @@ from shared.broker import Broker
 from shared.config import BrokerSettings, load
 from shared.cpus import cpu_model, own_cpus, usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
-from shared.logs import configure_logs, logger
+from shared.logs import configure_logs, drain_logs, logger
 from shared.messages import InfererEntry
 from shared.model_files import locate
 from shared.model_names import served_name
@@ -136,10 +137,15 @@ async def _serve(
             await stack.enter_async_context(watched(engine, settings.stall_s))
             await worker.run(stopping, announce)
     finally:
-        if engine.close():
+        is_idle = engine.close()
+        if is_idle:
             model.close()
         await broker.close()
     log.info("inferer_stopped")
+    if not is_idle:
+        # A thread that is in native code while the interpreter ends may abort the process.
+        drain_logs()
+        os._exit(0)
 
 
 if __name__ == "__main__":

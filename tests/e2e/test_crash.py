@@ -151,6 +151,14 @@ def test_the_child_ends_with_its_parent(stack: Stack) -> None:
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "all are gone")
 
 
+def test_a_stop_before_the_child_can_listen(stack: Stack, tiny_model: Path) -> None:
+    """It ends by the signal that it was sent: nothing has died that should be reported."""
+    inferer = stack.start_inferer(tiny_model)
+    eventually(lambda: len(inferer.family()) > 1, "the child is there")
+    assert inferer.terminate() in (-signal.SIGTERM, 0)  # 0: it could listen already
+    assert not inferer.events("inferer_died")
+
+
 def test_the_demo_says_what_the_inferer_died_of(tmp_path: Path) -> None:
     """Once, with what to do, and it ends; it does not show the prompt again and again."""
     question = "Why is the sky blu"
