@@ -183,12 +183,15 @@ def test_a_job_that_names_no_model(start: Start, tiny_model: Path, tiny_base_mod
     assert status["model"] == "tiny-base"
 
 
-def test_a_model_that_cannot_be_loaded(start: Start) -> None:
-    """The first job finds out: the sentence is there, and `sluice up` ends with status 2."""
-    up = start(Path("/none.gguf"), "--min 0 --max 1")
+def test_a_model_that_cannot_be_loaded(start: Start, tiny_model: Path, tmp_path: Path) -> None:
+    """A download that broke off begins like a model, so the first job finds out: the sentence is
+    there, and `sluice up` ends with status 2."""
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny_model.read_bytes()[: tiny_model.stat().st_size // 2])
+    up = start(cut, "--min 0 --max 1")
     up.submit(prompt="hi")
-    assert up.popen.wait(30) == 2
-    assert "/none.gguf does not exist" in up.stderr
+    assert up.popen.wait(60) == 2, up.stderr
+    assert f"cannot load the model {cut}" in up.stderr
     assert "Traceback" not in up.stderr
 
 
