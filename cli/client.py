@@ -45,9 +45,11 @@ class Client:
         try:
             parsed = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise CommandError(f"{url} is no URL: {error}", EXIT_USAGE) from None
+            raise CommandError(f"{url} is not a URL: {error}", EXIT_USAGE) from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise CommandError(f"{url} is no URL of a gateway: give http://host:port", EXIT_USAGE)
+            raise CommandError(
+                f"{url} is not the URL of a gateway: give http://host:port", EXIT_USAGE
+            )
         self._proxy = proxy_for(parsed)
         self._host = parsed.host
         self._http = httpx.Client(
@@ -148,7 +150,7 @@ class Client:
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.DecodeError:
-            raise CommandError(f"{self.url} is no gateway of Sluice", EXIT_UNREACHABLE) from None
+            raise CommandError(f"{self.url} is not a Sluice gateway", EXIT_UNREACHABLE) from None
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -191,4 +193,4 @@ def _dead_path(letter_id: str) -> str:
 
 def _check_id(job_id: str) -> None:
     if not is_job_id(job_id):
-        raise CommandError(f"{job_id!r} is no id of a job", EXIT_USAGE)
+        raise CommandError(f"{job_id!r} is not a job id", EXIT_USAGE)

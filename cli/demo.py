@@ -25,7 +25,7 @@ MAX_TOKENS = 80
 START_TIMEOUT_S = 120
 ADVICE = (
     "It would be started again, and would most likely die again. If llama.cpp does not fit this "
-    "CPU or its compiler, compile it anew: rm -rf .venv && make .venv. If memory ran out, close "
+    "CPU or its compiler, compile it again: rm -rf .venv && make .venv. If memory ran out, close "
     "other programs. `sluice up` shows the inferer's log, `sluice doctor` what is wrong."
 )
 

@@ -170,8 +170,8 @@ class _Stack:
         if self._scale.most == 0:
             log.warning(
                 "no_inferers",
-                hint="jobs wait until an inferer is started elsewhere; here none will be "
-                "(--inferers 0)",
+                hint="--inferers 0 starts none here: jobs wait until an inferer is "
+                "started elsewhere",
             )
         for child in self.children:
             if child.is_wanted:

@@ -621,7 +621,7 @@ class FleetReport(Struct, frozen=True):
     at: str | None = None
 
 
-Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes none.")]
+Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]
 
 
 class SetConcurrency(Struct, frozen=True):

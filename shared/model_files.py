@@ -29,7 +29,7 @@ def locate(model: str) -> Path:
     except OSError as error:
         raise ModelError(f"the model {path} cannot be read: {error.strerror}") from error
     if magic != GGUF_MAGIC:
-        raise ModelError(f"the model {path} is no GGUF file; convert it first")
+        raise ModelError(f"the model {path} is not a GGUF file; convert it first")
     return path
 
 

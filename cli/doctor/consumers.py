@@ -85,7 +85,7 @@ async def _read(broker: Broker, name: str) -> dict[str, Any] | None:
         return info
     if error.get("code") == 404:
         return None
-    raise BrokerUnavailable(f"the broker could not tell of the consumer {name}: {error}")
+    raise BrokerUnavailable(f"the broker could not report on the consumer {name}: {error}")
 
 
 def _differences(wanted: GroupedConsumerConfig, held: dict[str, Any]) -> list[str]:

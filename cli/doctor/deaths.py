@@ -13,13 +13,13 @@ from shared.timestamps import parse_timestamp
 RECENT = timedelta(hours=1)
 
 ADVICE = {
-    ended_by(-signal.SIGKILL): "unless somebody killed it, the memory ran out: lower INFERER_N_CTX "
-    "or INFERER_CONCURRENCY, or take a smaller model",
+    ended_by(-signal.SIGKILL): "unless it was killed by hand, memory ran out: lower INFERER_N_CTX "
+    "or INFERER_CONCURRENCY, or use a smaller model",
     ended_by(-signal.SIGILL): "llama.cpp was compiled for another CPU: compile it on this one",
     ended_by(EXIT_STALLED): "its log shows where it hung; raise INFERER_STALL_S if it is only slow",
 }
-OF_A_JOB = "its log has more; a job that goes on killing it ends as worker_lost: sluice dead list"
-OF_NO_JOB = "its log has more"
+OF_A_JOB = "see its log; a job that keeps killing inferers ends as worker_lost: sluice dead list"
+OF_NO_JOB = "see its log"
 
 
 async def examine_deaths(broker: Broker) -> list[Finding]:

@@ -77,14 +77,14 @@ async def _behind_the_broker(
         look(
             "streams",
             f"{name} was created at {timestamp(at)}, after the others: what it held before is gone",
-            "as it should be after an upgrade; otherwise somebody has deleted it, and a gateway "
-            "made it again (streams_missing in its log)",
+            "expected after an upgrade; otherwise it was deleted, and a gateway created it again "
+            "(streams_missing in its log)",
         )
         for name, at in (await recreated_streams(broker, topology)).items()
     ]
     findings += await examine_consumers(broker, topology.ack_wait_s, served)
     if not now.models:
-        findings.append(wrong("models", "none is known", "start an inferer: sluice up"))
+        findings.append(wrong("models", "no model is known", "start an inferer: sluice up"))
     for token, consumers in sorted(now.models.items()):
         findings += examine_queue(
             before.models.get(token),

@@ -43,12 +43,12 @@ async def examine_gateway(url: str) -> tuple[list[Finding], str | None]:
         if 503 in (ready.status_code, queue.status_code):
             refusal = next(answer for answer in (ready, queue) if answer.status_code == 503)
             why = msgspec.json.decode(refusal.content, type=dict[str, Any])["detail"]
-            told = "its log says what it waits for"
+            told = "its log says what it is waiting for"
             return [wrong("gateway", f"not ready at {url}: {why}", told)], version
         report = msgspec.json.decode(queue.content, type=QueueReport)
     except (msgspec.DecodeError, KeyError):
         return [
-            wrong("gateway", f"what answers at {url} is no gateway of Sluice", NO_GATEWAY)
+            wrong("gateway", f"what answers at {url} is not a Sluice gateway", NO_GATEWAY)
         ], None
     return [ok("gateway", f"ready at {url}"), *_full(report)], version
 

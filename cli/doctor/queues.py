@@ -54,9 +54,9 @@ def examine_queue(
     if now.in_flight > len(jobs) + (0 if some_died else slots):
         yield look(
             model,
-            f"{now.in_flight} jobs are out, the live inferers speak of {len(jobs)}",
-            "those of a dead inferer come back when its lease ends, after 12 s at most (30 s on a "
-            "cluster)",
+            f"{now.in_flight} jobs are in flight, the live inferers report {len(jobs)}",
+            "the jobs of a dead inferer are redelivered when the lease expires, after 12 s at most "
+            "(30 s on a cluster)",
         )
     if before is not None and _stands_still(before, now, slots):
         yield wrong(
@@ -69,7 +69,7 @@ def examine_queue(
         yield look(
             model,
             f"{now.redelivered} jobs were delivered more than once",
-            "given back because a slot had taken another one, or an inferer died or stopped in the "
+            "requeued because a slot had taken another one, or an inferer died or stopped in the "
             "middle: see the inferers' logs",
         )
 

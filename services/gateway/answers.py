@@ -64,8 +64,8 @@ class Answers:
         callers = sum(len(answer.callers) for answer in self._answers.values())
         if len(self._answers) >= MOST_JOBS or callers >= MOST_CALLERS:
             raise Overloaded(
-                f"{callers} callers wait at this gateway for {len(self._answers)} jobs that were "
-                "submitted before with the same key; ask with infer.status, or try again later"
+                f"{callers} callers already wait at this gateway for {len(self._answers)} jobs "
+                "with repeated keys; use infer.status, or try again later"
             )
         answer = self._answers.get((job_id, stream))
         if answer is None or answer.is_ending:
@@ -174,7 +174,9 @@ class _Answer:
             for reply_to in self.callers:
                 await self._send_result(result, reply_to)
         except asyncio.CancelledError:
-            await self._refuse(BrokerUnavailable("this gateway shuts down; ask again"))
+            await self._refuse(
+                BrokerUnavailable("this gateway is shutting down; send the request again")
+            )
             raise
         except SluiceError as error:
             log.warning("answer_not_sent", job_id=self.job_id, why=error.message)

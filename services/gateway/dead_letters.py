@@ -191,8 +191,8 @@ def _resubmission(letter: DeadLetter) -> Resubmission:
         request: InferenceRequest = decode_request(letter.request)
     except Unreadable as error:
         raise CannotRetry(
-            f"the dead letter of {letter.id} holds no whole request ({error}); send it anew, "
-            "then drop the letter"
+            f"the dead letter of {letter.id} does not hold the complete request ({error}); submit "
+            "it again yourself, then drop the letter"
         ) from None
     same = {
         name: getattr(request, name)

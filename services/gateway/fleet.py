@@ -129,7 +129,8 @@ class Fleet:
             asked += [f"of the model {wanted.model!r}"] if wanted.model else []
             known = ", ".join(f"{one.entry.id} of {one.entry.model}" for one in live)
             raise UnknownInferer(
-                f"no {' '.join(asked)} is live; live are: {known or 'none, start one'}"
+                f"no {' '.join(asked)} is live; "
+                + (f"the live inferers are {known}" if known else "start one")
             )
         order = encode(SetConcurrency(wanted.concurrency))
         changes = await asyncio.gather(*(self._order(entry, order) for entry in entries))

@@ -151,12 +151,12 @@ class Jobs:
             unknown = f"whether the job {ticket.id} was accepted is not known: {error.message}"
             if ticket.kept:
                 raise BrokerUnavailable(
-                    f"{unknown}; send it again with the same key, which makes no second job"
+                    f"{unknown}; send it again with the same key; it will not run twice"
                 ) from error
             self._withdrawals.withdraw(ticket)
             raise BrokerUnavailable(
-                f"{unknown}; it is cancelled as soon as the broker answers, unless it has ended "
-                "before"
+                f"{unknown}; it is cancelled as soon as the broker answers, unless it has already "
+                "ended"
             ) from error
         except nats.js.errors.APIError as error:
             raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
@@ -171,7 +171,7 @@ class Jobs:
             UnknownJob, JobAgedOut, BrokerUnavailable.
         """
         if not is_job_id(job_id):
-            raise UnknownJob(f"{job_id!r} is no id of a job")
+            raise UnknownJob(f"{job_id!r} is not a job id")
         # A replica may lag behind its leader, which is asked before anything is called unknown.
         for from_leader in (False, True):
             result = await read_result(self._broker, job_id, from_leader=from_leader)
@@ -245,7 +245,9 @@ class Jobs:
                 await self._stopping.finish(left, job)
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
-            raise AlreadyFinished(f"the job {job_id} has ended before, in the state {state}", state)
+            raise AlreadyFinished(
+                f"the job {job_id} has already ended, with the state {state}", state
+            )
         return JobStatus.of(job)
 
     def abandon(self, job_id: str) -> None:

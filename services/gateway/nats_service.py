@@ -194,7 +194,7 @@ def _key(request: Request) -> str | None:
 def _reply_to(request: Request) -> str:
     reply: str = request._msg.reply
     if not reply:
-        raise InvalidRequest("no reply subject: nobody would get the answer; use infer.submit")
+        raise InvalidRequest("the request has no reply subject for the result; use infer.submit")
     return reply
 
 

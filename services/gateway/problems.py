@@ -107,7 +107,7 @@ REFUSALS = {
     403: "from a web page of another origin, or under a name that is not the gateway's",
     404: "no such job, model, inferer or dead letter",
     408: "the request took too long to arrive",
-    409: "it has ended, or holds no request; `state` says how a job ended",
+    409: "it has already ended (`state` is how), or does not hold a request",
     410: "the job is older than results are kept",
     413: "the body is too large",
     422: "the key was sent with another request",

@@ -1,4 +1,4 @@
-"""Why a body is not what it should be, in words for who sent it instead of msgspec's."""
+"""What is wrong with a body, in words for its sender instead of msgspec's."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _BOUND = re.compile(r"Expected `(\w+)` (of length )?([<>]=?) (\d+)(?:\.0)?")
 
 
 def refusal(error: ValidationError, kind: Any) -> InvalidRequest:
-    """What to say to who sent a body that is no ``kind``."""
+    """The error for a body that is not a valid ``kind``."""
     parsed = _ERROR.fullmatch(str(error))
     assert parsed is not None
     said, param = parsed[1], parsed[2] or ""
@@ -37,7 +37,9 @@ def refusal(error: ValidationError, kind: Any) -> InvalidRequest:
         if match[1] == "missing required":
             return InvalidRequest(f"{param} is missing", param)
         fields = ", ".join(kind.__struct_fields__)
-        return InvalidRequest(f"{param} is no field of this request; there are {fields}", param)
+        return InvalidRequest(
+            f"{param} is not a field of this request; the fields are {fields}", param
+        )
     must = None
     if match := _VALUE.fullmatch(said):
         choices = " or ".join(_choices(inspect.type_info(kind), re.findall(r"\w+", param)))

@@ -61,7 +61,7 @@ class Storage:
         self.require_writable()
         if self._use.is_short:
             raise StorageShort(
-                f"the broker's storage is {self._use.share:.0%} full; no more jobs are taken on "
+                f"the broker's storage is {self._use.share:.0%} full; new jobs are refused "
                 f"above {SHORT_SHARE:.0%}"
             )
 

@@ -34,7 +34,7 @@ class Streams:
         """Raises: TooManyStreams: as many are open as may be."""
         if self._open >= self._bound:
             raise TooManyStreams(
-                f"this gateway has {self._open} streams open, as many as it may; try again later"
+                f"this gateway has {self._open} streams open, which is its limit; try again later"
             )
 
     def open(self, stream: AsyncGenerator[T, None], request: Request[Any, Any, Any]) -> "Feed[T]":

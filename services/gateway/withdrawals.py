@@ -73,7 +73,7 @@ class Withdrawals:
                 finished_at=now,
                 priority=ticket.priority,
             )
-            why = "the broker did not confirm the job in time, and its caller was told so"
+            why = "the broker did not confirm the job in time, and its caller got an error"
             try:
                 return await store_result(self._broker, replace(cancelled, message=why), 0)
             except BrokerUnavailable:

@@ -89,7 +89,7 @@ class Model:
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
         ):
-            raise ModelError(f"the model {path} is no text generator of the decoder-only kind")
+            raise ModelError(f"the model {path} is not a decoder-only text generator")
         self.path = path
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._require_text_generator()

@@ -142,8 +142,8 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
         (
             '{"prompt": "x", "max_token": 5}',
             "max_token",
-            "max_token is no field of this request; there are max_tokens, temperature, top_p, "
-            "top_k, min_p, seed, stop, repeat_penalty, presence_penalty, frequency_penalty, "
+            "max_token is not a field of this request; the fields are max_tokens, temperature, "
+            "top_p, top_k, min_p, seed, stop, repeat_penalty, presence_penalty, frequency_penalty, "
             "response_format, model, messages, prompt, timeout_s, priority, metadata",
         ),
         ("{}", None, "give either `messages` or `prompt`, and not both"),
@@ -159,7 +159,7 @@ def test_the_refusal_says_what_is_allowed(
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("model", ["nope", "No Such", "a.b", "", "tiny+high", "tiny.*", ">", "ü"])
+@pytest.mark.parametrize("model", ["nope", "No Such", "a.b", " ", "tiny+high", "tiny.*", ">", "ü"])
 def test_an_unknown_or_ill_formed_model_is_404(shared_stack: Stack, route: str, model: str) -> None:
     """404 before anything is accepted."""
     known = _accepted(shared_stack)

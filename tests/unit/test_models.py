@@ -49,7 +49,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes) -> None:
     """It is told before llama.cpp sees it."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.safetensors is no GGUF file"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a GGUF file"):
         locate(str(file))
 
 

@@ -38,10 +38,10 @@ HEAD_TOO_LARGE = Refusal(
 TOO_MANY_PIPELINED = Refusal(
     429, "too_many_requests", f"no more than {MOST_PIPELINED} requests may wait on a connection"
 )
-HEAD_TOO_SLOW = Refusal(408, "request_timeout", "the head of the request did not come in time")
-BODY_TOO_SLOW = Refusal(408, "request_timeout", "the body of the request did not come in time")
+HEAD_TOO_SLOW = Refusal(408, "request_timeout", "the head of the request did not arrive in time")
+BODY_TOO_SLOW = Refusal(408, "request_timeout", "the body of the request did not arrive in time")
 TOO_MANY_CONNECTIONS = Refusal(
-    503, "too_many_connections", "the gateway has no room for another connection; try again", 2
+    503, "too_many_connections", "the gateway has too many open connections; try again", 2
 )
 
 

@@ -79,7 +79,7 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
         200: ResponseSpec(
             str, description="the events", media_type=EVENT_STREAM, generate_examples=False
         ),
-        204: ResponseSpec(None, description="after the last event: there is nothing to come"),
+        204: ResponseSpec(None, description="after the last event: there are no more"),
     },
 )
 async def events(

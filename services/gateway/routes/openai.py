@@ -178,7 +178,7 @@ async def _first_output(feed: Feed[JobEvent]) -> JobEvent:
 def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerSentEventMessage]:
     """What one event of the job is in the words of this API."""
     if event.event == "retrying":
-        message = "a second attempt came out differently from what was sent; ask again"
+        message = "a second attempt came out differently from what was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return [_data(chunk(ticket, event.data.text, include_usage))]
@@ -209,7 +209,7 @@ def _stopping_error(ticket: Ticket) -> OpenAIError:
     return openai_error(
         503,
         "gateway_stopping",
-        f"this gateway shuts down; the job goes on, see /status/{ticket.id}",
+        f"this gateway is shutting down; the job goes on, see /status/{ticket.id}",
     )
 
 
