@@ -7,8 +7,6 @@ from nats.aio.client import Client
 
 from shared.logs import logger
 
-INBOX_PREFIXES = ("_INBOX.", "_INBOX_")
-
 LONGEST_INBOX = 1024
 """A subject as long as the server's control line (4 kB) closes the connection that publishes it."""
 

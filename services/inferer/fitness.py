@@ -3,7 +3,7 @@
 The self-test runs in a process of its own. Dies it by a signal, it is tried once more without extra
 buffers, which is slower and leaves out the code that is most often wrong (AMX, repacked weights).
 What was found is kept, so that the next start with the same library, model, CPU and settings does
-not ask again.
+not ask again; unless it may be otherwise then.
 """
 
 import asyncio
@@ -24,6 +24,10 @@ from shared.errors import ModelError
 from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import logger
 from shared.process_end import ended_by
+
+CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
+"""The same code dies of them again. Any other signal came from outside, where memory or time was
+short."""
 
 HOW_TO_COMPILE = "compile it on this machine as docs/compiling.md says (rm -r .venv && make .venv)"
 
@@ -49,6 +53,11 @@ class _End(Struct, frozen=True):
         return self.status < 0
 
     @property
+    def may_pass(self) -> bool:
+        """Whether the next self-test may end otherwise."""
+        return self.died and -self.status not in CRASHES
+
+    @property
     def how(self) -> str:
         when = "at its first computation" if self.loaded else "while it loaded the model"
         if self.status == -signal.SIGALRM:
@@ -67,18 +76,20 @@ async def examine(settings: InfererSettings, path: Path) -> Fitness:
     fitness = recall(circumstances, Fitness)
     if fitness is None:
         started = time.perf_counter()
-        fitness = await _find_out(path)
-        record(circumstances, fitness)
+        fitness, may_pass = await _find_out(path)
+        if not may_pass:
+            record(circumstances, fitness)
         log.info("self_test_passed", ms=round((time.perf_counter() - started) * 1000))
     if fitness.warning is not None:
         log.warning("computing_without_extra_buffers", why=fitness.warning)
     return fitness
 
 
-async def _find_out(path: Path) -> Fitness:
+async def _find_out(path: Path) -> tuple[Fitness, bool]:
+    """The fitness, and whether it may be another at the next start."""
     usual = await _run_self_test()
     if not usual.died:
-        return Fitness()
+        return Fitness(), False
     cautious = await _run_self_test(self_test.WITHOUT_EXTRA_BUFFERS)
     cpu = cpu_model()
     if cautious.died:
@@ -86,11 +97,12 @@ async def _find_out(path: Path) -> Fitness:
             f"llama.cpp {cautious.how}, on this CPU ({cpu}) with the model {path}; "
             f"{HOW_TO_COMPILE}, or try another model file"
         )
-    return Fitness(
+    fitness = Fitness(
         extra_buffers=False,
         warning=f"llama.cpp {usual.how}, on this CPU ({cpu}), and computes without extra buffers "
         f"(AMX, repacked weights), which is slower; {HOW_TO_COMPILE}",
     )
+    return fitness, usual.may_pass
 
 
 async def _run_self_test(*options: str) -> _End:

@@ -110,6 +110,22 @@ def test_what_hangs_with_extra_buffers_runs_without(machine: Machine) -> None:
     assert machine.answers()
 
 
+def test_what_may_pass_is_not_remembered(machine: Machine) -> None:
+    """A kill from outside, as by the kernel when memory is short, says nothing of the next start;
+    a crash does."""
+    enough_memory = machine.folder / "enough memory"
+    source = only_with_extra_buffers(
+        f'if (access("{enough_memory}", F_OK) != 0) kill(getpid(), SIGKILL);'
+    )
+    inferer = machine.start(source)
+    why = inferer.wait_for("computing_without_extra_buffers")["why"]
+    assert "died of signal 9 (SIGKILL) at its first computation" in why
+    enough_memory.touch()
+    again = machine.start(source)
+    again.wait_for("inferer_ready")
+    assert not again.events("computing_without_extra_buffers")
+
+
 @pytest.mark.parametrize(
     ("source", "how"),
     [
