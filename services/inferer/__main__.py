@@ -1,7 +1,7 @@
 """``python -m services.inferer``: the inferer as a child process, and what is known if it dies.
 
 Nothing can catch a crash in native code from within. This process does nothing but wait, in
-about 10 MB; it passes signals on, ends as its child ended, and before that publishes a report.
+14 MB; it passes signals on, ends as its child ended, and before that publishes a report.
 """
 
 import ctypes

@@ -3,7 +3,6 @@
 Everything here is bounded: what a schema takes too much work for is an error of that job.
 """
 
-import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ import llguidance
 import numpy
 from numpy.typing import NDArray
 
+from services.inferer.schema_compiler import compiled, reason
+from services.inferer.schema_trials import SchemaTrials
 from shared.errors import InvalidRequest
 from shared.messages import JsonObject, JsonSchema, ResponseFormat
 
@@ -21,34 +22,6 @@ if TYPE_CHECKING:
 Tokens = NDArray[numpy.int64]
 
 PARAM = "response_format"
-
-LIMITS = llguidance.LLParserLimits(
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=50_000,
-    step_max_items=50_000,
-    max_lexer_states=20_000,
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
-"""Measured: of the hostile schemas in the tests none takes more than a second and 100 MiB, and
-what people write stays far below."""
-
-UNREACHABLE = 2**24
-"""No answer has so many characters, items or properties: such a bound is left out."""
-UPPER_BOUNDS = ("maxLength", "maxItems", "maxProperties")
-
-# One line, as models write JSON most often. Free white space would let a model write it for ever.
-OPTIONS: Any = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "coerce_one_of": True,  # as `anyOf`: that no other branch fits as well is not checked
-}
-
-OF_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
-LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-TOGETHER = ("$ref", "allOf", "anyOf", "oneOf", "if", "unevaluatedProperties")
-A_SCHEMA = ("items", "additionalProperties", "additionalItems", "not", "contains")
 
 
 class Grammar:
@@ -87,7 +60,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InvalidRequest(f"this schema cannot be followed: {_reason(self._matcher)}", PARAM)
+            raise InvalidRequest(f"this schema cannot be followed: {reason(self._matcher)}", PARAM)
 
 
 class Vocabulary:
@@ -99,28 +72,36 @@ class Vocabulary:
         self.ends: list[int] = []
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
+        self._trials = SchemaTrials()
 
-    def grammar(self, response_format: ResponseFormat | None) -> Grammar | None:
+    def close(self) -> None:
+        self._trials.close()
+
+    def grammar(
+        self, response_format: ResponseFormat | None, cancelled: threading.Event | None = None
+    ) -> Grammar | None:
         """What an answer of this format follows; None where it may be anything.
 
         Raises:
             InvalidRequest: the schema contradicts itself, says what cannot be followed, or is too
                 large.
+            Cancelled: ``cancelled`` was set meanwhile.
         """
         if not isinstance(response_format, JsonSchema | JsonObject):
             return None
+        schema: dict[str, Any] = {"type": "object"}
+        why = None
         try:
-            schema: dict[str, Any] = {"type": "object"}
             if isinstance(response_format, JsonSchema):
                 schema = response_format.json_schema.schema
-            together = '"allOf":' in json.dumps(schema, separators=(",", ":"))
-            text = json.dumps(_prepared(schema, closes=not together))
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
+                why = self._trials.why_not(schema, cancelled)
+            if why is not None:
+                raise InvalidRequest(f"this schema cannot be followed: {why}", PARAM)
+            matcher = compiled(schema, self._get_tokenizer())
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"this schema cannot be followed: {error}", PARAM) from error
-        matcher = llguidance.LLMatcher(self._get_tokenizer(), grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            raise InvalidRequest(f"this schema cannot be followed: {_reason(matcher)}", PARAM)
+            raise InvalidRequest(f"this schema cannot be followed: {reason(matcher)}", PARAM)
         return Grammar(matcher, self)
 
     def _get_tokenizer(self) -> llguidance.LLTokenizer:
@@ -155,38 +136,3 @@ class _Tokens:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         return self._model.tokenize(text, add_special=False)
-
-
-def _reason(matcher: llguidance.LLMatcher) -> str:
-    return matcher.get_error().partition("\n<state>")[0].strip()[:500]
-
-
-def _prepared(schema: Any, closes: bool = True) -> Any:
-    """``schema`` without bounds that no answer reaches. Where an object names its properties and
-    does not say whether there may be others, there may not: a model would go on and on. Unless
-    ``closes``, and where several schemas describe an object together, that is left alone.
-
-    Raises:
-        RecursionError: it is nested too deeply.
-    """
-    if not isinstance(schema, dict):
-        return schema
-    prepared = dict(schema)
-    for name in UPPER_BOUNDS:
-        bound = schema.get(name)
-        if isinstance(bound, int | float) and bound >= UNREACHABLE:
-            del prepared[name]
-    if "properties" in schema:
-        closes = closes and not any(name in schema for name in TOGETHER)
-        if closes and "patternProperties" not in schema:
-            prepared.setdefault("additionalProperties", False)
-    for name in OF_SCHEMAS:
-        if isinstance(found := schema.get(name), dict):
-            prepared[name] = {key: _prepared(value, closes) for key, value in found.items()}
-    for name in A_SCHEMA:
-        if isinstance(schema.get(name), dict):
-            prepared[name] = _prepared(schema[name], closes)
-    for name in LISTS_OF_SCHEMAS:
-        if isinstance(found := schema.get(name), list):
-            prepared[name] = [_prepared(one, closes and name != "allOf") for one in found]
-    return prepared

@@ -93,7 +93,7 @@ class Inference:
         # Without a seed of its own a job must still come out the same on its next attempt.
         seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
         self._entry.enter(Phase.SCHEMA)
-        return prompt, Sampler(model, request, seed, prompt)
+        return prompt, Sampler(model, request, seed, prompt, self._cancelled)
 
     def _end(self, outcome: Generation | Exception) -> None:
         """Hand the outcome from the compute thread to the event loop, if that still runs."""

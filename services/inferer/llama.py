@@ -103,6 +103,7 @@ class Model:
     def close(self) -> None:
         if self._template is not None:
             self._template.close()
+        self.vocabulary.close()
         llama_cpp.llama_model_free(self.handle)
 
     def _require_text_generator(self) -> None:

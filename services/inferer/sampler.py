@@ -1,6 +1,7 @@
 """A native sampler chain for each job, in the order llama.cpp's own tools use."""
 
 import ctypes
+import threading
 from collections.abc import Sequence
 
 import llama_cpp
@@ -23,13 +24,21 @@ RANDOM_SEED = 0xFFFFFFFF
 class Sampler:
     """One job's chain. Native memory: close it."""
 
-    def __init__(self, model: Model, options: Sampling, seed: int, prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: Sampling,
+        seed: int,
+        prompt: Sequence[int],
+        cancelled: threading.Event | None = None,
+    ) -> None:
         """Build the chain; ``seed`` makes it repeatable, ``prompt`` counts for the penalties.
 
         Raises:
             InvalidRequest: the schema of ``response_format`` cannot be followed.
+            Cancelled: ``cancelled`` was set before it was compiled.
         """
-        self._grammar = model.vocabulary.grammar(options.response_format)
+        self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
         self._candidates = _Candidates(model.vocabulary.size)
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()

@@ -14,7 +14,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from services.inferer.chat_template import Cancelled, ChatTemplate
+from services.inferer.bounded_process import Cancelled
+from services.inferer.chat_template import ChatTemplate
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.llama import LONGEST_TEXT, Model
 from services.inferer.sampler import Sampler
@@ -109,6 +110,16 @@ REFUSED = {
     "many brackets": {"type": "string", "pattern": "(" * 5000 + "a" + ")" * 5000},
     "doubling": nested(18),
     "not implemented": {"type": "array", "uniqueItems": True},
+    "a large divisor": {"type": "integer", "multipleOf": 999_983},
+    "a constant of many": {"const": list(range(100_000))},
+    "patterns together": {
+        "type": "string",
+        "allOf": [
+            {"pattern": f".*{letter}.{{{n}}}.*"} for n, letter in enumerate("abcdefghijklmnop")
+        ],
+    },
+    "classes without case": {"type": "string", "pattern": "(?i)" + "[ -\uffff]" * 3000},
+    "an enum of lists": {"enum": [[number] for number in range(20_000)]},
     "a contradiction": {"type": "string", "enum": [1]},
 }
 
