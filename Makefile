@@ -40,13 +40,13 @@ up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data sta
 test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time as most of them wait; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-chaos: $(READY) ## Some minutes of jobs while everything dies; ARGS="--seed 7" repeats a run
+chaos: $(READY) ## A few minutes of jobs while parts are killed; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 schemathesis: $(READY) $(SCHEMATHESIS) ## Ten minutes: the gateway against its OpenAPI document; ARGS="--minutes 2"
 	$(BIN)/python -m tests.conformance.run $(ARGS)
 
-fuzz: $(READY) ## An hour of input that nobody would send; ARGS="--minutes 5 --seed 7" for less
+fuzz: $(READY) ## An hour of hostile input; ARGS="--minutes 5 --seed 7" for less
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 check: $(READY) ## Lint and types

@@ -65,7 +65,7 @@ def complain(text: str) -> None:
 
 
 def discard_output() -> None:
-    """Write no more to a stdout that nobody reads, also not what is left in its buffer."""
+    """Stop writing to a stdout whose reader is gone, including what is left in its buffer."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The broker's time. Everybody goes by it, since the clocks of hosts may be wrong and may jump."""
+"""The broker's time. All processes use it, since the clocks of hosts may be wrong and may jump."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class BrokerClock:
-    """Goes on by itself between two readings, also while this machine sleeps."""
+    """Advances between two readings, also while this machine sleeps."""
 
     def __init__(self) -> None:
         self._read_at = 0.0

@@ -162,7 +162,7 @@ class Connection(Client):
         try:
             return await super()._process_headers(headers)
         except Exception as error:
-            # The message goes on without them: a job that nobody got would come again for ever.
+            # Deliver it without them: a job that is never received is redelivered for ever.
             self._on_unreadable("headers", error)
             return None
 
@@ -184,7 +184,7 @@ class Connection(Client):
 def cancellation_kept() -> Iterator[None]:
     """Raise a cancellation that was lost inside the block. Until Python 3.12 `asyncio.wait_for`,
     with which nats-py waits, does so where the cancellation comes together with what it waits for;
-    a task that nobody needs any more would then run for ever."""
+    a task that is no longer needed would then run for ever."""
     task = asyncio.current_task()
     assert task is not None
     known = task.cancelling()

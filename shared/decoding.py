@@ -50,7 +50,7 @@ class Decoder(Generic[T]):
 
 def skip(what: str, subject: str, error: Exception) -> None:
     """Count a message that could not be read. The first of each kind is logged, then the 10th, the
-    100th and so on: whoever can publish one can publish a million."""
+    100th and so on: a client that can publish one can publish a million."""
     _skipped[what] += 1
     count = _skipped[what]
     if str(count).strip("0") == "1":

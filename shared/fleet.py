@@ -46,7 +46,7 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
             continue
         entry = decode_inferer_entry.read(message.data, message.subject)
         if entry is None or message.subject != subjects.inferer(entry.id):
-            continue  # one that is put under another's key is nobody's
+            continue  # stored under the key of another inferer
         if is_name(entry.model):
             live.append(Live(entry, message.time))
     return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died

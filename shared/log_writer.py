@@ -1,4 +1,4 @@
-"""Writes log lines from a thread of its own: a log that blocks or fails stops nobody's work."""
+"""Writes log lines from a thread of its own, so that a log that blocks or fails stops no work."""
 
 import os
 import select

@@ -246,7 +246,7 @@ class Usage(Struct, frozen=True):
 
 class Timings(Struct, frozen=True, kw_only=True):
     """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start,
-    ``total_ms`` from there to its end, by a clock that nobody sets."""
+    ``total_ms`` from there to its end, by a clock that cannot be set."""
 
     queued_ms: Milliseconds
     load_ms: Milliseconds = 0.0

@@ -1,5 +1,5 @@
-"""Replies to callers. Whoever sends a request names the subject of the answer: with our rights an
-answer could purge a stream or decide another caller's job, so it goes to inboxes only."""
+"""Replies to callers. The sender of a request names the reply subject. With our permissions a reply
+could purge a stream or end another caller's job, so replies go to inboxes only."""
 
 import re
 

@@ -29,7 +29,7 @@ async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False)
 
 
 def decode_stored(job_id: str, data: bytes, now: datetime) -> Result:
-    """The result in ``data``, or `failed` where somebody has put there what is not this job's."""
+    """The result in ``data``, or `failed` if it is not a result of this job."""
     try:
         result = decode_result(data)
         if result.id != job_id:

@@ -47,7 +47,7 @@ DEAD_WILDCARD = "infer.dead.*.*"
 INFERER_DEATH_WILDCARD = "infer.events.*.died"
 
 LONGEST_ID = 256
-"""Bytes of an id that somebody has made up: the broker bounds the subjects that are made of it."""
+"""Bytes of an id from outside: the broker limits the length of subjects made of it."""
 
 _TOKEN = re.compile(r"[^\s.*>]+")
 

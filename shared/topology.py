@@ -172,8 +172,8 @@ async def missing_streams(broker: Broker, topology: Topology) -> list[str]:
 
 
 async def recreated_streams(broker: Broker, topology: Topology) -> dict[str, datetime]:
-    """The streams that are younger than the others, and since when: somebody has deleted what was
-    there, and a gateway made it again, or an upgrade has brought it.
+    """The streams that are younger than the others, and since when: one was deleted and created
+    again by a gateway, or added by an upgrade.
 
     Raises:
         BrokerUnavailable: no answer.

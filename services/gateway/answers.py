@@ -30,11 +30,11 @@ MOST_CALLERS = 10_000
 
 FIRST_LOOK_S = 0.5
 LONGEST_LOOK_S = 30.0
-"""Pauses between two looks at a caller, which double: of ten thousand that wait some hundred are
-looked at in a second."""
+"""The pause between two checks of a caller doubles: of ten thousand waiting callers a few hundred
+are checked per second."""
 
 LEFT_S = 4.0
-"""A caller is gone who has no subscription at two looks so far apart; a reconnect takes two."""
+"""A caller without a subscription in two checks this far apart is gone; a reconnect takes 2 s."""
 
 STOP_S = 1.0
 
@@ -59,7 +59,7 @@ class Answers:
         With ``stream`` first its tokens from the beginning, and an empty message at the end.
 
         Raises:
-            Overloaded: as many callers wait here as may.
+            Overloaded: the limit of waiting callers is reached.
         """
         callers = sum(len(answer.callers) for answer in self._answers.values())
         if len(self._answers) >= MOST_JOBS or callers >= MOST_CALLERS:
@@ -75,15 +75,15 @@ class Answers:
         answer.add(reply_to)
 
     def watch(self, ticket: Ticket, reply_to: str) -> None:
-        """Until the job has ended, in the background: let it expire at its deadline, as an inferer
-        looks only when one is free, and a caller over NATS does not look at all; and cancel it when
-        nobody subscribes to ``reply_to`` any more, unless its caller may come back with its key.
-        Where the broker has lost the job, the caller is told so."""
+        """Until the job has ended, in the background: let it expire at its deadline, because an
+        inferer checks that only when a slot is free, and a NATS caller does not poll; and cancel it
+        when ``reply_to`` has no subscriber any more, unless its caller may come back with its key.
+        If the broker has lost the job, the caller gets an error."""
         if ticket.deadline is not None:
             self._start(self._watch(ticket, ticket.deadline, reply_to))
 
     async def stop(self) -> None:
-        """Let those whom nobody else will answer know that they have to ask again."""
+        """Send an error to the callers that only this gateway would answer."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -1,4 +1,4 @@
-"""Who is at the other end, and for how long: hang-ups, shutdown."""
+"""The client's end of a request: hang-ups, and the shutdown of this gateway."""
 
 import asyncio
 from collections.abc import Awaitable

@@ -15,7 +15,7 @@ from shared.messages import Result
 from shared.results import decode_stored, read_result
 
 MOST_UNREAD = 10_000
-"""Announcements beyond are dropped: who waits looks by itself every few seconds."""
+"""Further announcements are dropped: waiting requests also poll every few seconds."""
 BATCH = 200
 BATCH_BYTES = 8 * 1024 * 1024
 
@@ -26,13 +26,13 @@ log = logger()
 
 
 class FinishedJobs:
-    """Hands each stored result to those who expect it.
+    """Passes each stored result to the requests that wait for it.
 
-    The announcement only says which result to read: everybody who may publish can forge one.
+    The announcement only says which result to read: any client that may publish can forge one.
     """
 
     def __init__(self, broker: Broker, learn: Callable[[Result], None]) -> None:
-        """``learn`` is called with every result, whoever waits for it."""
+        """``learn`` is called with every result, also if no request waits for it."""
         self._broker = broker
         self._learn = learn
         self._expected: dict[str, set[Announcement]] = {}
@@ -106,7 +106,7 @@ class FinishedJobs:
                     self._resolve(job_id, result_at_leader)
 
     def look_again(self) -> None:
-        """Have everybody who waits look the result up: an announcement may be missed, or the job
+        """Let all waiting requests look up their result: an announcement may be missed, or the job
         gone."""
         for job_id in list(self._expected):
             self._resolve(job_id, None)

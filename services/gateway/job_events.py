@@ -88,7 +88,7 @@ async def job_events(
                         is_whole = True
                     read = sequence
                     for event in _translate(message, read, reader):
-                        # A text that begins anew is sent whole.
+                        # A text that starts again is sent as a whole.
                         if read > seen or (isinstance(event.data, Tokens) and not is_whole):
                             yield event
         result = await finished

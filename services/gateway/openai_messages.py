@@ -103,7 +103,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 class OpenAIMessage(Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    """Left out, or null, where an assistant has said nothing but called tools."""
+    """Left out, or null, where an assistant only called tools."""
     name: str | None = None
 
     def ours(self, number: int) -> ChatMessage:

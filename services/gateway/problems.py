@@ -185,7 +185,7 @@ def error_body(
     param: str | None = None,
     state: str | UnsetType = UNSET,
 ) -> tuple[Problem | OpenAIError, str]:
-    """An error in the shape that the route at ``path`` speaks, and its media type."""
+    """An error in the form of the API that ``path`` belongs to, and its media type."""
     if path.startswith(OPENAI_PREFIX):
         return openai_error(status, code, message, param), MediaType.JSON
     problem = Problem(

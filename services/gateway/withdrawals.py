@@ -1,4 +1,4 @@
-"""Jobs whose caller was told that the broker did not confirm them."""
+"""Jobs that the broker did not confirm, and whose callers got an error."""
 
 import asyncio
 import time
@@ -16,8 +16,8 @@ from shared.results import store_result
 from shared.timestamps import timestamp
 
 MAY_ARRIVE_S = 60.0
-"""So long after the broker is back a message is looked for: one that hung handles what it was sent
-before when it is itself again."""
+"""For this long after a reconnect the message is searched for: a broker that hung handles earlier
+data when it recovers."""
 
 LOOK_S = 1.0
 
@@ -25,7 +25,7 @@ log = logger()
 
 
 class Withdrawals:
-    """Sees to it, in the background, that such a job has no other end than `cancelled`."""
+    """Ensures, in the background, that such a job ends as `cancelled`."""
 
     def __init__(self, broker: Broker, stopping: Stopping) -> None:
         self._broker = broker

@@ -45,7 +45,7 @@ def main() -> int:
     status = child.wait()
     if status in FINE:
         return status
-    if -status not in PASSED_ON:  # else it was told to end before it could listen
+    if -status not in PASSED_ON:  # else it was stopped before it had installed its handler
         # Only now, as it takes some ten times the memory.
         from services.inferer.crash_report import report
 

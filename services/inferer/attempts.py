@@ -25,7 +25,7 @@ log = logger()
 
 
 class Attempts:
-    """One inferer's attempts at jobs: it looks what is known of each, runs it, judges failures."""
+    """One inferer's attempts at jobs: checks earlier ones, runs the job, and decides on retries."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class Attempts:
         )
 
     async def _run_in_turn(self, job: Job) -> Result | NoResult:
-        """Run the job beside others; alone, if it may have killed its last inferer, so that the
-        innocent end well and the guilty ends by name.
+        """Run the job beside others; alone, if it may have killed its last inferer, so that other
+        jobs complete and only the one at fault fails.
 
         It starts only when its turn has come: it would otherwise look lost, too, if the job before
         it kills the inferer.

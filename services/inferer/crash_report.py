@@ -1,5 +1,5 @@
-"""What is published of an inferer that died: an event for each job that it ran, a line for
-``sluice doctor``, one in the log."""
+"""The report of an inferer that died: an event for each job that it ran, an entry for
+``sluice doctor``, a line in the log."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ from shared.process_end import ended_by
 from shared.timestamps import timestamp
 
 PATIENCE_S = 5.0
-"""How long the broker gets to take the report. Whoever supervises us waits for this long."""
+"""How long the broker may take to store the report. Our supervisor waits for this long."""
 
 log = logger()
 

@@ -1,9 +1,9 @@
-"""Whether, and how, this machine can compute with this model: found out before any job comes.
+"""Whether, and how, this machine can compute with this model: tested before any job arrives.
 
-The self-test runs in a process of its own. Dies it by a signal, it is tried once more without extra
-buffers, which is slower and leaves out the code that is most often wrong (AMX, repacked weights).
-What was found is kept, so that the next start with the same library, model, CPU and settings does
-not ask again; unless it may be otherwise then.
+The self-test runs in a separate process. If it dies of a signal, it runs once more without extra
+buffers, which is slower and avoids the code that is most often wrong (AMX, repacked weights). The
+outcome is stored, so that a start with the same library, model, CPU and settings skips the test,
+unless it was killed from outside or took too long.
 """
 
 import asyncio

@@ -99,7 +99,7 @@ class Job:
 
     @property
     def running_ms(self) -> float:
-        """How long its attempt has run, by a clock that nobody sets."""
+        """How long its attempt has run, by a clock that cannot be set."""
         return (time.monotonic() - self._started_s) * 1000
 
     @property

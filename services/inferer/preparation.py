@@ -1,5 +1,5 @@
-"""Threads that prepare requests, beside the one that computes: a long prompt or a large schema
-holds up nobody else."""
+"""Threads that prepare requests, beside the one that computes: a long prompt or a large schema does
+not delay other jobs."""
 
 import threading
 import time

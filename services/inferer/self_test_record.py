@@ -1,4 +1,4 @@
-"""What self-tests found, kept in the user's cache folder; where there is none, nothing is kept."""
+"""Outcomes of self-tests, in the user's cache folder if it can be written."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Who may run now: any number of jobs side by side, or a single one alone."""
+"""Which jobs may run now: any number together, or one alone."""
 
 import asyncio
 from collections import deque
@@ -6,10 +6,10 @@ from contextlib import suppress
 
 
 class Turns:
-    """Turns are given in the order in which they are asked for.
+    """Turns are granted in the order of the requests.
 
-    A job that asks to run alone waits until the running jobs have ended, and those that ask after
-    it wait until it has ended: neither can starve.
+    A job that must run alone waits until the running jobs have ended, and later requests wait
+    until it has ended: neither can starve.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Turns:
         self._waiting: deque[tuple[bool, asyncio.Future[None]]] = deque()
 
     async def take(self, *, alone: bool) -> None:
-        """Wait for a turn and have it until `leave`; a call that is cancelled has none."""
+        """Wait for a turn and have it until `leave`; a cancelled call gets none."""
         if not self._waiting and self._admits(alone):
             self._enter(alone)
             return

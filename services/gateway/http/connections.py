@@ -17,7 +17,7 @@ class Evictable(Protocol):
 
 class Connections:
     """The connections of one server. One that has not sent a whole request makes room for a new
-    one, the longest such first; so nobody can fill the server by sending nothing."""
+    one, the longest such first; so silent clients cannot use up the limit."""
 
     def __init__(self, bound: int) -> None:
         self.bound = bound

@@ -77,7 +77,7 @@ _FROM_A_PAGE = Refusal(
 
 def _is_embedded(scope: Scope) -> bool:
     """Whether a page of another site asks without saying which: as an image, a script, a form.
-    A link that somebody follows is none of these."""
+    Following a link is not one of these."""
     sites, modes = _values(scope, b"sec-fetch-site"), _values(scope, b"sec-fetch-mode")
     return sites == ["cross-site"] and modes != ["navigate"]
 

@@ -40,7 +40,7 @@ class Interest:
         where there is no such subscription."""
         prefix, _, _ = inbox.rpartition(".")
         # Random, and not of the client's making: from one of its inboxes the others can be guessed,
-        # and whoever knows those could have answers published there, as if the broker sent them.
+        # and a client that knows those could have replies published there, in the broker's name.
         refusals = f"{INBOX}.{token_hex(16)}"
         try:
             received = await self._broker.nc.subscribe(refusals)

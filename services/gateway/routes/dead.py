@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: list, look, send again, drop."""
+"""Dead letters over HTTP: list, show, retry, drop."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ async def letters(
         int | None, Parameter(ge=1, description="`before` of the page that came before.")
     ] = None,
 ) -> DeadLetterPage:
-    """Requests that nobody will try again, the newest first, and why. Kept for 7 days.
+    """Requests that failed for good, the newest first, with the reason. Kept for 7 days.
 
     A page of large requests is shorter than its limit; `before` says whether another one follows.
     """
@@ -41,7 +41,7 @@ async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
     responses=refusals(404, 409, 410, 413, 422, 429),
 )
 async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
-    """Send the request again, as a new job that carries `retry_of`; the letter is then gone."""
+    """Send the request again, as a new job with `retry_of`; the dead letter is removed."""
     gateway.require_ready()
     accepted = await gateway.dead_letters.retry(job_id)
     return Response(accepted, status_code=202, headers={"location": accepted.status_url})

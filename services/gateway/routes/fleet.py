@@ -1,4 +1,4 @@
-"""The queue and the fleet over HTTP: look, and set how many jobs run at once."""
+"""The queue and the inferers over HTTP: read them, and set how many jobs run at once."""
 
 from litestar import get, put
 
@@ -24,6 +24,6 @@ async def inferers(gateway: Gateway) -> FleetReport:
 @put("/concurrency", responses=refusals(404, 413))
 async def set_concurrency(data: ConcurrencyRequest, gateway: Gateway) -> ConcurrencyReport:
     """Open or close slots of live inferers, without a restart and without touching running jobs.
-    For all of them, those of a `model`, or one `inferer`. 0 lets them take no more jobs."""
+    For all of them, those of a `model`, or one `inferer`. With 0 they take no more jobs."""
     gateway.require_ready()
     return await gateway.fleet.set_concurrency(data)

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, look, follow, cancel."""
+"""Jobs over HTTP: submit, status, events, cancel."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -65,7 +65,7 @@ async def submit(
 
 @get("/status/{job_id:str}", responses=refusals(404, 410))
 async def status(job_id: str, gateway: Gateway) -> JobStatus:
-    """What became of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
+    """The status of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
     FAILURE, REVOKED."""
     gateway.require_ready()
     return await gateway.jobs.status(job_id)
@@ -114,7 +114,7 @@ async def events(
 
 @delete("/jobs/{job_id:str}", status_code=200, responses=refusals(404, 409, 410))
 async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
-    """Cancel a job, whether it waits or runs. 409 when it has ended otherwise."""
+    """Cancel a job, whether it waits or runs. 409 if it has already ended."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
 
