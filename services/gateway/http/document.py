@@ -1,7 +1,7 @@
 """The OpenAPI document: what the framework cannot see of our structs and streams, or gets wrong."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, Schema
@@ -16,6 +16,7 @@ EVENT_STREAM = "text/event-stream"
 
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
+    "source": dict[str, Any],
     "logit_bias": dict[str, Any] | None,
     "tools": list[Any] | None,
     "functions": list[Any] | None,
@@ -53,7 +54,7 @@ class StructSchemas(OpenAPISchemaPlugin):
         required = [field.encode_name for field in info.fields if field.required]
         properties = {
             field.encode_name: FieldDefinition.from_annotation(
-                RAW_FIELDS[field.name] if hints[field.name] is Raw else hints[field.name],
+                RAW_FIELDS[field.name] if _is_raw(hints[field.name]) else hints[field.name],
                 name=field.encode_name,
                 default=_default(field),
             )
@@ -72,6 +73,11 @@ class StructSchemas(OpenAPISchemaPlugin):
         for field in info.fields:
             _constrain(field.type, (schema.properties or {})[field.encode_name])
         return schema
+
+
+def _is_raw(hint: Any) -> bool:
+    """Whether ``hint`` is `Raw`, also annotated or in a union."""
+    return hint is Raw or any(_is_raw(part) for part in get_args(hint))
 
 
 def _only(name: str, names: tuple[str, ...]) -> Schema:
