@@ -38,7 +38,7 @@ class Listener:
         return next(long, None)
 
     def inferer_of(self, job_id: str) -> str | None:
-        """Who runs this job."""
+        """The inferer that runs this job."""
         return next((name for name, jobs in self._running.items() if job_id in jobs), None)
 
     async def _hear_result(self, message: Msg) -> None:

@@ -1,4 +1,4 @@
-"""A log that nobody reads any more: the pipe between a process and whoever keeps what it says."""
+"""A log that is no longer read: the pipe between a process and the collector of its log."""
 
 import fcntl
 import os

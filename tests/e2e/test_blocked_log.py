@@ -1,4 +1,4 @@
-"""A log that nobody can write to: the work goes on, and ends when it is told to."""
+"""A log that cannot be written: the work goes on, and a process still stops on SIGTERM."""
 
 import fcntl
 import json

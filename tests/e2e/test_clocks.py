@@ -1,4 +1,4 @@
-"""Hosts whose clocks are wrong: everybody goes by the broker's."""
+"""Hosts with wrong clocks: all processes use the broker's."""
 
 import subprocess
 import sys

@@ -65,7 +65,7 @@ async def test_500_repeats_of_one_streamed_key(stack: Stack, client: Client) -> 
 
 async def test_1000_callers_that_go_away(stack: Stack, client: Client) -> None:
     """Half of them wait with a subscription of their own and half as `request` does. When their
-    connections have gone every job is cancelled, and nothing is left. Who stays is served."""
+    connections have gone every job is cancelled, and nothing is left; one that stays is served."""
     before = await _consumers(client), _descriptors(stack.gateways[0])
     staying = asyncio.create_task(
         client.request(

@@ -170,7 +170,7 @@ def test_nothing_can_be_kept(machine: Machine) -> None:
 
 
 def test_a_broken_record_is_found_out_anew(machine: Machine) -> None:
-    """Half a file, or that of another version, is no answer."""
+    """Half a file, or that of another version, is ignored."""
     machine.start().wait_for("inferer_ready")
     (record,) = (machine.cache / "sluice" / "self-tests").iterdir()
     record.write_bytes(b'{"extra_buffers": ')

@@ -22,7 +22,7 @@ OTHERS = ("RESULTS", "EVENTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY")
 
 
 def test_all_streams_but_the_queue(stack: Stack) -> None:
-    """With a job that runs, its caller and a reader of its events: it ends once, both hear of it,
+    """With a job that runs, its caller and a reader of its events: it ends once, both get its end,
     and everything is served as before. The log names what was missing."""
     with ThreadPoolExecutor() as clients:
         job_id = stack.submit(prompt="long", max_tokens=1500)

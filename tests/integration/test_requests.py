@@ -28,7 +28,7 @@ async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
 
 
 class Service:
-    """One endpoint, ``echo``, whose requests end when they are told to."""
+    """One endpoint, ``echo``, whose requests end when the test says so."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -73,7 +73,7 @@ async def test_a_request_that_cannot_be_answered_is_no_unhandled_error(
     client: Client, served: tuple[Service, Requests]
 ) -> None:
     """One without a reply subject, to the endpoint or to nats.micro's own PING, INFO and STATS: the
-    event loop hears of no exception that nobody has read."""
+    event loop reports no exception that was never retrieved."""
     unhandled: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     for subject in ("echo", "$SRV.PING", "$SRV.INFO.test", "$SRV.STATS"):

@@ -135,7 +135,7 @@ def test_a_wheel_in_pips_cache_is_not_used(source: Source) -> None:
 
 
 def test_a_wheel_in_a_folder_of_wheels_is_not_used(source: Source) -> None:
-    """Where pip is told to search such a folder, too."""
+    """Also if pip is configured to search such a folder."""
     made = source.pip_wheel("badly")
     made.rename(source.links / made.name)
     assert _how(source.wheel()) == "by the recipe"

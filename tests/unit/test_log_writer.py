@@ -83,7 +83,7 @@ def test_draining_a_pipe_that_nobody_reads_ends() -> None:
 
 
 def test_a_reader_that_comes_back(tmp_path: Path) -> None:
-    """Lines for which there was no reader are counted; the next reader is told at once."""
+    """Lines for which there was no reader are counted; the next reader gets the number at once."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     first = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)

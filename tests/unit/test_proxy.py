@@ -49,7 +49,7 @@ def test_the_environment_names_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_client_says_what_it_makes_of_the_environment() -> None:
-    """httpx goes through the environment's proxy unless it is told not to: each call tells it."""
+    """httpx goes through the environment's proxy by default: each call must turn that off."""
     calls = []
     for folder in ("cli", "services", "shared", "benchmarks"):
         for file in sorted((ROOT / folder).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Messages on the subjects that Sluice reads, and protocol that is none."""
+"""Messages on the subjects that Sluice reads, and bytes that are not valid protocol."""
 
 from typing import Any
 

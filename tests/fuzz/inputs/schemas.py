@@ -1,4 +1,4 @@
-"""JSON schemas: legal ones, odd ones, and what is none at all."""
+"""JSON schemas: valid ones, odd ones, and values that are not schemas."""
 
 from typing import Any
 
