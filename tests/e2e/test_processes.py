@@ -71,8 +71,8 @@ def test_a_port_in_use() -> None:
     [
         ("missing", "does not exist"),
         ("folder", "is a folder"),
-        ("text", "no GGUF file"),
-        ("empty", "no GGUF file"),
+        ("text", "is not a GGUF file"),
+        ("empty", "is not a GGUF file"),
         ("magic only", "cannot load"),
         ("truncated header", "cannot load"),
         ("truncated", "cannot load"),
