@@ -15,6 +15,11 @@ POISON = "poison"
 """A prompt with this word dies of SIGSEGV when it is computed, with `POISONED`."""
 HANG = "harbinger"
 """A prompt with this word hangs where it is computed, with `DYING_AND_HANGING`."""
+ABORTING = "arsenic"
+"""One with this word dies of SIGABRT at its second token, with `POISONED`, as llama.cpp does where
+it asserts."""
+EXITING = "hemlock"
+"""One with this word ends the process with exit status 3, with `POISONED`."""
 TOKENIZER_POISON = "poisoned tokenizer"
 """A text with these words dies of SIGSEGV when it is tokenized, with `POISONED`."""
 
@@ -44,6 +49,9 @@ static void die(int signal_number) {
     signal(signal_number, SIG_DFL);
     raise(signal_number);
 }
+
+static bool dying;
+static void die_next(void) { dying = true; }
 
 static void hang(void) { for (;;) pause(); }
 """
@@ -88,6 +96,8 @@ int32_t llama_tokenize(
 }}
 
 int32_t llama_decode(void *context, llama_batch batch) {{
+    if (dying)
+        die(SIGABRT);
     for (int word = 0; word < {count}; word++)
         for (int at = 0; sizes[word] > 0 && batch.token && at + sizes[word] <= batch.n_tokens; at++)
             if (!memcmp(batch.token + at, markers[word], sizes[word] * sizeof(int32_t)))
@@ -97,8 +107,15 @@ int32_t llama_decode(void *context, llama_batch batch) {{
 """
 
 
-POISONED = _traps({POISON: "die(SIGSEGV)"}, {TOKENIZER_POISON: "die(SIGSEGV)"})
-"""A library that computes everything but what holds `POISON` (after a space) or
+POISONED = _traps(
+    {
+        POISON: "die(SIGSEGV)",
+        ABORTING: "die_next()",
+        EXITING: "_exit(3)",
+    },
+    {TOKENIZER_POISON: "die(SIGSEGV)"},
+)
+"""A library that computes everything but what holds one of these words (after a space) or
 `TOKENIZER_POISON`."""
 
 HANGING = _traps({POISON: "hang()"}, {TOKENIZER_POISON: "hang()"})

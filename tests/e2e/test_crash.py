@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor import examine
+from tests.integration.test_memory_kinds import write_hybrid
 from tests.processes import (
     ROOT,
     Process,
@@ -19,9 +20,17 @@ from tests.processes import (
     eventually,
     server_sent_events,
 )
-from tests.shim import POISON, POISONED, TOKENIZER_POISON, write_shim
+from tests.shim import (
+    ABORTING,
+    EXITING,
+    POISON,
+    POISONED,
+    TOKENIZER_POISON,
+    write_shim,
+)
+from tests.tiny_model import write_tiny_model
 
-ATTEMPTS = 3
+ATTEMPTS = 2
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +41,29 @@ def poisoned_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Fleet(Stack):
     """Two inferers with two slots each, started again whenever one dies."""
 
-    def __init__(self, folder: Path, model: Path, library: Path) -> None:
+    def __init__(self, folder: Path, model: Path, library: Path | None = None) -> None:
         super().__init__(folder)
         self._model, self._library = model, library
         self.deaths: list[Process] = []
         self.start_gateway()
         self.live = [self._start_again(number) for number in (0, 1)]
-        self.wait_until_served("tiny", inferers=2)
+        self.wait_until_served(model.stem, inferers=2)
 
     def _start_again(self, number: int) -> Process:
         return self.start_inferer(
             self._model,
             INFERER_ID=f"inferer-{number}",
             INFERER_CONCURRENCY="2",
-            LLAMA_CPP_LIB_PATH=str(self._library),
+            INFERER_MAX_ATTEMPTS=str(ATTEMPTS),
+            **({"LLAMA_CPP_LIB_PATH": str(self._library)} if self._library else {}),
         )
+
+    def start_innocent(self, tokens: int = 3000) -> list[str]:
+        """Three jobs that run for some seconds; they have started."""
+        jobs = [self.submit(prompt="go on", max_tokens=tokens, seed=seed) for seed in (1, 2, 3)]
+        for job_id in jobs:
+            self.wait_for_state(job_id, "STARTED", "SUCCESS")
+        return jobs
 
     def wait_for_end(self, job_id: str) -> dict[str, object]:
         def look() -> dict[str, object] | None:
@@ -69,22 +86,22 @@ def fleet(tmp_path: Path, tiny_model: Path, poisoned_library: Path) -> Iterator[
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("poison", "doing"),
+    ("poison", "cause", "status", "doing"),
     [
-        (f"a {POISON} here", "computing its prompt"),
-        (f"a {TOKENIZER_POISON} here", "tokenizing its prompt"),
+        (TOKENIZER_POISON, "signal 11 (SIGSEGV)", -signal.SIGSEGV, "tokenizing its prompt"),
+        (EXITING, "exit status 3", 3, "computing its prompt"),
+        (ABORTING, "signal 6 (SIGABRT)", -signal.SIGABRT, "generating its tokens"),
     ],
+    ids=["tokenizer", "prompt", "token"],
 )
 def test_the_culprit_ends_by_name_and_the_innocent_complete(
-    fleet: Fleet, poison: str, doing: str
+    fleet: Fleet, poison: str, cause: str, status: int, doing: str
 ) -> None:
     """A poisoned job beside three innocent ones, two slots and two inferers: the innocent
     complete with at most one more attempt, the inferers die at most as often as the poisoned job
     may start, and its failure says of what, and in the middle of what."""
-    innocent = [fleet.submit(prompt="go on", max_tokens=3000, seed=seed) for seed in (1, 2, 3)]
-    for job_id in innocent:
-        fleet.wait_for_state(job_id, "STARTED")
-    poisoned = fleet.submit(prompt=poison, max_tokens=5)
+    innocent = fleet.start_innocent()
+    poisoned = fleet.submit(prompt=f"a {poison} here", max_tokens=5)
     for job_id in innocent:
         ended = fleet.wait_for_end(job_id)
         assert (ended["state"], ended["error"]) == ("SUCCESS", None)
@@ -93,17 +110,80 @@ def test_the_culprit_ends_by_name_and_the_innocent_complete(
     assert (lost["state"], lost["attempts"]) == ("FAILURE", ATTEMPTS)
     assert lost["error"] == {
         "code": "worker_lost",
-        "message": "attempt 3 of 3 ended with its inferer: signal 11 (SIGSEGV) while "
-        f"{doing}, running alone",
+        "message": f"attempt 2 of 2 ended with its inferer: {cause} while {doing}, running alone",
     }
     assert len(fleet.deaths) <= ATTEMPTS
-    assert all(died.popen.returncode == -signal.SIGSEGV for died in fleet.deaths)
+    assert {died.popen.returncode for died in fleet.deaths} == {status}
     reports = [report for died in fleet.deaths for report in died.events("inferer_died")]
     assert all(poisoned in report["job_ids"] for report in reports)
-    assert {report["cause"] for report in reports} == {"signal 11 (SIGSEGV)"}
+    assert {report["cause"] for report in reports} == {cause}
     died = [one for found in examine(fleet).values() for one in found if "died at" in one["found"]]
     assert died
     assert all(doing in one["found"] for one in died)
+
+
+def schema_job(schema: dict[str, object]) -> dict[str, object]:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {"prompt": "answer:", "max_tokens": 30, "response_format": form}
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ONCE_DEADLY = [
+    (schema_job({"type": "string", "maxLength": 20_000}), None),
+    (schema_job({"type": "string", "maxLength": 2_147_483_647}), None),
+    (schema_job({"type": "array", "items": {"type": "integer"}, "maxItems": 20_000}), None),
+    (schema_job({"type": "string", "pattern": "^([a-z]?){40}$"}), None),
+    (schema_job({"type": "string", "pattern": "^x([a-z]?){40}$"}), None),
+    (schema_job({"type": "integer", "multipleOf": 999_983}), "invalid_request"),
+    (schema_job({"allOf": [{"pattern": f".*{one}.*"} for one in LETTERS]}), "invalid_request"),
+]
+LONG_WORD = [({"prompt": "a" * 100_000, "max_tokens": 5}, "prompt_too_long")]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "jobs"),
+    [
+        ("smollm", ONCE_DEADLY),
+        ("tekken", LONG_WORD),
+        ("gpt-4o", LONG_WORD),
+        ("deepseek-llm", LONG_WORD),
+    ],
+)
+def test_what_once_killed_is_answered_or_refused(
+    tmp_path: Path, pre_tokenizer: str, jobs: list[tuple[dict[str, object], str | None]]
+) -> None:
+    """Beside three innocent jobs, two slots and two inferers: each ends in its first attempt, with
+    an answer or by name; so do the innocent, and no inferer dies."""
+    model = write_tiny_model(tmp_path / "tiny.gguf", pre_tokenizer=pre_tokenizer)
+    with Fleet(tmp_path, model) as fleet:
+        innocent = fleet.start_innocent(1500)
+        poisoned = [fleet.submit(**body) for body, _ in jobs]
+        for job_id, (_, code) in zip(poisoned, jobs, strict=True):
+            ended = fleet.wait_for_end(job_id)
+            assert (ended["error"] or {}).get("code") == code, ended
+            assert ended["attempts"] == 1
+        for job_id in innocent:
+            ended = fleet.wait_for_end(job_id)
+            assert (ended["state"], ended["attempts"]) == ("SUCCESS", 1)
+        assert fleet.deaths == []
+
+
+@pytest.mark.timeout(300)
+def test_cancels_on_a_hybrid_leave_the_others_alone(tmp_path: Path) -> None:
+    """A memory that cannot be rewound, two slots and two inferers: of jobs that are cancelled in
+    the middle, each ends as cancelled; three innocent ones beside them complete."""
+    with Fleet(tmp_path, write_hybrid(tmp_path / "lfm2.gguf")) as fleet:
+        innocent = fleet.start_innocent(1500)
+        for _ in range(3):
+            cancelled = fleet.submit(prompt="word " * 2000, max_tokens=2000)
+            fleet.wait_for_state(cancelled, "STARTED")
+            assert fleet.http.delete(f"/jobs/{cancelled}").is_success
+            assert fleet.wait_for_end(cancelled)["state"] == "REVOKED"
+        for job_id in innocent:
+            ended = fleet.wait_for_end(job_id)
+            assert (ended["state"], ended["attempts"]) == ("SUCCESS", 1)
+        assert fleet.deaths == []
 
 
 @pytest.fixture
