@@ -1,7 +1,6 @@
 """Starting and stopping a process: signals become an event, wrong settings one line."""
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 from shared.errors import ModelError, SettingsError, TopologyError
 from shared.logs import drain_logs
+from shared.standard_descriptors import open_standard_descriptors
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ async def unless_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
 
 def run_process(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     """Run ``main`` on uvloop to its end; exit status 0, or 2 when it could not start as asked."""
-    _open_standard_descriptors()
+    open_standard_descriptors()
     import uvloop
 
     # The event loop is not to wait 5 ms whenever the compute thread runs a line of Python.
@@ -71,13 +71,3 @@ def run_process(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> int
             print(f"{name}: {error}", file=sys.stderr, flush=True)
         return EXIT_CONFIGURATION
     return 0
-
-
-def _open_standard_descriptors() -> None:
-    """A process that was started without them: a socket would get their numbers and, when it is
-    closed, libuv would abort."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free

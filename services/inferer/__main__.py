@@ -13,6 +13,7 @@ import sys
 from types import FrameType
 
 from services.inferer.flight_recorder import SIZE, FlightRecorder
+from shared.standard_descriptors import open_standard_descriptors
 
 FINE = (0, 2)
 """Ended as asked, or refused to start with a sentence that says why: nothing to report."""
@@ -25,6 +26,7 @@ EXIT_BY_SIGNAL = 128
 def main() -> int:
     """Run the inferer to its end. The exit status is the child's; a signal that killed the child
     kills this process as well, if it can."""
+    open_standard_descriptors()  # else the recorder could be what the child prints to
     fd = os.memfd_create("sluice-flight-recorder")
     os.ftruncate(fd, SIZE)
     recorder = FlightRecorder(fd)

@@ -248,7 +248,7 @@ async def test_what_would_close_the_connection_is_refused(
     await client.publish("infer.chat", (CHAT % 2).encode(), reply=f"_INBOX.{'x' * 3900}")
 
     for spare in (0, 100, 8192):
-        body = _padded('{"prompt":"%s","max_tokens":1}', largest - spare)
+        body = _padded('{"prompt":"hi","max_tokens":1,"stop":"%s"}', largest - spare)
         assert await _refusal(client, "infer.submit", body) == "413", spare
     body = _padded('{"prompt":"hi","model":"%s"}', largest)
     answer = await client.request("infer.submit", body, timeout=PATIENCE_S)
