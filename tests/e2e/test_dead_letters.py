@@ -202,7 +202,7 @@ async def test_what_is_no_request_cannot_be_sent_again(
     job_id = await bury(broker, request_)
     answer = gateway.http.post(f"/dead/{job_id}/retry")
     assert (answer.status_code, answer.json()["code"]) == (409, "cannot_retry")
-    assert "no whole request" in answer.json()["detail"]
+    assert "the complete request" in answer.json()["detail"]
     assert await letters_left(broker) == 1
     assert gateway.http.delete(f"/dead/{job_id}").status_code == 200
     assert await letters_left(broker) == 0
@@ -283,4 +283,4 @@ async def test_what_the_command_line_cannot_do(sluice: Sluice, broker: Broker) -
         assert "no dead letter" in missing.stderr
     spoilt = sluice("dead", "retry", await bury(broker, b"{}"))
     assert spoilt.returncode == FAILED
-    assert "no whole request" in spoilt.stderr
+    assert "the complete request" in spoilt.stderr
