@@ -15,12 +15,13 @@ from services.gateway.jobs import LOOK_AGAIN_S, Jobs
 from services.gateway.micro.interest import Interest
 from services.gateway.problems import status_of
 from services.gateway.ticket import Ticket
+from services.gateway.token_reader import Added, TokenReader
 from services.gateway.unfinished import Unfinished
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
-from shared.messages import Result
+from shared.messages import Completed, Result, TokenFrame, decode_token_frame, encode
 from shared.replies import send_reply
 from shared.results import send_result
 
@@ -149,6 +150,7 @@ class _Answer:
         self._broker = broker
         self._jobs = jobs
         self._frames: list[bytes] = []
+        self._reader = TokenReader()
         self._sent: list[int] = []
         """How many of the frames each caller has got."""
         self._news = asyncio.Event()
@@ -171,6 +173,8 @@ class _Answer:
                 await self._send_frames()
             await reading
             result = await finished
+            self._complete(result)
+            await self._send_frames()
             for reply_to in self.callers:
                 await self._send_result(result, reply_to)
         except asyncio.CancelledError:
@@ -192,9 +196,22 @@ class _Answer:
             return
         async with aclosing(stored_events(self._broker, self.job_id, finished)) as events:
             async for _, message in events:
-                if message.subject == subjects.token_events(self.job_id):
+                if message.subject != subjects.token_events(self.job_id):
+                    continue
+                frame = decode_token_frame.read(message.data, message.subject)
+                if frame is not None:
+                    self._reader.add(frame)
                     self._frames.append(message.data)
                     self._news.set()
+
+    def _complete(self, result: Result) -> None:
+        """Add the text that is in the result and in no frame that was read: frames may be lost, or
+        stored after the result."""
+        if self.stream and isinstance(result, Completed):
+            for step in self._reader.finish(result.attempt, result.text):
+                if isinstance(step, Added):
+                    frame = TokenFrame(attempt=step.attempt, index=step.index, tokens=[step.text])
+                    self._frames.append(encode(frame))
 
     async def _send_frames(self) -> None:
         for number, reply_to in enumerate(self.callers):

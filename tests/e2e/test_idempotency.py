@@ -233,6 +233,19 @@ async def test_a_stream_over_nats_repeated(client: Client, key: str) -> None:
         assert "".join(texts) == json.loads(result.data)["text"]
 
 
+async def test_a_stream_repeated_after_its_frames_are_gone(client: Client, key: str) -> None:
+    """Frames may be lost, or stored after the result: what they do not hold comes from the result,
+    so the frames still add up to its text."""
+    body = {"prompt": "tell me", "max_tokens": 20, "stream": True}
+    *_, result, _ = await _stream(client, body, key)
+    subject = f"infer.events.{json.loads(result.data)['id']}.tokens"
+    await client.jetstream().purge_stream("EVENTS", subject=subject)
+    *frames, repeated, end = await _stream(client, body, key)
+    assert (repeated.data, end.data) == (result.data, b"")
+    texts = [text for frame in frames for text in json.loads(frame.data)["tokens"]]
+    assert "".join(texts) == json.loads(result.data)["text"]
+
+
 async def test_an_entry_without_its_job(
     shared_stack: Stack, client: Client, go_on: Callable[[], None], key: str
 ) -> None:
