@@ -86,6 +86,12 @@ async def _assert_nothing_is_left(
     stack: Stack, jetstream: JetStreamContext, jobs: Callable[[], int], descriptors: int
 ) -> None:
     eventually(lambda: _waiting_jobs(stack) == jobs(), "no job waits that nobody needs")
+    await _assert_nothing_is_held(stack, jetstream, descriptors)
+
+
+async def _assert_nothing_is_held(
+    stack: Stack, jetstream: JetStreamContext, descriptors: int
+) -> None:
     eventually(lambda: _descriptors(stack) <= descriptors, "the files are closed")
     give_up_at = time.monotonic() + 60
     while left := await jetstream.consumers_info("EVENTS"):
@@ -137,7 +143,7 @@ async def test_a_job_that_is_to_stay_stays(
     """The same hang-ups with a header that says so; whatever was accepted is there."""
     known = len(waiting.gateways[0].events("request_accepted"))
     abandoned = len(waiting.gateways[0].events("job_abandoned"))
-    jobs, descriptors = _waiting_jobs(waiting), _descriptors(waiting)
+    descriptors = _descriptors(waiting)
     body = {**MESSAGES, "stream": True}
     requests = [
         _post(waiting.url, "/v1/chat/completions", body, line.format(f"stays-{number}"))
@@ -149,8 +155,10 @@ async def test_a_job_that_is_to_stay_stays(
         return waiting.gateways[0].events("request_accepted")[known:]
 
     eventually(lambda: _descriptors(waiting) <= descriptors, "the files are closed")
-    await _assert_nothing_is_left(waiting, jetstream, lambda: jobs + len(accepted()), descriptors)
+    await _assert_nothing_is_held(waiting, jetstream, descriptors)
+    # By their states: after many deletions the broker's own count was seen to be one too low.
+    assert {waiting.status(job["job_id"])["state"] for job in accepted()} == {"PENDING"}
     assert not waiting.gateways[0].events("job_abandoned")[abandoned:]
     for job in accepted():
         waiting.http.delete(f"/jobs/{job['job_id']}")
-    eventually(lambda: _waiting_jobs(waiting) == jobs, "they are cancelled")
+        assert waiting.status(job["job_id"])["state"] == "REVOKED"
