@@ -113,7 +113,13 @@ def test_a_dead_letter_and_a_refusal(gateway: Stack) -> None:
     """The request of somebody else, and an error that quotes what was sent."""
     job_id = new_job_id()
     letter = DeadLetter(
-        id=job_id, model="tiny", code=EVIL, message=EVIL, attempts=1, at="now", request=EVIL
+        id=job_id,
+        model="tiny",
+        code=EVIL,
+        message=EVIL,
+        attempts=1,
+        at=timestamp(),
+        request=EVIL,
     )
     store(gateway, subjects.dead("tiny", job_id), encode(letter))
     for command in (("dead", "show", job_id), ("dead", "list"), ("ask", "x", "--model", EVIL)):
