@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.doctor.finding import Finding
+from shared.logs import drain_logs
 from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
 from shared.printable import printable, printable_json
 from shared.subjects import CLASSES
@@ -60,7 +61,8 @@ def print_text(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """A line on stderr."""
+    """A line on stderr, after all that was logged."""
+    drain_logs()
     print(printable(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
