@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import HealthCheck, settings
 from shared.broker import Broker
 from shared.config import BrokerSettings
 from shared.model_files import locate
-from tests.processes import NatsServer, Stack, scripts
+from tests.processes import NatsServer, Process, Stack, scripts
 from tests.tiny_model import write_tiny_model
 from tests.up import Up
+
+MOST_LOGS_SHOWN = 12
+LOG_LINES_SHOWN = 25
 
 # The same cases in every run, and no limit for one: machines differ, and what is slow is measured
 # elsewhere. `make fuzz` looks for new ones.
@@ -101,6 +105,22 @@ def nats_command() -> str:
     if found is None:
         pytest.skip("needs the nats command: go install github.com/nats-io/natscli/nats@latest")
     return found
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    Process.started[:] = [process for process in Process.started if process.popen.poll() is None]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
+    """A failure shows the last lines of all processes: their files may be gone when it is read."""
+    report = yield
+    if report.failed:
+        for process in Process.started[-MOST_LOGS_SHOWN:]:
+            with suppress(OSError):
+                last = "\n".join(process.output().splitlines()[-LOG_LINES_SHOWN:])
+                report.sections.append((f"the end of {process.log.name}", last))
+    return report
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

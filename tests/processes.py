@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import httpx
 
@@ -51,6 +51,9 @@ def eventually(look: Callable[[], T | None], what: str, patience_s: float = PATI
 class Process:
     """A child whose output goes to a file, ended with the block."""
 
+    started: ClassVar[list[Self]] = []
+    """For the report of a test that fails: those that it started, or that ran when it began."""
+
     def __init__(
         self,
         command: list[str],
@@ -72,6 +75,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 preexec_fn=None if cpus is None else lambda: os.sched_setaffinity(0, cpus),
             )
+        Process.started.append(self)
 
     @property
     def pid(self) -> int:
