@@ -1,15 +1,16 @@
 """Processes that work for an inferer within bounds: asked on their stdin, killed if they take too
-much."""
+much. Their own side of it is `bounded_worker.py`."""
 
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 START_S = 60.0
 """How long a process may take to start on a machine that is busy."""
@@ -25,9 +26,35 @@ class TookTooMuch(Exception):
     """There was no answer within the bounds; the message says of what it took more."""
 
 
+class KilledFromOutside(OSError):
+    """The kernel has killed the process to make room, or somebody by hand: the question it was
+    asked may be harmless."""
+
+
 class BoundedProcess:
     """``python -m MODULE``, which answers each line of JSON with one. It ends when its stdin is
     closed, so also when the inferer is gone."""
+
+    @classmethod
+    def started(cls, module: str, greeting: Any) -> Self:
+        """One that has answered ``greeting`` with null: it is ready.
+
+        Raises:
+            ValueError: it has said why it cannot work, or takes too much to start.
+            OSError: it could not be started.
+        """
+        process = cls(module)
+        try:
+            why = process.ask(json.dumps(greeting), START_S, threading.Event())
+            if why is not None:
+                raise ValueError(why)
+        except TookTooMuch as error:
+            process.kill()
+            raise ValueError(f"it takes {error}") from error
+        except BaseException:
+            process.kill()
+            raise
+        return process
 
     def __init__(self, module: str) -> None:
         """Raises: OSError: it could not be started."""
@@ -51,6 +78,7 @@ class BoundedProcess:
         Raises:
             TookTooMuch: there is none within the bounds; the process is of no more use.
             Cancelled: ``cancelled`` was set meanwhile; neither is it then.
+            KilledFromOutside: as its name says.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -73,13 +101,22 @@ class BoundedProcess:
             except BlockingIOError:
                 pass
             except BrokenPipeError:
-                raise TookTooMuch("too much time or memory") from None
+                raise self._death() from None
             if readable:
                 more = os.read(out, 2**16)
                 if not more:
-                    raise TookTooMuch("too much time or memory")
+                    raise self._death()
                 received += more
         return json.loads(received)
+
+    def _death(self) -> Exception:
+        """What its end means: its own bounds end it by other signals, and `kill` is not called
+        while it is asked."""
+        if self._process.wait() == -signal.SIGKILL:
+            return KilledFromOutside(
+                "it was killed from outside; did the machine run out of memory?"
+            )
+        return TookTooMuch("too much time or memory")
 
     def kill(self) -> None:
         self._process.kill()
@@ -101,7 +138,18 @@ class BoundedProcesses:
         self._idle.append(self._start())
 
     def ask(self, question: str, within_s: float, cancelled: threading.Event) -> Any:
-        """The answer of one of them, as `BoundedProcess.ask`; one that gave none is killed."""
+        """The answer of one of them, as `BoundedProcess.ask`; one that gave none is killed. If it
+        was killed from outside, another one is asked, once."""
+        try:
+            return self._ask_one(question, within_s, cancelled)
+        except KilledFromOutside:
+            return self._ask_one(question, within_s, cancelled)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().kill()
+
+    def _ask_one(self, question: str, within_s: float, cancelled: threading.Event) -> Any:
         process = self._take()
         try:
             answer = process.ask(question, within_s, cancelled)
@@ -110,10 +158,6 @@ class BoundedProcesses:
             raise
         self._idle.append(process)
         return answer
-
-    def close(self) -> None:
-        while self._idle:
-            self._idle.pop().kill()
 
     def _take(self) -> BoundedProcess:
         while True:

@@ -4,27 +4,28 @@ import json
 import threading
 from typing import Any
 
-from services.inferer.bounded_process import START_S, BoundedProcess, BoundedProcesses, TookTooMuch
+from services.inferer.bounded_process import BoundedProcess, BoundedProcesses, TookTooMuch
 from shared.errors import InvalidRequest, ModelError
 
 RENDER_S = 10.0
-"""How long a conversation may take. A usual one takes a millisecond."""
+"""What a conversation may take. A usual one takes a millisecond."""
 FIELD = "messages"
 
 
 class ChatTemplate:
     """May be used from several threads at once: each use has a process to itself."""
 
-    def __init__(self, template: str, bos_token: str, eos_token: str) -> None:
-        """Start a first process with ``template``.
+    def __init__(
+        self, template: str, bos_token: str, eos_token: str, render_s: float = RENDER_S
+    ) -> None:
+        """Start a first process with ``template``; a conversation may take ``render_s`` seconds.
 
         Raises:
             OSError: it could not be started.
             ValueError: it is not a template.
         """
-        self._start = json.dumps(
-            {"template": template, "bos_token": bos_token, "eos_token": eos_token}
-        )
+        self._greeting = {"template": template, "bos_token": bos_token, "eos_token": eos_token}
+        self._render_s = render_s
         self._renderers = BoundedProcesses(self._started)
         self._renderers.keep_one_ready()
 
@@ -33,17 +34,17 @@ class ChatTemplate:
 
         Raises:
             InvalidRequest: the template refuses the messages, or takes too much time or memory.
-            ModelError: no process could be started.
+            ModelError: no process could be started, or they are killed from outside.
             Cancelled: ``cancelled`` was set meanwhile.
         """
         try:
-            answer = self._renderers.ask(json.dumps(messages), RENDER_S, cancelled)
+            answer = self._renderers.ask(json.dumps(messages), self._render_s, cancelled)
         except TookTooMuch as error:
             raise InvalidRequest(
                 f"the model's chat template takes {error} for these messages", FIELD
             ) from None
         except (OSError, ValueError) as error:
-            raise ModelError(f"the chat template's process did not start: {error}") from error
+            raise ModelError(f"the chat template's process failed: {error}") from error
         if "refused" in answer:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {answer['refused']}", FIELD
@@ -54,15 +55,4 @@ class ChatTemplate:
         self._renderers.close()
 
     def _started(self) -> BoundedProcess:
-        renderer = BoundedProcess("services.inferer.template_renderer")
-        try:
-            why = renderer.ask(self._start, START_S, threading.Event())
-            if why is not None:
-                raise ValueError(why)
-        except TookTooMuch as error:
-            renderer.kill()
-            raise ValueError(f"it takes {error}") from error
-        except BaseException:
-            renderer.kill()
-            raise
-        return renderer
+        return BoundedProcess.started("services.inferer.template_renderer", self._greeting)

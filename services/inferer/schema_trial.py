@@ -4,18 +4,17 @@ llguidance counts most of its work, but not all: a large `multipleOf`, patterns 
 match, or a `const` of many values keep it busy for minutes, in a call that nothing can stop. Here
 it is in a process that can be killed. What got through once takes the inferer as long again.
 
-JSON comes in on stdin and goes out on stdout, a line each: first `null`, answered with `null` when
-it is ready; then one schema after another, each answered with `null` or with what is wrong with it.
+The first question is null, answered with null when it is ready; then comes one schema after
+another, each answered with null or with what is wrong with it.
 """
 
 import json
 import resource
-import sys
 from pathlib import Path
-from typing import Any
 
 import llguidance
 
+from services.inferer.bounded_worker import answer, bound_memory, questions, read
 from services.inferer.schema_compiler import compiled, reason
 
 MEMORY_BYTES = 128 * 2**20
@@ -39,30 +38,16 @@ class _Bytes:
 def main() -> None:
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()), n_vocab=257)
     compiled({"type": "object"}, tokenizer)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    sys.stdin.buffer.readline()
-    _answer(None)
-    for line in sys.stdin.buffer:
-        _allow_cpu()
+    bound_memory(pages * resource.getpagesize() + MEMORY_BYTES)
+    read()
+    answer(None)
+    for question in questions(CPU_S):
         try:
-            matcher = compiled(json.loads(line), tokenizer)
-            _answer(reason(matcher) if matcher.is_error() else None)
+            matcher = compiled(json.loads(question), tokenizer)
+            answer(reason(matcher) if matcher.is_error() else None)
         except (MemoryError, ValueError, RecursionError) as error:
-            _answer(str(error) or type(error).__name__)
-
-
-def _allow_cpu() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime) + 1 + CPU_S
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-
-
-def _answer(answer: Any) -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-    sys.stdout.buffer.flush()
+            answer(str(error) or type(error).__name__)
 
 
 if __name__ == "__main__":

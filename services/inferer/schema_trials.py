@@ -4,7 +4,7 @@ import json
 import threading
 from typing import Any
 
-from services.inferer.bounded_process import START_S, BoundedProcess, BoundedProcesses, TookTooMuch
+from services.inferer.bounded_process import BoundedProcess, BoundedProcesses, TookTooMuch
 from shared.errors import ModelError
 
 TRIAL_S = 10.0
@@ -22,7 +22,7 @@ class SchemaTrials:
         """Why ``schema`` cannot be followed; None if it can.
 
         Raises:
-            ModelError: no process could be started.
+            ModelError: no process could be started, or they are killed from outside.
             Cancelled: ``cancelled`` was set meanwhile.
         """
         try:
@@ -31,8 +31,8 @@ class SchemaTrials:
             )
         except TookTooMuch as error:
             return f"it takes {error} to compile; make it simpler"
-        except OSError as error:
-            raise ModelError(f"the process that tries schemas did not start: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the process that tries schemas failed: {error}") from error
         return why
 
     def close(self) -> None:
@@ -40,13 +40,4 @@ class SchemaTrials:
 
 
 def _started() -> BoundedProcess:
-    process = BoundedProcess("services.inferer.schema_trial")
-    try:
-        process.ask("null", START_S, threading.Event())
-    except TookTooMuch as error:
-        process.kill()
-        raise OSError(f"it takes {error}") from error
-    except BaseException:
-        process.kill()
-        raise
-    return process
+    return BoundedProcess.started("services.inferer.schema_trial", None)

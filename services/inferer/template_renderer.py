@@ -3,14 +3,12 @@
 The template is the model's and the messages are the caller's: together they may loop for hours or
 fill the memory. Here they are in a process that its inferer can kill, with bounds of its own.
 
-JSON comes in on stdin and goes out on stdout, a line each: first the template, answered with null
-or with what is wrong with it; then the messages of one conversation after another, each answered
-with `{"prompt": …}` or `{"refused": …}`.
+The first question is the template, answered with null or with what is wrong with it; then come the
+messages of one conversation after another, each answered with `{"prompt": …}` or
+`{"refused": …}`.
 """
 
 import json
-import resource
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -21,9 +19,11 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from services.inferer.bounded_worker import answer, bound_memory, questions, read
+
 MEMORY_BYTES = 2**30
 CPU_S = 10
-"""For one conversation; then the kernel ends the process, also where its inferer is gone."""
+"""For one conversation."""
 
 
 class Generation(Extension):
@@ -74,33 +74,20 @@ def _refuse(why: str) -> None:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bound_memory(MEMORY_BYTES)
     try:
-        render = load(**json.loads(sys.stdin.buffer.readline()))
+        render = load(**read())
     except jinja2.TemplateError as error:
-        _answer(str(error))
+        answer(str(error))
         return
-    _answer(None)
-    for line in sys.stdin.buffer:
-        _allow_cpu()
+    answer(None)
+    for question in questions(CPU_S):
         try:
-            _answer({"prompt": render(json.loads(line))})
+            answer({"prompt": render(json.loads(question))})
         except MemoryError:
-            _answer({"refused": f"it takes more than {MEMORY_BYTES // 2**20} MiB of memory"})
+            answer({"refused": f"it takes more than {MEMORY_BYTES // 2**20} MiB of memory"})
         except Exception as error:  # a template may stumble over anything
-            _answer({"refused": f"{error}"[:1000] or type(error).__name__})
-
-
-def _allow_cpu() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime) + 1 + CPU_S
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-
-
-def _answer(answer: Any) -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-    sys.stdout.buffer.flush()
+            answer({"refused": f"{error}"[:1000] or type(error).__name__})
 
 
 if __name__ == "__main__":

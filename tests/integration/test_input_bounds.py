@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from services.inferer.chat_template import ChatTemplate
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.llama import LONGEST_TEXT, Model
 from services.inferer.sampler import Sampler
-from shared.errors import InvalidRequest, PromptTooLong
+from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.messages import JsonSchema, NamedSchema, Sampling
+from tests.processes import eventually
 from tests.tiny_model import write_tiny_model
 
 PATIENCE_S = 120.0
@@ -193,33 +194,39 @@ HOSTILE += "{% if messages[0].content == 'refuse' %}{{ raise_exception('no') }}{
 HOSTILE += "{{ messages[0].content }}"
 
 
-def test_a_template_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time or memory: refused with the field; the next conversation is rendered, also meanwhile;
-    a cancel ends it at once."""
-    monkeypatch.setattr("services.inferer.chat_template.RENDER_S", 2.0)
-    template = ChatTemplate(HOSTILE, "", "")
+def render(template: ChatTemplate, content: str, cancelled: threading.Event | None = None) -> str:
+    messages = [{"role": "user", "content": content}]
+    return template.render(messages, cancelled or threading.Event())
 
-    def render(content: str, cancelled: threading.Event | None = None) -> str:
-        messages = [{"role": "user", "content": content}]
-        return template.render(messages, cancelled or threading.Event())
 
+def test_a_template_that_takes_too_much() -> None:
+    """Time or memory: refused with the field; the next conversation is rendered."""
+    template = ChatTemplate(HOSTILE, "", "", render_s=2)
     for content in ("loop", "memory", "refuse"):
         with pytest.raises(InvalidRequest) as raised:
-            render(content)
+            render(template, content)
         assert raised.value.param == "messages"
-        assert render("hello") == "hello"
-    assert render("é" * 500_000) == "é" * 500_000
+        assert render(template, "hello") == "hello"
+    assert render(template, "é" * 500_000) == "é" * 500_000
+    template.close()
+
+
+def test_a_render_that_is_cancelled() -> None:
+    """It ends at once; meanwhile other conversations are rendered."""
+    before = children()
+    template = ChatTemplate(HOSTILE, "", "", render_s=PATIENCE_S)
+    (process,) = children() - before
     cancelled, ended = threading.Event(), threading.Event()
 
     def loop() -> None:
         with pytest.raises(Cancelled):
-            render("loop", cancelled)
+            render(template, "loop", cancelled)
         ended.set()
 
-    monkeypatch.setattr("services.inferer.chat_template.RENDER_S", PATIENCE_S)
+    idle = cpu_ticks(process)
     threading.Thread(target=loop, daemon=True).start()
-    assert render("hello") == "hello"
-    time.sleep(0.1)
+    eventually(lambda: cpu_ticks(process) > idle + 5, "it renders")
+    assert render(template, "hello") == "hello"
     cancelled.set()
     assert ended.wait(PATIENCE_S / 2)
     template.close()
@@ -228,6 +235,34 @@ def test_a_template_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None
 def children() -> set[int]:
     tasks = Path("/proc/self/task").glob("*/children")
     return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def cpu_ticks(pid: int) -> int:
+    """What a process has used."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
+def test_a_process_that_is_killed_from_outside() -> None:
+    """As the kernel does when memory runs out: the conversation is not to blame. Another process
+    renders it; if that is killed as well, the attempt fails, and not the job."""
+    before = children()
+    template = ChatTemplate(HOSTILE, "", "", render_s=PATIENCE_S)
+    with ThreadPoolExecutor(1) as threads:
+        rendering = threads.submit(render, template, "loop")
+        killed: set[int] = set()
+        for _ in range(2):
+            (process,) = eventually(
+                lambda: children() - before - killed or None, "a process renders it"
+            )
+            idle = cpu_ticks(process)
+            eventually(lambda: cpu_ticks(process) > idle + 20, "it renders")  # noqa: B023
+            killed.add(process)
+            os.kill(process, signal.SIGKILL)
+        with pytest.raises(ModelError, match="memory"):
+            rendering.result()
+    assert render(template, "hello") == "hello"
+    template.close()
+    assert children() == before
 
 
 def test_a_process_that_died_between_two_conversations() -> None:
@@ -239,8 +274,7 @@ def test_a_process_that_died_between_two_conversations() -> None:
     assert os.getsid(idle) != os.getsid(0)
     os.kill(idle, signal.SIGKILL)
     os.waitid(os.P_PID, idle, os.WEXITED | os.WNOWAIT)
-    messages = [{"role": "user", "content": "hello"}]
-    assert template.render(messages, threading.Event()) == "hello"
+    assert render(template, "hello") == "hello"
     template.close()
     assert children() == before
 
