@@ -14,11 +14,18 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
+from shared.background import keep_running
 from shared.broker_clock import BrokerClock
 from shared.config import BrokerSettings
 from shared.connection import Connection, cancellation_kept, header_size
 from shared.decoding import skip
-from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
+from shared.errors import (
+    BrokerUnavailable,
+    RequestTooLarge,
+    StorageShort,
+    StoredAlready,
+    StreamRefused,
+)
 from shared.logs import logger
 
 HEADER_ROOM = 8 * 1024
@@ -47,6 +54,10 @@ TRANSIENT = (
 STORE_FULL = (10002, 10023, 10047)
 """The broker's codes for storage that is used up: the account's, the server's, what is left to
 reserve. It looks before it stores, so nothing was."""
+
+STORED_ALREADY = (10071, 10164)
+"""The broker's codes for a wrong expected last sequence; and on a cluster for a subject that is
+about to hold another message, which the nodes have not agreed on yet."""
 
 SAME_ID_IN_PROCESS = 10158
 """The broker's code, on a cluster, while another message with this ``Nats-Msg-Id`` is stored."""
@@ -154,9 +165,9 @@ class Broker:
                 await self._log_error(error)
                 await asyncio.sleep(RETRY_DELAY_S)
         self._outage_logged = False
-        self._supervising = asyncio.create_task(self.nc.supervise(), name="broker supervision")
+        self._supervising = keep_running(self.nc.supervise, "broker supervision")
         await self._read_clock()
-        self._reading_clock = asyncio.create_task(self._keep_reading_clock(), name="broker clock")
+        self._reading_clock = keep_running(self._keep_reading_clock, "broker clock")
         log.info("broker_connected", url=self._url)
 
     async def close(self) -> None:
@@ -253,8 +264,10 @@ class Broker:
         Raises:
             BrokerUnavailable: not confirmed in time; it may have landed all the same.
             StorageShort: the broker has no room for it, and does not hold it.
+            StreamRefused: the stream takes no such message, and does not hold it.
+            StoredAlready: the expected sequence is not the last one; possibly because an earlier
+                try of this call was stored.
             RequestTooLarge: over what the broker takes.
-            nats.js.errors.APIError: the stream refused it.
         """
         size = len(payload) + header_size(headers)
         if size > self.nc.max_payload:
@@ -263,28 +276,26 @@ class Broker:
                 f"the broker takes {self.nc.max_payload}"
             )
         give_up_at = time.monotonic() + patience_s
-        is_first = True
+        may_have_landed = False
         while True:
-            try:
-                if not self.is_connected:
-                    # The client would keep it, and send it long after our caller has given up.
-                    raise nats.errors.ConnectionReconnectingError
-                # A copy: the client adds to the headers it is given.
-                return await self.js.publish(
-                    subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
-                )
-            except (nats.js.errors.APIError, *TRANSIENT) as error:
-                if isinstance(error, nats.js.errors.APIError):
-                    if error.err_code in STORE_FULL and is_first:
-                        why = f"the broker's storage is full: {error.description}"
-                        raise StorageShort(why) from error
-                    if not _may_pass(error):
-                        raise
-                # An earlier try may have landed, whatever becomes of the next.
-                is_first = False
-                if time.monotonic() >= give_up_at:
-                    raise BrokerUnavailable(_sentence(error)) from error
-                await asyncio.sleep(RETRY_DELAY_S)
+            failure: nats.errors.Error
+            if self.is_connected:
+                try:
+                    # A copy: the client adds to the headers it is given.
+                    return await self.js.publish(
+                        subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
+                    )
+                except (nats.js.errors.APIError, *TRANSIENT) as error:
+                    if refusal := _refusal(subject, error, may_have_landed):
+                        raise refusal from error
+                    # Whatever becomes of the next try.
+                    failure, may_have_landed = error, True
+            else:
+                # The client would keep it, and send it long after our caller has given up.
+                failure = nats.errors.ConnectionReconnectingError()
+            if time.monotonic() >= give_up_at:
+                raise BrokerUnavailable(_sentence(failure)) from failure
+            await asyncio.sleep(RETRY_DELAY_S)
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Remove one stored message, unless somebody else has done so.
@@ -361,14 +372,26 @@ def _stored(answer: Msg) -> StoredMessage:
     )
 
 
-def _may_pass(error: nats.js.errors.APIError) -> bool:
-    """Whether the same publish may succeed in a moment."""
-    return isinstance(error, TRANSIENT) or error.err_code in (SAME_ID_IN_PROCESS, *STORE_FULL)
+def _refusal(
+    subject: str, error: nats.errors.Error, may_have_landed: bool
+) -> StorageShort | StreamRefused | StoredAlready | None:
+    """What a failed publish means for certain; None where the next try may succeed, or where an
+    earlier one may have landed."""
+    code = getattr(error, "err_code", None)
+    if code in STORED_ALREADY:
+        return StoredAlready(_sentence(error))
+    if may_have_landed:
+        return None
+    if code in STORE_FULL:
+        return StorageShort(_sentence(error, "the broker's storage is full"))
+    if isinstance(error, TRANSIENT) or code == SAME_ID_IN_PROCESS:
+        return None
+    return StreamRefused(_sentence(error, f"the broker refuses the message on {subject}"))
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, what: str = "the broker could not do it") -> str:
     if isinstance(error, nats.js.errors.APIError) and error.description:
-        return f"the broker could not do it: {error.description}"
+        return f"{what}: {error.description}"
     return f"the broker did not answer: {error or type(error).__name__}"
 
 

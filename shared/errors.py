@@ -108,6 +108,14 @@ class StorageShort(BrokerUnavailable):
     """Room comes back when jobs end, results age out, or somebody adds some."""
 
 
+class StreamRefused(BrokerUnavailable):
+    """A stream does not take this message, until somebody changes the stream. It was not stored."""
+
+
+class StoredAlready(SluiceError):
+    """Another message is stored under this subject than the publisher expected."""
+
+
 class Overloaded(SluiceError):
     """A gateway handles as many requests as it may. Nothing was done."""
 

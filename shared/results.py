@@ -2,19 +2,13 @@
 
 from datetime import datetime
 
-import nats.js.errors
-
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
 from shared.decoding import Unreadable, skip
-from shared.errors import BrokerUnavailable, RequestTooLarge
+from shared.errors import BrokerUnavailable, RequestTooLarge, StoredAlready
 from shared.messages import Failed, Result, decode_result, encode
 from shared.replies import send_reply
 from shared.timestamps import timestamp
-
-STORED_ALREADY = (10071, 10164)
-"""The broker's words for a subject that holds a message already, wrong last sequence; and on a
-cluster for one that is about to hold one, which the nodes have not agreed on yet."""
 
 
 async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False) -> Result | None:
@@ -53,7 +47,8 @@ async def store_result(broker: Broker, result: Result, patience_s: float) -> Res
     """Store ``result`` unless the job has one, and return the one that is stored.
 
     Raises:
-        BrokerUnavailable: not confirmed within ``patience_s``; repeating the call is safe.
+        BrokerUnavailable: not confirmed within ``patience_s``, or the stream refuses it; repeating
+            the call is safe.
     """
     payload = encode(result)
     if len(payload) > broker.max_body:
@@ -64,9 +59,7 @@ async def store_result(broker: Broker, result: Result, patience_s: float) -> Res
         )
     except RequestTooLarge:
         return await store_result(broker, _too_large(result, len(payload)), patience_s)
-    except nats.js.errors.APIError as error:
-        if error.err_code not in STORED_ALREADY:
-            raise
+    except StoredAlready as error:
         # Somebody's write was first; or our own, whose confirmation was lost.
         stored = await read_result(broker, result.id)
         if stored is None:

@@ -17,6 +17,7 @@ from nats.js.api import (
     RetentionPolicy,
     StorageType,
     StreamConfig,
+    StreamConsumerLimits,
 )
 
 from shared import subjects
@@ -43,6 +44,18 @@ DUPLICATE_WINDOW_S = 120.0
 EVENTS_MAX_BYTES = 1024**3
 EVENTS_SHARE = 10
 """Where the account's storage is limited, events get at most one part in so many of it."""
+
+OBSTRUCTIVE = (
+    "max_msgs",
+    "max_bytes",
+    "max_msg_size",
+    "max_msgs_per_subject",
+    "max_age",
+    "no_ack",
+    "allow_direct",
+)
+"""Settings that can be changed at any time, and keep jobs from being stored or read, or drop them,
+where we want no bound."""
 
 CREATED_TOGETHER_S = 60.0
 NAME_IN_USE = 10058
@@ -79,6 +92,9 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         # Said, not left out: a bound that somebody has set is taken off again.
         "max_msgs": -1,
         "max_bytes": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "consumer_limits": StreamConsumerLimits(),
     }
     retention_s = RETENTION.total_seconds()
     # The broker reserves it: a stream that may become larger than the storage is refused.
@@ -171,6 +187,34 @@ async def missing_streams(broker: Broker, topology: Topology) -> list[str]:
     return [name for stream in streams(topology) if (name := str(stream.name)) not in held]
 
 
+async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
+    """The bounds that somebody has set on streams where we want none; a line for each stream.
+
+    Only those: gateways that want different things, such as two versions of Sluice, would otherwise
+    undo each other's changes for ever.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+
+    async def look(wanted: StreamConfig) -> str | None:
+        try:
+            held = (await broker.js.stream_info(str(wanted.name))).config
+        except nats.js.errors.NotFoundError:
+            return None
+        unbounded = {
+            name: value
+            for name in OBSTRUCTIVE
+            if (value := getattr(wanted, name)) <= 0 or value is True
+        }
+        differences = _differences(unbounded, held)
+        return f"stream {wanted.name}: " + "; ".join(differences) if differences else None
+
+    with unavailable_on_outage(broker):
+        found = await asyncio.gather(*map(look, streams(topology)))
+    return [told for told in found if told is not None]
+
+
 async def recreated_streams(broker: Broker, topology: Topology) -> dict[str, datetime]:
     """The streams that are younger than the others, and since when: one was deleted and created
     again by a gateway, or added by an upgrade.
@@ -208,7 +252,7 @@ async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
             except nats.js.errors.NotFoundError:
                 found.append(f"stream {wanted.name}: missing")
                 continue
-            if differences := _differences(wanted, held):
+            if differences := _differences(asdict(wanted), held):
                 found.append(f"stream {wanted.name}: " + "; ".join(differences))
     return found
 
@@ -283,7 +327,7 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             ) from error
         await _wait_for_leader(broker, wanted.name)
         return [f"stream {wanted.name}: created"]
-    differences = _differences(wanted, held)
+    differences = _differences(asdict(wanted), held)
     if not differences:
         return []
     told = f"stream {wanted.name}: " + "; ".join(differences)
@@ -310,10 +354,10 @@ def _first_sequence(stream: StreamConfig) -> int | None:
     return None
 
 
-def _differences(wanted: StreamConfig, held: StreamConfig) -> list[str]:
+def _differences(wanted: dict[str, Any], held: StreamConfig) -> list[str]:
     """What the broker holds otherwise than wanted; fields that we leave to it do not count."""
     holds, differences = asdict(held), []
-    for name, value in asdict(wanted).items():
+    for name, value in wanted.items():
         if value is None or name == "name" or holds.get(name) == value:
             continue
         if not value and not holds.get(name):  # unset, by another word

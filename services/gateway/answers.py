@@ -2,7 +2,6 @@
 deadline passes while it waits. And jobs whose callers have gone."""
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from datetime import datetime
 
@@ -18,6 +17,7 @@ from services.gateway.ticket import Ticket
 from services.gateway.token_reader import Added, TokenReader
 from services.gateway.unfinished import Unfinished
 from shared import subjects
+from shared.background import Tasks
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
@@ -37,8 +37,6 @@ are checked per second."""
 LEFT_S = 4.0
 """A caller without a subscription in two checks this far apart is gone; a reconnect takes 2 s."""
 
-STOP_S = 1.0
-
 log = logger()
 
 
@@ -52,7 +50,7 @@ class Answers:
         self._finished = finished
         self._interest = Interest(broker)
         self._answers: dict[tuple[str, bool], _Answer] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def send(self, job_id: str, reply_to: str, stream: bool) -> None:
         """Send the job's result to ``reply_to``, in the background, once it is there.
@@ -72,7 +70,7 @@ class Answers:
         if answer is None or answer.is_ending:
             answer = _Answer(self._broker, self._jobs, job_id, stream)
             self._answers[job_id, stream] = answer
-            self._start(self._run(answer))
+            self._tasks.start(self._run(answer), f"answer {job_id}")
         answer.add(reply_to)
 
     def watch(self, ticket: Ticket, reply_to: str) -> None:
@@ -81,19 +79,12 @@ class Answers:
         when ``reply_to`` has no subscriber any more, unless its caller may come back with its key.
         If the broker has lost the job, the caller gets an error."""
         if ticket.deadline is not None:
-            self._start(self._watch(ticket, ticket.deadline, reply_to))
+            watching = self._watch(ticket, ticket.deadline, reply_to)
+            self._tasks.start(watching, f"watch {ticket.id}")
 
     async def stop(self) -> None:
         """Send an error to the callers that only this gateway would answer."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=STOP_S)
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._tasks.end(patience_s=0)
 
     async def _run(self, answer: "_Answer") -> None:
         try:

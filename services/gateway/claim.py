@@ -10,11 +10,10 @@ import nats.js.errors
 
 from shared import subjects
 from shared.broker import REQUEST_TIMEOUT_S, TRANSIENT, Broker, unavailable_on_outage
-from shared.errors import KeyReused, RequestTooLarge, StorageShort
+from shared.errors import KeyReused, RequestTooLarge, StorageShort, StoredAlready, StreamRefused
 from shared.job_ids import accepted_at, is_job_id, new_job_id
 from shared.logs import logger
 from shared.messages import IdempotencyEntry, decode_idempotency_entry, encode
-from shared.results import STORED_ALREADY
 
 KEPT = timedelta(hours=24)
 """How long a key stands for its job, counted from the first time it was used."""
@@ -59,13 +58,11 @@ class Claim:
         }
         try:
             stored = await broker.publish_stored(self.subject, entry, headers, patience_s)
-        except nats.js.errors.APIError as error:
-            if error.err_code in STORED_ALREADY:
-                raise Overtaken from None
-            raise
+        except StoredAlready:
+            raise Overtaken from None
         try:
             yield
-        except (StorageShort, RequestTooLarge, nats.js.errors.APIError):
+        except (StorageShort, RequestTooLarge, StreamRefused):
             # An entry that was there before may be that of a gateway that is only slow.
             if self.job_id is None:
                 await self._release(broker, stored.seq)

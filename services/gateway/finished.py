@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from nats.aio.msg import Msg
 
 from shared import subjects
+from shared.background import keep_running
 from shared.broker import Broker
 from shared.errors import BrokerUnavailable
 from shared.job_ids import is_job_id
@@ -44,7 +45,7 @@ class FinishedJobs:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         await self._broker.nc.subscribe(subjects.FINISHED_WILDCARD, cb=self._receive)
-        reading = asyncio.create_task(self._read(), name="read finished jobs")
+        reading = keep_running(self._read, "read finished jobs")
         try:
             yield
         finally:

@@ -20,7 +20,7 @@ from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
-from shared.topology import Topology, ensure_topology, missing_streams
+from shared.topology import Topology, ensure_topology, missing_streams, obstructed_streams
 
 log = logger()
 
@@ -50,6 +50,9 @@ class Gateway:
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""
         self._ready = False
         self._outage: BrokerUnavailable | None = None
+        self._obstructed: list[str] = []
+        self._unmended: list[str] = []
+        """What was wrong with the streams at the last look, and where it could not be mended."""
 
     @asynccontextmanager
     async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
@@ -165,6 +168,9 @@ class Gateway:
         if missing := await missing_streams(self.broker, self.topology):
             log.warning("streams_missing", streams=missing)
             raise BrokerUnavailable(f"streams are missing: {', '.join(missing)}")
+        self._obstructed = await obstructed_streams(self.broker, self.topology)
+        if self._obstructed and self._obstructed != self._unmended:
+            raise BrokerUnavailable("; ".join(self._obstructed))
         await self.fleet.refresh()
         await self.storage.look()
         self._outage = None
@@ -174,3 +180,4 @@ class Gateway:
             await self._prepare()
         except TopologyError as error:
             log.error("topology_differs", error=error.message)
+            self._unmended = self._obstructed

@@ -6,8 +6,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-import nats.js.errors
-
 from services.gateway.checks import check
 from services.gateway.claim import Claim
 from services.gateway.eta.forecast import Forecast
@@ -30,6 +28,7 @@ from shared.errors import (
     RequestTooLarge,
     SluiceError,
     StorageShort,
+    StreamRefused,
     UnknownJob,
 )
 from shared.job_ids import has_aged_out, is_job_id, new_job_id
@@ -97,6 +96,7 @@ class Jobs:
             InvalidRequest, RequestTooLarge, UnknownModel: it cannot run.
             QueueFull: too many wait already.
             StorageShort: the broker has too little room.
+            StreamRefused: the queue takes no such message, as somebody has set it up.
             BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
                 in case it arrived all the same; unless somebody may come back with its key.
             Overtaken: somebody else has used the claim's key meanwhile.
@@ -144,7 +144,7 @@ class Jobs:
         try:
             async with held:
                 stored = await self._broker.publish_stored(subject, payload, headers, patience_s)
-        except StorageShort:
+        except (StorageShort, StreamRefused):
             raise
         except BrokerUnavailable as error:
             # It may have arrived all the same, or be on its way to a broker that hangs.
@@ -158,8 +158,6 @@ class Jobs:
                 f"{unknown}; it is cancelled as soon as the broker answers, unless it has already "
                 "ended"
             ) from error
-        except nats.js.errors.APIError as error:
-            raise BrokerUnavailable(f"the broker refused the job: {error.description}") from error
         return bool(stored.duplicate)
 
     async def find(self, job_id: str) -> Result | Unfinished:

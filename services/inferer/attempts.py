@@ -3,7 +3,6 @@
 import asyncio
 from datetime import timedelta
 
-import nats.js.errors
 from msgspec.structs import replace
 
 from services.inferer.dead_letter import dead_letter
@@ -15,8 +14,9 @@ from services.inferer.records import Records
 from services.inferer.retry import is_retried, pause_s
 from services.inferer.speed import Speed
 from services.inferer.turns import Turns
+from shared.background import start
 from shared.broker import Broker
-from shared.errors import InvalidRequest, SluiceError
+from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.messages import Failed, Result, Timings, Usage
 from shared.timestamps import milliseconds_between, timestamp
@@ -117,7 +117,7 @@ class Attempts:
         job.announced = asyncio.create_task(self._records.announce_start(job))
         looking = None
         if job.is_first_delivery:
-            looking = asyncio.create_task(self._stop_if_cancelled(job))
+            looking = start(self._stop_if_cancelled(job), "look for a cancel")
         else:
             # Unless this is known the start does not count, and a job that kills its inferers
             # would never be seen for what it is.
@@ -176,8 +176,8 @@ class Attempts:
             # it where it is now.
             await self._records.announce_retry(job, code, message)
             await self._records.schedule(job, again_at)
-        except nats.js.errors.APIError as error:
-            log.warning("retry_refused", job_id=job.id, error=error.description)
+        except StreamRefused as error:
+            log.warning("retry_refused", job_id=job.id, error=error.message)
             return await self._bury(job, failed)
         log.warning(
             "job_put_off",

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import nats.errors
-import nats.js.errors
 from msgspec.structs import replace
 
 from services.inferer.flight_recorder import DOING, FlightRecorder, Running
 from shared import subjects
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
-from shared.errors import SluiceError
+from shared.errors import SluiceError, StoredAlready
 from shared.logs import configure_logs, drain_logs, logger
 from shared.messages import InfererDeath, StateEvent, decode_state_event, encode
 from shared.process_end import ended_by
@@ -93,7 +92,7 @@ async def _publish_end(
     )
     # Of two that write at this moment the broker takes the first: another attempt may begin.
     headers = {subjects.HEADER_EXPECTED_LAST: str(last.sequence if last else 0)}
-    with suppress(nats.js.errors.APIError):
+    with suppress(StoredAlready):
         await broker.publish_stored(subject, encode(event), headers, PATIENCE_S)
 
 

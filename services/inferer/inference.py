@@ -10,6 +10,7 @@ from services.inferer.job import Interrupted, Job
 from services.inferer.sampler import Sampler
 from services.inferer.tokens import TokenPublisher
 from shared import subjects
+from shared.background import start
 from shared.broker import Broker
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.logs import logger
@@ -52,7 +53,7 @@ class Inference:
             ModelError: llama.cpp failed.
         """
         self._engine.submit(self._sequence)
-        publishing = asyncio.create_task(self._tokens.run(self._job.attempt))
+        publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
         try:
             async with asyncio.timeout(self._job.seconds_left):
                 await asyncio.wait(

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import nats.errors
 from nats.aio.msg import Msg
 
+from shared.background import keep_running
 from shared.broker import RETRY_DELAY_S, TRANSIENT
 from shared.logs import logger
 
@@ -20,7 +21,7 @@ log = logger()
 @asynccontextmanager
 async def lease(message: Msg) -> AsyncIterator[None]:
     """Keep ``message`` ours during the block; its lease is short, so a crash costs seconds."""
-    renewal = asyncio.create_task(_renew(message))
+    renewal = keep_running(lambda: _renew(message), "renew a lease")
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from shared.background import keep_running
 from shared.broker import Broker
 from shared.errors import BrokerUnavailable
 from shared.fleet import OVERLAP_ADVICE, overlaps, read_inferers
@@ -24,7 +25,7 @@ async def neighbours_watched(
     Once for each, and again if it has gone meanwhile. Enter it once our own entry is stored: of
     two that start at one moment, one at least then finds the other at its first look.
     """
-    watching = asyncio.create_task(_watch(broker, describe))
+    watching = keep_running(lambda: _watch(broker, describe), "watch neighbours")
     try:
         yield
     finally:

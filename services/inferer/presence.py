@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from shared import subjects
+from shared.background import keep_running
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
@@ -24,38 +25,54 @@ async def presence(
     Enters once the entry is stored, which is when gateways can know of this inferer. Gives a
     function that stores it anew at once.
     """
-    subject = subjects.inferer(describe().id)
-    told = False
-    while not await _put(broker, subject, describe()):
-        if broker.is_connected and not told:
-            told = True
-            log.warning("topology_missing", hint="start a gateway, or run: sluice topology apply")
+    entry = _Entry(broker, subjects.inferer(describe().id))
+    while not await entry.put(describe()):
         await asyncio.sleep(RETRY_DELAY_S)
 
     async def tell() -> None:
-        await _put(broker, subject, describe())
+        await entry.put(describe())
 
-    refresh = asyncio.create_task(_refresh(tell))
+    async def refresh() -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            await tell()
+
+    refreshing = keep_running(refresh, "refresh the entry")
     try:
         yield tell
     finally:
-        refresh.cancel()
-        await _put(broker, subject, None)
+        refreshing.cancel()
+        await entry.remove()
 
 
-async def _refresh(tell: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await asyncio.sleep(REFRESH_S)
-        await tell()
+class _Entry:
+    def __init__(self, broker: Broker, subject: str) -> None:
+        self._broker = broker
+        self._subject = subject
+        self._is_told = False
+        """Whether the log says that it cannot be stored."""
 
+    async def put(self, entry: InfererEntry) -> bool:
+        """Whether the broker confirmed it."""
+        return await self._publish(encode(entry), {})
 
-async def _put(broker: Broker, subject: str, entry: InfererEntry | None) -> bool:
-    """Store the entry, or a marker that it is gone; whether the broker confirmed it."""
-    payload, headers = (b"", {"KV-Operation": "DEL"}) if entry is None else (encode(entry), {})
-    if not broker.is_connected:
-        return False
-    try:
-        await broker.publish_stored(subject, payload, headers, patience_s=0)
-    except BrokerUnavailable:
-        return False
-    return True
+    async def remove(self) -> None:
+        """Leave a marker that it is gone."""
+        await self._publish(b"", {"KV-Operation": "DEL"})
+
+    async def _publish(self, payload: bytes, headers: dict[str, str]) -> bool:
+        if not self._broker.is_connected:
+            return False
+        try:
+            await self._broker.publish_stored(self._subject, payload, headers, patience_s=0)
+        except BrokerUnavailable as error:
+            if self._broker.is_connected and not self._is_told:
+                self._is_told = True
+                log.warning(
+                    "presence_not_stored",
+                    error=error.message,
+                    hint="start a gateway, or run: sluice topology apply",
+                )
+            return False
+        self._is_told = False
+        return True

@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared import subjects
+from shared.background import Tasks
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.logs import logger
 
@@ -69,7 +70,7 @@ class Puller:
         """One for each pull under way, by the subject that its status comes to."""
         self._job: Msg | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._withdrawals: set[asyncio.Task[None]] = set()
+        self._withdrawals = Tasks()
         self._echo_inbox = broker.nc.new_inbox()
         self._echo: Subscription | None = None
         self._tokens = itertools.count()
@@ -86,11 +87,8 @@ class Puller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._withdrawals:
-            await asyncio.wait(self._withdrawals, timeout=ECHO_S)
+        await self._withdrawals.end(ECHO_S)
         self._forget()
-        for withdrawal in self._withdrawals:
-            withdrawal.cancel()
         if self._job is not None:
             await self._job.nak()
         if self._echo is not None:
@@ -124,9 +122,7 @@ class Puller:
                     return
             await self._pull(f"{inbox}.wait", subjects.CLASSES, self._wait, LOST_AFTER_S)
         finally:
-            withdrawal = asyncio.create_task(self._withdraw(answers))
-            self._withdrawals.add(withdrawal)
-            withdrawal.add_done_callback(self._withdrawals.discard)
+            self._withdrawals.start(self._withdraw(answers), "withdraw a pull")
 
     def _in_order(self) -> list[str]:
         """The classes to ask before waiting: strictly by rank, but for one whose turn is overdue.

@@ -5,13 +5,12 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Literal, TypeVar
 
-import nats.js.errors
 from nats.js.api import PubAck
 
 from services.inferer.job import Job
 from shared import subjects
 from shared.broker import RETRY_DELAY_S, Broker
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, StoredAlready, StreamRefused
 from shared.logs import logger
 from shared.messages import (
     DeadLetter,
@@ -21,20 +20,22 @@ from shared.messages import (
     decode_state_event,
     encode,
 )
-from shared.results import STORED_ALREADY, read_result, send_result, store_result
+from shared.results import read_result, send_result, store_result
 from shared.timestamps import timestamp
 
 PATIENCE_S = 2.0
 """How long one call waits for the broker before it is logged and made again."""
 
+LONGEST_PAUSE_S = 5.0
+"""Between two calls that a stream refuses."""
 
 T = TypeVar("T")
 log = logger()
 
 
 class Records:
-    """One inferer's view; what a job became must not be lost, so every call is made until the
-    broker answers."""
+    """One inferer's view; what a job became must not be lost, so calls are made until the broker
+    does what they ask, also where somebody has to change a stream before."""
 
     def __init__(self, broker: Broker, inferer_id: str) -> None:
         self._broker = broker
@@ -65,13 +66,22 @@ class Records:
         return stored is not None and stored.sequence > job.message.metadata.sequence.stream
 
     async def announce_start(self, job: Job) -> None:
+        """A first start that the stream refuses is left out, which costs one attempt at most; later
+        ones are not: the attempts of a job that kills its inferers would never be counted."""
         assert job.started_at is not None
         event = self._event(job, "started", job.started_at)
-        await _insist(lambda: self._publish_state(job, event, PATIENCE_S))
+        try:
+            await _insist(
+                lambda: self._publish_state(job, event, PATIENCE_S),
+                if_refused=not job.is_first_delivery,
+            )
+        except StreamRefused as error:
+            log.warning("start_not_announced", job_id=job.id, error=error.message)
 
     async def announce_retry(self, job: Job, code: str, message: str) -> None:
+        """Raises: StreamRefused."""
         event = self._event(job, "retrying", timestamp(self._broker.now()), code, message)
-        await _insist(lambda: self._publish_state(job, event, PATIENCE_S))
+        await _insist(lambda: self._publish_state(job, event, PATIENCE_S), if_refused=False)
 
     async def announce_return(self, job: Job) -> None:
         """Raises: BrokerUnavailable: after ``PATIENCE_S``; who returns a job is in a hurry."""
@@ -82,7 +92,7 @@ class Records:
         """Have the broker put the request back on the queue then, as it was.
 
         Raises:
-            nats.js.errors.APIError: the stream takes no schedules.
+            StreamRefused: the stream takes no schedules, or not this one.
         """
         received = job.message.headers or {}
         kept = {
@@ -102,7 +112,8 @@ class Records:
         }
         subject = subjects.schedule(job.model, job.id, job.job_class)
         await _insist(
-            lambda: self._broker.publish_stored(subject, job.message.data, headers, PATIENCE_S)
+            lambda: self._broker.publish_stored(subject, job.message.data, headers, PATIENCE_S),
+            if_refused=False,
         )
 
     async def store(self, result: Result) -> Result:
@@ -124,9 +135,7 @@ class Records:
             await self._broker.publish_stored(
                 subject, encode(letter), {subjects.HEADER_EXPECTED_LAST: "0"}, PATIENCE_S
             )
-        except nats.js.errors.APIError as error:
-            if error.err_code not in STORED_ALREADY:
-                raise
+        except StoredAlready as error:
             # Whoever wrote it was lost before it could store the result; or it was ourselves, and
             # the confirmation was lost.
             stored = await self._broker.direct_get(subjects.DEAD, last_by_subj=subject)
@@ -162,14 +171,19 @@ class Records:
         )
 
 
-async def _insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Make ``call`` until the broker answers, and has room: what a job became must not be lost."""
-    told = False
+async def _insist(call: Callable[[], Awaitable[T]], *, if_refused: bool = True) -> T:
+    """Make ``call`` until the broker answers and has room; and, ``if_refused``, until the stream
+    takes the message."""
+    told, pause_s = False, RETRY_DELAY_S
     while True:
         try:
             return await call()
         except BrokerUnavailable as error:
+            if isinstance(error, StreamRefused):
+                if not if_refused:
+                    raise
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             if not told:
                 log.warning("broker_awaited", error=error.message)
                 told = True
-            await asyncio.sleep(RETRY_DELAY_S)
+            await asyncio.sleep(pause_s)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.inferer.engine import Engine
+from shared.background import keep_running
 from shared.logs import drain_logs, logger
 from shared.process_end import EXIT_STALLED
 
@@ -22,7 +23,7 @@ async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
 
     Its jobs come back when their leases end, and the start of each counts as an attempt.
     """
-    watching = asyncio.create_task(_watch(engine, stall_s))
+    watching = keep_running(lambda: _watch(engine, stall_s), "watchdog")
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Publishing to a real broker: what it would not take is refused before it hangs up."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from shared import subjects
 from shared.broker import Broker, connected
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
-from tests.processes import NatsServer
+from tests.processes import PATIENCE_S, NatsServer
 
 
 async def test_headers_count(broker: Broker) -> None:
@@ -31,7 +31,7 @@ async def test_headers_count(broker: Broker) -> None:
 
 
 @asynccontextmanager
-async def full_store(folder: Path) -> AsyncIterator[Broker]:
+async def full_store(folder: Path) -> AsyncIterator[tuple[Broker, NatsServer]]:
     """A connection to a broker of 1 MB that has no room for 100,000 bytes more, all in ``s.2``."""
     configuration = folder / "nats.conf"
     configuration.write_text("jetstream { max_file_store: 1MB }")
@@ -42,13 +42,13 @@ async def full_store(folder: Path) -> AsyncIterator[Broker]:
             large = [broker.publish_stored("s.2", bytes(100_000), {}, 5) for _ in range(20)]
             outcomes = await asyncio.gather(*large, return_exceptions=True)
             assert {type(outcome) for outcome in outcomes} == {PubAck, StorageShort}
-            yield broker
+            yield broker, server
 
 
 async def test_a_full_store(tmp_path: Path) -> None:
     """Of the server, whose limit nobody can ask for: it is said at once, and passes with room. A
     message that was stored before is still known when it is sent again."""
-    async with full_store(tmp_path) as broker:
+    async with full_store(tmp_path) as (broker, _):
         assert (await broker.js.account_info()).limits.max_storage == -1
         again = await broker.publish_stored("s.1", b"x", {subjects.HEADER_MSG_ID: "1"}, 5)
         assert (again.seq, again.duplicate) == (1, True)
@@ -58,7 +58,7 @@ async def test_a_full_store(tmp_path: Path) -> None:
 
 async def test_a_full_store_after_a_try_that_was_not_confirmed(tmp_path: Path) -> None:
     """The first one may have landed: it is not said that nothing was stored."""
-    async with full_store(tmp_path) as broker:
+    async with full_store(tmp_path) as (broker, _):
         publishing = asyncio.create_task(broker.publish_stored("t", bytes(100_000), {}, 3))
         await asyncio.sleep(0)  # it is sent, and finds no stream
         await broker.js.add_stream(StreamConfig(name="T", subjects=["t"]))
@@ -66,3 +66,24 @@ async def test_a_full_store_after_a_try_that_was_not_confirmed(tmp_path: Path) -
             await publishing
     assert caught.type is BrokerUnavailable
     assert "resource" in caught.value.message or "storage" in caught.value.message
+
+
+async def test_a_full_store_after_a_try_that_was_not_sent(tmp_path: Path) -> None:
+    """The connection was down: the first that was sent is the first that could have landed."""
+    async with full_store(tmp_path) as (broker, server):
+        lost = asyncio.Event()
+        broker.nc._disconnected_cb = _setting(lost)
+        server.process.kill()
+        await asyncio.wait_for(lost.wait(), PATIENCE_S)
+        publishing = asyncio.create_task(broker.publish_stored("s.3", bytes(100_000), {}, 600))
+        await asyncio.sleep(0)  # it has nothing to send it over
+        server.start()
+        with pytest.raises(StorageShort):
+            await publishing
+
+
+def _setting(event: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    async def set_it() -> None:
+        event.set()
+
+    return set_it

@@ -3,12 +3,11 @@
 import asyncio
 from typing import Any
 
-import nats.js.errors
 import pytest
 
 from shared import subjects
 from shared.broker import Broker
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, StreamRefused
 from shared.job_ids import new_job_id
 from shared.messages import Cancelled, Completed, Failed, Usage, decode_result, encode
 from shared.results import read_result, send_result, store_result
@@ -125,7 +124,7 @@ async def test_what_the_stream_refuses_otherwise_is_an_error(store: Broker) -> N
     """Only "there is one already" is read as that."""
     full = (await store.js.stream_info(subjects.RESULTS)).config.evolve(max_msg_size=10)
     await store.js.update_stream(full)
-    with pytest.raises(nats.js.errors.APIError):
+    with pytest.raises(StreamRefused):
         await store_result(store, completed(new_job_id(), "x"), 5)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig, StreamConsumerLimits
 
 from shared import subjects
 from shared.broker import Broker, connected
@@ -14,7 +14,7 @@ from shared.config import BrokerSettings
 from shared.consumers import ensure_consumers, read_models
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.messages import ModelFacts
-from shared.topology import Topology, ensure_topology, streams
+from shared.topology import Topology, ensure_topology, obstructed_streams, streams
 from tests.processes import PATIENCE_S, NatsServer
 
 TOPOLOGY = Topology()
@@ -138,15 +138,46 @@ async def test_a_changed_setting_is_repaired_and_told(broker: Broker) -> None:
     assert (await broker.js.stream_info(subjects.EVENTS)).state.messages == 1
 
 
-@pytest.mark.parametrize("bound", [{"max_age": 3600.0}, {"max_bytes": 10_000}, {"max_msgs": 10}])
+BOUNDS: list[dict[str, Any]] = [
+    {"max_age": 3600.0},
+    {"max_bytes": 10_000},
+    {"max_msgs": 10},
+    {"max_msg_size": 1},
+    {"no_ack": True},
+    {"allow_direct": False},
+]
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=repr)
 async def test_a_bound_on_the_queue_is_removed(broker: Broker, bound: dict[str, Any]) -> None:
-    """REQUESTS discards the oldest: with any bound accepted jobs would vanish in silence."""
+    """REQUESTS discards the oldest: with any bound accepted jobs would vanish in silence. A gateway
+    that runs sees it too."""
     await ensure_topology(broker, TOPOLOGY, [])
+    assert await obstructed_streams(broker, TOPOLOGY) == []
     await broker.js.update_stream(_wanted(subjects.REQUESTS).evolve(**bound))
+    (obstructed,) = await obstructed_streams(broker, TOPOLOGY)
+    assert obstructed.startswith(f"stream REQUESTS: {next(iter(bound))} is ")
     (change,) = await ensure_topology(broker, TOPOLOGY, [])
     (name,) = bound
     assert change.startswith(f"stream REQUESTS: {name} is ")
-    assert (await configuration(broker, "REQUESTS"))[name] in (0, -1)
+    held = (await configuration(broker, "REQUESTS")).get(name)
+    assert held == getattr(_wanted(subjects.REQUESTS), name) or (not held and name == "no_ack")
+
+
+@pytest.mark.parametrize(
+    ("stream", "bound"),
+    [
+        ("EVENTS", {"max_msgs_per_subject": 1}),
+        ("REQUESTS", {"consumer_limits": StreamConsumerLimits(max_ack_pending=1)}),
+    ],
+)
+async def test_other_bounds_are_removed(broker: Broker, stream: str, bound: dict[str, Any]) -> None:
+    """By the gateway that starts next, or by hand."""
+    await ensure_topology(broker, TOPOLOGY, [])
+    await broker.js.update_stream(_wanted(stream).evolve(**bound))
+    (change,) = await ensure_topology(broker, TOPOLOGY, [])
+    assert change.startswith(f"stream {stream}: {next(iter(bound))} is ")
+    assert await ensure_topology(broker, TOPOLOGY, []) == []
 
 
 async def test_an_incompatible_stream_is_refused(broker: Broker) -> None:

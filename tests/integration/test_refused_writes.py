@@ -1,0 +1,191 @@
+"""A stream that takes no message of ours, as somebody has bounded it: nothing ends, and what must
+not be lost is stored once the bound has been taken off."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.inferer.engine import Engine
+from services.inferer.llama import Model
+from services.inferer.presence import presence
+from services.inferer.pull import Puller
+from services.inferer.worker import Worker
+from shared import subjects
+from shared.broker import Broker
+from shared.errors import StreamRefused
+from shared.fleet import read_inferers
+from shared.messages import Completed, Failed, InferenceRequest, InfererEntry
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_topology
+from tests.workers import dead_letter, ended, put, queue_is_empty, until, working
+
+SHORT = InferenceRequest(prompt="hi", max_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    created = Engine(model, slots=1, n_ctx=2048, n_batch=256, threads=1)
+    yield created
+    created.close()
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> Broker:
+    await ensure_topology(broker, Topology(), ["tiny"])
+    return broker
+
+
+@asynccontextmanager
+async def bounded(broker: Broker, stream: str) -> AsyncIterator[None]:
+    """During the block ``stream`` takes messages of at most one byte."""
+    config = (await broker.js.stream_info(stream)).config
+    await broker.js.update_stream(config.evolve(max_msg_size=1))
+    yield
+    await broker.js.update_stream(config)
+
+
+async def told(capsys: pytest.CaptureFixture[str], event: str) -> None:
+    """Wait for the log line of ``event``."""
+    lines = ""
+
+    async def look() -> bool:
+        nonlocal lines
+        lines += capsys.readouterr().out
+        return event in lines
+
+    await until(look, f"{event} in the log")
+
+
+async def test_a_publish_is_refused(queue: Broker) -> None:
+    """At once, with the broker's words, and without waiting for it to pass."""
+    async with bounded(queue, subjects.RESULTS):
+        with pytest.raises(StreamRefused, match="message size exceeds maximum allowed"):
+            await queue.publish_stored("infer.results.1", b"{}", {}, patience_s=600)
+
+
+async def test_results(queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """The inferer keeps the result until it is stored, and goes on."""
+    async with working(queue, engine):
+        async with bounded(queue, subjects.RESULTS):
+            first = await put(queue, SHORT)
+            await told(capsys, "broker_awaited")
+        second = await put(queue, SHORT)
+        assert isinstance(await ended(queue, first), Completed)
+        assert isinstance(await ended(queue, second), Completed)
+        await queue_is_empty(queue)
+
+
+async def test_events(queue: Broker, engine: Engine) -> None:
+    """A job's events are not worth waiting for: it ends without them."""
+    async with working(queue, engine), bounded(queue, subjects.EVENTS):
+        for _ in range(2):
+            assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
+        await queue_is_empty(queue)
+
+
+async def test_the_start_of_a_job_that_may_have_killed_its_inferer(
+    queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is worth waiting for: uncounted attempts would never end."""
+    job_id = await put(queue, SHORT)
+    await _deliver_once(queue)
+    async with working(queue, engine):
+        async with bounded(queue, subjects.EVENTS):
+            await told(capsys, "broker_awaited")
+        assert isinstance(await ended(queue, job_id), Completed)
+        await queue_is_empty(queue)
+
+
+async def test_a_job_that_is_handed_back(queue: Broker, engine: Engine) -> None:
+    """It goes back, though nobody can be told."""
+    endless = InferenceRequest(prompt="tell me", seed=1)
+    async with (
+        working(queue, engine, grace_s=0) as (worker, stopping),
+        bounded(queue, subjects.EVENTS),
+    ):
+        await put(queue, endless)
+        await until(lambda: _runs(worker), "it runs")
+        stopping.set()
+        await until(lambda: _idle(worker), "it was handed back")
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 1
+
+
+async def test_dead_letters(
+    queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As results: the request is laid aside once there is a place for it."""
+    async with working(queue, engine):
+        async with bounded(queue, subjects.DEAD):
+            job_id = await put(queue, b"no request")
+            await told(capsys, "broker_awaited")
+        assert isinstance(await ended(queue, job_id), Failed)
+        await dead_letter(queue, job_id)
+
+
+async def test_presence(queue: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    """The entry is written as soon as it can be, at the start and later."""
+    entry = _entry("first")
+
+    async def hold() -> None:
+        async with presence(queue, lambda: entry):
+            entered.set()
+            await asyncio.Event().wait()
+
+    entered = asyncio.Event()
+    async with bounded(queue, f"KV_{subjects.INFERERS}"):
+        holding = asyncio.create_task(hold())
+        await told(capsys, "presence_not_stored")
+    await asyncio.wait_for(entered.wait(), 60)
+    async with bounded(queue, f"KV_{subjects.INFERERS}"):
+        await told(capsys, "presence_not_stored")
+        before = await _told_at(queue)
+
+    async def look() -> bool:
+        return await _told_at(queue) != before
+
+    await until(look, "the entry is refreshed")
+    holding.cancel()
+    await asyncio.wait((holding,))
+    assert (await read_inferers(queue))[0] == []
+
+
+async def _deliver_once(broker: Broker) -> None:
+    async with Puller(broker, "tiny") as puller:
+        await (await puller.next()).nak()
+
+
+async def _runs(worker: Worker) -> bool:
+    return bool(worker.running)
+
+
+async def _idle(worker: Worker) -> bool:
+    return not worker.busy
+
+
+async def _told_at(broker: Broker) -> list[str]:
+    return [one.told_at for one in (await read_inferers(broker))[0]]
+
+
+def _entry(inferer_id: str) -> InfererEntry:
+    return InfererEntry(
+        id=inferer_id,
+        model="tiny",
+        slots=1,
+        priority=0,
+        host="h",
+        threads=1,
+        n_ctx=2048,
+        chat=True,
+        started_at=timestamp(),
+        version="0",
+    )
