@@ -129,11 +129,6 @@ def inferer_death(inferer_id: str) -> str:
     return f"infer.events.{inferer_id}.died"
 
 
-def nobodys_events(name: str) -> str:
-    """A filter of EVENTS that finds nothing."""
-    return f"infer.events.{name}.nothing"
-
-
 def result(job_id: str) -> str:
     return f"infer.results.{job_id}"
 

@@ -29,13 +29,8 @@ MOST_JOBS = 1_000
 MOST_CALLERS = 10_000
 """Bounds of one gateway; a job that is streamed costs a consumer, a caller little."""
 
-FIRST_LOOK_S = 0.5
-LONGEST_LOOK_S = 30.0
-"""The pause between two checks of a caller doubles: of ten thousand waiting callers a few hundred
-are checked per second."""
-
-LEFT_S = 4.0
-"""A caller without a subscription in two checks this far apart is gone; a reconnect takes 2 s."""
+LOOK_S = 30.0
+"""How often a job is looked for that a NATS caller waits for: it may have been lost."""
 
 log = logger()
 
@@ -95,13 +90,23 @@ class Answers:
                 del self._answers[key]
 
     async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str) -> None:
-        may_leave = not ticket.kept
-        pause_s, is_left = FIRST_LOOK_S, False
+        leaving = None
+        if not ticket.kept:
+            leaving = asyncio.create_task(self._abandon_when_left(ticket, reply_to))
+        try:
+            await self._until_ended(ticket, deadline)
+        except SluiceError as error:
+            await _refuse(self._broker, reply_to, error)
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+
+    async def _until_ended(self, ticket: Ticket, deadline: datetime) -> None:
+        """Raises: UnknownJob, JobAgedOut: the broker has lost the job."""
         while True:
             left_s = self._seconds_to(deadline)
-            wait_s = min(left_s, pause_s) if may_leave else left_s
             with self._finished.expecting(ticket.id) as announced:
-                await asyncio.wait((announced,), timeout=wait_s or LOOK_AGAIN_S)
+                await asyncio.wait((announced,), timeout=min(left_s or LOOK_AGAIN_S, LOOK_S))
             if announced.done() and announced.result() is not None:
                 return
             try:
@@ -109,22 +114,14 @@ class Answers:
                 if not isinstance(await self._jobs.find(ticket.id), Unfinished):
                     return
             except BrokerUnavailable:
-                is_left = False
                 continue
-            except SluiceError as error:
+            except SluiceError:
                 if not self._fleet.runs(ticket.id):
-                    await _refuse(self._broker, reply_to, error)
-                    return
-            if not may_leave or announced.done():
-                # After a reconnect of ours callers may not be back yet.
-                is_left = False
-            elif await self._interest.exists(reply_to):
-                pause_s, is_left = min(2 * pause_s, LONGEST_LOOK_S), False
-            elif is_left:
-                self._jobs.abandon(ticket.id)
-                return
-            else:
-                pause_s, is_left = LEFT_S, True
+                    raise
+
+    async def _abandon_when_left(self, ticket: Ticket, reply_to: str) -> None:
+        await self._interest.lost(reply_to)
+        self._jobs.abandon(ticket.id)
 
     def _seconds_to(self, moment: datetime) -> float:
         return max(0.0, (moment - self._broker.now()).total_seconds())

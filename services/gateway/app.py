@@ -13,6 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.bodies import StrictRequest
+from services.gateway.connections import ClientGone, answer_nobody
 from services.gateway.gateway import Gateway
 from services.gateway.http.document import StructSchemas
 from services.gateway.http.methods import allowed_methods
@@ -80,6 +81,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         exception_handlers={
             SluiceError: answer_error,
             HTTPException: answer_http_error,
+            ClientGone: answer_nobody,
             Exception: answer_crash,
         },
         middleware=[with_request_end, in_time],

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
-from litestar import Request
+from litestar import Request, Response
 from litestar.params import Parameter
 
 from services.gateway.streams import GatewayStopping
@@ -25,6 +26,25 @@ IdempotencyKey = Annotated[
 
 class ClientGone(Exception):
     """The client hung up before its answer was there."""
+
+
+def answer_nobody(_: Request[Any, Any, Any], __: ClientGone) -> Response[None]:
+    return Response(None, status_code=499)
+
+
+async def require_client(request: Request[Any, Any, Any]) -> None:
+    """To be called before anything is begun that only the client of ``request`` waits for: a busy
+    gateway gets to a request when its client may long have given up.
+
+    Raises:
+        ClientGone.
+    """
+    # The event loop reads the request in one turn, and in the next that the connection has ended.
+    await asyncio.sleep(0)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            await _disconnected(request)
+            raise ClientGone
 
 
 async def while_connected(

@@ -110,6 +110,29 @@ async def test_a_hang_up_cancels_the_job(
     await _assert_nothing_is_left(waiting, jetstream, lambda: jobs, descriptors)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_that_went_before_its_request_was_read_gets_no_job(
+    waiting: Stack, kind: str
+) -> None:
+    """A busy gateway spends nothing on it; where the job is to stay, it is accepted all the
+    same."""
+    known = len(waiting.gateways[0].events("request_accepted"))
+    path, body, lines = KINDS[kind]
+    waiting.gateways[0].freeze()
+    for line in [lines] * 20 + [lines + "Prefer: respond-async\r\n"]:
+        with connect(waiting.url) as connection:
+            connection.sendall(_post(waiting.url, path, body, line))
+    waiting.gateways[0].thaw()
+
+    def accepted() -> list[dict[str, Any]]:
+        return waiting.gateways[0].events("request_accepted")[known:]
+
+    eventually(lambda: bool(accepted()), "the last one is accepted")
+    (job,) = accepted()
+    waiting.http.delete(f"/jobs/{job['job_id']}")
+    eventually(lambda: _waiting_jobs(waiting) == 0, "it is cancelled")
+
+
 @pytest.mark.parametrize("after_s", [5.0, 5.1])
 async def test_a_hang_up_while_the_stream_opens_cancels_the_job(
     waiting: Stack, jetstream: JetStreamContext, after_s: float

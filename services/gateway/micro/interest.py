@@ -1,23 +1,30 @@
 """Whether anybody would still get an answer: core NATS does not say when a caller goes away."""
 
 import asyncio
-from contextlib import suppress
-from secrets import token_hex
 
 import msgspec
 import nats.errors
 
-from shared import subjects
-from shared.broker import REQUEST_TIMEOUT_S, Broker
-from shared.job_ids import new_job_id
+from shared.broker import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
+from shared.connection import cancellation_kept
+from shared.errors import BrokerUnavailable
 
 LOOKS_AT_ONCE = 16
+
+FIRST_LOOK_S = 0.5
+"""Most short jobs have ended by then."""
+
+LOOK_EVERY_S = 1.0
+LOOKS_PER_S = 500
+"""A tenth of a core; with more callers than that each is looked at less often."""
+
+LEFT_S = 3.5
+"""A caller without a subscription in two looks this far apart is gone. Clients that reconnect are
+away for 2 s by default, some of them for up to 3 s with TLS."""
 
 INBOX = "_INBOX"
 """What the inboxes begin with whose subscribers the broker can see: those of another account or
 cluster are not among them."""
-
-NO_RESPONDERS = "503"
 
 
 class Interest:
@@ -26,68 +33,63 @@ class Interest:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._watched = 0
+        self._reconnects = 0
+        broker.on_reconnect(self._count_reconnect)
+
+    async def lost(self, inbox: str) -> None:
+        """Return once ``inbox`` has had no subscriber for `LEFT_S`."""
+        self._watched += 1
+        try:
+            pause_s, missed_at = FIRST_LOOK_S, None
+            while True:
+                await asyncio.sleep(pause_s)
+                if await self.exists(inbox):
+                    pause_s, missed_at = max(LOOK_EVERY_S, self._watched / LOOKS_PER_S), None
+                elif missed_at == self._reconnects:
+                    return
+                else:
+                    # After a reconnect of ours it counts anew: callers may not be back yet.
+                    pause_s, missed_at = LEFT_S, self._reconnects
+        finally:
+            self._watched -= 1
 
     async def exists(self, inbox: str) -> bool:
         """Whether ``inbox`` has a subscriber; True unless the broker says that it has none."""
         if not inbox.startswith(INBOX):
             return True
         async with self._looking:
-            return await self._has_wildcard(inbox) or await self._has_literal(inbox)
-
-    async def _has_wildcard(self, inbox: str) -> bool:
-        """Clients subscribe to ``<prefix>.*`` once for all their requests, and drop what carries a
-        token that is not one of theirs: so does this message, which the broker refuses to take
-        where there is no such subscription."""
-        prefix, _, _ = inbox.rpartition(".")
-        # Random, and not of the client's making: from one of its inboxes the others can be guessed,
-        # and a client that knows those could have replies published there, in the broker's name.
-        refusals = f"{INBOX}.{token_hex(16)}"
-        try:
-            received = await self._broker.nc.subscribe(refusals)
             try:
-                await self._broker.nc.publish(f"{prefix}.{token_hex(16)}", reply=refusals)
-                # The broker refuses before it answers this.
-                await self._broker.nc.flush(REQUEST_TIMEOUT_S)
-                if not received.pending_msgs:
-                    return True
-                refusal = await received.next_msg(REQUEST_TIMEOUT_S)
-                return (refusal.headers or {}).get("Status") != NO_RESPONDERS
+                return await self._would_be_delivered(inbox)
+            except (BrokerUnavailable, nats.errors.Error, ValueError):
+                return True
+
+    async def _would_be_delivered(self, inbox: str) -> bool:
+        """The broker reports where a message would go, and does not deliver it (ADR-41)."""
+        nc = self._broker.nc
+        report_to = nc.new_inbox()
+        with unavailable_on_outage(self._broker):
+            reports = await nc.subscribe(report_to)
+            try:
+                headers = {"Nats-Trace-Dest": report_to, "Nats-Trace-Only": "true"}
+                await nc.publish(inbox, headers=headers)
+                with cancellation_kept():
+                    report = await reports.next_msg(REQUEST_TIMEOUT_S)
             finally:
-                await received.unsubscribe()
-        except nats.errors.Error:
-            return True
+                await reports.unsubscribe()
+        events = msgspec.json.decode(report.data, type=_Report).events
+        return any(event.type != "in" or event.error for event in events)
 
-    async def _has_literal(self, inbox: str) -> bool:
-        """The broker says of a consumer whether its messages would reach anybody. This one never
-        has a message. (Of wildcards the broker does not see it.)"""
-        name = new_job_id()
-        nothing = subjects.nobodys_events(name)
-        config = {
-            "name": name,
-            "deliver_subject": inbox,
-            "deliver_policy": "new",
-            "filter_subject": nothing,
-            "ack_policy": "none",
-            "mem_storage": True,
-            "num_replicas": 1,
-            "inactive_threshold": 1_000_000_000,  # in case that the deletion is lost
-        }
-        try:
-            answer = await self._broker.nc.request(
-                f"$JS.API.CONSUMER.CREATE.{subjects.EVENTS}.{name}.{nothing}",
-                msgspec.json.encode({"stream_name": subjects.EVENTS, "config": config}),
-                REQUEST_TIMEOUT_S,
-            )
-            created = msgspec.json.decode(answer.data, type=_Created)
-        except (nats.errors.Error, ValueError):
-            return True
-        with suppress(nats.errors.Error):
-            await self._broker.nc.publish(f"$JS.API.CONSUMER.DELETE.{subjects.EVENTS}.{name}")
-        return created.name != name or created.push_bound
+    def _count_reconnect(self) -> None:
+        self._reconnects += 1
 
 
-class _Created(msgspec.Struct):
-    """What is read of the broker's answer; an error has no name."""
+class _Event(msgspec.Struct):
+    """``in`` where the message arrived; others are what became of it, each subscriber an ``eg``."""
 
-    name: str = ""
-    push_bound: bool = False
+    type: str
+    error: str = ""
+
+
+class _Report(msgspec.Struct):
+    events: list[_Event]

@@ -11,6 +11,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from services.gateway.connections import (
     ClientGone,
     IdempotencyKey,
+    require_client,
     while_connected,
 )
 from services.gateway.gateway import Gateway
@@ -46,6 +47,9 @@ async def submit(
     """
     gateway.require_ready()
     preferences = Preferences.parse(request.headers.getall("prefer", []))
+    stays = preferences.respond_async or idempotency_key is not None
+    if preferences.wait_s and not stays:
+        await require_client(request)
     ticket = await gateway.idempotency.submit(data, idempotency_key)
     location = {"location": f"/status/{ticket.id}"}
     if preferences.wait_s:
@@ -55,8 +59,9 @@ async def submit(
             headers = location | preferences.applied(is_finished=True)
             return Response(JobStatus.of(result), status_code=200, headers=headers)
         except ClientGone:
-            if not (preferences.respond_async or ticket.kept):
+            if not stays:
                 gateway.abandon(ticket.id)
+            raise
         except (TimeoutError, GatewayStopping):
             pass
     headers = location | preferences.applied(is_finished=False)
@@ -95,6 +100,7 @@ async def events(
     gateway.require_ready()
     if last_event_id == END:
         return Response(None, status_code=204)  # tells an EventSource not to come again
+    await require_client(request)
     feed = gateway.streams.open(gateway.events(job_id, last_event_id), request)
     try:
         first = await feed.next()  # what is wrong with the id shows here, as a status

@@ -10,6 +10,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from services.gateway.connections import (
     ClientGone,
     IdempotencyKey,
+    require_client,
     while_connected,
 )
 from services.gateway.gateway import Gateway
@@ -96,11 +97,13 @@ async def _answer(
     idempotency_key: str | None,
 ) -> Response[Any]:
     gateway.require_ready()
-    respond_async = Preferences.parse(request.headers.getall("prefer", [])).respond_async
+    preferences = Preferences.parse(request.headers.getall("prefer", []))
+    stays = preferences.respond_async or idempotency_key is not None
     if asked.wants_stream:
         gateway.streams.require_room()
+    if not stays:
+        await require_client(request)
     ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
-    stays = respond_async or ticket.kept
     try:
         if asked.wants_stream:
             return await _stream(request, gateway, ticket, asked.wants_usage, stays)
@@ -109,7 +112,7 @@ async def _answer(
     except ClientGone:
         if not (stays or asked.wants_stream):  # a stream does it when it ends
             gateway.abandon(ticket.id)
-        return Response(None, status_code=499)
+        raise
     except GatewayStopping:
         return Response(_stopping_error(ticket), status_code=503, headers=NO_RETRY)
     if isinstance(result, Completed):
