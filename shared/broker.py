@@ -34,6 +34,9 @@ HEADER_ROOM = 8 * 1024
 REQUEST_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 0.2
 
+PAGE = 1000
+"""Messages that are asked for at a time."""
+
 READ_CLOCK_EVERY_S = 10.0
 
 PING_EVERY_S = 3
@@ -227,7 +230,8 @@ class Broker:
         )
 
     async def direct_get_all(self, stream: str, **query: Any) -> list[StoredMessage]:
-        """All stored messages a batched query finds, ``multi_last=["…"]`` for example.
+        """All stored messages a batched query finds, ``multi_last=["…"]`` for example, of at most
+        1,024 subjects.
 
         Raises:
             BrokerUnavailable: no answer, or one that broke off.
@@ -252,6 +256,25 @@ class Broker:
                         raise BrokerUnavailable(f"the broker could not read {stream}: {status}")
             finally:
                 await answers.unsubscribe()
+
+    async def last_of_each(self, stream: str, wildcard: str) -> list[StoredMessage]:
+        """The last message of each subject that ``wildcard`` covers, however many there are.
+
+        Page by page, from the oldest message to the newest: one answer to ``multi_last`` has no
+        more than 1,024 subjects. What is replaced meanwhile comes again with a later page; on a
+        cluster it may be missed, where a later page comes from a replica that lags.
+
+        Raises:
+            BrokerUnavailable: no answer, or one that broke off.
+        """
+        last: dict[str, StoredMessage] = {}
+        sequence = 0
+        while page := await self.direct_get_all(
+            stream, seq=sequence + 1, next_by_subj=wildcard, batch=PAGE
+        ):
+            last.update((stored.subject, stored) for stored in page)
+            sequence = page[-1].sequence
+        return list(last.values())
 
     async def publish_stored(
         self, subject: str, payload: bytes, headers: dict[str, str], patience_s: float

@@ -35,9 +35,7 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
     Raises:
         BrokerUnavailable: no answer.
     """
-    stored = await broker.direct_get_all(
-        f"KV_{subjects.INFERERS}", multi_last=[f"$KV.{subjects.INFERERS}.>"]
-    )
+    stored = await broker.last_of_each(f"KV_{subjects.INFERERS}", f"$KV.{subjects.INFERERS}.>")
     live, some_died = [], False
     for message in stored:
         if not message.data:

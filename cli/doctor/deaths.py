@@ -24,9 +24,8 @@ OF_NO_JOB = "see its log"
 
 async def examine_deaths(broker: Broker) -> list[Finding]:
     """The last death of each inferer that died within the last hour."""
-    query = {"multi_last": [subjects.INFERER_DEATH_WILDCARD]}
     findings = []
-    for stored in await broker.direct_get_all(subjects.EVENTS, **query):
+    for stored in await broker.last_of_each(subjects.EVENTS, subjects.INFERER_DEATH_WILDCARD):
         try:
             death = decode_inferer_death(stored.data)
             is_recent = parse_timestamp(death.at) > broker.now() - RECENT

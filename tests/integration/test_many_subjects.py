@@ -1,0 +1,73 @@
+"""More inferers, alive and dead, than the broker tells of in one answer."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from cli.doctor.deaths import examine_deaths
+from shared import subjects
+from shared.broker import Broker
+from shared.fleet import read_inferers
+from shared.messages import InfererDeath, InfererEntry, encode
+from shared.timestamps import timestamp
+from shared.topology import Topology, ensure_topology
+
+COUNT = 1100
+"""The broker finds the last messages of 1,024 subjects at most (413)."""
+
+
+@pytest.fixture
+async def store(broker: Broker) -> Broker:
+    await ensure_topology(broker, Topology(), [])
+    bucket = f"KV_{subjects.INFERERS}"
+    config = (await broker.js.stream_info(bucket)).config
+    # Entries that stay, however slow this machine is.
+    await broker.js.update_stream(config.evolve(max_age=3600.0))
+    return broker
+
+
+async def test_live_inferers(store: Broker) -> None:
+    """All of them, each once, with what it said last."""
+    for host in ("earlier", "now"):
+        entries = {subjects.inferer(f"i-{n}"): encode(_entry(f"i-{n}", host)) for n in range(COUNT)}
+        await _publish(store, entries)
+    live, some_died = await read_inferers(store)
+    assert [one.entry.id for one in live] == sorted(f"i-{n}" for n in range(COUNT))
+    assert {one.entry.host for one in live} == {"now"}
+    assert not some_died
+
+
+async def test_inferers_that_died(store: Broker) -> None:
+    """The last death of each."""
+    for cause in ("earlier", "now"):
+        at = timestamp(store.now() - timedelta(minutes=5))
+        deaths = {
+            subjects.inferer_death(f"i-{n}"): InfererDeath(
+                inferer=f"i-{n}", model="m", host="h", at=at, cause=cause, doing=""
+            )
+            for n in range(COUNT)
+        }
+        await _publish(store, {subject: encode(death) for subject, death in deaths.items()})
+    found = await examine_deaths(store)
+    assert len({finding.about for finding in found}) == len(found) == COUNT
+    assert all("of now" in finding.found for finding in found)
+
+
+async def _publish(broker: Broker, messages: dict[str, bytes]) -> None:
+    publishing = [broker.publish_stored(*one, {}, 60) for one in messages.items()]
+    await asyncio.gather(*publishing)
+
+
+def _entry(inferer_id: str, host: str) -> InfererEntry:
+    return InfererEntry(
+        id=inferer_id,
+        model="m",
+        slots=1,
+        host=host,
+        threads=1,
+        n_ctx=1,
+        chat=False,
+        started_at=timestamp(),
+        version="",
+    )
