@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -306,7 +305,9 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
         held = (await broker.js.stream_info(wanted.name)).config
     except nats.js.errors.NotFoundError:
         try:
-            await broker.js.add_stream(replace(wanted, first_seq=_first_sequence(wanted)))
+            await broker.js.add_stream(
+                replace(wanted, first_seq=_first_sequence(wanted, broker.now()))
+            )
         except nats.js.errors.ServiceUnavailableError:
             raise
         except nats.js.errors.APIError as error:
@@ -346,11 +347,11 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     return [told]
 
 
-def _first_sequence(stream: StreamConfig) -> int | None:
+def _first_sequence(stream: StreamConfig, now: datetime) -> int | None:
     """Never one that the stream had before, if it was deleted: acknowledgements of its messages
     and ids of its events are still about, and stand for nothing that is stored now."""
     if stream.name in (subjects.REQUESTS, subjects.EVENTS):
-        return int(time.time() * 1000)
+        return int(now.timestamp() * 1000)
     return None
 
 

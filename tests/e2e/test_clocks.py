@@ -1,5 +1,6 @@
 """Hosts with wrong clocks: all processes use the broker's."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from shared.broker import connected
+from shared.config import BrokerSettings
 from shared.timestamps import parse_timestamp
 from tests.clocks import shifted_clock
 from tests.processes import PATIENCE_S, Stack, eventually
@@ -46,6 +49,16 @@ def test_a_clock_can_be_shifted(tmp_path: Path) -> None:
         [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert 3500 < float(said.split()[0]) - datetime.now(UTC).timestamp() < 3700
+
+
+def test_sequences_begin_at_the_brokers_time(tmp_path: Path) -> None:
+    """Those of a stream that is created: a gateway with another clock that creates it again later
+    would otherwise give sequences out for a second time."""
+    with Stack(tmp_path) as stack:
+        stack.start_gateway(**shifted_clock(tmp_path, 24 * HOUR_S)).wait_for("gateway_ready")
+        firsts = asyncio.run(_first_sequences(stack, "REQUESTS", "EVENTS"))
+    for first in firsts:
+        assert abs(first / 1000 - datetime.now(UTC).timestamp()) < 300
 
 
 @pytest.mark.parametrize("shift_s", [HOUR_S, -HOUR_S])
@@ -116,3 +129,9 @@ def test_a_key_stands_for_its_job_whatever_the_clock(tmp_path: Path) -> None:
                 for gateway in (right, wrong, right)
             }
             assert len(ids) == 1
+
+
+async def _first_sequences(stack: Stack, *streams: str) -> list[int]:
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        infos = [await broker.js.stream_info(stream) for stream in streams]
+    return [info.state.first_seq for info in infos]
