@@ -1,7 +1,6 @@
 """Starting and stopping a process: signals become an event, wrong settings one line."""
 
 import asyncio
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 
 from shared.errors import ModelError, SettingsError, TopologyError
 from shared.logs import drain_logs
+from shared.signals import STOPPING, release_signals
 from shared.standard_descriptors import open_standard_descriptors
 
 T = TypeVar("T")
@@ -21,16 +21,17 @@ EXIT_CONFIGURATION = 2
 
 @contextmanager
 def stop_on_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM or SIGINT sets; nothing else happens on them."""
+    """An event that SIGTERM or SIGINT sets, one that was held back as well; nothing else happens
+    on them."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
+    for number in STOPPING:
         loop.add_signal_handler(number, stopping.set)
+    release_signals()
     try:
         yield stopping
     finally:
-        for number in signals:
+        for number in STOPPING:
             loop.remove_signal_handler(number)
 
 

@@ -1,94 +1,18 @@
 """``python -m services.gateway``: serve HTTP and NATS until SIGTERM."""
 
-import asyncio
-import math
-import socket
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 
-import uvicorn
-
-from services.gateway.app import create_app
-from services.gateway.gateway import Gateway
-from services.gateway.http.connections import (
-    Connections,
-    connection_bound,
-    raise_descriptor_limit,
-)
-from services.gateway.http.protocol import BoundedProtocol
-from services.gateway.settings import GatewaySettings
-from shared.config import BrokerSettings, load
-from shared.errors import SettingsError
-from shared.lifecycle import run_process, stop_on_signals
-from shared.logs import configure_logs, logger
+from shared.signals import hold_signals
 
 
-class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: ours end the streams before the connections."""
+def start() -> int:
+    """The exit status."""
+    hold_signals()  # what is imported now takes a second
+    from services.gateway.server import main
+    from shared.lifecycle import run_process
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second."""
-        if counter % 10 == 0:
-            now = time.monotonic()
-            for connection in list(self.server_state.connections):
-                assert isinstance(connection, BoundedProtocol)
-                connection.sweep(now)
-        return await super().on_tick(counter)
-
-
-async def main() -> None:
-    settings = load(GatewaySettings, "GATEWAY")
-    gateway = Gateway(settings, load(BrokerSettings, "NATS"))
-    configure_logs("gateway")
-    log = logger()
-    connections = Connections(connection_bound(settings.max_connections, raise_descriptor_limit()))
-    with stop_on_signals() as stopping, _listen(settings) as listening:
-        host, port = listening.getsockname()[:2]
-        log.info("gateway_listening", host=host, port=port, max_connections=connections.bound)
-        config = uvicorn.Config(
-            create_app(gateway, on_fatal=stopping.set),
-            http=partial(BoundedProtocol, settings, connections),  # type: ignore[arg-type]
-            ws="none",
-            log_config=None,
-            log_level="error",  # what clients send wrongly is no event of ours
-            access_log=False,
-            lifespan="on",
-            timeout_keep_alive=math.ceil(settings.keep_alive_s),
-            timeout_graceful_shutdown=int(settings.shutdown_s),
-            server_header=False,
-            proxy_headers=False,
-        )
-        server = Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        stopped = asyncio.create_task(stopping.wait())
-        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-        gateway.stopping.set()
-        log.info("gateway_stopping")
-        server.should_exit = True
-        await serving
-        stopped.cancel()
-    if gateway.fatal is not None:
-        raise gateway.fatal
-    log.info("gateway_stopped")
-
-
-def _listen(settings: GatewaySettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        raise SettingsError(
-            f"GATEWAY_HOST={settings.host}, GATEWAY_PORT={settings.port}: cannot listen there: "
-            f"{error.strerror or error}"
-        ) from None
+    return run_process("gateway", main)
 
 
 if __name__ == "__main__":
-    sys.exit(run_process("gateway", main))
+    sys.exit(start())

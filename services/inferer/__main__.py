@@ -13,12 +13,12 @@ import sys
 from types import FrameType
 
 from services.inferer.flight_recorder import SIZE, FlightRecorder
+from shared.signals import STOPPING, hold_signals, release_signals
 from shared.standard_descriptors import open_standard_descriptors
 
 FINE = (0, 2)
 """Ended as asked, or refused to start with a sentence that says why: nothing to report."""
 PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
-PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 EXIT_BY_SIGNAL = 128
 """What a shell adds to the number of the signal that ended a process."""
 
@@ -30,8 +30,7 @@ def main() -> int:
     fd = os.memfd_create("sluice-flight-recorder")
     os.ftruncate(fd, SIZE)
     recorder = FlightRecorder(fd)
-    # Held back until there is a child to send them to.
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    hold_signals()  # until there is a child to send them to
     child = subprocess.Popen(
         [sys.executable, "-m", "services.inferer.serve", str(fd)],
         pass_fds=(fd,),
@@ -41,13 +40,13 @@ def main() -> int:
     def pass_on(number: int, _: FrameType | None) -> None:
         child.send_signal(number)
 
-    for number in PASSED_ON:
+    for number in STOPPING:
         signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    release_signals()
     status = child.wait()
     if status in FINE:
         return status
-    if -status not in PASSED_ON:  # else it was stopped before it had installed its handler
+    if -status not in STOPPING:  # else it was sent a second one as it ended
         # Only now, as it takes some ten times the memory.
         from services.inferer.crash_report import report
 
@@ -63,11 +62,11 @@ _parent = os.getpid()
 
 
 def _in_child() -> None:
-    """Before the inferer starts: have the kernel kill it when this process is killed."""
+    """Before the inferer starts: have the kernel kill it when this process is killed. It holds
+    signals back as this process does, until it can handle them."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != _parent:
         os._exit(1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 def _die_of(number: int) -> None:

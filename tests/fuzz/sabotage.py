@@ -20,7 +20,7 @@ async def site_is_up() -> None:
 
 async def gateway() -> None:
     """Holds its loop for longer than a second now and then; ends of itself, after some seconds."""
-    from services.gateway.__main__ import main
+    from services.gateway.server import main
 
     async def hold() -> None:
         await site_is_up()

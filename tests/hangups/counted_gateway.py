@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from services.gateway.__main__ import main
+from services.gateway.server import main
 from shared.lifecycle import run_process
 
 
