@@ -249,7 +249,7 @@ def test_a_stop_while_it_starts(tmp_path: Path, tiny_model: Path, number: signal
     with Stack(tmp_path) as stack:
         for part in (stack.start_inferer(tiny_model), stack.start_gateway()):
             eventually(
-                lambda: holds(number, part.family()[-1]) or part.output(),  # noqa: B023
+                lambda: holds(number, part.family()[-1]) or bool(part.output()),  # noqa: B023
                 "it starts, or has started already",
             )
             for pid in part.family():
