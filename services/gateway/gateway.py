@@ -1,6 +1,8 @@
 """One gateway: its connection, what it knows of the fleet, and the jobs it is asked about."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -21,6 +23,8 @@ from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
 from shared.topology import Topology, ensure_topology, missing_streams, obstructed_streams
+
+LEAST_GRACE_S = 0.5
 
 log = logger()
 
@@ -45,6 +49,7 @@ class Gateway:
             self.broker, self.fleet, self.jobs, self.finished, self.idempotency
         )
         self.stopping = asyncio.Event()
+        self._stopped_at = math.inf
         self.streams = Streams(settings.max_streams, self.stopping)
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""
@@ -63,7 +68,13 @@ class Gateway:
         finally:
             serving.cancel()
             await asyncio.wait((serving,), timeout=self.settings.shutdown_s)
+            await self.jobs.end(self._grace_left_s())
             await self.broker.close()
+
+    def stop(self) -> None:
+        """Let everything that is under way come to its end, within the grace."""
+        self._stopped_at = time.monotonic()
+        self.stopping.set()
 
     def require_ready(self) -> None:
         """Raises: BrokerUnavailable: the broker is away, or not prepared yet."""
@@ -116,6 +127,11 @@ class Gateway:
         """Cancel, in the background, a job whose client hung up; not while this gateway stops."""
         if not self.stopping.is_set():
             self.jobs.abandon(job_id)
+
+    def _grace_left_s(self) -> float:
+        """A moment also where there is none left: what needs it may have begun just now."""
+        since_s = max(0.0, time.monotonic() - self._stopped_at)
+        return max(LEAST_GRACE_S, self.settings.shutdown_s - since_s)
 
     async def _serve_or_give_up(self, on_fatal: Callable[[], None]) -> None:
         try:

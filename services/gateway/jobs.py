@@ -19,6 +19,7 @@ from services.gateway.ticket import Ticket
 from services.gateway.unfinished import Unfinished, find_unfinished
 from services.gateway.withdrawals import Withdrawals
 from shared import subjects
+from shared.background import Tasks
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.consumers import ModelConsumers, oldest_waiting_s
 from shared.errors import (
@@ -78,8 +79,8 @@ class Jobs:
         self._settings = settings
         self._stopping = Stopping(broker, fleet, settings.patience_s)
         self._room = Room(fleet, forecast, settings.max_waiting)
-        self._withdrawals = Withdrawals(broker, self._stopping)
-        self._abandoning: set[asyncio.Task[None]] = set()
+        self._cancelling = Tasks()
+        self._withdrawals = Withdrawals(broker, self._stopping, self._cancelling)
 
     async def submit(
         self,
@@ -250,9 +251,14 @@ class Jobs:
 
     def abandon(self, job_id: str) -> None:
         """Cancel, in the background and through outages, a job that nobody waits for any more."""
-        task = asyncio.create_task(self._abandon(job_id), name=f"abandon {job_id}")
-        self._abandoning.add(task)
-        task.add_done_callback(self._abandoning.discard)
+        self._cancelling.start(self._abandon(job_id), f"abandon {job_id}")
+
+    async def end(self, patience_s: float) -> None:
+        """Cancel what is to be cancelled in the background, as far as the broker answers within
+        ``patience_s``."""
+        self._withdrawals.end()
+        if left := await self._cancelling.end(patience_s):
+            log.warning("jobs_not_cancelled", left=left)
 
     async def queue(self) -> QueueReport:
         """The queue of every model."""

@@ -68,7 +68,7 @@ async def main() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-        gateway.stopping.set()
+        gateway.stop()
         log.info("gateway_stopping")
         server.should_exit = True
         await serving

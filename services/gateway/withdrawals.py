@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from services.gateway.stopping import Stopping
 from services.gateway.ticket import Ticket
 from services.gateway.unfinished import find_unfinished
+from shared.background import Tasks
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
@@ -27,16 +28,19 @@ log = logger()
 class Withdrawals:
     """Ensures, in the background, that such a job ends as `cancelled`."""
 
-    def __init__(self, broker: Broker, stopping: Stopping) -> None:
+    def __init__(self, broker: Broker, stopping: Stopping, tasks: Tasks) -> None:
         self._broker = broker
         self._stopping = stopping
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = tasks
+        self._is_ending = False
+
+    def end(self) -> None:
+        """Look for each message once more at most: what arrives later ends with the result."""
+        self._is_ending = True
 
     def withdraw(self, ticket: Ticket) -> None:
         """Cancel the job as soon as the broker answers, however late it arrives there."""
-        task = asyncio.create_task(self._withdraw(ticket), name=f"withdraw {ticket.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._withdraw(ticket), f"withdraw {ticket.id}")
 
     async def _withdraw(self, ticket: Ticket) -> None:
         # The result first, and without looking for the job: what arrives later ends with it.
@@ -51,6 +55,7 @@ class Withdrawals:
                 if job is not None:
                     await self._stopping.notify(ticket.id, "cancelled")
                     await self._stopping.finish(job, stored)
+                if job is not None or self._is_ending:
                     break
                 give_up_at = give_up_at or time.monotonic() + MAY_ARRIVE_S
                 await asyncio.sleep(LOOK_S)
