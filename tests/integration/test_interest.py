@@ -98,6 +98,34 @@ async def test_after_a_reconnect_the_absence_counts_anew(
             await observed
 
 
+@pytest.mark.parametrize(
+    ("subscription", "is_heard"),
+    [
+        ("_INBOX.>", True),
+        ("_INBOX.id.>", True),
+        ("_INBOX.id.part.>", True),
+        ("_INBOX.*.part.7", True),
+        ("_INBOX.id.*.7", True),
+        ("_INBOX.id.part.*", True),
+        ("_INBOX.*.*.*", True),
+        ("_INBOX.*.part.*", True),
+        ("_INBOX.id.part.7", True),
+        ("_INBOX.*", False),
+        ("_INBOX.*.*.7.*", False),
+        ("_INBOX.id.part.7.>", False),
+        ("_INBOX.id.*.8", False),
+        ("_INBOX.*.other.7", False),
+    ],
+)
+async def test_every_subscription_that_would_hear_it(
+    interest: Interest, caller: Client, subscription: str, is_heard: bool
+) -> None:
+    """As NATS compares subjects: ``*`` is one token, ``>`` is one or more at the end."""
+    await caller.subscribe(subscription)
+    await caller.flush()
+    assert await interest.exists("_INBOX.id.part.7") == is_heard
+
+
 async def test_a_request_that_waits_is_not_disturbed(interest: Interest, caller: Client) -> None:
     """nats-py's `request` subscribes once for all requests, and takes the first message that
     carries its own token for the answer."""
