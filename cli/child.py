@@ -1,7 +1,6 @@
 """One child process of `sluice up`: kept running while it is wanted, stopped when asked."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from cli.child_output import ChildOutput
 from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import logger
+from shared.parent_death import with_parent
 from shared.process_end import ended_by
 from shared.timestamps import timestamp
 
@@ -24,8 +24,6 @@ REFUSALS = 5
 
 ROOT = Path(__file__).resolve().parents[1]
 """Services run as modules from here."""
-
-PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 
 log = logger()
 
@@ -56,6 +54,7 @@ class Child:
         self._command = command
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
+        self._end_with_parent = with_parent(signal.SIGTERM)
         self._wanted = asyncio.Event()
         self._stopping = asyncio.Event()
         self._gives_up = True
@@ -195,7 +194,7 @@ class Child:
 
     def _set_up(self) -> None:
         """In the child, before the command."""
-        _end_with_parent()
+        self._end_with_parent()
         if self._cpus is not None:
             os.sched_setaffinity(0, self._cpus)
 
@@ -205,17 +204,6 @@ class Child:
                 await self._stopping.wait()
         except TimeoutError:
             pass
-
-
-_libc = ctypes.CDLL(None)
-_parent = os.getpid()
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when `sluice up` itself is killed: no process is left over."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != _parent:
-        os._exit(1)
 
 
 def _reason(error: Exception, file: str) -> str:

@@ -4,6 +4,7 @@ Exit status 0 only if both were answered, the second after the first.
 """
 
 import asyncio
+import signal
 import sys
 import sysconfig
 import tempfile
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from cli.output import out, timings_line
 from shared.messages import JobAccepted, JobStatus, QueueReport
+from shared.parent_death import with_parent
 
 PROMPTS = ("Why is the sky blue? Answer in two sentences.", "Write a haiku about a river.")
 COLOURS = ("cyan", "magenta")
@@ -67,7 +69,11 @@ async def _stack(data: Path, log: Path) -> AsyncIterator[str | None]:
     options = ["--port", "0", "--nats-port", "0", "--data", str(data)]
     with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, *options, stdout=asyncio.subprocess.PIPE, stderr=output
+            *command,
+            *options,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=output,
+            preexec_fn=with_parent(signal.SIGTERM),
         )
     assert process.stdout is not None
     try:

@@ -4,7 +4,6 @@ Nothing can catch a crash in native code from within. This process does nothing 
 14 MB; it passes signals on, ends as its child ended, and before that publishes a report.
 """
 
-import ctypes
 import os
 import resource
 import signal
@@ -13,12 +12,12 @@ import sys
 from types import FrameType
 
 from services.inferer.flight_recorder import SIZE, FlightRecorder
+from shared.parent_death import with_parent
 from shared.signals import STOPPING, hold_signals, release_signals
 from shared.standard_descriptors import open_standard_descriptors
 
 FINE = (0, 2)
 """Ended as asked, or refused to start with a sentence that says why: nothing to report."""
-PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 EXIT_BY_SIGNAL = 128
 """What a shell adds to the number of the signal that ended a process."""
 
@@ -30,11 +29,11 @@ def main() -> int:
     fd = os.memfd_create("sluice-flight-recorder")
     os.ftruncate(fd, SIZE)
     recorder = FlightRecorder(fd)
-    hold_signals()  # until there is a child to send them to
+    hold_signals()  # until there is a child to send them to, which starts with them held back
     child = subprocess.Popen(
         [sys.executable, "-m", "services.inferer.serve", str(fd)],
         pass_fds=(fd,),
-        preexec_fn=_in_child,
+        preexec_fn=with_parent(signal.SIGKILL),
     )
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -55,18 +54,6 @@ def main() -> int:
         return status
     _die_of(-status)
     return EXIT_BY_SIGNAL - status
-
-
-_libc = ctypes.CDLL(None)
-_parent = os.getpid()
-
-
-def _in_child() -> None:
-    """Before the inferer starts: have the kernel kill it when this process is killed. It holds
-    signals back as this process does, until it can handle them."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != _parent:
-        os._exit(1)
 
 
 def _die_of(number: int) -> None:

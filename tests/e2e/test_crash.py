@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,19 @@ def test_the_demo_says_what_the_inferer_died_of(tmp_path: Path) -> None:
     assert "The inferer died: signal 11 (SIGSEGV) while tokenizing its prompt" in shown
     assert "make .venv" in shown
     assert shown.count(f"▶ {question}") <= 1
+
+
+def test_a_demo_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 leaves nothing of its stack running."""
+    demo = Process([sys.executable, "-m", "cli.demo"], tmp_path / "log", {"TMPDIR": str(tmp_path)})
+    eventually(lambda: len(demo.family()) >= len(("demo", "up", "nats", "gateway")), "it starts")
+    started = demo.family()
+    demo.kill()
+    eventually(lambda: not any(map(is_running, started)), "all are gone")
+
+
+def is_running(pid: int) -> bool:
+    """Whether it lives, and is not only waited for."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
