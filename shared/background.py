@@ -38,6 +38,14 @@ def keep_running(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> as
     return asyncio.create_task(run(), name=name)
 
 
+def drop(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks whose outcome nobody needs any more. asyncio complains of failures that nobody
+    has looked at."""
+    for task in tasks:
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
 class Tasks:
     """Tasks that nobody but this holds, until they end."""
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from shared.background import drop
 from shared.errors import ModelError, SettingsError, TopologyError
 from shared.logs import drain_logs
 from shared.signals import STOPPING, release_signals
@@ -50,7 +51,7 @@ async def unless_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
     stop.cancel()
     if work.done():
         return work.result()
-    work.cancel()
+    drop(work)
     await asyncio.wait((work,))
     raise Stopped
 

@@ -17,7 +17,7 @@ from services.gateway.ticket import Ticket
 from services.gateway.token_reader import Added, TokenReader
 from services.gateway.unfinished import Unfinished
 from shared import subjects
-from shared.background import Tasks
+from shared.background import Tasks, drop, start
 from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
@@ -92,7 +92,7 @@ class Answers:
     async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str) -> None:
         leaving = None
         if not ticket.kept:
-            leaving = asyncio.create_task(self._abandon_when_left(ticket, reply_to))
+            leaving = start(self._abandon_when_left(ticket, reply_to), "watch a caller")
         try:
             await self._until_ended(ticket, deadline)
         except SluiceError as error:
@@ -175,8 +175,7 @@ class _Answer:
             await self._refuse(error)
         finally:
             self.is_ending = True
-            reading.cancel()
-            finished.cancel()
+            drop(reading, finished)
 
     async def _read(self, finished: asyncio.Task[Result]) -> None:
         if not self.stream:

@@ -10,6 +10,7 @@ from litestar.params import Parameter
 
 from services.gateway.streams import GatewayStopping
 from shared import subjects
+from shared.background import drop
 
 T = TypeVar("T")
 
@@ -72,8 +73,7 @@ async def while_connected(
             raise GatewayStopping
         raise TimeoutError
     finally:
-        for task in waiting:
-            task.cancel()
+        drop(*waiting)
 
 
 async def _disconnected(request: Request[Any, Any, Any]) -> None:

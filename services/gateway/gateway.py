@@ -18,6 +18,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.storage import Storage
 from services.gateway.streams import Streams
 from services.gateway.ticket import Ticket
+from shared.background import drop
 from shared.broker import RETRY_DELAY_S, Broker
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
@@ -114,8 +115,7 @@ class Gateway:
                 raise BrokerUnavailable("this gateway shuts down; ask another one")
             await answering
         finally:
-            answering.cancel()
-            stopped.cancel()
+            drop(answering, stopped)
 
     def events(
         self, job_id: str, after: str = "", ticket: Ticket | None = None

@@ -13,6 +13,7 @@ from services.gateway.jobs import Jobs
 from services.gateway.ticket import Ticket
 from services.gateway.token_reader import Restarted, Step, TokenReader
 from shared import subjects
+from shared.background import drop
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, JobAgedOut, UnknownJob
 from shared.logs import logger
@@ -99,7 +100,7 @@ async def job_events(
     except (UnknownJob, JobAgedOut) as error:
         yield JobEvent(END, "error", JobError(error.code, error.message))
     finally:
-        finished.cancel()
+        drop(finished)
 
 
 async def _is_event_of(broker: Broker, job_id: str, event_id: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from litestar import Request
 
 from services.gateway.http.request_end import at_request_end
+from shared.background import start
 from shared.errors import TooManyStreams
 
 KEEP_ALIVE_S = 15.0
@@ -61,7 +62,7 @@ class Feed(Generic[T]):
     def __init__(self, stream: AsyncGenerator[T, None], stopping: asyncio.Event) -> None:
         """It has to be closed."""
         self._items: asyncio.Queue[T | _End] = asyncio.Queue()
-        self._pump = asyncio.create_task(self._fill(stream))
+        self._pump = start(self._fill(stream), "read a stream")
         _pumping.add(self._pump)  # until it has closed the stream, whoever still reads
         self._pump.add_done_callback(_pumping.discard)
         self._stopping = stopping

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from services.inferer.pull import Puller
+from shared.background import drop
 
 
 class Slots:
@@ -62,7 +63,7 @@ class Slots:
                     await self._process(pulled.result())
                     slot.busy = False
                 else:
-                    pulled.cancel()
+                    drop(pulled)
                     await asyncio.wait((pulled,))
         self._closing.remove(slot)
 

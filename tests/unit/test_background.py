@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from shared import background
-from shared.background import Tasks, keep_running, start
+from shared.background import Tasks, drop, keep_running, start
 
 
 async def test_a_failure_is_logged_with_the_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +28,30 @@ async def test_a_failure_is_logged_with_the_task(capsys: pytest.CaptureFixture[s
     assert told.count("task_failed") == 2
     assert "the first" in told
     assert "the second" in told
+    assert complaints == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_nobody_complains_of_what_is_dropped(when: str) -> None:
+    """It may have failed already, or fail because it is cancelled."""
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+
+    async def fail() -> None:
+        try:
+            await asyncio.sleep(0 if when == "before" else 60)
+        finally:
+            raise ValueError("why")
+
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    if when == "before":
+        await asyncio.wait((task,))
+    drop(task)
+    await asyncio.wait((task,))
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
     assert complaints == []
 
 

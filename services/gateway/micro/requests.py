@@ -9,6 +9,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from shared.background import start
 from shared.errors import Overloaded
 from shared.logs import logger
 from shared.replies import is_inbox
@@ -54,7 +55,7 @@ class Requests:
                     why="the reply subject is not a client's inbox",
                 )
                 return
-            task = asyncio.create_task(_answered(cb, message))
+            task = start(_answered(cb, message), "answer a request")
             self._in_progress.add(task)
             task.add_done_callback(self._in_progress.discard)
 
