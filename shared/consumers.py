@@ -138,19 +138,24 @@ async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
     Raises:
         BrokerUnavailable: no answer.
     """
+    infos = await asyncio.gather(*(read_consumer(broker, name, c) for c in subjects.CLASSES))
+    by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
+    return ModelConsumers(token_of(name), by_class) if subjects.CLASS_NORMAL in by_class else None
 
-    async def look(job_class: str) -> ConsumerInfo | None:
+
+async def read_consumer(broker: Broker, model: str, job_class: str) -> ConsumerInfo | None:
+    """The consumer of one class of a model's jobs; None when it does not exist.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    with unavailable_on_outage(broker):
         try:
-            consumer_name = subjects.consumer(name, job_class)
+            consumer_name = subjects.consumer(model, job_class)
             info = await broker.js.consumer_info(subjects.REQUESTS, consumer_name)
         except nats.js.errors.NotFoundError:
             return None
-        return info if class_of(info) == job_class else None
-
-    with unavailable_on_outage(broker):
-        infos = await asyncio.gather(*map(look, subjects.CLASSES))
-    by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
-    return ModelConsumers(token_of(name), by_class) if subjects.CLASS_NORMAL in by_class else None
+    return info if class_of(info) == job_class else None
 
 
 async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | None:

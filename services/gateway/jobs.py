@@ -77,7 +77,7 @@ class Jobs:
         self._forecast = forecast
         self._storage = storage
         self._settings = settings
-        self._stopping = Stopping(broker, fleet, settings.patience_s)
+        self._stopping = Stopping(broker, settings.patience_s)
         self._room = Room(fleet, forecast, settings.max_waiting)
         self._cancelling = Tasks()
         self._withdrawals = Withdrawals(broker, self._stopping, self._cancelling)

@@ -1,11 +1,11 @@
 """Ending a job from outside: a cancel, or a deadline that has passed while it waited."""
 
-from services.gateway.fleet import Fleet
 from services.gateway.unfinished import Unfinished
 from shared import subjects
 from shared.broker import Broker, unavailable_on_outage
-from shared.errors import UnknownModel
+from shared.consumers import read_consumer
 from shared.messages import CancelNotice, Result, StopCode, encode
+from shared.model_names import is_name
 from shared.results import send_result, store_result
 
 
@@ -13,9 +13,8 @@ class Stopping:
     """The result first, then word to who runs the job and who waits, then the message off the
     queue: in this order every race is safe."""
 
-    def __init__(self, broker: Broker, fleet: Fleet, patience_s: float) -> None:
+    def __init__(self, broker: Broker, patience_s: float) -> None:
         self._broker = broker
-        self._fleet = fleet
         self._patience_s = patience_s
 
     async def stop(self, job: Unfinished, code: StopCode) -> Result:
@@ -57,8 +56,9 @@ class Stopping:
                 await self._broker.delete(subjects.REQUESTS, job.message.sequence)
 
     async def _is_delivered(self, job: Unfinished) -> bool:
-        try:
-            info = (await self._fleet.model(job.model)).by_class[job.priority]
-        except (UnknownModel, KeyError):
+        if not is_name(job.model):
             return False
-        return info.delivered is not None and job.message.sequence <= info.delivered.stream_seq
+        consumer = await read_consumer(self._broker, job.model, job.priority)
+        if consumer is None or consumer.delivered is None:
+            return False
+        return job.message.sequence <= consumer.delivered.stream_seq

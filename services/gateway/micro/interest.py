@@ -9,7 +9,7 @@ from shared.broker import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
 from shared.connection import cancellation_kept
 from shared.errors import BrokerUnavailable
 
-LOOKS_AT_ONCE = 16
+LOOKS_AT_ONCE = 100
 
 FIRST_LOOK_S = 0.5
 """Most short jobs have ended by then."""
