@@ -8,6 +8,7 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig
 
 from services.gateway.jobs import Jobs
 from services.gateway.ticket import Ticket
@@ -16,6 +17,7 @@ from shared import subjects
 from shared.background import drop
 from shared.broker import RETRY_DELAY_S, Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, JobAgedOut, UnknownJob
+from shared.job_ids import new_job_id
 from shared.logs import logger
 from shared.messages import (
     Completed,
@@ -179,15 +181,24 @@ async def _events_until_outage(
 ) -> AsyncGenerator[Msg, None]:
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
+    # Named here, so that it can be deleted also when nobody tells whether it was created.
+    name = new_job_id()
+    config = ConsumerConfig(name=name)
     subscribing = asyncio.create_task(
         broker.js.subscribe(
-            subjects.events(job_id), cb=arrived.put, ordered_consumer=True, stream=subjects.EVENTS
+            subjects.events(job_id),
+            cb=arrived.put,
+            ordered_consumer=True,
+            stream=subjects.EVENTS,
+            config=config,
         )
     )
     try:
         with unavailable_on_outage(broker):
             # Shielded: one that is cut off in the middle would leave its consumer behind.
             subscription = await asyncio.shield(subscribing)
+            # Whenever the client creates it anew it is another one, and the name may be taken.
+            config.name = None
             info = await subscription.consumer_info()
         # What was there when the reading began is read to its end, finished or not.
         history = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
@@ -201,15 +212,16 @@ async def _events_until_outage(
                 history -= 1
                 yield message
     finally:
-        await _unsubscribe(broker, subscribing)
+        await _unsubscribe(broker, subscribing, name)
 
 
 async def _unsubscribe(
-    broker: Broker, subscribing: asyncio.Task[JetStreamContext.PushSubscription]
+    broker: Broker, subscribing: asyncio.Task[JetStreamContext.PushSubscription], name: str
 ) -> None:
     with suppress(nats.errors.Error, nats.js.errors.Error):
         subscription = await subscribing
-        await subscription.unsubscribe()
-        # Without this the broker keeps the consumer for another 5 s.
         name = subscription._consumer
+        await subscription.unsubscribe()
+    with suppress(nats.errors.Error):
+        # Without this the broker keeps the consumer for another 5 s.
         await broker.nc.publish(f"$JS.API.CONSUMER.DELETE.{subjects.EVENTS}.{name}")
