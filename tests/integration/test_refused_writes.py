@@ -61,7 +61,7 @@ async def told(capsys: pytest.CaptureFixture[str], event: str) -> None:
     async def look() -> bool:
         nonlocal lines
         lines += capsys.readouterr().out
-        return event in lines
+        return f"] {event} " in lines  # a traceback may show where it is logged
 
     await until(look, f"{event} in the log")
 
