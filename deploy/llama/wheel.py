@@ -124,7 +124,7 @@ def compiled(version: str, constraints: Path, folder: Path) -> Path:
             *(sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"),
             # Neither pip's cache nor a folder of wheels: nobody knows how those were compiled.
             *("--no-cache-dir", "--no-binary", "llama-cpp-python", "--no-deps"),
-            *("-C", f"cmake.define.CMAKE_PROJECT_INCLUDE={FOLDER / 'recipe.cmake'}"),
+            *("--config-settings", f"cmake.define.CMAKE_PROJECT_INCLUDE={FOLDER / 'recipe.cmake'}"),
             *("--wheel-dir", work, f"llama-cpp-python=={version}"),
         ]
         if subprocess.run(command, env={**os.environ, **pins}, stdout=sys.stderr).returncode != 0:

@@ -40,6 +40,16 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 """
 """Builds a wheel at once, without a compiler, that says how it was made."""
 
+OLD_PIP = """
+import os, sys
+
+if "-C" in sys.argv:
+    sys.exit("no such option: -C")
+del os.environ["PYTHONPATH"]
+os.execv(sys.executable, [sys.executable, "-m", "pip", *sys.argv[1:]])
+"""
+"""Stands before pip, and knows what Debian 12's knows."""
+
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -160,6 +170,17 @@ def test_another_compiler_or_other_flags_compile_anew(source: Source) -> None:
     assert len(set(wheels)) == len(source.builds) == len(ways)
     assert source.wheel() == wheels[0]
     assert len(source.builds) == len(ways)
+
+
+def test_debians_pip(source: Source) -> None:
+    """Debian 12's pip, 23.0, knows ``--config-settings`` by no shorter name."""
+    old = source.folder / "old-pip"
+    (old / "pip").mkdir(parents=True)
+    (old / "pip" / "__init__.py").touch()
+    (old / "pip" / "__main__.py").write_text(OLD_PIP)
+    assert _how(source.wheel(PYTHONPATH=str(old))) == "by the recipe"
+    (settings,) = source.builds
+    assert "CMAKE_PROJECT_INCLUDE" in settings
 
 
 def test_no_compiler(source: Source) -> None:
