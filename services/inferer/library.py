@@ -6,7 +6,8 @@ from pathlib import Path
 
 import llama_cpp
 
-from shared.cpus import cpu_flags
+from shared.cpus import cpu_flags, cpu_model
+from shared.errors import ModelError
 
 INSTRUCTION_SETS = {
     "AVX": "avx",
@@ -26,6 +27,8 @@ INSTRUCTION_SETS = {
 }
 """Those that make a difference, in llama.cpp's words and in the kernel's."""
 
+CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
+
 
 def library_folder() -> Path:
     """The folder that llama.cpp's libraries were loaded from."""
@@ -37,11 +40,21 @@ def load_backends() -> None:
     """Load the code for this CPU, where llama.cpp was compiled for several kinds (the images).
 
     Left to itself llama.cpp searches beside the Python interpreter and in the working directory.
+
+    Raises:
+        ModelError: there is none for this CPU.
     """
-    library = ctypes.CDLL(str(library_folder() / "libllama.so"))  # finds what it depends on, too
+    folder = library_folder()
+    library = ctypes.CDLL(str(folder / "libllama.so"))  # finds what it depends on, too
     library.ggml_backend_reg_count.restype = ctypes.c_size_t
     if library.ggml_backend_reg_count() == 0:
-        library.ggml_backend_load_all_from_path(bytes(library_folder()))
+        library.ggml_backend_load_all_from_path(bytes(folder))
+    library.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    if not library.ggml_backend_dev_by_type(CPU_DEVICE):
+        raise ModelError(
+            f"llama.cpp in {folder} has no code for this CPU ({cpu_model()}); compile it as "
+            "docs/compiling.md says"
+        )
 
 
 def compiled_for() -> list[str]:
