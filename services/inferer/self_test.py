@@ -1,14 +1,16 @@
 """``python -m services.inferer.self_test``: whether llama.cpp can compute here.
 
-Reads ``INFERER_*`` as the inferer does, loads the same model and computes what jobs will ask for: a
-few tokens, one token, the largest batch, in as many slots. A library that was compiled for another
-CPU, or wrongly, ends this process by a signal and not the inferer; `fitness` reads how it ended.
+Reads ``INFERER_*`` as the inferer does, loads the same model and runs all kernels that jobs will
+need: those for one token, a few and many, in a context of the same size. A library that was
+compiled for another CPU, or wrongly, ends this process by a signal and not the inferer; `fitness`
+reads how it ended.
 """
 
 import os
 import queue
 import signal
 import sys
+import time
 
 from services.inferer.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.llama import Model
@@ -27,8 +29,11 @@ LOADED = "loaded"
 """Printed when the model is loaded."""
 
 FEW_TOKENS = 8
+ALL_KERNELS = 72
+"""Larger batches only do more of the same: the widest of llama.cpp's kernels takes 64 tokens. A few
+more are a remainder."""
 ENOUGH_S = 5.0
-"""A batch that takes longer is given up: it is slow, but it computes."""
+"""What takes longer is given up: it is slow, but it computes."""
 SHORTEST_LIMIT_S = 10.0
 
 
@@ -62,35 +67,45 @@ def main() -> int:
 
 
 def _compute(engine: Engine, n_batch: int) -> None:
-    """Raises: SluiceError."""
+    """One token, a few in every slot, and a large batch, each by itself.
+
+    Raises: SluiceError."""
+    enough = time.monotonic() + ENOUGH_S
+    for lengths in ([1], [FEW_TOKENS] * engine.slots, [min(n_batch, ALL_KERNELS)]):
+        if not _decode(engine, lengths, enough):
+            break
+
+
+def _decode(engine: Engine, lengths: list[int], enough: float) -> bool:
+    """Prompts of ``lengths`` tokens at once; False if ``enough`` came before the end of them.
+
+    Raises: SluiceError."""
     ended: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
-    lengths = [FEW_TOKENS] * engine.slots + [n_batch + 1]
-    sequences = [
-        _sequence(engine, max(1, min(length, engine.n_ctx - 2)), ended) for length in lengths
-    ]
+    sequences = [_sequence(engine, min(length, engine.n_ctx - 1), ended) for length in lengths]
     for sequence in sequences:
         engine.submit(sequence)
-    patience_s: float | None = ENOUGH_S
+    in_time = True
     for _ in sequences:
         try:
-            outcome = ended.get(timeout=patience_s)
+            outcome = ended.get(timeout=max(0, enough - time.monotonic()) if in_time else None)
         except queue.Empty:
+            in_time = False
             for sequence in sequences:
                 engine.abort(sequence)
-            patience_s = None
             outcome = ended.get()
         if isinstance(outcome, Exception) and not isinstance(outcome, Aborted):
             raise outcome
+    return in_time
 
 
 def _sequence(
     engine: Engine, length: int, ended: "queue.SimpleQueue[Generation | Exception]"
 ) -> Sequence:
-    """One of ``length`` tokens, whatever they mean, and two more after them."""
-    prompt = [token % engine.model.vocabulary.size for token in range(length)]
+    """One of ``length`` tokens, whatever they mean, after which one is sampled."""
+    prompt = [token % engine.model.vocabulary.size for token in range(max(1, length))]
     return Sequence(
         prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
-        max_tokens=2,
+        max_tokens=1,
         stop=[],
         on_text=lambda _: None,
         on_end=ended.put,
