@@ -6,7 +6,7 @@ from pathlib import Path
 
 import llama_cpp
 
-from shared.cpus import cpu_flags, cpu_model
+from shared.cpus import cpu_model
 from shared.errors import ModelError
 
 INSTRUCTION_SETS = {
@@ -26,6 +26,8 @@ INSTRUCTION_SETS = {
     "SVE": "sve",
 }
 """Those that make a difference, in llama.cpp's words and in the kernel's."""
+REPLACED_BY = {"AVX_VNNI": "AVX512_VNNI"}
+"""Where llama.cpp has the second it does not use the first."""
 
 CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
@@ -65,9 +67,11 @@ def compiled_for() -> list[str]:
     return [name.strip() for name, _, value in pairs if value.strip() == "1"]
 
 
-def not_compiled_for(features: list[str]) -> list[str]:
-    """The instruction sets that this CPU has and llama.cpp could use, were it compiled for them."""
-    flags = cpu_flags()
+def not_compiled_for(features: list[str], flags: frozenset[str]) -> list[str]:
+    """The instruction sets among a CPU's ``flags`` that llama.cpp could use, were it compiled for
+    them."""
     return [
-        name for name, flag in INSTRUCTION_SETS.items() if flag in flags and name not in features
+        name
+        for name, flag in INSTRUCTION_SETS.items()
+        if flag in flags and name not in features and REPLACED_BY.get(name) not in features
     ]

@@ -25,7 +25,7 @@ from services.inferer.worker import Worker
 from shared import __version__
 from shared.broker import Broker
 from shared.config import BrokerSettings, load
-from shared.cpus import cpu_model, own_cpus, usable_cpus
+from shared.cpus import cpu_flags, cpu_model, own_cpus, usable_cpus
 from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, drain_logs, logger
 from shared.messages import InfererEntry
@@ -65,7 +65,14 @@ async def _serve(
     features = compiled_for()
     threads = settings.threads or usable_cpus()
     n_ctx = model.context_size(settings.n_ctx)
-    log.info("model_loaded", model=alias, path=str(path), load_ms=round(model.load_ms))
+    log.info(
+        "model_loaded",
+        model=alias,
+        path=str(path),
+        load_ms=round(model.load_ms),
+        cpu=cpu_model(),
+        cpu_features=features,
+    )
     engine = Engine(
         model,
         slots=settings.concurrency,
@@ -109,7 +116,7 @@ async def _serve(
                 gpu_layers=model.gpu_layers,
                 cpu=cpu_model(),
                 cpu_features=features,
-                cpu_features_missing=not_compiled_for(features),
+                cpu_features_missing=not_compiled_for(features, cpu_flags()),
                 warning=fitness.warning,
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.library import compiled_for, library_folder
+from services.inferer.library import compiled_for, library_folder, not_compiled_for
 from shared.cpus import cpu_model
 
 STUB = "void *ggml_backend_cpu_reg(void) { return 0; }"
@@ -63,6 +63,13 @@ def test_none_runs(folder: Path, tiny_model: Path) -> None:
         f"llama.cpp in {folder} has no code for this CPU ({cpu_model()}); compile it as "
         "docs/compiling.md says\n"
     )
+
+
+def test_doctor_asks_for_nothing_that_gives_nothing() -> None:
+    """Code for Sapphire Rapids leaves out AVX-VNNI, as AVX-512 VNNI takes its place."""
+    flags = frozenset({"avx2", "fma", "avx_vnni", "avx512_vnni"})
+    assert not_compiled_for(["AVX2", "FMA", "AVX512_VNNI"], flags) == []
+    assert not_compiled_for(["AVX2", "FMA"], flags) == ["AVX_VNNI", "AVX512_VNNI"]
 
 
 def _compile(source: str, library: Path, score: int = 0) -> None:
