@@ -38,13 +38,6 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Model]:
-    loaded = Model(tiny_model, 0)
-    yield loaded
-    loaded.close()
-
-
 @contextmanager
 def running(
     model: Model, *, slots: int = 1, n_ctx: int = N_CTX, n_batch: int = 512

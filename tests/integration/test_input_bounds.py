@@ -28,13 +28,6 @@ PATIENCE_S = 120.0
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Model]:
-    loaded = Model(tiny_model, 0)
-    yield loaded
-    loaded.close()
-
-
 @contextmanager
 def running(model: Model, slots: int = 1) -> Iterator[Engine]:
     engine = Engine(model, slots=slots, n_ctx=2048, n_batch=128, threads=1)

@@ -18,13 +18,6 @@ SOON_S = 9
 """Less than a lease, a pull's life or two missed heartbeats: none of them may be what helped."""
 
 
-@pytest.fixture
-async def queue(broker: Broker) -> Broker:
-    """A broker with our streams and a consumer for the model `tiny`."""
-    await ensure_topology(broker, Topology(), ["tiny"])
-    return broker
-
-
 async def publish(broker: Broker, job_id: str, job_class: str = "normal") -> None:
     headers = {subjects.HEADER_MSG_ID: job_id}
     await broker.publish_stored(subjects.request("tiny", job_id, job_class), b"{}", headers, 30)

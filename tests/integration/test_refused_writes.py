@@ -4,7 +4,6 @@ not be lost is stored once the bound has been taken off."""
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -19,17 +18,9 @@ from shared.errors import StreamRefused
 from shared.fleet import read_inferers
 from shared.messages import Completed, Failed, InferenceRequest, InfererEntry
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
 from tests.workers import dead_letter, ended, put, queue_is_empty, until, working
 
 SHORT = InferenceRequest(prompt="hi", max_tokens=20)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Model]:
-    loaded = Model(tiny_model, 0)
-    yield loaded
-    loaded.close()
 
 
 @pytest.fixture
@@ -37,12 +28,6 @@ def engine(model: Model) -> Iterator[Engine]:
     created = Engine(model, slots=1, n_ctx=2048, n_batch=256, threads=1)
     yield created
     created.close()
-
-
-@pytest.fixture
-async def queue(broker: Broker) -> Broker:
-    await ensure_topology(broker, Topology(), ["tiny"])
-    return broker
 
 
 @asynccontextmanager

@@ -31,7 +31,6 @@ from shared.messages import (
 )
 from shared.results import read_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
 from tests.processes import Stack, server_sent_events
 from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 
@@ -51,13 +50,6 @@ class CrampedEngine(Engine):
             self.n_ctx = believed
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Model]:
-    loaded = Model(tiny_model, 0)
-    yield loaded
-    loaded.close()
-
-
 @pytest.fixture
 def engine(model: Model) -> Iterator[Engine]:
     created = Engine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1)
@@ -70,12 +62,6 @@ def cramped(model: Model) -> Iterator[Engine]:
     created = CrampedEngine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1)
     yield created
     created.close()
-
-
-@pytest.fixture
-async def queue(broker: Broker) -> Broker:
-    await ensure_topology(broker, Topology(), ["tiny"])
-    return broker
 
 
 async def schedule_of(broker: Broker, job_id: str) -> StoredMessage | None:

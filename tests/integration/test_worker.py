@@ -4,7 +4,6 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,7 +35,7 @@ from shared.messages import (
 )
 from shared.results import read_result, store_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.topology import Topology
 from tests.processes import NatsServer
 from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 
@@ -46,25 +45,11 @@ LONG = InferenceRequest(prompt="tell me", max_tokens=800, seed=1)  # seconds of 
 SHORT = InferenceRequest(prompt="hi", max_tokens=60)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Iterator[Model]:
-    loaded = Model(tiny_model, 0)
-    yield loaded
-    loaded.close()
-
-
 @pytest.fixture
 def engine(model: Model) -> Iterator[Engine]:
     created = Engine(model, slots=2, n_ctx=N_CTX, n_batch=256, threads=1)
     yield created
     created.close()
-
-
-@pytest.fixture
-async def queue(broker: Broker) -> Broker:
-    """A broker with our streams, and a consumer for the model `tiny` that lets out one job."""
-    await ensure_topology(broker, Topology(), ["tiny"])
-    return broker
 
 
 async def inbox_of(broker: Broker) -> tuple[str, Any]:

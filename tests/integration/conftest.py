@@ -1,0 +1,25 @@
+"""What is started in the test's own process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.inferer.llama import Model
+from shared.broker import Broker
+from shared.topology import Topology, ensure_topology
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    """The tiny model, loaded."""
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> Broker:
+    """A broker with our streams, and a consumer for the model `tiny` that lets out one job."""
+    await ensure_topology(broker, Topology(), ["tiny"])
+    return broker
