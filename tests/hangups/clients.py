@@ -29,9 +29,12 @@ class Where:
     """A job that waits, for those who read events."""
     key: str
     """The idempotency key of a job that is to stay."""
+    kind: str = ""
+    """Which kind of client asks; each of its jobs says so in its metadata."""
 
 
 HangUp = Callable[[Where, Random], Awaitable[None]]
+Body = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,22 @@ async def nats_repeated_key(where: Where, random: Random) -> None:
     await _over_nats(where, random, body, headers)
 
 
-def _openai(options: Mapping[str, object]) -> dict[str, object]:
+def _marked(body: Body, where: Where) -> bytes:
+    return json.dumps({**body, "metadata": {"kind": where.kind}}).encode()
+
+
+def _openai(options: Body) -> dict[str, object]:
     """Without what that API does not know."""
     return {name: value for name, value in options.items() if name != "timeout_s"}
 
 
 async def _over_http(
-    where: Where, random: Random, method: str, path: str, body: object = None, **headers: str
+    where: Where, random: Random, method: str, path: str, body: Body | None = None, **headers: str
 ) -> None:
     url = urlsplit(where.http)
+    data = b"" if body is None else _marked(body, where)
     with suppress(OSError):
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
-        data = b"" if body is None else json.dumps(body).encode()
         lines = [f"{method} {path} HTTP/1.1", f"Host: {url.netloc}", f"Content-Length: {len(data)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
@@ -139,12 +146,12 @@ async def _over_http(
 
 
 async def _over_nats(
-    where: Where, random: Random, body: object, headers: dict[str, str] | None = None
+    where: Where, random: Random, body: Body, headers: dict[str, str] | None = None
 ) -> None:
     connection = await nats.connect(where.nats, max_reconnect_attempts=0)
     inbox = f"_INBOX.{new_job_id()}"
     await connection.subscribe(inbox)
-    await connection.publish("infer.chat", json.dumps(body).encode(), inbox, headers=headers)
+    await connection.publish("infer.chat", _marked(body, where), inbox, headers=headers)
     await connection.flush()
     await asyncio.sleep(random.uniform(0, LONGEST_STAY_S))
     await connection.close()

@@ -17,6 +17,8 @@ from tests.processes import eventually
 POOL_THREADS = 8
 """A pool starts its threads when they are first needed, and keeps them."""
 
+COUNTS = ("consumers", "connections", "subscriptions", "descriptors", "threads", "tasks")
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -35,10 +37,13 @@ class Footprint:
     """Of its event loop."""
     resident_bytes: int
 
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {getattr(self, name)}" for name in COUNTS)
+        return f"{counts}, {self.resident_bytes / 1024**2:.1f} MiB"
+
     def excess(self, before: "Footprint") -> dict[str, int]:
         """What there is more of than before."""
-        names = ("consumers", "connections", "subscriptions", "descriptors", "threads", "tasks")
-        more = {name: getattr(self, name) - getattr(before, name) for name in names}
+        more = {name: getattr(self, name) - getattr(before, name) for name in COUNTS}
         if more["threads"] <= POOL_THREADS:
             more["threads"] = 0
         return {name: count for name, count in more.items() if count > 0}

@@ -3,19 +3,21 @@ still holds on to then."""
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
 import httpx
 
+from shared import subjects
 from shared.job_ids import new_job_id
 from shared.results import decode_stored
 from tests.chaos.cluster import Cluster
@@ -38,9 +40,9 @@ GONE = "client_disconnected"
 
 @dataclass
 class Outcome:
-    """What became of so many clients of one kind."""
+    """What became of so many clients of each of some kinds."""
 
-    kind: str
+    kinds: str
     running: bool
     """Whether their jobs could start before they hung up."""
     count: int
@@ -53,11 +55,11 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        grown = (self.after.resident_bytes - self.before.resident_bytes) / 1024**2
         told = "; ".join(self.problems) or "as before"
         return (
-            f"{self.kind:<20} {'running' if self.running else 'waiting':<8} {self.count:>5} times, "
-            f"jobs {dict(self.ends)}, {grown:+.1f} MiB, {told} after {self.took_s:.1f} s"
+            f"{self.kinds}, jobs {'run' if self.running else 'wait'}: {self.count} times, "
+            f"ended {dict(self.ends)}, {told} after {self.took_s:.1f} s\n"
+            f"    before: {self.before}\n    after:  {self.after}"
         )
 
 
@@ -76,57 +78,74 @@ class HangUps:
         self._random = Random(seed)
         self._http = httpx.AsyncClient(base_url=gateway.url, timeout=60)
         self._seen: set[str] = set()
-        """Jobs that have ended before."""
+        """Jobs that were accepted before."""
 
-    async def of(self, kind: Kind, count: int, *, running: bool) -> Outcome:
-        """Have ``count`` clients of one kind hang up."""
+    async def of(self, kinds: Sequence[Kind], count: int, *, running: bool) -> Outcome:
+        """Have ``count`` clients of each kind hang up, those of all kinds together."""
         await self._set_slots(SLOTS if running else 0)
         where = await self._where()
-        await self._hang_up(kind, where, max(20, count // 5))  # what is made once, is made
-        await self._settle(kind)
-        # First, as reading leaves consumers of its own behind for some seconds.
-        self._seen |= set((await read_store(self._cluster.broker)).results)
-        before = await self._footprint()
+        await self._hang_up(kinds, where, max(20, count // 5))  # what is made once, is made
+        await self._end_jobs(lambda _: True)
+        before = await self._calm()
+        self._seen |= self._accepted()
         where = await self._where()
-        await self._hang_up(kind, where, count)
+        await self._hang_up(kinds, where, count)
+        staying = {kind.name for kind in kinds if not kind.cancels}
+        if staying:
+            await self._end_jobs(lambda kind: kind in staying)
         began = time.monotonic()
-        if not kind.cancels:
-            await self._settle(kind)
-            began = time.monotonic()
         while True:
             after = await self._footprint()
-            left = await queued(self._cluster.broker) if kind.cancels else []
+            left = set(await queued(self._cluster.broker)) - {where.job_id}
             waited_s = time.monotonic() - began
-            as_before = not after.excess(before) and not set(left) - {where.job_id}
-            if as_before or waited_s > self._within_s:
+            if not (after.excess(before) or left) or waited_s > self._within_s:
                 break
             await asyncio.sleep(0.1)
-        outcome = Outcome(kind.name, running, count, before, after, waited_s)
-        await self._judge(kind, outcome, where, set(left))
-        await self._settle(kind)
+        names = " ".join(kind.name for kind in kinds)
+        outcome = Outcome(names, running, count, before, after, waited_s)
+        await self._judge(outcome, self._accepted() - self._seen - {where.job_id}, left)
+        await self._end_jobs(lambda _: True)
         return outcome
 
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _judge(self, kind: Kind, outcome: Outcome, where: Where, left: set[str]) -> None:
-        """``left`` are the jobs that are still in the queue."""
+    async def _judge(self, outcome: Outcome, accepted: set[str], left: set[str]) -> None:
+        """Of the jobs that were ``accepted``, those in ``left`` are still in the queue."""
         if more := outcome.after.excess(outcome.before):
             outcome.problems.append(f"more than before: {more}")
         grown = outcome.after.resident_bytes - outcome.before.resident_bytes
         if grown > SPARE_BYTES + BYTES_EACH * outcome.count:
             each = grown / outcome.count / 1024
             outcome.problems.append(f"{each:.0f} kB of memory for each client")
-        if waiting := left - {where.job_id}:
-            outcome.problems.append(f"{len(waiting)} jobs wait for nobody")
-        for job_id, stored in (await read_store(self._cluster.broker)).results.items():
-            if job_id in self._seen or job_id == where.job_id:
-                continue
-            result = decode_stored(job_id, stored[0].data, datetime.now(UTC))
-            outcome.ends[getattr(result, "code", "completed")] += 1
-        wrong = {end: count for end, count in outcome.ends.items() if (end == GONE) != kind.cancels}
+        if left:
+            outcome.problems.append(f"{len(left)} jobs wait for nobody")
+        results = (await read_store(self._cluster.broker)).results
+        if lost := accepted - set(results) - left:
+            outcome.problems.append(f"{len(lost)} accepted jobs have no result")
+        wrong: Counter[tuple[str, str]] = Counter()
+        for job_id in accepted & set(results):
+            data = results[job_id][0].data
+            end = getattr(decode_stored(job_id, data, datetime.now(UTC)), "code", "completed")
+            outcome.ends[end] += 1
+            kind = _kind_of(data)
+            if (end == GONE) != KINDS[kind].cancels:
+                wrong[kind, end] += 1
         if wrong:
-            outcome.problems.append(f"jobs that should have ended otherwise: {wrong}")
+            outcome.problems.append(f"jobs that should have ended otherwise: {dict(wrong)}")
+
+    def _accepted(self) -> set[str]:
+        return {event["job_id"] for event in self._gateway.events("request_accepted")}
+
+    async def _calm(self) -> Footprint:
+        """How it is when nothing changes any more."""
+        footprint = await self._footprint()
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            while True:
+                await asyncio.sleep(0.5)
+                last, footprint = footprint, await self._footprint()
+                if not (footprint.excess(last) or last.excess(footprint)):
+                    return footprint
 
     async def _where(self) -> Where:
         answer = await self._http.post("/jobs", json={"prompt": "a"} | LONG)
@@ -134,25 +153,33 @@ class HangUps:
         key = new_job_id()
         return Where(self._gateway.url, self._cluster.nodes[0].url, answer.json()["id"], key)
 
-    async def _hang_up(self, kind: Kind, where: Where, count: int) -> None:
+    async def _hang_up(self, kinds: Sequence[Kind], where: Where, count: int) -> None:
         places = asyncio.Semaphore(AT_ONCE)
 
-        async def one(random: Random) -> None:
+        async def one(kind: Kind, random: Random) -> None:
             async with places:
-                await kind.hang_up(where, random)
+                await kind.hang_up(replace(where, kind=kind.name), random)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
-                group.create_task(one(Random(self._random.random())))
+                for kind in kinds:
+                    group.create_task(one(kind, Random(self._random.random())))
 
-    async def _settle(self, kind: Kind) -> None:
-        """Until no job is left: those that are to be cancelled have a moment to be."""
-        if kind.cancels:
-            await asyncio.sleep(AS_BEFORE_WITHIN_S / 2)
+    async def _end_jobs(self, ends: Callable[[str], bool]) -> None:
+        """Cancel all jobs of the kinds of which ``ends`` says so, until none is left."""
+        broker = self._cluster.broker
         async with asyncio.timeout(ENDED_WITHIN_S):
-            while left := await queued(self._cluster.broker):
-                for job_id in left:
-                    await self._http.delete(f"/jobs/{job_id}")
+            while True:
+                left = 0
+                for job_id in await queued(broker):
+                    job = await broker.direct_get(
+                        subjects.REQUESTS, last_by_subj=subjects.request_of(job_id)
+                    )
+                    if job is not None and ends(_kind_of(job.data)):
+                        left += 1
+                        await self._http.delete(f"/jobs/{job_id}")
+                if not left:
+                    return
                 await asyncio.sleep(0.2)
 
     async def _set_slots(self, slots: int) -> None:
@@ -188,19 +215,25 @@ async def site(folder: Path, seed: int, within_s: float) -> AsyncIterator[HangUp
             gateway.kill()
 
 
+def _kind_of(data: bytes) -> str:
+    """The kind of client that submitted the job of which ``data`` is the request or the result."""
+    return str(json.loads(data).get("metadata", {}).get("kind", ""))
+
+
 async def run(
-    kinds: Sequence[str],
+    groups: Sequence[Sequence[str]],
     count: int,
     folder: Path,
     seed: int,
     within_s: float = AS_BEFORE_WITHIN_S,
 ) -> list[Outcome]:
-    """Each kind twice: while all jobs wait, and while some run."""
+    """Each group of kinds together, and twice: while all jobs wait, and while some run."""
     outcomes = []
     async with site(folder, seed, within_s) as hang_ups:
-        for name in kinds:
+        for names in groups:
             for running in (False, True):
-                outcomes.append(await hang_ups.of(KINDS[name], count, running=running))
+                kinds = [KINDS[name] for name in names]
+                outcomes.append(await hang_ups.of(kinds, count, running=running))
                 print(outcomes[-1], flush=True)
     return outcomes
 
@@ -213,7 +246,7 @@ def main() -> int:
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sluice-hangups-"))
     print(f"{asked.count} of each kind, seed {asked.seed}; logs are in {folder}", flush=True)
-    outcomes = asyncio.run(run(asked.kinds, asked.count, folder, asked.seed))
+    outcomes = asyncio.run(run([[kind] for kind in asked.kinds], asked.count, folder, asked.seed))
     return int(any(outcome.problems for outcome in outcomes))
 
 
