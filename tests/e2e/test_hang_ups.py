@@ -112,10 +112,12 @@ async def test_a_hang_up_cancels_the_job(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_client_that_went_before_its_request_was_read_gets_no_job(
-    waiting: Stack, kind: str
+    waiting: Stack, jetstream: JetStreamContext, kind: str
 ) -> None:
-    """A busy gateway spends nothing on it; where the job is to stay, it is accepted all the
-    same."""
+    """A busy gateway spends nothing on it. Where the job is to stay it is accepted all the same,
+    but nobody reads its events."""
+    readings = await jetstream._nc.subscribe("$JS.EVENT.ADVISORY.CONSUMER.CREATED.EVENTS.*")
+    await jetstream._nc.flush()
     known = len(waiting.gateways[0].events("request_accepted"))
     path, body, lines = KINDS[kind]
     waiting.gateways[0].freeze()
@@ -131,6 +133,8 @@ async def test_a_client_that_went_before_its_request_was_read_gets_no_job(
     (job,) = accepted()
     waiting.http.delete(f"/jobs/{job['job_id']}")
     eventually(lambda: _waiting_jobs(waiting) == 0, "it is cancelled")
+    await jetstream._nc.flush()
+    assert readings.pending_msgs == 0
 
 
 @pytest.mark.parametrize("after_s", [5.0, 5.1])

@@ -105,6 +105,8 @@ async def _answer(
         await require_client(request)
     ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
     try:
+        if stays:
+            await require_client(request)
         if asked.wants_stream:
             return await _stream(request, gateway, ticket, asked.wants_usage, stays)
         waiting = gateway.jobs.wait(ticket.id, ticket)
