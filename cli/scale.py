@@ -24,8 +24,9 @@ class Scale(Struct, frozen=True):
 
     @property
     def from_zero(self) -> bool:
-        """Whether the first job may come before the first inferer."""
-        return self.least == 0 < self.most
+        """Whether the first job may come before the first inferer; one elsewhere, if none runs
+        here."""
+        return self.least == 0
 
 
 def scale_of(inferers: int | None, least: int | None, most: int | None, idle_s: float) -> Scale:

@@ -112,8 +112,6 @@ async def _run_self_test(*options: str) -> _End:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # Without it ggml starts a debugger, if there is one, when it gives up.
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         start_new_session=True,  # Ctrl-C is for us, and we end it
     )
     try:

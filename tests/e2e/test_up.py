@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,25 @@ def test_each_inferer_has_cpus_of_its_own(tmp_path: Path, tiny_model: Path, ups:
     )
     assert process.wait() == 2
     assert f"there are {count} CPUs" in process.output()
+
+
+def test_without_inferers(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+    """`--inferers 0` says that jobs wait, and an inferer that is started elsewhere serves them."""
+    up = Up(tmp_path / "data", tiny_model, "--inferers", "0")
+    ups.append(up)
+    up.wait_until_ready()
+    eventually(lambda: up.events("no_inferers") or None, "it is said")
+    job_id = up.submit(prompt="hi", max_tokens=2)
+    assert up.starts_of("inferer-1") == []
+    inferer = Process(
+        [sys.executable, "-m", "services.inferer"],
+        tmp_path / "inferer.log",
+        {"NATS_URL": up.nats_url, "INFERER_MODEL": str(tiny_model), "INFERER_THREADS": "1"},
+    )
+    try:
+        up.wait_for_state(job_id, "SUCCESS")
+    finally:
+        inferer.end()
 
 
 def test_an_inferer_that_refuses_to_start_again_is_given_up(tmp_path: Path) -> None:
