@@ -92,6 +92,10 @@ def result(job_id: str) -> dict[str, Any]:
     }
 
 
+RESULT = 2
+"""The kind of message that nats-server dies of with one byte as headers (decision 20)."""
+
+
 @st.composite
 def strays(draw: st.DrawFn) -> bytes:
     """A message that somebody puts on a subject that Sluice reads, about a job that nobody has."""
@@ -104,7 +108,7 @@ def strays(draw: st.DrawFn) -> bytes:
         case 1:
             subject = subjects.idempotency("fuzz" + "0" * 60)
             data = draw(mangled(st.just({"id": job_id, "digest": "x"})))
-        case 2:
+        case _ if kind == RESULT:
             subject, data = subjects.result(job_id), draw(mangled(st.just(result(job_id))))
         case 3:
             subject, data = subjects.finished(job_id), draw(mangled(st.just(result(job_id))))
@@ -125,7 +129,10 @@ def strays(draw: st.DrawFn) -> bytes:
             data = draw(st.binary(max_size=50))
     # The broker answers these two itself when it has stored them, wherever that goes.
     reply = draw(st.sampled_from(REPLIES)) if kind in (7, 8) else b""
-    return publication(subject.encode("latin-1"), data, reply, draw(header_blocks()))
+    blocks = header_blocks()
+    if kind == RESULT:
+        blocks = blocks.filter(lambda block: block is None or len(block) != 1)
+    return publication(subject.encode("latin-1"), data, reply, draw(blocks))
 
 
 @st.composite
