@@ -32,6 +32,11 @@ def scripts() -> Path:
     return Path(sysconfig.get_path("scripts"))
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM end a program as Ctrl-C does, so that it ends what it has started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

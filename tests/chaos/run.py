@@ -22,6 +22,7 @@ from tests.chaos.report import report
 from tests.chaos.site import Site
 from tests.chaos.store import queued, read_store
 from tests.chaos.strike import Strike
+from tests.processes import end_on_sigterm
 from tests.tiny_model import write_tiny_model
 
 EMPTY_WITHIN_S = 150.0
@@ -157,4 +158,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import ROOT, Stack
+from tests.processes import ROOT, Stack, end_on_sigterm
 from tests.tiny_model import write_tiny_model
 
 COMMAND = ROOT / ".venv/schemathesis/bin/schemathesis"
@@ -88,4 +88,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -24,6 +24,7 @@ from tests.fuzz.hunt import hunt
 from tests.fuzz.site import Site
 from tests.fuzz.target import Target
 from tests.fuzz.watch import Watch
+from tests.processes import end_on_sigterm
 from tests.tiny_model import write_tiny_model
 
 LONGEST_TURN_S = 30.0
@@ -115,4 +116,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -25,6 +25,7 @@ from tests.chaos.parts import Gateway, Inferer
 from tests.chaos.store import queued, read_store
 from tests.hangups.clients import KINDS, LONG, Kind, Where
 from tests.hangups.footprint import Footprint, footprint
+from tests.processes import end_on_sigterm
 from tests.tiny_model import write_tiny_model
 
 AT_ONCE = 50
@@ -251,4 +252,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())
