@@ -10,14 +10,22 @@ set(GGML_OPENMP OFF CACHE BOOL "")
 set(LLAVA_BUILD OFF CACHE BOOL "")
 set(LLAMA_BUILD_COMMON OFF) # llama-cpp-python forces it into the cache; a plain variable hides that
 
-# Backends of which one is chosen when the inferer starts (GGML_BACKEND_DL) lie beside the library.
+string(REGEX MATCH "x86_64|AMD64" is_x86 "${CMAKE_SYSTEM_PROCESSOR}")
+
+# What is not for this CPU (the images) is for every CPU: code for each kind, of which the best is
+# chosen when the inferer starts. On Arm it takes GCC 14, which the images do not have.
+if(is_x86 AND DEFINED GGML_NATIVE AND NOT GGML_NATIVE)
+    set(GGML_BACKEND_DL ON CACHE BOOL "")
+    set(GGML_CPU_ALL_VARIANTS ${GGML_BACKEND_DL} CACHE BOOL "")
+endif()
+
+# What is loaded at the start lies beside the library.
 if(GGML_BACKEND_DL)
     set(CMAKE_INSTALL_BINDIR "llama_cpp/lib")
     set(CMAKE_INSTALL_RPATH "$ORIGIN")
 endif()
 
-if(PROJECT_IS_TOP_LEVEL AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU"
-   AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+if(PROJECT_IS_TOP_LEVEL AND is_x86 AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     set(amx_header "${CMAKE_CURRENT_LIST_DIR}/amx.h")
     try_run(amx_exit_status amx_compiles
         "${CMAKE_BINARY_DIR}/amx-probe" "${CMAKE_CURRENT_LIST_DIR}/amx_probe.c"
