@@ -266,6 +266,9 @@ async def _run_deadly(site: Site, strike: Strike, errand: Errand) -> None:
                     if inferer.name == name:
                         strike.hits(inferer, client.job_id)
             await ended
+            # One whose child has died first reports that, which a broker in trouble delays.
+            while any(inferer.is_dying or inferer.has_died for inferer in site.inferers):
+                await asyncio.sleep(0.1)
 
 
 def _send_rubbish(node: Node, random: Random) -> None:

@@ -264,6 +264,11 @@ class Inferer(Part):
             _says_it_is_ready,
         )
 
+    @property
+    def is_dying(self) -> bool:
+        """Whether what computes, its child, is dead, or not born yet."""
+        return self.process is not None and len(self.process.family()) == 1
+
     @contextmanager
     def without_memory(self) -> Iterator[None]:
         """During the block it gets no more than it has; ends with nobody to give it to, too."""

@@ -14,6 +14,7 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 
+from tests.nats_client import flush
 from tests.processes import Stack, eventually
 from tests.wire import connect
 
@@ -117,7 +118,7 @@ async def test_a_client_that_went_before_its_request_was_read_gets_no_job(
     """A busy gateway spends nothing on it. Where the job is to stay it is accepted all the same,
     but nobody reads its events."""
     readings = await jetstream._nc.subscribe("$JS.EVENT.ADVISORY.CONSUMER.CREATED.EVENTS.*")
-    await jetstream._nc.flush()
+    await flush(jetstream._nc)
     known = len(waiting.gateways[0].events("request_accepted"))
     path, body, lines = KINDS[kind]
     waiting.gateways[0].freeze()
@@ -133,7 +134,7 @@ async def test_a_client_that_went_before_its_request_was_read_gets_no_job(
     (job,) = accepted()
     waiting.http.delete(f"/jobs/{job['job_id']}")
     eventually(lambda: _waiting_jobs(waiting) == 0, "it is cancelled")
-    await jetstream._nc.flush()
+    await flush(jetstream._nc)
     assert readings.pending_msgs == 0
 
 

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.job_ids import new_job_id
+from tests.nats_client import flush
 from tests.processes import PATIENCE_S, Stack, eventually
 
 BODY = {"prompt": "once", "max_tokens": 3}
@@ -286,7 +287,7 @@ async def test_a_job_that_is_published_once_more_after_its_end(
 
     eventually(settled, "it is off the queue again")
     assert shared_stack.status(job_id) == ended
-    await client.flush()
+    await flush(client)
     assert announced.pending_msgs == 0
 
 

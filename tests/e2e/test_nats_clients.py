@@ -11,6 +11,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.job_ids import new_job_id
+from tests.nats_client import flush
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually
 
 CHAT = '{"messages":[{"role":"user","content":"hi"}],"max_tokens":%d}'
@@ -187,7 +188,7 @@ async def test_nothing_goes_to_what_is_not_an_inbox(
         await client.publish(subject, body.encode(), reply=target)
     for subject in {subject for subject, _ in asked}:
         await client.request(subject, b"nonsense", timeout=PATIENCE_S)
-    await client.flush()
+    await flush(client)
     assert received.pending_msgs == 0
     assert len(shared_stack.gateways[0].events("request_accepted")) == accepted
     left = {info.config.name: info.state.messages for info in await jetstream.streams_info()}
@@ -218,7 +219,7 @@ async def test_a_header_cannot_aim_either(
     await client._flush_pending()
     await acknowledged.next_msg(timeout=PATIENCE_S)
     assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
-    await client.flush()
+    await flush(client)
     assert received.pending_msgs == 0
     assert shared_stack.inferers[0].popen.poll() is None
 
@@ -232,7 +233,7 @@ async def test_without_a_reply_subject_there_is_nobody_to_answer(
     for endpoint, body in (("chat", CHAT % 2), ("chat", "nonsense"), ("status", "x")):
         await client.publish(f"infer.{endpoint}", body.encode())
     await client.publish("infer.submit", ENDPOINTS["submit"].encode())
-    await client.flush()
+    await flush(client)
     shared_stack.gateways[0].wait_for("nats_request_refused", refused + 3)
     shared_stack.gateways[0].wait_for("request_accepted", accepted + 1)
     assert "Traceback" not in shared_stack.gateways[0].output()
@@ -361,7 +362,7 @@ async def test_the_gateway_may_die_while_its_caller_waits(stack: Stack) -> None:
     client = await nats.connect(stack.nats.url)
     answers = await client.subscribe(client.new_inbox())
     await client.publish("infer.chat", (CHAT % 2000).encode(), reply=answers.subject)
-    await client.flush()
+    await flush(client)
     stack.gateways[0].wait_for("request_accepted")
     stack.gateways[0].kill()
     assert not stack.inferers[0].events("job_finished")
@@ -384,7 +385,7 @@ async def test_a_cancelled_job_whose_inferer_is_lost(stack: Stack) -> None:
     client = await nats.connect(stack.nats.url)
     answers = await client.subscribe(client.new_inbox())
     await client.publish("infer.chat", (CHAT % 4000).encode(), reply=answers.subject)
-    await client.flush()
+    await flush(client)
     job_id = stack.gateways[0].wait_for("request_accepted")["job_id"]
     stack.wait_for_state(job_id, "STARTED")
     stack.inferers[0].kill()
@@ -401,7 +402,7 @@ async def test_a_gateway_that_stops_tells_whom_it_would_have_answered(stack: Sta
     inboxes = [await client.subscribe(client.new_inbox()) for _ in range(2)]
     for number, inbox in enumerate(inboxes):
         await client.publish("infer.chat", (CHAT % 4000).encode(), reply=inbox.subject, headers=key)
-        await client.flush()
+        await flush(client)
         stack.gateways[0].wait_for(("request_accepted", "request_repeated")[number])
     stack.gateways[0].terminate()
     refusal = await inboxes[1].next_msg(timeout=PATIENCE_S)

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from shared import subjects
 from shared.broker import connected
 from shared.config import BrokerSettings
+from tests.nats_client import flush
 from tests.processes import PATIENCE_S, Process, Stack
 
 LONG = {"prompt": "go on", "max_tokens": 4000, "stream": True}
@@ -72,7 +73,7 @@ async def test_1000_callers_that_go_away(stack: Stack, client: Client) -> None:
             "infer.complete", b'{"prompt":"hi","max_tokens":4000}', timeout=4 * PATIENCE_S
         )
     )
-    await client.flush()
+    await flush(client)
     stack.gateways[0].wait_for("request_accepted")
     for _ in range(10):
         # Not nats-py's own client: its `close` loses what its `flush` has left behind.
@@ -110,7 +111,7 @@ async def test_callers_that_stay_are_not_taken_for_gone(stack: Stack, client: Cl
     request = asyncio.create_task(
         client.request("infer.complete", b'{"prompt":"hi","timeout_s":12}', timeout=2 * PATIENCE_S)
     )
-    await client.flush()
+    await flush(client)
     # The second has no subscriber, and shows that the gateway has looked long enough.
     await asyncio.to_thread(stack.gateways[0].wait_for, "job_abandoned")
     await client.force_reconnect()

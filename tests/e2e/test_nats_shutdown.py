@@ -10,6 +10,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from tests.nats_client import flush
 from tests.processes import PATIENCE_S, Stack
 
 REQUESTS = 3000
@@ -30,7 +31,7 @@ async def _submit_while(stack: Stack, client: Client) -> list[Msg]:
     for number in range(REQUESTS):
         await client.publish("infer.submit", SUBMIT, reply=f"{inbox}.{number}")
         if number == REQUESTS // 3:
-            await client.flush()
+            await flush(client)
             stack.gateways[0].popen.terminate()
     received = [await answers.next_msg(PATIENCE_S) for _ in range(REQUESTS)]
     assert await asyncio.to_thread(stack.gateways[0].wait) == 0

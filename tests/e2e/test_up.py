@@ -13,6 +13,7 @@ import nats
 
 from shared import subjects
 from shared.cpus import own_cpus, usable_cpus
+from tests.nats_client import flush
 from tests.processes import Process, eventually, scripts
 from tests.tiny_model import write_tiny_model
 from tests.up import Up
@@ -61,7 +62,7 @@ async def test_an_inferer_killed_in_the_middle_of_a_job(
     up.wait_until_ready()
     connection = await nats.connect(up.nats_url)
     announced = await connection.subscribe(subjects.FINISHED_WILDCARD)
-    await connection.flush()
+    await flush(connection)
 
     def ask() -> httpx.Response:
         body, headers = {"prompt": "long", "max_tokens": 1500}, {"prefer": "wait=120"}
@@ -86,7 +87,7 @@ async def test_an_inferer_killed_in_the_middle_of_a_job(
     assert up.pid_of("inferer-1") != first_pid
     assert up.http.get(f"/status/{job_id}").json() == status
 
-    await connection.flush()
+    await flush(connection)
     stored = await connection.jetstream().stream_info(subjects.RESULTS, subjects_filter=">")
     assert stored.state.subjects == {subjects.result(job_id): 1}
     assert announced.pending_msgs == 1
