@@ -58,6 +58,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._settings = settings
         self._all = connections
         self._has_place = False
+        self._answering: RequestResponseCycle | None = None
+        """The request that is being answered; `cycle` is the last one that came."""
         self._fault = NOT_HTTP
         self._head_bytes = 0
         self._body_bytes = 0
@@ -79,6 +81,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.close(self)
         super().connection_lost(exc)
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            # uvicorn says it to the last request only, and would write to a connection that is gone.
+            answering.disconnected = True
+            answering.message_event.set()
         self._unset_keepalive_if_required()
 
     def evict(self) -> None:
@@ -159,6 +166,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if not self._has_place and cycle.scope["path"] not in HEALTH_PATHS:
             app = TOO_MANY_CONNECTIONS
+        self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
