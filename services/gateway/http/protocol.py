@@ -83,7 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         answering = self._answering
         if answering is not None and not answering.response_complete:
-            # uvicorn says it to the last request only, and would write to a connection that is gone.
+            # uvicorn marks the last request only, and would write to what is gone.
             answering.disconnected = True
             answering.message_event.set()
         self._unset_keepalive_if_required()
