@@ -54,7 +54,8 @@ Priority = Literal["high", "normal", "low"]
 """A job's class: strictly in this order, first in first out within each."""
 
 
-class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+class TextPart(Struct, frozen=True):
+    type: Literal["text"]
     text: str
 
 

@@ -110,6 +110,7 @@ REFUSALS = {
     409: "it has already ended (`state` is how), or does not hold a request",
     410: "the job is older than results are kept",
     413: "the body is too large",
+    414: "the URL is too long",
     422: "the key was sent with another request",
     429: "the queue is full; see Retry-After",
     431: "the head is too large",
@@ -117,7 +118,7 @@ REFUSALS = {
     503: "the broker is away or short of storage; see Retry-After",
     504: "the deadline passed before the job was done",
 }
-ALWAYS = (400, 403, 408, 431, 500, 503)
+ALWAYS = (400, 403, 408, 414, 431, 500, 503)
 
 
 def refusals(*statuses: int) -> dict[int, ResponseSpec]:

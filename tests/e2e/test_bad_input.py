@@ -63,6 +63,7 @@ NOT_MESSAGES = [
     *('[{"role": "robot", "content": "hi"}]', '[{"role": 5, "content": "hi"}]'),
     *('[{"role": "user", "content": 5}]', '[{"role": "user", "content": [{"type": "text"}]}]'),
     '[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]',
+    '[{"role": "user", "content": [{"text": "hi"}]}]',
     '[{"role": "user", "content": "\\ud800"}]',
 ]
 NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', "[5]", '["a", "b"]', '"\\ud800"']

@@ -60,7 +60,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
         InferenceRequest(
             messages=[
                 ChatMessage("system", "be brief"),
-                ChatMessage("user", [TextPart("hi")], name="ann"),
+                ChatMessage("user", [TextPart("text", "hi")], name="ann"),
             ],
             temperature=0,
             top_p=1,
