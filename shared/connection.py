@@ -184,7 +184,7 @@ class Connection(Client):
 def cancellation_kept() -> Iterator[None]:
     """Raise a cancellation that was lost inside the block. Until Python 3.12 `asyncio.wait_for`,
     with which nats-py waits, does so where the cancellation comes together with what it waits for;
-    a task that is no longer needed would then run for ever."""
+    a cancelled task would then run for ever."""
     task = asyncio.current_task()
     assert task is not None
     known = task.cancelling()

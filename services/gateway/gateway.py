@@ -129,7 +129,7 @@ class Gateway:
             self.jobs.abandon(job_id)
 
     def _grace_left_s(self) -> float:
-        """A moment also where there is none left: what needs it may have begun just now."""
+        """Never less than a moment: a cancellation may have started just now."""
         since_s = max(0.0, time.monotonic() - self._stopped_at)
         return max(LEAST_GRACE_S, self.settings.shutdown_s - since_s)
 

@@ -56,7 +56,7 @@ async def main() -> None:
             http=partial(BoundedProtocol, settings, connections),  # type: ignore[arg-type]
             ws="none",
             log_config=None,
-            log_level="error",  # what clients send wrongly is no event of ours
+            log_level="error",  # not what clients send wrongly
             access_log=False,
             lifespan="on",
             timeout_keep_alive=math.ceil(settings.keep_alive_s),

@@ -76,8 +76,8 @@ class BoundedProcess:
         """The answer to ``question``, JSON on one line.
 
         Raises:
-            TookTooMuch: there is none within the bounds; the process is of no more use.
-            Cancelled: ``cancelled`` was set meanwhile; neither is it then.
+            TookTooMuch: no answer within the bounds; the process cannot be used again.
+            Cancelled: ``cancelled`` was set meanwhile; nor can it then.
             KilledFromOutside: as its name says.
         """
         assert self._process.stdin is not None

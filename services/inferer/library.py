@@ -44,7 +44,7 @@ def load_backends() -> None:
     Left to itself llama.cpp searches beside the Python interpreter and in the working directory.
 
     Raises:
-        ModelError: there is none for this CPU.
+        ModelError: it has no code for this CPU.
     """
     folder = library_folder()
     library = ctypes.CDLL(str(folder / "libllama.so"))  # finds what it depends on, too

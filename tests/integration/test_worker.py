@@ -200,8 +200,10 @@ async def test_the_consumers_limit_is_how_many_run_at_once(
     assert (str(second.started_at) < first.finished_at) == (limit == 2)
     assert isinstance(first, Completed)
     assert isinstance(second, Completed)
-    # To its end it may differ: what else is in a batch changes the last bits of its numbers.
-    assert first.text[:100] == second.text[:100]
+    if limit == 1:
+        assert first.text == second.text
+    else:  # what else is in a batch changes the last bits of its numbers, and so, later, a token
+        assert first.text[:100] == second.text[:100]
 
 
 async def test_slots_that_close_and_open_again_run_no_more_than_there_are(
