@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from shared.broker import Broker
 from shared.config import BrokerSettings
 from shared.model_files import locate
-from tests.processes import NatsServer, Process, Stack, scripts
+from tests.processes import Child, NatsServer, Stack, scripts
 from tests.tiny_model import write_tiny_model
 from tests.up import Up
 
@@ -108,7 +108,7 @@ def nats_command() -> str:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    Process.started[:] = [process for process in Process.started if process.popen.poll() is None]
+    Child.started[:] = [child for child in Child.started if child.popen.poll() is None]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -116,10 +116,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """A failure shows the last lines of all processes: their files may be gone when it is read."""
     report = yield
     if report.failed:
-        for process in Process.started[-MOST_LOGS_SHOWN:]:
+        for child in Child.started[-MOST_LOGS_SHOWN:]:
             with suppress(OSError):
-                last = "\n".join(process.output().splitlines()[-LOG_LINES_SHOWN:])
-                report.sections.append((f"the end of {process.log.name}", last))
+                last = "\n".join(child.output().splitlines()[-LOG_LINES_SHOWN:])
+                report.sections.append((f"the end of {child.log.name}", last))
     return report
 
 

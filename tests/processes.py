@@ -53,11 +53,23 @@ def eventually(look: Callable[[], T | None], what: str, patience_s: float = PATI
         time.sleep(0.02)
 
 
-class Process:
-    """A child whose output goes to a file, ended with the block."""
+class Child:
+    """A process whose log is a file."""
 
-    started: ClassVar[list[Self]] = []
+    started: ClassVar[list["Child"]] = []
     """For the report of a test that fails: those that it started, or that ran when it began."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self.popen = popen
+        self.log = log
+        Child.started.append(self)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Process(Child):
+    """A child with its whole output in its log, ended with the block."""
 
     def __init__(
         self,
@@ -69,9 +81,8 @@ class Process:
     ):
         """``cpus`` are the numbers of those it may run on; None means all. It writes to
         ``output_end``, a descriptor, in place of ``log``, if there is one."""
-        self.log = log
         with log.open("ab") as output:
-            self.popen = subprocess.Popen(
+            popen = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env={**clean_environment(), "SLUICE_STORE": STORE, **(environment or {})},
@@ -80,7 +91,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 preexec_fn=None if cpus is None else lambda: os.sched_setaffinity(0, cpus),
             )
-        Process.started.append(self)
+        super().__init__(popen, log)
 
     @property
     def pid(self) -> int:
@@ -106,9 +117,6 @@ class Process:
         for pid in self.family():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of this event."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import llama_cpp
 
-POISON = "poison"
+POISON = "strychnine"
 """A prompt with this word dies of SIGSEGV when it is computed, with `POISONED`."""
-HANG = "harbinger"
+HANG = "quagmire"
 """A prompt with this word hangs where it is computed, with `DYING_AND_HANGING`."""
-ABORTING = "arsenic"
+ABORTING = "belladonna"
 """One with this word dies of SIGABRT at its second token, with `POISONED`, as llama.cpp does where
 it asserts."""
 EXITING = "hemlock"
@@ -64,7 +64,8 @@ int32_t llama_decode(void *context, llama_batch batch) { die(SIGSEGV); return 0;
 
 def _traps(at_words: dict[str, str], at_texts: dict[str, str]) -> str:
     """C that does something when it computes one of the words, each of which comes after a space;
-    and when it tokenizes one of the texts."""
+    and when it tokenizes one of the texts. A word has several tokens, or an answer that happens to
+    have it would spring the trap, too."""
     count = len(at_words)
     words = ", ".join(f'" {word}"' for word in at_words)
     springs = "\n".join(f"    if (word == {n}) {do};" for n, do in enumerate(at_words.values()))
@@ -92,6 +93,9 @@ int32_t llama_tokenize(
         if (!sizes[word])
             sizes[word] = really(
                 vocabulary, words[word], strlen(words[word]), markers[word], 8, false, false);
+    for (int word = 0; word < {count}; word++)
+        if (sizes[word] < 3)
+            _exit(99);
     return really(vocabulary, text, length, tokens, most, add_special, parse_special);
 }}
 

@@ -8,25 +8,26 @@ from typing import Any
 
 import httpx
 
-from tests.processes import clean_environment, eventually, scripts
+from tests.processes import Child, clean_environment, eventually, scripts
 
 
-class Up:
+class Up(Child):
     """One `sluice up` on free ports, with its stdout apart from its stderr."""
 
     def __init__(self, data: Path, model: Path, *options: str, **environment: str) -> None:
         self.data = data
         data.mkdir(exist_ok=True)
         number = len(list(data.glob("out-*")))
-        self._out, self._err = data / f"out-{number}", data / f"err-{number}"
+        self._out, log = data / f"out-{number}", data / f"err-{number}"
         command = [str(scripts() / "sluice"), "up", "--data", str(data), "--model", str(model)]
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.popen = subprocess.Popen(
+        with self._out.open("wb") as out, log.open("wb") as err:
+            popen = subprocess.Popen(
                 [*command, "--port", "0", "--nats-port", "0", *options],
                 stdout=out,
                 stderr=err,
                 env={**clean_environment(), "INFERER_THREADS": "1", **environment},
             )
+        super().__init__(popen, log)
 
     @property
     def stdout(self) -> str:
@@ -34,7 +35,7 @@ class Up:
 
     @property
     def stderr(self) -> str:
-        return self._err.read_text()
+        return self.output()
 
     def wait_until_ready(self) -> "Up":
         def look() -> bool:

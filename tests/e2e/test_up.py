@@ -42,6 +42,7 @@ def test_ready_serves_and_stops_without_a_trace(
     answer = up.http.post(
         "/jobs", json={"prompt": "hi", "max_tokens": 2}, headers={"prefer": "wait=30"}
     )
+    assert answer.status_code == 200, answer.text
     assert answer.json()["state"] == "SUCCESS"
     children = [up.pid_of(name) for name in ("nats", "gateway", "inferer-1")]
     for pid in children:
