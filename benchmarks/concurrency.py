@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from statistics import median
 
 from benchmarks.measuring import THREADS, BareLoop, describe_machine, seconds
-from services.inferer.engine import Engine, Sequence
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
+from services.inferer.engine.engine import Engine, Sequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
-from shared.messages import Sampling
 from shared.model_files import locate
+from shared.wire.messages import Sampling
 
 JOBS, TOKENS, ROUNDS = 8, 96, 5
 PROMPT, OPTIONS = "The history of the lighthouse began", Sampling(temperature=0.8)

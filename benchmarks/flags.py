@@ -22,13 +22,13 @@ from queue import SimpleQueue
 import msgspec
 
 from benchmarks.measuring import THREADS, describe_machine, spread
-from services.inferer.engine import Engine, Generation, Sequence
-from services.inferer.library import compiled_for
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
+from services.inferer.engine.engine import Engine, Generation, Sequence
+from services.inferer.engine.library import compiled_for
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
-from shared.messages import Sampling
 from shared.model_files import locate
+from shared.wire.messages import Sampling
 
 ROUNDS = 8
 PROMPT_TOKENS, ANSWER_TOKENS = 256, 48

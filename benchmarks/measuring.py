@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import llama_cpp
 
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from shared.cpus import own_cpus, usable_cpus
-from shared.messages import Sampling
+from shared.wire.messages import Sampling
 from tests.processes import Stack
 
 THREADS = usable_cpus()

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measuring import THREADS, alternated, describe_machine, running_stack, seconds
-from services.inferer.engine import Engine, Sequence
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
+from services.inferer.engine.engine import Engine, Sequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
-from shared.messages import Sampling
+from shared.wire.messages import Sampling
 from tests.tiny_model import write_tiny_model
 
 BLOCKS, BLOCK, WARM_UP = 25, 20, 3

@@ -23,8 +23,8 @@ from benchmarks.measuring import (
     spread,
 )
 from shared.cpus import own_cpus
-from shared.messages import Sampling
 from shared.model_files import locate
+from shared.wire.messages import Sampling
 from tests.processes import Stack, clean_environment, scripts
 
 JOBS, TOKENS, PAIRS = 20, 32, 7

@@ -23,8 +23,8 @@ from benchmarks.measuring import (
     seconds,
     spread,
 )
-from shared.messages import Sampling
 from shared.model_files import locate
+from shared.wire.messages import Sampling
 from tests.processes import Stack
 
 STARTS, PAIRS = 6, 4

@@ -11,7 +11,9 @@ from msgspec import Struct
 from cli.child import Child
 from cli.scale import Scale
 from shared.logs import logger
-from shared.messages import (
+from shared.model_names import token_of
+from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
+from shared.wire.messages import (
     ConcurrencyReport,
     ConcurrencyRequest,
     FleetReport,
@@ -19,8 +21,6 @@ from shared.messages import (
     QueueReport,
     encode,
 )
-from shared.model_names import token_of
-from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
 
 LOOK_EVERY_S = 1.0
 LOOK_WHEN_NONE_RUNS_S = 0.2

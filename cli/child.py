@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cli.child_output import ChildOutput
-from shared.lifecycle import EXIT_CONFIGURATION
 from shared.logs import logger
-from shared.parent_death import with_parent
-from shared.process_end import ended_by
+from shared.process.end import ended_by
+from shared.process.lifecycle import EXIT_CONFIGURATION
+from shared.process.parent_death import with_parent
 from shared.timestamps import timestamp
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0

@@ -14,7 +14,7 @@ import msgspec
 from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.proxy import proxy_for, through
 from shared.job_ids import is_job_id
-from shared.messages import (
+from shared.wire.messages import (
     ConcurrencyReport,
     ConcurrencyRequest,
     DeadLetter,

@@ -8,7 +8,7 @@ from rich.table import Table
 from cli.client import Client
 from cli.options import DEFAULT_URL, Json, Url
 from cli.output import out, print_json, print_text, shown
-from shared.messages import DeadLetter, DeadLetterPage
+from shared.wire.messages import DeadLetter, DeadLetterPage
 
 PAGE = 50
 

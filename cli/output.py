@@ -14,9 +14,9 @@ from rich.text import Text
 
 from cli.doctor.finding import Finding
 from shared.logs import drain_logs
-from shared.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
 from shared.printable import printable, printable_json
-from shared.subjects import CLASSES
+from shared.wire.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
+from shared.wire.subjects import CLASSES
 
 WIDE = 1000
 """Columns where nobody looks: a program that reads a table wants the ids whole."""

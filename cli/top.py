@@ -14,8 +14,8 @@ from rich.text import Text
 from cli.client import Client
 from cli.errors import EXIT_UNREACHABLE, CommandError
 from cli.output import TextConsole, inferers_table, queue_table, shown
-from shared.messages import InfererEntry, ModelQueue
 from shared.timestamps import milliseconds_between, timestamp
+from shared.wire.messages import InfererEntry, ModelQueue
 
 REFRESH_S = 1.0
 BAR_WIDTH = 10

@@ -10,12 +10,12 @@ import typer
 from cli.errors import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import DEFAULT_NATS_URL, Json, NatsUrl, Replicas
 from cli.output import out, print_json
-from shared.broker import connected
+from shared.broker.connection import connected
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError, TopologyError
 from shared.logs import configure_logs
 from shared.model_names import FORM, is_name
-from shared.topology import Topology, ensure_topology
 
 CONNECT_TIMEOUT_S = 10.0
 

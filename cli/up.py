@@ -20,12 +20,12 @@ from cli.errors import EXIT_USAGE, CommandError
 from cli.folder_lock import locked
 from cli.scale import Scale, shares
 from shared.errors import ModelError, SettingsError
-from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
-from shared.messages import FleetReport
 from shared.model_files import locate
 from shared.model_names import served_name, token_of
+from shared.process.lifecycle import stop_on_signals
 from shared.timestamps import timestamp
+from shared.wire.messages import FleetReport
 
 NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 

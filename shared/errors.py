@@ -5,7 +5,7 @@ class SluiceError(Exception):
     """A failure with a sentence for the person who caused it or can mend it.
 
     ``code`` is stable and machine-readable. Which failures of a job are tried again is said in one
-    table, `services/inferer/retry.py`.
+    table, `services/inferer/worker/retry_policy.py`.
     """
 
     code = "internal_error"

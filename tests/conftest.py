@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from shared.model_files import locate
 from tests.processes import Child, NatsServer, Stack, scripts

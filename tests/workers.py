@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from services.inferer.engine import Engine
-from services.inferer.flight_recorder import FlightRecorder
-from services.inferer.worker import Worker
-from shared import subjects
-from shared.broker import Broker
+from services.inferer.crash.flight_recorder import FlightRecorder
+from services.inferer.engine.engine import Engine
+from services.inferer.worker.worker import Worker
+from shared.broker.connection import Broker
+from shared.broker.results import read_result
 from shared.job_ids import new_job_id
-from shared.messages import (
+from shared.wire import subjects
+from shared.wire.messages import (
     DeadLetter,
     InferenceRequest,
     Result,
@@ -20,7 +21,6 @@ from shared.messages import (
     decode_state_event,
     encode,
 )
-from shared.results import read_result
 
 
 @asynccontextmanager

@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from cli.doctor.finding import Finding, ok, wrong
-from shared import subjects
-from shared.broker import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
-from shared.consumers import GroupedConsumerConfig, class_of, consumer, list_consumers
+from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
+from shared.broker.consumers import GroupedConsumerConfig, class_of, consumer, list_consumers
 from shared.errors import BrokerUnavailable
+from shared.wire import subjects
 
 ABOUT = "consumers"
 

@@ -4,11 +4,11 @@ import signal
 from datetime import timedelta
 
 from cli.doctor.finding import Finding, look
-from shared import subjects
-from shared.broker import Broker
-from shared.messages import InfererDeath, decode_inferer_death
-from shared.process_end import EXIT_STALLED, ended_by
+from shared.broker.connection import Broker
+from shared.process.end import EXIT_STALLED, ended_by
 from shared.timestamps import parse_timestamp
+from shared.wire import subjects
+from shared.wire.messages import InfererDeath, decode_inferer_death
 
 RECENT = timedelta(hours=1)
 

@@ -12,15 +12,15 @@ from cli.doctor.gateway import examine_gateway
 from cli.doctor.inferers import computing, hung, overlapping, versions
 from cli.doctor.queues import examine_queue
 from cli.doctor.storage import examine_use, examine_writing
-from shared import subjects
-from shared.broker import Broker, connected, unavailable_on_outage
+from shared.broker.connection import Broker, connected, unavailable_on_outage
+from shared.broker.consumers import ModelConsumers, oldest_waiting_s, read_models
+from shared.broker.inferers import Live, read_inferers
+from shared.broker.topology import Topology, missing_or_different, recreated_streams
 from shared.config import BrokerSettings
-from shared.consumers import ModelConsumers, oldest_waiting_s, read_models
 from shared.errors import BrokerUnavailable
-from shared.fleet import Live, read_inferers
 from shared.model_names import token_of
 from shared.timestamps import timestamp
-from shared.topology import Topology, missing_or_different, recreated_streams
+from shared.wire import subjects
 
 CONNECT_TIMEOUT_S = 3.0
 SAMPLE_S = 3.0

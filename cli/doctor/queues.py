@@ -5,11 +5,11 @@ from datetime import datetime
 from shlex import quote
 
 from cli.doctor.finding import Finding, look, ok, wrong
-from shared import subjects
-from shared.consumers import ModelConsumers
-from shared.fleet import Live
-from shared.messages import InfererEntry
+from shared.broker.consumers import ModelConsumers
+from shared.broker.inferers import Live
 from shared.timestamps import milliseconds_between, timestamp
+from shared.wire import subjects
+from shared.wire.messages import InfererEntry
 
 
 def examine_queue(

@@ -1,8 +1,8 @@
 """The broker's storage: whether it can be written, and how full it is."""
 
 from cli.doctor.finding import Finding, look, ok, wrong
-from shared.broker import Broker
-from shared.storage import SHORT_SHARE, read_storage, read_write_errors
+from shared.broker.connection import Broker
+from shared.broker.storage import SHORT_SHARE, read_storage, read_write_errors
 
 ABOUT = "storage"
 MIB = 1024**2

@@ -2,14 +2,14 @@
 
 import sys
 
-from shared.signals import hold_signals
+from shared.process.signals import hold_signals
 
 
 def start() -> int:
     """The exit status."""
     hold_signals()  # what is imported now takes a second
     from services.gateway.server import main
-    from shared.lifecycle import run_process
+    from shared.process.lifecycle import run_process
 
     return run_process("gateway", main)
 

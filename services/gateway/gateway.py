@@ -6,24 +6,24 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from services.gateway.dead_letters import DeadLetters
 from services.gateway.eta.forecast import Forecast
-from services.gateway.finished import FinishedJobs
-from services.gateway.fleet import Fleet
-from services.gateway.idempotency import Idempotency
-from services.gateway.job_events import JobEvent, job_events
-from services.gateway.jobs import Jobs
-from services.gateway.nats_service import NatsService
+from services.gateway.http.sse import Streams
+from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.dead_letters import DeadLetters
+from services.gateway.jobs.events import JobEvent, job_events
+from services.gateway.jobs.idempotency import Idempotency
+from services.gateway.jobs.jobs import Jobs
+from services.gateway.micro.service import NatsService
 from services.gateway.settings import GatewaySettings
-from services.gateway.storage import Storage
-from services.gateway.streams import Streams
-from services.gateway.ticket import Ticket
+from services.gateway.state.fleet import Fleet
+from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.state.storage import Storage
 from shared.background import drop
-from shared.broker import RETRY_DELAY_S, Broker
+from shared.broker.connection import RETRY_DELAY_S, Broker
+from shared.broker.topology import Topology, ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger
-from shared.topology import Topology, ensure_topology, missing_streams, obstructed_streams
 
 LEAST_GRACE_S = 0.5
 

@@ -10,9 +10,9 @@ from functools import partial
 
 import uvicorn
 
-from services.gateway.app import create_app
 from services.gateway.gateway import Gateway
-from services.gateway.http.connections import (
+from services.gateway.http.app import create_app
+from services.gateway.http.connection_limit import (
     Connections,
     connection_bound,
     raise_descriptor_limit,
@@ -21,8 +21,8 @@ from services.gateway.http.protocol import BoundedProtocol
 from services.gateway.settings import GatewaySettings
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
-from shared.lifecycle import stop_on_signals
 from shared.logs import configure_logs, logger
+from shared.process.lifecycle import stop_on_signals
 
 
 class Server(uvicorn.Server):

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from types import FrameType
 
-from services.inferer.flight_recorder import SIZE, FlightRecorder
-from shared.parent_death import with_parent
-from shared.signals import STOPPING, hold_signals, release_signals
-from shared.standard_descriptors import open_standard_descriptors
+from services.inferer.crash.flight_recorder import SIZE, FlightRecorder
+from shared.process.parent_death import with_parent
+from shared.process.signals import STOPPING, hold_signals, release_signals
+from shared.process.standard_descriptors import open_standard_descriptors
 
 FINE = (0, 2)
 """Ended as asked, or refused to start with a sentence that says why: nothing to report."""
@@ -47,7 +47,7 @@ def main() -> int:
         return status
     if -status not in STOPPING:  # else it was sent a second one as it ended
         # Only now, as it takes some ten times the memory.
-        from services.inferer.crash_report import report
+        from services.inferer.crash.report import report
 
         report(recorder, status)
     if status > 0:

@@ -11,11 +11,11 @@ import sys
 import structlog
 
 from services.inferer.settings import InfererSettings
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError
 from shared.model_names import served_name
+from shared.wire import subjects
 
 CONNECT_TIMEOUT_S = 3.0
 """The broker connects for ever; the engine that runs the check would kill it without a word."""

@@ -11,27 +11,27 @@ import socket
 import sys
 from contextlib import AsyncExitStack
 
-from services.inferer.control import controlled
-from services.inferer.engine import Engine
-from services.inferer.fitness import examine
-from services.inferer.flight_recorder import FlightRecorder
-from services.inferer.library import compiled_for, not_compiled_for
-from services.inferer.llama import Model
-from services.inferer.neighbours import neighbours_watched
-from services.inferer.presence import presence
+from services.inferer.crash.flight_recorder import FlightRecorder
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.fitness import examine
+from services.inferer.engine.library import compiled_for, not_compiled_for
+from services.inferer.engine.model import Model
+from services.inferer.engine.watchdog import watched
+from services.inferer.fleet.control import controlled
+from services.inferer.fleet.cpu_overlap import neighbours_watched
+from services.inferer.fleet.heartbeat import presence
 from services.inferer.settings import InfererSettings
-from services.inferer.watchdog import watched
-from services.inferer.worker import Worker
+from services.inferer.worker.worker import Worker
 from shared import __version__
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings, load
 from shared.cpus import cpu_flags, cpu_model, own_cpus, usable_cpus
-from shared.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.logs import configure_logs, drain_logs, logger
-from shared.messages import InfererEntry
 from shared.model_files import locate
 from shared.model_names import served_name
+from shared.process.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.timestamps import timestamp
+from shared.wire.messages import InfererEntry
 
 
 async def main(recorder: FlightRecorder) -> None:

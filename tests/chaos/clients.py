@@ -11,10 +11,10 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 from nats.micro.request import ERROR_CODE_HEADER
 
-from shared import subjects
-from shared.broker import TRANSIENT, Broker
+from shared.broker.connection import TRANSIENT, Broker
 from shared.config import BrokerSettings
-from shared.messages import JobStatus, decode_result, encode
+from shared.wire import subjects
+from shared.wire.messages import JobStatus, decode_result, encode
 from tests.chaos.errands import EXPECTED_FAILURES, Errand
 from tests.chaos.ledger import Ledger
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from tests.chaos.parts import Node, quiet_port
 from tests.chaos.store import stream_info

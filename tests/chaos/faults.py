@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
 
-from shared import subjects
 from shared.job_ids import new_job_id
+from shared.wire import subjects
 from tests.chaos.errands import POISONED, Errand
 from tests.chaos.parts import Inferer, Node, Part
 from tests.chaos.site import Site

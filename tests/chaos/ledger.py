@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from services.inferer.retry import is_retried
-from shared.messages import Completed, Failed, JobStatus, Result, encode
-from shared.results import decode_stored
+from services.inferer.worker.retry_policy import is_retried
+from shared.broker.results import decode_stored
+from shared.wire.messages import Completed, Failed, JobStatus, Result, encode
 from tests.chaos.errands import EXPECTED_FAILURES, POISONED, Errand
 from tests.chaos.store import Store
 from tests.chaos.strike import Strike

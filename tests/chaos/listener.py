@@ -4,10 +4,10 @@ from collections import defaultdict
 
 from nats.aio.msg import Msg
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings
-from shared.messages import decode_state_event
+from shared.wire import subjects
+from shared.wire.messages import decode_state_event
 
 
 class Listener:

@@ -8,17 +8,17 @@ import sys
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy
 
-import services.inferer.records as records
-import services.inferer.worker as worker
-from services.inferer.flight_recorder import FlightRecorder
-from services.inferer.job import Job
-from services.inferer.lease import acknowledge
+import services.inferer.worker.job_store as records
+import services.inferer.worker.worker as worker
+from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.serve import main
-from shared import subjects
-from shared.broker import Broker
-from shared.lifecycle import run_process
-from shared.messages import Result, encode
-from shared.topology import streams
+from services.inferer.worker.delivery import Job
+from services.inferer.worker.lease import acknowledge
+from shared.broker.connection import Broker
+from shared.broker.topology import streams
+from shared.process.lifecycle import run_process
+from shared.wire import subjects
+from shared.wire.messages import Result, encode
 from tests.chaos.site import Site
 
 DIES_AT_JOB = 3

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 
-from shared import subjects
-from shared.broker import RETRY_DELAY_S, TRANSIENT, Broker
-from shared.messages import DeadLetter, decode_dead_letter
+from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.wire import subjects
+from shared.wire.messages import DeadLetter, decode_dead_letter
 
 READ_TIMEOUT_S = 10.0
 

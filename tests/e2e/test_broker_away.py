@@ -13,7 +13,7 @@ import httpx
 import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from tests.processes import (
     PATIENCE_S,
     ROOT,

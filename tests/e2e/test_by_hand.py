@@ -7,11 +7,11 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from shared.messages import InferenceRequest, encode
+from shared.wire import subjects
+from shared.wire.messages import InferenceRequest, encode
 from tests.processes import Stack
 
 REQUEST = InferenceRequest(prompt="hi", max_tokens=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.timestamps import parse_timestamp
 from tests.clocks import shifted_clock

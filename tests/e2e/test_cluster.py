@@ -7,15 +7,15 @@ from pathlib import Path
 
 import httpx
 
-from shared import subjects
-from shared.broker import RETRY_DELAY_S, Broker, connected
+from shared.broker.connection import RETRY_DELAY_S, Broker, connected
+from shared.broker.results import read_result, store_result
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
-from shared.messages import Cancelled, Result
-from shared.results import read_result, store_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import Cancelled, Result
 from tests.chaos.cluster import Cluster
 from tests.chaos.parts import Gateway, Node
 

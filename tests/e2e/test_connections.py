@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from tests.processes import PATIENCE_S, Stack, eventually

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from msgspec import Raw
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from shared.messages import DeadLetter, InferenceRequest, decode_request, encode
 from shared.timestamps import parse_timestamp, timestamp
+from shared.wire import subjects
+from shared.wire.messages import DeadLetter, InferenceRequest, decode_request, encode
 from tests.processes import PATIENCE_S, Stack, clean_environment, scripts
 
 REQUEST = InferenceRequest(

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from tests.disk import SIZE_BYTES, Disk, small_disk
 from tests.doctor import examine

@@ -11,9 +11,9 @@ import pytest
 from nats.js.api import ConsumerConfig
 
 from cli.doctor import examination
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
+from shared.broker.consumers import consumer
 from shared.config import BrokerSettings
-from shared.consumers import consumer
 from shared.cpus import usable_cpus
 from tests.doctor import Finding, examine
 from tests.processes import (

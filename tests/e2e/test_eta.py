@@ -11,11 +11,11 @@ import httpx
 import openai
 import pytest
 
-from shared import subjects
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import milliseconds_between, timestamp
+from shared.wire import subjects
 from tests.processes import (
     PATIENCE_S,
     Stack,

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared import subjects
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
+from shared.broker.results import store_result
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from shared.messages import Completed, StateEvent, TokenFrame, Usage, encode
-from shared.results import store_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import Completed, StateEvent, TokenFrame, Usage, encode
 from tests.processes import PATIENCE_S, Stack, server_sent_events
 
 Event = dict[str, str]

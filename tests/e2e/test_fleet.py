@@ -7,11 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from shared import subjects
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.cpus import own_cpus, usable_cpus
 from shared.timestamps import milliseconds_between
+from shared.wire import subjects
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 

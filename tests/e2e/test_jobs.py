@@ -11,13 +11,13 @@ import time
 import httpx
 import pytest
 
-from shared import subjects
-from shared.broker import connected
+from shared.broker.connection import connected
+from shared.broker.results import store_result
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from shared.messages import Completed, TokenFrame, Usage, encode
-from shared.results import store_result
 from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import Completed, TokenFrame, Usage, encode
 from tests.processes import Stack, eventually, server_sent_events
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from shared.broker import connected
+from shared.broker.connection import connected
+from shared.broker.consumers import read_models
 from shared.config import BrokerSettings
-from shared.consumers import read_models
 from shared.model_names import token_of
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 

@@ -10,9 +10,9 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from shared import subjects
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
+from shared.wire import subjects
 from tests.nats_client import flush
 from tests.processes import PATIENCE_S, Process, Stack
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
+from shared.broker.results import store_result
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from shared.messages import Completed, Failed, Result, TokenFrame, Usage, encode, stopped
-from shared.results import store_result
 from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import Completed, Failed, Result, TokenFrame, Usage, encode, stopped
 from tests.processes import PATIENCE_S, Stack, clean_environment, scripts, server_sent_events
 
 OK, FAILED, USAGE = 0, 1, 2

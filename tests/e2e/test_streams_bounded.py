@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from tests.processes import Stack, eventually
 

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import subjects
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
+from shared.broker.topology import Topology, ensure_topology, missing_streams, recreated_streams
 from shared.config import BrokerSettings
-from shared.topology import Topology, ensure_topology, missing_streams, recreated_streams
+from shared.wire import subjects
 from tests.processes import PATIENCE_S, Stack, eventually
 
 OTHERS = ("RESULTS", "EVENTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from shared import subjects
-from shared.broker import connected
+from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from shared.messages import Completed, DeadLetter, Timings, Usage, encode
 from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import Completed, DeadLetter, Timings, Usage, encode
 from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 from tests.terminal import Terminal, terminal
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import nats
 
-from shared import subjects
 from shared.cpus import own_cpus, usable_cpus
+from shared.wire import subjects
 from tests.nats_client import flush
 from tests.processes import Process, eventually, scripts
 from tests.tiny_model import write_tiny_model

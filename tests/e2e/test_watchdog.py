@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.watchdog import EXIT_STALLED
-from shared.lifecycle import EXIT_CONFIGURATION
+from services.inferer.engine.watchdog import EXIT_STALLED
+from shared.process.lifecycle import EXIT_CONFIGURATION
 from tests.processes import Stack
 from tests.shim import HANGING, POISON, TOKENIZER_POISON, write_shim
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 from nats.aio.msg import Msg
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
+from shared.broker.results import decode_stored
 from shared.config import BrokerSettings
-from shared.messages import Failed, Result
-from shared.results import decode_stored
+from shared.wire import subjects
+from shared.wire.messages import Failed, Result
 from tests.chaos.store import queued, stream_info
 from tests.fuzz.site import Site
 

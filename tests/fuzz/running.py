@@ -5,7 +5,7 @@ import threading
 from collections import defaultdict
 from contextlib import suppress
 
-from shared import subjects
+from shared.wire import subjects
 from tests.raw_nats import Closed, RawNats, Received
 
 POLL_S = 0.05

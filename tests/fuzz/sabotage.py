@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from shared.lifecycle import run_process
+from shared.process.lifecycle import run_process
 
 LIVES_S = 8.0
 HOLDS_EVERY_S, HOLDS_S = 3.0, 1.5
@@ -37,7 +37,7 @@ async def gateway() -> None:
 
 async def inferer() -> None:
     """Ends of itself while it has nothing to do, so that no job can be blamed; says a traceback."""
-    from services.inferer.flight_recorder import FlightRecorder
+    from services.inferer.crash.flight_recorder import FlightRecorder
     from services.inferer.serve import main
 
     async def die() -> None:

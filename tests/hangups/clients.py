@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import nats
 
-from shared import subjects
 from shared.job_ids import new_job_id
+from shared.wire import subjects
 
 LONG = {"model": "tiny", "max_tokens": 8_000, "timeout_s": 600}
 """A job that has not ended when its client hangs up."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from services.gateway.server import main
-from shared.lifecycle import run_process
+from shared.process.lifecycle import run_process
 
 
 async def count_tasks() -> None:

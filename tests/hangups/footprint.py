@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
+from shared.wire import subjects
 from tests.chaos.parts import Gateway, Node
 from tests.processes import eventually
 

@@ -17,9 +17,9 @@ from random import Random
 
 import httpx
 
-from shared import subjects
+from shared.broker.results import decode_stored
 from shared.job_ids import new_job_id
-from shared.results import decode_stored
+from shared.wire import subjects
 from tests.chaos.cluster import Cluster
 from tests.chaos.parts import Gateway, Inferer
 from tests.chaos.store import queued, read_store

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.llama import Model
-from shared.broker import Broker
-from shared.topology import Topology, ensure_topology
+from services.inferer.engine.model import Model
+from shared.broker.connection import Broker
+from shared.broker.topology import Topology, ensure_topology
 
 
 @pytest.fixture(scope="module")

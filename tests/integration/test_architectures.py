@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer import context
-from services.inferer.context import Context
-from services.inferer.llama import Model, log_lines
-from services.inferer.memory import MIB
+from services.inferer.engine import context
+from services.inferer.engine.context import Context
+from services.inferer.engine.memory import MIB
+from services.inferer.engine.model import Model, log_lines
 from shared.errors import ModelError, OutOfMemory
 from shared.model_files import locate
 from tests.architectures import write_changed, write_mamba

@@ -5,13 +5,13 @@ from contextlib import suppress
 
 import pytest
 
-from services.gateway.claim import Claim, Overtaken, look
-from shared import subjects
-from shared.broker import Broker
+from services.gateway.jobs.idempotency_record import Claim, Overtaken, look
+from shared.broker.connection import Broker
+from shared.broker.topology import Topology, ensure_topology
 from shared.errors import BrokerUnavailable, KeyReused, RequestTooLarge, SluiceError, StorageShort
 from shared.job_ids import new_job_id
-from shared.messages import IdempotencyEntry, encode
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import IdempotencyEntry, encode
 
 KEY = subjects.idempotency("0123456789abcdef")
 OLD_ID = "01890000-0000-7000-8000-000000000000"

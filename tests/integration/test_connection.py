@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from nats.aio.msg import Msg
 
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from tests.processes import NatsServer
 

@@ -17,13 +17,13 @@ import yaml
 from msgspec import Struct
 
 from services.gateway.settings import GatewaySettings
-from services.inferer.presence import presence
+from services.inferer.fleet.heartbeat import presence
 from services.inferer.settings import InfererSettings
-from shared.broker import Broker
+from shared.broker.connection import Broker
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings, load
-from shared.messages import InfererEntry
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire.messages import InfererEntry
 from tests.processes import (
     ROOT,
     NatsServer,

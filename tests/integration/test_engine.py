@@ -15,11 +15,11 @@ import llama_cpp
 import numpy
 import pytest
 
-from services.inferer.engine import Aborted, Engine, Generation, Sequence
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
+from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from shared.errors import InvalidRequest, ModelError
-from shared.messages import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
+from shared.wire.messages import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
 from tests.processes import ROOT
 
 N_CTX = 4096

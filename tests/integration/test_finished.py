@@ -2,14 +2,14 @@
 
 import asyncio
 
-from services.gateway.finished import FinishedJobs
-from shared import subjects
-from shared.broker import Broker
+from services.gateway.state.result_listener import FinishedJobs
+from shared.broker.connection import Broker
+from shared.broker.results import store_result
+from shared.broker.topology import Topology, ensure_topology
 from shared.job_ids import new_job_id
-from shared.messages import Completed, Result, Usage, encode
-from shared.results import store_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import Completed, Result, Usage, encode
 from tests.processes import PATIENCE_S
 
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared import decoding, messages, subjects
-from shared.broker import Broker
-from shared.decoding import Decoder, Unreadable
-from shared.fleet import read_inferers
+from shared.broker.connection import Broker
+from shared.broker.inferers import read_inferers
+from shared.broker.results import decode_stored, read_result
+from shared.broker.topology import Topology, ensure_topology
 from shared.job_ids import new_job_id
-from shared.messages import InfererEntry, encode
-from shared.results import decode_stored, read_result
 from shared.timestamps import parse_timestamp, timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire import decoding, messages, subjects
+from shared.wire.decoding import Decoder, Unreadable
+from shared.wire.messages import InfererEntry, encode
 
 NOW = timestamp()
 JOB = new_job_id()

@@ -14,13 +14,13 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from services.inferer.bounded_process import Cancelled
-from services.inferer.chat_template import ChatTemplate
-from services.inferer.engine import Aborted, Engine, Generation, Sequence
-from services.inferer.llama import LONGEST_TEXT, Model
-from services.inferer.sampler import Sampler
+from services.inferer.bounded.chat_template import ChatTemplate
+from services.inferer.bounded.process import Cancelled
+from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.model import LONGEST_TEXT, Model
+from services.inferer.engine.sampler import Sampler
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
-from shared.messages import JsonSchema, NamedSchema, Sampling
+from shared.wire.messages import JsonSchema, NamedSchema, Sampling
 from tests.processes import eventually
 from tests.tiny_model import write_tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 from nats.aio.client import Client
 
 from services.gateway.micro.interest import Interest
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from tests.chaos.cluster import Cluster
 from tests.processes import PATIENCE_S, NatsServer

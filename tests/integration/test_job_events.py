@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.job_events import _events_until_outage
-from shared import subjects
-from shared.broker import Broker, connected
+from services.gateway.jobs.events import _events_until_outage
+from shared.broker.connection import Broker, connected
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
-from shared.messages import Result
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import Result
 from tests.processes import PATIENCE_S, NatsServer, eventually
 
 

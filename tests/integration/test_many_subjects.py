@@ -6,12 +6,12 @@ from datetime import timedelta
 import pytest
 
 from cli.doctor.deaths import examine_deaths
-from shared import subjects
-from shared.broker import Broker
-from shared.fleet import read_inferers
-from shared.messages import InfererDeath, InfererEntry, encode
+from shared.broker.connection import Broker
+from shared.broker.inferers import read_inferers
+from shared.broker.topology import Topology, ensure_topology
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import InfererDeath, InfererEntry, encode
 
 COUNT = 1100
 """The broker finds the last messages of 1,024 subjects at most (413)."""

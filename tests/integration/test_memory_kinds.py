@@ -9,11 +9,11 @@ import gguf
 import numpy
 import pytest
 
-from services.inferer.engine import Aborted, Engine, Generation, Sequence
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
+from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from shared.errors import ModelError
-from shared.messages import Sampling
+from shared.wire.messages import Sampling
 from tests.processes import eventually
 from tests.tiny_model import copy_tokenizer, write_tiny_model
 

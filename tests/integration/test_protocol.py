@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 import uvloop
 
-from services.gateway.http.connections import Connections
+from services.gateway.http.connection_limit import Connections
 from services.gateway.http.protocol import BoundedProtocol
 from services.gateway.server import Server
 from services.gateway.settings import GatewaySettings

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from nats.js.api import PubAck, StreamConfig
 
-from shared import subjects
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
+from shared.wire import subjects
 from tests.processes import PATIENCE_S, NatsServer
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from services.inferer.pull import Puller
-from shared import subjects
-from shared.broker import Broker, connected
+from services.inferer.worker.pull import Puller
+from shared.broker.connection import Broker, connected
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
 from tests.processes import NatsServer
 
 SOON_S = 9

@@ -7,17 +7,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from services.inferer.engine import Engine
-from services.inferer.llama import Model
-from services.inferer.presence import presence
-from services.inferer.pull import Puller
-from services.inferer.worker import Worker
-from shared import subjects
-from shared.broker import Broker
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.model import Model
+from services.inferer.fleet.heartbeat import presence
+from services.inferer.worker.pull import Puller
+from services.inferer.worker.worker import Worker
+from shared.broker.connection import Broker
+from shared.broker.inferers import read_inferers
 from shared.errors import StreamRefused
-from shared.fleet import read_inferers
-from shared.messages import Completed, Failed, InferenceRequest, InfererEntry
 from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import Completed, Failed, InferenceRequest, InfererEntry
 from tests.workers import dead_letter, ended, put, queue_is_empty, until, working
 
 SHORT = InferenceRequest(prompt="hi", max_tokens=20)

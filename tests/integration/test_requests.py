@@ -14,8 +14,8 @@ from nats.micro.request import Request
 from nats.micro.service import ServiceConfig
 
 from services.gateway.micro.requests import InFlight, Requests
-from shared.broker import Broker
-from shared.connection import Connection
+from shared.broker.client import Connection
+from shared.broker.connection import Broker
 from shared.errors import Overloaded
 from tests.processes import PATIENCE_S, NatsServer
 

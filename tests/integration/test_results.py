@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from shared import subjects
-from shared.broker import Broker
+from shared.broker.connection import Broker
+from shared.broker.results import read_result, send_result, store_result
+from shared.broker.topology import Topology, ensure_topology
 from shared.errors import BrokerUnavailable, StreamRefused
 from shared.job_ids import new_job_id
-from shared.messages import Cancelled, Completed, Failed, Usage, decode_result, encode
-from shared.results import read_result, send_result, store_result
 from shared.timestamps import timestamp
-from shared.topology import Topology, ensure_topology
+from shared.wire import subjects
+from shared.wire.messages import Cancelled, Completed, Failed, Usage, decode_result, encode
 from tests.processes import NatsServer
 
 

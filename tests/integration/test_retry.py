@@ -10,16 +10,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.inferer.context import Context
-from services.inferer.engine import Engine
-from services.inferer.job import Job
-from services.inferer.llama import Model
-from services.inferer.pull import Puller
-from services.inferer.records import Records
-from shared import subjects
-from shared.broker import Broker, StoredMessage, connected
+from services.inferer.engine.context import Context
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.model import Model
+from services.inferer.worker.delivery import Job
+from services.inferer.worker.job_store import Records
+from services.inferer.worker.pull import Puller
+from shared.broker.connection import Broker, StoredMessage, connected
+from shared.broker.results import read_result
 from shared.config import BrokerSettings
-from shared.messages import (
+from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import (
     Completed,
     Expired,
     Failed,
@@ -29,8 +31,6 @@ from shared.messages import (
     decode_state_event,
     encode,
 )
-from shared.results import read_result
-from shared.timestamps import timestamp
 from tests.processes import Stack, server_sent_events
 from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 

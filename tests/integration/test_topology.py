@@ -8,13 +8,13 @@ import msgspec
 import pytest
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig, StreamConsumerLimits
 
-from shared import subjects
-from shared.broker import Broker, connected
+from shared.broker.connection import Broker, connected
+from shared.broker.consumers import ensure_consumers, read_models
+from shared.broker.topology import Topology, ensure_topology, obstructed_streams, streams
 from shared.config import BrokerSettings
-from shared.consumers import ensure_consumers, read_models
 from shared.errors import BrokerUnavailable, TopologyError
-from shared.messages import ModelFacts
-from shared.topology import Topology, ensure_topology, obstructed_streams, streams
+from shared.wire import subjects
+from shared.wire.messages import ModelFacts
 from tests.processes import PATIENCE_S, NatsServer
 
 TOPOLOGY = Topology()

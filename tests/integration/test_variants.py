@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.library import compiled_for, library_folder, not_compiled_for
+from services.inferer.engine.library import compiled_for, library_folder, not_compiled_for
 from shared.cpus import cpu_model
 
 STUB = "void *ggml_backend_cpu_reg(void) { return 0; }"
@@ -44,10 +44,10 @@ def test_the_best_that_runs_is_loaded(folder: Path, tiny_model: Path) -> None:
     """From beside the library, whatever the working directory; it computes, and is what is told."""
     for name, score in (("ancient", 1), ("fitting", 2), ("foreign", 0)):
         _compile(VARIANT, folder / f"libggml-cpu-{name}.so", score)
-    done = _run(folder, "-m", "services.inferer.self_test", INFERER_MODEL=str(tiny_model))
+    done = _run(folder, "-m", "services.inferer.engine.self_test", INFERER_MODEL=str(tiny_model))
     assert done.returncode == 0, done.stderr
     program = (
-        "from services.inferer.library import compiled_for, load_backends\n"
+        "from services.inferer.engine.library import compiled_for, load_backends\n"
         "load_backends(); load_backends()\n"
         "print(*compiled_for())"
     )
@@ -57,7 +57,7 @@ def test_the_best_that_runs_is_loaded(folder: Path, tiny_model: Path) -> None:
 def test_none_runs(folder: Path, tiny_model: Path) -> None:
     """One line that names the CPU."""
     _compile(VARIANT, folder / "libggml-cpu-foreign.so", 0)
-    done = _run(folder, "-m", "services.inferer.self_test", INFERER_MODEL=str(tiny_model))
+    done = _run(folder, "-m", "services.inferer.engine.self_test", INFERER_MODEL=str(tiny_model))
     assert done.returncode == 2
     assert done.stderr == (
         f"llama.cpp in {folder} has no code for this CPU ({cpu_model()}); compile it as "

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.engine import Engine, Generation, Sequence
-from services.inferer.llama import Model
-from services.inferer.sampler import Sampler
-from services.inferer.watchdog import stalled
-from shared.messages import Sampling
+from services.inferer.engine.engine import Engine, Generation, Sequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.watchdog import stalled
+from shared.wire.messages import Sampling
 
 STALL_S = 1.0
 PATIENCE_S = 60.0

@@ -11,16 +11,19 @@ import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
-from services.inferer.engine import Engine
-from services.inferer.lease import hand_back
-from services.inferer.llama import Model
-from services.inferer.pull import Puller
-from shared import subjects
-from shared.broker import Broker, connected
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.model import Model
+from services.inferer.worker.lease import hand_back
+from services.inferer.worker.pull import Puller
+from shared.broker.connection import Broker, connected
+from shared.broker.consumers import ensure_consumers
+from shared.broker.results import read_result, store_result
+from shared.broker.topology import Topology
 from shared.config import BrokerSettings
-from shared.consumers import ensure_consumers
 from shared.job_ids import new_job_id
-from shared.messages import (
+from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import (
     Cancelled,
     CancelNotice,
     Completed,
@@ -33,9 +36,6 @@ from shared.messages import (
     decode_token_frame,
     encode,
 )
-from shared.results import read_result, store_result
-from shared.timestamps import timestamp
-from shared.topology import Topology
 from tests.processes import NatsServer
 from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from shared.connection import cancellation_kept
+from shared.broker.client import cancellation_kept
 
 
 async def _wait(answer: asyncio.Future[int]) -> int:

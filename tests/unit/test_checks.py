@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from services.gateway.checks import LARGEST_METADATA_BYTES, check, check_metadata, check_schema
+from services.gateway.validation.limits import (
+    LARGEST_METADATA_BYTES,
+    check,
+    check_metadata,
+    check_schema,
+)
 from shared.errors import InvalidRequest
-from shared.messages import JobSubmission, JsonSchema, NamedSchema
+from shared.wire.messages import JobSubmission, JsonSchema, NamedSchema
 
 
 def _check(schema: dict[str, Any]) -> None:

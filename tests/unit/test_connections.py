@@ -1,6 +1,6 @@
 """Which connection makes room for another."""
 
-from services.gateway.http.connections import (
+from services.gateway.http.connection_limit import (
     RESERVED_CONNECTIONS,
     Connections,
     connection_bound,

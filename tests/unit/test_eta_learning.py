@@ -7,11 +7,19 @@ import msgspec
 import numpy
 import pytest
 
-from services.gateway.eta.pace import Pace
-from services.gateway.eta.running import Run, RunningJobs
+from services.gateway.eta.running_jobs import Run, RunningJobs
+from services.gateway.eta.service_time import Pace
 from services.gateway.eta.simulation import Simulation, Slot
-from shared.messages import Completed, InfererEntry, RunningJob, StateEvent, Timings, Usage, Work
 from shared.timestamps import timestamp
+from shared.wire.messages import (
+    Completed,
+    InfererEntry,
+    RunningJob,
+    StateEvent,
+    Timings,
+    Usage,
+    Work,
+)
 
 WORK = Work(prompt_bytes=40, max_tokens=100, chat=True)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from shared import subjects
 from shared.model_names import LONGEST_NAME, is_name, is_token, name_of, token_of
+from shared.wire import subjects
 
 
 @pytest.mark.parametrize("name", ["a", "7b", "smollm2", "gemma3-270m", "a_b-", "x" * 64])

@@ -5,10 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from shared import subjects
 from shared.job_ids import RETENTION, accepted_at, has_aged_out, is_job_id, new_job_id
 from shared.model_names import is_token
 from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
+from shared.wire import subjects
 
 ID = "01968a3e-5c00-7abc-8def-0123456789ab"
 

@@ -3,8 +3,8 @@
 import random
 from itertools import combinations
 
-from shared.fleet import MOST_OVERLAPS, find_overlaps, overlaps
-from shared.messages import InfererEntry
+from shared.broker.inferers import MOST_OVERLAPS, find_overlaps, overlaps
+from shared.wire.messages import InfererEntry
 
 
 def inferer(number: int, host: str, cpus: list[int], threads: int) -> InfererEntry:

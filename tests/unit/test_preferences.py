@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from services.gateway.preferences import LONGEST_WAIT_S, Preferences
+from services.gateway.http.preferences import LONGEST_WAIT_S, Preferences
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.replies import LONGEST_INBOX, is_inbox
+from shared.wire.replies import LONGEST_INBOX, is_inbox
 
 
 @pytest.mark.parametrize(

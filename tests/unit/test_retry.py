@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.inferer.retry import LONGEST_PAUSE_S, is_retried, pause_s
+from services.inferer.worker.retry_policy import LONGEST_PAUSE_S, is_retried, pause_s
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, PromptTooLong, SluiceError
 
 

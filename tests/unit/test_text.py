@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from services.inferer.text import TextAssembler
+from services.inferer.engine.detokenizer import TextAssembler
 
 Assembled = tuple[list[str], bool]
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from services.gateway.token_reader import Added, Restarted, Step, TokenReader
-from shared.messages import TokenFrame
+from services.gateway.jobs.token_merger import Added, Restarted, Step, TokenReader
+from shared.wire.messages import TokenFrame
 
 
 def frame(attempt: int, index: int, *tokens: str) -> TokenFrame:

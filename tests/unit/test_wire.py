@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from shared.decoding import Unreadable
-from shared.messages import (
+from shared.wire.decoding import Unreadable
+from shared.wire.messages import (
     Cancelled,
     ChatMessage,
     Completed,

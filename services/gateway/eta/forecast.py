@@ -10,19 +10,22 @@ from msgspec.structs import asdict, replace
 from nats.aio.msg import Msg
 
 from services.gateway.eta.lengths import Floats
-from services.gateway.eta.pace import Pace
-from services.gateway.eta.place import find_place, read_ahead
-from services.gateway.eta.running import Run, RunningJobs
+from services.gateway.eta.position import find_place, read_ahead
+from services.gateway.eta.running_jobs import Run, RunningJobs
+from services.gateway.eta.service_time import Pace
 from services.gateway.eta.simulation import Simulation, Slot
-from services.gateway.fleet import Fleet
-from services.gateway.unfinished import Unfinished
-from shared import subjects
-from shared.broker import Broker
-from shared.consumers import ModelConsumers
+from services.gateway.state.fleet import Fleet
+from services.gateway.state.pending_job import Unfinished
+from shared.broker.connection import Broker
+from shared.broker.consumers import ModelConsumers
+from shared.broker.results import decode_stored
 from shared.errors import BrokerUnavailable
 from shared.job_ids import LONGEST_JOB
 from shared.logs import logger
-from shared.messages import (
+from shared.model_names import token_of
+from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import (
     Completed,
     Eta,
     InferenceRequest,
@@ -33,9 +36,6 @@ from shared.messages import (
     decode_request,
     decode_state_event,
 )
-from shared.model_names import token_of
-from shared.results import decode_stored
-from shared.timestamps import timestamp
 
 LESSONS = 300
 """Stored results that a gateway which has just started learns from."""

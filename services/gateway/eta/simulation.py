@@ -6,9 +6,9 @@ from datetime import datetime
 import numpy
 
 from services.gateway.eta.lengths import Floats
-from services.gateway.eta.pace import Pace
-from services.gateway.eta.running import Run
-from shared.messages import Work
+from services.gateway.eta.running_jobs import Run
+from services.gateway.eta.service_time import Pace
+from shared.wire.messages import Work
 
 DRAWS = 200
 SEED = 1

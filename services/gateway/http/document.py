@@ -10,7 +10,7 @@ from litestar.types import Empty
 from litestar.typing import FieldDefinition
 from msgspec import Raw, Struct, inspect
 
-from shared.messages import JobSubmission
+from shared.wire.messages import JobSubmission
 
 EVENT_STREAM = "text/event-stream"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from services.gateway.http.connections import Connections
+from services.gateway.http.connection_limit import Connections
 from services.gateway.http.refusal import Refusal
 from services.gateway.settings import GatewaySettings
 

@@ -5,8 +5,8 @@ from http import HTTPStatus
 
 from litestar.types import Receive, Scope, Send
 
-from services.gateway.problems import error_body
-from shared.messages import encode
+from services.gateway.http.errors import error_body
+from shared.wire.messages import encode
 
 
 @dataclass(frozen=True)

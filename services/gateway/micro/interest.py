@@ -7,7 +7,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from shared.broker import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
+from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable
 
 LOOKS_AT_ONCE = 100

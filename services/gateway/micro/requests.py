@@ -12,7 +12,7 @@ from nats.aio.subscription import Subscription
 from shared.background import start
 from shared.errors import Overloaded
 from shared.logs import logger
-from shared.replies import is_inbox
+from shared.wire.replies import is_inbox
 
 MOST_AT_ONCE = 5000
 MOST_BYTES_AT_ONCE = 32 * 1024 * 1024

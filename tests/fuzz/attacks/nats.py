@@ -8,9 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from services.gateway.idempotency import OWNER
-from shared import subjects
+from services.gateway.jobs.idempotency import OWNER
 from shared.job_ids import new_job_id
+from shared.wire import subjects
 from tests.fuzz.attacks.attack import attack
 from tests.fuzz.inputs import messages
 from tests.fuzz.inputs.values import mangled

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from shared.lifecycle import EXIT_CONFIGURATION
+from shared.process.lifecycle import EXIT_CONFIGURATION
 from tests.fuzz.attacks.attack import attack
 from tests.fuzz.inputs.texts import texts
 from tests.fuzz.target import Fault, Target

@@ -4,8 +4,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from shared import subjects
 from shared.job_ids import new_job_id
+from shared.wire import subjects
 from tests.fuzz.inputs.bodies import submissions
 from tests.fuzz.inputs.values import mangled
 from tests.raw_nats import publication

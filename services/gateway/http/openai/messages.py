@@ -1,0 +1,254 @@
+"""OpenAI's request and response bodies, and their way to and from ours."""
+
+import calendar
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from services.gateway.jobs.accepted import Ticket
+from shared.broker.consumers import ModelConsumers
+from shared.errors import InvalidRequest
+from shared.timestamps import parse_timestamp
+from shared.wire.messages import (
+    ChatMessage,
+    Completed,
+    FinishReason,
+    JobSubmission,
+    MaxTokens,
+    Messages,
+    Metadata,
+    Penalty,
+    Priority,
+    Probability,
+    Prompt,
+    RepeatPenalty,
+    ResponseFormat,
+    Seed,
+    Stop,
+    Temperature,
+    TextPart,
+    TimeoutS,
+    TopK,
+    Usage,
+)
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""What OpenAI's API generates on /v1/completions when nothing is said."""
+
+EMPTY = (b"null", b"[]", b"{}")
+LONGEST_EMPTY = 64
+"""Bytes, with white space."""
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class OpenAIRequest(Struct, frozen=True, kw_only=True):
+    """What both routes share. Parameters that would change the answer and that we do not have
+    are refused by name; those that would not are ignored, as everywhere."""
+
+    model: str | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: TopK | None = None
+    min_p: Probability | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    max_tokens: MaxTokens | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    response_format: ResponseFormat | None = None
+    metadata: Metadata | UnsetType = UNSET
+    timeout_s: TimeoutS | None = None
+    priority: Priority | int | None = None
+    """Ours, as the one before; the numbers that other servers know are ignored."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    logit_bias: Raw | UnsetType = UNSET
+    logprobs: bool | int | None = None
+
+    @property
+    def wants_stream(self) -> bool:
+        return bool(self.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def _options(self) -> dict[str, Any]:
+        """The options that were given, under our names.
+
+        Raises:
+            InvalidRequest: one that is not supported.
+        """
+        if self.n not in (None, 1):
+            raise _unsupported("n", "one answer a request")
+        if _is_given(self.logit_bias):
+            raise _unsupported("logit_bias", "no bias on single tokens")
+        if self.logprobs:
+            raise _unsupported("logprobs", "no probabilities")
+        named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
+        return {
+            name: value
+            for name, value in named.items()
+            if value is not None
+            and name not in ("messages", "prompt")
+            and not (name == "priority" and isinstance(value, int))
+        }
+
+
+class OpenAIMessage(Struct, frozen=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    """Left out, or null, where an assistant only called tools."""
+    name: str | None = None
+
+    def ours(self, number: int) -> ChatMessage:
+        """Raises: InvalidRequest: no content, where this API wants some."""
+        if self.content is None and self.role != "assistant":
+            param = f"messages[{number}].content"
+            raise InvalidRequest(f"{param} is missing", param)
+        role: Any = "system" if self.role == "developer" else self.role
+        return ChatMessage(role, self.content or "", self.name)
+
+
+class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
+    messages: Annotated[list[OpenAIMessage], Meta(min_length=1)]
+    max_completion_tokens: MaxTokens | None = None
+    tools: Raw | UnsetType = UNSET
+    functions: Raw | UnsetType = UNSET
+
+    def submission(self) -> JobSubmission:
+        """Raises: InvalidRequest: something that is not supported."""
+        if _is_given(self.tools) or _is_given(self.functions):
+            raise _unsupported("tools", "no tools; use response_format for structured output")
+        options = self._options()
+        if self.max_completion_tokens is not None:
+            options["max_tokens"] = self.max_completion_tokens
+        messages: Messages = [message.ours(number) for number, message in enumerate(self.messages)]
+        return JobSubmission(messages=messages, **options)
+
+
+class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
+    prompt: Prompt | list[Prompt]
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+    def submission(self) -> JobSubmission:
+        """Raises: InvalidRequest: not exactly one prompt, or something that is not supported."""
+        if self.best_of not in (None, 1):
+            raise _unsupported("best_of", "one answer a request")
+        if self.echo:
+            raise _unsupported("echo", "the answer without its prompt")
+        if self.suffix:
+            raise _unsupported("suffix", "continuation only")
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if len(prompts) != 1:
+            raise InvalidRequest("prompt: give one prompt a request", "prompt")
+        options = {"max_tokens": DEFAULT_COMPLETION_TOKENS, **self._options()}
+        return JobSubmission(prompt=prompts[0], **options)
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    index: int = 0
+    message: dict[str, Any] | UnsetType = UNSET
+    delta: dict[str, Any] | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A completion or a chunk of one, of either kind."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(Struct, frozen=True, kw_only=True):
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str = "sluice"
+
+    @classmethod
+    def of(cls, model: ModelConsumers) -> "ModelCard":
+        created = calendar.timegm(model.created.utctimetuple()) if model.created else 0
+        return cls(id=model.name, created=created)
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+def completion(ticket: Ticket, result: Completed) -> Answer:
+    """The whole answer to a request that did not stream."""
+    if ticket.chat:
+        message = {"role": "assistant", "content": result.text, "refusal": None}
+        choice = Choice(message=message, finish_reason=result.finish_reason)
+    else:
+        choice = Choice(text=result.text, finish_reason=result.finish_reason)
+    kind = "chat.completion" if ticket.chat else "text_completion"
+    return _answer(ticket, kind, [choice], result.usage)
+
+
+def chunk(
+    ticket: Ticket,
+    text: str,
+    include_usage: bool,
+    *,
+    opening: bool = False,
+    finish_reason: FinishReason | None = None,
+) -> Answer:
+    """One piece of a streamed answer. With ``include_usage`` all but the last say null."""
+    if ticket.chat:
+        delta = {"content": text} if text or opening else {}
+        choice = Choice(
+            delta={"role": "assistant", **delta} if opening else delta,
+            finish_reason=finish_reason,
+        )
+    else:
+        choice = Choice(text=text, finish_reason=finish_reason)
+    return _answer(ticket, _chunk_kind(ticket), [choice], None if include_usage else UNSET)
+
+
+def usage_chunk(ticket: Ticket, usage: Usage) -> Answer:
+    return _answer(ticket, _chunk_kind(ticket), [], usage)
+
+
+def _chunk_kind(ticket: Ticket) -> str:
+    return "chat.completion.chunk" if ticket.chat else "text_completion"
+
+
+def _answer(
+    ticket: Ticket, kind: str, choices: list[Choice], usage: Usage | UnsetType | None
+) -> Answer:
+    prefix = "chatcmpl" if ticket.chat else "cmpl"
+    return Answer(
+        id=f"{prefix}-{ticket.id}",
+        object=kind,
+        created=int(parse_timestamp(ticket.queued_at).timestamp()),
+        model=ticket.model,
+        choices=choices,
+        usage=usage,
+    )
+
+
+def _is_given(value: Raw | UnsetType) -> bool:
+    """Whether a parameter that is refused, and so never decoded, has anything in it."""
+    if value is UNSET:
+        return False
+    return len(value) > LONGEST_EMPTY or b"".join(bytes(value).split()) not in EMPTY
+
+
+def _unsupported(param: str, instead: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is not supported: Sluice gives {instead}", param)

@@ -1,0 +1,131 @@
+"""Jobs over HTTP: submit, status, events, cancel."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from litestar import Request, Response, delete, get, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from services.gateway.gateway import Gateway
+from services.gateway.http.connection import (
+    ClientGone,
+    IdempotencyKey,
+    require_client,
+    while_connected,
+)
+from services.gateway.http.document import EVENT_STREAM, StreamOperation
+from services.gateway.http.errors import refusals
+from services.gateway.http.preferences import Preferences
+from services.gateway.http.sse import GatewayStopping
+from services.gateway.jobs.events import END, JobEvent
+from shared.errors import BrokerUnavailable
+from shared.wire.messages import JobAccepted, JobStatus, JobSubmission, encode
+
+
+@post(
+    "/jobs",
+    status_code=202,
+    responses={
+        **refusals(404, 410, 413, 422, 429),
+        200: ResponseSpec(
+            JobStatus, description="finished within `Prefer: wait=N`", generate_examples=False
+        ),
+    },
+)
+async def submit(
+    request: Request[Any, Any, Any],
+    data: JobSubmission,
+    gateway: Gateway,
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobAccepted | JobStatus]:
+    """Accept a job. The answer comes once the broker holds it: it will have a result.
+
+    `Prefer: wait=N` waits up to N seconds for that result. A client that hangs up meanwhile
+    cancels its job, unless it also sent `Prefer: respond-async` or an `Idempotency-Key`.
+    """
+    gateway.require_ready()
+    preferences = Preferences.parse(request.headers.getall("prefer", []))
+    stays = preferences.respond_async or idempotency_key is not None
+    if preferences.wait_s and not stays:
+        await require_client(request)
+    ticket = await gateway.idempotency.submit(data, idempotency_key)
+    location = {"location": f"/status/{ticket.id}"}
+    if preferences.wait_s:
+        waiting = gateway.jobs.wait(ticket.id, ticket)
+        try:
+            result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
+            headers = location | preferences.applied(is_finished=True)
+            return Response(JobStatus.of(result), status_code=200, headers=headers)
+        except ClientGone:
+            if not stays:
+                gateway.abandon(ticket.id)
+            raise
+        except (TimeoutError, GatewayStopping):
+            pass
+    headers = location | preferences.applied(is_finished=False)
+    return Response(JobAccepted.of(ticket.id, ticket.state), status_code=202, headers=headers)
+
+
+@get("/status/{job_id:str}", responses=refusals(404, 410))
+async def status(job_id: str, gateway: Gateway) -> JobStatus:
+    """The status of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
+    FAILURE, REVOKED."""
+    gateway.require_ready()
+    return await gateway.jobs.status(job_id)
+
+
+@get(
+    "/jobs/{job_id:str}/events",
+    operation_class=StreamOperation,
+    responses={
+        **refusals(404, 410, 429),
+        200: ResponseSpec(
+            str, description="the events", media_type=EVENT_STREAM, generate_examples=False
+        ),
+        204: ResponseSpec(None, description="after the last event: there are no more"),
+    },
+)
+async def events(
+    request: Request[Any, Any, Any],
+    job_id: str,
+    gateway: Gateway,
+    last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
+) -> Response[Any]:
+    """The job's events: `queued`, `started`, `tokens`, `result`, also `returned` (an inferer
+    stopped), `attempt_failed` (another attempt follows), `retrying` (start the text again), and
+    `error` (somebody has deleted the job from the broker: there will be no result).
+    Resumes after `Last-Event-ID`, on any gateway. Hanging up cancels nothing."""
+    gateway.require_ready()
+    if last_event_id == END:
+        return Response(None, status_code=204)  # tells an EventSource not to come again
+    await require_client(request)
+    feed = gateway.streams.open(gateway.events(job_id, last_event_id), request)
+    try:
+        first = await feed.next()  # what is wrong with the id shows here, as a status
+    except GatewayStopping:
+        raise BrokerUnavailable("this gateway shuts down; ask another one") from None
+
+    async def messages() -> AsyncIterator[ServerSentEventMessage]:
+        try:
+            yield _message(first)
+            async for event in feed.items():
+                yield ServerSentEventMessage(comment="") if event is None else _message(event)
+        except GatewayStopping:
+            return  # the client comes again, to another gateway, with its Last-Event-ID
+
+    return ServerSentEvent(messages())
+
+
+@delete("/jobs/{job_id:str}", status_code=200, responses=refusals(404, 409, 410))
+async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
+    """Cancel a job, whether it waits or runs. 409 if it has already ended."""
+    gateway.require_ready()
+    return await gateway.jobs.cancel(job_id)
+
+
+def _message(event: JobEvent) -> ServerSentEventMessage:
+    return ServerSentEventMessage(
+        id=event.id, event=event.event, data=encode(event.data).decode("utf-8")
+    )

@@ -1,0 +1,117 @@
+"""Submits that may be repeated: the same `Idempotency-Key` gives the same job, on any gateway."""
+
+import re
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.idempotency_record import Overtaken, look
+from services.gateway.jobs.jobs import Jobs
+from services.gateway.state.pending_job import Unfinished
+from services.gateway.validation.limits import check_metadata, check_schema
+from shared.broker.connection import Broker
+from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.messages import NO_METADATA, JobStatus, JobSubmission, JsonSchema, NatsSubmission
+
+OWNER = ""
+"""Whose key it is; there is no way yet to tell callers apart."""
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+_encode_canonically = msgspec.json.Encoder(order="sorted").encode
+
+log = logger()
+
+
+class Idempotency:
+    """Takes jobs in as `Jobs.submit` does, each key once."""
+
+    def __init__(self, broker: Broker, jobs: Jobs) -> None:
+        self._broker = broker
+        self._jobs = jobs
+
+    async def submit(
+        self, submission: JobSubmission, key: str | None, reply_to: str | None = None
+    ) -> Ticket:
+        """Accept a job, or find the one that was submitted with ``key`` before.
+
+        Raises:
+            InvalidRequest: also if ``key`` is none.
+            KeyReused: another request was submitted with ``key``.
+            See `Jobs.submit` for more.
+        """
+        if key is None:
+            return await self._jobs.submit(submission, reply_to)
+        if not _KEY.fullmatch(key):
+            raise InvalidRequest(
+                f"{subjects.HEADER_IDEMPOTENCY_KEY}: give 1 to 255 printable ASCII characters",
+                subjects.HEADER_IDEMPOTENCY_KEY,
+            )
+        return await self.submit_once(submission, key, reply_to)
+
+    async def submit_once(
+        self, submission: JobSubmission, key: str, reply_to: str | None = None
+    ) -> Ticket:
+        """As `submit`, with a key that may be one that nobody can send.
+
+        The entry of the key is written first, then the job is published under the id in it. A
+        gateway that dies in between leaves a key without a job; so who finds an entry whose job
+        is nowhere publishes it, under that id. This cannot make a second run with a result to
+        be seen, though the first gateway may only have been slow, and the job may be published,
+        run and finished between the look and our publishing. For two minutes the broker drops
+        the second message, because the id of the message is the job's. Later (a gateway was
+        frozen for so long) an inferer gets it, sees the first run's result while it computes,
+        and stops; what it would store is refused, as the result is written once.
+        """
+        subject = subjects.idempotency(sha256(f"{OWNER}\0{key}".encode()).hexdigest())
+        digest = _digest(submission)
+        while True:
+            claim = await look(self._broker, subject, digest)
+            if claim.job_id is not None and (job := await self._find(claim.job_id)) is not None:
+                log.info("request_repeated", job_id=job.id, model=job.model, state=job.state)
+                return Ticket.of_repeated(job, chat=submission.messages is not None)
+            try:
+                return await self._jobs.submit(submission, reply_to, claim)
+            except Overtaken:
+                continue
+
+    async def _find(self, job_id: str) -> JobStatus | None:
+        """What became of the job; None when it is nowhere.
+
+        Raises:
+            UnknownJob, JobAgedOut: it ran, and nothing else is known of it. It does not run again.
+            BrokerUnavailable: no answer.
+        """
+        try:
+            job = await self._jobs.find(job_id)
+        except (UnknownJob, JobAgedOut):
+            events = subjects.state_events(job_id)
+            if await self._broker.direct_get(subjects.EVENTS, last_by_subj=events) is not None:
+                raise
+            return None
+        return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
+
+
+def _digest(submission: JobSubmission) -> str:
+    """What tells two requests apart, whatever the order of their fields and their white space.
+
+    How the answer is to come (``stream``) is no part of it.
+
+    Raises:
+        InvalidRequest: its metadata or its schema cannot be read.
+    """
+    check_metadata(submission.metadata)
+    read: dict[str, Any] = {"metadata": msgspec.json.decode(submission.metadata or NO_METADATA)}
+    if isinstance(submission.response_format, JsonSchema):
+        named = submission.response_format.json_schema
+        check_schema(named)
+        read["response_format"] = JsonSchema(replace(named, source=named.schema))
+    submission = replace(submission, **read)
+    if isinstance(submission, NatsSubmission):
+        submission = replace(submission, stream=False)
+    return sha256(_encode_canonically(submission)).hexdigest()

@@ -1,0 +1,114 @@
+"""A key's entry in the bucket IDEMPOTENCY: which job the key stands for, and who may publish it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import msgspec
+import nats.js.errors
+
+from shared.broker.connection import REQUEST_TIMEOUT_S, TRANSIENT, Broker, unavailable_on_outage
+from shared.errors import KeyReused, RequestTooLarge, StorageShort, StoredAlready, StreamRefused
+from shared.job_ids import accepted_at, is_job_id, new_job_id
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.messages import IdempotencyEntry, decode_idempotency_entry, encode
+
+KEPT = timedelta(hours=24)
+"""How long a key stands for its job, counted from the first time it was used."""
+
+BUCKET = f"KV_{subjects.IDEMPOTENCY}"
+
+log = logger()
+
+
+class Overtaken(Exception):
+    """Somebody else has written the key's entry meanwhile: look again."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a key stood for at a look, and the right to write that anew, unless somebody else
+    does before."""
+
+    subject: str
+    digest: str
+    job_id: str | None
+    """The job; None while the key is free."""
+    sequence: int
+    """Of the entry, or of the marker that an expired one leaves; 0 if there is neither."""
+
+    @asynccontextmanager
+    async def held(self, broker: Broker, job_id: str, patience_s: float) -> AsyncIterator[None]:
+        """Let the key stand for ``job_id``, which the block publishes.
+
+        When the block is refused for certain the key is free again. When it is not known whether
+        the job arrived, the key stays: who comes back with it finds the job, or publishes it.
+
+        Raises:
+            Overtaken, BrokerUnavailable, StorageShort.
+        """
+        entry = encode(IdempotencyEntry(job_id, self.digest))
+        # An id of its own makes a retry of this write a duplicate, which is no refusal; so a
+        # refusal always means that somebody else was first.
+        headers = {
+            subjects.HEADER_EXPECTED_LAST: str(self.sequence),
+            subjects.HEADER_MSG_ID: new_job_id(),
+        }
+        try:
+            stored = await broker.publish_stored(self.subject, entry, headers, patience_s)
+        except StoredAlready:
+            raise Overtaken from None
+        try:
+            yield
+        except (StorageShort, RequestTooLarge, StreamRefused):
+            # An entry that was there before may be that of a gateway that is only slow.
+            if self.job_id is None:
+                await self._release(broker, stored.seq)
+            raise
+
+    async def _release(self, broker: Broker, sequence: int) -> None:
+        # A purge, as it needs no room; up to this sequence, so that an entry stays with which
+        # somebody else has replaced ours, who may have had more luck.
+        purge = {"filter": self.subject, "seq": sequence + 1}
+        try:
+            await broker.nc.request(
+                f"$JS.API.STREAM.PURGE.{BUCKET}", msgspec.json.encode(purge), REQUEST_TIMEOUT_S
+            )
+        except TRANSIENT as error:
+            log.warning("key_not_released", error=str(error))
+
+
+async def look(broker: Broker, subject: str, digest: str) -> Claim:
+    """What the key at ``subject`` stands for, for who submits what has this ``digest``.
+
+    Raises:
+        KeyReused: something else was submitted under it.
+        BrokerUnavailable: no answer.
+    """
+    with unavailable_on_outage(broker):
+        try:
+            # Through the leader: a replica may not have yet what has just overtaken us.
+            stored = await broker.js.get_last_msg(BUCKET, subject)
+        except nats.js.errors.NotFoundError:
+            return Claim(subject, digest, None, 0)
+    entry = _read(stored.data or b"", subject, broker.now())
+    if entry is not None and entry.digest != digest:
+        raise KeyReused(
+            f"{subjects.HEADER_IDEMPOTENCY_KEY}: this key was sent with another request before; "
+            "use a new one"
+        )
+    return Claim(subject, digest, None if entry is None else entry.id, stored.seq or 0)
+
+
+def _read(data: bytes, subject: str, now: datetime) -> IdempotencyEntry | None:
+    """The entry; None for the marker of one that has expired, and for what was put there by hand.
+
+    An entry is written anew when its job has to be published once more, and the bucket counts
+    from then; its job's id tells when the key was first used.
+    """
+    entry = decode_idempotency_entry.read(data, subject) if data else None
+    if entry is None or not is_job_id(entry.id) or now - accepted_at(entry.id) > KEPT:
+        return None
+    return entry

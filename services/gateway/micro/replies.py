@@ -1,0 +1,230 @@
+"""Answers over NATS to those whom no inferer answers: their job was somebody else's first, or its
+deadline passes while it waits. And jobs whose callers have gone."""
+
+import asyncio
+from contextlib import aclosing, suppress
+from datetime import datetime
+
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
+
+from services.gateway.http.errors import status_of
+from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.events import stored_events
+from services.gateway.jobs.jobs import LOOK_AGAIN_S, Jobs
+from services.gateway.jobs.token_merger import Added, TokenReader
+from services.gateway.micro.interest import Interest
+from services.gateway.state.fleet import Fleet
+from services.gateway.state.pending_job import Unfinished
+from services.gateway.state.result_listener import FinishedJobs
+from shared.background import Tasks, drop, start
+from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker.results import send_result
+from shared.errors import BrokerUnavailable, Overloaded, SluiceError
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.messages import Completed, Result, TokenFrame, decode_token_frame, encode
+from shared.wire.replies import send_reply
+
+MOST_JOBS = 1_000
+MOST_CALLERS = 10_000
+"""Bounds of one gateway; a job that is streamed costs a consumer, a caller little."""
+
+LOOK_S = 30.0
+"""How often a job is looked for that a NATS caller waits for: it may have been lost."""
+
+log = logger()
+
+
+class Answers:
+    """Sends what an inferer would send, as long as this gateway lives."""
+
+    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, finished: FinishedJobs) -> None:
+        self._broker = broker
+        self._fleet = fleet
+        self._jobs = jobs
+        self._finished = finished
+        self._interest = Interest(broker)
+        self._answers: dict[tuple[str, bool], _Answer] = {}
+        self._tasks = Tasks()
+
+    def send(self, job_id: str, reply_to: str, stream: bool) -> None:
+        """Send the job's result to ``reply_to``, in the background, once it is there.
+
+        With ``stream`` first its tokens from the beginning, and an empty message at the end.
+
+        Raises:
+            Overloaded: the limit of waiting callers is reached.
+        """
+        callers = sum(len(answer.callers) for answer in self._answers.values())
+        if len(self._answers) >= MOST_JOBS or callers >= MOST_CALLERS:
+            raise Overloaded(
+                f"{callers} callers already wait at this gateway for {len(self._answers)} jobs "
+                "with repeated keys; use infer.status, or try again later"
+            )
+        answer = self._answers.get((job_id, stream))
+        if answer is None or answer.is_ending:
+            answer = _Answer(self._broker, self._jobs, job_id, stream)
+            self._answers[job_id, stream] = answer
+            self._tasks.start(self._run(answer), f"answer {job_id}")
+        answer.add(reply_to)
+
+    def watch(self, ticket: Ticket, reply_to: str) -> None:
+        """Until the job has ended, in the background: let it expire at its deadline, because an
+        inferer checks that only when a slot is free, and a NATS caller does not poll; and cancel it
+        when ``reply_to`` has no subscriber any more, unless its caller may come back with its key.
+        If the broker has lost the job, the caller gets an error."""
+        if ticket.deadline is not None:
+            watching = self._watch(ticket, ticket.deadline, reply_to)
+            self._tasks.start(watching, f"watch {ticket.id}")
+
+    async def stop(self) -> None:
+        """Send an error to the callers that only this gateway would answer."""
+        await self._tasks.end(patience_s=0)
+
+    async def _run(self, answer: "_Answer") -> None:
+        try:
+            await answer.run()
+        finally:
+            key = answer.job_id, answer.stream
+            if self._answers.get(key) is answer:
+                del self._answers[key]
+
+    async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str) -> None:
+        leaving = None
+        if not ticket.kept:
+            leaving = start(self._abandon_when_left(ticket, reply_to), "watch a caller")
+        try:
+            await self._until_ended(ticket, deadline)
+        except SluiceError as error:
+            await _refuse(self._broker, reply_to, error)
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+
+    async def _until_ended(self, ticket: Ticket, deadline: datetime) -> None:
+        """Raises: UnknownJob, JobAgedOut: the broker has lost the job."""
+        while True:
+            left_s = self._seconds_to(deadline)
+            with self._finished.expecting(ticket.id) as announced:
+                await asyncio.wait((announced,), timeout=min(left_s or LOOK_AGAIN_S, LOOK_S))
+            if announced.done() and announced.result() is not None:
+                return
+            try:
+                # Too late, it is expired by being looked at; if it runs, its inferer stops it.
+                if not isinstance(await self._jobs.find(ticket.id), Unfinished):
+                    return
+            except BrokerUnavailable:
+                continue
+            except SluiceError:
+                if not self._fleet.runs(ticket.id):
+                    raise
+
+    async def _abandon_when_left(self, ticket: Ticket, reply_to: str) -> None:
+        await self._interest.lost(reply_to)
+        self._jobs.abandon(ticket.id)
+
+    def _seconds_to(self, moment: datetime) -> float:
+        return max(0.0, (moment - self._broker.now()).total_seconds())
+
+
+class _Answer:
+    """One job's answer: read once, and sent to each caller from its beginning."""
+
+    def __init__(self, broker: Broker, jobs: Jobs, job_id: str, stream: bool) -> None:
+        self.job_id, self.stream = job_id, stream
+        self.callers: list[str] = []
+        self.is_ending = False
+        """Whether it is too late to add a caller."""
+        self._broker = broker
+        self._jobs = jobs
+        self._frames: list[bytes] = []
+        self._reader = TokenReader()
+        self._sent: list[int] = []
+        """How many of the frames each caller has got."""
+        self._news = asyncio.Event()
+
+    def add(self, reply_to: str) -> None:
+        self.callers.append(reply_to)
+        self._sent.append(0)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Send what is there of the answer and what comes, then the result."""
+        finished = asyncio.create_task(self._jobs.wait(self.job_id))
+        reading = asyncio.create_task(self._read(finished))
+        reading.add_done_callback(lambda _: self._news.set())
+        try:
+            while not self.is_ending:
+                await self._news.wait()
+                self._news.clear()
+                self.is_ending = reading.done()
+                await self._send_frames()
+            await reading
+            result = await finished
+            self._complete(result)
+            await self._send_frames()
+            for reply_to in self.callers:
+                await self._send_result(result, reply_to)
+        except asyncio.CancelledError:
+            await self._refuse(
+                BrokerUnavailable("this gateway is shutting down; send the request again")
+            )
+            raise
+        except SluiceError as error:
+            log.warning("answer_not_sent", job_id=self.job_id, why=error.message)
+            await self._refuse(error)
+        finally:
+            self.is_ending = True
+            drop(reading, finished)
+
+    async def _read(self, finished: asyncio.Task[Result]) -> None:
+        if not self.stream:
+            await asyncio.wait((finished,))
+            return
+        async with aclosing(stored_events(self._broker, self.job_id, finished)) as events:
+            async for _, message in events:
+                if message.subject != subjects.token_events(self.job_id):
+                    continue
+                frame = decode_token_frame.read(message.data, message.subject)
+                if frame is not None:
+                    self._reader.add(frame)
+                    self._frames.append(message.data)
+                    self._news.set()
+
+    def _complete(self, result: Result) -> None:
+        """Add the text that is in the result and in no frame that was read: frames may be lost, or
+        stored after the result."""
+        if self.stream and isinstance(result, Completed):
+            for step in self._reader.finish(result.attempt, result.text):
+                if isinstance(step, Added):
+                    frame = TokenFrame(attempt=step.attempt, index=step.index, tokens=[step.text])
+                    self._frames.append(encode(frame))
+
+    async def _send_frames(self) -> None:
+        for number, reply_to in enumerate(self.callers):
+            # Moved on first: what is lost with the connection the result has all the same.
+            frames = self._frames[self._sent[number] :]
+            self._sent[number] += len(frames)
+            with suppress(*TRANSIENT):
+                for frame in frames:
+                    await send_reply(self._broker.nc, reply_to, frame)
+
+    async def _send_result(self, result: Result, reply_to: str) -> None:
+        while True:
+            try:
+                await send_result(self._broker, result, reply_to, self.stream)
+                return
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _refuse(self, error: SluiceError) -> None:
+        for reply_to in self.callers:
+            await _refuse(self._broker, reply_to, error)
+
+
+async def _refuse(broker: Broker, reply_to: str, error: SluiceError) -> None:
+    """In the form of the service's other errors (ADR-32)."""
+    why = f"{error.code}: {error.message}"
+    headers = {ERROR_HEADER: why, ERROR_CODE_HEADER: str(status_of(error))}
+    with suppress(*TRANSIENT):
+        await send_reply(broker.nc, reply_to, headers=headers)

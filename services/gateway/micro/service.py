@@ -1,0 +1,215 @@
+"""The NATS micro service `sluice` (ADR-32): the gateway for those who speak NATS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+import nats.errors
+import nats.micro
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.micro.request import Request, ServiceError
+
+from services.gateway.http.errors import status_of
+from services.gateway.http.request import decode_body
+from services.gateway.jobs.idempotency import Idempotency
+from services.gateway.jobs.jobs import Jobs
+from services.gateway.micro.replies import Answers
+from services.gateway.micro.requests import InFlight, Requests
+from services.gateway.state.fleet import Fleet
+from services.gateway.state.pending_job import Unfinished
+from services.gateway.state.result_listener import FinishedJobs
+from shared import __version__
+from shared.broker.connection import Broker
+from shared.errors import InvalidRequest, NotFinished, RequestTooLarge, SluiceError
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.messages import (
+    ConcurrencyRequest,
+    JobAccepted,
+    JobReference,
+    NatsSubmission,
+    encode,
+)
+
+DESCRIPTION = "LLM inference, one job at a time through each worker"
+
+LONGEST_DESCRIPTION = 1000
+"""Of an error: it is a header, which the client does not count against the server's limit, and it
+may name what was sent."""
+
+log = logger()
+
+Handler = Callable[[Request], Awaitable[Struct | None]]
+
+
+class NatsService:
+    """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        fleet: Fleet,
+        jobs: Jobs,
+        finished: FinishedJobs,
+        idempotency: Idempotency,
+    ) -> None:
+        self._broker = broker
+        self._fleet = fleet
+        self._jobs = jobs
+        self._idempotency = idempotency
+        self._answers = Answers(broker, fleet, jobs, finished)
+
+    @asynccontextmanager
+    async def running(self, stopping: asyncio.Event, drain_s: float) -> AsyncIterator[None]:
+        """Serve until ``stopping`` is set; what has arrived by then gets ``drain_s`` to be done."""
+        requests = Requests(self._broker.nc)
+        service = await nats.micro.add_service(
+            cast(Client, requests),
+            nats.micro.service.ServiceConfig(
+                name="sluice", version=__version__, description=DESCRIPTION
+            ),
+        )
+        handlers: dict[str, Handler] = {
+            "chat": self._chat,
+            "complete": self._complete,
+            "submit": self._submit,
+            "status": self._status,
+            "result": self._result,
+            "cancel": self._cancel,
+            "queue": self._queue,
+            "inferers": self._inferers,
+            "concurrency": self._concurrency,
+        }
+        for name, handler in handlers.items():
+            await service.add_endpoint(
+                name=name, subject=f"infer.{name}", handler=_answering(handler)
+            )
+        draining = asyncio.create_task(_drain_at(stopping, requests, drain_s), name="drain")
+        try:
+            yield
+        finally:
+            stopping.set()
+            await draining
+            await self._answers.stop()
+
+    async def _chat(self, request: Request) -> None:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.messages is None:
+            raise InvalidRequest("infer.chat takes `messages`; for a `prompt` use infer.complete")
+        await self._converse(request, submission)
+
+    async def _complete(self, request: Request) -> None:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.prompt is None:
+            raise InvalidRequest("infer.complete takes a `prompt`; for `messages` use infer.chat")
+        await self._converse(request, submission)
+
+    async def _converse(self, request: Request, submission: NatsSubmission) -> None:
+        reply_to = _reply_to(request)
+        ticket = await self._idempotency.submit(submission, _key(request), reply_to)
+        if ticket.repeated:
+            # The job in the queue names the inbox of who came first, and inferers know no other.
+            self._answers.send(ticket.id, reply_to, submission.stream)
+        else:
+            self._answers.watch(ticket, reply_to)
+
+    async def _submit(self, request: Request) -> JobAccepted:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.stream:
+            raise InvalidRequest("infer.submit does not stream; use infer.chat or infer.complete")
+        ticket = await self._idempotency.submit(submission, _key(request))
+        return JobAccepted.of(ticket.id, ticket.state)
+
+    async def _status(self, request: Request) -> Struct:
+        return await self._jobs.status(_job_id(request))
+
+    async def _result(self, request: Request) -> Struct:
+        job = await self._jobs.find(_job_id(request))
+        if isinstance(job, Unfinished):
+            raise NotFinished(f"the job {job.id} has no result yet: {job.status().state}")
+        return job
+
+    async def _cancel(self, request: Request) -> Struct:
+        return await self._jobs.cancel(_job_id(request))
+
+    async def _queue(self, request: Request) -> Struct:
+        return await self._jobs.queue()
+
+    async def _inferers(self, request: Request) -> Struct:
+        return await self._fleet.report()
+
+    async def _concurrency(self, request: Request) -> Struct:
+        return await self._fleet.set_concurrency(decode_body(request.data, ConcurrencyRequest))
+
+
+async def _drain_at(stopping: asyncio.Event, requests: Requests, patience_s: float) -> None:
+    await stopping.wait()
+    await requests.drain(patience_s)
+
+
+def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
+    """``handler`` with its answer sent, and its errors as service errors, which are counted.
+
+    Requests are handled side by side, and so many at once that no caller can exhaust the gateway.
+    """
+    in_flight = InFlight()
+
+    async def handle(request: Request) -> None:
+        try:
+            with in_flight.admitted(len(request.data)):
+                async with in_flight.turn:
+                    answer = await handler(request)
+                if answer is not None and request._msg.reply:
+                    await _respond(request, encode(answer))
+            return
+        except SluiceError as error:
+            description = f"{error.code}: {error.message}"[:LONGEST_DESCRIPTION]
+            refusal = ServiceError(str(status_of(error)), description)
+        except asyncio.CancelledError:
+            refusal = ServiceError(
+                "503",
+                "broker_unavailable: this gateway shuts down, and the broker has not answered in "
+                "time; the request may have been accepted all the same",
+            )
+        except Exception:
+            log.exception("nats_request_crashed", subject=request.subject)
+            refusal = ServiceError("500", "internal_error: see the gateway's log")
+        if request._msg.reply:
+            raise refusal
+        log.info("nats_request_refused", subject=request.subject, why=refusal.description)
+
+    return handle
+
+
+async def _respond(request: Request, answer: bytes) -> None:
+    """Raises: RequestTooLarge: no message of the broker holds the answer."""
+    try:
+        await request.respond(answer)
+    except nats.errors.MaxPayloadError:
+        raise RequestTooLarge(
+            f"the answer has {len(answer)} bytes, more than the broker takes in one message; "
+            "ask for it over HTTP"
+        ) from None
+
+
+def _key(request: Request) -> str | None:
+    return (request.headers or {}).get(subjects.HEADER_IDEMPOTENCY_KEY)
+
+
+def _reply_to(request: Request) -> str:
+    reply: str = request._msg.reply
+    if not reply:
+        raise InvalidRequest("the request has no reply subject for the result; use infer.submit")
+    return reply
+
+
+def _job_id(request: Request) -> str:
+    """The id in ``{"id": "…"}``, or bare, as a person types it."""
+    bare = request.data.decode("utf-8", "replace").strip()
+    if bare.startswith("{"):
+        return decode_body(request.data, JobReference).id
+    if not bare:
+        raise InvalidRequest('give the id of a job, bare or as {"id": "…"}')
+    return bare

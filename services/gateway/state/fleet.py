@@ -1,0 +1,236 @@
+"""Which models exist, which inferers live, and the limit that follows from it.
+
+Everything is read afresh from the broker every time, so any number of gateways may do it at once.
+"""
+
+import asyncio
+
+import msgspec
+from nats.aio.msg import Msg
+
+from shared.broker.connection import TRANSIENT, Broker
+from shared.broker.consumers import ModelConsumers, ensure_consumers, read_model, read_models
+from shared.broker.inferers import find_overlaps, read_inferers
+from shared.broker.topology import Topology
+from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
+from shared.logs import logger
+from shared.model_names import FORM, LONGEST_NAME, is_name, token_of
+from shared.timestamps import timestamp
+from shared.wire import subjects
+from shared.wire.messages import (
+    ConcurrencyChange,
+    ConcurrencyReport,
+    ConcurrencyRequest,
+    FleetReport,
+    InfererEntry,
+    ModelFacts,
+    SetConcurrency,
+    decode_concurrency_change,
+    decode_inferer_entry,
+    encode,
+)
+
+REFRESH_S = 2.0
+ORDER_TIMEOUT_S = 10.0
+"""How long an inferer may take to move into a larger context."""
+
+log = logger()
+
+
+class Fleet:
+    """The models and inferers as of the last look, at most a few seconds ago."""
+
+    def __init__(self, broker: Broker, topology: Topology, expected: list[str]) -> None:
+        """``expected`` are the models that this gateway is to serve before any inferer comes."""
+        self._broker = broker
+        self._topology = topology
+        self._expected = expected
+        self._changed = asyncio.Event()
+        self._refreshing = asyncio.Lock()
+        self.models: dict[str, ModelConsumers] = {}
+        self.inferers: dict[str, list[InfererEntry]] = {}
+        """Both by the model's token."""
+        broker.on_reconnect(self._changed.set)
+
+    async def watch(self) -> None:
+        """Hear of inferers that come and go."""
+        await self._broker.nc.subscribe(f"$KV.{subjects.INFERERS}.>", cb=self._hear)
+
+    async def change(self) -> None:
+        """Wait until an inferer has come or gone, a few seconds at most."""
+        try:
+            async with asyncio.timeout(REFRESH_S):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    async def refresh(self) -> None:
+        """Read entries and consumers, and let every consumer be as its inferers need it.
+
+        Raises:
+            BrokerUnavailable: no answer, or what should be there is not.
+        """
+        # One at a time here; and the entries after the limits, so that a limit that somebody has
+        # just raised is not compared with entries from before.
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        models = await read_models(self._broker)
+        live, some_died = await read_inferers(self._broker)
+        entries: dict[str, list[InfererEntry]] = {}
+        for one in live:
+            entries.setdefault(token_of(one.entry.model), []).append(one.entry)
+        for model in sorted(models.keys() | entries.keys()):
+            try:
+                await self._adjust(model, entries.get(model, []), models.get(model), some_died)
+            except TopologyError as error:
+                log.error("limit_not_set", model=model, error=error.message)
+        if entries.keys() - models.keys():
+            models = await read_models(self._broker)
+        self.models, self.inferers = models, entries
+
+    def runs(self, job_id: str) -> bool:
+        """Whether an inferer says that it runs the job, which the queue may have lost."""
+        entries = (entry for entries in self.inferers.values() for entry in entries)
+        return any(job.id == job_id for entry in entries for job in entry.jobs)
+
+    async def report(self) -> FleetReport:
+        """Every live inferer, read afresh, and with whom it shares CPUs to the harm of both.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        live, _ = await read_inferers(self._broker)
+        entries = [one.entry for one in live]
+        overlaps = find_overlaps(entries)
+        return FleetReport(
+            [msgspec.structs.replace(entry, overlaps=overlaps[entry.id]) for entry in entries],
+            at=timestamp(self._broker.now()),
+        )
+
+    async def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
+        """Tell inferers how many slots to have, and let the limits follow.
+
+        Raises:
+            UnknownInferer: none that is live fits.
+            BrokerUnavailable: no answer of the broker.
+        """
+        live, _ = await read_inferers(self._broker)
+        entries = [
+            one.entry
+            for one in live
+            if (wanted.model is None or token_of(wanted.model) == token_of(one.entry.model))
+            and wanted.inferer in (None, one.entry.id)
+        ]
+        if not entries:
+            asked = [f"inferer {wanted.inferer!r}"] if wanted.inferer else ["inferer"]
+            asked += [f"of the model {wanted.model!r}"] if wanted.model else []
+            known = ", ".join(f"{one.entry.id} of {one.entry.model}" for one in live)
+            raise UnknownInferer(
+                f"no {' '.join(asked)} is live; "
+                + (f"the live inferers are {known}" if known else "start one")
+            )
+        order = encode(SetConcurrency(wanted.concurrency))
+        changes = await asyncio.gather(*(self._order(entry, order) for entry in entries))
+        await self.refresh()
+        return ConcurrencyReport(list(changes))
+
+    async def _order(self, entry: InfererEntry, order: bytes) -> ConcurrencyChange:
+        try:
+            answer = await self._broker.nc.request(
+                subjects.control(entry.id), order, ORDER_TIMEOUT_S
+            )
+            change = decode_concurrency_change.read(answer.data, subjects.control(entry.id))
+            refused = "its answer cannot be read; see this gateway's log"
+        except TRANSIENT:
+            change, refused = None, "it does not answer; see: sluice doctor"
+        return change or ConcurrencyChange(
+            inferer=entry.id,
+            model=entry.model,
+            before=entry.slots,
+            concurrency=entry.slots,
+            refused=refused,
+        )
+
+    async def model(self, name: str) -> ModelConsumers:
+        """The model's consumers as they are now.
+
+        Raises:
+            UnknownModel: there are none.
+            BrokerUnavailable: no answer.
+        """
+        if not is_name(name):
+            raise UnknownModel(f"{name[:LONGEST_NAME]!r} is not a name of a model: give {FORM}")
+        model = await read_model(self._broker, name)
+        if model is None:
+            known = ", ".join(self._names()) or "none yet: start an inferer"
+            raise UnknownModel(f"no model {name!r} is served; known: {known}")
+        return model
+
+    async def choose(self, name: str | None) -> ModelConsumers:
+        """The model to use, as of the last look; ``name`` may be left out if only one is served.
+
+        Raises:
+            UnknownModel: no such model, or none at all.
+            InvalidRequest: several are served and none was named.
+            BrokerUnavailable: no answer.
+        """
+        if name is None:
+            name = self._only_model()
+        return self.models.get(token_of(name)) or await self.model(name)
+
+    def _only_model(self) -> str:
+        for candidates in (list(self.models), list(self.inferers), self._expected):
+            if len(candidates) == 1:
+                return candidates[0]
+        if not self.models:
+            raise UnknownModel("no model is served yet: start an inferer")
+        raise InvalidRequest(f"model: name one of {', '.join(self._names())}", "model")
+
+    def _names(self) -> list[str]:
+        return sorted(model.name for model in self.models.values())
+
+    async def _adjust(
+        self,
+        model: str,
+        inferers: list[InfererEntry],
+        held: ModelConsumers | None,
+        some_died: bool,
+    ) -> None:
+        """One job for each live slot, never below one; and what to remember of the model."""
+        limit = max(1, sum(inferer.slots for inferer in inferers))
+        if held is not None and some_died and _has_orphans(held, inferers):
+            # Until the dead one's job comes back it takes a place, which the living must not lack.
+            limit = max(limit, held.limit)
+        name, facts = (held.name, held.facts) if held else (model, None)
+        if inferers:
+            newest = max(inferers, key=lambda inferer: inferer.started_at)
+            name = newest.model
+            facts = ModelFacts(n_ctx=newest.n_ctx, chat=newest.chat, token_bytes=newest.token_bytes)
+        if held is not None and held.is_set(name, limit, facts):
+            return
+        await ensure_consumers(self._broker, self._topology.ack_wait_s, name, limit, facts)
+        log.info("limit_set", model=name, limit=limit, inferers=len(inferers))
+
+    async def _hear(self, message: Msg) -> None:
+        """Every refresh of every entry passes here: who comes, goes or changes its slots is looked
+        at at once, the rest is taken over as it is."""
+        inferer_id = subjects.last_token(message.subject)
+        entry = None
+        if message.data:
+            entry = decode_inferer_entry.read(message.data, message.subject)
+        for entries in self.inferers.values():
+            for number, known in enumerate(entries):
+                if known.id != inferer_id:
+                    continue
+                if entry is not None and (entry.model, entry.slots) == (known.model, known.slots):
+                    entries[number] = entry
+                    return
+        self._changed.set()
+
+
+def _has_orphans(held: ModelConsumers, inferers: list[InfererEntry]) -> bool:
+    """Whether a job is out that no live inferer speaks of."""
+    return held.in_flight > sum(len(inferer.jobs) for inferer in inferers)

@@ -1,0 +1,181 @@
+"""A job that has no result yet, as the queue and its events show it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from msgspec import UNSET
+
+from shared.broker.connection import Broker, StoredMessage
+from shared.model_names import name_of
+from shared.timestamps import parse_timestamp, timestamp
+from shared.wire import subjects
+from shared.wire.decoding import skip
+from shared.wire.messages import (
+    NO_METADATA,
+    Cancelled,
+    Expired,
+    InferenceRequest,
+    JobStatus,
+    Priority,
+    StateEvent,
+    StopCode,
+    decode_request,
+    decode_state_event,
+    priority_of,
+    stopped,
+)
+
+Get = Callable[..., Awaitable[StoredMessage | None]]
+
+OVERDUE = timedelta(seconds=15)
+"""A started job that is so long past its deadline has lost its inferer."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A job that waits, runs, or is to be tried again."""
+
+    id: str
+    model: str
+    priority: Priority
+    message: StoredMessage
+    request: InferenceRequest | None
+    """None when somebody put a message there by hand that is no request."""
+    deadline: datetime | None
+    last: StateEvent | None
+    scheduled: bool
+
+    def is_late(self, now: datetime) -> bool:
+        """Whether its deadline has passed; ``now`` is the broker's time, as the deadline is."""
+        if self.deadline is None:
+            return False
+        grace = OVERDUE if self._start else timedelta(0)
+        return now - grace > self.deadline
+
+    @property
+    def queued_at(self) -> str:
+        if self.request is not None and self.request.queued_at is not None:
+            return self.request.queued_at
+        return timestamp(parse_timestamp(self.message.time))
+
+    @property
+    def attempts(self) -> int:
+        if self.last is None:
+            return 0
+        return self.last.attempt - (self.last.state == "returned")
+
+    @property
+    def reply_to(self) -> str | None:
+        return self.message.headers.get(subjects.HEADER_REPLY_TO)
+
+    @property
+    def streams(self) -> bool:
+        return self.request is not None and self.request.stream
+
+    @property
+    def is_running(self) -> bool:
+        return self._start is not None
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether its last attempt failed and the next has not begun."""
+        return self.scheduled or (
+            self.last is not None and (self.last.state == "retrying" or self.last.code is not None)
+        )
+
+    def status(self) -> JobStatus:
+        return JobStatus(
+            id=self.id,
+            state="RETRY" if self.is_retried else "STARTED" if self.is_running else "PENDING",
+            model=self.model,
+            attempts=self.attempts,
+            inferer=self._start.inferer if self._start else None,
+            queued_at=self.queued_at,
+            started_at=self._start.at if self._start else None,
+            finished_at=None,
+            result=None,
+            error=None,
+            timings=None,
+            metadata=(self.request and self.request.metadata) or NO_METADATA,
+            priority=self.priority,
+            retry_of=(self.request and self.request.retry_of) or UNSET,
+        )
+
+    @property
+    def lateness(self) -> StopCode:
+        """What to call it that ``is_late``."""
+        return "timed_out" if self._start else "deadline_passed"
+
+    def stopped(self, code: StopCode, now: datetime) -> Cancelled | Expired:
+        """The result of a job that somebody or something stops now."""
+        return stopped(
+            code,
+            id=self.id,
+            model=self.model,
+            attempt=self.attempts,
+            queued_at=self.queued_at,
+            started_at=self._start.at if self._start else None,
+            finished_at=timestamp(now),
+            inferer=self._start.inferer if self._start else None,
+            owner=self.request.owner if self.request else None,
+            metadata=self.request.metadata if self.request else UNSET,
+            priority=self.priority,
+            retry_of=self.request.retry_of if self.request else None,
+        )
+
+    @property
+    def _start(self) -> StateEvent | None:
+        """How the attempt that runs began."""
+        last = self.last
+        return last if last is not None and last.state == "started" and not last.code else None
+
+
+async def find_unfinished(
+    broker: Broker, job_id: str, *, from_leader: bool = False
+) -> Unfinished | None:
+    """The job as it waits or runs; None when the queue does not hold it. A replica may not hold
+    it yet.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    get = broker.leader_get if from_leader else broker.direct_get
+    message, last = await asyncio.gather(
+        _find_message(get, job_id),
+        get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
+    )
+    if message is None:
+        return None
+    _, kind, token, job_class, _ = message.subject.split(".")
+    # Its inferer says what is wrong with a request that cannot be read.
+    request, deadline = decode_request.read(message.data, message.subject), None
+    try:
+        if (text := message.headers.get(subjects.HEADER_DEADLINE)) is not None:
+            deadline = parse_timestamp(text)
+    except ValueError as error:
+        skip("deadline", message.subject, error)
+        request = None
+    last_event = None if last is None else decode_state_event.read(last.data, last.subject)
+    return Unfinished(
+        id=job_id,
+        model=name_of(token, request.model if request else None),
+        priority=priority_of(job_class),
+        message=message,
+        request=request,
+        deadline=deadline,
+        last=last_event,
+        scheduled=kind == "schedule",
+    )
+
+
+async def _find_message(get: Get, job_id: str) -> StoredMessage | None:
+    """The request on the queue, or in its schedule. In this order, and the queue once more: it
+    goes from the one to the other before it leaves the first, and back in one step."""
+    queue, schedule = subjects.request_of(job_id), subjects.schedule_of(job_id)
+    for place in (queue, schedule, queue):
+        message = await get(subjects.REQUESTS, last_by_subj=place)
+        if message is not None:
+            return message
+    return None

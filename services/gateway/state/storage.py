@@ -1,0 +1,117 @@
+"""The broker's storage: results need room too, so jobs are refused before it is full."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from shared.broker.connection import Broker
+from shared.broker.storage import SHORT_SHARE, StorageUse, read_storage, read_write_errors
+from shared.errors import StorageShort
+from shared.logs import logger
+
+GATEWAYS = 4
+"""How many may be about to store as much as this one without the broker running full: what they
+publish at the same moment is in nobody's figures."""
+
+OVERHEAD_BYTES = 512
+"""Of a stored message: its subject, its headers and the broker's own."""
+
+log = logger()
+
+
+class Storage:
+    """Whether there is room for more jobs, as of the last look, at most a few seconds ago, and of
+    what this gateway has published since."""
+
+    def __init__(self, broker: Broker, replicas: int) -> None:
+        self._broker = broker
+        self._replicas = replicas
+        self._use = StorageUse(0, None)
+        self._write_errors: dict[str, str] = {}
+        # Bytes that this gateway has begun to publish, that it is done with, and of those what was
+        # done before the last look.
+        self._begun = 0
+        self._done = 0
+        self._seen = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def look(self) -> None:
+        """Raises: BrokerUnavailable: no answer."""
+        before = self._state
+        await self._read_use()
+        self._write_errors = await read_write_errors(self._broker, self._replicas)
+        if self._state != before:
+            log.warning(
+                self._state,
+                used=self._use.used,
+                limit=self._use.limit,
+                write_errors=self._write_errors,
+            )
+
+    def require_writable(self) -> None:
+        """Raises: StorageShort: nothing can be stored any more, not even a result."""
+        for stream, error in self._write_errors.items():
+            raise StorageShort(
+                f"the broker cannot write {stream} ({error}); free space on its disk, then restart "
+                "nats-server: see sluice doctor"
+            )
+
+    def require_room(self) -> None:
+        """Raises: StorageShort: too much of the storage is used to take another job on."""
+        self.require_writable()
+        if self._use.is_short:
+            raise StorageShort(
+                f"the broker's storage is {self._use.share:.0%} full; new jobs are refused "
+                f"above {SHORT_SHARE:.0%}"
+            )
+
+    @asynccontextmanager
+    async def reserved(self, size: int) -> AsyncIterator[None]:
+        """Room for a job of ``size`` bytes, which the block publishes. Where it gets close, one
+        after another, each after a look of its own.
+
+        Raises:
+            StorageShort: there is none.
+            BrokerUnavailable: no answer.
+        """
+        size = (size + OVERHEAD_BYTES) * self._replicas
+        if self._fits(GATEWAYS * (self._unseen + size)):
+            with self._counted(size):
+                yield
+            return
+        async with self._one_at_a_time:
+            await self._read_use()
+            if not self._fits(self._unseen + size):
+                raise StorageShort(
+                    f"the broker's storage is {self._use.share:.0%} full and has no room for this "
+                    f"request below {SHORT_SHARE:.0%}; send a smaller one, or try again"
+                )
+            with self._counted(size):
+                yield
+
+    async def _read_use(self) -> None:
+        done = self._done
+        self._use = await read_storage(self._broker)
+        self._seen = done
+
+    @contextmanager
+    def _counted(self, size: int) -> Iterator[None]:
+        self._begun += size
+        try:
+            yield
+        finally:
+            self._done += size
+
+    @property
+    def _unseen(self) -> int:
+        """Bytes that may not be in the broker's figures yet."""
+        return self._begun - self._seen
+
+    def _fits(self, size: int) -> bool:
+        return not StorageUse(self._use.used + size, self._use.limit).is_short
+
+    @property
+    def _state(self) -> str:
+        if self._write_errors:
+            return "storage_unwritable"
+        return "storage_short" if self._use.is_short else "storage_sufficient"

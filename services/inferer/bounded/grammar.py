@@ -1,0 +1,138 @@
+"""From ``response_format`` to what tokens may come next, by llguidance (decision 19).
+
+Everything here is bounded: what a schema takes too much work for is an error of that job.
+"""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import llama_cpp
+import llguidance
+import numpy
+from numpy.typing import NDArray
+
+from services.inferer.bounded.schema_compiler import compiled, reason
+from services.inferer.bounded.schema_trials import SchemaTrials
+from shared.errors import InvalidRequest
+from shared.wire.messages import JsonObject, JsonSchema, ResponseFormat
+
+if TYPE_CHECKING:
+    from services.inferer.engine.model import Model
+
+Tokens = NDArray[numpy.int64]
+
+PARAM = "response_format"
+
+
+class Grammar:
+    """One answer's grammar, and where in it the answer is."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: "Vocabulary") -> None:
+        self._matcher = matcher
+        self._size, self._end = vocabulary.size, vocabulary.ends[0]
+        self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
+
+    def allowed(self) -> Tokens:
+        """The tokens that may come next.
+
+        Raises:
+            InvalidRequest: there is none, or finding them takes too much work.
+        """
+        if self._matcher.is_stopped() and not self._matcher.is_error():
+            return numpy.array([self._end])
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._check()
+        bits = numpy.unpackbits(self._mask.view(numpy.uint8), bitorder="little", count=self._size)
+        tokens = numpy.flatnonzero(bits)
+        if not tokens.size:
+            raise InvalidRequest("the schema leaves the model nothing to write", PARAM)
+        return tokens
+
+    def accept(self, token: int) -> None:
+        """Go on behind ``token``, one of those allowed.
+
+        Raises:
+            InvalidRequest: this takes too much work.
+        """
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+            self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InvalidRequest(f"this schema cannot be followed: {reason(self._matcher)}", PARAM)
+
+
+class Vocabulary:
+    """A model's tokens as llguidance wants them; made once, as it takes some tenths of a second."""
+
+    def __init__(self, model: "Model") -> None:
+        self._model = model
+        self.size = int(llama_cpp.llama_vocab_n_tokens(model.vocab))
+        self.ends: list[int] = []
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._lock = threading.Lock()
+        self._trials = SchemaTrials()
+
+    def close(self) -> None:
+        self._trials.close()
+
+    def grammar(
+        self, response_format: ResponseFormat | None, cancelled: threading.Event | None = None
+    ) -> Grammar | None:
+        """What an answer of this format follows; None where it may be anything.
+
+        Raises:
+            InvalidRequest: the schema contradicts itself, says what cannot be followed, or is too
+                large.
+            Cancelled: ``cancelled`` was set meanwhile.
+        """
+        if not isinstance(response_format, JsonSchema | JsonObject):
+            return None
+        schema: dict[str, Any] = {"type": "object"}
+        why = None
+        try:
+            if isinstance(response_format, JsonSchema):
+                schema = response_format.json_schema.schema
+                why = self._trials.why_not(schema, cancelled)
+            if why is not None:
+                raise InvalidRequest(f"this schema cannot be followed: {why}", PARAM)
+            matcher = compiled(schema, self._get_tokenizer())
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"this schema cannot be followed: {error}", PARAM) from error
+        if matcher.is_error():
+            raise InvalidRequest(f"this schema cannot be followed: {reason(matcher)}", PARAM)
+        return Grammar(matcher, self)
+
+    def _get_tokenizer(self) -> llguidance.LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                vocab = self._model.vocab
+                tokens = range(self.size)
+                self.ends = [t for t in tokens if llama_cpp.llama_vocab_is_eog(vocab, t)]
+                if not self.ends:
+                    raise InvalidRequest("this model has no token that ends an answer", PARAM)
+                self._tokenizer = llguidance.LLTokenizer(
+                    llguidance.TokenizerWrapper(_Tokens(self._model, self.size, self.ends)),
+                    n_vocab=self.size,
+                    eos_token=self.ends,
+                )
+            return self._tokenizer
+
+
+class _Tokens:
+    """What `llguidance.TokenizerWrapper` asks of a tokenizer."""
+
+    def __init__(self, model: "Model", size: int, ends: list[int]) -> None:
+        self._model = model
+        self.eos_token_id = ends[0]
+        self.bos_token_id = None
+        pieces = [model.read_piece(token) for token in range(size)]
+        self.special_token_ids = [token for token, piece in enumerate(pieces) if not piece]
+        # Names that no text has: a token without text must not be taken for one with it.
+        self.tokens = [piece or b"\xff<|%d|>" % token for token, piece in enumerate(pieces)]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        return self._model.tokenize(text, add_special=False)

@@ -1,0 +1,126 @@
+"""llama.cpp's context: room for what the sequences under way have been told and have said."""
+
+import ctypes
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import llama_cpp
+
+from services.inferer.engine.memory import available_bytes, dry_run
+from services.inferer.engine.model import Model
+from shared.errors import ModelError, OutOfMemory
+
+SET, NOT_SET = b"\x01", b"\x00"
+
+GIB = 1024**3
+
+# llama.cpp asks this function between any two operations whether to give up. `strlen` of a
+# buffer whose first byte is the flag answers just that, without the interpreter's lock: a
+# Python function here would take the lock a thousand times a token.
+_flag_is_set = llama_cpp.ggml_abort_callback(
+    ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+)
+
+
+class Context:
+    """For ``slots`` sequences of ``n_ctx`` tokens. Native memory: close it."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        n_ctx: int,
+        n_batch: int,
+        threads: int,
+        abort_flag: ctypes.Array[ctypes.c_char],
+    ) -> None:
+        """``abort_flag`` has two bytes; while the first is set, decoding gives up.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
+        _require_memory(model, slots, n_ctx, n_batch)
+        parameters = _parameters(model.has_original_context, slots, n_ctx, n_batch, threads)
+        parameters.abort_callback = _flag_is_set
+        parameters.abort_callback_data = ctypes.addressof(abort_flag)
+        self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
+        if not self.handle:
+            raise OutOfMemory(
+                f"no memory for {slots} contexts of {n_ctx} tokens; lower INFERER_N_CTX"
+            )
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+
+    def remove(self, slot: int, position: int) -> bool:
+        """Forget what the sequence in ``slot`` has from ``position`` on; -1 means all.
+
+        False where llama.cpp cannot: a recurrent memory forgets all or nothing.
+        """
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1))
+
+    def take_over(self, other: "Context", slots: Iterable[int]) -> None:
+        """Copy what the sequences in ``slots`` have in ``other``.
+
+        Raises:
+            ModelError: llama.cpp cannot.
+        """
+        for slot in slots:
+            size = llama_cpp.llama_state_seq_get_size(other.handle, slot)
+            state = (ctypes.c_uint8 * size)()
+            llama_cpp.llama_state_seq_get_data(other.handle, state, size, slot)
+            if not llama_cpp.llama_state_seq_set_data(self.handle, state, size, slot):
+                raise ModelError(
+                    "llama.cpp cannot move this model's running jobs to a larger context; ask "
+                    "again when no job runs"
+                )
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self.handle)
+
+
+def _parameters(
+    has_original_context: bool, slots: int, n_ctx: int, n_batch: int, threads: int
+) -> llama_cpp.llama_context_params:
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = n_ctx * slots
+    parameters.n_batch = parameters.n_ubatch = n_batch
+    parameters.n_seq_max = slots
+    # Room that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
+    # by the size of the whole: with two slots the same seed would give another text than with
+    # one, so there each sequence has room of its own.
+    parameters.kv_unified = not has_original_context
+    parameters.n_threads = parameters.n_threads_batch = threads
+    return parameters
+
+
+def _require_memory(model: Model, slots: int, n_ctx: int, n_batch: int) -> None:
+    """Refuse what would not fit: the kernel promises more than it has, and would end the process
+    when llama.cpp fills it.
+
+    Raises:
+        OutOfMemory.
+    """
+    if model.gpu_layers:
+        return  # most of it is the GPU's
+    wanted, available = _wanted_bytes(model, slots, n_ctx, n_batch), available_bytes()
+    if wanted > available:
+        raise OutOfMemory(
+            f"no memory for {slots} contexts of {n_ctx} tokens: they take {wanted / GIB:.1f} GiB, "
+            f"{available / GIB:.1f} GiB are there; lower INFERER_N_CTX"
+        )
+
+
+def _wanted_bytes(model: Model, slots: int, n_ctx: int, n_batch: int) -> int:
+    one, two = _sizes(model.path, model.has_original_context, n_ctx, n_batch)
+    return one + (slots - 1) * (two - one)
+
+
+@lru_cache
+def _sizes(path: Path, has_original_context: bool, n_ctx: int, n_batch: int) -> tuple[int, int]:
+    """The bytes that a context takes with one slot, and with two; each further one takes as much
+    again as the second."""
+    one, two = dry_run(
+        path, [_parameters(has_original_context, slots, n_ctx, n_batch, 1) for slots in (1, 2)]
+    )
+    return one, two

@@ -1,0 +1,255 @@
+"""One GGUF model in llama.cpp: loading, tokens to bytes, text to tokens, chat to prompt."""
+
+import ctypes
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import llama_cpp
+
+from services.inferer.bounded.chat_template import ChatTemplate
+from services.inferer.bounded.grammar import Vocabulary
+from services.inferer.engine.library import load_backends
+from shared.errors import InvalidRequest, ModelError, PromptTooLong
+from shared.logs import logger
+from shared.wire.messages import ChatMessage
+
+LARGEST_DEFAULT_CONTEXT = 4096
+ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
+PIECE_BYTES = 256
+LONGEST_TEXT = 1_000_000
+"""Characters. Tokenizing that many took 305 MiB of stack and 480 MiB in all, where they were all of
+a kind."""
+LEVEL_ERROR = 4
+NO_POOLING = ("", "0", "-1")
+"""A GGUF's ``pooling_type`` where the model writes text: missing, none, unspecified."""
+LOSSLESS_VOCABULARIES = (
+    llama_cpp.LLAMA_VOCAB_TYPE_SPM,
+    llama_cpp.LLAMA_VOCAB_TYPE_BPE,
+)
+
+log = logger()
+_errors: deque[str] = deque(maxlen=8)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_llama(level: int, text: bytes, _data: object) -> None:
+    """Keep llama.cpp's error lines for the exceptions that speak of them; drop the chatter."""
+    line = text.decode("utf-8", "replace").strip()
+    if level == LEVEL_ERROR and line:
+        _errors.append(line)
+
+
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """What llama.cpp logs during the block, of whatever level, in place of what is kept else."""
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def add(_level: int, text: bytes, _data: object) -> None:
+        lines.append(text.decode("utf-8", "replace").strip())
+
+    llama_cpp.llama_log_set(add, None)
+    try:
+        yield lines
+    finally:
+        llama_cpp.llama_log_set(_log_llama, None)
+
+
+class Model:
+    """A loaded model. Its methods may be called from any thread; none of them runs inference."""
+
+    def __init__(
+        self, path: Path, gpu_layers: int, *, extra_buffers: bool = True, chat: bool = True
+    ) -> None:
+        """Load the file at ``path``; ``gpu_layers`` of -1 means all, where a GPU can take them.
+
+        Without ``extra_buffers`` llama.cpp leaves the weights as they are in the file, and uses
+        neither AMX nor what else wants them rearranged. Without ``chat`` its template is not
+        looked at, which takes a process of its own.
+
+        Raises:
+            ModelError: llama.cpp cannot load it, or it does not generate text.
+        """
+        llama_cpp.llama_log_set(_log_llama, None)
+        load_backends()
+        llama_cpp.llama_backend_init()
+        started = time.perf_counter()
+        parameters = llama_cpp.llama_model_default_params()
+        self.gpu_layers = _gpu_layers(gpu_layers)
+        parameters.n_gpu_layers = self.gpu_layers
+        parameters.use_extra_bufts = extra_buffers
+        _errors.clear()
+        self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
+        if not self.handle:
+            why = _errors[0] if _errors else "no reason given"
+            raise ModelError(f"llama.cpp cannot load the model {path}: {why}")
+        if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
+            self.handle
+        ):
+            raise ModelError(f"the model {path} is not a decoder-only text generator")
+        self.path = path
+        self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self._require_text_generator()
+        self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
+        self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
+        self._template = self._chat_template() if chat else None
+        self.vocabulary = Vocabulary(self)
+        self._pieces: dict[int, bytes | None] = {}
+        self.load_ms = (time.perf_counter() - started) * 1000
+
+    def close(self) -> None:
+        if self._template is not None:
+            self._template.close()
+        self.vocabulary.close()
+        llama_cpp.llama_model_free(self.handle)
+
+    def _require_text_generator(self) -> None:
+        """Raises: ModelError."""
+        if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError(
+                f"the model {self.path} has no tokenizer; convert it again, together with the "
+                "tokenizer's files"
+            )
+        architecture = self._metadata("general.architecture")
+        if self._metadata(f"{architecture}.attention.causal") == "false":
+            raise ModelError(
+                f"the model {self.path} does not write text from left to right (embedding and "
+                "diffusion models do not); choose one that does"
+            )
+        if self._metadata(f"{architecture}.pooling_type") not in NO_POOLING:
+            raise ModelError(
+                f"the model {self.path} makes embeddings or ranks texts, it does not write any; "
+                "choose one that does"
+            )
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether part of its memory cannot be rewound: Mamba, RWKV, hybrids such as LFM2."""
+        return bool(
+            llama_cpp.llama_model_is_recurrent(self.handle)
+            or llama_cpp.llama_model_is_hybrid(self.handle)
+        )
+
+    @property
+    def has_original_context(self) -> bool:
+        """Whether it computes differently beyond the context that it was first trained for."""
+        return bool(self._metadata(f"{self._metadata('general.architecture')}.{ORIGINAL_CONTEXT}"))
+
+    def _metadata(self, key: str) -> str:
+        """A field of the GGUF as text; empty where it is missing."""
+        buffer = ctypes.create_string_buffer(128)
+        length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+    def longest_token_bytes(self) -> int:
+        """The length of the longest token; 0 for tokenizers that may drop part of a text."""
+        if llama_cpp.llama_vocab_type(self.vocab) not in LOSSLESS_VOCABULARIES:
+            return 0
+        return max(
+            len(llama_cpp.llama_vocab_get_text(self.vocab, token) or b"")
+            for token in range(self.vocabulary.size)
+        )
+
+    def context_size(self, wanted: int) -> int:
+        """Tokens of context for one job; 0 means what the model was trained for, 4096 at most."""
+        return wanted or min(self.trained_context, LARGEST_DEFAULT_CONTEXT)
+
+    def piece(self, token: int) -> bytes | None:
+        """The bytes that ``token`` adds to a text, none for control tokens; None if it ends it."""
+        try:
+            return self._pieces[token]
+        except KeyError:
+            ends = llama_cpp.llama_vocab_is_eog(self.vocab, token)
+            piece = self._pieces[token] = None if ends else self.read_piece(token)
+            return piece
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Tokens of ``text``, in which the model's special tokens may be written out.
+
+        ``add_special`` adds what the model wants at the beginning, unless it is there.
+
+        Raises:
+            PromptTooLong: it has more than `LONGEST_TEXT` characters.
+        """
+        if len(text) > LONGEST_TEXT:
+            raise PromptTooLong(
+                f"the prompt has {len(text)} characters, more than {LONGEST_TEXT}; send less"
+            )
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(
+            self.vocab, data, len(data), tokens, room, add_special, True
+        )
+        if count < 0:
+            raise ModelError("llama.cpp cannot tokenize the prompt")
+        return list(tokens[:count])
+
+    def chat_prompt(
+        self, messages: list[ChatMessage], cancelled: threading.Event | None = None
+    ) -> tuple[str, bool]:
+        """The prompt that the model's own template makes of a conversation, and whether it lacks
+        what the model wants at the beginning. Takes up to `RENDER_S`, until ``cancelled``.
+
+        Raises:
+            InvalidRequest: the model has no template, or its template refuses the conversation.
+            Cancelled: ``cancelled`` was set meanwhile.
+        """
+        if self._template is None:
+            raise InvalidRequest(
+                "this model has no chat template in its GGUF; send `prompt` instead of `messages`",
+                "messages",
+            )
+        conversation = [
+            {"role": message.role, "content": message.text}
+            | ({"name": message.name} if message.name else {})
+            for message in messages
+        ]
+        prompt = self._template.render(conversation, cancelled or threading.Event())
+        begins = self._bos_token != "" and prompt.startswith(self._bos_token)
+        return prompt, not begins
+
+    def _chat_template(self) -> ChatTemplate | None:
+        template = llama_cpp.llama_model_chat_template(self.handle, None)
+        if not template:
+            return None
+        try:
+            return ChatTemplate(
+                template.decode("utf-8"),
+                self._bos_token,
+                self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
+            )
+        except (OSError, ValueError) as error:
+            log.warning("chat_template_unusable", error=str(error))
+            return None
+
+    def _text_of(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text: bytes = llama_cpp.llama_vocab_get_text(self.vocab, token)
+        return text.decode("utf-8", "replace")
+
+    def read_piece(self, token: int, room: int = PIECE_BYTES) -> bytes:
+        """The bytes of ``token``'s text, none for control tokens."""
+        buffer = ctypes.create_string_buffer(room)
+        length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, room, 0, False)
+        return self.read_piece(token, -length) if length < 0 else buffer.raw[:length]
+
+
+def _gpu_layers(wanted: int) -> int:
+    if not llama_cpp.llama_supports_gpu_offload():
+        return 0
+    return 999 if wanted < 0 else wanted
+
+
+def last_error() -> str:
+    """What llama.cpp last complained of."""
+    return _errors[-1] if _errors else "no reason given"

@@ -1,0 +1,123 @@
+"""A native sampler chain for each job, in the order llama.cpp's own tools use."""
+
+import ctypes
+import threading
+from collections.abc import Sequence
+
+import llama_cpp
+import numpy
+
+from services.inferer.bounded.grammar import Tokens
+from services.inferer.engine.model import Model
+from shared.wire.messages import Sampling
+
+PENALTY_WINDOW = 64
+"""The last tokens that penalties look at."""
+
+TOKEN_DATA = numpy.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])
+"""``llama_token_data``, as llama.h has it."""
+
+RANDOM_SEED = 0xFFFFFFFF
+"""llama.cpp takes this seed as a wish for a random one, which would not repeat."""
+
+
+class Sampler:
+    """One job's chain. Native memory: close it."""
+
+    def __init__(
+        self,
+        model: Model,
+        options: Sampling,
+        seed: int,
+        prompt: Sequence[int],
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        """Build the chain; ``seed`` makes it repeatable, ``prompt`` counts for the penalties.
+
+        Raises:
+            InvalidRequest: the schema of ``response_format`` cannot be followed.
+            Cancelled: ``cancelled`` was set before it was compiled.
+        """
+        self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
+        self._candidates = _Candidates(model.vocabulary.size)
+        self._chain = llama_cpp.llama_sampler_chain_init(
+            llama_cpp.llama_sampler_chain_default_params()
+        )
+        try:
+            self._build(model, options, seed, prompt)
+        except BaseException:
+            self.close()
+            raise
+
+    def sample(self, context: object, row: int) -> int:
+        """Choose the next token from the logits of ``row`` in the batch, and remember it.
+
+        Raises:
+            InvalidRequest: the schema allows no token at all, or takes too much work to follow.
+        """
+        if self._grammar is None:
+            return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
+        allowed = self._grammar.allowed()
+        token = self._candidates.choose(self._chain, context, row, allowed)
+        llama_cpp.llama_sampler_accept(self._chain, token)
+        self._grammar.accept(token)
+        return token
+
+    def close(self) -> None:
+        llama_cpp.llama_sampler_free(self._chain)
+
+    def _build(self, model: Model, options: Sampling, seed: int, prompt: Sequence[int]) -> None:
+        if (
+            options.repeat_penalty != 1
+            or options.presence_penalty != 0
+            or options.frequency_penalty != 0
+        ):
+            penalties = llama_cpp.llama_sampler_init_penalties(
+                llama_cpp.llama_vocab_n_tokens(model.vocab),
+                PENALTY_WINDOW,
+                options.repeat_penalty,
+                options.frequency_penalty,
+                options.presence_penalty,
+            )
+            for token in prompt[-PENALTY_WINDOW:]:
+                llama_cpp.llama_sampler_accept(penalties, token)
+            self._add(penalties)
+        if options.temperature == 0:
+            self._add(llama_cpp.llama_sampler_init_greedy())
+            return
+        if options.top_k > 0:
+            self._add(llama_cpp.llama_sampler_init_top_k(options.top_k))
+        if options.top_p < 1:
+            self._add(llama_cpp.llama_sampler_init_top_p(options.top_p, 1))
+        if options.min_p > 0:
+            self._add(llama_cpp.llama_sampler_init_min_p(options.min_p, 1))
+        self._add(llama_cpp.llama_sampler_init_temp(options.temperature))
+        self._add(llama_cpp.llama_sampler_init_dist(native_seed(seed)))
+
+    def _add(self, sampler: object) -> None:
+        llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+
+
+class _Candidates:
+    """The tokens that a grammar allows, with their logits."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self._size = vocabulary_size
+        self._array = llama_cpp.llama_token_data_array()
+
+    def choose(self, chain: object, context: object, row: int, allowed: "Tokens") -> int:
+        logits = llama_cpp.llama_get_logits_ith(context, row)
+        tokens = numpy.zeros(allowed.size, dtype=TOKEN_DATA)
+        tokens["id"] = allowed
+        tokens["logit"] = numpy.ctypeslib.as_array(logits, shape=(self._size,))[allowed]
+        array = self._array
+        array.data = tokens.ctypes.data_as(llama_cpp.llama_token_data_p)
+        array.size, array.selected, array.sorted = tokens.size, -1, False
+        llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+
+def native_seed(seed: int) -> int:
+    """Any integer as one that llama.cpp takes at its word."""
+    seed &= 0xFFFFFFFF
+    return seed - 1 if seed == RANDOM_SEED else seed

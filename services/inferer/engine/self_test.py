@@ -1,0 +1,116 @@
+"""``python -m services.inferer.engine.self_test``: whether llama.cpp can compute here.
+
+Reads ``INFERER_*`` as the inferer does, loads the same model and runs all kernels that jobs will
+need: those for one token, a few and many, in a context of the same size. A library that was
+compiled for another CPU, or wrongly, ends this process by a signal and not the inferer; `fitness`
+reads how it ended.
+"""
+
+import os
+import queue
+import signal
+import sys
+import time
+
+from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
+from services.inferer.settings import InfererSettings
+from shared.config import load
+from shared.cpus import usable_cpus
+from shared.errors import SluiceError
+from shared.logs import configure_logs
+from shared.model_files import locate
+from shared.process.lifecycle import EXIT_CONFIGURATION
+from shared.wire.messages import Sampling
+
+WITHOUT_EXTRA_BUFFERS = "--without-extra-buffers"
+LOADED = "loaded"
+"""Printed when the model is loaded."""
+
+FEW_TOKENS = 8
+ALL_KERNELS = 72
+"""Larger batches only do more of the same: the widest of llama.cpp's kernels takes 64 tokens. A few
+more are a remainder."""
+ENOUGH_S = 5.0
+"""What takes longer is given up: it is slow, but it computes."""
+SHORTEST_LIMIT_S = 10.0
+
+
+def main() -> int:
+    configure_logs("inferer", stream=sys.stderr)  # stdout is for `fitness`
+    try:
+        settings = load(InfererSettings, "INFERER")
+        model = Model(
+            locate(settings.model),
+            settings.gpu_layers,
+            extra_buffers=WITHOUT_EXTRA_BUFFERS not in sys.argv,
+            chat=False,
+        )
+        print(LOADED, flush=True)
+        # What hangs is ended by SIGALRM, whether it is in llama.cpp or not.
+        signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, SHORTEST_LIMIT_S))
+        engine = Engine(
+            model,
+            slots=settings.concurrency,
+            n_ctx=model.context_size(settings.n_ctx),
+            n_batch=settings.n_batch,
+            threads=settings.threads or usable_cpus(),
+        )
+        _compute(engine, settings.n_batch)
+    except SluiceError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIGURATION
+    # The memory is the kernel's to take back; freeing it here would take time.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _compute(engine: Engine, n_batch: int) -> None:
+    """One token, a few in every slot, and a large batch, each by itself.
+
+    Raises: SluiceError."""
+    enough = time.monotonic() + ENOUGH_S
+    for lengths in ([1], [FEW_TOKENS] * engine.slots, [min(n_batch, ALL_KERNELS)]):
+        if not _decode(engine, lengths, enough):
+            break
+
+
+def _decode(engine: Engine, lengths: list[int], enough: float) -> bool:
+    """Prompts of ``lengths`` tokens at once; False if ``enough`` came before the end of them.
+
+    Raises: SluiceError."""
+    ended: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
+    sequences = [_sequence(engine, min(length, engine.n_ctx - 1), ended) for length in lengths]
+    for sequence in sequences:
+        engine.submit(sequence)
+    in_time = True
+    for _ in sequences:
+        try:
+            outcome = ended.get(timeout=max(0, enough - time.monotonic()) if in_time else None)
+        except queue.Empty:
+            in_time = False
+            for sequence in sequences:
+                engine.abort(sequence)
+            outcome = ended.get()
+        if isinstance(outcome, Exception) and not isinstance(outcome, Aborted):
+            raise outcome
+    return in_time
+
+
+def _sequence(
+    engine: Engine, length: int, ended: "queue.SimpleQueue[Generation | Exception]"
+) -> Sequence:
+    """One of ``length`` tokens, whatever they mean, after which one is sampled."""
+    prompt = [token % engine.model.vocabulary.size for token in range(max(1, length))]
+    return Sequence(
+        prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
+        max_tokens=1,
+        stop=[],
+        on_text=lambda _: None,
+        on_end=ended.put,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

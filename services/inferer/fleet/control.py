@@ -1,0 +1,52 @@
+"""What an inferer can be told while it runs: how many slots to have."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from nats.aio.msg import Msg
+
+from services.inferer.worker.worker import Worker
+from shared.broker.connection import Broker
+from shared.errors import SluiceError
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.decoding import Unreadable
+from shared.wire.messages import ConcurrencyChange, decode_concurrency, encode
+from shared.wire.replies import send_reply
+
+log = logger()
+
+
+@asynccontextmanager
+async def controlled(
+    broker: Broker, inferer_id: str, worker: Worker, tell: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Take orders during the block; ``tell`` says at once what has changed."""
+
+    async def hear(message: Msg) -> None:
+        before = worker.slots
+        refused = None
+        try:
+            await worker.set_slots(decode_concurrency(message.data).concurrency)
+        except SluiceError as error:
+            refused = error.message
+        except Unreadable as error:
+            refused = str(error)
+        change = ConcurrencyChange(
+            inferer=inferer_id,
+            model=worker.model,
+            before=before,
+            concurrency=worker.slots,
+            refused=refused,
+        )
+        if refused is None:
+            await tell()
+        log.info("concurrency_set", before=before, concurrency=worker.slots, refused=refused)
+        if message.reply:
+            await send_reply(broker.nc, message.reply, encode(change))
+
+    orders = await broker.nc.subscribe(subjects.control(inferer_id), cb=hear)
+    try:
+        yield
+    finally:
+        await orders.unsubscribe()

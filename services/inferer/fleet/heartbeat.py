@@ -1,0 +1,78 @@
+"""An inferer's entry in the bucket `INFERERS`: how gateways learn of it and of its model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from shared.background import keep_running
+from shared.broker.connection import RETRY_DELAY_S, Broker
+from shared.errors import BrokerUnavailable
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.messages import InfererEntry, encode
+
+REFRESH_S = 1.0
+
+log = logger()
+
+
+@asynccontextmanager
+async def presence(
+    broker: Broker, describe: Callable[[], InfererEntry]
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Keep the entry that ``describe`` returns alive during the block, remove it at its end.
+
+    Enters once the entry is stored, which is when gateways can know of this inferer. Gives a
+    function that stores it anew at once.
+    """
+    entry = _Entry(broker, subjects.inferer(describe().id))
+    while not await entry.put(describe()):
+        await asyncio.sleep(RETRY_DELAY_S)
+
+    async def tell() -> None:
+        await entry.put(describe())
+
+    async def refresh() -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            await tell()
+
+    refreshing = keep_running(refresh, "refresh the entry")
+    try:
+        yield tell
+    finally:
+        refreshing.cancel()
+        await entry.remove()
+
+
+class _Entry:
+    def __init__(self, broker: Broker, subject: str) -> None:
+        self._broker = broker
+        self._subject = subject
+        self._is_told = False
+        """Whether the log says that it cannot be stored."""
+
+    async def put(self, entry: InfererEntry) -> bool:
+        """Whether the broker confirmed it."""
+        return await self._publish(encode(entry), {})
+
+    async def remove(self) -> None:
+        """Leave a marker that it is gone."""
+        await self._publish(b"", {"KV-Operation": "DEL"})
+
+    async def _publish(self, payload: bytes, headers: dict[str, str]) -> bool:
+        if not self._broker.is_connected:
+            return False
+        try:
+            await self._broker.publish_stored(self._subject, payload, headers, patience_s=0)
+        except BrokerUnavailable as error:
+            if self._broker.is_connected and not self._is_told:
+                self._is_told = True
+                log.warning(
+                    "presence_not_stored",
+                    error=error.message,
+                    hint="start a gateway, or run: sluice topology apply",
+                )
+            return False
+        self._is_told = False
+        return True

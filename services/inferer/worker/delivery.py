@@ -1,0 +1,192 @@
+"""One delivery of one job, as an inferer holds it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final, Literal
+
+from msgspec import UNSET
+from msgspec.structs import replace
+from nats.aio.msg import Msg
+
+from shared.model_names import name_of
+from shared.timestamps import parse_timestamp, timestamp
+from shared.wire import subjects
+from shared.wire.messages import (
+    Cancelled,
+    Completed,
+    Expired,
+    Failed,
+    FinishReason,
+    InferenceRequest,
+    RunningJob,
+    StateEvent,
+    StopCode,
+    Timings,
+    Usage,
+    Work,
+    decode_request,
+    priority_of,
+    stopped,
+)
+
+HANDED_BACK: Final = "handed_back"
+Interruption = StopCode | Literal["handed_back"]
+
+
+class NoResult(Enum):
+    """How a job leaves its inferer while its result is still open."""
+
+    HANDED_BACK = "it stays on the queue, for another inferer"
+    PUT_OFF = "a schedule puts it back on the queue later"
+
+
+class Interrupted(Exception):
+    """The job was stopped before its answer was complete."""
+
+
+class Job:
+    """What the message says, and what has become of the job since."""
+
+    def __init__(self, message: Msg, now: Callable[[], datetime]) -> None:
+        """``now`` is the broker's time."""
+        self._now = now
+        headers = message.headers or {}
+        self.message = message
+        token, self.job_class, self.id = subjects.parse_request(message.subject)
+        self.model = token
+        self.priority = priority_of(self.job_class)
+        self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
+        # A message that was scheduled is a new one to the broker, and counts from 1 again.
+        self.is_first_delivery = (
+            message.metadata.num_delivered == 1 and subjects.HEADER_SCHEDULER not in headers
+        )
+        self.attempt = 1
+        self.crash: StateEvent | None = None
+        """The start of the attempt before this one, if that ended with its inferer."""
+        self.started_at: str | None = None
+        self._started_s = 0.0
+        self.work: Work | None = None
+        self.deadline: datetime | None = None
+        self.malformed: str | None = None
+        """Why the message is no request; then there is no ``request``."""
+        self.queued_at = timestamp(message.metadata.timestamp)
+        self.interrupting: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
+        self.announced: asyncio.Task[None] | None = None
+        """The publishing of its `started`."""
+        self.settled = asyncio.Event()
+        self.count_tokens: Callable[[], int] = lambda: 0
+        """How many tokens there are so far."""
+        try:
+            self.request: InferenceRequest = decode_request(message.data)
+            self.model = name_of(token, self.request.model)
+            self.queued_at = self.request.queued_at or self.queued_at
+            if subjects.HEADER_DEADLINE in headers:
+                self.deadline = parse_timestamp(headers[subjects.HEADER_DEADLINE])
+        except ValueError as error:
+            self.malformed = f"the message is not a request of this version of Sluice: {error}"
+            self.queued_at = timestamp(message.metadata.timestamp)
+
+    @property
+    def interruption(self) -> Interruption | None:
+        return self.interrupting.result() if self.interrupting.done() else None
+
+    @property
+    def is_late(self) -> bool:
+        return self.deadline is not None and self.deadline <= self._now()
+
+    @property
+    def running_ms(self) -> float:
+        """How long its attempt has run, by a clock that cannot be set."""
+        return (time.monotonic() - self._started_s) * 1000
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(0.0, (self.deadline - self._now()).total_seconds())
+
+    def interrupt(self, code: Interruption) -> None:
+        """Stop the job; the first reason counts."""
+        if not self.interrupting.done():
+            self.interrupting.set_result(code)
+
+    def count_attempt(self, last: StateEvent | None) -> None:
+        """Number this attempt after the last one; one that was handed back does not count."""
+        if last is not None:
+            self.attempt = last.attempt + (last.state != "returned")
+            # A start that nothing followed: no inferer is left to say what became of it.
+            self.crash = last if last.state == "started" else None
+
+    def start(self, n_ctx: int) -> None:
+        """The attempt begins, on a model with ``n_ctx`` tokens of context."""
+        self.started_at = timestamp(self._now())
+        self._started_s = time.monotonic()
+        self.work = self.request.work(n_ctx)
+
+    def progress(self) -> RunningJob | None:
+        """How far it is; None before it has started."""
+        if self.started_at is None or self.work is None:
+            return None
+        return RunningJob(
+            id=self.id,
+            attempt=self.attempt,
+            started_at=self.started_at,
+            completion_tokens=self.count_tokens(),
+            max_tokens=self.work.max_tokens,
+            work=self.work,
+        )
+
+    def completed(
+        self,
+        inferer: str,
+        text: str,
+        finish_reason: FinishReason,
+        usage: Usage,
+        timings: Timings,
+    ) -> Completed:
+        return Completed(
+            **self._common(),
+            inferer=inferer,
+            timings=timings,
+            text=text,
+            finish_reason=finish_reason,
+            usage=usage,
+            chat=self.request.messages is not None,
+            work=self.work,
+        )
+
+    def failed(self, code: str, message: str, inferer: str) -> Failed:
+        return Failed(**self._common(), inferer=inferer, code=code, message=message)
+
+    def buried(self, code: str, message: str) -> Failed:
+        """Failed without being run this time."""
+        return Failed(**self._common(attempts_before=True), code=code, message=message)
+
+    def stopped(self, code: StopCode, inferer: str | None = None) -> Cancelled | Expired:
+        """Stopped by its deadline or by somebody, running or before it ran."""
+        return stopped(
+            code, **self._common(attempts_before=self.started_at is None), inferer=inferer
+        )
+
+    def out_of_time(self, inferer: str, why: str) -> Cancelled | Expired:
+        """Failed, with a deadline before another attempt could begin."""
+        message = f"no time is left to try again before the deadline; the attempt failed: {why}"
+        return replace(self.stopped("timed_out", inferer), message=message)
+
+    def _common(self, attempts_before: bool = False) -> dict[str, Any]:
+        readable = self.malformed is None
+        return {
+            "id": self.id,
+            "model": self.model,
+            "attempt": self.attempt - attempts_before,
+            "queued_at": self.queued_at,
+            "started_at": self.started_at,
+            "finished_at": timestamp(self._now()),
+            "owner": self.request.owner if readable else None,
+            "metadata": self.request.metadata if readable else UNSET,
+            "priority": self.priority,
+            "retry_of": self.request.retry_of if readable else None,
+        }

@@ -1,0 +1,212 @@
+"""What becomes of a delivered job: its result, or why it has none yet."""
+
+import asyncio
+from datetime import timedelta
+
+from msgspec.structs import replace
+
+from services.inferer.crash.flight_recorder import FlightRecorder
+from services.inferer.engine.engine import Engine, Generation
+from services.inferer.worker.dead_letter import dead_letter
+from services.inferer.worker.delivery import HANDED_BACK, Interrupted, Job, NoResult
+from services.inferer.worker.inference import Inference
+from services.inferer.worker.job_store import Records
+from services.inferer.worker.retry_policy import is_retried, pause_s
+from services.inferer.worker.speed import Speed
+from services.inferer.worker.turns import Turns
+from shared.background import start
+from shared.broker.connection import Broker
+from shared.errors import InvalidRequest, SluiceError, StreamRefused
+from shared.logs import logger
+from shared.timestamps import milliseconds_between, timestamp
+from shared.wire.messages import Failed, Result, Timings, Usage
+
+log = logger()
+
+
+class Attempts:
+    """One inferer's attempts at jobs: checks earlier ones, runs the job, and decides on retries."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        engine: Engine,
+        records: Records,
+        recorder: FlightRecorder,
+        *,
+        inferer_id: str,
+        max_attempts: int,
+        retry_s: float,
+    ) -> None:
+        self._broker = broker
+        self._engine = engine
+        self._records = records
+        self._recorder = recorder
+        self._turns = Turns()
+        self._id = inferer_id
+        self._max_attempts = max_attempts
+        self._retry_s = retry_s
+        self.speed = Speed()
+
+    async def outcome(self, job: Job) -> Result | NoResult:
+        """The job's result, one that is there already or a new one; or why it has none yet."""
+        try:
+            return await self._decide(job)
+        except Exception as error:
+            log.exception("job_crashed", job_id=job.id)
+            return await self._fail(job, "internal_error", f"a fault of the inferer: {error!r}")
+
+    async def _decide(self, job: Job) -> Result | NoResult:
+        if job.malformed is not None:
+            return await self._records.result(job) or await self._bury(
+                job, job.buried(InvalidRequest.code, job.malformed)
+            )
+        if not job.is_first_delivery:
+            stored, last, is_scheduled = await asyncio.gather(
+                self._records.result(job),
+                self._records.last_state(job),
+                self._records.is_scheduled(job),
+            )
+            if stored is not None:
+                return stored
+            if is_scheduled:
+                return NoResult.PUT_OFF
+            job.count_attempt(last)
+        if job.interruption is not None:
+            return self._stopped(job)
+        if job.is_late:
+            return job.stopped("deadline_passed")
+        if job.attempt > self._max_attempts:
+            return await self._bury(job, job.buried("worker_lost", self._why_lost(job)))
+        return await self._run_in_turn(job)
+
+    def _why_lost(self, job: Job) -> str:
+        known = job.crash.message if job.crash else None
+        return f"attempt {job.attempt - 1} of {self._max_attempts} ended with its inferer" + (
+            f": {known}" if known else ", as if the job killed it"
+        )
+
+    async def _run_in_turn(self, job: Job) -> Result | NoResult:
+        """Run the job beside others; alone, if it may have killed its last inferer, so that other
+        jobs complete and only the one at fault fails.
+
+        It starts only when its turn has come: it would otherwise look lost, too, if the job before
+        it kills the inferer.
+        """
+        turn = asyncio.create_task(self._turns.take(alone=job.crash is not None))
+        await asyncio.wait(
+            (turn, job.interrupting),
+            timeout=job.seconds_left,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not turn.done():
+            job.interrupt("deadline_passed")  # where it was not interrupted
+            turn.cancel()
+            await asyncio.wait((turn,))
+        if turn.cancelled():
+            return self._stopped(job)
+        try:
+            return await self._run(job)
+        finally:
+            self._turns.leave()
+
+    async def _run(self, job: Job) -> Result | NoResult:
+        job.start(self._engine.n_ctx)
+        # On its way before the first token is, on the same connection, so readers see it first;
+        # nobody need wait for the broker's answer until the job leaves the queue.
+        job.announced = asyncio.create_task(self._records.announce_start(job))
+        looking = None
+        if job.is_first_delivery:
+            looking = start(self._stop_if_cancelled(job), "look for a cancel")
+        else:
+            # Unless this is known the start does not count, and a job that kills its inferers
+            # would never be seen for what it is.
+            await job.announced
+        entry = self._recorder.open(job.id, job.attempt, alone=job.crash is not None)
+        try:
+            generation, text = await Inference(self._broker, self._engine, job, entry).run()
+        except Interrupted:
+            return self._stopped(job)
+        except SluiceError as error:
+            return await self._fail(job, error.code, error.message)
+        finally:
+            entry.close()
+            if looking is not None:
+                looking.cancel()
+        self.speed.learn(generation)
+        return job.completed(
+            self._id,
+            text,
+            generation.finish_reason,
+            Usage(
+                prompt_tokens=generation.prompt_tokens,
+                completion_tokens=generation.completion_tokens,
+                total_tokens=generation.prompt_tokens + generation.completion_tokens,
+            ),
+            _timings(job, generation),
+        )
+
+    async def _stop_if_cancelled(self, job: Job) -> None:
+        """Only a cancel that crossed with the delivery can have ended a job before its first run,
+        and its result stands whatever the run comes to: this saves the work, and no more."""
+        if await self._records.result(job) is not None:
+            job.interrupt("cancelled")
+
+    def _stopped(self, job: Job) -> Result | NoResult:
+        """What becomes of a job that was interrupted."""
+        if job.interruption is None or job.interruption == HANDED_BACK:
+            return NoResult.HANDED_BACK
+        return job.stopped(job.interruption, self._id)
+
+    async def _fail(self, job: Job, code: str, message: str) -> Result | NoResult:
+        """What becomes of a job whose attempt has failed: the end, or another attempt later."""
+        failed = job.failed(code, message, self._id)
+        if not is_retried(code):
+            return failed
+        if job.attempt >= self._max_attempts:
+            return await self._bury(job, failed)
+        again_at = self._broker.now() + timedelta(seconds=pause_s(job.attempt, self._retry_s))
+        if job.deadline is not None and again_at >= job.deadline:
+            return job.out_of_time(self._id, message)
+        if job.announced is not None:
+            await job.announced
+        try:
+            # Lost after the first of these two, the job comes back by its lease, as the next
+            # attempt; after the second, it comes back by either, but not twice: the schedule puts
+            # it where it is now.
+            await self._records.announce_retry(job, code, message)
+            await self._records.schedule(job, again_at)
+        except StreamRefused as error:
+            log.warning("retry_refused", job_id=job.id, error=error.message)
+            return await self._bury(job, failed)
+        log.warning(
+            "job_put_off",
+            job_id=job.id,
+            model=job.model,
+            attempt=job.attempt,
+            code=code,
+            until=timestamp(again_at),
+        )
+        return NoResult.PUT_OFF
+
+    async def _bury(self, job: Job, failed: Failed) -> Failed:
+        """Lay the request aside; the result that says so. One that is laid aside stays so, with
+        the reason that was given first."""
+        letter = await self._records.bury(
+            dead_letter(job, failed, self._broker.now(), self._broker.max_body)
+        )
+        return replace(failed, code=letter.code, message=letter.message, attempt=letter.attempts)
+
+
+def _timings(job: Job, generation: Generation) -> Timings:
+    assert job.started_at is not None
+    return Timings(
+        queued_ms=milliseconds_between(job.queued_at, job.started_at),
+        prompt_ms=generation.prompt_ms,
+        first_token_ms=generation.prompt_ms,
+        total_ms=job.running_ms,
+        generation_ms=generation.generation_ms,
+        tokens_per_s=(generation.completion_tokens - 1) / (generation.generation_ms / 1000)
+        if generation.completion_tokens > 1
+        else None,
+    )

@@ -1,0 +1,109 @@
+"""One job through the engine: prompt in, tokens out as they come, stopped when it must be."""
+
+import asyncio
+import threading
+import zlib
+
+from services.inferer.crash.flight_recorder import Entry, Phase
+from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.sampler import Sampler
+from services.inferer.worker.delivery import Interrupted, Job
+from services.inferer.worker.token_publisher import TokenPublisher
+from shared.background import start
+from shared.broker.connection import Broker
+from shared.errors import InvalidRequest, PromptTooLong
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.replies import is_inbox
+
+log = logger()
+
+
+class Inference:
+    """What one job asks of the engine."""
+
+    def __init__(self, broker: Broker, engine: Engine, job: Job, entry: Entry) -> None:
+        """``entry`` is where it writes down what it is doing."""
+        self._engine = engine
+        self._entry = entry
+        self._cancelled = threading.Event()
+        self._job = job
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
+        targets = [subjects.token_events(job.id)]
+        if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
+            targets.append(job.reply_to)
+        self._tokens = TokenPublisher(broker, targets)
+        self._sequence = Sequence(
+            prepare=self._prepare,
+            max_tokens=job.request.max_tokens or engine.n_ctx,
+            stop=job.request.stop_strings,
+            on_text=self._tokens.add,
+            on_end=self._end,
+            on_phase=entry.enter,
+        )
+        job.count_tokens = lambda: self._sequence.completion_tokens
+
+    async def run(self) -> tuple[Generation, str]:
+        """The job's answer: how it came about, and its text. Its tokens are published meanwhile.
+
+        Raises:
+            Interrupted: see ``job.interruption``.
+            InvalidRequest, PromptTooLong: the model cannot take this request.
+            ModelError: llama.cpp failed.
+        """
+        self._engine.submit(self._sequence)
+        publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
+        try:
+            async with asyncio.timeout(self._job.seconds_left):
+                await asyncio.wait(
+                    (self._ended, self._job.interrupting), return_when=asyncio.FIRST_COMPLETED
+                )
+        except TimeoutError:
+            self._job.interrupt("timed_out")
+        finally:
+            publishing.cancel()
+            if not self._ended.done():
+                self._engine.abort(self._sequence)
+            # Only now: a preparation that fails because of it must find that it is aborted.
+            self._cancelled.set()
+        outcome = await self._ended
+        await self._tokens.flush(self._job.attempt)
+        if isinstance(outcome, Aborted):
+            raise Interrupted
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome, self._tokens.text
+
+    def _prepare(self) -> tuple[list[int], Sampler]:
+        request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
+        if request.messages is not None:
+            self._entry.enter(Phase.TEMPLATE)
+            text, add_special = model.chat_prompt(request.messages, self._cancelled)
+        else:
+            text, add_special = request.prompt or "", True
+        self._entry.enter(Phase.TOKENIZING)
+        prompt = model.tokenize(text, add_special)
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens for this model", "prompt")
+        if len(prompt) >= n_ctx:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens, the context of {self._job.model} only "
+                f"{n_ctx}; at least one must be left for the answer"
+            )
+        # Without a seed of its own a job must still come out the same on its next attempt.
+        seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
+        self._entry.enter(Phase.SCHEMA)
+        return prompt, Sampler(model, request, seed, prompt, self._cancelled)
+
+    def _end(self, outcome: Generation | Exception) -> None:
+        """Hand the outcome from the compute thread to the event loop, if that still runs."""
+
+        def resolve() -> None:
+            if not self._ended.done():
+                self._ended.set_result(outcome)
+
+        try:
+            self._loop.call_soon_threadsafe(resolve)
+        except RuntimeError:
+            log.warning("outcome_came_after_the_loop_ended")

@@ -1,0 +1,72 @@
+"""The hold on a message: renewed while its job runs, let go of with confirmation."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from shared.background import keep_running
+from shared.broker.connection import RETRY_DELAY_S, TRANSIENT
+from shared.logs import logger
+
+RENEW_EVERY_S = 3.0
+ACK_TIMEOUT_S = 2.0
+ACK_ATTEMPTS = 10
+
+log = logger()
+
+
+@asynccontextmanager
+async def lease(message: Msg) -> AsyncIterator[None]:
+    """Keep ``message`` ours during the block; its lease is short, so a crash costs seconds."""
+    renewal = keep_running(lambda: _renew(message), "renew a lease")
+    try:
+        yield
+    finally:
+        renewal.cancel()
+
+
+async def acknowledge(message: Msg) -> None:
+    """Take the message off the queue and have the broker confirm it.
+
+    Without the confirmation a broker that is killed within 100 ms forgets the ack. One that cannot
+    be confirmed in the end only means that the job comes again and finds its result.
+    """
+    for _ in range(ACK_ATTEMPTS):
+        try:
+            await message.ack_sync(timeout=ACK_TIMEOUT_S)
+            return
+        except TRANSIENT:
+            await asyncio.sleep(RETRY_DELAY_S)
+    log.warning("ack_not_confirmed", subject=message.subject)
+
+
+async def hand_back(message: Msg) -> None:
+    """Let another inferer have the message at once; waits for a broker that is away.
+
+    Sent again only where nobody got it: whoever has the message since would lose it. One that may
+    be lost means that the lease has to run out first.
+    """
+    client = message._client
+    while True:
+        if client.is_connected:  # else it would be sent with all that comes later
+            try:
+                await client.request(message.reply, Msg.Ack.Nak, timeout=ACK_TIMEOUT_S)
+                return
+            except nats.errors.NoRespondersError:
+                pass  # an election
+            except TRANSIENT:
+                log.warning("nak_not_confirmed", subject=message.subject)
+                return
+        await asyncio.sleep(RETRY_DELAY_S)
+
+
+async def _renew(message: Msg) -> None:
+    while True:
+        await asyncio.sleep(RENEW_EVERY_S)
+        try:
+            await message.in_progress()
+        except TRANSIENT as error:
+            log.warning("lease_not_renewed", subject=message.subject, error=str(error))

@@ -1,0 +1,232 @@
+"""Pulling one message at a time, with pull requests of our own.
+
+The client's `fetch` cannot name a priority group, hides the broker's status messages, and leaves
+a live pull behind when it is cancelled, which swallows the next job until its lease ends.
+"""
+
+import asyncio
+import itertools
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from shared.background import Tasks
+from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.logs import logger
+from shared.wire import subjects
+
+EXPIRES_S = 6
+"""Short: a job that comes for a pull behind a node that hangs is lost for a whole lease."""
+HEARTBEAT_S = 2
+LOST_AFTER_S = 2 * HEARTBEAT_S + 1
+"""A pull without two heartbeats in a row is lost."""
+NANOSECOND = 1_000_000_000
+
+ANSWER_S = 0.25
+"""A class that has jobs but has reached its limit answers nothing: the pull waits, although it asks
+not to. So the next class is asked after this time; what comes for the first still counts."""
+
+ECHO_S = 2.0
+"""How long a slot that closes waits for what was on its way when its pulls were withdrawn."""
+
+FAIR_S = 60.0
+"""A class that has not been asked for so long is asked first: none can starve."""
+
+ACK_PREFIX = "$JS.ACK."
+HEARTBEAT, NONE_THERE, EXPIRED = "100", "404", "408"
+DELIVERED, RECONNECTED, LOST = "delivered", "reconnected", "lost"
+AT_ONCE = (NONE_THERE, EXPIRED, DELIVERED, RECONNECTED, LOST)
+"""Ways in which a pull ends after which the next may follow at once; not after a refusal."""
+
+log = logger()
+
+
+class Puller:
+    """One slot's pulls: none while the slot works, and never two messages at a time.
+
+    The classes are asked one after another, the highest first; when all of them are empty, a pull
+    waits at each, and the first message ends the others. A job that comes for a pull that was
+    ended is given back.
+    """
+
+    def __init__(
+        self, broker: Broker, model: str, priority: int = 0, fair_s: float = FAIR_S
+    ) -> None:
+        self._broker = broker
+        self._model = model
+        self._fair_s = fair_s
+        group = {"batch": 1, "group": subjects.PRIORITY_GROUP, "priority": priority}
+        self._ask = msgspec.json.encode({**group, "no_wait": True})
+        waiting = {"expires": EXPIRES_S * NANOSECOND, "idle_heartbeat": HEARTBEAT_S * NANOSECOND}
+        self._wait = msgspec.json.encode({**group, **waiting})
+        self._asked_at = dict.fromkeys(subjects.CLASSES, time.monotonic())
+        self._watchdogs: dict[str, asyncio.TimerHandle] = {}
+        """One for each pull under way, by the subject that its status comes to."""
+        self._job: Msg | None = None
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._withdrawals = Tasks()
+        self._echo_inbox = broker.nc.new_inbox()
+        self._echo: Subscription | None = None
+        self._tokens = itertools.count()
+        self._echoes: dict[bytes, asyncio.Future[None]] = {}
+        self._forget = broker.on_reconnect(self._reconnected)
+
+    async def __aenter__(self) -> Self:
+        self._echo = await self._broker.nc.subscribe(self._echo_inbox, cb=self._hear_echo)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._withdrawals.end(ECHO_S)
+        self._forget()
+        if self._job is not None:
+            await self._job.nak()
+        if self._echo is not None:
+            await self._drop(self._echo)
+
+    async def next(self) -> Msg:
+        """The next job's message, however long it takes; through outages of the broker too."""
+        while self._job is None:
+            await self._look()
+        # Also one that came after an earlier call had been cancelled.
+        job, self._job = self._job, None
+        return job
+
+    async def _look(self) -> None:
+        """Ask the classes in their order, then wait at all of them until something happens."""
+        if not self._broker.is_connected:
+            # What is asked now would be sent, with all else, to a broker that comes back.
+            await asyncio.sleep(RETRY_DELAY_S)
+            return
+        # A subscription of its own: ending it withdraws what still waits at the broker.
+        inbox = self._broker.nc.new_inbox()
+        try:
+            answers = await self._broker.nc.subscribe(f"{inbox}.*.*", cb=self._receive)
+        except TRANSIENT:
+            await asyncio.sleep(RETRY_DELAY_S)
+            return
+        try:
+            for job_class in self._in_order():
+                await self._pull(f"{inbox}.ask", (job_class,), self._ask, ANSWER_S)
+                if self._job is not None:
+                    return
+            await self._pull(f"{inbox}.wait", subjects.CLASSES, self._wait, LOST_AFTER_S)
+        finally:
+            self._withdrawals.start(self._withdraw(answers), "withdraw a pull")
+
+    def _in_order(self) -> list[str]:
+        """The classes to ask before waiting: strictly by rank, but for one whose turn is overdue.
+
+        The last in rank need not be asked: a pull that waits is as good.
+        """
+        by_rank = list(subjects.CLASSES[:-1])
+        longest_ago = min(self._asked_at, key=self._asked_at.__getitem__)
+        if time.monotonic() - self._asked_at[longest_ago] < self._fair_s:
+            return by_rank
+        return [longest_ago, *(other for other in by_rank if other != longest_ago)]
+
+    async def _pull(
+        self, inbox: str, classes: tuple[str, ...], request: bytes, lost_after_s: float
+    ) -> None:
+        """One pull at each of ``classes``, until one of them has ended in one way or another."""
+        self._ended = asyncio.get_running_loop().create_future()
+        try:
+            for job_class in classes:
+                self._asked_at[job_class] = time.monotonic()
+                self._watch(f"{inbox}.{job_class}", lost_after_s)
+                consumer = subjects.consumer(self._model, job_class)
+                await self._broker.nc.publish(
+                    f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{consumer}",
+                    request,
+                    reply=f"{inbox}.{job_class}",
+                )
+            how = await self._ended
+        except TRANSIENT as error:
+            how = type(error).__name__
+        finally:
+            self._end("withdrawn")
+        if how not in AT_ONCE:
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _withdraw(self, answers: Subscription) -> None:
+        """End a subscription and with it its pulls; what is on its way still gets to `_receive`."""
+        try:
+            if self._broker.is_connected:
+                await self._broker.nc._send_unsubscribe(answers._id)
+                # What the broker had sent before comes before the echo of what it gets afterwards.
+                # The client's own flush would do, but one that is late breaks its connection.
+                # From a node that hangs it comes late, and so may a job: that is given back.
+                await self._come_back()
+                await answers._pending_queue.join()
+        except TRANSIENT:
+            log.warning("pull_not_withdrawn")
+        finally:
+            await self._drop(answers)
+
+    async def _drop(self, subscription: Subscription) -> None:
+        """Forget it here, whatever the broker knows: kept, it would be made again at reconnect."""
+        with suppress(*TRANSIENT, nats.errors.BadSubscriptionError):
+            await subscription.unsubscribe()
+
+    async def _come_back(self) -> None:
+        """Send the broker a message to ourselves, and wait for it."""
+        token = str(next(self._tokens)).encode()
+        echo = self._echoes[token] = asyncio.get_running_loop().create_future()
+        try:
+            await self._broker.nc.publish(self._echo_inbox, token)
+            await echo
+        finally:
+            del self._echoes[token]
+
+    def _reconnected(self) -> None:
+        """What was on its way is lost with the connection."""
+        self._end(RECONNECTED)
+        for echo in self._echoes.values():
+            if not echo.done():
+                echo.set_result(None)
+
+    async def _hear_echo(self, message: Msg) -> None:
+        echo = self._echoes.get(message.data)
+        if echo is not None and not echo.done():
+            echo.set_result(None)
+
+    def _watch(self, reply: str, lost_after_s: float) -> None:
+        if (watchdog := self._watchdogs.get(reply)) is not None:
+            watchdog.cancel()
+        loop = asyncio.get_running_loop()
+        self._watchdogs[reply] = loop.call_later(lost_after_s, self._end, LOST)
+
+    def _end(self, how: str) -> None:
+        """End all pulls under way."""
+        for watchdog in self._watchdogs.values():
+            watchdog.cancel()
+        self._watchdogs.clear()
+        if not self._ended.done():
+            self._ended.set_result(how)
+
+    async def _receive(self, message: Msg) -> None:
+        if not message.reply.startswith(ACK_PREFIX):
+            # A status; a job has its acknowledgement as reply, whatever its headers say.
+            if message.subject not in self._watchdogs:
+                return  # of a pull that was ended
+            status = (message.headers or {}).get("Status", "")
+            if status == HEARTBEAT:
+                self._watch(message.subject, LOST_AFTER_S)
+            else:
+                self._end(status)
+        elif self._watchdogs and self._job is None:
+            self._job = message
+            self._end(DELIVERED)
+        else:
+            # A slot never holds two: this one came for a pull that was ended.
+            await message.nak()

@@ -1,0 +1,242 @@
+"""One job at a time through each slot: pull, look, run, store, reply, acknowledge.
+
+The order of the steps is what makes a crash between any two of them harmless: the attempt is
+repeated, and no visible result changes.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from nats.aio.msg import Msg
+
+from services.inferer.crash.flight_recorder import FlightRecorder
+from services.inferer.engine.engine import Engine
+from services.inferer.worker.delivery import HANDED_BACK, Job, NoResult
+from services.inferer.worker.executor import Attempts
+from services.inferer.worker.job_store import Records
+from services.inferer.worker.lease import acknowledge, hand_back, lease
+from services.inferer.worker.pull import Puller
+from services.inferer.worker.slots import Slots
+from services.inferer.worker.speed import Speed
+from shared.broker.connection import Broker
+from shared.errors import BrokerUnavailable, Refused
+from shared.logs import logger
+from shared.timestamps import milliseconds_between, timestamp
+from shared.wire import subjects
+from shared.wire.decoding import skip
+from shared.wire.messages import (
+    CancelNotice,
+    InfererState,
+    Result,
+    RunningJob,
+    decode_cancel_notice,
+)
+
+CLOSE_S = 2.0
+"""How long to wait until idle slots have withdrawn their pulls."""
+
+RETURN_S = 3.0
+SETTLE_S = 5.0
+"""How long after the grace a stopping inferer tries to tell the broker what became of its jobs."""
+
+log = logger()
+
+
+class Worker:
+    """The slots of one inferer."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        engine: Engine,
+        *,
+        recorder: FlightRecorder,
+        inferer_id: str,
+        model: str,
+        slots: int,
+        priority: int,
+        max_attempts: int,
+        retry_s: float,
+        grace_s: float,
+    ) -> None:
+        self._broker = broker
+        self._records = Records(broker, inferer_id)
+        self._attempts = Attempts(
+            broker,
+            engine,
+            self._records,
+            recorder,
+            inferer_id=inferer_id,
+            max_attempts=max_attempts,
+            retry_s=retry_s,
+        )
+        self._engine = engine
+        self.model = model
+        self._priority = priority
+        self._grace_s = grace_s
+        self._jobs: dict[str, Job] = {}
+        self._stopping = False
+        self._handing_back = False
+        self._slots_at_start = slots
+        self._slots: Slots | None = None
+        self._idle_since = timestamp(broker.now())
+
+    @property
+    def slots(self) -> int:
+        """How many jobs this inferer takes at once now."""
+        return self._slots_at_start if self._slots is None else self._slots.count
+
+    @property
+    def speed(self) -> Speed:
+        return self._attempts.speed
+
+    @property
+    def busy(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def state(self) -> InfererState:
+        return "stopping" if self._stopping else "busy" if self._jobs else "idle"
+
+    @property
+    def idle_since(self) -> str | None:
+        """When it was ready, or its last job left it; None while it has one."""
+        return None if self._jobs else self._idle_since
+
+    @property
+    def running(self) -> list[RunningJob]:
+        jobs = [job.progress() for job in self._jobs.values()]
+        return [job for job in jobs if job is not None]
+
+    async def run(self, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
+        """Serve until ``stopping`` is set; jobs that are then under way get their grace."""
+        cancels = await self._broker.nc.subscribe(subjects.CANCEL_WILDCARD, cb=self._hear_cancel)
+        try:
+            async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+                self._slots = Slots(group, self._puller, self.process)
+                self._slots.set(self._slots_at_start)
+                on_ready()
+                await stopping.wait()
+                self._stopping = True
+                self._slots.set(0)
+                log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
+                now = asyncio.get_running_loop().time()
+                limit.reschedule(now + self._grace_s + SETTLE_S)
+                await self._wait_for_jobs(self._grace_s)
+                self._handing_back = True
+                for job in self._jobs.values():
+                    job.interrupt(HANDED_BACK)
+        except TimeoutError:
+            # The broker is away: the lease runs out by itself, and the job is repeated.
+            log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
+        finally:
+            await cancels.unsubscribe()
+
+    async def set_slots(self, count: int) -> None:
+        """Open or close slots; no running job is touched, and no idle slot that closes takes one.
+
+        Raises:
+            OutOfMemory: no room for so many contexts.
+            Refused: this inferer is starting or stopping.
+        """
+        if count > self._engine.slots and not self._stopping:
+            await asyncio.wrap_future(self._engine.grow(count))
+        # Looked at after the growth: it may have taken a while.
+        if self._slots is None or self._stopping:
+            raise Refused("this inferer is starting or stopping")
+        closed = self._slots.set(count)
+        if closed:
+            await asyncio.wait(closed, timeout=CLOSE_S)
+
+    def _puller(self) -> Puller:
+        return Puller(self._broker, self.model, self._priority)
+
+    async def _wait_for_jobs(self, timeout_s: float) -> None:
+        running = [asyncio.create_task(job.settled.wait()) for job in self._jobs.values()]
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
+
+    async def process(self, message: Msg) -> None:
+        """Everything that happens to one delivery of one job."""
+        async with lease(message):
+            try:
+                job = Job(message, self._broker.now)
+            except ValueError as error:
+                # Of such an id there are no subjects to answer on.
+                skip("request", message.subject, error)
+                await message.term()
+                return
+            while job.id in self._jobs:
+                # Its lease ran out and it came to another slot of ours: the first run decides.
+                await self._jobs[job.id].settled.wait()
+            # Before anything is looked up: a cancel that comes from now on is not missed.
+            self._jobs[job.id] = job
+            if self._handing_back:
+                job.interrupt(HANDED_BACK)
+            try:
+                outcome = await self._attempts.outcome(job)
+                if outcome is NoResult.HANDED_BACK:
+                    await self._return(job)
+                elif outcome is NoResult.PUT_OFF:
+                    await acknowledge(job.message)
+                else:
+                    await self._settle(job, outcome)
+            finally:
+                del self._jobs[job.id]
+                self._idle_since = timestamp(self._broker.now())
+                job.settled.set()
+
+    async def _settle(self, job: Job, result: Result) -> None:
+        """Store the result, tell who waits, and only then take the message off the queue."""
+        stored = await self._records.store(result)
+        reconnected = asyncio.Event()
+        forget = self._broker.on_reconnect(reconnected.set)
+        try:
+            await self._records.reply(job, stored)
+            if job.announced is not None:
+                await job.announced
+            await acknowledge(job.message)
+        finally:
+            forget()
+        if reconnected.is_set():
+            # The reply may have been lost with the connection that the ack did not go over.
+            await self._records.reply(job, stored)
+        usage = getattr(stored, "usage", None)
+        log.info(
+            "job_finished",
+            job_id=job.id,
+            model=self.model,
+            attempt=stored.attempt,
+            outcome=type(stored).__name__.lower(),
+            code=getattr(stored, "code", None),
+            queue_ms=round(milliseconds_between(stored.queued_at, stored.started_at), 1)
+            if stored.started_at
+            else None,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            infer_ms=round(milliseconds_between(stored.started_at, stored.finished_at), 1)
+            if stored.started_at
+            else None,
+        )
+
+    async def _return(self, job: Job) -> None:
+        """Give an unfinished job back; it does not count as an attempt."""
+        try:
+            async with asyncio.timeout(RETURN_S):
+                # One that never started is as it was before, also where its last attempt was lost.
+                if job.announced is not None:
+                    await job.announced
+                    await self._records.announce_return(job)
+        except (BrokerUnavailable, TimeoutError):
+            log.warning("return_not_announced", job_id=job.id)
+        await hand_back(job.message)
+        log.info("job_returned", job_id=job.id, model=self.model, attempt=job.attempt)
+
+    async def _hear_cancel(self, message: Msg) -> None:
+        job = self._jobs.get(subjects.last_token(message.subject))
+        if job is None:
+            return
+        # By hand, or by a version that knows another reason: it is to be stopped all the same.
+        notice = decode_cancel_notice.read(message.data, message.subject)
+        notice = notice or CancelNotice(code="cancelled")
+        job.interrupt(notice.code)

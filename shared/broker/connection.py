@@ -1,0 +1,429 @@
+"""One connection to the broker: it reconnects for ever, says so, and turns outages into errors."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import PubAck
+
+from shared.background import keep_running
+from shared.broker.client import Connection, cancellation_kept, header_size
+from shared.broker.clock import BrokerClock
+from shared.config import BrokerSettings
+from shared.errors import (
+    BrokerUnavailable,
+    RequestTooLarge,
+    StorageShort,
+    StoredAlready,
+    StreamRefused,
+)
+from shared.logs import logger
+from shared.wire.decoding import skip
+
+HEADER_ROOM = 8 * 1024
+"""What payloads leave for headers: the server counts both against its limit."""
+
+REQUEST_TIMEOUT_S = 2.0
+RETRY_DELAY_S = 0.2
+
+PAGE = 1000
+"""Messages that are asked for at a time."""
+
+READ_CLOCK_EVERY_S = 10.0
+
+PING_EVERY_S = 3
+"""A server that owes two answers is left for another: after 9 s, so that a lease does not run out
+meanwhile."""
+
+TRANSIENT = (
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.OutboundBufferLimitError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+)
+"""What an outage, a restart or an election looks like from the client."""
+
+STORE_FULL = (10002, 10023, 10047)
+"""The broker's codes for storage that is used up: the account's, the server's, what is left to
+reserve. It looks before it stores, so nothing was."""
+
+STORED_ALREADY = (10071, 10164)
+"""The broker's codes for a wrong expected last sequence; and on a cluster for a subject that is
+about to hold another message, which the nodes have not agreed on yet."""
+
+SAME_ID_IN_PROCESS = 10158
+"""The broker's code, on a cluster, while another message with this ``Nats-Msg-Id`` is stored."""
+
+NO_SUCH_MESSAGE = (10043, 10057)
+NO_MESSAGE_FOUND = 10037
+
+log = logger()
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as a stream holds it; ``time`` is the broker's, RFC 3339 with nanoseconds."""
+
+    subject: str
+    sequence: int
+    time: str
+    headers: dict[str, str]
+    data: bytes
+
+
+class _LeaderMessage(msgspec.Struct, frozen=True):
+    subject: str
+    seq: int
+    time: str
+    hdrs: bytes = b""
+    data: bytes = b""
+
+
+class _LeaderError(msgspec.Struct, frozen=True):
+    err_code: int = 0
+    description: str = ""
+
+
+class _LeaderAnswer(msgspec.Struct, frozen=True):
+    message: _LeaderMessage | None = None
+    error: _LeaderError | None = None
+
+
+_decode_leader_answer = msgspec.json.Decoder(_LeaderAnswer).decode
+
+
+class Broker:
+    """A connection that is made in the background and made again whenever it is lost, by whatever.
+
+    Nothing here waits for an outage to end unless it says so: callers get `BrokerUnavailable`.
+    """
+
+    def __init__(self, settings: BrokerSettings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._outage_logged = False
+        self._closing = False
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._clock = BrokerClock()
+        self._reading_clock: asyncio.Task[None] | None = None
+        self._supervising: asyncio.Task[None] | None = None
+        self.nc = Connection(lambda subject, error: skip("message", subject, error))
+        self.js: JetStreamContext = self.nc.jetstream(timeout=REQUEST_TIMEOUT_S)
+
+    @property
+    def is_connected(self) -> bool:
+        return self.nc.is_connected
+
+    @property
+    def max_body(self) -> int:
+        """The largest payload, in bytes, that leaves room for headers."""
+        return self.nc.max_payload - HEADER_ROOM
+
+    def now(self) -> datetime:
+        """The broker's time; every deadline and every time on the wire is its, not a host's."""
+        return self._clock.now()
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` on the event loop after each reconnect, until what this returns is
+        called."""
+        self._on_reconnect.append(callback)
+        return lambda: self._on_reconnect.remove(callback)
+
+    async def until_connected(self) -> None:
+        """Wait for the end of an outage, if there is one."""
+        connected = asyncio.Event()
+        forget = self.on_reconnect(connected.set)
+        try:
+            if not self.is_connected:
+                await connected.wait()
+        finally:
+            forget()
+
+    async def connect(self) -> None:
+        """Connect, however long it takes."""
+        while not self.nc.is_connected:
+            try:
+                await self.nc.connect(
+                    self._settings.servers,
+                    name=self._name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds
+                    connect_timeout=2,
+                    ping_interval=PING_EVERY_S,
+                    error_cb=self._log_error,
+                    disconnected_cb=self._log_disconnected,
+                    reconnected_cb=self._announce_reconnected,
+                )
+            except (nats.errors.Error, OSError) as error:
+                await self._log_error(error)
+                await asyncio.sleep(RETRY_DELAY_S)
+        self._outage_logged = False
+        self._supervising = keep_running(self.nc.supervise, "broker supervision")
+        await self._read_clock()
+        self._reading_clock = keep_running(self._keep_reading_clock, "broker clock")
+        log.info("broker_connected", url=self._url)
+
+    async def close(self) -> None:
+        self._closing = True
+        for task in (self._supervising, self._reading_clock):
+            if task is not None:
+                task.cancel()
+        # While the broker is away the client writes what it still holds to a transport that is
+        # closed; that is no news.
+        with suppress(nats.errors.Error, OSError, RuntimeError):
+            await self.nc.close()
+
+    async def direct_get(self, stream: str, **query: Any) -> StoredMessage | None:
+        """One stored message, from any replica, or None when there is none.
+
+        ``query`` is the body of the direct get API (ADR-31), ``last_by_subj="…"`` for example.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        with unavailable_on_outage(self):
+            answer = await self.nc.request(
+                f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), REQUEST_TIMEOUT_S
+            )
+        headers = dict(answer.headers or {})
+        if "Nats-Sequence" not in headers:
+            if headers.get("Status") == "404":
+                return None
+            raise BrokerUnavailable(f"the broker could not read {stream}: {headers}")
+        return _stored(answer)
+
+    async def leader_get(self, stream: str, *, last_by_subj: str) -> StoredMessage | None:
+        """As `direct_get`, from the stream's leader alone: a replica may lag behind it.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        # By the raw call: the client's own gives headers that are not ASCII as objects.
+        with unavailable_on_outage(self):
+            answer = await self.nc.request(
+                f"$JS.API.STREAM.MSG.GET.{stream}",
+                msgspec.json.encode({"last_by_subj": last_by_subj}),
+                REQUEST_TIMEOUT_S,
+            )
+        found = _decode_leader_answer(answer.data)
+        if found.message is None:
+            if found.error is not None and found.error.err_code == NO_MESSAGE_FOUND:
+                return None
+            raise BrokerUnavailable(f"the broker could not read {stream}: {found.error}")
+        message = found.message
+        return StoredMessage(
+            subject=message.subject,
+            sequence=message.seq,
+            time=message.time,
+            headers=self.nc.parse_headers(message.hdrs),
+            data=message.data,
+        )
+
+    async def direct_get_all(self, stream: str, **query: Any) -> list[StoredMessage]:
+        """All stored messages a batched query finds, ``multi_last=["…"]`` for example, of at most
+        1,024 subjects.
+
+        Raises:
+            BrokerUnavailable: no answer, or one that broke off.
+        """
+        inbox = self.nc.new_inbox()
+        found: list[StoredMessage] = []
+        with unavailable_on_outage(self):
+            answers = await self.nc.subscribe(inbox)
+            try:
+                await self.nc.publish(
+                    f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), reply=inbox
+                )
+                while True:
+                    with cancellation_kept():
+                        answer = await answers.next_msg(REQUEST_TIMEOUT_S)
+                    headers = answer.headers or {}
+                    if "Nats-Sequence" in headers:
+                        found.append(_stored(answer))
+                    elif (status := headers.get("Status")) in ("204", "404"):
+                        return found  # the end of the batch; nothing at all
+                    else:
+                        raise BrokerUnavailable(f"the broker could not read {stream}: {status}")
+            finally:
+                await answers.unsubscribe()
+
+    async def last_of_each(self, stream: str, wildcard: str) -> list[StoredMessage]:
+        """The last message of each subject that ``wildcard`` covers, however many there are.
+
+        Page by page, from the oldest message to the newest: one answer to ``multi_last`` has no
+        more than 1,024 subjects. What is replaced meanwhile comes again with a later page; on a
+        cluster it may be missed, where a later page comes from a replica that lags.
+
+        Raises:
+            BrokerUnavailable: no answer, or one that broke off.
+        """
+        last: dict[str, StoredMessage] = {}
+        sequence = 0
+        while page := await self.direct_get_all(
+            stream, seq=sequence + 1, next_by_subj=wildcard, batch=PAGE
+        ):
+            last.update((stored.subject, stored) for stored in page)
+            sequence = page[-1].sequence
+        return list(last.values())
+
+    async def publish_stored(
+        self, subject: str, payload: bytes, headers: dict[str, str], patience_s: float
+    ) -> PubAck:
+        """Publish and wait until a stream holds it, retrying outages for ``patience_s``.
+
+        A publish that timed out can still have landed: the headers must make a retry harmless
+        (``Nats-Msg-Id`` or an expected sequence).
+
+        Raises:
+            BrokerUnavailable: not confirmed in time; it may have landed all the same.
+            StorageShort: the broker has no room for it, and does not hold it.
+            StreamRefused: the stream takes no such message, and does not hold it.
+            StoredAlready: the expected sequence is not the last one; possibly because an earlier
+                try of this call was stored.
+            RequestTooLarge: over what the broker takes.
+        """
+        size = len(payload) + header_size(headers)
+        if size > self.nc.max_payload:
+            raise RequestTooLarge(
+                f"the message has {size} bytes with its headers, "
+                f"the broker takes {self.nc.max_payload}"
+            )
+        give_up_at = time.monotonic() + patience_s
+        may_have_landed = False
+        while True:
+            failure: nats.errors.Error
+            if self.is_connected:
+                try:
+                    # A copy: the client adds to the headers it is given.
+                    return await self.js.publish(
+                        subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
+                    )
+                except (nats.js.errors.APIError, *TRANSIENT) as error:
+                    if refusal := _refusal(subject, error, may_have_landed):
+                        raise refusal from error
+                    # Whatever becomes of the next try.
+                    failure, may_have_landed = error, True
+            else:
+                # The client would keep it, and send it long after our caller has given up.
+                failure = nats.errors.ConnectionReconnectingError()
+            if time.monotonic() >= give_up_at:
+                raise BrokerUnavailable(_sentence(failure)) from failure
+            await asyncio.sleep(RETRY_DELAY_S)
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Remove one stored message, unless somebody else has done so.
+
+        Raises:
+            BrokerUnavailable: no answer, or it could not.
+        """
+        # By the raw call: the client's own erases securely, which takes up to 150 ms.
+        with unavailable_on_outage(self):
+            answer = await self.nc.request(
+                f"$JS.API.STREAM.MSG.DELETE.{stream}",
+                msgspec.json.encode({"seq": sequence, "no_erase": True}),
+                REQUEST_TIMEOUT_S,
+            )
+        error = msgspec.json.decode(answer.data).get("error", {})
+        if error and error.get("err_code") not in NO_SUCH_MESSAGE:
+            raise BrokerUnavailable(f"the broker could not do it: {error.get('description')}")
+
+    async def _read_clock(self) -> None:
+        try:
+            await self._clock.read(self.nc, REQUEST_TIMEOUT_S)
+        except (nats.errors.Error, ValueError) as error:
+            if not self._clock.is_known and self.is_connected:
+                log.warning("broker_time_unknown", error=_sentence(error), used="this host's")
+
+    async def _keep_reading_clock(self) -> None:
+        while True:
+            await asyncio.sleep(READ_CLOCK_EVERY_S if self._clock.is_known else RETRY_DELAY_S)
+            await self._read_clock()
+
+    @property
+    def _url(self) -> str:
+        url = self.nc.connected_url
+        return url.netloc.rpartition("@")[2] if url else ""
+
+    async def _log_error(self, error: Exception) -> None:
+        # The client reports every failed attempt; one line an outage is enough.
+        if not self.nc.is_connected:
+            if self._outage_logged:
+                return
+            self._outage_logged = True
+        log.warning("broker_error", error=str(error) or type(error).__name__)
+
+    async def _log_disconnected(self) -> None:
+        if not self._closing:
+            log.warning("broker_disconnected")
+
+    async def _announce_reconnected(self) -> None:
+        self._outage_logged = False
+        log.info("broker_reconnected", url=self._url)
+        for callback in list(self._on_reconnect):
+            callback()
+
+
+@contextmanager
+def unavailable_on_outage(broker: Broker) -> Iterator[None]:
+    """Turn an outage inside the block into `BrokerUnavailable`; refuse at once while away."""
+    if not broker.is_connected:
+        raise BrokerUnavailable("the connection to the broker is down")
+    try:
+        yield
+    except TRANSIENT as error:
+        raise BrokerUnavailable(_sentence(error)) from error
+
+
+def _stored(answer: Msg) -> StoredMessage:
+    headers = dict(answer.headers or {})
+    return StoredMessage(
+        subject=headers["Nats-Subject"],
+        sequence=int(headers["Nats-Sequence"]),
+        time=headers["Nats-Time-Stamp"],
+        headers=headers,
+        data=answer.data,
+    )
+
+
+def _refusal(
+    subject: str, error: nats.errors.Error, may_have_landed: bool
+) -> StorageShort | StreamRefused | StoredAlready | None:
+    """What a failed publish means for certain; None where the next try may succeed, or where an
+    earlier one may have landed."""
+    code = getattr(error, "err_code", None)
+    if code in STORED_ALREADY:
+        return StoredAlready(_sentence(error))
+    if may_have_landed:
+        return None
+    if code in STORE_FULL:
+        return StorageShort(_sentence(error, "the broker's storage is full"))
+    if isinstance(error, TRANSIENT) or code == SAME_ID_IN_PROCESS:
+        return None
+    return StreamRefused(_sentence(error, f"the broker refuses the message on {subject}"))
+
+
+def _sentence(error: BaseException, what: str = "the broker could not do it") -> str:
+    if isinstance(error, nats.js.errors.APIError) and error.description:
+        return f"{what}: {error.description}"
+    return f"the broker did not answer: {error or type(error).__name__}"
+
+
+@asynccontextmanager
+async def connected(settings: BrokerSettings, name: str) -> AsyncIterator[Broker]:
+    """A broker that is connected, closed at the end of the block. Waits for as long as it takes."""
+    broker = Broker(settings, name)
+    await broker.connect()
+    try:
+        yield broker
+    finally:
+        await broker.close()

@@ -1,0 +1,230 @@
+"""The consumers of each model, one a class: what is set, and what they say of their queues."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import nats.js.errors
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
+
+from shared.broker.connection import Broker, unavailable_on_outage
+from shared.errors import BrokerUnavailable, TopologyError
+from shared.model_names import name_of, token_of
+from shared.timestamps import parse_timestamp
+from shared.wire import subjects
+from shared.wire.messages import ModelFacts, decode_model_facts, encode
+
+FACTS, NAME = "sluice.facts", "sluice.name"
+"""The metadata of a model's normal consumer: how it is remembered while no inferer is alive."""
+
+CONSUMERS_PAGE = 256
+"""As many as the broker lists at a time."""
+
+
+@dataclass
+class GroupedConsumerConfig(ConsumerConfig):
+    """The client's configuration with the fields it does not know yet."""
+
+    max_batch: int | None = None
+    priority_groups: list[str] = field(default_factory=list)
+    priority_policy: str | None = None
+
+
+def consumer(
+    model: str, job_class: str, ack_wait_s: float, limit: int, facts: ModelFacts | None
+) -> GroupedConsumerConfig:
+    """The whole configuration of one of a model's consumers: an update replaces every field.
+
+    ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
+    job of the class from starting. Over all classes it is the slot that holds one message.
+    """
+    metadata = {} if facts is None else {FACTS: encode(facts).decode()}
+    if model != token_of(model):
+        metadata[NAME] = model
+    return GroupedConsumerConfig(
+        durable_name=subjects.consumer(model, job_class),
+        filter_subject=subjects.model_requests(model, job_class),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ack_wait_s,
+        max_ack_pending=limit,
+        max_batch=1,
+        max_deliver=-1,
+        max_waiting=16_384,
+        metadata=metadata,
+        priority_groups=[subjects.PRIORITY_GROUP],
+        priority_policy="prioritized",
+    )
+
+
+@dataclass(frozen=True)
+class ModelConsumers:
+    """The consumers of one model, by class; the normal one is there, the others may be missing."""
+
+    token: str
+    by_class: dict[str, ConsumerInfo]
+
+    @property
+    def name(self) -> str:
+        """What users call the model."""
+        metadata = self.by_class[subjects.CLASS_NORMAL].config.metadata or {}
+        return name_of(self.token, metadata.get(NAME))
+
+    @property
+    def limit(self) -> int:
+        return self.by_class[subjects.CLASS_NORMAL].config.max_ack_pending or 1
+
+    @property
+    def waiting(self) -> int:
+        return sum(info.num_pending or 0 for info in self.by_class.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(info.num_ack_pending or 0 for info in self.by_class.values())
+
+    @property
+    def delivered(self) -> int:
+        """Deliveries so far, of whatever came more than once too."""
+        infos = self.by_class.values()
+        return sum(info.delivered.consumer_seq for info in infos if info.delivered)
+
+    @property
+    def redelivered(self) -> int:
+        return sum(info.num_redelivered or 0 for info in self.by_class.values())
+
+    @property
+    def created(self) -> datetime | None:
+        return self.by_class[subjects.CLASS_NORMAL].created
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What is remembered of the model; None until an inferer has served it once."""
+        config = self.by_class[subjects.CLASS_NORMAL].config
+        remembered = (config.metadata or {}).get(FACTS)
+        if remembered is None:
+            return None
+        return decode_model_facts.read(remembered, config.filter_subject or self.name)
+
+    def is_set(self, name: str, limit: int, facts: ModelFacts | None) -> bool:
+        """Whether all classes are there, with this limit, and name and facts are remembered."""
+        limits = [info.config.max_ack_pending for info in self.by_class.values()]
+        return limits == [limit] * len(subjects.CLASSES) and (self.name, self.facts) == (
+            name,
+            facts,
+        )
+
+
+async def read_models(broker: Broker) -> dict[str, ModelConsumers]:
+    """The models that exist, by token; other consumers on REQUESTS are left out.
+
+    Raises:
+        BrokerUnavailable: no answer, or no stream.
+    """
+    found: dict[str, dict[str, ConsumerInfo]] = {}
+    with unavailable_on_outage(broker):
+        infos = await list_consumers(broker)
+    for info in infos:
+        if (job_class := class_of(info)) is not None:
+            found.setdefault(subjects.parse_consumer(info.name)[0], {})[job_class] = info
+    return {
+        model: ModelConsumers(model, by_class)
+        for model, by_class in found.items()
+        if subjects.CLASS_NORMAL in by_class
+    }
+
+
+async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
+    """One model's consumers; None when it does not exist.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    infos = await asyncio.gather(*(read_consumer(broker, name, c) for c in subjects.CLASSES))
+    by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
+    return ModelConsumers(token_of(name), by_class) if subjects.CLASS_NORMAL in by_class else None
+
+
+async def read_consumer(broker: Broker, model: str, job_class: str) -> ConsumerInfo | None:
+    """The consumer of one class of a model's jobs; None when it does not exist.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    with unavailable_on_outage(broker):
+        try:
+            consumer_name = subjects.consumer(model, job_class)
+            info = await broker.js.consumer_info(subjects.REQUESTS, consumer_name)
+        except nats.js.errors.NotFoundError:
+            return None
+    return info if class_of(info) == job_class else None
+
+
+async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | None:
+    """How long the first of the waiting jobs has waited, over all classes; None: none waits.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    oldest = [
+        await broker.direct_get(
+            subjects.REQUESTS,
+            seq=(info.delivered.stream_seq if info.delivered else 0) + 1,
+            next_by_subj=info.config.filter_subject,
+        )
+        for info in model.by_class.values()
+        if info.num_pending
+    ]
+    now = broker.now()
+    ages = [now - parse_timestamp(message.time) for message in oldest if message is not None]
+    return round(max(ages).total_seconds(), 3) if ages else None
+
+
+async def ensure_consumers(
+    broker: Broker, ack_wait_s: float, model: str, limit: int, facts: ModelFacts | None
+) -> None:
+    """Create the model's consumers, one a class, or replace their configuration.
+
+    Raises:
+        BrokerUnavailable: no answer, or no stream.
+        TopologyError: a consumer of that name exists that cannot be changed into ours.
+    """
+    for job_class in subjects.CLASSES:
+        remembered = facts if job_class == subjects.CLASS_NORMAL else None
+        config = consumer(model, job_class, ack_wait_s, limit, remembered)
+        try:
+            with unavailable_on_outage(broker):
+                await broker.js.add_consumer(subjects.REQUESTS, config)
+        except nats.js.errors.NotFoundError:
+            raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
+        except nats.js.errors.APIError as error:
+            name = config.durable_name
+            raise TopologyError(
+                f"the consumer {name} on REQUESTS cannot be made Sluice's: {error.description}; "
+                f"remove it with: nats consumer rm REQUESTS {name}"
+            ) from error
+
+
+async def list_consumers(broker: Broker) -> list[ConsumerInfo]:
+    """All consumers of REQUESTS, page by page.
+
+    Raises:
+        BrokerUnavailable: no such stream, or none that this node has heard of yet.
+    """
+    found: list[ConsumerInfo] = []
+    while True:
+        try:
+            page = await broker.js.consumers_info(subjects.REQUESTS, offset=len(found))
+        except nats.js.errors.NotFoundError:
+            raise BrokerUnavailable(f"the stream {subjects.REQUESTS} is missing") from None
+        found += page
+        if len(page) < CONSUMERS_PAGE:
+            return found
+
+
+def class_of(info: ConsumerInfo) -> str | None:
+    """The class whose jobs this consumer of REQUESTS holds; None if it is not a model's."""
+    try:
+        model, job_class = subjects.parse_consumer(info.name)
+    except ValueError:
+        return None
+    ours = info.config.filter_subject == subjects.model_requests(model, job_class)
+    return job_class if ours else None

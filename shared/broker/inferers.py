@@ -1,0 +1,100 @@
+"""The fleet as the broker knows it: which inferers are live, and which are in each other's way."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple, Self
+
+from msgspec import Struct
+
+from shared.broker.connection import Broker
+from shared.model_names import is_name
+from shared.wire import subjects
+from shared.wire.messages import InfererEntry, decode_inferer_entry
+
+HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
+
+MOST_OVERLAPS = 32
+"""Of one inferer in a report: all of a thousand on one host would be a million."""
+
+OVERLAP_ADVICE = (
+    "each slows the other down several times: give each its own with `sluice up --inferers 2`, "
+    "taskset or cpusets, or set INFERER_THREADS"
+)
+
+
+class Live(Struct, frozen=True):
+    """A live inferer, and the broker's time of its last word."""
+
+    entry: InfererEntry
+    told_at: str
+
+
+async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
+    """The live inferers, by model and id, and whether any has died of late.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    stored = await broker.last_of_each(f"KV_{subjects.INFERERS}", f"$KV.{subjects.INFERERS}.>")
+    live, some_died = [], False
+    for message in stored:
+        if not message.data:
+            # A marker: the broker's for an entry that expired, its owner's for one that left.
+            some_died |= message.headers.get(HEADER_MARKER_REASON) == EXPIRED
+            continue
+        entry = decode_inferer_entry.read(message.data, message.subject)
+        if entry is None or message.subject != subjects.inferer(entry.id):
+            continue  # stored under the key of another inferer
+        if is_name(entry.model):
+            live.append(Live(entry, message.time))
+    return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died
+
+
+def overlaps(first: InfererEntry, second: InfererEntry) -> bool:
+    """Whether two inferers share CPUs of a host and have more threads than there are CPUs for both.
+
+    llama.cpp's threads wait for each other in a loop: one without a CPU of its own stops all.
+    """
+    return (
+        first.id != second.id
+        and first.host == second.host
+        and _compete(Demand.of(first), Demand.of(second))
+    )
+
+
+def find_overlaps(inferers: Iterable[InfererEntry]) -> dict[str, list[str]]:
+    """For each inferer's id those of others that it `overlaps`, at most `MOST_OVERLAPS`."""
+    hosts: dict[str, dict[Demand, list[str]]] = {}
+    for inferer in inferers:
+        demands = hosts.setdefault(inferer.host, {})
+        demands.setdefault(Demand.of(inferer), []).append(inferer.id)
+    found = {}
+    for demands in hosts.values():
+        for demand, ids in demands.items():
+            competing = (
+                other_id
+                for other, others in demands.items()
+                if _compete(demand, other)
+                for other_id in others
+            )
+            # One more, as the inferer itself is among them.
+            some = list(islice(competing, MOST_OVERLAPS + 1))
+            for inferer_id in ids:
+                found[inferer_id] = [one for one in some if one != inferer_id][:MOST_OVERLAPS]
+    return found
+
+
+class Demand(NamedTuple):
+    """What an inferer asks of the CPUs of its host; many ask the same."""
+
+    cpus: frozenset[int]
+    threads: int
+
+    @classmethod
+    def of(cls, inferer: InfererEntry) -> Self:
+        return cls(frozenset(inferer.cpus), inferer.threads)
+
+
+def _compete(first: Demand, second: Demand) -> bool:
+    cpus = first.cpus | second.cpus
+    return not first.cpus.isdisjoint(second.cpus) and first.threads + second.threads > len(cpus)

@@ -1,0 +1,381 @@
+"""The streams, consumers and buckets, and the one function that makes a broker hold them."""
+
+import asyncio
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import nats.js.errors
+from msgspec import Struct
+from nats.js.api import (
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+    StreamConsumerLimits,
+)
+
+from shared.broker.connection import (
+    REQUEST_TIMEOUT_S,
+    RETRY_DELAY_S,
+    STORE_FULL,
+    Broker,
+    unavailable_on_outage,
+)
+from shared.broker.consumers import class_of, ensure_consumers, list_consumers, read_models
+from shared.broker.storage import read_storage
+from shared.errors import BrokerUnavailable, TopologyError
+from shared.job_ids import RETENTION
+from shared.model_names import is_token, token_of
+from shared.wire import subjects
+
+OLDEST_SERVER = (2, 12)
+"""The first nats-server with message schedules."""
+
+DAY_S = 86_400.0
+PRESENCE_TTL_S = 10.0
+IDEMPOTENCY_TTL_S = DAY_S
+DUPLICATE_WINDOW_S = 120.0
+EVENTS_MAX_BYTES = 1024**3
+EVENTS_SHARE = 10
+"""Where the account's storage is limited, events get at most one part in so many of it."""
+
+OBSTRUCTIVE = (
+    "max_msgs",
+    "max_bytes",
+    "max_msg_size",
+    "max_msgs_per_subject",
+    "max_age",
+    "no_ack",
+    "allow_direct",
+)
+"""Settings that can be changed at any time, and keep jobs from being stored or read, or drop them,
+where we want no bound."""
+
+CREATED_TOGETHER_S = 60.0
+NAME_IN_USE = 10058
+TOO_FEW_NODES = 10005
+"""No suitable peers for placement: a cluster that is still starting says so, too."""
+
+
+class _Names(Struct, frozen=True):
+    total: int = 0
+    streams: list[str] | None = None
+
+
+_decode_names = msgspec.json.Decoder(_Names).decode
+
+
+@dataclass
+class Topology:
+    """What a deployment may choose. ``replicas``: 1, or 3 and 5 on a cluster."""
+
+    replicas: int = 1
+
+    @property
+    def ack_wait_s(self) -> float:
+        """The lease on a job: longer than a leader election where there can be one."""
+        return 12.0 if self.replicas == 1 else 30.0
+
+
+def streams(topology: Topology, storage_limit: int | None = None) -> list[StreamConfig]:
+    """The streams of a deployment whose account may store ``storage_limit`` bytes."""
+    shared: dict[str, Any] = {
+        "storage": StorageType.FILE,
+        "num_replicas": topology.replicas,
+        "allow_direct": True,
+        # Said, not left out: a bound that somebody has set is taken off again.
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "consumer_limits": StreamConsumerLimits(),
+    }
+    retention_s = RETENTION.total_seconds()
+    # The broker reserves it: a stream that may become larger than the storage is refused.
+    events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
+    return [
+        # Bounded by nothing, so that no accepted job is ever dropped: the gateways refuse new
+        # ones instead.
+        StreamConfig(
+            name=subjects.REQUESTS,
+            subjects=["infer.requests.*.*.*", "infer.schedule.*.*.*"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_msgs_per_subject=1,
+            max_age=0,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            allow_msg_schedules=True,
+            allow_rollup_hdrs=True,  # the broker sets it with schedules
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.EVENTS,
+            subjects=["infer.events.*.*"],
+            retention=RetentionPolicy.LIMITS,
+            max_age=retention_s,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            **{**shared, "max_bytes": int(events_max_bytes)},
+        ),
+        StreamConfig(
+            name=subjects.RESULTS,
+            subjects=["infer.results.*"],
+            retention=RetentionPolicy.LIMITS,
+            max_age=retention_s,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            republish=RePublish(src="infer.results.*", dest="infer.finished.{{wildcard(1)}}"),
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.DEAD,
+            subjects=[subjects.DEAD_WILDCARD],
+            retention=RetentionPolicy.LIMITS,
+            max_age=7 * DAY_S,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            max_msgs_per_subject=1,
+            **shared,
+        ),
+        # The marker of one that died stays until its job has come back for certain.
+        _bucket(subjects.INFERERS, PRESENCE_TTL_S, shared, marker_ttl_s=2 * topology.ack_wait_s),
+        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_TTL_S, shared, marker_ttl_s=1),
+    ]
+
+
+def _bucket(name: str, ttl_s: float, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
+    """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
+    return StreamConfig(
+        name=f"KV_{name}",
+        subjects=[f"$KV.{name}.>"],
+        retention=RetentionPolicy.LIMITS,
+        max_age=ttl_s,
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        duplicate_window=min(ttl_s, DUPLICATE_WINDOW_S),
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=marker_ttl_s,
+        **shared,
+    )
+
+
+async def missing_streams(broker: Broker, topology: Topology) -> list[str]:
+    """The names of ours that the broker does not hold.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    held: set[str] = set()
+    with unavailable_on_outage(broker):
+        while True:
+            answer = await broker.nc.request(
+                "$JS.API.STREAM.NAMES",
+                msgspec.json.encode({"offset": len(held)}),
+                REQUEST_TIMEOUT_S,
+            )
+            page = _decode_names(answer.data)
+            held.update(page.streams or ())
+            if not page.streams or len(held) >= page.total:
+                break
+    return [name for stream in streams(topology) if (name := str(stream.name)) not in held]
+
+
+async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
+    """The bounds that somebody has set on streams where we want none; a line for each stream.
+
+    Only those: gateways that want different things, such as two versions of Sluice, would otherwise
+    undo each other's changes for ever.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+
+    async def look(wanted: StreamConfig) -> str | None:
+        try:
+            held = (await broker.js.stream_info(str(wanted.name))).config
+        except nats.js.errors.NotFoundError:
+            return None
+        unbounded = {
+            name: value
+            for name in OBSTRUCTIVE
+            if (value := getattr(wanted, name)) <= 0 or value is True
+        }
+        differences = _differences(unbounded, held)
+        return f"stream {wanted.name}: " + "; ".join(differences) if differences else None
+
+    with unavailable_on_outage(broker):
+        found = await asyncio.gather(*map(look, streams(topology)))
+    return [told for told in found if told is not None]
+
+
+async def recreated_streams(broker: Broker, topology: Topology) -> dict[str, datetime]:
+    """The streams that are younger than the others, and since when: one was deleted and created
+    again by a gateway, or added by an upgrade.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    created: dict[str, datetime] = {}
+    with unavailable_on_outage(broker):
+        for stream in streams(topology):
+            with suppress(nats.js.errors.NotFoundError):
+                info = await broker.js.stream_info(str(stream.name))
+                if info.created is not None:
+                    created[str(stream.name)] = info.created
+    oldest = min(created.values(), default=None)
+    return {
+        name: at
+        for name, at in created.items()
+        if oldest is not None and (at - oldest).total_seconds() > CREATED_TOGETHER_S
+    }
+
+
+async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
+    """What `ensure_topology` would do to the streams; changes nothing.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    found = []
+    storage = await read_storage(broker)
+    with unavailable_on_outage(broker):
+        for wanted in streams(topology, storage.limit):
+            try:
+                held = (await broker.js.stream_info(str(wanted.name))).config
+            except nats.js.errors.NotFoundError:
+                found.append(f"stream {wanted.name}: missing")
+                continue
+            if differences := _differences(asdict(wanted), held):
+                found.append(f"stream {wanted.name}: " + "; ".join(differences))
+    return found
+
+
+async def ensure_topology(broker: Broker, topology: Topology, models: list[str]) -> list[str]:
+    """Create or update everything; safe to repeat and to run at several places at once.
+
+    Returns one line for each thing that was created or changed.
+
+    Raises:
+        BrokerUnavailable: no answer.
+        TopologyError: the broker is too old, or holds something that cannot be changed into ours.
+    """
+    with unavailable_on_outage(broker):
+        version = broker.nc.connected_server_version
+        if (version.major, version.minor) < OLDEST_SERVER:
+            wanted = ".".join(map(str, OLDEST_SERVER))
+            raise TopologyError(f"nats-server {version} is too old: Sluice needs {wanted} or newer")
+        changes: list[str] = []
+        storage = await read_storage(broker)
+        for stream in streams(topology, storage.limit):
+            changes += await _ensure_stream(broker, stream)
+        for info in await list_consumers(broker):
+            if class_of(info) is None:
+                raise TopologyError(
+                    f"the stream REQUESTS has a consumer {info.name} that is not Sluice's; remove "
+                    f"it with: nats consumer rm REQUESTS {info.name}"
+                )
+        known = await read_models(broker)
+        names = {token_of(model): model for model in models}
+        for token, consumers in known.items():
+            if is_token(names.get(token, token)):  # nobody here knows what users call it
+                names[token] = consumers.name
+        for token, model in sorted(names.items()):
+            held = known.get(token)
+            await ensure_consumers(
+                broker,
+                topology.ack_wait_s,
+                model,
+                limit=held.limit if held else 1,
+                facts=held.facts if held else None,
+            )
+            if held is None:
+                changes.append(f"consumers of {model}: created")
+        return changes
+
+
+async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
+    assert wanted.name is not None
+    try:
+        held = (await broker.js.stream_info(wanted.name)).config
+    except nats.js.errors.NotFoundError:
+        try:
+            await broker.js.add_stream(
+                replace(wanted, first_seq=_first_sequence(wanted, broker.now()))
+            )
+        except nats.js.errors.ServiceUnavailableError:
+            raise
+        except nats.js.errors.APIError as error:
+            if error.err_code == NAME_IN_USE:
+                await asyncio.sleep(RETRY_DELAY_S)  # a gateway beside us was faster
+                return await _ensure_stream(broker, wanted)
+            if error.err_code == TOO_FEW_NODES:
+                raise BrokerUnavailable(
+                    f"too few nodes are up for the stream {wanted.name}: {error.description}"
+                ) from error
+            advice = (
+                "free space on its disk, or let it use more (SLUICE_STORE), and restart it"
+                if error.err_code in STORE_FULL
+                else "see what is in its way with: nats stream ls --subjects"
+            )
+            raise TopologyError(
+                f"the broker refuses the stream {wanted.name}: {error.description}; {advice}"
+            ) from error
+        await _wait_for_leader(broker, wanted.name)
+        return [f"stream {wanted.name}: created"]
+    differences = _differences(asdict(wanted), held)
+    if not differences:
+        return []
+    told = f"stream {wanted.name}: " + "; ".join(differences)
+    try:
+        await broker.js.update_stream(wanted)
+    except nats.js.errors.ServiceUnavailableError:
+        raise
+    except nats.js.errors.APIError as error:
+        if error.err_code in STORE_FULL:
+            # What the stream has reserved is more than its account may have by now. It serves.
+            return [f"{told}: left as it is, {error.description}"]
+        raise TopologyError(
+            f"{told}. The broker refuses to change it ({error.description}): rename or remove "
+            f"that stream (nats stream rm {wanted.name}), or use another broker."
+        ) from error
+    return [told]
+
+
+def _first_sequence(stream: StreamConfig, now: datetime) -> int | None:
+    """Never one that the stream had before, if it was deleted: acknowledgements of its messages
+    and ids of its events are still about, and stand for nothing that is stored now."""
+    if stream.name in (subjects.REQUESTS, subjects.EVENTS):
+        return int(now.timestamp() * 1000)
+    return None
+
+
+def _differences(wanted: dict[str, Any], held: StreamConfig) -> list[str]:
+    """What the broker holds otherwise than wanted; fields that we leave to it do not count."""
+    holds, differences = asdict(held), []
+    for name, value in wanted.items():
+        if value is None or name == "name" or holds.get(name) == value:
+            continue
+        if not value and not holds.get(name):  # unset, by another word
+            continue
+        differences.append(f"{name} is {_plain(holds.get(name))}, should be {_plain(value)}")
+    return differences
+
+
+def _plain(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+async def _wait_for_leader(broker: Broker, stream: str) -> None:
+    """A stream on a cluster answers only once its first leader is elected."""
+    for _ in range(50):
+        with suppress(nats.js.errors.NotFoundError):  # the node asked has not heard of it yet
+            info = await broker.js.stream_info(stream)
+            if info.cluster is None or info.cluster.leader:
+                return
+        await asyncio.sleep(0.1)
