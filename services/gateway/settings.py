@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from services.gateway.http.addresses import ANY, parse_host, parse_origin
+from services.gateway.validation.addresses import ANY, parse_host, parse_origin
 from shared.config import Port, Positive, Seconds
 from shared.job_ids import LONGEST_JOB
 from shared.model_names import FORM, is_name

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.http.addresses import Address, parse_host, parse_origin
+from services.gateway.validation.addresses import Address, parse_host, parse_origin
 
 
 @pytest.mark.parametrize(

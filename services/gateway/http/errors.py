@@ -1,4 +1,4 @@
-"""Errors at the HTTP edge: one table of statuses, problem+json, and OpenAI's shape under /v1."""
+"""Errors at the HTTP edge: problem+json, and OpenAI's form under /v1."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,43 +10,9 @@ from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET, Struct, UnsetType
 
 from services.gateway.http.methods import allowed_methods
-from shared.errors import (
-    AlreadyFinished,
-    BrokerUnavailable,
-    CannotRetry,
-    InvalidRequest,
-    JobAgedOut,
-    KeyReused,
-    NotFinished,
-    Overloaded,
-    QueueFull,
-    RequestTooLarge,
-    SluiceError,
-    TooManyStreams,
-    UnknownInferer,
-    UnknownJob,
-    UnknownLetter,
-    UnknownModel,
-)
+from services.gateway.statuses import status_of
+from shared.errors import SluiceError
 from shared.logs import logger
-
-STATUSES: dict[type[SluiceError], int] = {
-    InvalidRequest: 400,
-    UnknownModel: 404,
-    UnknownInferer: 404,
-    UnknownJob: 404,
-    UnknownLetter: 404,
-    AlreadyFinished: 409,
-    NotFinished: 409,
-    CannotRetry: 409,
-    JobAgedOut: 410,
-    RequestTooLarge: 413,
-    KeyReused: 422,
-    QueueFull: 429,
-    BrokerUnavailable: 503,
-    TooManyStreams: 503,
-    Overloaded: 503,
-}
 
 TITLES = {
     400: "Bad Request",
@@ -138,14 +104,6 @@ def openai_refusals(*statuses: int) -> dict[int, ResponseSpec]:
         status: ResponseSpec(OpenAIError, description=REFUSALS[status], generate_examples=False)
         for status in sorted({*ALWAYS, *statuses})
     }
-
-
-def status_of(error: SluiceError) -> int:
-    """The HTTP status of ``error``; the NATS service uses the same."""
-    for kind in type(error).__mro__:
-        if kind in STATUSES:
-            return STATUSES[kind]
-    return 500
 
 
 def answer_error(request: Request[Any, Any, Any], error: SluiceError) -> Response[Any]:

@@ -10,13 +10,13 @@ import socket
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.http.addresses import (
+from services.gateway.http.refusal import Refusal
+from services.gateway.validation.addresses import (
     ANY,
     origin_of,
     parse_host,
     parse_origin,
 )
-from services.gateway.http.refusal import Refusal
 
 
 class Sources:

@@ -1,18 +1,15 @@
-"""Request bodies: read with a bound, decoded strictly, refused with a sentence."""
+"""Bodies of HTTP requests, read with a bound."""
 
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
 from litestar import Request
 from litestar.types import Empty
 
-from services.gateway.validation.wording import refusal
+from services.gateway.validation.decode import decode_body
 from shared.errors import InvalidRequest, RequestTooLarge
 
 DISCARD_BYTES = 64 * 1024 * 1024
 """How much of a body that is too large is read all the same, so that its sender sees the 413."""
-
-T = TypeVar("T")
 
 
 class StrictRequest(Request[Any, Any, Any]):
@@ -55,24 +52,3 @@ class StrictRequest(Request[Any, Any, Any]):
         if limit is not None and size > limit:
             raise RequestTooLarge(f"the body has more than {limit} bytes")
         return b"".join(parts)
-
-
-def decode_body(body: bytes, kind: type[T]) -> T:
-    """``body`` as ``kind``, without any leniency.
-
-    Raises:
-        InvalidRequest: with the field's path as ``param``, where one is to blame.
-    """
-    try:
-        body.decode("utf-8")
-        return msgspec.json.decode(body, type=kind)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"the body is not UTF-8: {error.reason} at byte {error.start}"
-        ) from None
-    except msgspec.ValidationError as error:
-        raise refusal(error, kind) from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None

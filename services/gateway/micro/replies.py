@@ -7,7 +7,6 @@ from datetime import datetime
 
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
-from services.gateway.http.errors import status_of
 from services.gateway.jobs.accepted import Ticket
 from services.gateway.jobs.events import stored_events
 from services.gateway.jobs.jobs import LOOK_AGAIN_S, Jobs
@@ -16,6 +15,7 @@ from services.gateway.micro.interest import Interest
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import Unfinished
 from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.statuses import status_of
 from shared.background import Tasks, drop, start
 from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.broker.results import send_result

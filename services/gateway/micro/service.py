@@ -11,8 +11,6 @@ from msgspec import Struct
 from nats.aio.client import Client
 from nats.micro.request import Request, ServiceError
 
-from services.gateway.http.errors import status_of
-from services.gateway.http.request import decode_body
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.micro.replies import Answers
@@ -20,6 +18,8 @@ from services.gateway.micro.requests import InFlight, Requests
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import Unfinished
 from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.statuses import status_of
+from services.gateway.validation.decode import decode_body
 from shared import __version__
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, NotFinished, RequestTooLarge, SluiceError

@@ -1,0 +1,46 @@
+"""The status of each error, the same over HTTP and NATS."""
+
+from shared.errors import (
+    AlreadyFinished,
+    BrokerUnavailable,
+    CannotRetry,
+    InvalidRequest,
+    JobAgedOut,
+    KeyReused,
+    NotFinished,
+    Overloaded,
+    QueueFull,
+    RequestTooLarge,
+    SluiceError,
+    TooManyStreams,
+    UnknownInferer,
+    UnknownJob,
+    UnknownLetter,
+    UnknownModel,
+)
+
+STATUSES: dict[type[SluiceError], int] = {
+    InvalidRequest: 400,
+    UnknownModel: 404,
+    UnknownInferer: 404,
+    UnknownJob: 404,
+    UnknownLetter: 404,
+    AlreadyFinished: 409,
+    NotFinished: 409,
+    CannotRetry: 409,
+    JobAgedOut: 410,
+    RequestTooLarge: 413,
+    KeyReused: 422,
+    QueueFull: 429,
+    BrokerUnavailable: 503,
+    TooManyStreams: 503,
+    Overloaded: 503,
+}
+
+
+def status_of(error: SluiceError) -> int:
+    """The HTTP status of ``error``."""
+    for kind in type(error).__mro__:
+        if kind in STATUSES:
+            return STATUSES[kind]
+    return 500
