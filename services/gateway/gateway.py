@@ -4,16 +4,15 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Protocol
 
 from services.gateway.eta.forecast import Forecast
-from services.gateway.http.sse import Streams
 from services.gateway.jobs.accepted import Ticket
 from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.micro.service import NatsService
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.result_listener import FinishedJobs
@@ -28,6 +27,11 @@ from shared.logs import logger
 LEAST_GRACE_S = 0.5
 
 log = logger()
+
+
+class Edge(Protocol):
+    def running(self, stopping: asyncio.Event, drain_s: float) -> AbstractAsyncContextManager[None]:
+        """Serve until ``stopping`` is set; what has arrived by then gets ``drain_s``."""
 
 
 class Gateway:
@@ -46,12 +50,10 @@ class Gateway:
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
-        self.service = NatsService(
-            self.broker, self.fleet, self.jobs, self.finished, self.idempotency
-        )
+        self.edge: Edge | None = None
+        """What serves as soon as the broker is prepared, besides HTTP."""
         self.stopping = asyncio.Event()
         self._stopped_at = math.inf
-        self.streams = Streams(settings.max_streams, self.stopping)
         self.fatal: Exception | None = None
         """Why this gateway has given up; a `TopologyError` when it can never serve here."""
         self._ready = False
@@ -147,9 +149,9 @@ class Gateway:
             await stack.enter_async_context(self.finished.listening())
             await self.forecast.start()
             await self.fleet.watch()
-            await stack.enter_async_context(
-                self.service.running(self.stopping, self.settings.shutdown_s)
-            )
+            if self.edge is not None:
+                serving = self.edge.running(self.stopping, self.settings.shutdown_s)
+                await stack.enter_async_context(serving)
             self._ready = True
             log.info("gateway_ready", models=sorted(self.fleet.models))
             while True:

@@ -18,6 +18,7 @@ from services.gateway.http.connection_limit import (
     raise_descriptor_limit,
 )
 from services.gateway.http.protocol import BoundedProtocol
+from services.gateway.micro.service import NatsService
 from services.gateway.settings import GatewaySettings
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
@@ -45,6 +46,9 @@ class Server(uvicorn.Server):
 async def main() -> None:
     settings = load(GatewaySettings, "GATEWAY")
     gateway = Gateway(settings, load(BrokerSettings, "NATS"))
+    gateway.edge = NatsService(
+        gateway.broker, gateway.fleet, gateway.jobs, gateway.finished, gateway.idempotency
+    )
     configure_logs("gateway")
     log = logger()
     connections = Connections(connection_bound(settings.max_connections, raise_descriptor_limit()))

@@ -22,6 +22,7 @@ from services.gateway.http.request import StrictRequest
 from services.gateway.http.request_end import with_request_end
 from services.gateway.http.routes import dead_letters as dead
 from services.gateway.http.routes import fleet, health, jobs, openai
+from services.gateway.http.sse import Streams
 from shared import __version__
 from shared.errors import SluiceError
 from shared.job_ids import new_job_id
@@ -39,6 +40,11 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
 
     async def provide_gateway() -> Gateway:
         return gateway
+
+    streams = Streams(gateway.settings.max_streams, gateway.stopping)
+
+    async def provide_streams() -> Streams:
+        return streams
 
     def in_time(app: ASGIApp) -> ASGIApp:
         """No route keeps a gateway that stops from stopping."""
@@ -75,7 +81,10 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
             health.healthz,
             health.readyz,
         ],
-        dependencies={"gateway": Provide(provide_gateway)},
+        dependencies={
+            "gateway": Provide(provide_gateway),
+            "streams": Provide(provide_streams),
+        },
         lifespan=[lifespan],
         request_class=StrictRequest,
         request_max_body_size=settings.max_body_bytes,
@@ -90,7 +99,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         logging_config=None,  # structlog is set up for the whole process
         plugins=[StructSchemas()],
         openapi_config=OpenAPIConfig(title="Sluice", version=__version__),
-        signature_types=[Gateway],
+        signature_types=[Gateway, Streams],
         cors_config=CORSConfig(
             allow_origins=settings.origins,
             expose_headers=["location", "retry-after", "preference-applied", REQUEST_ID],

@@ -18,7 +18,7 @@ from services.gateway.http.connection import (
 from services.gateway.http.document import EVENT_STREAM, StreamOperation
 from services.gateway.http.errors import refusals
 from services.gateway.http.preferences import Preferences
-from services.gateway.http.sse import GatewayStopping
+from services.gateway.http.sse import GatewayStopping, Streams
 from services.gateway.jobs.events import END, JobEvent
 from shared.errors import BrokerUnavailable
 from shared.wire.messages import JobAccepted, JobStatus, JobSubmission, encode
@@ -91,6 +91,7 @@ async def events(
     request: Request[Any, Any, Any],
     job_id: str,
     gateway: Gateway,
+    streams: Streams,
     last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
 ) -> Response[Any]:
     """The job's events: `queued`, `started`, `tokens`, `result`, also `returned` (an inferer
@@ -101,7 +102,7 @@ async def events(
     if last_event_id == END:
         return Response(None, status_code=204)  # tells an EventSource not to come again
     await require_client(request)
-    feed = gateway.streams.open(gateway.events(job_id, last_event_id), request)
+    feed = streams.open(gateway.events(job_id, last_event_id), request)
     try:
         first = await feed.next()  # what is wrong with the id shows here, as a status
     except GatewayStopping:

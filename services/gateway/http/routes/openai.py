@@ -28,7 +28,7 @@ from services.gateway.http.openai.messages import (
 )
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import at_request_end
-from services.gateway.http.sse import KEEP_ALIVE_S, Feed, GatewayStopping
+from services.gateway.http.sse import KEEP_ALIVE_S, Feed, GatewayStopping, Streams
 from services.gateway.jobs.accepted import Ticket
 from services.gateway.jobs.events import JobEvent, Tokens
 from shared.wire.messages import Cancelled, Completed, Expired, Failed, JobError, JobStatus, encode
@@ -56,11 +56,12 @@ async def chat_completions(
     request: Request[Any, Any, Any],
     data: ChatRequest,
     gateway: Gateway,
+    streams: Streams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
     """Answer a conversation, at once or as a stream. A client that hangs up cancels its job,
     unless it sent an `Idempotency-Key`."""
-    return await _answer(request, gateway, data, idempotency_key)
+    return await _answer(request, gateway, streams, data, idempotency_key)
 
 
 @post("/v1/completions", status_code=200, responses=ANSWERS, operation_class=StreamOperation)
@@ -68,11 +69,12 @@ async def completions(
     request: Request[Any, Any, Any],
     data: CompletionRequest,
     gateway: Gateway,
+    streams: Streams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
     """Continue a prompt, at once or as a stream. A client that hangs up cancels its job,
     unless it sent an `Idempotency-Key`."""
-    return await _answer(request, gateway, data, idempotency_key)
+    return await _answer(request, gateway, streams, data, idempotency_key)
 
 
 @get("/v1/models", responses=openai_refusals())
@@ -93,6 +95,7 @@ async def get_model(model: str, gateway: Gateway) -> ModelCard:
 async def _answer(
     request: Request[Any, Any, Any],
     gateway: Gateway,
+    streams: Streams,
     asked: ChatRequest | CompletionRequest,
     idempotency_key: str | None,
 ) -> Response[Any]:
@@ -100,7 +103,7 @@ async def _answer(
     preferences = Preferences.parse(request.headers.getall("prefer", []))
     stays = preferences.respond_async or idempotency_key is not None
     if asked.wants_stream:
-        gateway.streams.require_room()
+        streams.require_room()
     if not stays:
         await require_client(request)
     ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
@@ -108,7 +111,7 @@ async def _answer(
         if stays:
             await require_client(request)
         if asked.wants_stream:
-            return await _stream(request, gateway, ticket, asked.wants_usage, stays)
+            return await _stream(request, gateway, streams, ticket, asked.wants_usage, stays)
         waiting = gateway.jobs.wait(ticket.id, ticket)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientGone:
@@ -125,6 +128,7 @@ async def _answer(
 async def _stream(
     request: Request[Any, Any, Any],
     gateway: Gateway,
+    streams: Streams,
     ticket: Ticket,
     include_usage: bool,
     stays: bool,
@@ -136,7 +140,7 @@ async def _stream(
             gateway.abandon(ticket.id)
 
     at_request_end(request, abandon)
-    feed = gateway.streams.open(gateway.events(ticket.id, ticket=ticket), request)
+    feed = streams.open(gateway.events(ticket.id, ticket=ticket), request)
     first: JobEvent | None = None
     with suppress(TimeoutError):
         first = await while_connected(
