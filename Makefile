@@ -49,9 +49,10 @@ schemathesis: $(READY) $(SCHEMATHESIS) ## Ten minutes: the gateway against its O
 fuzz: $(READY) ## An hour of hostile input; ARGS="--minutes 5 --seed 7" for less
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
-check: $(READY) ## Lint and types
+check: $(READY) ## Lint, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 fmt: $(READY) ## Format

@@ -1,39 +1,53 @@
-"""Who may import whom."""
+"""The walls between the parts: `make check` reads pyproject.toml; here each of them is tried."""
 
-import ast
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, scripts
 
-FORBIDDEN = {
-    "shared": ("services", "cli", "tests"),
-    "services/gateway": ("services.inferer", "cli", "llama_cpp", "tests"),
-    "services/inferer": ("services.gateway", "cli", "litestar", "tests"),
-    "cli": ("services", "tests"),
+PLANTED = {
+    "services and the command line import shared": (
+        "services/gateway/eta/lengths.py",
+        "services.inferer.settings",
+    ),
+    "shared imports neither services": ("shared/cpus.py", "cli.errors"),
+    "the floors of shared": ("shared/wire/subjects.py", "shared.broker.connection"),
+    "the floors of the gateway": ("services/gateway/jobs/jobs.py", "services.gateway.http.errors"),
+    "neither edge imports the other": (
+        "services/gateway/micro/service.py",
+        "services.gateway.http.errors",
+    ),
+    "the floors of the inferer": (
+        "services/inferer/engine/engine.py",
+        "services.inferer.worker.lease",
+    ),
+    "the engine knows nothing of NATS": ("services/inferer/engine/engine.py", "nats"),
+    "only the engine calls llama.cpp": ("services/inferer/worker/worker.py", "llama_cpp"),
 }
+"""What a contract says, and an import that breaks it."""
 
 
-def imported(folder: str) -> dict[str, set[str]]:
-    """Every module that each file of ``folder`` imports, wherever in the file."""
-    found: dict[str, set[str]] = {}
-    for file in sorted((ROOT / folder).rglob("*.py")):
-        modules = found.setdefault(str(file.relative_to(ROOT)), set())
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                modules.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                modules.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
-
-
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_imports_go_one_way(folder: str) -> None:
-    """Services and the command line import `shared`, it none of them, and they not each other."""
-    files = imported(folder)
-    assert any("shared." in module for modules in files.values() for module in modules)
-    for file, modules in files.items():
-        wrong = [
-            m for m in modules if f"{m}.".startswith(tuple(f"{f}." for f in FORBIDDEN[folder]))
-        ]
-        assert not wrong, file
+@pytest.mark.parametrize("contract", PLANTED)
+def test_a_forbidden_import_is_found(tmp_path: Path, contract: str) -> None:
+    """The check fails, and names the contract and the module."""
+    for folder in ("services", "shared", "cli"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    file, module = PLANTED[contract]
+    with (tmp_path / file).open("a") as planted:
+        planted.write(f"\nimport {module}\n")
+    checked = subprocess.run(
+        [scripts() / "lint-imports", "--no-cache"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 1, checked.stdout + checked.stderr
+    broken = [line for line in checked.stdout.splitlines() if line.endswith("BROKEN")]
+    assert any(contract in line for line in broken)
+    importing = file.removesuffix(".py").replace("/", ".")
+    assert f"{importing} -> {module}" in checked.stdout

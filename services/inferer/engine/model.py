@@ -11,7 +11,7 @@ from pathlib import Path
 import llama_cpp
 
 from services.inferer.bounded.chat_template import ChatTemplate
-from services.inferer.bounded.grammar import Vocabulary
+from services.inferer.engine.grammar import Vocabulary
 from services.inferer.engine.library import load_backends
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.logs import logger

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import llama_cpp
 import numpy
 
-from services.inferer.bounded.grammar import Tokens
+from services.inferer.engine.grammar import Tokens
 from services.inferer.engine.model import Model
 from shared.wire.messages import Sampling
 
