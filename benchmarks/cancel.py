@@ -12,7 +12,7 @@ from statistics import median
 from benchmarks.measuring import describe_machine, running_stack, seconds
 from shared.model_files import locate
 from shared.timestamps import milliseconds_between, timestamp
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 ROUNDS, ALLOWED_MS = 25, 100.0
 N_CTX, WORDS = 8192, 5000

@@ -13,8 +13,8 @@ from statistics import median
 from benchmarks.measuring import describe_machine
 from shared.model_files import locate
 from shared.timestamps import milliseconds_between
-from tests.processes import eventually, server_sent_events
-from tests.up import Up
+from tests.support.processes import eventually, server_sent_events
+from tests.support.up import Up
 
 ROUNDS, ALLOWED_S = 7, 1.0
 BODY = {"prompt": "The history of the lighthouse began", "max_tokens": 8, "seed": 1}

@@ -16,7 +16,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.cpus import own_cpus, usable_cpus
 from shared.wire.messages import Sampling
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 THREADS = usable_cpus()
 

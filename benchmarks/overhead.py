@@ -23,7 +23,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
 from shared.wire.messages import Sampling
-from tests.tiny_model import write_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 BLOCKS, BLOCK, WARM_UP = 25, 20, 3
 PROMPT = "one token, please"

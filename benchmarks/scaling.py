@@ -25,7 +25,7 @@ from benchmarks.measuring import (
 from shared.cpus import own_cpus
 from shared.model_files import locate
 from shared.wire.messages import Sampling
-from tests.processes import Stack, clean_environment, scripts
+from tests.support.processes import Stack, clean_environment, scripts
 
 JOBS, TOKENS, PAIRS = 20, 32, 7
 PROMPT, OPTIONS, SEED = "The history of the lighthouse began", Sampling(temperature=0.8), 1

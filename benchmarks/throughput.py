@@ -25,7 +25,7 @@ from benchmarks.measuring import (
 )
 from shared.model_files import locate
 from shared.wire.messages import Sampling
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 STARTS, PAIRS = 6, 4
 TOKENS = 384

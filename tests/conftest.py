@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from shared.model_files import locate
-from tests.processes import Child, NatsServer, Stack, scripts
-from tests.tiny_model import write_tiny_model
-from tests.up import Up
+from tests.support.processes import Child, NatsServer, Stack, scripts
+from tests.support.tiny_model import write_tiny_model
+from tests.support.up import Up
 
 MOST_LOGS_SHOWN = 12
 LOG_LINES_SHOWN = 25

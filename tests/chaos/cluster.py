@@ -9,7 +9,7 @@ from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from tests.chaos.parts import Node, quiet_port
 from tests.chaos.store import stream_info
-from tests.disk import CannotMount, mounted
+from tests.support.disk import CannotMount, mounted
 
 DISK_BYTES = 512 * 1024**2
 

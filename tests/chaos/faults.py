@@ -13,8 +13,8 @@ from tests.chaos.parts import Inferer, Node, Part
 from tests.chaos.site import Site
 from tests.chaos.strike import Strike
 from tests.fuzz.inputs.messages import BROKEN, HEADER_BLOCKS, REPLIES
-from tests.raw_nats import Closed, RawNats, publication
-from tests.shim import HANG, POISON
+from tests.support.raw_nats import Closed, RawNats, publication
+from tests.support.shim import HANG, POISON
 
 TOLD_WITHIN_S = 60.0
 SERVED_WITHIN_S = 30.0

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 
 from tests.chaos.log_pipe import LogPipe
-from tests.disk import Disk
-from tests.processes import ROOT, Process, scripts
+from tests.support.disk import Disk
+from tests.support.processes import ROOT, Process, scripts
 
 READY_WITHIN_S = 60.0
 STALL_S = 5.0

@@ -22,8 +22,8 @@ from tests.chaos.report import report
 from tests.chaos.site import Site
 from tests.chaos.store import queued, read_store
 from tests.chaos.strike import Strike
-from tests.processes import end_on_sigterm
-from tests.tiny_model import write_tiny_model
+from tests.support.processes import end_on_sigterm
+from tests.support.tiny_model import write_tiny_model
 
 EMPTY_WITHIN_S = 150.0
 """After the last client has gone, for jobs that nobody waits for."""

@@ -14,7 +14,7 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.ledger import Ledger
 from tests.chaos.listener import Listener
 from tests.chaos.parts import Gateway, Inferer, Part
-from tests.shim import DYING_AND_HANGING, write_shim
+from tests.support.shim import DYING_AND_HANGING, write_shim
 
 SLOTS = 2
 BUSY_WITHIN_S = 10.0

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import ROOT, Stack, end_on_sigterm
-from tests.tiny_model import write_tiny_model
+from tests.support.processes import ROOT, Stack, end_on_sigterm
+from tests.support.tiny_model import write_tiny_model
 
 COMMAND = ROOT / ".venv/schemathesis/bin/schemathesis"
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import Stack, eventually, server_sent_events
+from tests.support.processes import Stack, eventually, server_sent_events
 
 JOBS, CHAT, COMPLETIONS = ROUTES = ("/jobs", "/v1/chat/completions", "/v1/completions")
 MESSAGES = '"messages": [{"role": "user", "content": "hi"}]'

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import (
+from tests.support.processes import (
     PATIENCE_S,
     ROOT,
     NatsServer,

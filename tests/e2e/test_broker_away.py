@@ -14,7 +14,7 @@ import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from shared.broker.connection import Broker
-from tests.processes import (
+from tests.support.processes import (
     PATIENCE_S,
     ROOT,
     NatsServer,

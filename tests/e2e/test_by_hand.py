@@ -12,7 +12,7 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from shared.wire.messages import InferenceRequest, encode
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 REQUEST = InferenceRequest(prompt="hi", max_tokens=2)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared import __version__
-from tests.processes import (
+from tests.support.processes import (
     PATIENCE_S,
     NatsServer,
     Stack,

@@ -14,8 +14,8 @@ import pytest
 from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.timestamps import parse_timestamp
-from tests.clocks import shifted_clock
-from tests.processes import PATIENCE_S, Stack, eventually
+from tests.support.clocks import shifted_clock
+from tests.support.processes import PATIENCE_S, Stack, eventually
 
 HOUR_S = 3600
 LONG = {"prompt": "tell me", "max_tokens": 4000, "seed": 1}

@@ -16,7 +16,7 @@ import pytest
 from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
-from tests.processes import PATIENCE_S, Stack, eventually
+from tests.support.processes import PATIENCE_S, Stack, eventually
 
 RIGHT = "max_payload: 8MB\njetstream { max_file_store: 10GB }\n"
 WRONG = RIGHT + "authorization { user: somebody, password: else }\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor import examine
 from tests.integration.test_memory_kinds import write_hybrid
-from tests.processes import (
+from tests.support.doctor import examine
+from tests.support.processes import (
     ROOT,
     Process,
     Stack,
@@ -21,7 +21,7 @@ from tests.processes import (
     eventually,
     server_sent_events,
 )
-from tests.shim import (
+from tests.support.shim import (
     ABORTING,
     EXITING,
     POISON,
@@ -29,7 +29,7 @@ from tests.shim import (
     TOKENIZER_POISON,
     write_shim,
 )
-from tests.tiny_model import write_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 ATTEMPTS = 2
 

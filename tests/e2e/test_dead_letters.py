@@ -17,7 +17,7 @@ from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
 from shared.wire.messages import DeadLetter, InferenceRequest, decode_request, encode
-from tests.processes import PATIENCE_S, Stack, clean_environment, scripts
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, scripts
 
 REQUEST = InferenceRequest(
     messages=None,

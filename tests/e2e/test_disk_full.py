@@ -11,10 +11,10 @@ import pytest
 
 from shared.broker.connection import connected
 from shared.config import BrokerSettings
-from tests.disk import SIZE_BYTES, Disk, small_disk
-from tests.doctor import examine
-from tests.processes import Stack, eventually
-from tests.up import Up
+from tests.support.disk import SIZE_BYTES, Disk, small_disk
+from tests.support.doctor import examine
+from tests.support.processes import Stack, eventually
+from tests.support.up import Up
 
 BULKY: dict[str, Any] = {"prompt": "hi", "max_tokens": 2, "metadata": {"filler": "x" * 4000}}
 """No end of a page that is on the disk already has room for it."""

@@ -15,8 +15,8 @@ from shared.broker.connection import Broker, connected
 from shared.broker.consumers import consumer
 from shared.config import BrokerSettings
 from shared.cpus import usable_cpus
-from tests.doctor import Finding, examine
-from tests.processes import (
+from tests.support.doctor import Finding, examine
+from tests.support.processes import (
     NatsServer,
     Stack,
     clean_environment,

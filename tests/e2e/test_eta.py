@@ -16,7 +16,7 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
-from tests.processes import (
+from tests.support.processes import (
     PATIENCE_S,
     Stack,
     clean_environment,
@@ -24,7 +24,7 @@ from tests.processes import (
     scripts,
     server_sent_events,
 )
-from tests.terminal import terminal
+from tests.support.terminal import terminal
 
 LONG = {"prompt": "tell me", "max_tokens": 4000, "seed": 1}  # does not end by itself
 

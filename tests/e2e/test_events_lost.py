@@ -14,7 +14,7 @@ from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Completed, StateEvent, TokenFrame, Usage, encode
-from tests.processes import PATIENCE_S, Stack, server_sent_events
+from tests.support.processes import PATIENCE_S, Stack, server_sent_events
 
 Event = dict[str, str]
 

@@ -12,7 +12,7 @@ from shared.config import BrokerSettings
 from shared.cpus import own_cpus, usable_cpus
 from shared.timestamps import milliseconds_between
 from shared.wire import subjects
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 
 def test_an_inferer_says_what_it_is_and_does(stack: Stack, nats_command: str) -> None:

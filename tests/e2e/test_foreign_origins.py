@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.processes import Stack
-from tests.wire import ask, get
+from tests.support.processes import Stack
+from tests.support.wire import ask, get
 
 PAGE = "http://localhost:3000"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import PATIENCE_S, Stack
-from tests.wire import connect
+from tests.support.processes import PATIENCE_S, Stack
+from tests.support.wire import connect
 
 
 def test_jobs_that_are_to_be_cancelled(tmp_path: Path) -> None:

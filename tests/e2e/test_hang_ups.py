@@ -14,9 +14,9 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 
-from tests.nats_client import flush
-from tests.processes import Stack, eventually
-from tests.wire import connect
+from tests.support.nats_client import flush
+from tests.support.processes import Stack, eventually
+from tests.support.wire import connect
 
 COUNT = 150
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import Stack, eventually
-from tests.wire import ask, connect, get, is_closed, read_answer
+from tests.support.processes import Stack, eventually
+from tests.support.wire import ask, connect, get, is_closed, read_answer
 
 SHORT = {
     "GATEWAY_HEAD_TIMEOUT_S": "1",

@@ -16,8 +16,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.job_ids import new_job_id
-from tests.nats_client import flush
-from tests.processes import PATIENCE_S, Stack, eventually
+from tests.support.nats_client import flush
+from tests.support.processes import PATIENCE_S, Stack, eventually
 
 BODY = {"prompt": "once", "max_tokens": 3}
 LONG = {"prompt": "go on", "max_tokens": 4000}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 INTERRUPTED = 130
 

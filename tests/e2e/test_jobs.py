@@ -18,7 +18,7 @@ from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Completed, TokenFrame, Usage, encode
-from tests.processes import Stack, eventually, server_sent_events
+from tests.support.processes import Stack, eventually, server_sent_events
 
 
 def test_ten_jobs_run_one_after_another_in_their_order(stack: Stack, nats_command: str) -> None:

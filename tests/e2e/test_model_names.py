@@ -12,7 +12,7 @@ from shared.broker.connection import connected
 from shared.broker.consumers import read_models
 from shared.config import BrokerSettings
 from shared.model_names import token_of
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 BODY = {"prompt": "hi", "max_tokens": 2, "seed": 1}
 

@@ -11,8 +11,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.job_ids import new_job_id
-from tests.nats_client import flush
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually
+from tests.support.nats_client import flush
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually
 
 CHAT = '{"messages":[{"role":"user","content":"hi"}],"max_tokens":%d}'
 Nats = Callable[..., "subprocess.CompletedProcess[str]"]

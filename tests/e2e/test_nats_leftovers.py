@@ -13,8 +13,8 @@ from nats.aio.client import Client
 from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.wire import subjects
-from tests.nats_client import flush
-from tests.processes import PATIENCE_S, Process, Stack
+from tests.support.nats_client import flush
+from tests.support.processes import PATIENCE_S, Process, Stack
 
 LONG = {"prompt": "go on", "max_tokens": 4000, "stream": True}
 KEY = {"Idempotency-Key": "again and again"}

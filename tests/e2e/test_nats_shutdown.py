@@ -10,8 +10,8 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.nats_client import flush
-from tests.processes import PATIENCE_S, Stack
+from tests.support.nats_client import flush
+from tests.support.processes import PATIENCE_S, Stack
 
 REQUESTS = 3000
 SUBMIT = b'{"prompt":"hi","max_tokens":1}'

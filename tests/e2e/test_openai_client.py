@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.processes import Stack, eventually
+from tests.support.processes import Stack, eventually
 
 HI: Any = [{"role": "user", "content": "hi"}]
 

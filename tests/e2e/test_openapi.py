@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 
 @pytest.fixture(scope="module")

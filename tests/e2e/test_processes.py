@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import (
+from tests.support.processes import (
     ROOT,
     NatsServer,
     Process,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE_S, ROOT, Stack, clean_environment, free_port, scripts
-from tests.up import Up
+from tests.support.processes import PATIENCE_S, ROOT, Stack, clean_environment, free_port, scripts
+from tests.support.up import Up
 
 NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 

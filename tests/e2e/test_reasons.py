@@ -18,7 +18,13 @@ from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Completed, Failed, Result, TokenFrame, Usage, encode, stopped
-from tests.processes import PATIENCE_S, Stack, clean_environment, scripts, server_sent_events
+from tests.support.processes import (
+    PATIENCE_S,
+    Stack,
+    clean_environment,
+    scripts,
+    server_sent_events,
+)
 
 OK, FAILED, USAGE = 0, 1, 2
 

@@ -15,8 +15,8 @@ from cli.autoscale import Autoscaler
 from cli.child import Child
 from cli.scale import Scale
 from shared.cpus import usable_cpus
-from tests.processes import Process, Stack, clean_environment, eventually, scripts
-from tests.up import Up
+from tests.support.processes import Process, Stack, clean_environment, eventually, scripts
+from tests.support.up import Up
 
 LONG = 1500
 """Tokens of a job that takes some seconds."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.run import N_CTX, examine
-from tests.processes import Stack
+from tests.support.processes import Stack
 
 
 @pytest.mark.timeout(420)

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from shared.cpus import cpu_model
-from tests.doctor import examine
-from tests.processes import Process, Stack, eventually
-from tests.shim import (
+from tests.support.doctor import examine
+from tests.support.processes import Process, Stack, eventually
+from tests.support.shim import (
     DIES_AT_DECODE,
     DIES_AT_LOAD,
     HANGS_AT_DECODE,
     only_with_extra_buffers,
     write_shim,
 )
-from tests.up import Up
+from tests.support.up import Up
 
 
 class Machine:

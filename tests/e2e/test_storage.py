@@ -12,8 +12,8 @@ import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
-from tests.doctor import examine
-from tests.processes import Stack, eventually
+from tests.support.doctor import examine
+from tests.support.processes import Stack, eventually
 
 
 @pytest.fixture(scope="module")

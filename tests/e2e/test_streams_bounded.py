@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
-from tests.processes import Stack, eventually
+from tests.support.processes import Stack, eventually
 
 STREAMS = ("REQUESTS", "RESULTS", "EVENTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY")
 

@@ -16,7 +16,7 @@ from shared.broker.connection import Broker, connected
 from shared.broker.topology import Topology, ensure_topology, missing_streams, recreated_streams
 from shared.config import BrokerSettings
 from shared.wire import subjects
-from tests.processes import PATIENCE_S, Stack, eventually
+from tests.support.processes import PATIENCE_S, Stack, eventually
 
 OTHERS = ("RESULTS", "EVENTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY")
 

@@ -12,8 +12,8 @@ from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Completed, DeadLetter, Timings, Usage, encode
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
-from tests.terminal import Terminal, terminal
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.terminal import Terminal, terminal
 
 EVIL = "\x1b]0;owned\x07[red]:skull:\x9b2J\u202e\rend"
 SHOWN = "\\x1b]0;owned\\x07[red]:skull:\\x9b2J\\u202e\\rend"

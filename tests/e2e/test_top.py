@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE_S, Stack, clean_environment, eventually, free_port, scripts
-from tests.terminal import terminal
+from tests.support.processes import (
+    PATIENCE_S,
+    Stack,
+    clean_environment,
+    eventually,
+    free_port,
+    scripts,
+)
+from tests.support.terminal import terminal
 
 
 def test_a_live_view(stack: Stack, tiny_model: Path) -> None:

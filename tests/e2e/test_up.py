@@ -13,10 +13,10 @@ import nats
 
 from shared.cpus import own_cpus, usable_cpus
 from shared.wire import subjects
-from tests.nats_client import flush
-from tests.processes import Process, eventually, scripts
-from tests.tiny_model import write_tiny_model
-from tests.up import Up
+from tests.support.nats_client import flush
+from tests.support.processes import Process, eventually, scripts
+from tests.support.tiny_model import write_tiny_model
+from tests.support.up import Up
 
 
 def processes_using(folder: Path) -> list[str]:

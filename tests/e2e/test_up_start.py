@@ -11,9 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.disk import small_disk
-from tests.processes import PATIENCE_S, ROOT, clean_environment, eventually, free_port, scripts
-from tests.up import Up
+from tests.support.disk import small_disk
+from tests.support.processes import (
+    PATIENCE_S,
+    ROOT,
+    clean_environment,
+    eventually,
+    free_port,
+    scripts,
+)
+from tests.support.up import Up
 
 
 def refused(

@@ -8,8 +8,8 @@ import pytest
 
 from services.inferer.engine.watchdog import EXIT_STALLED
 from shared.process.lifecycle import EXIT_CONFIGURATION
-from tests.processes import Stack
-from tests.shim import HANGING, POISON, TOKENIZER_POISON, write_shim
+from tests.support.processes import Stack
+from tests.support.shim import HANGING, POISON, TOKENIZER_POISON, write_shim
 
 STALL_S = 2
 

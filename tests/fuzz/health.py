@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.fuzz.probe import LIMIT_S
-from tests.processes import Process
+from tests.support.processes import Process
 
 
 class Health:

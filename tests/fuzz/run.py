@@ -24,8 +24,8 @@ from tests.fuzz.hunt import hunt
 from tests.fuzz.site import Site
 from tests.fuzz.target import Target
 from tests.fuzz.watch import Watch
-from tests.processes import end_on_sigterm
-from tests.tiny_model import write_tiny_model
+from tests.support.processes import end_on_sigterm
+from tests.support.tiny_model import write_tiny_model
 
 LONGEST_TURN_S = 30.0
 """For one attack; in a short run each has its share of the time."""

@@ -6,7 +6,7 @@ from collections import defaultdict
 from contextlib import suppress
 
 from shared.wire import subjects
-from tests.raw_nats import Closed, RawNats, Received
+from tests.support.raw_nats import Closed, RawNats, Received
 
 POLL_S = 0.05
 

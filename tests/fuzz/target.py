@@ -11,7 +11,7 @@ import httpx
 from tests.fuzz.accepted import Accepted
 from tests.fuzz.findings import Findings
 from tests.fuzz.site import Site
-from tests.raw_nats import Closed, RawNats, stream_names
+from tests.support.raw_nats import Closed, RawNats, stream_names
 
 ENDS_WITHIN_S = 60.0
 BACK_WITHIN_S = 8.0

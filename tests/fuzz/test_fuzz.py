@@ -18,7 +18,7 @@ from tests.fuzz.memory import Growth, Memory, Sample
 from tests.fuzz.run import Plan, run
 from tests.fuzz.site import Site
 from tests.fuzz.target import Fault, Target
-from tests.tiny_model import write_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 SABOTAGE = "tests.fuzz.sabotage"
 SEED = 9

@@ -12,7 +12,7 @@ import httpx
 from shared.broker.connection import Broker
 from shared.wire import subjects
 from tests.chaos.parts import Gateway, Node
-from tests.processes import eventually
+from tests.support.processes import eventually
 
 POOL_THREADS = 8
 """A pool starts its threads when they are first needed, and keeps them."""

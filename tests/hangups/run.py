@@ -25,8 +25,8 @@ from tests.chaos.parts import Gateway, Inferer
 from tests.chaos.store import queued, read_store
 from tests.hangups.clients import KINDS, LONG, Kind, Where
 from tests.hangups.footprint import Footprint, footprint
-from tests.processes import end_on_sigterm
-from tests.tiny_model import write_tiny_model
+from tests.support.processes import end_on_sigterm
+from tests.support.tiny_model import write_tiny_model
 
 AT_ONCE = 50
 AS_BEFORE_WITHIN_S = 5.0

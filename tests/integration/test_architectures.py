@@ -12,8 +12,8 @@ from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model, log_lines
 from shared.errors import ModelError, OutOfMemory
 from shared.model_files import locate
-from tests.architectures import write_changed, write_mamba
-from tests.processes import Stack
+from tests.support.architectures import write_changed, write_mamba
+from tests.support.processes import Stack
 
 N_CTX, N_BATCH = 4096, 128
 BUFFER = re.compile(r"buffer size = +([0-9.]+) MiB")

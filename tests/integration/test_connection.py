@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
-from tests.processes import NatsServer
+from tests.support.processes import NatsServer
 
 PATIENCE_S = 30.0
 

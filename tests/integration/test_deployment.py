@@ -24,7 +24,7 @@ from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings, load
 from shared.timestamps import timestamp
 from shared.wire.messages import InfererEntry
-from tests.processes import (
+from tests.support.processes import (
     ROOT,
     NatsServer,
     Process,

@@ -20,7 +20,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.errors import InvalidRequest, ModelError
 from shared.wire.messages import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 N_CTX = 4096
 PATIENCE_S = 60.0

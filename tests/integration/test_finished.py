@@ -10,7 +10,7 @@ from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Completed, Result, Usage, encode
-from tests.processes import PATIENCE_S
+from tests.support.processes import PATIENCE_S
 
 
 def completed(job_id: str, text: str) -> Completed:

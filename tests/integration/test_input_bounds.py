@@ -21,8 +21,8 @@ from services.inferer.engine.model import LONGEST_TEXT, Model
 from services.inferer.engine.sampler import Sampler
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.wire.messages import JsonSchema, NamedSchema, Sampling
-from tests.processes import eventually
-from tests.tiny_model import write_tiny_model
+from tests.support.processes import eventually
+from tests.support.tiny_model import write_tiny_model
 
 PATIENCE_S = 120.0
 MIB = 2**20

@@ -12,7 +12,7 @@ from services.gateway.micro.interest import Interest
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from tests.chaos.cluster import Cluster
-from tests.processes import PATIENCE_S, NatsServer
+from tests.support.processes import PATIENCE_S, NatsServer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from shared.wire.messages import Result
-from tests.processes import PATIENCE_S, NatsServer, eventually
+from tests.support.processes import PATIENCE_S, NatsServer, eventually
 
 
 async def test_a_consumer_whose_creation_was_not_answered_is_deleted(

@@ -14,8 +14,8 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.errors import ModelError
 from shared.wire.messages import Sampling
-from tests.processes import eventually
-from tests.tiny_model import copy_tokenizer, write_tiny_model
+from tests.support.processes import eventually
+from tests.support.tiny_model import copy_tokenizer, write_tiny_model
 
 PATIENCE_S = 60.0
 WIDTH, HEADS, HIDDEN, LAYERS = 32, 4, 64, 4

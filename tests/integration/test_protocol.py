@@ -12,7 +12,7 @@ from services.gateway.http.connection_limit import Connections
 from services.gateway.http.protocol import BoundedProtocol
 from services.gateway.server import Server
 from services.gateway.settings import GatewaySettings
-from tests.processes import PATIENCE_S
+from tests.support.processes import PATIENCE_S
 
 
 @pytest.mark.parametrize("requests", [1, 2], ids=["one request", "two in a row"])

@@ -12,7 +12,7 @@ from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.wire import subjects
-from tests.processes import PATIENCE_S, NatsServer
+from tests.support.processes import PATIENCE_S, NatsServer
 
 
 async def test_headers_count(broker: Broker) -> None:

@@ -12,7 +12,7 @@ from shared.broker.connection import Broker, connected
 from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.wire import subjects
-from tests.processes import NatsServer
+from tests.support.processes import NatsServer
 
 SOON_S = 9
 """Less than a lease, a pull's life or two missed heartbeats: none of them may be what helped."""

@@ -18,7 +18,7 @@ from shared.errors import StreamRefused
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Completed, Failed, InferenceRequest, InfererEntry
-from tests.workers import dead_letter, ended, put, queue_is_empty, until, working
+from tests.support.workers import dead_letter, ended, put, queue_is_empty, until, working
 
 SHORT = InferenceRequest(prompt="hi", max_tokens=20)
 

@@ -17,7 +17,7 @@ from services.gateway.micro.requests import InFlight, Requests
 from shared.broker.client import Connection
 from shared.broker.connection import Broker
 from shared.errors import Overloaded
-from tests.processes import PATIENCE_S, NatsServer
+from tests.support.processes import PATIENCE_S, NatsServer
 
 
 @pytest.fixture

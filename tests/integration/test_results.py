@@ -13,7 +13,7 @@ from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.messages import Cancelled, Completed, Failed, Usage, decode_result, encode
-from tests.processes import NatsServer
+from tests.support.processes import NatsServer
 
 
 @pytest.fixture

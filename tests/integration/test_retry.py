@@ -31,8 +31,8 @@ from shared.wire.messages import (
     decode_state_event,
     encode,
 )
-from tests.processes import Stack, server_sent_events
-from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
+from tests.support.processes import Stack, server_sent_events
+from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 
 N_CTX, ROOM = 8192, 256
 TOO_LONG = InferenceRequest(prompt="tell me", max_tokens=400, temperature=0, seed=1)

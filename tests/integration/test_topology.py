@@ -15,7 +15,7 @@ from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.wire import subjects
 from shared.wire.messages import ModelFacts
-from tests.processes import PATIENCE_S, NatsServer
+from tests.support.processes import PATIENCE_S, NatsServer
 
 TOPOLOGY = Topology()
 FACTS = ModelFacts(n_ctx=2048, chat=True, token_bytes=12)

@@ -36,8 +36,8 @@ from shared.wire.messages import (
     decode_token_frame,
     encode,
 )
-from tests.processes import NatsServer
-from tests.workers import dead_letter, ended, put, queue_is_empty, states, until, working
+from tests.support.processes import NatsServer
+from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 
 N_CTX = 8192
 ENDLESS = InferenceRequest(prompt="tell me", seed=1)  # a minute of work, never waited for

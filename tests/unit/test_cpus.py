@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.cpus import cgroup_quota, usable_cpus
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 def quota(tmp_path: Path, membership: str, **files: str) -> float | None:

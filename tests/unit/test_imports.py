@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT, scripts
+from tests.support.processes import ROOT, scripts
 
 PLANTED = {
     "services and the command line import shared": (

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from cli.proxy import is_this_machine, proxy_for
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 CLIENTS = {"Client", "AsyncClient", "get", "post", "put", "delete", "request", "stream"}
 

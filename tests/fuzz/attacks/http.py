@@ -8,7 +8,7 @@ from shared.job_ids import new_job_id
 from tests.fuzz.attacks.attack import attack
 from tests.fuzz.inputs.heads import conversations
 from tests.fuzz.target import Fault, Target
-from tests.wire import exchange, statuses
+from tests.support.wire import exchange, statuses
 
 SILENCE_S = 0.3
 

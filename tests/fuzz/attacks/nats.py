@@ -15,7 +15,7 @@ from tests.fuzz.attacks.attack import attack
 from tests.fuzz.inputs import messages
 from tests.fuzz.inputs.values import mangled
 from tests.fuzz.target import MODEL, Fault, Target
-from tests.raw_nats import Closed, publication
+from tests.support.raw_nats import Closed, publication
 
 NOT_AN_INBOX = b"fuzz.reply"
 OWN_JOB = {"prompt": "a", "max_tokens": 30, "timeout_s": 30}

@@ -9,8 +9,8 @@ from shared.process.lifecycle import EXIT_CONFIGURATION
 from tests.fuzz.attacks.attack import attack
 from tests.fuzz.inputs.texts import texts
 from tests.fuzz.target import Fault, Target
-from tests.processes import Process, eventually
-from tests.tiny_model import write_tiny_model
+from tests.support.processes import Process, eventually
+from tests.support.tiny_model import write_tiny_model
 
 ALIAS = "odd"
 

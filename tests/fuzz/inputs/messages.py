@@ -8,7 +8,7 @@ from shared.job_ids import new_job_id
 from shared.wire import subjects
 from tests.fuzz.inputs.bodies import submissions
 from tests.fuzz.inputs.values import mangled
-from tests.raw_nats import publication
+from tests.support.raw_nats import publication
 
 ENDPOINTS = (
     *("chat", "complete", "submit", "status", "result", "cancel"),

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "deploy/nats/nats.conf"
 """The broker's, as users run it."""
 STORE = "10GB"

@@ -10,7 +10,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.processes import PATIENCE_S, clean_environment, eventually, scripts
+from tests.support.processes import PATIENCE_S, clean_environment, eventually, scripts
 
 HOME = "\x1b[H"
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

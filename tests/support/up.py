@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.processes import Child, clean_environment, eventually, scripts
+from tests.support.processes import Child, clean_environment, eventually, scripts
 
 
 class Up(Child):

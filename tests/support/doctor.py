@@ -4,7 +4,7 @@ import json
 import subprocess
 from typing import Any
 
-from tests.processes import PATIENCE_S, Stack, clean_environment, scripts
+from tests.support.processes import PATIENCE_S, Stack, clean_environment, scripts
 
 Finding = dict[str, Any]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy
 
-from tests.tiny_model import copy_tokenizer, write_tiny_model
+from tests.support.tiny_model import copy_tokenizer, write_tiny_model
 
 WIDTH, INNER, STATES, RANK, KERNEL, LAYERS = 32, 64, 8, 4, 4, 2
 
