@@ -17,7 +17,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
 from shared.model_files import locate
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 
 JOBS, TOKENS, ROUNDS = 8, 96, 5
 PROMPT, OPTIONS = "The history of the lighthouse began", Sampling(temperature=0.8)

@@ -28,7 +28,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
 from shared.model_files import locate
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 
 ROUNDS = 8
 PROMPT_TOKENS, ANSWER_TOKENS = 256, 48

@@ -15,7 +15,7 @@ import llama_cpp
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.cpus import own_cpus, usable_cpus
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 from tests.support.processes import Stack
 
 THREADS = usable_cpus()

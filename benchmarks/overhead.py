@@ -22,7 +22,7 @@ from services.inferer.engine.engine import Engine, Sequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 from tests.support.tiny_model import write_tiny_model
 
 BLOCKS, BLOCK, WARM_UP = 25, 20, 3

@@ -24,7 +24,7 @@ from benchmarks.measuring import (
 )
 from shared.cpus import own_cpus
 from shared.model_files import locate
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 from tests.support.processes import Stack, clean_environment, scripts
 
 JOBS, TOKENS, PAIRS = 20, 32, 7

@@ -24,7 +24,7 @@ from benchmarks.measuring import (
     spread,
 )
 from shared.model_files import locate
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 from tests.support.processes import Stack
 
 STARTS, PAIRS = 6, 4

@@ -13,14 +13,9 @@ from cli.scale import Scale
 from shared.logs import logger
 from shared.model_names import token_of
 from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
-from shared.wire.messages import (
-    ConcurrencyReport,
-    ConcurrencyRequest,
-    FleetReport,
-    InfererEntry,
-    QueueReport,
-    encode,
-)
+from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport, QueueReport
+from shared.wire.codecs import encode
+from shared.wire.inferers import InfererEntry
 
 LOOK_EVERY_S = 1.0
 LOOK_WHEN_NONE_RUNS_S = 0.2

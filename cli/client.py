@@ -14,18 +14,18 @@ import msgspec
 from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.proxy import proxy_for, through
 from shared.job_ids import is_job_id
-from shared.wire.messages import (
+from shared.wire.api import (
     ConcurrencyReport,
     ConcurrencyRequest,
-    DeadLetter,
     DeadLetterHead,
     DeadLetterPage,
     FleetReport,
     JobAccepted,
     JobStatus,
     QueueReport,
-    encode,
 )
+from shared.wire.codecs import encode
+from shared.wire.results import DeadLetter
 
 TIMEOUT_S = 30.0
 """Longer than a gateway waits for a cluster that elects a leader."""

@@ -8,7 +8,8 @@ from rich.table import Table
 from cli.client import Client
 from cli.options import DEFAULT_URL, Json, Url
 from cli.output import out, print_json, print_text, shown
-from shared.wire.messages import DeadLetter, DeadLetterPage
+from shared.wire.api import DeadLetterPage
+from shared.wire.results import DeadLetter
 
 PAGE = 50
 

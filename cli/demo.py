@@ -19,7 +19,7 @@ from rich.text import Text
 
 from cli.output import out, timings_line
 from shared.process.parent_death import with_parent
-from shared.wire.messages import JobAccepted, JobStatus, QueueReport
+from shared.wire.api import JobAccepted, JobStatus, QueueReport
 
 PROMPTS = ("Why is the sky blue? Answer in two sentences.", "Write a haiku about a river.")
 COLOURS = ("cyan", "magenta")

@@ -58,7 +58,7 @@ from shared import __version__
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
 from shared.logs import configure_logs
-from shared.wire.messages import ConcurrencyRequest, JobStatus
+from shared.wire.api import ConcurrencyRequest, JobStatus
 
 UNKNOWN_JOB = "interrupted before the gateway answered: the job may run, see sluice queue"
 

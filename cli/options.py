@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.errors import EXIT_USAGE, CommandError
-from shared.wire.messages import Priority
+from shared.wire.requests import Priority
 
 Url = Annotated[
     str, typer.Option("--url", envvar="SLUICE_URL", help="The gateway.", show_default=True)

@@ -15,7 +15,8 @@ from rich.text import Text
 from cli.doctor.finding import Finding
 from shared.logs import drain_logs
 from shared.printable import printable, printable_json
-from shared.wire.messages import ConcurrencyChange, InfererEntry, JobStatus, ModelQueue, RunningJob
+from shared.wire.api import JobStatus, ModelQueue
+from shared.wire.inferers import ConcurrencyChange, InfererEntry, RunningJob
 from shared.wire.subjects import CLASSES
 
 WIDE = 1000

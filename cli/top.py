@@ -15,7 +15,8 @@ from cli.client import Client
 from cli.errors import EXIT_UNREACHABLE, CommandError
 from cli.output import TextConsole, inferers_table, queue_table, shown
 from shared.timestamps import milliseconds_between, timestamp
-from shared.wire.messages import InfererEntry, ModelQueue
+from shared.wire.api import ModelQueue
+from shared.wire.inferers import InfererEntry
 
 REFRESH_S = 1.0
 BAR_WIDTH = 10

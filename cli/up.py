@@ -25,7 +25,7 @@ from shared.model_files import locate
 from shared.model_names import served_name, token_of
 from shared.process.lifecycle import stop_on_signals
 from shared.timestamps import timestamp
-from shared.wire.messages import FleetReport
+from shared.wire.api import FleetReport
 
 NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 

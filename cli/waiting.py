@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from cli.client import Client
 from cli.errors import CommandError
 from cli.output import err, outlook_line
-from shared.wire.messages import JobStatus
+from shared.wire.api import JobStatus
 
 LOOK_EVERY_S = 1.0
 

@@ -8,7 +8,8 @@ from shared.broker.connection import Broker
 from shared.process.end import EXIT_STALLED, ended_by
 from shared.timestamps import parse_timestamp
 from shared.wire import subjects
-from shared.wire.messages import InfererDeath, decode_inferer_death
+from shared.wire.codecs import decode_inferer_death
+from shared.wire.events import InfererDeath
 
 RECENT = timedelta(hours=1)
 

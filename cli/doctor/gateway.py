@@ -8,7 +8,7 @@ import msgspec
 
 from cli.doctor.finding import Finding, ok, wrong
 from cli.proxy import proxy_for, through
-from shared.wire.messages import QueueReport
+from shared.wire.api import QueueReport
 
 TIMEOUT_S = 3.0
 

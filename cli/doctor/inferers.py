@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from cli.doctor.finding import Finding, look, ok, wrong
 from shared.broker.inferers import OVERLAP_ADVICE, Live, find_overlaps
-from shared.wire.messages import EXTRA_BUFFERS
+from shared.wire.inferers import EXTRA_BUFFERS
 
 COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.md"
 

@@ -9,7 +9,7 @@ from shared.broker.consumers import ModelConsumers
 from shared.broker.inferers import Live
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
-from shared.wire.messages import InfererEntry
+from shared.wire.inferers import InfererEntry
 
 
 def examine_queue(

@@ -31,7 +31,7 @@ from shared.model_files import locate
 from shared.model_names import served_name
 from shared.process.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
 from shared.timestamps import timestamp
-from shared.wire.messages import InfererEntry
+from shared.wire.inferers import InfererEntry
 
 
 async def main(recorder: FlightRecorder) -> None:

@@ -26,7 +26,7 @@ from shared.errors import (
     StreamRefused,
 )
 from shared.logs import logger
-from shared.wire.decoding import skip
+from shared.wire.codecs import skip
 
 HEADER_ROOM = 8 * 1024
 """What payloads leave for headers: the server counts both against its limit."""

@@ -12,7 +12,8 @@ from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import name_of, token_of
 from shared.timestamps import parse_timestamp
 from shared.wire import subjects
-from shared.wire.messages import ModelFacts, decode_model_facts, encode
+from shared.wire.codecs import decode_model_facts, encode
+from shared.wire.inferers import ModelFacts
 
 FACTS, NAME = "sluice.facts", "sluice.name"
 """The metadata of a model's normal consumer: how it is remembered while no inferer is alive."""

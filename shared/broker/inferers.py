@@ -9,7 +9,8 @@ from msgspec import Struct
 from shared.broker.connection import Broker
 from shared.model_names import is_name
 from shared.wire import subjects
-from shared.wire.messages import InfererEntry, decode_inferer_entry
+from shared.wire.codecs import decode_inferer_entry
+from shared.wire.inferers import InfererEntry
 
 HEADER_MARKER_REASON, EXPIRED = "Nats-Marker-Reason", "MaxAge"
 

@@ -6,9 +6,9 @@ from shared.broker.connection import Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, RequestTooLarge, StoredAlready
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.decoding import Unreadable, skip
-from shared.wire.messages import Failed, Result, decode_result, encode
+from shared.wire.codecs import Unreadable, decode_result, encode, skip
 from shared.wire.replies import send_reply
+from shared.wire.results import Failed, Result
 
 
 async def read_result(broker: Broker, job_id: str, *, from_leader: bool = False) -> Result | None:

@@ -14,7 +14,8 @@ from nats.micro.request import ERROR_CODE_HEADER
 from shared.broker.connection import TRANSIENT, Broker
 from shared.config import BrokerSettings
 from shared.wire import subjects
-from shared.wire.messages import JobStatus, decode_result, encode
+from shared.wire.api import JobStatus
+from shared.wire.codecs import decode_result, encode
 from tests.chaos.errands import EXPECTED_FAILURES, Errand
 from tests.chaos.ledger import Ledger
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from services.inferer.worker.retry_policy import is_retried
 from shared.broker.results import decode_stored
-from shared.wire.messages import Completed, Failed, JobStatus, Result, encode
+from shared.wire.api import JobStatus
+from shared.wire.codecs import encode
+from shared.wire.results import Completed, Failed, Result
 from tests.chaos.errands import EXPECTED_FAILURES, POISONED, Errand
 from tests.chaos.store import Store
 from tests.chaos.strike import Strike

@@ -7,7 +7,7 @@ from nats.aio.msg import Msg
 from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from shared.wire import subjects
-from shared.wire.messages import decode_state_event
+from shared.wire.codecs import decode_state_event
 
 
 class Listener:

@@ -18,7 +18,8 @@ from shared.broker.connection import Broker
 from shared.broker.topology import streams
 from shared.process.lifecycle import run_process
 from shared.wire import subjects
-from shared.wire.messages import Result, encode
+from shared.wire.codecs import encode
+from shared.wire.results import Result
 from tests.chaos.site import Site
 
 DIES_AT_JOB = 3

@@ -10,7 +10,8 @@ from nats.js.api import StreamInfo
 
 from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.wire import subjects
-from shared.wire.messages import DeadLetter, decode_dead_letter
+from shared.wire.codecs import decode_dead_letter
+from shared.wire.results import DeadLetter
 
 READ_TIMEOUT_S = 10.0
 

@@ -6,7 +6,7 @@ from random import SystemRandom
 
 import pytest
 
-from shared.wire.messages import Failed
+from shared.wire.results import Failed
 from tests.chaos.report import report
 from tests.chaos.run import Plan, run, short_plan, write_chaos_model
 from tests.chaos.sabotage import allow_second_results

@@ -11,7 +11,8 @@ from shared.broker.connection import Broker
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.wire import subjects
-from shared.wire.messages import InferenceRequest, encode
+from shared.wire.codecs import encode
+from shared.wire.requests import InferenceRequest
 from tests.support.processes import Stack
 
 REQUEST = InferenceRequest(prompt="hi", max_tokens=2)

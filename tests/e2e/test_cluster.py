@@ -15,7 +15,7 @@ from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Cancelled, Result
+from shared.wire.results import Cancelled, Result
 from tests.chaos.cluster import Cluster
 from tests.chaos.parts import Gateway, Node
 

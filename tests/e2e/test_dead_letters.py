@@ -16,7 +16,9 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.messages import DeadLetter, InferenceRequest, decode_request, encode
+from shared.wire.codecs import decode_request, encode
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import DeadLetter
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, scripts
 
 REQUEST = InferenceRequest(

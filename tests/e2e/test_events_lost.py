@@ -13,7 +13,9 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Completed, StateEvent, TokenFrame, Usage, encode
+from shared.wire.codecs import encode
+from shared.wire.events import StateEvent, TokenFrame
+from shared.wire.results import Completed, Usage
 from tests.support.processes import PATIENCE_S, Stack, server_sent_events
 
 Event = dict[str, str]

@@ -17,7 +17,9 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Completed, Failed, Result, TokenFrame, Usage, encode, stopped
+from shared.wire.codecs import encode
+from shared.wire.events import TokenFrame
+from shared.wire.results import Completed, Failed, Result, Usage, stopped
 from tests.support.processes import (
     PATIENCE_S,
     Stack,

@@ -11,7 +11,8 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Completed, DeadLetter, Timings, Usage, encode
+from shared.wire.codecs import encode
+from shared.wire.results import Completed, DeadLetter, Timings, Usage
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 from tests.support.terminal import Terminal, terminal
 

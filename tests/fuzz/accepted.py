@@ -12,7 +12,7 @@ from shared.broker.connection import Broker
 from shared.broker.results import decode_stored
 from shared.config import BrokerSettings
 from shared.wire import subjects
-from shared.wire.messages import Failed, Result
+from shared.wire.results import Failed, Result
 from tests.chaos.store import queued, stream_info
 from tests.fuzz.site import Site
 

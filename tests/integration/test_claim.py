@@ -11,7 +11,8 @@ from shared.broker.topology import Topology, ensure_topology
 from shared.errors import BrokerUnavailable, KeyReused, RequestTooLarge, SluiceError, StorageShort
 from shared.job_ids import new_job_id
 from shared.wire import subjects
-from shared.wire.messages import IdempotencyEntry, encode
+from shared.wire.codecs import encode
+from shared.wire.requests import IdempotencyEntry
 
 KEY = subjects.idempotency("0123456789abcdef")
 OLD_ID = "01890000-0000-7000-8000-000000000000"

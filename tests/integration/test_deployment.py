@@ -23,7 +23,7 @@ from shared.broker.connection import Broker
 from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings, load
 from shared.timestamps import timestamp
-from shared.wire.messages import InfererEntry
+from shared.wire.inferers import InfererEntry
 from tests.support.processes import (
     ROOT,
     NatsServer,

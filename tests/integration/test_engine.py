@@ -19,7 +19,7 @@ from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.errors import InvalidRequest, ModelError
-from shared.wire.messages import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
+from shared.wire.requests import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
 from tests.support.processes import ROOT
 
 N_CTX = 4096

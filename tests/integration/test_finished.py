@@ -9,7 +9,8 @@ from shared.broker.topology import Topology, ensure_topology
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Completed, Result, Usage, encode
+from shared.wire.codecs import encode
+from shared.wire.results import Completed, Result, Usage
 from tests.support.processes import PATIENCE_S
 
 

@@ -13,9 +13,9 @@ from shared.broker.results import decode_stored, read_result
 from shared.broker.topology import Topology, ensure_topology
 from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp
-from shared.wire import decoding, messages, subjects
-from shared.wire.decoding import Decoder, Unreadable
-from shared.wire.messages import InfererEntry, encode
+from shared.wire import codecs, subjects
+from shared.wire.codecs import Decoder, Unreadable, encode
+from shared.wire.inferers import InfererEntry
 
 NOW = timestamp()
 JOB = new_job_id()
@@ -58,16 +58,16 @@ LETTER = {
 EVENT = {"state": "started", "attempt": 1, "at": NOW, "inferer": "a", "work": WORK}
 
 KINDS: dict[str, tuple[Decoder[Any], dict[str, Any]]] = {
-    "request": (messages.decode_request, {"prompt": "hi", "max_tokens": 5, "queued_at": NOW}),
-    "result": (messages.decode_result, COMPLETED),
-    "state event": (messages.decode_state_event, EVENT),
-    "token frame": (messages.decode_token_frame, {"attempt": 1, "index": 0, "tokens": ["a"]}),
-    "cancel": (messages.decode_cancel_notice, {"code": "cancelled"}),
-    "key": (messages.decode_idempotency_entry, {"id": JOB, "digest": "d"}),
-    "letter": (messages.decode_dead_letter, LETTER),
-    "order": (messages.decode_concurrency, {"concurrency": 1}),
-    "inferer": (messages.decode_inferer_entry, ENTRY),
-    "facts": (messages.decode_model_facts, {"n_ctx": 512, "chat": True}),
+    "request": (codecs.decode_request, {"prompt": "hi", "max_tokens": 5, "queued_at": NOW}),
+    "result": (codecs.decode_result, COMPLETED),
+    "state event": (codecs.decode_state_event, EVENT),
+    "token frame": (codecs.decode_token_frame, {"attempt": 1, "index": 0, "tokens": ["a"]}),
+    "cancel": (codecs.decode_cancel_notice, {"code": "cancelled"}),
+    "key": (codecs.decode_idempotency_entry, {"id": JOB, "digest": "d"}),
+    "letter": (codecs.decode_dead_letter, LETTER),
+    "order": (codecs.decode_concurrency, {"concurrency": 1}),
+    "inferer": (codecs.decode_inferer_entry, ENTRY),
+    "facts": (codecs.decode_model_facts, {"n_ctx": 512, "chat": True}),
 }
 
 NOT_NUMBERS = (10**400, -1, 1e300, -(2**63), "1", None, [], True)
@@ -164,7 +164,7 @@ def test_the_first_of_each_kind_is_logged(capsys: pytest.CaptureFixture[str]) ->
     """Then the 10th, the 100th: a flood fills no disk, and its size is known."""
     what = new_job_id()
     for _ in range(150):
-        decoding.skip(what, "a.subject", ValueError("why"))
+        codecs.skip(what, "a.subject", ValueError("why"))
     lines = [line for line in capsys.readouterr().out.splitlines() if what in line]
     assert [line.partition("count=")[2].split()[0] for line in lines] == ["1", "10", "100"]
 

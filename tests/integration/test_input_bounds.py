@@ -20,7 +20,7 @@ from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.engine.model import LONGEST_TEXT, Model
 from services.inferer.engine.sampler import Sampler
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
-from shared.wire.messages import JsonSchema, NamedSchema, Sampling
+from shared.wire.requests import JsonSchema, NamedSchema, Sampling
 from tests.support.processes import eventually
 from tests.support.tiny_model import write_tiny_model
 

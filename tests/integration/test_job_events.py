@@ -12,7 +12,7 @@ from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
 from shared.wire import subjects
-from shared.wire.messages import Result
+from shared.wire.results import Result
 from tests.support.processes import PATIENCE_S, NatsServer, eventually
 
 

@@ -11,7 +11,9 @@ from shared.broker.inferers import read_inferers
 from shared.broker.topology import Topology, ensure_topology
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import InfererDeath, InfererEntry, encode
+from shared.wire.codecs import encode
+from shared.wire.events import InfererDeath
+from shared.wire.inferers import InfererEntry
 
 COUNT = 1100
 """The broker finds the last messages of 1,024 subjects at most (413)."""

@@ -13,7 +13,7 @@ from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.errors import ModelError
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 from tests.support.processes import eventually
 from tests.support.tiny_model import copy_tokenizer, write_tiny_model
 

@@ -17,7 +17,9 @@ from shared.broker.inferers import read_inferers
 from shared.errors import StreamRefused
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Completed, Failed, InferenceRequest, InfererEntry
+from shared.wire.inferers import InfererEntry
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import Completed, Failed
 from tests.support.workers import dead_letter, ended, put, queue_is_empty, until, working
 
 SHORT = InferenceRequest(prompt="hi", max_tokens=20)

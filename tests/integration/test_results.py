@@ -12,7 +12,8 @@ from shared.errors import BrokerUnavailable, StreamRefused
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import Cancelled, Completed, Failed, Usage, decode_result, encode
+from shared.wire.codecs import decode_result, encode
+from shared.wire.results import Cancelled, Completed, Failed, Usage
 from tests.support.processes import NatsServer
 
 

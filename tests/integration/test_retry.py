@@ -21,16 +21,9 @@ from shared.broker.results import read_result
 from shared.config import BrokerSettings
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
-    Completed,
-    Expired,
-    Failed,
-    InferenceRequest,
-    decode_request,
-    decode_result,
-    decode_state_event,
-    encode,
-)
+from shared.wire.codecs import decode_request, decode_result, decode_state_event, encode
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import Completed, Expired, Failed
 from tests.support.processes import Stack, server_sent_events
 from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 

@@ -14,7 +14,7 @@ from shared.broker.topology import Topology, ensure_topology, obstructed_streams
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.wire import subjects
-from shared.wire.messages import ModelFacts
+from shared.wire.inferers import ModelFacts
 from tests.support.processes import PATIENCE_S, NatsServer
 
 TOPOLOGY = Topology()

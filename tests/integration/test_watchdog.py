@@ -12,7 +12,7 @@ from services.inferer.engine.engine import Engine, Generation, Sequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.watchdog import stalled
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 
 STALL_S = 1.0
 PATIENCE_S = 60.0

@@ -23,19 +23,10 @@ from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
-    Cancelled,
-    CancelNotice,
-    Completed,
-    Expired,
-    Failed,
-    InferenceRequest,
-    StateEvent,
-    Usage,
-    decode_result,
-    decode_token_frame,
-    encode,
-)
+from shared.wire.codecs import decode_result, decode_token_frame, encode
+from shared.wire.events import CancelNotice, StateEvent
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import Cancelled, Completed, Expired, Failed, Usage
 from tests.support.processes import NatsServer
 from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 

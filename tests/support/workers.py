@@ -13,14 +13,9 @@ from shared.broker.connection import Broker
 from shared.broker.results import read_result
 from shared.job_ids import new_job_id
 from shared.wire import subjects
-from shared.wire.messages import (
-    DeadLetter,
-    InferenceRequest,
-    Result,
-    decode_dead_letter,
-    decode_state_event,
-    encode,
-)
+from shared.wire.codecs import decode_dead_letter, decode_state_event, encode
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import DeadLetter, Result
 
 
 @asynccontextmanager

@@ -13,7 +13,8 @@ from services.gateway.validation.limits import (
     check_schema,
 )
 from shared.errors import InvalidRequest
-from shared.wire.messages import JobSubmission, JsonSchema, NamedSchema
+from shared.wire.api import JobSubmission
+from shared.wire.requests import JsonSchema, NamedSchema
 
 
 def _check(schema: dict[str, Any]) -> None:

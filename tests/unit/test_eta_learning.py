@@ -11,15 +11,10 @@ from services.gateway.eta.running_jobs import Run, RunningJobs
 from services.gateway.eta.service_time import Pace
 from services.gateway.eta.simulation import Simulation, Slot
 from shared.timestamps import timestamp
-from shared.wire.messages import (
-    Completed,
-    InfererEntry,
-    RunningJob,
-    StateEvent,
-    Timings,
-    Usage,
-    Work,
-)
+from shared.wire.events import StateEvent
+from shared.wire.inferers import InfererEntry, RunningJob
+from shared.wire.requests import Work
+from shared.wire.results import Completed, Timings, Usage
 
 WORK = Work(prompt_bytes=40, max_tokens=100, chat=True)
 

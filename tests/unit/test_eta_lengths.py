@@ -3,7 +3,7 @@
 import numpy
 
 from services.gateway.eta.lengths import Lengths
-from shared.wire.messages import Work
+from shared.wire.requests import Work
 
 EVENLY = numpy.linspace(0.001, 0.999, 999)
 CHAT = Work(prompt_bytes=100, max_tokens=128, chat=True)

@@ -4,7 +4,7 @@ import random
 from itertools import combinations
 
 from shared.broker.inferers import MOST_OVERLAPS, find_overlaps, overlaps
-from shared.wire.messages import InfererEntry
+from shared.wire.inferers import InfererEntry
 
 
 def inferer(number: int, host: str, cpus: list[int], threads: int) -> InfererEntry:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from services.gateway.jobs.token_merger import Added, Restarted, Step, TokenReader
-from shared.wire.messages import TokenFrame
+from shared.wire.events import TokenFrame
 
 
 def frame(attempt: int, index: int, *tokens: str) -> TokenFrame:

@@ -6,27 +6,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from shared.wire.decoding import Unreadable
-from shared.wire.messages import (
-    Cancelled,
-    ChatMessage,
-    Completed,
-    DeadLetter,
-    Expired,
-    Failed,
-    IdempotencyEntry,
-    InferenceRequest,
-    InfererEntry,
-    JsonObject,
-    JsonSchema,
-    ModelFacts,
-    NamedSchema,
-    PlainText,
-    StateEvent,
-    TextPart,
-    Timings,
-    TokenFrame,
-    Usage,
+from shared.wire.codecs import (
+    Unreadable,
     decode_cancel_notice,
     decode_dead_letter,
     decode_idempotency_entry,
@@ -38,6 +19,19 @@ from shared.wire.messages import (
     decode_token_frame,
     encode,
 )
+from shared.wire.events import StateEvent, TokenFrame
+from shared.wire.inferers import InfererEntry, ModelFacts
+from shared.wire.requests import (
+    ChatMessage,
+    IdempotencyEntry,
+    InferenceRequest,
+    JsonObject,
+    JsonSchema,
+    NamedSchema,
+    PlainText,
+    TextPart,
+)
+from shared.wire.results import Cancelled, Completed, DeadLetter, Expired, Failed, Timings, Usage
 
 ID = "01968a3e-5c00-7abc-8def-0123456789ab"
 T0, T1, T2 = (f"2026-01-31T12:00:0{second}.000000Z" for second in (0, 1, 2))

@@ -25,17 +25,10 @@ from shared.logs import logger
 from shared.model_names import token_of
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
-    Completed,
-    Eta,
-    InferenceRequest,
-    JobStatus,
-    Progress,
-    Result,
-    Work,
-    decode_request,
-    decode_state_event,
-)
+from shared.wire.api import Eta, JobStatus, Progress
+from shared.wire.codecs import decode_request, decode_state_event
+from shared.wire.requests import InferenceRequest, Work
+from shared.wire.results import Completed, Result
 
 LESSONS = 300
 """Stored results that a gateway which has just started learns from."""

@@ -6,7 +6,7 @@ from collections import deque
 import numpy
 from numpy.typing import NDArray
 
-from shared.wire.messages import Work
+from shared.wire.requests import Work
 
 REMEMBERED = 400
 LESSONS_A_CURVE = 10

@@ -8,7 +8,9 @@ from datetime import datetime
 from msgspec import Struct
 
 from shared.timestamps import milliseconds_between, timestamp
-from shared.wire.messages import InfererEntry, StateEvent, Work
+from shared.wire.events import StateEvent
+from shared.wire.inferers import InfererEntry
+from shared.wire.requests import Work
 
 REMEMBERED = 1000
 UNSEEN_S = 5.0

@@ -10,7 +10,8 @@ import numpy
 
 from services.gateway.eta.lengths import Floats, Lengths
 from shared.job_ids import LONGEST_JOB
-from shared.wire.messages import Completed, Timings, Work
+from shared.wire.requests import Work
+from shared.wire.results import Completed, Timings
 
 REMEMBERED = 200
 LEAST_SPREAD = 0.03

@@ -8,7 +8,7 @@ import numpy
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import Run
 from services.gateway.eta.service_time import Pace
-from shared.wire.messages import Work
+from shared.wire.requests import Work
 
 DRAWS = 200
 SEED = 1

@@ -10,7 +10,7 @@ from litestar.types import Empty
 from litestar.typing import FieldDefinition
 from msgspec import Raw, Struct, inspect
 
-from shared.wire.messages import JobSubmission
+from shared.wire.api import JobSubmission
 
 EVENT_STREAM = "text/event-stream"
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from litestar.types import Receive, Scope, Send
 
 from services.gateway.http.errors import error_body
-from shared.wire.messages import encode
+from shared.wire.codecs import encode
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
-from shared.wire.messages import JobStatus, Priority, TaskState
+from shared.wire.api import JobStatus, TaskState
+from shared.wire.requests import Priority
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from shared.broker.consumers import read_consumer
 from shared.broker.results import send_result, store_result
 from shared.model_names import is_name
 from shared.wire import subjects
-from shared.wire.messages import CancelNotice, Result, StopCode, encode
+from shared.wire.codecs import encode
+from shared.wire.events import CancelNotice
+from shared.wire.results import Result, StopCode
 
 
 class Stopping:

@@ -10,18 +10,15 @@ from shared.job_ids import LONGEST_JOB
 from shared.logs import logger
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.decoding import Unreadable
-from shared.wire.messages import (
-    DeadLetter,
-    DeadLetterHead,
-    DeadLetterPage,
-    InferenceRequest,
-    JobAccepted,
-    JobSubmission,
+from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted, JobSubmission
+from shared.wire.codecs import (
+    Unreadable,
     decode_dead_letter,
     decode_dead_letter_head,
     decode_request,
 )
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import DeadLetter
 
 SIZE_OF_A_READ = 16 * 1024 * 1024
 """Letters hold whole requests; the client drops what comes faster than it is read."""

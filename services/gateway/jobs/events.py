@@ -19,15 +19,10 @@ from shared.errors import BrokerUnavailable, JobAgedOut, UnknownJob
 from shared.job_ids import new_job_id
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import (
-    Completed,
-    JobError,
-    JobStatus,
-    Result,
-    StateEvent,
-    decode_state_event,
-    decode_token_frame,
-)
+from shared.wire.api import JobError, JobStatus
+from shared.wire.codecs import decode_state_event, decode_token_frame
+from shared.wire.events import StateEvent
+from shared.wire.results import Completed, Result
 
 log = logger()
 

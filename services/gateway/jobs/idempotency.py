@@ -16,7 +16,9 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import NO_METADATA, JobStatus, JobSubmission, JsonSchema, NatsSubmission
+from shared.wire.api import JobStatus, JobSubmission, NatsSubmission
+from shared.wire.fields import NO_METADATA
+from shared.wire.requests import JsonSchema
 
 OWNER = ""
 """Whose key it is; there is no way yet to tell callers apart."""

@@ -13,7 +13,8 @@ from shared.errors import KeyReused, RequestTooLarge, StorageShort, StoredAlread
 from shared.job_ids import accepted_at, is_job_id, new_job_id
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import IdempotencyEntry, decode_idempotency_entry, encode
+from shared.wire.codecs import decode_idempotency_entry, encode
+from shared.wire.requests import IdempotencyEntry
 
 KEPT = timedelta(hours=24)
 """How long a key stands for its job, counted from the first time it was used."""

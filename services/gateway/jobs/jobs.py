@@ -37,18 +37,10 @@ from shared.logs import logger
 from shared.model_names import is_token
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
-    Cancelled,
-    ClassQueue,
-    InferenceRequest,
-    JobStatus,
-    JobSubmission,
-    ModelQueue,
-    QueueReport,
-    Result,
-    StopCode,
-    encode,
-)
+from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport
+from shared.wire.codecs import encode
+from shared.wire.requests import InferenceRequest
+from shared.wire.results import Cancelled, Result, StopCode
 
 LOOK_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""

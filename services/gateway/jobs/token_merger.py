@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.wire.messages import TokenFrame
+from shared.wire.events import TokenFrame
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from shared.broker.results import store_result
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
 from shared.timestamps import timestamp
-from shared.wire.messages import Cancelled, Result, stopped
+from shared.wire.results import Cancelled, Result, stopped
 
 MAY_ARRIVE_S = 60.0
 """For this long after a reconnect the message is searched for: a broker that hung handles earlier

@@ -22,8 +22,10 @@ from shared.broker.results import send_result
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import Completed, Result, TokenFrame, decode_token_frame, encode
+from shared.wire.codecs import decode_token_frame, encode
+from shared.wire.events import TokenFrame
 from shared.wire.replies import send_reply
+from shared.wire.results import Completed, Result
 
 MOST_JOBS = 1_000
 MOST_CALLERS = 10_000

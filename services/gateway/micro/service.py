@@ -25,13 +25,8 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, NotFinished, RequestTooLarge, SluiceError
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import (
-    ConcurrencyRequest,
-    JobAccepted,
-    JobReference,
-    NatsSubmission,
-    encode,
-)
+from shared.wire.api import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission
+from shared.wire.codecs import encode
 
 DESCRIPTION = "LLM inference, one job at a time through each worker"
 

@@ -17,18 +17,9 @@ from shared.logs import logger
 from shared.model_names import FORM, LONGEST_NAME, is_name, token_of
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
-    ConcurrencyChange,
-    ConcurrencyReport,
-    ConcurrencyRequest,
-    FleetReport,
-    InfererEntry,
-    ModelFacts,
-    SetConcurrency,
-    decode_concurrency_change,
-    decode_inferer_entry,
-    encode,
-)
+from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport
+from shared.wire.codecs import decode_concurrency_change, decode_inferer_entry, encode
+from shared.wire.inferers import ConcurrencyChange, InfererEntry, ModelFacts, SetConcurrency
 
 REFRESH_S = 2.0
 ORDER_TIMEOUT_S = 10.0

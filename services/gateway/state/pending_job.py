@@ -11,21 +11,12 @@ from shared.broker.connection import Broker, StoredMessage
 from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.decoding import skip
-from shared.wire.messages import (
-    NO_METADATA,
-    Cancelled,
-    Expired,
-    InferenceRequest,
-    JobStatus,
-    Priority,
-    StateEvent,
-    StopCode,
-    decode_request,
-    decode_state_event,
-    priority_of,
-    stopped,
-)
+from shared.wire.api import JobStatus
+from shared.wire.codecs import decode_request, decode_state_event, skip
+from shared.wire.events import StateEvent
+from shared.wire.fields import NO_METADATA
+from shared.wire.requests import InferenceRequest, Priority, priority_of
+from shared.wire.results import Cancelled, Expired, StopCode, stopped
 
 Get = Callable[..., Awaitable[StoredMessage | None]]
 

@@ -13,7 +13,7 @@ from shared.errors import BrokerUnavailable
 from shared.job_ids import is_job_id
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import Result
+from shared.wire.results import Result
 
 MOST_UNREAD = 10_000
 """Further announcements are dropped: waiting requests also poll every few seconds."""

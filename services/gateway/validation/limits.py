@@ -7,7 +7,10 @@ from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationErr
 from msgspec import UNSET, Raw, UnsetType
 
 from shared.errors import InvalidRequest, PromptTooLong
-from shared.wire.messages import JobSubmission, JsonSchema, ModelFacts, NamedSchema, encode
+from shared.wire.api import JobSubmission
+from shared.wire.codecs import encode
+from shared.wire.inferers import ModelFacts
+from shared.wire.requests import JsonSchema, NamedSchema
 
 DEEPEST = 64
 """Levels of nesting that every part of Sluice can read back."""

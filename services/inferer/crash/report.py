@@ -17,7 +17,8 @@ from shared.logs import configure_logs, drain_logs, logger
 from shared.process.end import ended_by
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import InfererDeath, StateEvent, decode_state_event, encode
+from shared.wire.codecs import decode_state_event, encode
+from shared.wire.events import InfererDeath, StateEvent
 
 PATIENCE_S = 5.0
 """How long the broker may take to store the report. Our supervisor waits for this long."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from services.inferer.bounded.schema_compiler import compiled, reason
 from services.inferer.bounded.schema_trials import SchemaTrials
 from shared.errors import InvalidRequest
-from shared.wire.messages import JsonObject, JsonSchema, ResponseFormat
+from shared.wire.requests import JsonObject, JsonSchema, ResponseFormat
 
 if TYPE_CHECKING:
     from services.inferer.engine.model import Model

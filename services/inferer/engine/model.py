@@ -15,7 +15,7 @@ from services.inferer.engine.grammar import Vocabulary
 from services.inferer.engine.library import load_backends
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.logs import logger
-from shared.wire.messages import ChatMessage
+from shared.wire.requests import ChatMessage
 
 LARGEST_DEFAULT_CONTEXT = 4096
 ORIGINAL_CONTEXT = "rope.scaling.original_context_length"

@@ -9,7 +9,7 @@ import numpy
 
 from services.inferer.engine.grammar import Tokens
 from services.inferer.engine.model import Model
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 
 PENALTY_WINDOW = 64
 """The last tokens that penalties look at."""

@@ -22,7 +22,7 @@ from shared.errors import SluiceError
 from shared.logs import configure_logs
 from shared.model_files import locate
 from shared.process.lifecycle import EXIT_CONFIGURATION
-from shared.wire.messages import Sampling
+from shared.wire.requests import Sampling
 
 WITHOUT_EXTRA_BUFFERS = "--without-extra-buffers"
 LOADED = "loaded"

@@ -10,8 +10,8 @@ from shared.broker.connection import Broker
 from shared.errors import SluiceError
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.decoding import Unreadable
-from shared.wire.messages import ConcurrencyChange, decode_concurrency, encode
+from shared.wire.codecs import Unreadable, decode_concurrency, encode
+from shared.wire.inferers import ConcurrencyChange
 from shared.wire.replies import send_reply
 
 log = logger()

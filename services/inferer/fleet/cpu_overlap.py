@@ -9,7 +9,7 @@ from shared.broker.connection import Broker
 from shared.broker.inferers import OVERLAP_ADVICE, overlaps, read_inferers
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
-from shared.wire.messages import InfererEntry
+from shared.wire.inferers import InfererEntry
 
 LOOK_S = 5.0
 

@@ -9,7 +9,8 @@ from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.messages import InfererEntry, encode
+from shared.wire.codecs import encode
+from shared.wire.inferers import InfererEntry
 
 REFRESH_S = 1.0
 

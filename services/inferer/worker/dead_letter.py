@@ -6,7 +6,8 @@ from msgspec.structs import replace
 
 from services.inferer.worker.delivery import Job
 from shared.timestamps import parse_timestamp, timestamp
-from shared.wire.messages import DeadLetter, Failed, encode
+from shared.wire.codecs import encode
+from shared.wire.results import DeadLetter, Failed
 
 WORST_ESCAPE = 6
 """Bytes that are no text take up to so many times their room when they are shown."""

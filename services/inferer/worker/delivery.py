@@ -14,21 +14,19 @@ from nats.aio.msg import Msg
 from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
+from shared.wire.codecs import decode_request
+from shared.wire.events import StateEvent
+from shared.wire.inferers import RunningJob
+from shared.wire.requests import InferenceRequest, Work, priority_of
+from shared.wire.results import (
     Cancelled,
     Completed,
     Expired,
     Failed,
     FinishReason,
-    InferenceRequest,
-    RunningJob,
-    StateEvent,
     StopCode,
     Timings,
     Usage,
-    Work,
-    decode_request,
-    priority_of,
     stopped,
 )
 

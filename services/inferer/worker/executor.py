@@ -19,7 +19,7 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
-from shared.wire.messages import Failed, Result, Timings, Usage
+from shared.wire.results import Failed, Result, Timings, Usage
 
 log = logger()
 

@@ -14,14 +14,9 @@ from shared.errors import BrokerUnavailable, StoredAlready, StreamRefused
 from shared.logs import logger
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.messages import (
-    DeadLetter,
-    Result,
-    StateEvent,
-    decode_dead_letter,
-    decode_state_event,
-    encode,
-)
+from shared.wire.codecs import decode_dead_letter, decode_state_event, encode
+from shared.wire.events import StateEvent
+from shared.wire.results import DeadLetter, Result
 
 PATIENCE_S = 2.0
 """How long one call waits for the broker before it is logged and made again."""

@@ -3,7 +3,8 @@
 import asyncio
 
 from shared.broker.connection import TRANSIENT, Broker
-from shared.wire.messages import TokenFrame, encode
+from shared.wire.codecs import encode
+from shared.wire.events import TokenFrame
 
 FRAME_S = 0.1
 """One message a token costs up to 15 % of the speed, frames of 50 ms 0.7 % (decision 0009)."""

@@ -23,14 +23,10 @@ from shared.errors import BrokerUnavailable, Refused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
-from shared.wire.decoding import skip
-from shared.wire.messages import (
-    CancelNotice,
-    InfererState,
-    Result,
-    RunningJob,
-    decode_cancel_notice,
-)
+from shared.wire.codecs import decode_cancel_notice, skip
+from shared.wire.events import CancelNotice
+from shared.wire.inferers import InfererState, RunningJob
+from shared.wire.results import Result
 
 CLOSE_S = 2.0
 """How long to wait until idle slots have withdrawn their pulls."""

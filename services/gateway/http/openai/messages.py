@@ -9,14 +9,12 @@ from services.gateway.jobs.accepted import Ticket
 from shared.broker.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.timestamps import parse_timestamp
-from shared.wire.messages import (
+from shared.wire.api import JobSubmission, TimeoutS
+from shared.wire.fields import Metadata
+from shared.wire.requests import (
     ChatMessage,
-    Completed,
-    FinishReason,
-    JobSubmission,
     MaxTokens,
     Messages,
-    Metadata,
     Penalty,
     Priority,
     Probability,
@@ -27,10 +25,9 @@ from shared.wire.messages import (
     Stop,
     Temperature,
     TextPart,
-    TimeoutS,
     TopK,
-    Usage,
 )
+from shared.wire.results import Completed, FinishReason, Usage
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's API generates on /v1/completions when nothing is said."""

@@ -7,7 +7,8 @@ from litestar.params import Parameter
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.errors import refusals
-from shared.wire.messages import DeadLetter, DeadLetterHead, DeadLetterPage, JobAccepted
+from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted
+from shared.wire.results import DeadLetter
 
 PAGE = 50
 

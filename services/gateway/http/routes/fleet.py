@@ -4,7 +4,7 @@ from litestar import get, put
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.errors import refusals
-from shared.wire.messages import ConcurrencyReport, ConcurrencyRequest, FleetReport, QueueReport
+from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport, QueueReport
 
 
 @get("/queue", responses=refusals())

@@ -21,7 +21,8 @@ from services.gateway.http.preferences import Preferences
 from services.gateway.http.sse import GatewayStopping, Streams
 from services.gateway.jobs.events import END, JobEvent
 from shared.errors import BrokerUnavailable
-from shared.wire.messages import JobAccepted, JobStatus, JobSubmission, encode
+from shared.wire.api import JobAccepted, JobStatus, JobSubmission
+from shared.wire.codecs import encode
 
 
 @post(

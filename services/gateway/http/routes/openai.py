@@ -31,7 +31,9 @@ from services.gateway.http.request_end import at_request_end
 from services.gateway.http.sse import KEEP_ALIVE_S, Feed, GatewayStopping, Streams
 from services.gateway.jobs.accepted import Ticket
 from services.gateway.jobs.events import JobEvent, Tokens
-from shared.wire.messages import Cancelled, Completed, Expired, Failed, JobError, JobStatus, encode
+from shared.wire.api import JobError, JobStatus
+from shared.wire.codecs import encode
+from shared.wire.results import Cancelled, Completed, Expired, Failed
 
 HEADERS_WITHIN_S = 5.0
 """How long a stream's status line waits for the first token: a job that fails at once then has

@@ -1,4 +1,4 @@
-"""Bytes that others have put on the broker: decoded, or skipped, counted and logged."""
+"""Payloads as bytes: encoded, and decoded or else skipped, counted and logged."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +7,11 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from shared.logs import logger
+from shared.wire.api import DeadLetterHead
+from shared.wire.events import CancelNotice, InfererDeath, StateEvent, TokenFrame
+from shared.wire.inferers import ConcurrencyChange, InfererEntry, ModelFacts, SetConcurrency
+from shared.wire.requests import IdempotencyEntry, InferenceRequest
+from shared.wire.results import DeadLetter, Result
 
 T = TypeVar("T")
 
@@ -61,3 +66,21 @@ def skip(what: str, subject: str, error: Exception) -> None:
             why=str(error)[:200] or type(error).__name__,
             count=count,
         )
+
+
+encode = msgspec.json.Encoder().encode
+decode_request = Decoder[InferenceRequest]("request", InferenceRequest)
+decode_result = Decoder[Result]("result", Result)
+decode_state_event = Decoder[StateEvent]("state event", StateEvent)
+decode_inferer_death = Decoder[InfererDeath]("report of a death", InfererDeath)
+decode_token_frame = Decoder[TokenFrame]("token frame", TokenFrame)
+decode_cancel_notice = Decoder[CancelNotice]("cancel notice", CancelNotice)
+decode_idempotency_entry = Decoder[IdempotencyEntry]("idempotency entry", IdempotencyEntry)
+decode_dead_letter = Decoder[DeadLetter]("dead letter", DeadLetter)
+decode_dead_letter_head = Decoder[DeadLetterHead]("dead letter", DeadLetterHead)
+decode_concurrency = Decoder[SetConcurrency]("concurrency order", SetConcurrency)
+decode_concurrency_change = Decoder[ConcurrencyChange](
+    "answer to a concurrency order", ConcurrencyChange
+)
+decode_inferer_entry = Decoder[InfererEntry]("entry of an inferer", InfererEntry)
+decode_model_facts = Decoder[ModelFacts]("description of a model", ModelFacts)

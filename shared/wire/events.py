@@ -1,0 +1,64 @@
+"""What happens to a job before its result, and to inferers."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from shared.wire.fields import Count, check_times
+from shared.wire.requests import Work
+from shared.wire.results import StopCode
+
+
+class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries.
+
+    ``code`` and ``message``: what went wrong in an attempt that is followed by another. A
+    ``started`` that has them is stored after the attempt's first one, when its inferer has died.
+    """
+
+    state: Literal["started", "returned", "retrying"]
+    attempt: Count
+    at: str
+    inferer: str
+    work: Work | None = None
+    code: str | None = None
+    message: str | None = None
+
+    def __post_init__(self) -> None:
+        check_times(self.at)
+
+
+class InfererDeath(Struct, frozen=True, kw_only=True):
+    """``infer.events.<inferer>.died``: an inferer that ended otherwise than it should.
+
+    ``cause`` is its signal or exit status, ``doing`` what it did for which of ``jobs``.
+    """
+
+    inferer: str
+    model: str
+    host: str
+    at: str
+    cause: str
+    doing: str
+    jobs: list[str] = []
+
+    def __post_init__(self) -> None:
+        check_times(self.at)
+
+
+class TokenFrame(Struct, frozen=True, kw_only=True):
+    """``infer.events.<id>.tokens``: the text that each of some tokens in a row added.
+
+    ``index`` is that of the first one. A token whose text waits for the next (half a character,
+    the beginning of a stop string) adds ``""``.
+    """
+
+    attempt: Count
+    index: Count
+    tokens: list[str]
+
+
+class CancelNotice(Struct, frozen=True):
+    """``infer.cancel.<id>``. Who cancels has stored the result before: this only saves work."""
+
+    code: StopCode

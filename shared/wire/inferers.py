@@ -1,0 +1,99 @@
+"""What inferers say of themselves, and the commands they take."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from shared.wire.fields import Count, InfererId, SmallInt, TokensPerS, check_times
+from shared.wire.requests import Work
+
+InfererState = Literal["idle", "busy", "stopping"]
+
+
+class RunningJob(Struct, frozen=True, kw_only=True):
+    """How far a job is: ``completion_tokens`` of at most ``max_tokens``."""
+
+    id: str
+    attempt: Count
+    started_at: str
+    completion_tokens: Count
+    max_tokens: Count
+    work: Work | None = None
+
+    def __post_init__(self) -> None:
+        check_times(self.started_at)
+
+
+EXTRA_BUFFERS = ("AMX_INT8", "REPACK", "KLEIDIAI")
+"""Features of llama.cpp that rest while it computes without extra buffers."""
+
+
+class InfererEntry(Struct, frozen=True, kw_only=True):
+    """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh.
+
+    ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
+    those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
+    ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both, 32 at
+    most; a gateway fills it in, the bucket does not hold it. ``cpu`` is the CPU's name;
+    ``cpu_features`` is what llama.cpp was compiled to use of it, in llama.cpp's words, and
+    ``cpu_features_missing`` what it could use besides. ``warning`` says why it computes more slowly
+    than it could, or None.
+    """
+
+    id: InfererId
+    model: str
+    slots: Annotated[int, Meta(ge=0, le=64)]
+    host: str
+    threads: Annotated[int, Meta(ge=0, le=65_536)]
+    n_ctx: Count
+    chat: bool
+    started_at: str
+    version: str
+    token_bytes: Count = 0
+    priority: SmallInt = 0
+    state: InfererState = "idle"
+    cpus: Annotated[list[SmallInt], Meta(max_length=65_536)] = []
+    gpu_layers: SmallInt = 0
+    jobs: Annotated[list[RunningJob], Meta(max_length=1024)] = []
+    prompt_tokens_per_s: TokensPerS | None = None
+    tokens_per_s: TokensPerS | None = None
+    idle_since: str | None = None
+    overlaps: list[str] = []
+    cpu: str = ""
+    cpu_features: list[str] = []
+    cpu_features_missing: list[str] = []
+    warning: str | None = None
+
+    def __post_init__(self) -> None:
+        check_times(self.started_at, self.idle_since)
+
+
+class ModelFacts(Struct, frozen=True):
+    """What a gateway must know of a model to check requests while no inferer is alive.
+
+    ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
+    ``n_ctx`` times that cannot fit.
+    """
+
+    n_ctx: Count
+    chat: bool
+    token_bytes: Count = 0
+
+
+Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]
+
+
+class SetConcurrency(Struct, frozen=True):
+    """``infer.control.<inferer>``: how many slots to have."""
+
+    concurrency: Concurrency
+
+
+class ConcurrencyChange(Struct, frozen=True, kw_only=True):
+    """What an inferer made of it; ``refused`` says why it did not."""
+
+    inferer: str
+    model: str
+    before: int
+    concurrency: int
+    refused: str | None = None

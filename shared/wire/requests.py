@@ -1,0 +1,147 @@
+"""What a job is asked to do: the message on ``REQUESTS``."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from shared.wire.fields import Count, Metadata, check_times
+
+Role = Literal["system", "user", "assistant", "tool"]
+MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Most tokens to generate.")]
+Temperature = Annotated[float, Meta(ge=0, le=2, description="0 always takes the likeliest token.")]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=2**31 - 1, description="0 switches it off.")]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepeatPenalty = Annotated[float, Meta(gt=0, le=10, description="1 switches it off.")]
+StopString = Annotated[str, Meta(min_length=1)]
+Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
+Prompt = Annotated[str, Meta(min_length=1)]
+Priority = Literal["high", "normal", "low"]
+"""A job's class: strictly in this order, first in first out within each."""
+
+
+class TextPart(Struct, frozen=True):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    role: Role
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
+
+
+class PlainText(Struct, frozen=True, tag_field="type", tag="text"):
+    """``response_format`` that asks for nothing special."""
+
+
+class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object"):
+    """``response_format`` that asks for any JSON object."""
+
+
+class NamedSchema(Struct, frozen=True, omit_defaults=True):
+    source: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] = msgspec.field(
+        name="schema"
+    )
+    """As it was sent: decoded before its size is known it could be hundreds of megabytes."""
+    name: str = "response"
+    description: str | None = None
+    strict: bool | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Raises: ValueError, RecursionError: it cannot be read, or is not an object."""
+        return msgspec.json.decode(self.source, type=dict[str, Any])
+
+
+class JsonSchema(Struct, frozen=True, tag_field="type", tag="json_schema"):
+    """``response_format`` that asks for JSON valid under a schema."""
+
+    json_schema: NamedSchema
+
+
+ResponseFormat = PlainText | JsonObject | JsonSchema
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen and when to stop. Defaults are llama.cpp's own."""
+
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature = 0.8
+    top_p: Probability = 0.95
+    top_k: TopK = 40
+    min_p: Probability = 0.05
+    seed: Seed | None = None
+    stop: Stop | None = None
+    repeat_penalty: RepeatPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    response_format: ResponseFormat | None = None
+
+    @property
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of a message on ``REQUESTS``. Its id, model and class are in the subject."""
+
+    messages: Messages | None = None
+    prompt: Prompt | None = None
+    stream: bool = False
+    """Whether token frames go to ``Reply-To`` too."""
+    queued_at: str | None = None
+    owner: str | None = None
+    metadata: Metadata | UnsetType = UNSET
+    retry_of: str | None = None
+    model: str | None = None
+    """What users call the model; the subject holds its token."""
+
+    def __post_init__(self) -> None:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("give either `messages` or `prompt`, and not both")
+        check_times(self.queued_at)
+
+    def work(self, n_ctx: int) -> "Work":
+        """How much there is to do for a model with ``n_ctx`` tokens of context."""
+        texts = [self.prompt or "", *(message.text for message in self.messages or [])]
+        return Work(
+            prompt_bytes=sum(len(text.encode("utf-8")) for text in texts),
+            max_tokens=min(self.max_tokens or n_ctx, n_ctx),
+            chat=self.messages is not None,
+        )
+
+
+class Work(Struct, frozen=True):
+    """What is known of a request before it runs; estimates are learned from what came of it."""
+
+    prompt_bytes: Count
+    max_tokens: Count
+    chat: bool
+
+
+def priority_of(job_class: str) -> Priority:
+    """The class named in a subject; what somebody has put there by hand counts as normal."""
+    named: dict[str, Priority] = {"high": "high", "low": "low"}
+    return named.get(job_class, "normal")
+
+
+class IdempotencyEntry(Struct, frozen=True):
+    """An entry of the bucket ``IDEMPOTENCY``: the job that a key stands for, and the SHA-256 of
+    what was submitted under it."""
+
+    id: str
+    digest: str

@@ -1,0 +1,123 @@
+"""How a job ended: the message on ``RESULTS``, and on ``DEAD``."""
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
+from shared.wire.requests import Priority, Work
+
+FinishReason = Literal["stop", "length"]
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+
+
+class Timings(Struct, frozen=True, kw_only=True):
+    """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start,
+    ``total_ms`` from there to its end, by a clock that cannot be set."""
+
+    queued_ms: Milliseconds
+    load_ms: Milliseconds = 0.0
+    prompt_ms: Milliseconds = 0.0
+    first_token_ms: Milliseconds | None = None
+    generation_ms: Milliseconds = 0.0
+    total_ms: Milliseconds | None = None
+    tokens_per_s: TokensPerS | None = None
+
+
+StopCode = Literal["cancelled", "client_disconnected", "deadline_passed", "timed_out"]
+"""Why a job did not come to its own end."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="outcome"):
+    """What every result says, however the job ended."""
+
+    id: str
+    model: str
+    attempt: Count
+    queued_at: str
+    finished_at: str
+    started_at: str | None = None
+    inferer: str | None = None
+    timings: Timings | None = None
+    owner: str | None = None
+    metadata: Metadata | UnsetType = UNSET
+    priority: Priority = "normal"
+    retry_of: str | None = None
+
+    def __post_init__(self) -> None:
+        check_times(self.queued_at, self.started_at, self.finished_at)
+
+
+class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    chat: bool = False
+    work: Work | None = None
+
+
+class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
+    """``code``: ``model_error``, ``out_of_memory``, ``worker_lost``, ``prompt_too_long``,
+    ``result_too_large``, ``invalid_request`` or ``internal_error``."""
+
+    code: str
+    message: str
+
+
+class Cancelled(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="cancelled"):
+    """``code``: ``cancelled`` (somebody asked) or ``client_disconnected``."""
+
+    code: str
+    message: str
+
+
+class Expired(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="expired"):
+    """``code``: ``deadline_passed`` (while it waited) or ``timed_out`` (while it ran)."""
+
+    code: str
+    message: str
+
+
+Result = Completed | Failed | Cancelled | Expired
+
+
+_STOPPED: dict[StopCode, tuple[type[Cancelled | Expired], str]] = {
+    "cancelled": (Cancelled, "cancelled on request"),
+    "client_disconnected": (Cancelled, "the client that waited for the answer hung up"),
+    "deadline_passed": (Expired, "the deadline passed before an inferer was free"),
+    "timed_out": (Expired, "the deadline passed while the job ran"),
+}
+
+
+def stopped(code: StopCode, **common: Any) -> Cancelled | Expired:
+    """The result of a job that did not come to its own end; ``common`` as in `Outcome`."""
+    kind, message = _STOPPED[code]
+    return kind(**common, code=code, message=message)
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """``infer.dead.<model>.<id>``: a request that nobody will try again, and why.
+
+    ``request`` is the body as it was received, or its beginning; bytes that are no UTF-8 are
+    replaced. ``timeout_s`` is what it was given from its acceptance to its end, ``retry_of`` the
+    job whose dead letter was sent again as this one.
+    """
+
+    id: str
+    model: str
+    code: str
+    message: str
+    attempts: Count
+    at: str
+    request: str
+    priority: Priority = "normal"
+    timeout_s: float | None = None
+    retry_of: str | None = None
+
+    def __post_init__(self) -> None:
+        check_times(self.at)
