@@ -36,12 +36,16 @@ def main() -> int:
                 print(
                     f"  first token after {first_token_s:.2f} s, inferer started in {start_s:.2f} s"
                 )
-                eventually(lambda n=number: len(up.events("inferer_retired")) == n, "it has left")
+                _wait_until_retired(up, number)
         finally:
             up.end()
     most = max(added)
     print(f"  added: median {median(added):.2f} s, at most {most:.2f} s (allowed: {ALLOWED_S})")
     return 0 if most <= ALLOWED_S else 1
+
+
+def _wait_until_retired(up: Up, times: int) -> None:
+    eventually(lambda: len(up.events("inferer_retired")) == times, "it has left")
 
 
 def _first_token_s(up: Up) -> float:

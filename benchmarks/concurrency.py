@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 
 from benchmarks.measuring import THREADS, BareLoop, describe_machine, seconds
@@ -36,7 +37,7 @@ def main() -> int:
     took: dict[int, list[float]] = {slots: [] for slots in SLOTS}
     for _ in range(ROUNDS):
         for slots, engine in engines.items():
-            took[slots].append(seconds(lambda engine=engine: _run(engine)))
+            took[slots].append(seconds(partial(_run, engine)))
     for engine in engines.values():
         engine.close()
     model.close()
@@ -48,7 +49,7 @@ def main() -> int:
             f"({alone / median(values):.2f} times one slot), a job takes {each_s:.2f} s"
         )
     with _worker() as first, _worker() as second:
-        apart = [seconds(lambda: (_ask(first), _ask(second))) for _ in range(ROUNDS)]
+        apart = [seconds(partial(_ask_in_turn, first, second)) for _ in range(ROUNDS)]
         together = [seconds(lambda: _ask(first, second)) for _ in range(ROUNDS)]
     print(
         f"  two processes with {THREADS} threads each: two jobs one after the other "
@@ -63,13 +64,9 @@ def _run(engine: Engine) -> None:
     """All jobs through the engine, each of so many tokens."""
     ended = threading.Semaphore(0)
     for seed in range(JOBS):
-        tokens = engine.model.tokenize(PROMPT)
         engine.submit(
             Sequence(
-                prepare=lambda seed=seed, tokens=tokens: (
-                    tokens,
-                    Sampler(engine.model, OPTIONS, seed, tokens),
-                ),
+                prepare=partial(_prepare, engine.model, seed),
                 max_tokens=TOKENS,
                 stop=[],
                 on_text=lambda text: None,
@@ -78,6 +75,11 @@ def _run(engine: Engine) -> None:
         )
     for _ in range(JOBS):
         ended.acquire()
+
+
+def _prepare(model: Model, seed: int) -> tuple[list[int], Sampler]:
+    tokens = model.tokenize(PROMPT)
+    return tokens, Sampler(model, OPTIONS, seed, tokens)
 
 
 @contextmanager
@@ -107,12 +109,19 @@ def _ask(*workers: subprocess.Popen[str]) -> None:
             raise RuntimeError("a worker died")
 
 
-def _work() -> None:
+def _ask_in_turn(*workers: subprocess.Popen[str]) -> None:
+    """One job each, one after the other."""
+    for worker in workers:
+        _ask(worker)
+
+
+def _work() -> int:
     loop = BareLoop(locate("smollm2"))
     for _ in sys.stdin:
         loop.run(PROMPT, OPTIONS, 1, TOKENS)
         print("done", flush=True)
     loop.close()
+    return 0
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def running_stack(
             cpus = own_cpus()[number::inferers]
             threads = str(min(len(cpus), THREADS))
             own = {"INFERER_ALIAS": alias, "INFERER_THREADS": threads, **environment}
-            stack.start_inferer(model, cpus=cpus, **own)
+            stack.start_inferer(model, cpus, **own)
         stack.wait_until_served(alias, inferers)
         yield stack
 

@@ -118,7 +118,7 @@ def _together(workers: list[_Worker]) -> float:
     return seconds(work)
 
 
-def _work() -> None:
+def _work() -> int:
     """The worker's side: a number of jobs on a line, ``done`` when they are."""
     loop = BareLoop(locate("smollm2"), threads=1)
     for line in sys.stdin:
@@ -126,6 +126,7 @@ def _work() -> None:
             loop.run(PROMPT, OPTIONS, SEED, TOKENS)
         print("done", flush=True)
     loop.close()
+    return 0
 
 
 def _too_many() -> bool:

@@ -241,6 +241,7 @@ class Inferer(Part):
         nats_url: str,
         model: Path,
         module: tuple[str, ...] = ("services.inferer",),
+        /,
         **environment: str,
     ) -> None:
         """``module`` is what python runs, with its arguments."""

@@ -10,8 +10,8 @@ from nats.js.api import DiscardPolicy
 
 import services.inferer.worker.job_store as records
 import services.inferer.worker.worker as worker
+from services.inferer import serve
 from services.inferer.crash.flight_recorder import FlightRecorder
-from services.inferer.serve import main
 from services.inferer.worker.delivery import Job
 from services.inferer.worker.lease import acknowledge
 from shared.broker.connection import Broker
@@ -45,18 +45,19 @@ def store_second_results() -> None:
 def acknowledge_first() -> None:
     """The message leaves the queue before its result is stored; now and then death comes between
     the two."""
-    settle, jobs = worker.Worker._settle, iter(range(1, sys.maxsize))
+    jobs = iter(range(1, sys.maxsize))
 
-    async def acknowledge_and_settle(self: worker.Worker, job: Job, result: Result) -> None:
-        await acknowledge(job.message)
-        if next(jobs) == DIES_AT_JOB:
-            os.kill(os.getpid(), signal.SIGKILL)
-        await settle(self, job, result)
+    class Hasty(worker.Worker):
+        async def _settle(self, job: Job, result: Result) -> None:
+            await acknowledge(job.message)
+            if next(jobs) == DIES_AT_JOB:
+                os.kill(os.getpid(), signal.SIGKILL)
+            await super()._settle(job, result)
 
     async def acknowledged_before(message: Msg) -> None:
         """The client refuses to do it twice."""
 
-    worker.Worker._settle = acknowledge_and_settle
+    vars(serve)["Worker"] = Hasty
     vars(worker)["acknowledge"] = acknowledged_before
 
 
@@ -64,4 +65,4 @@ SABOTAGES = {function.__name__: function for function in (store_second_results, 
 
 if __name__ == "__main__":
     SABOTAGES[sys.argv[1]]()
-    sys.exit(run_process("inferer", lambda: main(FlightRecorder())))
+    sys.exit(run_process("inferer", lambda: serve.main(FlightRecorder())))

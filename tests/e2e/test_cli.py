@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -287,20 +288,23 @@ def _accepted(stack: Stack) -> set[str]:
     return {event["job_id"] for event in stack.gateways[0].events("request_accepted")}
 
 
-def _start(stack: Stack, *arguments: str, **streams: object) -> "subprocess.Popen[bytes]":
+def _start(
+    stack: Stack, *arguments: str, stdout: IO[bytes], stderr: IO[bytes] | None = None
+) -> "subprocess.Popen[bytes]":
     """`sluice` in the background; Ctrl-C reaches it even where this shell ignores it."""
     return subprocess.Popen(
         [scripts() / "sluice", *arguments],
         env={**clean_environment(), "SLUICE_URL": stack.url},
         stdin=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **streams,  # type: ignore[call-overload]
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
 def test_ask_on_a_terminal(shared_stack: Stack) -> None:
     """Progress is for the terminal, the answer for stdout, byte for byte; also when it is piped."""
-    command = [scripts() / "sluice", "ask", "Tell me", "--max-tokens", "20", "--seed", "7"]
+    command = [str(scripts() / "sluice"), "ask", "Tell me", "--max-tokens", "20", "--seed", "7"]
     environment = {**clean_environment(), "SLUICE_URL": shared_stack.url, "TERM": "xterm"}
     ours, theirs = pty.openpty()
     try:

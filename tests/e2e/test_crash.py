@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,8 +67,8 @@ class Fleet(Stack):
             self.wait_for_state(job_id, "STARTED", "SUCCESS")
         return jobs
 
-    def wait_for_end(self, job_id: str) -> dict[str, object]:
-        def look() -> dict[str, object] | None:
+    def wait_for_end(self, job_id: str) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
             for number, inferer in enumerate(self.live):
                 if inferer.popen.poll() is not None:
                     self.deaths.append(inferer)

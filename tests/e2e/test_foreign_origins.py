@@ -46,7 +46,7 @@ def test_a_foreign_page_cannot_submit(closed: Stack) -> None:
         "file://",
         "b\u00fccher".encode().decode("latin-1"),
     ):
-        headers = {"origin": origin.encode("latin-1"), "content-type": "text/plain"}
+        headers = {b"origin": origin.encode("latin-1"), b"content-type": b"text/plain"}
         answer = httpx.post(f"{closed.url}/jobs", content='{"prompt": "x"}', headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (403, "foreign_origin"), origin
         assert "access-control-allow-origin" not in answer.headers

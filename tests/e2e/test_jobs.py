@@ -243,12 +243,14 @@ def test_a_client_that_hangs_up_cancels_its_job(stack: Stack) -> None:
                     headers={"prefer": headers["prefer"] + extra},
                     timeout=0.5,
                 )
-        job_id = eventually(
-            lambda known=known: next(iter(_known_jobs(stack) - known), None), "accepted"
-        )
+        job_id = _accepted_since(stack, known)
         stack.wait_for_state(job_id, state)
     for blocker in blockers:
         stack.http.delete(f"/jobs/{blocker}")
+
+
+def _accepted_since(stack: Stack, known: set[str]) -> str:
+    return eventually(lambda: next(iter(_known_jobs(stack) - known), None), "accepted")
 
 
 def _known_jobs(stack: Stack) -> set[str]:

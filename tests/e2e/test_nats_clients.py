@@ -325,7 +325,8 @@ async def test_a_message_by_hand_that_is_no_request(
     )
     answer = json.loads((await answers.next_msg(timeout=30)).data)
     assert (answer["outcome"], answer["code"]) == ("failed", "invalid_request")
-    letter = json.loads((await jetstream.get_last_msg("DEAD", f"infer.dead.tiny.{job_id}")).data)
+    stored = await jetstream.get_last_msg("DEAD", f"infer.dead.tiny.{job_id}")
+    letter = json.loads(stored.data or b"")
     assert (letter["id"], letter["code"]) == (job_id, "invalid_request")
     assert letter["request"] == data.decode("utf-8", "replace")
     assert shared_stack.status(job_id)["state"] == "FAILURE"

@@ -61,10 +61,9 @@ def test_what_clients_send_back_is_taken(client: openai.OpenAI) -> None:
         answer = client.chat.completions.create(model="", messages=conversation, max_tokens=2)
         assert (answer.model, answer.usage and answer.usage.completion_tokens) == ("tiny", 2)
     for role in ("user", "system", "tool"):
+        without_content: Any = [*HI, {"role": role, "content": None}]
         with pytest.raises(openai.BadRequestError) as raised:
-            client.chat.completions.create(
-                model="tiny", messages=[*HI, {"role": role, "content": None}]
-            )
+            client.chat.completions.create(model="tiny", messages=without_content)
         assert raised.value.param == "messages[1].content"
 
 

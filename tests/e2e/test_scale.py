@@ -92,10 +92,14 @@ def test_jobs_that_come_while_it_leaves(start: Start, tiny_model: Path) -> None:
     for _ in range(4):
         closed = len(up.events("concurrency_set"))
         check_undisturbed(up, up.submit(prompt="hi", max_tokens=2))
-        eventually(
-            lambda closed=closed: len(up.events("concurrency_set")) > closed,
-            f"it was told to take no more\n{up.stderr}",
-        )
+        _wait_until_closed(up, closed + 1)
+
+
+def _wait_until_closed(up: Up, times: int) -> None:
+    eventually(
+        lambda: len(up.events("concurrency_set")) >= times,
+        f"told {times} times to take no more jobs\n{up.stderr}",
+    )
 
 
 async def test_one_with_a_job_is_left_alone(stack: Stack, tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def store(stack: Stack, subject: str, payload: bytes) -> None:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path) -> Stack:
+def gateway(tmp_path: Path) -> Iterator[Stack]:
     with Stack(tmp_path) as stack:
         stack.start_gateway(GATEWAY_MODELS="tiny")
         eventually(lambda: _is_ready(stack), "the gateway is ready")

@@ -79,7 +79,7 @@ def test_one_look(shared_stack: Stack) -> None:
     job_id = shared_stack.submit(prompt="go on", max_tokens=4000)
 
     def look(*flags: str) -> str:
-        command = [scripts() / "sluice", "top", "--url", shared_stack.url, *flags]
+        command = [str(scripts() / "sluice"), "top", "--url", shared_stack.url, *flags]
         done = subprocess.run(
             command,
             env={**clean_environment(), "TERM": "xterm-256color"},

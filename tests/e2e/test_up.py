@@ -127,7 +127,11 @@ def test_a_gateway_and_a_broker_that_die_come_back(
     for child in ("gateway", "nats"):
         before = up.pid_of(child)
         os.kill(before, signal.SIGKILL)
-        eventually(lambda child=child, before=before: up.pid_of(child) != before, "restarted")
+
+        def restarted(child: str = child, before: int = before) -> bool:
+            return up.pid_of(child) != before
+
+        eventually(restarted, f"{child} is restarted")
 
         def served() -> bool:
             try:

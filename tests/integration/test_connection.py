@@ -105,7 +105,9 @@ async def test_a_task_that_ended_is_replaced(broker: Broker, nats_server: NatsSe
             await listener.hears(other.nc.publish, "s")
             await broker.nc.flush()
         await broker.nc.force_reconnect()
-        broker.nc._reconnection_task.cancel()
+        reconnecting = broker.nc._reconnection_task
+        assert reconnecting is not None
+        reconnecting.cancel()
         await listener.hears(other.nc.publish, "s")
         await broker.nc.flush()
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema_rs
 import llama_cpp
 import numpy
 import pytest
+from msgspec import Raw
 
 from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
 from services.inferer.engine.model import Model
@@ -111,6 +112,9 @@ class Run:
     @property
     def done(self) -> bool:
         return self._ended.done()
+
+    def has_started(self) -> bool:
+        return self.sequence.started > 0
 
     def outcome(self) -> Generation | Exception:
         return self._ended.result(PATIENCE_S)
@@ -210,7 +214,7 @@ def test_a_stop_string_ends_an_answer(engine: Engine) -> None:
 
 def test_an_answer_under_a_schema(engine: Engine) -> None:
     """Even random weights give JSON that is valid under it, and end; without one, an object."""
-    form = JsonSchema(NamedSchema(SCHEMA))
+    form = JsonSchema(NamedSchema(Raw(json.dumps(SCHEMA).encode())))
     for seed in range(3):
         run = start(engine, seed=seed, max_tokens=N_CTX, response_format=form)
         assert run.generation().finish_reason == "stop"
@@ -248,11 +252,15 @@ with running(Model(Path({str(tiny_model)!r}), 0)) as engine:
 
 def test_a_request_that_cannot_be_prepared(model: Model) -> None:
     """Whatever it stumbles over, say in a chat template: its neighbour in the batch goes on."""
+
+    def fails() -> NoReturn:
+        raise KeyError("x")
+
     failed: Future[Generation | Exception] = Future()
     with running(model, slots=2) as engine:
         neighbour = start(engine, max_tokens=100)
         wait_until(lambda: neighbour.texts, "the neighbour runs")
-        engine.submit(Sequence(lambda: {}["x"], 5, [], lambda text: None, failed.set_result))
+        engine.submit(Sequence(fails, 5, [], lambda text: None, failed.set_result))
         assert isinstance(failed.result(PATIENCE_S), ModelError)
         assert neighbour.generation().completion_tokens == 100
 
@@ -262,7 +270,7 @@ def test_abort_in_the_middle_of_a_prompt(model: Model) -> None:
     with running(model, n_ctx=8192, n_batch=8192) as engine:
         before = answer(engine)
         run = start(engine, model.tokenize("word " * 8000)[:8000])
-        wait_until(lambda: run.sequence.started > 0, "the prompt is under way")
+        wait_until(run.has_started, "the prompt is under way")
         engine.abort(run.sequence)
         assert isinstance(run.outcome(), Aborted)
         assert (run.texts, run.sequence.position) == ([], 0)
@@ -287,7 +295,7 @@ def test_abort_of_one_leaves_the_others(model: Model) -> None:
         run = start(engine, "another prompt", max_tokens=150, temperature=0)
         for _ in range(10):
             victim = start(engine, model.tokenize("word " * 2000), max_tokens=500)
-            wait_until(lambda victim=victim: victim.sequence.started > 0, "a slot is free")
+            wait_until(victim.has_started, "a slot is free")
             engine.abort(victim.sequence)
             assert isinstance(victim.outcome(), Aborted)
         run.generation()
@@ -341,8 +349,9 @@ def test_the_pieces_of_tokens_are_the_text(model: Model) -> None:
     """Lossless, also for characters of several tokens; only control tokens have no text."""
     text = "Grüße, 世界! 😀\n\tdone"
     tokens = model.tokenize(text)
-    assert b"".join(map(model.piece, tokens)).decode() == text
-    assert max(map(len, map(model.piece, tokens))) <= model.longest_token_bytes()
+    pieces = [model.piece(token) or b"" for token in tokens]
+    assert b"".join(pieces).decode() == text
+    assert max(map(len, pieces)) <= model.longest_token_bytes()
     (end,) = model.tokenize("<|im_end|>", add_special=False)
     assert model.piece(end) is None
 

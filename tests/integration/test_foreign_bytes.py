@@ -20,7 +20,7 @@ from shared.wire.inferers import InfererEntry
 NOW = timestamp()
 JOB = new_job_id()
 WORK = {"prompt_bytes": 3, "max_tokens": 5, "chat": False}
-ENTRY = {
+ENTRY: dict[str, Any] = {
     "id": "a",
     "model": "tiny",
     "slots": 1,
@@ -70,7 +70,7 @@ KINDS: dict[str, tuple[Decoder[Any], dict[str, Any]]] = {
     "facts": (codecs.decode_model_facts, {"n_ctx": 512, "chat": True}),
 }
 
-NOT_NUMBERS = (10**400, -1, 1e300, -(2**63), "1", None, [], True)
+NOT_NUMBERS: tuple[object, ...] = (10**400, -1, 1e300, -(2**63), "1", None, [], True)
 NOT_TIMES = ("soon", "", "2026-13-01T00:00:00Z", "2026-01-31T12:00:00", "0001-01-01T00:00:00+23:59")
 
 

@@ -79,6 +79,13 @@ class Run:
         self.sequence = Sequence(prepare, max_tokens, [], self.texts.append, self._ended.set_result)
         engine.submit(self.sequence)
 
+    def has_begun(self) -> bool:
+        """Whether a batch with tokens of its prompt was computed."""
+        return self.sequence.position > 0
+
+    def has_text(self) -> bool:
+        return bool(self.texts)
+
     def outcome(self) -> Generation | Exception:
         return self._ended.result(PATIENCE_S)
 
@@ -110,9 +117,9 @@ def test_a_cancel_fails_no_neighbour_on_a_hybrid(hybrid: Model) -> None:
         for words, far in ((3000, False), (3, True), (3000, False), (3, True)):
             cancelled = Run(engine, "word " * words, 3000)
             if far:
-                eventually(lambda run=cancelled: run.texts or None, "its first token")
+                eventually(cancelled.has_text, "its first token")
             else:
-                eventually(lambda run=cancelled: run.sequence.position, "the first batch")
+                eventually(cancelled.has_begun, "the first batch")
             engine.abort(cancelled.sequence)
             assert isinstance(cancelled.outcome(), Aborted)
         assert neighbour.text()

@@ -207,8 +207,8 @@ def test_a_compilation_that_fails_leaves_nothing(source: Source) -> None:
 
 def _run_probe(folder: Path, *options: str) -> int:
     program = folder / "probe"
-    command = ["gcc", "-O3", "-mamx-tile", *options, str(RECIPE / "amx_probe.c"), "-o", program]
-    subprocess.run(command, check=True)
+    command = ["gcc", "-O3", "-mamx-tile", *options, str(RECIPE / "amx_probe.c")]
+    subprocess.run([*command, "-o", str(program)], check=True)
     return subprocess.run([program]).returncode
 
 

@@ -246,13 +246,13 @@ class Stack:
         return gateway
 
     def start_inferer(
-        self, model: Path, *, cpus: Iterable[int] | None = None, **environment: str
+        self, model: Path, cpus: Iterable[int] | None = None, /, **environment: str
     ) -> Process:
         number = len(self.inferers)
         inferer = self._start(
             "inferer",
             number,
-            cpus=cpus,
+            cpus,
             INFERER_MODEL=str(model),
             **{"INFERER_ID": f"inferer-{number}", "INFERER_THREADS": "1", **environment},
         )
@@ -303,7 +303,7 @@ class Stack:
         return self.wait_for_state(job_id, "SUCCESS", "FAILURE", "REVOKED")
 
     def _start(
-        self, service: str, number: int, cpus: Iterable[int] | None = None, **environment: str
+        self, service: str, number: int, cpus: Iterable[int] | None = None, /, **environment: str
     ) -> Process:
         return Process(
             [sys.executable, "-m", f"services.{service}"],

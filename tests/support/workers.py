@@ -75,7 +75,8 @@ async def ended(broker: Broker, job_id: str) -> Result:
 
 async def states(broker: Broker, job_id: str) -> list[tuple[str, int, str]]:
     """The job's state events: what, which attempt, which inferer."""
-    found, sequence = [], 0
+    found: list[tuple[str, int, str]] = []
+    sequence = 0
     query = {"next_by_subj": subjects.state_events(job_id)}
     while stored := await broker.direct_get("EVENTS", seq=sequence + 1, **query):
         event, sequence = decode_state_event(stored.data), stored.sequence

@@ -62,11 +62,11 @@ def test_a_pipe_that_nobody_reads() -> None:
         log.write(f"line {number:09}\n")
     expected = 0
     lines = read_lines(reader, f"line {count - 1:09}")
-    for kind, number in (line.split() for line in lines):
+    for kind, figure in (line.split() for line in lines):
         if kind == "dropped":
-            expected += int(number)
+            expected += int(figure)
         else:
-            assert int(number) == expected
+            assert int(figure) == expected
             expected += 1
     assert expected == count
     assert len(lines) < count / 2

@@ -35,7 +35,7 @@ from shared.wire.results import Cancelled, Completed, DeadLetter, Expired, Faile
 
 ID = "01968a3e-5c00-7abc-8def-0123456789ab"
 T0, T1, T2 = (f"2026-01-31T12:00:0{second}.000000Z" for second in (0, 1, 2))
-COMMON = {"id": ID, "model": "m", "attempt": 1, "queued_at": T0, "finished_at": T2}
+COMMON: dict[str, Any] = {"id": ID, "model": "m", "attempt": 1, "queued_at": T0, "finished_at": T2}
 
 PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
     (
