@@ -43,7 +43,7 @@ class Gateway:
         self.broker = Broker(broker_settings, "gateway")
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.forecast = Forecast(self.broker, self.fleet)
-        self.finished = FinishedJobs(self.broker, self.forecast.learn)
+        self.finished = FinishedJobs(self.broker, self.forecast.observe)
         self.storage = Storage(self.broker, settings.replicas)
         self.jobs = Jobs(
             self.broker, self.fleet, self.finished, self.forecast, self.storage, settings

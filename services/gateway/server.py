@@ -13,7 +13,7 @@ import uvicorn
 from services.gateway.gateway import Gateway
 from services.gateway.http.app import create_app
 from services.gateway.http.connection_limit import (
-    Connections,
+    ConnectionLimit,
     connection_bound,
     raise_descriptor_limit,
 )
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
             now = time.monotonic()
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, BoundedProtocol)
-                connection.sweep(now)
+                connection.check_timeouts(now)
         return await super().on_tick(counter)
 
 
@@ -51,10 +51,12 @@ async def main() -> None:
     )
     configure_logs("gateway")
     log = logger()
-    connections = Connections(connection_bound(settings.max_connections, raise_descriptor_limit()))
+    connections = ConnectionLimit(
+        connection_bound(settings.max_connections, raise_descriptor_limit())
+    )
     with stop_on_signals() as stopping, _listen(settings) as listening:
         host, port = listening.getsockname()[:2]
-        log.info("gateway_listening", host=host, port=port, max_connections=connections.bound)
+        log.info("gateway_listening", host=host, port=port, max_connections=connections.limit)
         config = uvicorn.Config(
             create_app(gateway, on_fatal=stopping.set),
             http=partial(BoundedProtocol, settings, connections),  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 import uvloop
 
-from services.gateway.http.connection_limit import Connections
+from services.gateway.http.connection_limit import ConnectionLimit
 from services.gateway.http.protocol import BoundedProtocol
 from services.gateway.server import Server
 from services.gateway.settings import GatewaySettings
@@ -32,7 +32,7 @@ async def _answer_too_late(requests: int) -> str:
     outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def accept(**server: Any) -> BoundedProtocol:
-        connections.append(BoundedProtocol(GatewaySettings(), Connections(10), **server))
+        connections.append(BoundedProtocol(GatewaySettings(), ConnectionLimit(10), **server))
         return connections[-1]
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:

@@ -7,10 +7,10 @@ import pytest
 from msgspec import Raw
 
 from services.gateway.validation.limits import (
-    LARGEST_METADATA_BYTES,
-    check,
+    MAX_METADATA_BYTES,
     check_metadata,
     check_schema,
+    check_submission,
 )
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission
@@ -19,7 +19,7 @@ from shared.wire.requests import JsonSchema, NamedSchema
 
 def _check(schema: dict[str, Any]) -> None:
     form = JsonSchema(NamedSchema(Raw(json.dumps(schema, indent=4).encode())))
-    check(JobSubmission(prompt="x", response_format=form), None)
+    check_submission(JobSubmission(prompt="x", response_format=form), None)
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_metadata_of_any_content_that_fits() -> None:
     """Null means none, and 16 kB are enough for everybody."""
     for metadata in (b"null", b"{}", b'{"a": [1, {"b": null}], "c": "\xc3\xbc"}'):
         check_metadata(Raw(metadata))
-    check_metadata(Raw(b'{"a": "%s"}' % (b"x" * (LARGEST_METADATA_BYTES - 9))))
+    check_metadata(Raw(b'{"a": "%s"}' % (b"x" * (MAX_METADATA_BYTES - 9))))

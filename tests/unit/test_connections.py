@@ -2,13 +2,13 @@
 
 from services.gateway.http.connection_limit import (
     RESERVED_CONNECTIONS,
-    Connections,
+    ConnectionLimit,
     connection_bound,
 )
 
 
 class Connection:
-    def __init__(self, all_of_them: Connections) -> None:
+    def __init__(self, all_of_them: ConnectionLimit) -> None:
         self.all = all_of_them
         self.is_evicted = False
         self.has_place = all_of_them.open(self)
@@ -20,10 +20,10 @@ class Connection:
 
 def test_the_longest_idle_connection_makes_room() -> None:
     """One that is busy stays, however old it is."""
-    connections = Connections(3)
+    connections = ConnectionLimit(3)
     busy, old, new = (Connection(connections) for _ in range(3))
-    connections.works(busy)
-    connections.waits(old)  # after an answer: it is now the younger one
+    connections.mark_busy(busy)
+    connections.mark_waiting(old)  # after an answer: it is now the younger one
     another = Connection(connections)
     assert another.has_place
     assert [one.is_evicted for one in (busy, old, new)] == [False, False, True]
@@ -31,12 +31,12 @@ def test_the_longest_idle_connection_makes_room() -> None:
 
 def test_while_all_are_busy_some_places_are_kept() -> None:
     """For health checks; what comes after those has none."""
-    connections = Connections(3)
+    connections = ConnectionLimit(3)
     for _ in range(3):
-        connections.works(Connection(connections))
+        connections.mark_busy(Connection(connections))
     for _ in range(RESERVED_CONNECTIONS):
         reserved = Connection(connections)
-        connections.works(reserved)
+        connections.mark_busy(reserved)
         assert not reserved.has_place
         assert not connections.is_exhausted
     Connection(connections)

@@ -25,7 +25,7 @@ def test_answers_that_ended_give_their_own_distribution() -> None:
     """Each of ten lengths comes up in a tenth of the draws, none beyond them."""
     lengths = Lengths()
     for tokens in range(10, 110, 10):
-        lengths.learn(CHAT, tokens, was_cut=False)
+        lengths.observe(CHAT, tokens, was_cut=False)
     drawn = lengths.sample(CHAT, 0, EVENLY)
     values, counts = numpy.unique(drawn, return_counts=True)
     assert list(values) == list(range(10, 110, 10))
@@ -36,16 +36,16 @@ def test_cut_answers_are_not_taken_for_short_ones() -> None:
     """Half of the answers were cut at 20 where the others went on: Kaplan and Meier's estimate."""
     lengths = Lengths()
     for _ in range(10):
-        lengths.learn(CHAT, 20, was_cut=True)
-        lengths.learn(CHAT, 60, was_cut=False)
-        lengths.learn(CHAT, 100, was_cut=False)
+        lengths.observe(CHAT, 20, was_cut=True)
+        lengths.observe(CHAT, 60, was_cut=False)
+        lengths.observe(CHAT, 100, was_cut=False)
     assert set(lengths.sample(CHAT, 0, EVENLY)) == {60, 100}
     drawn = lengths.sample(CHAT, 0, EVENLY)
     assert abs((drawn == 60).mean() - 0.5) < 0.01
     # All cut: nobody knows how long they would be, so as long as they may.
     always = Lengths()
     for _ in range(20):
-        always.learn(CHAT, 50, was_cut=True)
+        always.observe(CHAT, 50, was_cut=True)
     assert set(always.sample(CHAT, 0, EVENLY)) == {128}
 
 
@@ -53,7 +53,7 @@ def test_an_answer_under_way_is_at_least_as_long_as_it_is() -> None:
     """What has been written already rules the short ones out."""
     lengths = Lengths()
     for tokens in (10, 20, 70, 90):
-        lengths.learn(CHAT, tokens, was_cut=False)
+        lengths.observe(CHAT, tokens, was_cut=False)
     assert set(lengths.sample(CHAT, 20, EVENLY)) == {70, 90}
     assert set(lengths.sample(CHAT, 95, EVENLY)) == {128}
 
@@ -61,7 +61,7 @@ def test_an_answer_under_way_is_at_least_as_long_as_it_is() -> None:
 def test_max_tokens_is_the_end() -> None:
     lengths = Lengths()
     for _ in range(20):
-        lengths.learn(work(max_tokens=1000), 500, was_cut=False)
+        lengths.observe(work(max_tokens=1000), 500, was_cut=False)
     assert median(lengths, work(max_tokens=1000)) == 500
     assert median(lengths, work(max_tokens=300)) == 300
 
@@ -70,10 +70,10 @@ def test_requests_that_are_alike_count_most() -> None:
     """The same max_tokens, a prompt of the same magnitude, the same form."""
     lengths = Lengths()
     for _ in range(20):
-        lengths.learn(work(max_tokens=100, prompt_bytes=50), 5, was_cut=False)
-        lengths.learn(work(max_tokens=200, prompt_bytes=50), 150, was_cut=False)
-        lengths.learn(work(max_tokens=200, prompt_bytes=6400), 80, was_cut=False)
-        lengths.learn(work(max_tokens=200, prompt_bytes=50, chat=False), 199, was_cut=False)
+        lengths.observe(work(max_tokens=100, prompt_bytes=50), 5, was_cut=False)
+        lengths.observe(work(max_tokens=200, prompt_bytes=50), 150, was_cut=False)
+        lengths.observe(work(max_tokens=200, prompt_bytes=6400), 80, was_cut=False)
+        lengths.observe(work(max_tokens=200, prompt_bytes=50, chat=False), 199, was_cut=False)
     assert median(lengths, work(max_tokens=100, prompt_bytes=50)) == 5
     assert median(lengths, work(max_tokens=200, prompt_bytes=60)) == 150
     assert median(lengths, work(max_tokens=200, prompt_bytes=5000)) == 80

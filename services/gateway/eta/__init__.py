@@ -1,1 +1,1 @@
-"""When a job will be done: learned from results, computed from what waits and what runs."""
+"""Estimates when a job will be done, from finished results and from the jobs that wait and run."""

@@ -1,4 +1,4 @@
-"""A waiting job's place in its queue: how many will be served before it, counted by the broker."""
+"""The position of a waiting job in its queue: how many jobs the broker will deliver before it."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,50 +11,55 @@ from shared.broker.connection import Broker, StoredMessage
 from shared.broker.consumers import ModelConsumers, read_model
 from shared.wire import subjects
 
-LOOKS = 5
-"""How often to count anew while the queue changes under the counting."""
+MAX_READS = 5
+"""How often to count again while the queue changes between two counts."""
 
-NEWS_S = 0.1
-"""How long the news of a job that has begun may take."""
+EVENT_DELAY_S = 0.1
+"""How long the event of a started job may take to arrive here."""
 
-SIZE_OF_A_READ = 1024 * 1024
+READ_AHEAD_BYTES = 1024 * 1024
 
 
-class Place(Struct, frozen=True):
-    """``by_class`` counts the jobs of each class that wait before this one, ``returned`` those that
-    were given out before and come back, which are served first. ``is_given_out`` says that this
-    one has been, too: it begins in a moment, or comes back."""
+class QueuePosition(Struct, frozen=True):
+    """Where a job stands in the queue of its model.
+
+    ``waiting_by_priority`` counts the jobs of each priority that wait before this one.
+    ``requeued`` counts jobs that were delivered before and will be redelivered, which come first.
+    ``is_delivered``: this job itself was delivered; it starts in a moment or is redelivered.
+    """
 
     model: ModelConsumers
-    by_class: dict[str, int]
-    returned: int = 0
-    is_given_out: bool = False
+    waiting_by_priority: dict[str, int]
+    requeued: int = 0
+    is_delivered: bool = False
 
     @property
     def waiting(self) -> int:
-        return sum(self.by_class.values())
+        return sum(self.waiting_by_priority.values())
 
     @property
     def ahead(self) -> int:
-        return self.waiting + self.returned
+        return self.waiting + self.requeued
 
 
-async def find_place(
-    broker: Broker, job: Unfinished, returned: Callable[[ModelConsumers], int]
-) -> Place | None:
-    """Where ``job`` waits; None when its model is gone. ``returned`` counts jobs that come back.
+async def find_position(
+    broker: Broker, job: Unfinished, count_requeued: Callable[[ModelConsumers], int]
+) -> QueuePosition | None:
+    """The position of ``job``; None if its model no longer exists. ``count_requeued`` estimates
+    how many jobs of a model will be redelivered.
 
-    Its own class is counted from two answers: what has not been delivered, and what stands behind
-    it. Two countings in a row that agree were true in between; a queue that never stands still
-    gets the last one, which lies between the true counts before and after.
+    Within the job's own priority, two answers are combined: the number of undelivered messages,
+    and the number behind the job. If two counts in a row agree, they held at one moment. If the
+    queue never stops changing, the last count is used; it lies between the true counts before and
+    after it.
 
     Raises:
         BrokerUnavailable: no answer.
     """
     own = subjects.model_requests(job.model, job.priority)
     sequence = job.message.sequence
-    last, place = None, None
-    for _ in range(LOOKS):
+    last, position = None, None
+    for _ in range(MAX_READS):
         model, behind = await asyncio.gather(
             read_model(broker, job.model),
             broker.direct_get(subjects.REQUESTS, seq=sequence, next_by_subj=own, batch=1),
@@ -62,19 +67,21 @@ async def find_place(
         if model is None or job.priority not in model.by_class:
             return None
         info = model.by_class[job.priority]
-        higher = _higher(model, job.priority)
+        higher = _waiting_with_higher_priority(model, job.priority)
         if behind is None or behind.sequence != sequence or _is_delivered(info, sequence):
-            return Place(model, {**higher, job.priority: 0}, is_given_out=True)
+            return QueuePosition(model, {**higher, job.priority: 0}, is_delivered=True)
         before = (info.num_pending or 0) - int(behind.headers["Nats-Num-Pending"]) - 1
-        place = Place(model, {**higher, job.priority: max(before, 0)}, returned(model))
-        counted = (place.by_class, place.returned, info.num_pending)
+        position = QueuePosition(
+            model, {**higher, job.priority: max(before, 0)}, count_requeued(model)
+        )
+        counted = (position.waiting_by_priority, position.requeued, info.num_pending)
         if counted == last:
             break
         last = counted
-        if place.returned:
-            # Or it has begun, and the news of that is on its way.
-            await asyncio.sleep(NEWS_S)
-    return place
+        if position.requeued:
+            # Such a job may also have started, with its event still on the way.
+            await asyncio.sleep(EVENT_DELAY_S)
+    return position
 
 
 def _is_delivered(info: ConsumerInfo, sequence: int) -> bool:
@@ -82,31 +89,32 @@ def _is_delivered(info: ConsumerInfo, sequence: int) -> bool:
 
 
 async def read_ahead(
-    broker: Broker, job: Unfinished, place: Place, most: int
+    broker: Broker, job: Unfinished, position: QueuePosition, limit: int
 ) -> list[StoredMessage]:
-    """The first ``most`` jobs before ``job``, in the order in which they will be served; fewer
-    when they are large.
+    """Up to ``limit`` jobs before ``job``, in the order in which they will be served; fewer if
+    they are large.
 
     Raises:
         BrokerUnavailable: no answer.
     """
     found: list[StoredMessage] = []
-    for job_class, count in place.by_class.items():
-        if not count or len(found) == most:
+    for priority, count in position.waiting_by_priority.items():
+        if not count or len(found) == limit:
             continue
-        info = place.model.by_class[job_class]
+        info = position.model.by_class[priority]
         delivered = info.delivered.stream_seq if info.delivered else 0
         found += await broker.direct_get_all(
             subjects.REQUESTS,
             seq=delivered + 1,
             next_by_subj=info.config.filter_subject,
-            batch=min(count, most - len(found)),
-            max_bytes=SIZE_OF_A_READ,
+            batch=min(count, limit - len(found)),
+            max_bytes=READ_AHEAD_BYTES,
         )
     return [message for message in found if message.sequence != job.message.sequence]
 
 
-def _higher(model: ModelConsumers, priority: str) -> dict[str, int]:
-    """How many wait in the classes before this one."""
-    ranks = subjects.CLASSES[: subjects.CLASSES.index(priority)]
-    return {rank: model.by_class[rank].num_pending or 0 for rank in ranks if rank in model.by_class}
+def _waiting_with_higher_priority(model: ModelConsumers, priority: str) -> dict[str, int]:
+    higher = subjects.CLASSES[: subjects.CLASSES.index(priority)]
+    return {
+        name: model.by_class[name].num_pending or 0 for name in higher if name in model.by_class
+    }

@@ -1,4 +1,4 @@
-"""Which jobs run where: heard as they start and end, and seen in the inferers' entries."""
+"""Which jobs run on which inferer, from state events and from the inferers' heartbeats."""
 
 import time
 from collections import OrderedDict
@@ -12,13 +12,14 @@ from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry
 from shared.wire.requests import Work
 
-REMEMBERED = 1000
-UNSEEN_S = 5.0
-"""Entries are renewed every second: what runs for longer is in one, or does not run any more."""
+MAX_REMEMBERED = 1000
+UNCONFIRMED_S = 5.0
+"""Heartbeats come every second. A job that started longer ago than this and is in none of them
+does not run any more."""
 
 
-class Run(Struct, frozen=True):
-    """One attempt under way; ``tokens`` is what its inferer last spoke of."""
+class RunningAttempt(Struct, frozen=True):
+    """One attempt that runs now; ``tokens`` is the number its inferer last reported."""
 
     job_id: str
     inferer: str
@@ -27,59 +28,64 @@ class Run(Struct, frozen=True):
     tokens: int = 0
 
     def elapsed_s(self, now: datetime) -> float:
-        """How long it has run; ``now`` is the broker's time, as that of its start is."""
+        """Seconds since the start; ``now`` is the broker's time, like ``started_at``."""
         return milliseconds_between(self.started_at, timestamp(now)) / 1000
 
 
 class RunningJobs:
-    """An entry is up to a second old, and a job may be shorter: so events count first."""
+    """A heartbeat is up to a second old, longer than some jobs run. So events take precedence."""
 
     def __init__(self) -> None:
-        self._heard: OrderedDict[str, Run] = OrderedDict()
+        self._started: OrderedDict[str, RunningAttempt] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._heard_at = time.monotonic()
+        self._last_event_at = time.monotonic()
 
     @property
     def quiet_s(self) -> float:
-        """For how long no job has started or ended."""
-        return time.monotonic() - self._heard_at
+        """Seconds since a job last started or ended."""
+        return time.monotonic() - self._last_event_at
 
-    def hear(self, job_id: str, event: StateEvent) -> None:
-        """A job has started, or does not run any more."""
-        self._heard_at = time.monotonic()
+    def on_state_event(self, job_id: str, event: StateEvent) -> None:
+        """A job has started, or has stopped running."""
+        self._last_event_at = time.monotonic()
         if event.state == "started" and event.code is None:
             self._ended.pop(job_id, None)
-            self._heard[job_id] = Run(job_id, event.inferer, event.at, event.work)
-            _bound(self._heard)
+            self._started[job_id] = RunningAttempt(job_id, event.inferer, event.at, event.work)
+            _discard_oldest(self._started)
         else:
             self.end(job_id)
 
     def end(self, job_id: str) -> None:
-        self._heard_at = time.monotonic()
-        self._heard.pop(job_id, None)
+        self._last_event_at = time.monotonic()
+        self._started.pop(job_id, None)
         self._ended[job_id] = None
-        _bound(self._ended)
+        _discard_oldest(self._ended)
 
-    def of(self, entries: Iterable[InfererEntry], now: datetime) -> dict[str, Run]:
-        """The jobs that run on these inferers, by id; ``now`` is the broker's time."""
-        running: dict[str, Run] = {}
+    def running_on(
+        self, entries: Iterable[InfererEntry], now: datetime
+    ) -> dict[str, RunningAttempt]:
+        """The attempts that run on these inferers, by job id; ``now`` is the broker's time."""
+        running: dict[str, RunningAttempt] = {}
         for entry in entries:
             for job in entry.jobs:
                 if job.id not in self._ended:
-                    running[job.id] = Run(
+                    running[job.id] = RunningAttempt(
                         job.id, entry.id, job.started_at, job.work, job.completion_tokens
                     )
-            for run in self._heard.values():
-                if run.inferer == entry.id:
-                    seen = running.get(run.job_id)
-                    # Its end may have been missed; and an entry may speak of an earlier attempt.
-                    if (seen is None and run.elapsed_s(now) < UNSEEN_S) or (
-                        seen is not None and seen.started_at < run.started_at
+            for attempt in self._started.values():
+                if attempt.inferer == entry.id:
+                    reported = running.get(attempt.job_id)
+                    # The end of an unreported attempt may have been missed; and a heartbeat may
+                    # still report an earlier attempt of the same job.
+                    if (reported is None and attempt.elapsed_s(now) < UNCONFIRMED_S) or (
+                        reported is not None and reported.started_at < attempt.started_at
                     ):
-                        running[run.job_id] = run
+                        running[attempt.job_id] = attempt
         return running
 
 
-def _bound(remembered: OrderedDict[str, Run] | OrderedDict[str, None]) -> None:
-    while len(remembered) > REMEMBERED:
+def _discard_oldest(
+    remembered: OrderedDict[str, RunningAttempt] | OrderedDict[str, None],
+) -> None:
+    while len(remembered) > MAX_REMEMBERED:
         remembered.popitem(last=False)

@@ -1,1 +1,1 @@
-"""The HTTP edge."""
+"""The HTTP edge: everything that knows Litestar or uvicorn."""

@@ -1,4 +1,4 @@
-"""The HTTP application around a gateway."""
+"""The ASGI application of a gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,16 +13,16 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway.gateway import Gateway
-from services.gateway.http.connection import ClientGone, answer_nobody
-from services.gateway.http.document import StructSchemas
-from services.gateway.http.errors import answer_crash, answer_error, answer_http_error
+from services.gateway.http.connection import ClientDisconnected, handle_client_disconnected
+from services.gateway.http.document import StructSchemaPlugin
+from services.gateway.http.errors import handle_crash, handle_http_exception, handle_sluice_error
 from services.gateway.http.methods import allowed_methods
-from services.gateway.http.origins import Sources
+from services.gateway.http.origins import OriginCheck
 from services.gateway.http.request import StrictRequest
-from services.gateway.http.request_end import with_request_end
+from services.gateway.http.request_end import request_end_middleware
 from services.gateway.http.routes import dead_letters as dead
 from services.gateway.http.routes import fleet, health, jobs, openai
-from services.gateway.http.sse import Streams
+from services.gateway.http.sse import OpenStreams
 from shared import __version__
 from shared.errors import SluiceError
 from shared.job_ids import new_job_id
@@ -31,7 +31,7 @@ REQUEST_ID = "x-request-id"
 
 
 def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
-    """The routes of one gateway; ``on_fatal`` is called when it can never serve."""
+    """The application for one gateway; ``on_fatal`` is called if the gateway can never serve."""
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -41,22 +41,22 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
     async def provide_gateway() -> Gateway:
         return gateway
 
-    streams = Streams(gateway.settings.max_streams, gateway.stopping)
+    streams = OpenStreams(gateway.settings.max_streams, gateway.stopping)
 
-    async def provide_streams() -> Streams:
+    async def provide_streams() -> OpenStreams:
         return streams
 
     def in_time(app: ASGIApp) -> ASGIApp:
-        """No route keeps a gateway that stops from stopping."""
+        """Middleware: no request delays the shutdown of the gateway."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            begun = asyncio.Event()
+            started = asyncio.Event()
 
             async def send_on(message: Message) -> None:
-                begun.set()
+                started.set()
                 await send(message)
 
-            await gateway.in_time(app(scope, receive, send_on), begun)
+            await gateway.in_time(app(scope, receive, send_on), started)
 
         return answer
 
@@ -89,17 +89,17 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         request_class=StrictRequest,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers={
-            SluiceError: answer_error,
-            HTTPException: answer_http_error,
-            ClientGone: answer_nobody,
-            Exception: answer_crash,
+            SluiceError: handle_sluice_error,
+            HTTPException: handle_http_exception,
+            ClientDisconnected: handle_client_disconnected,
+            Exception: handle_crash,
         },
-        middleware=[with_request_end, in_time],
+        middleware=[request_end_middleware, in_time],
         before_send=[_complete_headers],
         logging_config=None,  # structlog is set up for the whole process
-        plugins=[StructSchemas()],
+        plugins=[StructSchemaPlugin()],
         openapi_config=OpenAPIConfig(title="Sluice", version=__version__),
-        signature_types=[Gateway, Streams],
+        signature_types=[Gateway, OpenStreams],
         cors_config=CORSConfig(
             allow_origins=settings.origins,
             expose_headers=["location", "retry-after", "preference-applied", REQUEST_ID],
@@ -107,14 +107,14 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         if settings.origins
         else None,
     )
-    return Sources(app, [settings.host, *settings.host_names], settings.origins)
+    return OriginCheck(app, [settings.host, *settings.host_names], settings.origins)
 
 
 async def _complete_headers(message: Message, scope: Scope) -> None:
-    """Send the caller's own request id back, or one of ours; and all methods of a path."""
+    """Return the client's request id, or a new one; and complete the header ``Allow``."""
     if message["type"] == "http.response.start":
         headers = MutableScopeHeaders.from_message(message)
-        given = Headers.from_scope(scope).get(REQUEST_ID, "")[:128]
-        headers[REQUEST_ID] = given or new_job_id()
+        client_id = Headers.from_scope(scope).get(REQUEST_ID, "")[:128]
+        headers[REQUEST_ID] = client_id or new_job_id()
         if "allow" in headers:
             headers["allow"] = allowed_methods(scope)

@@ -1,4 +1,4 @@
-"""The client's end of a request: hang-ups, and the shutdown of this gateway."""
+"""Requests whose client disconnects, or whose gateway shuts down, while they are handled."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -20,32 +20,33 @@ IdempotencyKey = Annotated[
         header=subjects.HEADER_IDEMPOTENCY_KEY,
         required=False,
         schema_extra={"pattern": "^[ -~]{1,255}$"},
-        description="For 24 h the same key gives the same job, which no hang-up cancels.",
+        description="For 24 h the same key returns the same job. It goes on if the client "
+        "disconnects.",
     ),
 ]
 
 
-class ClientGone(Exception):
-    """The client hung up before its answer was there."""
+class ClientDisconnected(Exception):
+    """The client disconnected before it got its response."""
 
 
-def answer_nobody(_: Request[Any, Any, Any], __: ClientGone) -> Response[None]:
+def handle_client_disconnected(_: Request[Any, Any, Any], __: ClientDisconnected) -> Response[None]:
     return Response(None, status_code=499)
 
 
-async def require_client(request: Request[Any, Any, Any]) -> None:
-    """To be called before anything is begun that only the client of ``request`` waits for: a busy
-    gateway gets to a request when its client may long have given up.
+async def require_connected(request: Request[Any, Any, Any]) -> None:
+    """Check that the client is still there. Call this before starting work that only this client
+    waits for: when a busy gateway gets to a request, its client may have given up long ago.
 
     Raises:
-        ClientGone.
+        ClientDisconnected.
     """
-    # The event loop reads the request in one turn, and in the next that the connection has ended.
+    # The event loop sees the request in one iteration and the end of the connection in the next.
     await asyncio.sleep(0)
     with suppress(TimeoutError):
         async with asyncio.timeout(0):
             await _disconnected(request)
-            raise ClientGone
+            raise ClientDisconnected
 
 
 async def while_connected(
@@ -54,29 +55,29 @@ async def while_connected(
     work: Awaitable[T],
     timeout_s: float | None = None,
 ) -> T:
-    """``work``'s result, if it comes before the client hangs up or this gateway stops.
+    """The result of ``work``, unless the client disconnects or this gateway shuts down first.
 
     Raises:
-        ClientGone, GatewayStopping, TimeoutError.
+        ClientDisconnected, GatewayStopping, TimeoutError.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_disconnected(request))
+    disconnected = asyncio.create_task(_disconnected(request))
     stopped = asyncio.create_task(stopping.wait())
-    waiting = (working, leaving, stopped)
+    tasks = (working, disconnected, stopped)
     try:
-        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        if leaving.done():
-            raise ClientGone
+        if disconnected.done():
+            raise ClientDisconnected
         if stopped.done():
             raise GatewayStopping
         raise TimeoutError
     finally:
-        drop(*waiting)
+        drop(*tasks)
 
 
 async def _disconnected(request: Request[Any, Any, Any]) -> None:
-    # The body has been read, so the next event there can be is the disconnect.
+    # The body has been read, so the only event left is the disconnect.
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework cannot see of our structs and streams, or gets wrong."""
+"""The OpenAPI document: what the framework cannot derive from our structs and streams."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -21,28 +21,27 @@ RAW_FIELDS: dict[str, Any] = {
     "tools": list[Any] | None,
     "functions": list[Any] | None,
 }
-"""Fields that travel as bytes: what must be in them."""
-
+"""Fields that are passed on as raw bytes, with the type that they must contain."""
 
 EXACTLY_ONE: dict[type[Struct], tuple[str, ...]] = {JobSubmission: ("messages", "prompt")}
-"""Fields of which one must be given, and the others not."""
+"""Fields of which exactly one must be given."""
 
 NUMBERS = (OpenAPIType.INTEGER, OpenAPIType.NUMBER)
 
 
 @dataclass
 class StreamOperation(Operation):
-    """A route that may answer with server-sent events. No schema says what is in a stream."""
+    """A route that may respond with server-sent events, for which there is no schema."""
 
     def __post_init__(self) -> None:
-        answer = (self.responses or {})["200"]
-        assert not isinstance(answer, Reference)
-        answer.content = {**(answer.content or {}), EVENT_STREAM: OpenAPIMediaType()}
+        response = (self.responses or {})["200"]
+        assert not isinstance(response, Reference)
+        response.content = {**(response.content or {}), EVENT_STREAM: OpenAPIMediaType()}
 
 
-class StructSchemas(OpenAPISchemaPlugin):
-    """Instead of the framework's own: that one fails on defaults that have no hash, as those of raw
-    fields, loses bounds of fields that may be null, and that a struct takes no other fields."""
+class StructSchemaPlugin(OpenAPISchemaPlugin):
+    """Replaces the framework's own plugin, which fails on defaults without a hash (raw fields),
+    and drops both the bounds of nullable fields and ``additionalProperties: false``."""
 
     def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
         return not field_definition.is_union and field_definition.is_subclass_of(Struct)
@@ -76,25 +75,25 @@ class StructSchemas(OpenAPISchemaPlugin):
 
 
 def _is_raw(hint: Any) -> bool:
-    """Whether ``hint`` is `Raw`, also annotated or in a union."""
+    """Whether ``hint`` is `Raw`, also when annotated or in a union."""
     return hint is Raw or any(_is_raw(part) for part in get_args(hint))
 
 
 def _only(name: str, names: tuple[str, ...]) -> Schema:
-    """That ``name`` is given, and no other of ``names``."""
+    """A schema that requires ``name`` and forbids the others of ``names``."""
     null = Schema(type=OpenAPIType.NULL)
     others = {other: null for other in names if other != name}
     return Schema(required=[name], properties={name: Schema(schema_not=null), **others})
 
 
 def _default(field: inspect.Field) -> Any:
-    unsaid = (msgspec.NODEFAULT, msgspec.UNSET)
-    is_said = not isinstance(field.default, Raw) and all(field.default is not one for one in unsaid)
-    return field.default if is_said else Empty
+    if isinstance(field.default, Raw) or field.default in (msgspec.NODEFAULT, msgspec.UNSET):
+        return Empty
+    return field.default
 
 
 def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
-    """Write the bounds of ``kind`` into ``schema``, which is of that type as far as it goes."""
+    """Add the bounds of ``kind`` to ``schema``, which was generated for the same type."""
     if isinstance(schema, Reference):
         return
     match kind:
@@ -103,9 +102,9 @@ def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
             if schema.type is not OpenAPIType.NULL:
                 schema.description = (kind.extra_json_schema or {}).get("description")
         case inspect.UnionType():
-            for one in kind.types:
+            for member in kind.types:
                 for part in schema.one_of or ():
-                    _constrain(one, part)
+                    _constrain(member, part)
         case inspect.IntType() | inspect.FloatType() if schema.type in NUMBERS:
             schema.minimum, schema.maximum = kind.ge, kind.le
             schema.exclusive_minimum, schema.exclusive_maximum = kind.gt, kind.lt

@@ -1,4 +1,4 @@
-"""Errors at the HTTP edge: problem+json, and OpenAI's form under /v1."""
+"""Error responses: problem+json, and OpenAI's form under /v1."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,8 +32,8 @@ TITLES = {
     504: "Gateway Timeout",
 }
 
-OUTAGE_S = 2
-"""When to try again while the broker is away; nobody knows how long that will be."""
+OUTAGE_RETRY_AFTER_S = 2
+"""``Retry-After`` while the broker is away, for an unknown time."""
 NO_HEADERS: Mapping[str, str] = {}
 OPENAI_PREFIX = "/v1/"
 OPENAI_KINDS = {429: "rate_limit_error"}
@@ -42,8 +42,8 @@ log = logger()
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """RFC 9457. ``code`` is ours and stable; ``param`` names the field to blame, ``state`` is that
-    of a job that ended before it could be cancelled."""
+    """Problem details (RFC 9457). ``code`` is an extension, and stable. ``param`` names the invalid
+    field; ``state`` is the state of a job that had ended before it could be cancelled."""
 
     type: str = "about:blank"
     title: str
@@ -66,73 +66,78 @@ class OpenAIError(Struct, frozen=True):
     error: OpenAIErrorBody
 
 
-PROBLEM = "application/problem+json"
+PROBLEM_JSON = "application/problem+json"
 
-REFUSALS = {
-    400: "the request can never run as it stands",
-    403: "from a web page of another origin, or under a name that is not the gateway's",
-    404: "no such job, model, inferer or dead letter",
+ERROR_DESCRIPTIONS = {
+    400: "the request is invalid",
+    403: "from a web page of another origin, or with an unknown host name",
+    404: "unknown job, model, inferer or dead letter",
     408: "the request took too long to arrive",
-    409: "it has already ended (`state` is how), or does not hold a request",
-    410: "the job is older than results are kept",
+    409: "the job has already ended (see `state`), or the dead letter has no valid request",
+    410: "the job is older than the retention of results",
     413: "the body is too large",
     414: "the URL is too long",
-    422: "the key was sent with another request",
+    422: "the idempotency key was used with another request",
     429: "the queue is full; see Retry-After",
-    431: "the head is too large",
-    500: "a fault of the gateway, or the job failed",
+    431: "the request head is too large",
+    500: "internal error of the gateway, or the job failed",
     503: "the broker is away or short of storage; see Retry-After",
     504: "the deadline passed before the job was done",
 }
-ALWAYS = (400, 403, 408, 414, 431, 500, 503)
+COMMON_STATUSES = (400, 403, 408, 414, 431, 500, 503)
 
 
-def refusals(*statuses: int) -> dict[int, ResponseSpec]:
-    """What a route may answer instead, for the OpenAPI document: ``statuses``, and those that every
-    route may."""
+def error_responses(*statuses: int) -> dict[int, ResponseSpec]:
+    """The error responses of a route, for the OpenAPI document: ``statuses``, and those that every
+    route has."""
     return {
         status: ResponseSpec(
-            Problem, description=REFUSALS[status], media_type=PROBLEM, generate_examples=False
+            Problem,
+            description=ERROR_DESCRIPTIONS[status],
+            media_type=PROBLEM_JSON,
+            generate_examples=False,
         )
-        for status in sorted({*ALWAYS, *statuses})
+        for status in sorted({*COMMON_STATUSES, *statuses})
     }
 
 
-def openai_refusals(*statuses: int) -> dict[int, ResponseSpec]:
-    """As `refusals`, in the form of the routes under ``/v1``."""
+def openai_error_responses(*statuses: int) -> dict[int, ResponseSpec]:
+    """As `error_responses`, in OpenAI's form, for the routes under ``/v1``."""
     return {
-        status: ResponseSpec(OpenAIError, description=REFUSALS[status], generate_examples=False)
-        for status in sorted({*ALWAYS, *statuses})
+        status: ResponseSpec(
+            OpenAIError, description=ERROR_DESCRIPTIONS[status], generate_examples=False
+        )
+        for status in sorted({*COMMON_STATUSES, *statuses})
     }
 
 
-def answer_error(request: Request[Any, Any, Any], error: SluiceError) -> Response[Any]:
-    """The answer for one of our errors, in the shape that its route speaks."""
+def handle_sluice_error(request: Request[Any, Any, Any], error: SluiceError) -> Response[Any]:
+    """The response for one of Sluice's errors."""
     status = status_of(error)
-    wait_s = getattr(error, "retry_after_s", OUTAGE_S)
+    retry_after_s = getattr(error, "retry_after_s", OUTAGE_RETRY_AFTER_S)
     return _respond(
         request,
         status,
         error.code,
         error.message,
-        {"retry-after": str(wait_s)} if status in (429, 503) else {},
+        {"retry-after": str(retry_after_s)} if status in (429, 503) else {},
         param=getattr(error, "param", None),
         state=getattr(error, "state", UNSET),
     )
 
 
-def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """The answer for what the framework refuses: no such route, wrong method, bad parameter."""
+def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """The response for errors of the framework: no such route, wrong method, bad parameter."""
     status = error.status_code
     code = "invalid_request" if status == 400 else TITLES.get(status, "error").lower()
     headers = {"allow": allowed_methods(request.scope)} if status == 405 else {}
     return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500], headers)
 
 
-def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """The answer for a fault of ours: nothing of it is shown, all of it is logged."""
+def handle_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """The response for an unexpected exception, which is logged and not shown."""
     log.error("request_crashed", path=request.scope["path"], exc_info=error)
-    return _respond(request, 500, "internal_error", "a fault of the gateway; see its log")
+    return _respond(request, 500, "internal_error", "internal error of the gateway; see its log")
 
 
 def error_body(
@@ -156,7 +161,7 @@ def error_body(
         param=UNSET if param is None else param,
         state=state,
     )
-    return problem, PROBLEM
+    return problem, PROBLEM_JSON
 
 
 def openai_error(status: int, code: str, message: str, param: str | None = None) -> OpenAIError:

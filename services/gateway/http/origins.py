@@ -1,8 +1,8 @@
-"""Which names this gateway answers to, and which web pages may use it.
+"""Checks the host name and the origin of requests.
 
-A browser sends any page's requests to any address, this machine's own included. What it says of
-them cannot be forged by the page: the name it believes to talk to (``Host``), which an attacker's
-name server may have pointed here (DNS rebinding), and the page's own origin (``Origin``).
+A browser sends the requests of any page to any address, also to this machine. Two headers cannot be
+forged by the page: ``Host``, the name the browser connected to, which an attacker's name server may
+have pointed here (DNS rebinding); and ``Origin``, the origin of the page.
 """
 
 import socket
@@ -10,7 +10,7 @@ import socket
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.http.refusal import Refusal
+from services.gateway.http.error_response import ErrorResponse
 from services.gateway.validation.addresses import (
     ANY,
     origin_of,
@@ -19,11 +19,11 @@ from services.gateway.validation.addresses import (
 )
 
 
-class Sources:
-    """An ASGI application that lets through what comes from an allowed source."""
+class OriginCheck:
+    """ASGI middleware that refuses requests for unknown hosts or from foreign origins."""
 
     def __init__(self, app: ASGIApp, hosts: list[str], origins: list[str]) -> None:
-        """``hosts`` and ``origins`` were checked by the settings; ``*`` allows all."""
+        """``hosts`` and ``origins`` were validated by the settings; ``*`` allows all."""
         self._app = app
         self._any_host = ANY in hosts
         names = ("localhost", socket.gethostname(), *hosts)
@@ -32,52 +32,54 @@ class Sources:
         self._origins = {parse_origin(origin) for origin in origins if origin != ANY}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app: ASGIApp | Refusal = self._app
+        app: ASGIApp | ErrorResponse = self._app
         if scope["type"] == ScopeType.HTTP:
-            app = self._refusal(scope) or app
+            app = self._check(scope) or app
         await app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
+    def _check(self, scope: Scope) -> ErrorResponse | None:
         hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
         if not hosts and scope["http_version"] == "1.0":
-            host = None  # no browser: they have sent it for thirty years
+            host = None  # not a browser
         elif len(hosts) == 1 and (host := parse_host(hosts[0])):
             if not (self._any_host or host.is_ip or host.name in self._hosts):
-                return Refusal(
+                return ErrorResponse(
                     403,
                     "foreign_host",
-                    f"this gateway is not known as {host.name}; if it should be, set "
+                    f"{host.name} is not a known host name of this gateway; to allow it, set "
                     f"GATEWAY_ALLOWED_HOSTS={host.name}",
                 )
         else:
-            return Refusal(400, "invalid_request", "send one Host header: a name and maybe a port")
+            return ErrorResponse(
+                400, "invalid_request", "send one Host header: a name, optionally with a port"
+            )
         if self._any_origin:
             return None
         if not origins:
-            return _FROM_A_PAGE if _is_embedded(scope) else None
+            return _EMBEDDED if _is_embedded(scope) else None
         origin = parse_origin(origins[0]) if len(origins) == 1 else None
         own = host and origin_of(scope["scheme"], host)
         if origin is not None and (origin == own or origin in self._origins):
             return None
-        return Refusal(
+        return ErrorResponse(
             403,
             "foreign_origin",
-            f"pages of {', '.join(origins)[:200]} may not use this gateway; if they should, list "
-            "it in GATEWAY_ALLOWED_ORIGINS",
+            f"pages of {', '.join(origins)[:200]} may not use this gateway; to allow them, list "
+            "the origin in GATEWAY_ALLOWED_ORIGINS",
         )
 
 
-_FROM_A_PAGE = Refusal(
+_EMBEDDED = ErrorResponse(
     403,
     "foreign_origin",
-    "pages of other sites may not embed what this gateway answers; use fetch, from an origin in "
+    "pages of other sites may not embed responses of this gateway; use fetch, from an origin in "
     "GATEWAY_ALLOWED_ORIGINS",
 )
 
 
 def _is_embedded(scope: Scope) -> bool:
-    """Whether a page of another site asks without saying which: as an image, a script, a form.
-    Following a link is not one of these."""
+    """Whether a page of another site embeds the response, as an image, script or form. Such
+    requests have no ``Origin``. Following a link does not count."""
     sites, modes = _values(scope, b"sec-fetch-site"), _values(scope, b"sec-fetch-mode")
     return sites == ["cross-site"] and modes != ["navigate"]
 

@@ -1,4 +1,4 @@
-"""The header ``Prefer`` (RFC 7240), as far as it concerns us."""
+"""The header ``Prefer`` (RFC 7240): ``respond-async`` and ``wait``."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from shared.job_ids import LONGEST_JOB
 
-LONGEST_WAIT_S = int(LONGEST_JOB.total_seconds())
-"""No job takes longer, and a wait that is longer is cut to it."""
+MAX_WAIT_S = int(LONGEST_JOB.total_seconds())
+"""The longest possible job; longer waits are cut to it."""
 
 _SPACE = r"[ \t]*"
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -16,33 +16,33 @@ _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _PAIR = rf"({_TOKEN})(?:{_SPACE}={_SPACE}({_TOKEN}|{_QUOTED}))?"
 _PREFERENCE = re.compile(rf"{_PAIR}{_SPACE}(?:;{_SPACE}(?:{_PAIR}{_SPACE})?)*")
 _ELEMENT = re.compile(r'(?:"(?:[^"\\]|\\.|\\$)*(?:"|$)|[^,"])+')
-"""Up to a comma that is not quoted. A quotation that does not end takes the rest with it."""
+"""Up to a comma that is not quoted. A quotation without an end extends to the end."""
 _SECONDS = re.compile(r"[0-9]+")
 
 
 class Preferences(Struct, frozen=True):
-    """What a client would like: of each preference the first that can be read counts, what cannot
-    be read is ignored."""
+    """The preferences of a client. The first valid value of each counts; invalid ones are
+    ignored."""
 
     wait_s: int | None = None
     respond_async: bool = False
 
     @classmethod
     def parse(cls, headers: Iterable[str]) -> "Preferences":
-        """``headers`` are the values of all headers ``Prefer``, in their order."""
+        """``headers`` are the values of all ``Prefer`` headers, in order."""
         wait_s, respond_async = None, False
         for name, value in _preferences(headers):
             if name == "respond-async":
                 respond_async = True
             elif name == "wait" and wait_s is None and _SECONDS.fullmatch(value):
-                # Compared by their length first: Python refuses to read numbers of any length.
+                # The length is compared first, because Python does not parse very long numbers.
                 digits = value.lstrip("0") or "0"
-                is_longer = len(digits) > len(str(LONGEST_WAIT_S))
-                wait_s = LONGEST_WAIT_S if is_longer else min(int(digits), LONGEST_WAIT_S)
+                is_longer = len(digits) > len(str(MAX_WAIT_S))
+                wait_s = MAX_WAIT_S if is_longer else min(int(digits), MAX_WAIT_S)
         return cls(wait_s, respond_async)
 
     def applied(self, *, is_finished: bool) -> dict[str, str]:
-        """The header ``Preference-Applied``; an answer with the result was not asynchronous."""
+        """The header ``Preference-Applied``. A response with the result was not asynchronous."""
         applied = ["respond-async"] if self.respond_async and not is_finished else []
         if self.wait_s is not None:
             applied.append(f"wait={self.wait_s}")
@@ -50,7 +50,7 @@ class Preferences(Struct, frozen=True):
 
 
 def _preferences(headers: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Names in lower case, and values, without their parameters, of which we know none."""
+    """Names in lower case, and values; parameters are dropped, since none is known."""
     for header in headers:
         for element in _ELEMENT.findall(header):
             match = _PREFERENCE.fullmatch(element.strip(" \t"))

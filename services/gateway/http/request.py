@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests, read with a bound."""
+"""Reads and decodes the body of a request, up to a maximum size."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from services.gateway.validation.decode import decode_body
 from shared.errors import InvalidRequest, RequestTooLarge
 
 DISCARD_BYTES = 64 * 1024 * 1024
-"""How much of a body that is too large is read all the same, so that its sender sees the 413."""
+"""How much of a body that is too large is read and dropped, so that the client sees the 413."""
 
 
 class StrictRequest(Request[Any, Any, Any]):
-    """Litestar's request, with a decoder that takes no ``"5"`` for a 5."""
+    """Litestar's request with strict decoding: ``"5"`` is not a number."""
 
     async def body(self) -> bytes:
         """The whole body.
 
         Raises:
-            InvalidRequest: there is none.
-            RequestTooLarge: it has more bytes than ``request_max_body_size``.
+            InvalidRequest: it is empty.
+            RequestTooLarge: it has more than ``request_max_body_size`` bytes.
         """
         if self._body is Empty:
             self._body = await self._read(self.route_handler.resolve_request_max_body_size())
@@ -30,10 +30,10 @@ class StrictRequest(Request[Any, Any, Any]):
         return body
 
     async def json(self) -> Any:
-        """The body as what the handler's ``data`` is declared to be.
+        """The body as the declared type of the handler's ``data``.
 
         Raises:
-            InvalidRequest: it is not.
+            InvalidRequest: it is not valid.
         """
         field = self.route_handler.parsed_data_field
         assert field is not None
@@ -44,7 +44,7 @@ class StrictRequest(Request[Any, Any, Any]):
         while more and size <= DISCARD_BYTES:
             event = await self.receive()
             if event["type"] != "http.request":
-                raise InvalidRequest("the client hung up in the middle of its request")
+                raise InvalidRequest("the client disconnected in the middle of its request")
             size += len(event["body"])
             if limit is None or size <= limit:
                 parts.append(event["body"])

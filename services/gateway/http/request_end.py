@@ -1,7 +1,7 @@
-"""What is to be done when a request has ended: answered, hung up on at any moment, or cut off.
+"""Callbacks for the end of a request: it was answered, its client disconnected, or it was cut off.
 
-A generator that streams an answer is no place for it: one that was never started, as its client had
-gone before, runs no ``finally``.
+A generator that streams a response is the wrong place for clean-up: if the client disconnects
+before it starts, its ``finally`` never runs.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 _KEY = "sluice_request_end"
 
 
-def with_request_end(app: ASGIApp) -> ASGIApp:
-    """A middleware that does it."""
+def request_end_middleware(app: ASGIApp) -> ASGIApp:
+    """Middleware that runs the callbacks."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         with ExitStack() as end:
@@ -25,7 +25,7 @@ def with_request_end(app: ASGIApp) -> ASGIApp:
     return answer
 
 
-def at_request_end(request: Request[Any, Any, Any], do: Callable[[], None]) -> None:
-    """Call ``do`` when ``request`` has ended; what was given last comes first."""
+def on_request_end(request: Request[Any, Any, Any], callback: Callable[[], None]) -> None:
+    """Call ``callback`` when ``request`` has ended. The last one registered is called first."""
     end: ExitStack = request.scope["state"][_KEY]
-    end.callback(do)
+    end.callback(callback)

@@ -1,4 +1,4 @@
-"""Feeds: streams read with patience, that end when the gateway does."""
+"""Streams of events for HTTP clients: buffered, limited in number, ended by a shutdown."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -6,86 +6,88 @@ from typing import Any, Generic, TypeVar
 
 from litestar import Request
 
-from services.gateway.http.request_end import at_request_end
+from services.gateway.http.request_end import on_request_end
 from shared.background import start
 from shared.errors import TooManyStreams
 
 KEEP_ALIVE_S = 15.0
-"""After so long a silence a stream says that it is alive: proxies close those that do not."""
+"""A silent stream sends a comment this often, because proxies close silent connections."""
 
 T = TypeVar("T")
 
-_pumping: set[asyncio.Task[Any]] = set()
+_readers: set[asyncio.Task[Any]] = set()
 
 
 class GatewayStopping(Exception):
-    """This gateway shuts down; the job goes on without it."""
+    """This gateway shuts down; the job goes on."""
 
 
-class Streams:
-    """The streams that are open on a gateway, no more than ``bound``: each costs memory here and a
-    consumer in the broker."""
+class OpenStreams:
+    """The open streams of a gateway, ``limit`` at most: each takes memory here and a consumer in
+    the broker."""
 
-    def __init__(self, bound: int, stopping: asyncio.Event) -> None:
-        self._bound = bound
+    def __init__(self, limit: int, stopping: asyncio.Event) -> None:
+        self._limit = limit
         self._stopping = stopping
         self._open = 0
 
-    def require_room(self) -> None:
-        """Raises: TooManyStreams: as many are open as may be."""
-        if self._open >= self._bound:
+    def require_capacity(self) -> None:
+        """Raises: TooManyStreams: the limit is reached."""
+        if self._open >= self._limit:
             raise TooManyStreams(
                 f"this gateway has {self._open} streams open, which is its limit; try again later"
             )
 
-    def open(self, stream: AsyncGenerator[T, None], request: Request[Any, Any, Any]) -> "Feed[T]":
-        """A feed of ``stream``, which is closed when ``request`` has ended.
+    def open(
+        self, stream: AsyncGenerator[T, None], request: Request[Any, Any, Any]
+    ) -> "BufferedStream[T]":
+        """Read ``stream`` in the background until ``request`` has ended.
 
         Raises:
             TooManyStreams.
         """
-        self.require_room()
+        self.require_capacity()
         self._open += 1
-        feed = Feed(stream, self._stopping)
+        buffered = BufferedStream(stream, self._stopping)
 
         def close() -> None:
             self._open -= 1
-            feed.close()
+            buffered.close()
 
-        at_request_end(request, close)
-        return feed
+        on_request_end(request, close)
+        return buffered
 
 
-class Feed(Generic[T]):
-    """Reads ``stream`` in the background; a read that is cancelled or too slow loses nothing."""
+class BufferedStream(Generic[T]):
+    """Reads ``stream`` in the background, so that a cancelled `next` loses no item."""
 
     def __init__(self, stream: AsyncGenerator[T, None], stopping: asyncio.Event) -> None:
-        """It has to be closed."""
+        """Call `close` when done."""
         self._items: asyncio.Queue[T | _End] = asyncio.Queue()
-        self._pump = start(self._fill(stream), "read a stream")
-        _pumping.add(self._pump)  # until it has closed the stream, whoever still reads
-        self._pump.add_done_callback(_pumping.discard)
+        self._reader = start(self._fill(stream), "read a stream")
+        _readers.add(self._reader)  # until it has closed the stream
+        self._reader.add_done_callback(_readers.discard)
         self._stopping = stopping
-        self._stopped = asyncio.create_task(self._stop())
+        self._stop_watch = asyncio.create_task(self._stop())
 
-    async def next(self, patience_s: float | None = None) -> T:
+    async def next(self, timeout_s: float | None = None) -> T:
         """The next item.
 
         Raises:
-            TimeoutError: not within ``patience_s``; call again.
+            TimeoutError: there was none within ``timeout_s``; call again.
             StopAsyncIteration: the stream has ended.
-            GatewayStopping: this gateway stops; the stream goes on elsewhere.
+            GatewayStopping: this gateway shuts down; the client can resume at another one.
         """
         if self._stopping.is_set():
             raise GatewayStopping
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(timeout_s):
             item = await self._items.get()
         if isinstance(item, _End):
             raise item.error
         return item
 
     async def items(self) -> AsyncIterator[T | None]:
-        """All items; None after each silence of 15 s.
+        """All items, and None after every `KEEP_ALIVE_S` without one.
 
         Raises:
             GatewayStopping: see `next`.
@@ -99,9 +101,9 @@ class Feed(Generic[T]):
                 return
 
     def close(self) -> None:
-        """Let go of the stream; it ends in the background."""
-        self._stopped.cancel()
-        self._pump.cancel()
+        """Stop reading; the stream is closed in the background."""
+        self._stop_watch.cancel()
+        self._reader.cancel()
 
     async def _fill(self, stream: AsyncGenerator[T, None]) -> None:
         try:
@@ -120,7 +122,7 @@ class Feed(Generic[T]):
 
 
 class _End:
-    """Why there are no more items."""
+    """The last entry of the queue: why there are no more items."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

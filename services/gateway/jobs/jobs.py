@@ -17,7 +17,7 @@ from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import Unfinished, find_unfinished
 from services.gateway.state.result_listener import FinishedJobs
 from services.gateway.state.storage import Storage
-from services.gateway.validation.limits import check
+from services.gateway.validation.limits import check_submission
 from shared.background import Tasks
 from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
@@ -96,7 +96,7 @@ class Jobs:
         """
         self._storage.require_room()
         model = await self._fleet.choose(submission.model)
-        check(submission, model.facts)
+        check_submission(submission, model.facts)
         now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         ticket = Ticket(
@@ -185,8 +185,8 @@ class Jobs:
         job = await self.find(job_id)
         if not isinstance(job, Unfinished):
             return JobStatus.of(job)
-        outlook = await self._forecast.of(job)
-        return outlook.added_to(job.status())
+        estimate = await self._forecast.estimate(job)
+        return estimate.added_to(job.status())
 
     async def wait(self, job_id: str, ticket: Ticket | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.

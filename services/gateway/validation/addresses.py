@@ -1,4 +1,4 @@
-"""Hosts and origins as they are compared: parsed, and in one spelling."""
+"""Parses and normalizes hosts and origins, so that they can be compared."""
 
 import ipaddress
 import re
@@ -14,8 +14,8 @@ _ORIGIN = re.compile(rf"([a-zA-Z][a-zA-Z0-9+.-]*)://{_NAME}(?::([0-9]+))?")
 
 
 class Address(NamedTuple):
-    """A host as it is compared: in lower case, without a final dot, an IPv6 address in its
-    shortest form. ``port`` is None where it is the scheme's own, or not said."""
+    """A normalized host: in lower case, without a final dot, an IPv6 address in its shortest form.
+    ``port`` is None if it is absent or the default of the scheme."""
 
     name: str
     port: int | None
@@ -35,13 +35,13 @@ class Origin(NamedTuple):
 
 
 def parse_host(text: str) -> Address | None:
-    """``name``, ``name:port``, ``[IPv6]:port``; None where it is not such."""
+    """Parse ``name``, ``name:port`` or ``[IPv6]:port``; None if it is not valid."""
     match = _HOST.fullmatch(text)
     return match and _address(match[1], match[2])
 
 
 def parse_origin(text: str) -> Origin | None:
-    """``scheme://name:port``; None where it is not such, as for ``null``."""
+    """Parse ``scheme://name:port``; None if it is not valid, as for ``null``."""
     match = _ORIGIN.fullmatch(text)
     address = match and _address(match[2], match[3])
     if match is None or address is None:
@@ -50,7 +50,7 @@ def parse_origin(text: str) -> Origin | None:
 
 
 def origin_of(scheme: str, address: Address) -> Origin:
-    """The origin of pages that come from ``address``."""
+    """The origin of pages that are served from ``address``."""
     if address.port == DEFAULT_PORTS.get(scheme):
         address = Address(address.name, None)
     return Origin(scheme, address)

@@ -1,20 +1,20 @@
-"""Request bodies: decoded strictly, refused with a sentence."""
+"""Strict decoding of request bodies, with readable errors."""
 
 from typing import TypeVar
 
 import msgspec
 
-from services.gateway.validation.wording import refusal
+from services.gateway.validation.wording import invalid_body
 from shared.errors import InvalidRequest
 
 T = TypeVar("T")
 
 
 def decode_body(body: bytes, kind: type[T]) -> T:
-    """``body`` as ``kind``, without any leniency.
+    """Decode ``body`` as ``kind``. Types are not converted: ``"5"`` is not a number.
 
     Raises:
-        InvalidRequest: with the field's path as ``param``, where one is to blame.
+        InvalidRequest: with the path of the invalid field, if there is one, as ``param``.
     """
     try:
         body.decode("utf-8")
@@ -24,7 +24,7 @@ def decode_body(body: bytes, kind: type[T]) -> T:
             f"the body is not UTF-8: {error.reason} at byte {error.start}"
         ) from None
     except msgspec.ValidationError as error:
-        raise refusal(error, kind) from None
+        raise invalid_body(error, kind) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:

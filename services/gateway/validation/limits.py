@@ -1,4 +1,4 @@
-"""What a gateway can say of a request before an inferer sees it."""
+"""Checks of a submission that need no inferer."""
 
 from typing import Any
 
@@ -12,31 +12,31 @@ from shared.wire.codecs import encode
 from shared.wire.inferers import ModelFacts
 from shared.wire.requests import JsonSchema, NamedSchema
 
-DEEPEST = 64
-"""Levels of nesting that every part of Sluice can read back."""
+MAX_DEPTH = 64
+"""Levels of nesting that every part of Sluice can decode."""
 
-LARGEST_METADATA_BYTES = 16 * 1024
+MAX_METADATA_BYTES = 16 * 1024
 
-LARGEST_SCHEMA_BYTES = 32 * 1024
-"""Time to make a grammar of a schema can grow with the square of its size."""
+MAX_SCHEMA_BYTES = 32 * 1024
+"""The time to compile a schema to a grammar can grow with the square of its size."""
 
-LARGEST_INDENTATION = 8
-"""How many times as large a schema may be with its white space."""
+MAX_WHITESPACE_FACTOR = 8
+"""How many times larger a schema may be with its white space."""
 
-PATTERNS = FancyRegexOptions(size_limit=1024 * 1024)
-"""Bytes of a compiled ``pattern``; they bound the time to compile it, too."""
+PATTERN_OPTIONS = FancyRegexOptions(size_limit=1024 * 1024)
+"""Limits the size of a compiled ``pattern``, and with it the time to compile it."""
 
-LONGEST_REASON = 200
-"""Characters; a reason quotes the part of the schema that is wrong."""
+MAX_REASON_CHARS = 200
+"""A reason quotes the invalid part of the schema."""
 
 _META_SCHEMA = Draft202012Validator(
     {"$ref": "https://json-schema.org/draft/2020-12/schema"}, offline=True
 )
 
 
-def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
-    """Refuse what can be known to fail before an inferer sees it. Takes milliseconds at most,
-    whatever is in the submission.
+def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> None:
+    """Refuse a submission that cannot succeed on a model with these ``facts``; None if they are
+    unknown. Takes milliseconds at most, whatever is in the submission.
 
     Raises:
         InvalidRequest, PromptTooLong.
@@ -67,12 +67,12 @@ def check(submission: JobSubmission, facts: ModelFacts | None) -> None:
 
 
 def check_metadata(metadata: Raw | UnsetType) -> None:
-    """Raises: InvalidRequest: it is not an object, or too large."""
+    """Raises: InvalidRequest: it is not an object, is too large or nested too deeply."""
     if metadata is UNSET:
         return
-    if len(metadata) > LARGEST_METADATA_BYTES:
+    if len(metadata) > MAX_METADATA_BYTES:
         raise InvalidRequest(
-            f"metadata: has {len(metadata)} bytes, more than {LARGEST_METADATA_BYTES}; keep large "
+            f"metadata: {len(metadata)} bytes exceed the limit of {MAX_METADATA_BYTES}; keep large "
             "data elsewhere and send a reference to it",
             "metadata",
         )
@@ -82,16 +82,16 @@ def check_metadata(metadata: Raw | UnsetType) -> None:
         raise InvalidRequest("metadata must be an object", "metadata") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"metadata: cannot be read: {error}", "metadata") from None
-    if _is_deeper(value, DEEPEST):
-        raise InvalidRequest(f"metadata: nested more than {DEEPEST} levels deep", "metadata")
+    if _is_deeper(value, MAX_DEPTH):
+        raise InvalidRequest(f"metadata: nested more than {MAX_DEPTH} levels deep", "metadata")
 
 
 def check_schema(named: NamedSchema) -> None:
-    """Raises: InvalidRequest: it is not a schema, or too large."""
+    """Raises: InvalidRequest: it is not a valid schema, is too large or nested too deeply."""
     too_large = InvalidRequest(
-        f"response_format: the schema has more than {LARGEST_SCHEMA_BYTES} bytes", "response_format"
+        f"response_format: the schema has more than {MAX_SCHEMA_BYTES} bytes", "response_format"
     )
-    if len(named.source) > LARGEST_INDENTATION * LARGEST_SCHEMA_BYTES:
+    if len(named.source) > MAX_WHITESPACE_FACTOR * MAX_SCHEMA_BYTES:
         raise too_large
     try:
         schema = named.schema
@@ -99,21 +99,21 @@ def check_schema(named: NamedSchema) -> None:
         raise InvalidRequest(
             f"response_format: the schema cannot be read: {error}", "response_format"
         ) from None
-    if _is_deeper(schema, DEEPEST):
+    if _is_deeper(schema, MAX_DEPTH):
         raise InvalidRequest(
-            f"response_format: the schema is nested more than {DEEPEST} levels deep",
+            f"response_format: the schema is nested more than {MAX_DEPTH} levels deep",
             "response_format",
         )
-    if len(encode(schema)) > LARGEST_SCHEMA_BYTES:
+    if len(encode(schema)) > MAX_SCHEMA_BYTES:
         raise too_large
     try:
         _META_SCHEMA.validate(schema)
-        # To compile it shows what is wrong with its patterns and references.
-        Draft202012Validator(schema, offline=True, pattern_options=PATTERNS)
+        # Compiling finds invalid patterns and references.
+        Draft202012Validator(schema, offline=True, pattern_options=PATTERN_OPTIONS)
     except ValidationError as error:
         reason = error.message
-        if len(reason) > LONGEST_REASON:
-            reason = reason[:LONGEST_REASON] + "…"
+        if len(reason) > MAX_REASON_CHARS:
+            reason = reason[:MAX_REASON_CHARS] + "…"
         raise InvalidRequest(
             f"response_format: not a valid JSON schema: {reason}", "response_format"
         ) from None

@@ -1,4 +1,4 @@
-"""What is wrong with a body, in words for its sender instead of msgspec's."""
+"""Turns msgspec's validation errors into messages for clients."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from msgspec import ValidationError, inspect
 
 from shared.errors import InvalidRequest
 
-LONGEST_QUOTE = 80
+MAX_QUOTE_CHARS = 80
 
 TYPES = {
     "int": "a whole number",
@@ -27,46 +27,48 @@ _TYPE = re.compile(r"Expected `([a-z |]+)`(?:, got `\w+`)?")
 _BOUND = re.compile(r"Expected `(\w+)` (of length )?([<>]=?) (\d+)(?:\.0)?")
 
 
-def refusal(error: ValidationError, kind: Any) -> InvalidRequest:
-    """The error for a body that is not a valid ``kind``."""
+def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
+    """The error for a body that could not be decoded as ``kind``."""
     parsed = _ERROR.fullmatch(str(error))
     assert parsed is not None
-    said, param = parsed[1], parsed[2] or ""
-    if match := _FIELD.fullmatch(said):
-        param = f"{param}.{match[2]}".lstrip(".")[:LONGEST_QUOTE]
+    message, param = parsed[1], parsed[2] or ""
+    if match := _FIELD.fullmatch(message):
+        param = f"{param}.{match[2]}".lstrip(".")[:MAX_QUOTE_CHARS]
         if match[1] == "missing required":
             return InvalidRequest(f"{param} is missing", param)
         fields = ", ".join(kind.__struct_fields__)
         return InvalidRequest(
             f"{param} is not a field of this request; the fields are {fields}", param
         )
-    must = None
-    if match := _VALUE.fullmatch(said):
+    requirement = None
+    if match := _VALUE.fullmatch(message):
         choices = " or ".join(_choices(inspect.type_info(kind), re.findall(r"\w+", param)))
-        must = f"be {choices}, not {match[1][:LONGEST_QUOTE]!r}"
-    elif match := _TYPE.fullmatch(said):
-        must = "be " + " or ".join(TYPES[name] for name in match[1].split(" | ") if name in TYPES)
-    elif match := _BOUND.fullmatch(said):
+        requirement = f"be {choices}, not {match[1][:MAX_QUOTE_CHARS]!r}"
+    elif match := _TYPE.fullmatch(message):
+        requirement = "be " + " or ".join(
+            TYPES[name] for name in match[1].split(" | ") if name in TYPES
+        )
+    elif match := _BOUND.fullmatch(message):
         bound = f"{BOUNDS[match[3]]} {match[4]}"
         if not match[2]:
-            must = f"be {bound}"
+            requirement = f"be {bound}"
         elif bound == "at least 1":
-            must = "not be empty"
+            requirement = "not be empty"
         else:
-            must = f"have {bound} {'items' if match[1] == 'array' else 'characters'}"
-    if must is None:  # our own words, where fields do not go together
-        return InvalidRequest(f"{param}: {said}" if param else said, param or None)
-    return InvalidRequest(f"{param or 'the body'} must {must}", param or None)
+            requirement = f"have {bound} {'items' if match[1] == 'array' else 'characters'}"
+    if requirement is None:  # a message of our own types, about several fields
+        return InvalidRequest(f"{param}: {message}" if param else message, param or None)
+    return InvalidRequest(f"{param or 'the body'} must {requirement}", param or None)
 
 
 def _choices(kind: inspect.Type, path: list[str]) -> Iterator[str]:
-    """What may stand at ``path`` in a ``kind``, where only certain words may."""
+    """The allowed values at ``path`` in ``kind``, if they are an enumeration."""
     match kind:
         case inspect.Metadata():
             yield from _choices(kind.type, path)
         case inspect.UnionType():
-            for one in kind.types:
-                yield from _choices(one, path)
+            for member in kind.types:
+                yield from _choices(member, path)
         case inspect.ListType() if path:
             yield from _choices(kind.item_type, path[1:])
         case inspect.StructType() if path == [kind.tag_field]:

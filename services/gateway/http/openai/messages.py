@@ -1,4 +1,4 @@
-"""OpenAI's request and response bodies, and their way to and from ours."""
+"""OpenAI's request and response bodies, and their conversion from and to Sluice's."""
 
 import calendar
 from typing import Annotated, Any, Literal
@@ -30,11 +30,11 @@ from shared.wire.requests import (
 from shared.wire.results import Completed, FinishReason, Usage
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""What OpenAI's API generates on /v1/completions when nothing is said."""
+"""OpenAI's default of ``max_tokens`` on /v1/completions."""
 
 EMPTY = (b"null", b"[]", b"{}")
-LONGEST_EMPTY = 64
-"""Bytes, with white space."""
+MAX_EMPTY_BYTES = 64
+"""With white space."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -42,8 +42,8 @@ class StreamOptions(Struct, frozen=True):
 
 
 class OpenAIRequest(Struct, frozen=True, kw_only=True):
-    """What both routes share. Parameters that would change the answer and that we do not have
-    are refused by name; those that would not are ignored, as everywhere."""
+    """The fields of both routes. Unsupported parameters that would change the answer are refused by
+    name; others are ignored."""
 
     model: str | None = None
     temperature: Temperature | None = None
@@ -60,7 +60,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
     priority: Priority | int | None = None
-    """Ours, as the one before; the numbers that other servers know are ignored."""
+    """An extension, like ``timeout_s``. Numbers, which other servers use, are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -76,15 +76,15 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def _options(self) -> dict[str, Any]:
-        """The options that were given, under our names.
+        """The options that were set, with Sluice's names.
 
         Raises:
-            InvalidRequest: one that is not supported.
+            InvalidRequest: one of them is not supported.
         """
         if self.n not in (None, 1):
-            raise _unsupported("n", "one answer a request")
-        if _is_given(self.logit_bias):
-            raise _unsupported("logit_bias", "no bias on single tokens")
+            raise _unsupported("n", "one answer per request")
+        if _is_set(self.logit_bias):
+            raise _unsupported("logit_bias", "no bias for single tokens")
         if self.logprobs:
             raise _unsupported("logprobs", "no probabilities")
         named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
@@ -100,11 +100,15 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 class OpenAIMessage(Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    """Left out, or null, where an assistant only called tools."""
+    """Absent or null if an assistant only called tools."""
     name: str | None = None
 
-    def ours(self, number: int) -> ChatMessage:
-        """Raises: InvalidRequest: no content, where this API wants some."""
+    def to_chat_message(self, number: int) -> ChatMessage:
+        """``number`` is its index in the list, for the error.
+
+        Raises:
+            InvalidRequest: the content is missing.
+        """
         if self.content is None and self.role != "assistant":
             param = f"messages[{number}].content"
             raise InvalidRequest(f"{param} is missing", param)
@@ -119,13 +123,15 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     functions: Raw | UnsetType = UNSET
 
     def submission(self) -> JobSubmission:
-        """Raises: InvalidRequest: something that is not supported."""
-        if _is_given(self.tools) or _is_given(self.functions):
+        """Raises: InvalidRequest: a parameter is not supported."""
+        if _is_set(self.tools) or _is_set(self.functions):
             raise _unsupported("tools", "no tools; use response_format for structured output")
         options = self._options()
         if self.max_completion_tokens is not None:
             options["max_tokens"] = self.max_completion_tokens
-        messages: Messages = [message.ours(number) for number, message in enumerate(self.messages)]
+        messages: Messages = [
+            message.to_chat_message(number) for number, message in enumerate(self.messages)
+        ]
         return JobSubmission(messages=messages, **options)
 
 
@@ -136,16 +142,16 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     suffix: str | None = None
 
     def submission(self) -> JobSubmission:
-        """Raises: InvalidRequest: not exactly one prompt, or something that is not supported."""
+        """Raises: InvalidRequest: not exactly one prompt, or a parameter is not supported."""
         if self.best_of not in (None, 1):
-            raise _unsupported("best_of", "one answer a request")
+            raise _unsupported("best_of", "one answer per request")
         if self.echo:
             raise _unsupported("echo", "the answer without its prompt")
         if self.suffix:
             raise _unsupported("suffix", "continuation only")
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if len(prompts) != 1:
-            raise InvalidRequest("prompt: give one prompt a request", "prompt")
+            raise InvalidRequest("prompt: give one prompt per request", "prompt")
         options = {"max_tokens": DEFAULT_COMPLETION_TOKENS, **self._options()}
         return JobSubmission(prompt=prompts[0], **options)
 
@@ -160,7 +166,7 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """A completion or a chunk of one, of either kind."""
+    """A completion, or a chunk of a streamed one, of a chat or a prompt."""
 
     id: str
     object: str
@@ -188,7 +194,7 @@ class ModelList(Struct, frozen=True, kw_only=True):
 
 
 def completion(ticket: Ticket, result: Completed) -> Answer:
-    """The whole answer to a request that did not stream."""
+    """The response to a request that did not stream."""
     if ticket.chat:
         message = {"role": "assistant", "content": result.text, "refusal": None}
         choice = Choice(message=message, finish_reason=result.finish_reason)
@@ -206,7 +212,8 @@ def chunk(
     opening: bool = False,
     finish_reason: FinishReason | None = None,
 ) -> Answer:
-    """One piece of a streamed answer. With ``include_usage`` all but the last say null."""
+    """One chunk of a streamed answer. With ``include_usage``, ``usage`` is null in all but the
+    last."""
     if ticket.chat:
         delta = {"content": text} if text or opening else {}
         choice = Choice(
@@ -240,12 +247,12 @@ def _answer(
     )
 
 
-def _is_given(value: Raw | UnsetType) -> bool:
-    """Whether a parameter that is refused, and so never decoded, has anything in it."""
+def _is_set(value: Raw | UnsetType) -> bool:
+    """Whether an unsupported parameter, which is never decoded, has a value."""
     if value is UNSET:
         return False
-    return len(value) > LONGEST_EMPTY or b"".join(bytes(value).split()) not in EMPTY
+    return len(value) > MAX_EMPTY_BYTES or b"".join(bytes(value).split()) not in EMPTY
 
 
 def _unsupported(param: str, instead: str) -> InvalidRequest:
-    return InvalidRequest(f"{param} is not supported: Sluice gives {instead}", param)
+    return InvalidRequest(f"{param} is not supported: Sluice offers {instead}", param)

@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: list, show, retry, drop."""
+"""`/dead`: list, show, retry and drop dead letters."""
 
 from typing import Annotated
 
@@ -6,30 +6,31 @@ from litestar import Response, delete, get, post
 from litestar.params import Parameter
 
 from services.gateway.gateway import Gateway
-from services.gateway.http.errors import refusals
+from services.gateway.http.errors import error_responses
 from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted
 from shared.wire.results import DeadLetter
 
 PAGE = 50
 
 
-@get("/dead", responses=refusals())
+@get("/dead", responses=error_responses())
 async def letters(
     gateway: Gateway,
-    limit: Annotated[int, Parameter(ge=1, le=200, description="Most letters to list.")] = PAGE,
+    limit: Annotated[int, Parameter(ge=1, le=200, description="Maximum number of letters.")] = PAGE,
     before: Annotated[
-        int | None, Parameter(ge=1, description="`before` of the page that came before.")
+        int | None, Parameter(ge=1, description="`before` of the previous page.")
     ] = None,
 ) -> DeadLetterPage:
     """Requests that failed for good, the newest first, with the reason. Kept for 7 days.
 
-    A page of large requests is shorter than its limit; `before` says whether another one follows.
+    A page of large requests is shorter than its limit. If `before` is not null, another page
+    follows.
     """
     gateway.require_ready()
     return await gateway.dead_letters.page(limit, before)
 
 
-@get("/dead/{job_id:str}", responses=refusals(404))
+@get("/dead/{job_id:str}", responses=error_responses(404))
 async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
     """One dead letter, with the request as it was received."""
     gateway.require_ready()
@@ -39,7 +40,7 @@ async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
 @post(
     "/dead/{job_id:str}/retry",
     status_code=202,
-    responses=refusals(404, 409, 410, 413, 422, 429),
+    responses=error_responses(404, 409, 410, 413, 422, 429),
 )
 async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
     """Send the request again, as a new job with `retry_of`; the dead letter is removed."""
@@ -48,7 +49,7 @@ async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
     return Response(accepted, status_code=202, headers={"location": accepted.status_url})
 
 
-@delete("/dead/{job_id:str}", status_code=200, responses=refusals(404))
+@delete("/dead/{job_id:str}", status_code=200, responses=error_responses(404))
 async def drop(job_id: str, gateway: Gateway) -> DeadLetterHead:
     """Remove a dead letter for good."""
     gateway.require_ready()

@@ -1,10 +1,10 @@
-"""Whether this gateway lives, and whether it can serve."""
+"""`/healthz` and `/readyz`."""
 
 from litestar import get
 from msgspec import Struct
 
 from services.gateway.gateway import Gateway
-from services.gateway.http.errors import refusals
+from services.gateway.http.errors import error_responses
 from shared import __version__
 
 
@@ -13,14 +13,14 @@ class Health(Struct, frozen=True):
     version: str = __version__
 
 
-@get("/healthz", responses=refusals())
+@get("/healthz", responses=error_responses())
 async def healthz() -> Health:
-    """200 as long as the process answers."""
+    """200 while the process is alive."""
     return Health("alive")
 
 
-@get("/readyz", responses=refusals())
+@get("/readyz", responses=error_responses())
 async def readyz(gateway: Gateway) -> Health:
-    """200 while requests are served; 503 while the broker is away, or cannot write its disk."""
+    """200 while requests can be served; 503 while the broker is away or cannot write its disk."""
     gateway.require_fit()
     return Health("ready")

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, status, events, cancel."""
+"""`/jobs` and `/status`: submit, status, events, cancel."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -10,15 +10,15 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.connection import (
-    ClientGone,
+    ClientDisconnected,
     IdempotencyKey,
-    require_client,
+    require_connected,
     while_connected,
 )
 from services.gateway.http.document import EVENT_STREAM, StreamOperation
-from services.gateway.http.errors import refusals
+from services.gateway.http.errors import error_responses
 from services.gateway.http.preferences import Preferences
-from services.gateway.http.sse import GatewayStopping, Streams
+from services.gateway.http.sse import GatewayStopping, OpenStreams
 from services.gateway.jobs.events import END, JobEvent
 from shared.errors import BrokerUnavailable
 from shared.wire.api import JobAccepted, JobStatus, JobSubmission
@@ -29,7 +29,7 @@ from shared.wire.codecs import encode
     "/jobs",
     status_code=202,
     responses={
-        **refusals(404, 410, 413, 422, 429),
+        **error_responses(404, 410, 413, 422, 429),
         200: ResponseSpec(
             JobStatus, description="finished within `Prefer: wait=N`", generate_examples=False
         ),
@@ -41,16 +41,16 @@ async def submit(
     gateway: Gateway,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobAccepted | JobStatus]:
-    """Accept a job. The answer comes once the broker holds it: it will have a result.
+    """Submit a job. The response comes once the broker has stored it; it will end with a result.
 
-    `Prefer: wait=N` waits up to N seconds for that result. A client that hangs up meanwhile
-    cancels its job, unless it also sent `Prefer: respond-async` or an `Idempotency-Key`.
+    `Prefer: wait=N` waits up to N seconds for that result. If the client disconnects meanwhile the
+    job is cancelled, unless it also sent `Prefer: respond-async` or an `Idempotency-Key`.
     """
     gateway.require_ready()
     preferences = Preferences.parse(request.headers.getall("prefer", []))
-    stays = preferences.respond_async or idempotency_key is not None
-    if preferences.wait_s and not stays:
-        await require_client(request)
+    survives_disconnect = preferences.respond_async or idempotency_key is not None
+    if preferences.wait_s and not survives_disconnect:
+        await require_connected(request)
     ticket = await gateway.idempotency.submit(data, idempotency_key)
     location = {"location": f"/status/{ticket.id}"}
     if preferences.wait_s:
@@ -59,8 +59,8 @@ async def submit(
             result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
             headers = location | preferences.applied(is_finished=True)
             return Response(JobStatus.of(result), status_code=200, headers=headers)
-        except ClientGone:
-            if not stays:
+        except ClientDisconnected:
+            if not survives_disconnect:
                 gateway.abandon(ticket.id)
             raise
         except (TimeoutError, GatewayStopping):
@@ -69,10 +69,10 @@ async def submit(
     return Response(JobAccepted.of(ticket.id, ticket.state), status_code=202, headers=headers)
 
 
-@get("/status/{job_id:str}", responses=refusals(404, 410))
+@get("/status/{job_id:str}", responses=error_responses(404, 410))
 async def status(job_id: str, gateway: Gateway) -> JobStatus:
-    """The status of a job. `state` is one of Celery's: PENDING, STARTED, RETRY, SUCCESS,
-    FAILURE, REVOKED."""
+    """The status of a job. `state` has Celery's names: PENDING, STARTED, RETRY, SUCCESS, FAILURE,
+    REVOKED."""
     gateway.require_ready()
     return await gateway.jobs.status(job_id)
 
@@ -81,33 +81,33 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
     "/jobs/{job_id:str}/events",
     operation_class=StreamOperation,
     responses={
-        **refusals(404, 410, 429),
+        **error_responses(404, 410, 429),
         200: ResponseSpec(
             str, description="the events", media_type=EVENT_STREAM, generate_examples=False
         ),
-        204: ResponseSpec(None, description="after the last event: there are no more"),
+        204: ResponseSpec(None, description="after the last event"),
     },
 )
 async def events(
     request: Request[Any, Any, Any],
     job_id: str,
     gateway: Gateway,
-    streams: Streams,
+    streams: OpenStreams,
     last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
 ) -> Response[Any]:
-    """The job's events: `queued`, `started`, `tokens`, `result`, also `returned` (an inferer
-    stopped), `attempt_failed` (another attempt follows), `retrying` (start the text again), and
-    `error` (somebody has deleted the job from the broker: there will be no result).
-    Resumes after `Last-Event-ID`, on any gateway. Hanging up cancels nothing."""
+    """The job's events: `queued`, `started`, `tokens`, `result`; also `returned` (its inferer shut
+    down and requeued it), `attempt_failed` (another attempt follows), `retrying` (the text starts
+    again from the beginning), and `error` (the job was deleted from the broker and will have no
+    result). Resumes after `Last-Event-ID`, on any gateway. Disconnecting cancels nothing."""
     gateway.require_ready()
     if last_event_id == END:
-        return Response(None, status_code=204)  # tells an EventSource not to come again
-    await require_client(request)
+        return Response(None, status_code=204)  # an EventSource does not reconnect after a 204
+    await require_connected(request)
     feed = streams.open(gateway.events(job_id, last_event_id), request)
     try:
-        first = await feed.next()  # what is wrong with the id shows here, as a status
+        first = await feed.next()  # an error about the id gets its own status here
     except GatewayStopping:
-        raise BrokerUnavailable("this gateway shuts down; ask another one") from None
+        raise BrokerUnavailable("this gateway is shutting down; try another one") from None
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         try:
@@ -115,14 +115,14 @@ async def events(
             async for event in feed.items():
                 yield ServerSentEventMessage(comment="") if event is None else _message(event)
         except GatewayStopping:
-            return  # the client comes again, to another gateway, with its Last-Event-ID
+            return  # the client reconnects to another gateway, with its Last-Event-ID
 
     return ServerSentEvent(messages())
 
 
-@delete("/jobs/{job_id:str}", status_code=200, responses=refusals(404, 409, 410))
+@delete("/jobs/{job_id:str}", status_code=200, responses=error_responses(404, 409, 410))
 async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
-    """Cancel a job, whether it waits or runs. 409 if it has already ended."""
+    """Cancel a job, waiting or running. 409 if it has already ended."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
 

@@ -1,4 +1,4 @@
-"""The part of OpenAI's HTTP API that a text model can serve; its official client works on it."""
+"""`/v1`: the part of OpenAI's HTTP API that a text model can serve, for its official client."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -9,13 +9,13 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.connection import (
-    ClientGone,
+    ClientDisconnected,
     IdempotencyKey,
-    require_client,
+    require_connected,
     while_connected,
 )
 from services.gateway.http.document import StreamOperation
-from services.gateway.http.errors import OpenAIError, openai_error, openai_refusals
+from services.gateway.http.errors import OpenAIError, openai_error, openai_error_responses
 from services.gateway.http.openai.messages import (
     Answer,
     ChatRequest,
@@ -27,8 +27,8 @@ from services.gateway.http.openai.messages import (
     usage_chunk,
 )
 from services.gateway.http.preferences import Preferences
-from services.gateway.http.request_end import at_request_end
-from services.gateway.http.sse import KEEP_ALIVE_S, Feed, GatewayStopping, Streams
+from services.gateway.http.request_end import on_request_end
+from services.gateway.http.sse import KEEP_ALIVE_S, BufferedStream, GatewayStopping, OpenStreams
 from services.gateway.jobs.accepted import Ticket
 from services.gateway.jobs.events import JobEvent, Tokens
 from shared.wire.api import JobError, JobStatus
@@ -36,60 +36,60 @@ from shared.wire.codecs import encode
 from shared.wire.results import Cancelled, Completed, Expired, Failed
 
 HEADERS_WITHIN_S = 5.0
-"""How long a stream's status line waits for the first token: a job that fails at once then has
-its own status. After that the stream opens, so that nobody on the way gives up on it."""
+"""How long a stream's status line waits for the first token, so that a job that fails at once gets
+its own status. After that the stream opens, before a proxy or the client times out."""
 
-ENDS = {
+STATUS_BY_CODE = {
     **dict.fromkeys(("invalid_request", "prompt_too_long", "result_too_large"), 400),
     **dict.fromkeys(("job_not_found", "job_aged_out"), 404),
     **dict.fromkeys(("cancelled", "client_disconnected"), 409),
     **dict.fromkeys(("deadline_passed", "timed_out"), 504),
 }
-"""The status of a job that ended for this reason; 500 for any other."""
+"""The status for a job that ended with this code; 500 for any other."""
 
-# The official client would send the request again on 409 and 5xx, and so run the job twice.
+# The official client would repeat the request on 409 and 5xx, and run the job twice.
 NO_RETRY = {"x-should-retry": "false"}
 
-ANSWERS = openai_refusals(404, 409, 410, 413, 422, 429, 504)
+RESPONSES = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 
 
-@post("/v1/chat/completions", status_code=200, responses=ANSWERS, operation_class=StreamOperation)
+@post("/v1/chat/completions", status_code=200, responses=RESPONSES, operation_class=StreamOperation)
 async def chat_completions(
     request: Request[Any, Any, Any],
     data: ChatRequest,
     gateway: Gateway,
-    streams: Streams,
+    streams: OpenStreams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
-    """Answer a conversation, at once or as a stream. A client that hangs up cancels its job,
-    unless it sent an `Idempotency-Key`."""
+    """Answer a conversation, as one response or as a stream. If the client disconnects, its job is
+    cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
-@post("/v1/completions", status_code=200, responses=ANSWERS, operation_class=StreamOperation)
+@post("/v1/completions", status_code=200, responses=RESPONSES, operation_class=StreamOperation)
 async def completions(
     request: Request[Any, Any, Any],
     data: CompletionRequest,
     gateway: Gateway,
-    streams: Streams,
+    streams: OpenStreams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
-    """Continue a prompt, at once or as a stream. A client that hangs up cancels its job,
-    unless it sent an `Idempotency-Key`."""
+    """Continue a prompt, as one response or as a stream. If the client disconnects, its job is
+    cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
-@get("/v1/models", responses=openai_refusals())
+@get("/v1/models", responses=openai_error_responses())
 async def list_models(gateway: Gateway) -> ModelList:
-    """Every model that has a queue, whether or not an inferer is alive."""
+    """Every model that has a queue, with or without a live inferer."""
     gateway.require_ready()
     await gateway.fleet.refresh()
     return ModelList(data=[ModelCard.of(model) for model in gateway.fleet.models.values()])
 
 
-@get("/v1/models/{model:path}", responses=openai_refusals(404))
+@get("/v1/models/{model:path}", responses=openai_error_responses(404))
 async def get_model(model: str, gateway: Gateway) -> ModelCard:
-    """One model by its name, which may contain slashes, as they are or as `%2F`."""
+    """One model by its name, which may contain slashes, plain or as `%2F`."""
     gateway.require_ready()
     return ModelCard.of(await gateway.fleet.model(model.removeprefix("/")))
 
@@ -97,27 +97,29 @@ async def get_model(model: str, gateway: Gateway) -> ModelCard:
 async def _answer(
     request: Request[Any, Any, Any],
     gateway: Gateway,
-    streams: Streams,
-    asked: ChatRequest | CompletionRequest,
+    streams: OpenStreams,
+    body: ChatRequest | CompletionRequest,
     idempotency_key: str | None,
 ) -> Response[Any]:
     gateway.require_ready()
     preferences = Preferences.parse(request.headers.getall("prefer", []))
-    stays = preferences.respond_async or idempotency_key is not None
-    if asked.wants_stream:
-        streams.require_room()
-    if not stays:
-        await require_client(request)
-    ticket = await gateway.idempotency.submit(asked.submission(), idempotency_key)
+    survives_disconnect = preferences.respond_async or idempotency_key is not None
+    if body.wants_stream:
+        streams.require_capacity()
+    if not survives_disconnect:
+        await require_connected(request)
+    ticket = await gateway.idempotency.submit(body.submission(), idempotency_key)
     try:
-        if stays:
-            await require_client(request)
-        if asked.wants_stream:
-            return await _stream(request, gateway, streams, ticket, asked.wants_usage, stays)
+        if survives_disconnect:
+            await require_connected(request)
+        if body.wants_stream:
+            return await _stream(
+                request, gateway, streams, ticket, body.wants_usage, survives_disconnect
+            )
         waiting = gateway.jobs.wait(ticket.id, ticket)
         result = await while_connected(request, gateway.stopping, waiting)
-    except ClientGone:
-        if not (stays or asked.wants_stream):  # a stream does it when it ends
+    except ClientDisconnected:
+        if not (survives_disconnect or body.wants_stream):  # a stream does it at its end
             gateway.abandon(ticket.id)
         raise
     except GatewayStopping:
@@ -130,18 +132,18 @@ async def _answer(
 async def _stream(
     request: Request[Any, Any, Any],
     gateway: Gateway,
-    streams: Streams,
+    streams: OpenStreams,
     ticket: Ticket,
     include_usage: bool,
-    stays: bool,
+    survives_disconnect: bool,
 ) -> Response[Any]:
-    is_over = False
+    is_finished = False
 
     def abandon() -> None:
-        if not (is_over or stays):
+        if not (is_finished or survives_disconnect):
             gateway.abandon(ticket.id)
 
-    at_request_end(request, abandon)
+    on_request_end(request, abandon)
     feed = streams.open(gateway.events(ticket.id, ticket=ticket), request)
     first: JobEvent | None = None
     with suppress(TimeoutError):
@@ -152,25 +154,25 @@ async def _stream(
     if isinstance(error, JobStatus):
         error = error.error
     if isinstance(error, JobError):
-        is_over = True
+        is_finished = True
         return _failure(error)
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
-        nonlocal is_over
+        nonlocal is_finished
         try:
             yield _data(chunk(ticket, "", include_usage, opening=True))
-            for_now = first
+            pending = first
             while True:
                 try:
-                    event = for_now or await feed.next(KEEP_ALIVE_S)
+                    event = pending or await feed.next(KEEP_ALIVE_S)
                 except TimeoutError:
                     yield ServerSentEventMessage(comment="")
                     continue
-                for_now = None
-                is_over = event.event in ("result", "error")
+                pending = None
+                is_finished = event.event in ("result", "error")
                 for part in _parts(ticket, event, include_usage):
                     yield part
-                if is_over or event.event == "retrying":  # this API has no word for the latter
+                if is_finished or event.event == "retrying":  # which this API cannot express
                     return
         except GatewayStopping:
             yield _data(_stopping_error(ticket))
@@ -178,8 +180,8 @@ async def _stream(
     return ServerSentEvent(chunks())
 
 
-async def _first_output(feed: Feed[JobEvent]) -> JobEvent:
-    """The first event that a client of this API can see."""
+async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
+    """The first event that is visible in this API."""
     while True:
         event = await feed.next()
         if event.event in ("tokens", "result", "error"):
@@ -187,9 +189,9 @@ async def _first_output(feed: Feed[JobEvent]) -> JobEvent:
 
 
 def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerSentEventMessage]:
-    """What one event of the job is in the words of this API."""
+    """The chunks of this API for one event of the job."""
     if event.event == "retrying":
-        message = "a second attempt came out differently from what was sent; send the request again"
+        message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return [_data(chunk(ticket, event.data.text, include_usage))]
@@ -208,12 +210,12 @@ def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerS
 
 
 def _failure(why: JobError | Failed | Cancelled | Expired) -> Response[Any]:
-    """The answer for a job that did not complete."""
-    return Response(_error(why), status_code=ENDS.get(why.code, 500), headers=NO_RETRY)
+    """The response for a job that did not complete."""
+    return Response(_error(why), status_code=STATUS_BY_CODE.get(why.code, 500), headers=NO_RETRY)
 
 
 def _error(why: JobError | Failed | Cancelled | Expired) -> OpenAIError:
-    return openai_error(ENDS.get(why.code, 500), why.code, why.message)
+    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, why.message)
 
 
 def _stopping_error(ticket: Ticket) -> OpenAIError:

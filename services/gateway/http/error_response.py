@@ -1,4 +1,4 @@
-"""Answers that are given before the framework sees a request."""
+"""Error responses that are sent without the framework."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,8 +10,8 @@ from shared.wire.codecs import encode
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """An error, in the form that its route answers with. The connection closes after it."""
+class ErrorResponse:
+    """An error in the form of the API that the path belongs to. It closes the connection."""
 
     status: int
     code: str
