@@ -13,7 +13,8 @@ from functools import partial
 from statistics import median
 
 from benchmarks.measuring import THREADS, BareLoop, describe_machine, seconds
-from services.inferer.engine.engine import Engine, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
@@ -65,7 +66,7 @@ def _run(engine: Engine) -> None:
     ended = threading.Semaphore(0)
     for seed in range(JOBS):
         engine.submit(
-            Sequence(
+            GenerationSequence(
                 prepare=partial(_prepare, engine.model, seed),
                 max_tokens=TOKENS,
                 stop=[],

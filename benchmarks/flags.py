@@ -22,7 +22,8 @@ from queue import SimpleQueue
 import msgspec
 
 from benchmarks.measuring import THREADS, describe_machine, spread
-from services.inferer.engine.engine import Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.library import compiled_for
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
@@ -101,7 +102,7 @@ def _generate(engine: Engine, prompt_tokens: int, max_tokens: int) -> None:
     prompt = text[:prompt_tokens]
     ended: SimpleQueue[Generation | Exception] = SimpleQueue()
     engine.submit(
-        Sequence(
+        GenerationSequence(
             prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
             max_tokens=max_tokens,
             stop=[],

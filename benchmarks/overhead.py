@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measuring import THREADS, alternated, describe_machine, running_stack, seconds
-from services.inferer.engine.engine import Engine, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.settings import InfererSettings
@@ -98,7 +99,7 @@ def _run_directly(engine: Engine) -> None:
     ended = threading.Event()
     tokens = engine.model.tokenize(PROMPT)
     engine.submit(
-        Sequence(
+        GenerationSequence(
             prepare=lambda: (tokens, Sampler(engine.model, Sampling(), 1, tokens)),
             max_tokens=1,
             stop=[],

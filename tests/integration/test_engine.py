@@ -16,9 +16,11 @@ import numpy
 import pytest
 from msgspec import Raw
 
-from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Aborted
 from shared.errors import InvalidRequest, ModelError
 from shared.wire.requests import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
 from tests.support.processes import ROOT
@@ -96,7 +98,7 @@ class Run:
         self._ended: Future[Generation | Exception] = Future()
         self.prompt = tokens
         self.sampler = sampler = Noting(engine.model, sampling, sampling.seed or 0, tokens)
-        self.sequence = Sequence(
+        self.sequence = GenerationSequence(
             prepare=lambda: (tokens, sampler),
             max_tokens=sampling.max_tokens or 0,
             stop=sampling.stop_strings,
@@ -144,7 +146,7 @@ def behind(engine: Engine, run: Run) -> float:
     sampler = Retracing(engine.model, run.prompt, chosen)
     ended: Future[Generation | Exception] = Future()
     prepare = lambda: (run.prompt, sampler)  # noqa: E731
-    engine.submit(Sequence(prepare, len(chosen), [], lambda text: None, ended.set_result))
+    engine.submit(GenerationSequence(prepare, len(chosen), [], lambda text: None, ended.set_result))
     assert isinstance(ended.result(PATIENCE_S), Generation)
     assert len(sampler.behind) == len(chosen)
     return max(sampler.behind)
@@ -260,7 +262,7 @@ def test_a_request_that_cannot_be_prepared(model: Model) -> None:
     with running(model, slots=2) as engine:
         neighbour = start(engine, max_tokens=100)
         wait_until(lambda: neighbour.texts, "the neighbour runs")
-        engine.submit(Sequence(fails, 5, [], lambda text: None, failed.set_result))
+        engine.submit(GenerationSequence(fails, 5, [], lambda text: None, failed.set_result))
         assert isinstance(failed.result(PATIENCE_S), ModelError)
         assert neighbour.generation().completion_tokens == 100
 

@@ -16,9 +16,11 @@ import pytest
 
 from services.inferer.bounded.chat_template import ChatTemplate
 from services.inferer.bounded.process import Cancelled
-from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import LONGEST_TEXT, Model
 from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Aborted
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.wire.requests import JsonSchema, NamedSchema, Sampling
 from tests.support.processes import eventually
@@ -48,7 +50,7 @@ def run(engine: Engine, text: str, schema: Any = None, max_tokens: int = 40) -> 
         tokens = engine.model.tokenize(text)[:1000]
         return tokens, Sampler(engine.model, options, 7, tokens)
 
-    engine.submit(Sequence(prepare, max_tokens, [], texts.append, ended.set_result))
+    engine.submit(GenerationSequence(prepare, max_tokens, [], texts.append, ended.set_result))
     return ended.result(PATIENCE_S), "".join(texts)
 
 
@@ -172,7 +174,7 @@ def test_a_sequence_that_is_prepared_can_be_aborted(model: Model) -> None:
         return [1], Sampler(model, Sampling(), 1, [1])
 
     with running(model, slots=2) as engine:
-        sequence = Sequence(prepare, 5, [], lambda _: None, ended.set_result)
+        sequence = GenerationSequence(prepare, 5, [], lambda _: None, ended.set_result)
         engine.submit(sequence)
         engine.abort(sequence)
         assert isinstance(ended.result(PATIENCE_S), Aborted)
@@ -290,16 +292,16 @@ def test_closing_while_a_request_is_prepared(tiny_model: Path) -> None:
         return [1], Sampler(loaded, Sampling(), 1, [1])
 
     engine = Engine(loaded, slots=1, n_ctx=2048, n_batch=128, threads=1)
-    engine.submit(Sequence(prepare, 5, [], lambda _: None, ended[0].set_result))
-    engine.submit(Sequence(prepare_next, 5, [], lambda _: None, ended[1].set_result))
+    engine.submit(GenerationSequence(prepare, 5, [], lambda _: None, ended[0].set_result))
+    engine.submit(GenerationSequence(prepare_next, 5, [], lambda _: None, ended[1].set_result))
     assert begun.wait(PATIENCE_S)
     assert not engine.close()
     for end in ended:
         assert isinstance(end.result(PATIENCE_S), Aborted)
     finish.set()
     deadline = time.monotonic() + PATIENCE_S
-    while engine.under_way and time.monotonic() < deadline:
+    while engine.in_progress and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not engine.under_way
+    assert not engine.in_progress
     assert not behind
     loaded.close()

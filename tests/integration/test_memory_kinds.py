@@ -9,9 +9,11 @@ import gguf
 import numpy
 import pytest
 
-from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Aborted
 from shared.errors import ModelError
 from shared.wire.requests import Sampling
 from tests.support.processes import eventually
@@ -76,7 +78,9 @@ class Run:
         def prepare() -> tuple[list[int], Sampler]:
             return tokens, Sampler(engine.model, Sampling(temperature=0), 1, tokens)
 
-        self.sequence = Sequence(prepare, max_tokens, [], self.texts.append, self._ended.set_result)
+        self.sequence = GenerationSequence(
+            prepare, max_tokens, [], self.texts.append, self._ended.set_result
+        )
         engine.submit(self.sequence)
 
     def has_begun(self) -> bool:

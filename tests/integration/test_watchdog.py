@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inferer.engine.engine import Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.watchdog import stalled
@@ -37,7 +38,7 @@ def submit(engine: Engine, prepare: Prompt, max_tokens: int) -> asyncio.Event:
     def end(_: Generation | Exception) -> None:
         loop.call_soon_threadsafe(ended.set)
 
-    engine.submit(Sequence(prepare, max_tokens, [], lambda _: None, end))
+    engine.submit(GenerationSequence(prepare, max_tokens, [], lambda _: None, end))
     return ended
 
 

@@ -4,20 +4,20 @@ import random
 
 import pytest
 
-from services.inferer.engine.detokenizer import TextAssembler
+from services.inferer.engine.detokenizer import Detokenizer
 
 Assembled = tuple[list[str], bool]
 
 
 def assemble(pieces: list[bytes], *stop: str) -> Assembled:
     """What each piece set free, then the flush; and whether a stop string ended it."""
-    assembler = TextAssembler(list(stop))
+    detokenizer = Detokenizer(list(stop))
     texts = []
     for piece in pieces:
-        texts.append(assembler.push(piece))
-        if assembler.stopped:
+        texts.append(detokenizer.push(piece))
+        if detokenizer.stopped:
             break
-    return [*texts, assembler.flush()], assembler.stopped
+    return [*texts, detokenizer.flush()], detokenizer.stopped
 
 
 def test_a_character_waits_for_its_last_byte() -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp's context: room for what the sequences under way have been told and have said."""
+"""llama.cpp's context: the memory of the running sequences, and the calls that compute."""
 
 import ctypes
 from collections.abc import Iterable
@@ -8,10 +8,17 @@ from pathlib import Path
 import llama_cpp
 
 from services.inferer.engine.memory import available_bytes, dry_run
-from services.inferer.engine.model import Model
+from services.inferer.engine.model import Model, last_error
+from services.inferer.engine.scheduler import Chunk
+from services.inferer.engine.sequence import Sequence
 from shared.errors import ModelError, OutOfMemory
 
 SET, NOT_SET = b"\x01", b"\x00"
+"""The first byte of an abort flag."""
+
+DECODED, ABORTED = 0, 2
+NO_MEMORY = (1, -2)
+"""No free cells for the batch; no memory for a buffer (`llama_decode`)."""
 
 GIB = 1024**3
 
@@ -51,16 +58,39 @@ class Context:
                 f"no memory for {slots} contexts of {n_ctx} tokens; lower INFERER_N_CTX"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        # ctypes makes a new object each time a field is read, so once is enough.
+        self._tokens, self._positions = self._batch.token, self._batch.pos
+        self._slots, self._logits = self._batch.seq_id, self._batch.logits
+        for row in range(n_batch):
+            self._batch.n_seq_id[row] = 1
+
+    def decode(self, batch: Iterable[Chunk[Sequence]]) -> int:
+        """Compute ``batch``. llama.cpp's status: `DECODED`, `ABORTED`, or one for `decode_error`.
+
+        If it is not `DECODED`, part of the batch may be in the context: remove it.
+        """
+        row = 0
+        for sequence, size, last_row, has_output in batch:
+            for offset in range(size):
+                self._tokens[row] = sequence.pending[offset]
+                self._positions[row] = sequence.position + offset
+                self._slots[row][0] = sequence.slot
+                self._logits[row] = False
+                row += 1
+            self._logits[last_row] = has_output
+        self._batch.n_tokens = row
+        return int(llama_cpp.llama_decode(self.handle, self._batch))
 
     def remove(self, slot: int, position: int) -> bool:
-        """Forget what the sequence in ``slot`` has from ``position`` on; -1 means all.
+        """Remove what ``slot`` has from ``position`` on; -1 means everything.
 
-        False where llama.cpp cannot: a recurrent memory forgets all or nothing.
+        False if llama.cpp cannot: from a recurrent memory it removes all or nothing.
         """
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1))
 
     def take_over(self, other: "Context", slots: Iterable[int]) -> None:
-        """Copy what the sequences in ``slots`` have in ``other``.
+        """Copy what ``slots`` have in ``other``.
 
         Raises:
             ModelError: llama.cpp cannot.
@@ -76,7 +106,14 @@ class Context:
                 )
 
     def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.handle)
+
+
+def decode_error(status: int) -> ModelError:
+    """The error of a `Context.decode` that failed with ``status``."""
+    kind = OutOfMemory if status in NO_MEMORY else ModelError
+    return kind(f"llama.cpp's decode failed with status {status}: {last_error()}")
 
 
 def _parameters(

@@ -1,51 +1,57 @@
-"""From the bytes of tokens to text that may be shown: whole characters, no stop strings."""
+"""From the bytes of tokens to text that can be shown: whole characters, no stop strings."""
 
 import codecs
 
 
-class TextAssembler:
-    """Joins the bytes of one answer's tokens and says what text each of them sets free.
+class Detokenizer:
+    """Joins the bytes of one answer's tokens and returns the text that each of them completes.
 
-    A token may hold half a character, and its text may be the beginning of a stop string: such
-    text waits until it is known. What was set free is never taken back.
+    A token may end inside a character, and its text may be the beginning of a stop string: such
+    text is buffered until the next tokens decide. Text that was returned is final.
     """
 
     def __init__(self, stop: list[str]) -> None:
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._buffer = ""
         self.stopped = False
+        """Whether a stop string is complete."""
 
     def push(self, piece: bytes) -> str:
-        """The text that ``piece`` sets free; sets ``stopped`` when it completes a stop string."""
-        return self._release(self._decoder.decode(piece))
+        """The text that ``piece`` completes; sets ``stopped`` if it completes a stop string."""
+        return self._add(self._decoder.decode(piece))
 
     def flush(self) -> str:
-        """What was held back and turned out to be nothing special."""
+        """What is still buffered, at the end of the answer."""
         if self.stopped:
             return ""
-        text = self._release(self._decoder.decode(b"", final=True)) + self._held
-        self._held = ""
+        text = self._add(self._decoder.decode(b"", final=True)) + self._buffer
+        self._buffer = ""
         return text
 
-    def _release(self, text: str) -> str:
+    def _add(self, text: str) -> str:
         if not self._stop:
             return text
-        self._held += text
-        # The one that ends first, so that it does not matter how the text was cut into tokens.
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        self._buffer += text
+        # The stop string that ends first: the result must not depend on how the text was cut into
+        # tokens.
+        found = [
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := self._buffer.find(stop)) >= 0
+        ]
         if found:
             self.stopped = True
-            free, self._held = self._held[: min(found)[1]], ""
-            return free
-        keep = max(_overlap(self._held, stop) for stop in self._stop)
-        cut = len(self._held) - keep
-        free, self._held = self._held[:cut], self._held[cut:]
-        return free
+            text, self._buffer = self._buffer[: min(found)[1]], ""
+            return text
+        overlap = max(_overlap(self._buffer, stop) for stop in self._stop)
+        end = len(self._buffer) - overlap
+        text, self._buffer = self._buffer[:end], self._buffer[end:]
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of ``text`` that is a beginning of ``stop``."""
+    """The length of the longest suffix of ``text`` that is a prefix of ``stop``, not all of it."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):
             return length

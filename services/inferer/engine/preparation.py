@@ -22,14 +22,14 @@ class Preparation:
     def __init__(self, threads: int) -> None:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._threads = 0
-        self._under_way: dict[object, int] = {}
+        self._in_progress: dict[object, int] = {}
         """How many pieces of work each thread that is busy has begun, by its number."""
         self.grow(threads)
 
     @property
-    def under_way(self) -> dict[object, int]:
+    def in_progress(self) -> dict[object, int]:
         """For each busy thread a number that changes when it begins something else."""
-        return dict(self._under_way)
+        return dict(self._in_progress)
 
     def grow(self, threads: int) -> None:
         """Have at least so many.
@@ -51,9 +51,9 @@ class Preparation:
             work = self._work.get()
             started = time.monotonic()
             begun += 1
-            self._under_way[number] = begun
+            self._in_progress[number] = begun
             work()
-            del self._under_way[number]
+            del self._in_progress[number]
             if time.monotonic() - started > LONG_S:
                 with suppress(RuntimeError):  # no memory: then this one goes on
                     self._start(number)

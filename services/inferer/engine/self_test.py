@@ -12,9 +12,11 @@ import signal
 import sys
 import time
 
-from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Aborted
 from services.inferer.settings import InfererSettings
 from shared.config import load
 from shared.cpus import usable_cpus
@@ -100,10 +102,10 @@ def _decode(engine: Engine, lengths: list[int], enough: float) -> bool:
 
 def _sequence(
     engine: Engine, length: int, ended: "queue.SimpleQueue[Generation | Exception]"
-) -> Sequence:
+) -> GenerationSequence:
     """One of ``length`` tokens, whatever they mean, after which one is sampled."""
     prompt = [token % engine.model.vocabulary.size for token in range(max(1, length))]
-    return Sequence(
+    return GenerationSequence(
         prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
         max_tokens=1,
         stop=[],

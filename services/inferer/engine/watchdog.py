@@ -37,7 +37,7 @@ async def stalled(engine: Engine, stall_s: float) -> None:
     silent_s: dict[object, float] = {}
     while max(silent_s.values(), default=0.0) < stall_s:
         await asyncio.sleep(pause_s)
-        now = engine.under_way
+        now = engine.in_progress
         # Counted in pauses, not read from a clock: when this process is stopped for a while
         # (SIGSTOP, a laptop that sleeps) the engine is, too.
         silent_s = {

@@ -6,7 +6,8 @@ from datetime import timedelta
 from msgspec.structs import replace
 
 from services.inferer.crash.flight_recorder import FlightRecorder
-from services.inferer.engine.engine import Engine, Generation
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation
 from services.inferer.worker.dead_letter import dead_letter
 from services.inferer.worker.delivery import HANDED_BACK, Interrupted, Job, NoResult
 from services.inferer.worker.inference import Inference

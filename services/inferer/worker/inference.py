@@ -5,8 +5,10 @@ import threading
 import zlib
 
 from services.inferer.crash.flight_recorder import Entry, Phase
-from services.inferer.engine.engine import Aborted, Engine, Generation, Sequence
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Aborted
 from services.inferer.worker.delivery import Interrupted, Job
 from services.inferer.worker.token_publisher import TokenPublisher
 from shared.background import start
@@ -34,7 +36,7 @@ class Inference:
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
         self._tokens = TokenPublisher(broker, targets)
-        self._sequence = Sequence(
+        self._sequence = GenerationSequence(
             prepare=self._prepare,
             max_tokens=job.request.max_tokens or engine.n_ctx,
             stop=job.request.stop_strings,

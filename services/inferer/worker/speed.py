@@ -3,7 +3,7 @@
 from collections import deque
 from statistics import median
 
-from services.inferer.engine.engine import Generation
+from services.inferer.engine.generation import Generation
 
 RECENT = 5
 """Jobs: a machine that stood still in the middle of one of them does not matter."""

@@ -1,0 +1,101 @@
+"""Generation of text: the kind of sequence that continues a prompt token by token."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from services.inferer.crash.flight_recorder import Phase
+from services.inferer.engine.detokenizer import Detokenizer
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a generation ended, and where its time went (milliseconds)."""
+
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_ms: float
+    generation_ms: float
+
+
+class GenerationSequence(Sequence):
+    """One prompt and its answer. The callbacks are called on other threads."""
+
+    def __init__(
+        self,
+        prepare: Callable[[], tuple[list[int], Sampler]],
+        max_tokens: int,
+        stop: list[str],
+        on_text: Callable[[str], None],
+        on_end: Callable[[Generation | Exception], None],
+        on_phase: Callable[[Phase], None] = lambda _: None,
+    ) -> None:
+        """``prepare`` returns the prompt's tokens and a sampler, which the engine closes. It may
+        take long, and is not interrupted when the sequence is aborted.
+
+        ``on_text`` gets the text that each token adds, possibly empty; together they are the
+        answer. ``on_phase`` gets each phase before it begins. ``on_end`` is called once: with a
+        `Generation`, with `Aborted`, or with the `SluiceError` that ended the sequence.
+        """
+        super().__init__()
+        self.prepare = prepare
+        self.max_tokens = max_tokens
+        self.on_text = on_text
+        self.on_end = on_end
+        self.on_phase = on_phase
+        self.prompt: list[int] = []
+        """Written, as the sampler, by a preparation thread before the compute thread gets it."""
+        self.sampler: Sampler | None = None
+        self.completion_tokens = 0
+        """Written by the compute thread, read by any."""
+        self.started = 0.0
+        """`time.perf_counter`, as ``prompt_done``."""
+        self.prompt_done = 0.0
+        self._detokenizer = Detokenizer(stop)
+
+    def advance(self, model: Model, context: object, row: int) -> Generation | None:
+        """Sample a token from the logits in ``row`` of the batch that ``context`` computed last.
+        Either the token is pending then, or the generation has ended and is returned.
+
+        Raises:
+            InvalidRequest: the schema allows no token, or takes too much work to follow.
+        """
+        assert self.sampler is not None
+        token = self.sampler.sample(context, row)
+        if self.completion_tokens == 0:
+            self.prompt_done = time.perf_counter()
+            self.on_phase(Phase.TOKENS)
+        piece = model.piece(token)
+        if piece is None:
+            return self._ended("stop", "")
+        self.completion_tokens += 1
+        text = self._detokenizer.push(piece)
+        if self._detokenizer.stopped:
+            return self._ended("stop", text)
+        if self.completion_tokens >= self.max_tokens:
+            return self._ended("length", text)
+        self.pending.append(token)
+        self.on_text(text)
+        return None
+
+    def _ended(self, reason: Literal["stop", "length"], text: str) -> Generation:
+        text += self._detokenizer.flush()
+        if text:
+            self.on_text(text)
+        return Generation(
+            finish_reason=reason,
+            prompt_tokens=len(self.prompt),
+            completion_tokens=self.completion_tokens,
+            prompt_ms=(self.prompt_done - self.started) * 1000,
+            generation_ms=(time.perf_counter() - self.prompt_done) * 1000,
+        )
+
+    def close(self) -> None:
+        """Free the sampler."""
+        if self.sampler is not None:
+            self.sampler.close()

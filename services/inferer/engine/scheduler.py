@@ -1,0 +1,104 @@
+"""Who gets a slot, and what is in the next batch: policy only, no runtime."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from services.inferer.engine.sequence import Sequence, State
+
+S = TypeVar("S", bound=Sequence)
+S_co = TypeVar("S_co", bound=Sequence, covariant=True)
+
+
+class Chunk(NamedTuple, Generic[S_co]):
+    """The next ``size`` pending tokens of one sequence, in consecutive rows of a batch."""
+
+    sequence: S_co
+    size: int
+    last_row: int
+    """Where the last of them is in the batch, counted from 0."""
+    has_output: bool
+    """Whether these are all its pending tokens, so that the model's output in the last row is
+    wanted."""
+
+
+class Scheduler(Generic[S]):
+    """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
+
+    A batch has at most ``batch_tokens`` tokens. Sequences with the fewest pending tokens come
+    first: those that generate, which have one, then the shorter prompts; a prompt that does not
+    fit is continued in the next batch. Not thread-safe: the compute thread owns it.
+    """
+
+    def __init__(self, slots: int, batch_tokens: int) -> None:
+        self._batch_tokens = batch_tokens
+        self._slots = slots
+        self._free_slots = list(range(slots))
+        self._waiting: deque[S] = deque()
+        self._running: list[S] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no sequences. May be read from any thread."""
+        return not self._running and not self._waiting
+
+    @property
+    def running(self) -> list[S]:
+        """The sequences with a slot; a copy."""
+        return list(self._running)
+
+    def __iter__(self) -> Iterator[S]:
+        """All sequences, those with a slot first; over a copy."""
+        return iter([*self._running, *self._waiting])
+
+    def add(self, sequence: S) -> None:
+        """Queue ``sequence``, which has pending tokens."""
+        sequence.state = State.WAITING
+        self._waiting.append(sequence)
+
+    def admit(self) -> list[S]:
+        """Give free slots to sequences that wait; those that got one."""
+        admitted = []
+        while self._waiting and self._free_slots:
+            sequence = self._waiting.popleft()
+            sequence.state = State.RUNNING
+            sequence.slot = self._free_slots.pop()
+            self._running.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def next_batch(self) -> list[Chunk[S]]:
+        """What is to be computed next; empty if no sequence has a slot. `complete` it, or ask
+        again: then nothing of it was computed."""
+        batch: list[Chunk[S]] = []
+        rows = 0
+        for sequence in sorted(self._running, key=lambda running: len(running.pending)):
+            if rows == self._batch_tokens:
+                break
+            size = min(len(sequence.pending), self._batch_tokens - rows)
+            rows += size
+            batch.append(Chunk(sequence, size, rows - 1, size == len(sequence.pending)))
+        return batch
+
+    def complete(self, batch: list[Chunk[S]]) -> list[Chunk[S]]:
+        """Note that ``batch`` was computed. Returns the chunks with an output: each of their
+        sequences needs another pending token, or must be removed, before the next batch."""
+        for sequence, size, _, _ in batch:
+            sequence.position += size
+            for _ in range(size):
+                sequence.pending.popleft()
+        return [chunk for chunk in batch if chunk.has_output]
+
+    def remove(self, sequence: S) -> None:
+        """Forget a sequence, which may have a slot or wait for one."""
+        if sequence.state is State.RUNNING:
+            self._running.remove(sequence)
+            self._free_slots.append(sequence.slot)
+        else:
+            self._waiting.remove(sequence)
+        sequence.state = State.FINISHED
+
+    def grow(self, slots: int) -> None:
+        """Have ``slots`` slots, more than before."""
+        self._free_slots += range(self._slots, slots)
+        self._slots = slots
