@@ -14,7 +14,6 @@ import jsonschema_rs
 import llama_cpp
 import numpy
 import pytest
-from msgspec import Raw
 
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -22,8 +21,9 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from shared.errors import InvalidRequest, ModelError
-from shared.wire.requests import ChatMessage, JsonObject, JsonSchema, NamedSchema, Sampling
+from shared.wire.requests import ChatMessage, JsonObject, Sampling
 from tests.support.processes import ROOT
+from tests.support.schemas import schema_format
 
 N_CTX = 4096
 PATIENCE_S = 60.0
@@ -216,7 +216,7 @@ def test_a_stop_string_ends_an_answer(engine: Engine) -> None:
 
 def test_an_answer_under_a_schema(engine: Engine) -> None:
     """Even random weights give JSON that is valid under it, and end; without one, an object."""
-    form = JsonSchema(NamedSchema(Raw(json.dumps(SCHEMA).encode())))
+    form = schema_format(SCHEMA)
     for seed in range(3):
         run = start(engine, seed=seed, max_tokens=N_CTX, response_format=form)
         assert run.generation().finish_reason == "stop"
@@ -230,7 +230,7 @@ def test_an_answer_under_a_schema(engine: Engine) -> None:
 def test_a_schema_that_makes_no_grammar(engine: Engine, schema: Any) -> None:
     """The request is refused before it runs, and the engine works on."""
     with pytest.raises(InvalidRequest) as raised:
-        start(engine, response_format=JsonSchema(NamedSchema(schema)))
+        start(engine, response_format=schema_format(schema))
     assert raised.value.param == "response_format"
     assert answer(engine)
 
@@ -241,7 +241,7 @@ def test_a_grammar_that_allows_nothing(tiny_model: Path) -> None:
 from tests.integration.test_engine import *
 with running(Model(Path({str(tiny_model)!r}), 0)) as engine:
     try:
-        form = JsonSchema(NamedSchema({{"type": "string", "pattern": "^[z-a]$"}}))
+        form = schema_format({{"type": "string", "pattern": "^[z-a]$"}})
         outcome = start(engine, response_format=form).outcome()
     except InvalidRequest as error:
         outcome = error

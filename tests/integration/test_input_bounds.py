@@ -22,8 +22,9 @@ from services.inferer.engine.model import LONGEST_TEXT, Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
-from shared.wire.requests import JsonSchema, NamedSchema, Sampling
+from shared.wire.requests import Sampling
 from tests.support.processes import eventually
+from tests.support.schemas import schema_format
 from tests.support.tiny_model import write_tiny_model
 
 PATIENCE_S = 120.0
@@ -43,7 +44,7 @@ def run(engine: Engine, text: str, schema: Any = None, max_tokens: int = 40) -> 
     """How a sequence ended, and its text."""
     ended: Future[Generation | Exception] = Future()
     texts: list[str] = []
-    form = None if schema is None else JsonSchema(NamedSchema(schema))
+    form = None if schema is None else schema_format(schema)
     options = Sampling(response_format=form, temperature=1.0)
 
     def prepare() -> tuple[list[int], Sampler]:
