@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cli.child_output import ChildOutput
 from shared.logs import logger
-from shared.process.end import ended_by
+from shared.process.exit_status import describe_exit
 from shared.process.lifecycle import EXIT_CONFIGURATION
-from shared.process.parent_death import with_parent
+from shared.process.parent_death import die_with_parent
 from shared.timestamps import timestamp
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -54,7 +54,7 @@ class Child:
         self._command = command
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
-        self._end_with_parent = with_parent(signal.SIGTERM)
+        self._end_with_parent = die_with_parent(signal.SIGTERM)
         self._wanted = asyncio.Event()
         self._stopping = asyncio.Event()
         self._gives_up = True
@@ -109,7 +109,7 @@ class Child:
                 if self._gives_up and failures >= GIVE_UP_AFTER:
                     self.hopeless = (
                         f"the {self.name} ended {failures} times as soon as it was started, the "
-                        f"last time by {ended_by(exit_status)}"
+                        f"last time by {describe_exit(exit_status)}"
                         + (f"; it said: {last_words}" if last_words else "")
                     )
                     return
@@ -126,7 +126,7 @@ class Child:
                 log.warning(
                     "child_died",
                     child=self.name,
-                    cause=ended_by(exit_status),
+                    cause=describe_exit(exit_status),
                     exit_status=exit_status,
                     last_words=last_words,
                     pause_s=pause_s,

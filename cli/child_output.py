@@ -6,7 +6,7 @@ import re
 from types import TracebackType
 from typing import Self
 
-from shared.logs import pass_on_lines
+from shared.logs import write_raw_lines
 
 READ_BYTES = 65_536
 LONGEST_LINE_BYTES = 1024**2
@@ -64,7 +64,7 @@ class ChildOutput:
 
     def _pass_on(self, lines: bytes) -> None:
         text = lines.decode(errors="backslashreplace")
-        pass_on_lines(text)
+        write_raw_lines(text)
         for line in text.splitlines():
             event = BROKER_EVENT.match(line)
             if event is not None:

@@ -18,7 +18,7 @@ import msgspec
 from rich.text import Text
 
 from cli.output import out, timings_line
-from shared.process.parent_death import with_parent
+from shared.process.parent_death import die_with_parent
 from shared.wire.api import JobAccepted, JobStatus, QueueReport
 
 PROMPTS = ("Why is the sky blue? Answer in two sentences.", "Write a haiku about a river.")
@@ -73,7 +73,7 @@ async def _stack(data: Path, log: Path) -> AsyncIterator[str | None]:
             *options,
             stdout=asyncio.subprocess.PIPE,
             stderr=output,
-            preexec_fn=with_parent(signal.SIGTERM),
+            preexec_fn=die_with_parent(signal.SIGTERM),
         )
     assert process.stdout is not None
     try:

@@ -15,7 +15,7 @@ from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError, TopologyError
 from shared.logs import configure_logs
-from shared.model_names import FORM, is_name
+from shared.model_names import NAME_RULE, is_name
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -40,7 +40,7 @@ def apply(
     models = model or []
     for name in models:
         if not is_name(name):
-            raise CommandError(f"{name!r} is not a name of a model: give {FORM}", EXIT_USAGE)
+            raise CommandError(f"{name!r} is not a valid model name: give {NAME_RULE}", EXIT_USAGE)
     # What the connection has to say is in the answer.
     configure_logs("sluice", stream=sys.stderr, level=logging.CRITICAL)
     try:

@@ -1,3 +1,3 @@
-"""What gateway, inferer and command line agree on: names, payloads, errors, the broker."""
+"""What gateway, inferer and command line share: wire format, broker client, errors, settings."""
 
 __version__ = "0.1.0"

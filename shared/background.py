@@ -1,4 +1,4 @@
-"""Tasks that nobody awaits: none of them fails in silence."""
+"""Background tasks: failures of tasks that are not awaited are logged."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,25 +7,25 @@ from typing import Any, TypeVar
 from shared.logs import logger
 
 RESTART_S = 3.0
-"""Less than an inferer's entry lives without a refresh."""
+"""Less than the TTL of an inferer's entry, so that a restarted heartbeat is in time."""
 
 CANCEL_S = 1.0
-"""What a task has to end in once it is cancelled."""
+"""How long a cancelled task may take to end."""
 
 T = TypeVar("T")
 log = logger()
 
 
 def start(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """A task whose failure is logged; its owner keeps it."""
+    """Start a task whose failure is logged. The caller must keep a reference to it."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(_report)
     return task
 
 
 def keep_running(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
-    """A task for ``work`` that should not end before it is cancelled: where it fails, that is
-    logged, and it is started again."""
+    """Start a task for ``work`` that should run until it is cancelled. If it fails, the failure is
+    logged and ``work`` is started again."""
 
     async def run() -> None:
         while True:
@@ -39,15 +39,15 @@ def keep_running(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> as
 
 
 def drop(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks whose outcome nobody needs any more. asyncio complains of failures that nobody
-    has looked at."""
+    """Cancel tasks whose outcome is not needed, and mark their exceptions as retrieved, which
+    asyncio would otherwise complain about."""
     for task in tasks:
         task.cancel()
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 class Tasks:
-    """Tasks that nobody but this holds, until they end."""
+    """Owns tasks until they end."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
@@ -57,10 +57,10 @@ class Tasks:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def end(self, patience_s: float) -> list[str]:
-        """Cancel those that have not ended within ``patience_s``; their names."""
+    async def end(self, timeout_s: float) -> list[str]:
+        """Wait ``timeout_s`` for all tasks, and cancel the rest. Returns the names of those."""
         if self._running:
-            await asyncio.wait(self._running, timeout=patience_s)
+            await asyncio.wait(self._running, timeout=timeout_s)
         cut_off = list(self._running)
         for task in cut_off:
             task.cancel()

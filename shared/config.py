@@ -1,4 +1,4 @@
-"""Settings: environment variables into a frozen Struct, or one sentence that says what is wrong."""
+"""Reads settings from environment variables into a frozen Struct."""
 
 import difflib
 import os
@@ -26,15 +26,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class BrokerSettings(msgspec.Struct, frozen=True):
-    """``NATS_*``: where the broker is. ``url`` may list several, with commas between."""
+    """``NATS_*``: the address of the broker. ``url`` may list several, separated by commas."""
 
     url: str = "nats://127.0.0.1:4222"
 
     def __post_init__(self) -> None:
         for server in self.servers:
-            parts = urlsplit(server)  # its port raises ValueError where it is no number
+            parts = urlsplit(server)  # .port raises ValueError if it is not a number
             if parts.scheme not in URL_SCHEMES or not parts.hostname or parts.port == 0:
-                raise ValueError("give nats://host:port, several with commas between")
+                raise ValueError("give nats://host:port, several separated by commas")
 
     @property
     def servers(self) -> list[str]:
@@ -42,11 +42,11 @@ class BrokerSettings(msgspec.Struct, frozen=True):
 
 
 def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = None) -> T:
-    """Read ``settings`` from variables named ``<prefix>_<FIELD>``; an empty one counts as unset,
-    and so do those by which Kubernetes says where its Services are.
+    """Read ``settings`` from variables named ``<prefix>_<FIELD>``. Empty variables are ignored, and
+    so are the service links of Kubernetes.
 
     Raises:
-        SettingsError: a value of the wrong kind, or, except for NATS_*, a name that is unknown.
+        SettingsError: an invalid value, or, except for NATS_*, an unknown name.
     """
     environ = os.environ if environ is None else environ
     fields = {f"{prefix}_{name}".upper(): name for name in settings.__struct_fields__}
@@ -55,7 +55,7 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
         for variable, value in environ.items()
         if variable.startswith(f"{prefix}_")
         and value != ""
-        and not _is_of_kubernetes(variable, value)
+        and not _is_service_link(variable, value)
     }
     if prefix != "NATS":  # the `nats` command has variables of its own
         for variable in given:
@@ -63,7 +63,7 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
                 raise SettingsError(_unknown(variable, list(fields)))
     values = {fields[variable]: value for variable, value in given.items() if variable in fields}
     for name, value in values.items():
-        # One at a time, so that the sentence can name the variable.
+        # One at a time, so that the error can name the variable.
         try:
             msgspec.convert({name: value}, settings, strict=False)
         except msgspec.ValidationError as error:
@@ -73,10 +73,10 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
     return msgspec.convert(values, settings, strict=False)
 
 
-def _is_of_kubernetes(variable: str, value: str) -> bool:
-    """Whether this is how Kubernetes says where a Service is: one called ``gateway`` sets
-    ``GATEWAY_PORT=tcp://10.0.0.1:5001`` and more in every pod that does not say
-    ``enableServiceLinks: false``."""
+def _is_service_link(variable: str, value: str) -> bool:
+    """Whether Kubernetes set this variable as a service link: a Service named ``gateway`` sets
+    ``GATEWAY_PORT=tcp://10.0.0.1:5001`` and others in every pod without ``enableServiceLinks:
+    false``."""
     if variable.endswith("_PORT") and SERVICE_ADDRESS.match(value):
         return True
     return SERVICE_VARIABLE.search(variable) is not None
@@ -84,5 +84,5 @@ def _is_of_kubernetes(variable: str, value: str) -> bool:
 
 def _unknown(variable: str, known: list[str]) -> str:
     close = difflib.get_close_matches(variable, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"{variable}: no such setting; {hint}"
+    hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(sorted(known))}"
+    return f"{variable}: unknown setting; {hint}"

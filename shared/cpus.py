@@ -1,4 +1,4 @@
-"""Which CPU this is, and how many this process may really use: what affinity and cgroup allow."""
+"""The CPU, and how many CPUs this process may use according to affinity and cgroup quota."""
 
 import os
 import platform
@@ -10,10 +10,10 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def usable_cpus() -> int:
-    """CPUs in the affinity mask, cut to the cgroup's quota; at least 1.
+    """The number of CPUs in the affinity mask, limited by the cgroup's quota; at least 1.
 
-    A quota of one and a half CPUs counts as one: llama.cpp's threads wait for each other in a
-    loop, so a thread without a CPU of its own slows all the others.
+    A quota of 1.5 CPUs counts as one: llama.cpp's threads busy-wait for each other, so a thread
+    that is throttled slows down all the others.
     """
     allowed = len(own_cpus())
     quota = cgroup_quota()
@@ -26,12 +26,12 @@ def own_cpus() -> list[int]:
 
 
 def cpu_model(cpuinfo: Path = CPUINFO) -> str:
-    """What this CPU calls itself; on Arm, which has no name, its architecture."""
+    """The model name of the CPU; on Arm, which has none, the architecture."""
     return _cpuinfo(cpuinfo).get("model name") or platform.machine()
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """The instruction sets that this CPU has, in the kernel's words; may be empty."""
+    """The CPU's feature flags, as the kernel names them; may be empty."""
     fields = _cpuinfo(cpuinfo)
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
@@ -47,9 +47,9 @@ def _cpuinfo(path: Path) -> dict[str, str]:
 
 
 def cgroup_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_OF_SELF) -> float | None:
-    """The smallest CPU quota on the way from this process's cgroup to the root, in CPUs.
+    """The smallest CPU quota of this process's cgroup and its parents, in CPUs.
 
-    Reads cgroup v2 (``cpu.max``) and v1 (``cpu.cfs_quota_us``); None where there is no limit.
+    Reads cgroup v2 (``cpu.max``) and v1 (``cpu.cfs_quota_us``); None without a limit.
     """
     quotas = [
         quota
@@ -71,7 +71,7 @@ def _cgroup_folders(root: Path, membership: Path) -> list[Path]:
             continue
         base = root / "cpu" if controllers else root
         own = base / path.lstrip("/")
-        # Inside a container the path may be the host's; then only the mount's root exists.
+        # In a container the path may be that of the host; then only the mount's root exists.
         folders += [own, *(parent for parent in own.parents if parent.is_relative_to(base))]
     return folders or [root]
 

@@ -1,11 +1,11 @@
-"""What can go wrong, in one small hierarchy. Each edge (HTTP, NATS, command line) translates it."""
+"""The hierarchy of errors. Each edge (HTTP, NATS, command line) translates them."""
 
 
 class SluiceError(Exception):
-    """A failure with a sentence for the person who caused it or can mend it.
+    """An error with a message for the person who caused it or can fix it.
 
-    ``code`` is stable and machine-readable. Which failures of a job are tried again is said in one
-    table, `services/inferer/worker/retry_policy.py`.
+    ``code`` is stable and machine-readable. `services/inferer/worker/retry_policy.py` decides which
+    failures of a job are retried.
     """
 
     code = "internal_error"
@@ -16,7 +16,7 @@ class SluiceError(Exception):
 
 
 class InvalidRequest(SluiceError):
-    """The request can never run as it stands. ``param`` names the field, where one is to blame."""
+    """The request is invalid. ``param`` names the invalid field, if there is one."""
 
     code = "invalid_request"
 
@@ -34,7 +34,7 @@ class RequestTooLarge(SluiceError):
 
 
 class KeyReused(SluiceError):
-    """An ``Idempotency-Key`` that stands for another request already."""
+    """The ``Idempotency-Key`` was already used with another request."""
 
     code = "idempotency_key_reused"
 
@@ -47,8 +47,8 @@ class UnknownInferer(SluiceError):
     code = "inferer_not_found"
 
 
-class Refused(SluiceError):
-    """An inferer will not do what it was told."""
+class CommandRefused(SluiceError):
+    """An inferer refuses a command."""
 
     code = "refused"
 
@@ -62,7 +62,7 @@ class JobAgedOut(SluiceError):
 
 
 class AlreadyFinished(SluiceError):
-    """A cancel came after the result. ``state`` is the job's, in Celery's words."""
+    """The job had ended before it was cancelled. ``state`` is its state, with Celery's names."""
 
     code = "already_finished"
 
@@ -72,13 +72,13 @@ class AlreadyFinished(SluiceError):
 
 
 class NotFinished(SluiceError):
-    """A result was asked for that is not there yet."""
+    """The job has no result yet."""
 
     code = "not_finished"
 
 
 class QueueFull(SluiceError):
-    """As many jobs wait as may. ``retry_after_s`` is when there should be room again."""
+    """The queue is at its limit. ``retry_after_s`` estimates when there will be room."""
 
     code = "queue_full"
 
@@ -88,7 +88,7 @@ class QueueFull(SluiceError):
 
 
 class TooManyStreams(SluiceError):
-    """As many streams are open on a gateway as may be."""
+    """The gateway has reached its limit of open streams."""
 
     code = "too_many_streams"
     retry_after_s = 10
@@ -101,47 +101,47 @@ class BrokerUnavailable(SluiceError):
 
 
 class StorageShort(BrokerUnavailable):
-    """The broker has no room left, or too little to take more jobs on. Nothing was stored."""
+    """The broker's storage is full, or too full for new jobs. Nothing was stored."""
 
     code = "storage_short"
     retry_after_s = 10
-    """Room comes back when jobs end, results age out, or somebody adds some."""
+    """Room is freed when jobs end and results expire, or when the limit is raised."""
 
 
 class StreamRefused(BrokerUnavailable):
-    """A stream does not take this message, until somebody changes the stream. It was not stored."""
+    """The configuration of a stream does not allow this message. It was not stored."""
 
 
 class StoredAlready(SluiceError):
-    """Another message is stored under this subject than the publisher expected."""
+    """The last message of the subject is not the one that the publisher expected."""
 
 
 class Overloaded(SluiceError):
-    """A gateway handles as many requests as it may. Nothing was done."""
+    """The gateway has reached its limit of concurrent requests. Nothing was done."""
 
     code = "overloaded"
 
 
 class ModelError(SluiceError):
-    """The model could not be loaded, or llama.cpp failed while it ran."""
+    """The model could not be loaded, or llama.cpp failed during a computation."""
 
     code = "model_error"
 
 
 class OutOfMemory(ModelError):
-    """llama.cpp found no room for its contexts, or for what is in them."""
+    """llama.cpp could not allocate memory for a context, or a context is full."""
 
     code = "out_of_memory"
 
 
-class UnknownLetter(SluiceError):
-    """There is no dead letter of that id."""
+class UnknownDeadLetter(SluiceError):
+    """There is no dead letter with this id."""
 
     code = "letter_not_found"
 
 
 class CannotRetry(SluiceError):
-    """A dead letter does not hold what could be sent again."""
+    """The dead letter does not contain a valid request."""
 
     code = "cannot_retry"
 
@@ -151,6 +151,6 @@ class SettingsError(SluiceError):
 
 
 class TopologyError(SluiceError):
-    """The broker holds streams, consumers or buckets that cannot be made ours."""
+    """The broker has streams, consumers or buckets that cannot be changed to what is needed."""
 
     code = "incompatible_topology"

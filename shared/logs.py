@@ -1,6 +1,6 @@
-"""Logs: one event a line; JSON unless a person is looking. Services log to stdout.
+"""Logs: one event per line, as JSON unless the stream is a terminal. Services log to stdout.
 
-Logging neither raises nor blocks, whatever becomes of the stream (`LogWriter`).
+Logging neither raises nor blocks, even if the stream fails (`LogWriter`).
 """
 
 import atexit
@@ -18,7 +18,7 @@ from shared.log_writer import LogWriter
 from shared.printable import printable
 
 DRAIN_S = 1.0
-"""What a process that ends waits for its last lines to be written."""
+"""How long an exiting process waits for its last lines."""
 
 _writers: list[LogWriter] = []
 
@@ -38,7 +38,7 @@ def configure_logs(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
-        *(_for_people() if is_terminal else _for_programs()),
+        *(_console_processors() if is_terminal else _json_processors()),
     ]
     wrapper = structlog.make_filtering_bound_logger(level)
     rendering = structlog.wrap_logger(
@@ -56,7 +56,9 @@ def configure_logs(
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, writer)),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(level, logging.WARNING), handlers=[_FromLibraries()], force=True)
+    logging.basicConfig(
+        level=max(level, logging.WARNING), handlers=[_StandardLogging()], force=True
+    )
     atexit.register(drain_logs)
 
 
@@ -65,15 +67,15 @@ def logger() -> structlog.typing.FilteringBoundLogger:
     return bound
 
 
-def pass_on_lines(lines: str) -> None:
-    """Write whole lines of another process among our own, as they are."""
+def write_raw_lines(lines: str) -> None:
+    """Write complete lines of another process to the log, unchanged."""
     for writer in _writers[-1:]:
         writer.write(lines)
 
 
 def drain_logs() -> None:
-    """Wait until what was logged is written, for a second at most: before the process ends in a
-    way that runs no exit handlers, and before a line that is to stand after it."""
+    """Wait until all lines are written, for a second at most. To be called before the process ends
+    without running exit handlers, and before other output that must come after the log."""
     for writer in _writers:
         writer.drain(DRAIN_S)
 
@@ -84,30 +86,30 @@ _traceback_as_fields = structlog.processors.ExceptionRenderer(
 )
 
 
-def _for_people() -> Sequence[Processor]:
+def _console_processors() -> Sequence[Processor]:
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     return structlog.processors.format_exc_info, _make_printable, plain
 
 
-def _for_programs() -> Sequence[Processor]:
+def _json_processors() -> Sequence[Processor]:
     return _traceback_as_fields, structlog.processors.JSONRenderer()
 
 
 def _make_printable(_: object, __: str, event: EventDict) -> EventDict:
-    """Nothing that others have sent is obeyed by the terminal; what is not text is shown quoted."""
+    """Escape control characters in strings from outside, for the terminal."""
     return {
         name: printable(value) if isinstance(value, str) else value for name, value in event.items()
     }
 
 
 def _descriptor(stream: TextIO | None) -> int:
-    """That of ``stream``, or of a file that takes everything if the process was started without:
-    another file may have got its number."""
+    """The descriptor of ``stream``; /dev/null if the process was started without one, since another
+    file may have its number."""
     return os.open(os.devnull, os.O_WRONLY) if stream is None else stream.fileno()
 
 
-class _FromLibraries(logging.Handler):
-    """What asyncio, uvicorn and nats-py log becomes lines like ours."""
+class _StandardLogging(logging.Handler):
+    """Converts log records of asyncio, uvicorn and nats-py to structlog events."""
 
     def emit(self, record: logging.LogRecord) -> None:
         fields = {"logger": record.name, "message": record.getMessage()}

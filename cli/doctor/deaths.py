@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from cli.doctor.finding import Finding, look
 from shared.broker.connection import Broker
-from shared.process.end import EXIT_STALLED, ended_by
+from shared.process.exit_status import EXIT_STALLED, describe_exit
 from shared.timestamps import parse_timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_inferer_death
@@ -14,10 +14,14 @@ from shared.wire.events import InfererDeath
 RECENT = timedelta(hours=1)
 
 ADVICE = {
-    ended_by(-signal.SIGKILL): "unless it was killed by hand, memory ran out: lower INFERER_N_CTX "
+    describe_exit(
+        -signal.SIGKILL
+    ): "unless it was killed by hand, memory ran out: lower INFERER_N_CTX "
     "or INFERER_CONCURRENCY, or use a smaller model",
-    ended_by(-signal.SIGILL): "llama.cpp was compiled for another CPU: compile it on this one",
-    ended_by(EXIT_STALLED): "its log shows where it hung; raise INFERER_STALL_S if it is only slow",
+    describe_exit(-signal.SIGILL): "llama.cpp was compiled for another CPU: compile it on this one",
+    describe_exit(
+        EXIT_STALLED
+    ): "its log shows where it hung; raise INFERER_STALL_S if it is only slow",
 }
 OF_A_JOB = "see its log; a job that keeps killing inferers ends as worker_lost: sluice dead list"
 OF_NO_JOB = "see its log"

@@ -2,12 +2,12 @@
 
 import sys
 
-from shared.process.signals import hold_signals
+from shared.process.signals import block_signals
 
 
 def start() -> int:
     """The exit status."""
-    hold_signals()  # what is imported now takes a second
+    block_signals()  # what is imported now takes a second
     from services.gateway.server import main
     from shared.process.lifecycle import run_process
 

@@ -7,8 +7,8 @@ from msgspec import Meta
 
 from services.gateway.validation.addresses import ANY, parse_host, parse_origin
 from shared.config import Port, Positive, Seconds
-from shared.job_ids import LONGEST_JOB
-from shared.model_names import FORM, is_name
+from shared.model_names import NAME_RULE, is_name
+from shared.retention import MAX_JOB_LIFETIME
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Copies of every stream: 1 on a single server, 3 or 5 on a cluster."""
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
     """The largest request body; it must fit into one message of the broker."""
-    default_timeout_s: Seconds = LONGEST_JOB.total_seconds()
+    default_timeout_s: Seconds = MAX_JOB_LIFETIME.total_seconds()
     """The deadline of a job that names none, counted from its acceptance."""
     max_waiting: Positive = 10_000
     """How many jobs may wait for one model; more are refused with 429 until there is room."""
@@ -59,7 +59,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
                 )
         for name in self.model_names:
             if not is_name(name):
-                raise ValueError(f"{name!r} is not a name of a model: give {FORM}")
+                raise ValueError(f"{name!r} is not a valid model name: give {NAME_RULE}")
 
     @property
     def patience_s(self) -> float:

@@ -13,9 +13,9 @@ from shared.errors import (
     RequestTooLarge,
     SluiceError,
     TooManyStreams,
+    UnknownDeadLetter,
     UnknownInferer,
     UnknownJob,
-    UnknownLetter,
     UnknownModel,
 )
 
@@ -24,7 +24,7 @@ STATUSES: dict[type[SluiceError], int] = {
     UnknownModel: 404,
     UnknownInferer: 404,
     UnknownJob: 404,
-    UnknownLetter: 404,
+    UnknownDeadLetter: 404,
     AlreadyFinished: 409,
     NotFinished: 409,
     CannotRetry: 409,

@@ -12,8 +12,8 @@ import sys
 from types import FrameType
 
 from services.inferer.crash.flight_recorder import SIZE, FlightRecorder
-from shared.process.parent_death import with_parent
-from shared.process.signals import STOPPING, hold_signals, release_signals
+from shared.process.parent_death import die_with_parent
+from shared.process.signals import SHUTDOWN_SIGNALS, block_signals, unblock_signals
 from shared.process.standard_descriptors import open_standard_descriptors
 
 FINE = (0, 2)
@@ -29,23 +29,23 @@ def main() -> int:
     fd = os.memfd_create("sluice-flight-recorder")
     os.ftruncate(fd, SIZE)
     recorder = FlightRecorder(fd)
-    hold_signals()  # until there is a child to send them to, which starts with them held back
+    block_signals()  # until there is a child to send them to, which starts with them held back
     child = subprocess.Popen(
         [sys.executable, "-m", "services.inferer.serve", str(fd)],
         pass_fds=(fd,),
-        preexec_fn=with_parent(signal.SIGKILL),
+        preexec_fn=die_with_parent(signal.SIGKILL),
     )
 
     def pass_on(number: int, _: FrameType | None) -> None:
         child.send_signal(number)
 
-    for number in STOPPING:
+    for number in SHUTDOWN_SIGNALS:
         signal.signal(number, pass_on)
-    release_signals()
+    unblock_signals()
     status = child.wait()
     if status in FINE:
         return status
-    if -status not in STOPPING:  # else it was sent a second one as it ended
+    if -status not in SHUTDOWN_SIGNALS:  # else it was sent a second one as it ended
         # Only now, as it takes some ten times the memory.
         from services.inferer.crash.report import report
 

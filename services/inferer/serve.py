@@ -29,7 +29,7 @@ from shared.cpus import cpu_flags, cpu_model, own_cpus, usable_cpus
 from shared.logs import configure_logs, drain_logs, logger
 from shared.model_files import locate
 from shared.model_names import served_name
-from shared.process.lifecycle import Stopped, run_process, stop_on_signals, unless_stopped
+from shared.process.lifecycle import ShutdownRequested, run_process, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
 from shared.wire.inferers import InfererEntry
 
@@ -44,7 +44,7 @@ async def main(recorder: FlightRecorder) -> None:
     with stop_on_signals() as stopping:
         try:
             await _serve(settings, broker_settings, alias, inferer_id, stopping, recorder)
-        except Stopped:
+        except ShutdownRequested:
             logger().info("inferer_stopped", while_="starting")
 
 
@@ -58,7 +58,7 @@ async def _serve(
 ) -> None:
     log = logger()
     path = locate(settings.model)
-    fitness = await unless_stopped(stopping, examine(settings, path))
+    fitness = await until_stopped(stopping, examine(settings, path))
     model = await asyncio.to_thread(
         Model, path, settings.gpu_layers, extra_buffers=fitness.extra_buffers
     )
@@ -82,7 +82,7 @@ async def _serve(
     )
     broker = Broker(broker_settings, f"inferer {inferer_id}")
     try:
-        await unless_stopped(stopping, broker.connect())
+        await until_stopped(stopping, broker.connect())
         worker = Worker(
             broker,
             engine,
@@ -138,7 +138,7 @@ async def _serve(
 
         async with AsyncExitStack() as stack:
             entering = stack.enter_async_context(presence(broker, describe))
-            tell = await unless_stopped(stopping, entering)
+            tell = await until_stopped(stopping, entering)
             await stack.enter_async_context(neighbours_watched(broker, describe))
             await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
             await stack.enter_async_context(watched(engine, settings.stall_s))

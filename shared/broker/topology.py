@@ -29,16 +29,14 @@ from shared.broker.connection import (
 from shared.broker.consumers import class_of, ensure_consumers, list_consumers, read_models
 from shared.broker.storage import read_storage
 from shared.errors import BrokerUnavailable, TopologyError
-from shared.job_ids import RETENTION
 from shared.model_names import is_token, token_of
+from shared.retention import DEAD_LETTER_RETENTION, IDEMPOTENCY_RETENTION, RESULT_RETENTION
 from shared.wire import subjects
 
 OLDEST_SERVER = (2, 12)
 """The first nats-server with message schedules."""
 
-DAY_S = 86_400.0
 PRESENCE_TTL_S = 10.0
-IDEMPOTENCY_TTL_S = DAY_S
 DUPLICATE_WINDOW_S = 120.0
 EVENTS_MAX_BYTES = 1024**3
 EVENTS_SHARE = 10
@@ -95,7 +93,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         "max_consumers": -1,
         "consumer_limits": StreamConsumerLimits(),
     }
-    retention_s = RETENTION.total_seconds()
+    retention_s = RESULT_RETENTION.total_seconds()
     # The broker reserves it: a stream that may become larger than the storage is refused.
     events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
     return [
@@ -136,14 +134,16 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
             name=subjects.DEAD,
             subjects=[subjects.DEAD_WILDCARD],
             retention=RetentionPolicy.LIMITS,
-            max_age=7 * DAY_S,
+            max_age=DEAD_LETTER_RETENTION.total_seconds(),
             duplicate_window=DUPLICATE_WINDOW_S,
             max_msgs_per_subject=1,
             **shared,
         ),
         # The marker of one that died stays until its job has come back for certain.
         _bucket(subjects.INFERERS, PRESENCE_TTL_S, shared, marker_ttl_s=2 * topology.ack_wait_s),
-        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_TTL_S, shared, marker_ttl_s=1),
+        _bucket(
+            subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION.total_seconds(), shared, marker_ttl_s=1
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Starting and stopping a process: signals become an event, wrong settings one line."""
+"""Starts and stops a process: signals set an event, invalid settings end it with one line."""
 
 import asyncio
 import sys
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from shared.background import drop
 from shared.errors import ModelError, SettingsError, TopologyError
 from shared.logs import drain_logs
-from shared.process.signals import STOPPING, release_signals
+from shared.process.signals import SHUTDOWN_SIGNALS, unblock_signals
 from shared.process.standard_descriptors import open_standard_descriptors
 
 T = TypeVar("T")
@@ -17,31 +17,31 @@ T = TypeVar("T")
 SWITCH_INTERVAL_S = 0.0002
 
 EXIT_CONFIGURATION = 2
-"""Exit status of a process that would fail the same way if it were started again."""
+"""Exit status for an error that a restart would not fix."""
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM or SIGINT sets, one that was held back as well; nothing else happens
-    on them."""
+    """An event that SIGTERM or SIGINT sets, also one that was blocked before. The signals have no
+    other effect."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in STOPPING:
+    for number in SHUTDOWN_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
-    release_signals()
+    unblock_signals()
     try:
         yield stopping
     finally:
-        for number in STOPPING:
+        for number in SHUTDOWN_SIGNALS:
             loop.remove_signal_handler(number)
 
 
-class Stopped(Exception):
-    """The process was asked to stop while it was still starting."""
+class ShutdownRequested(Exception):
+    """The process was asked to stop during its start."""
 
 
-async def unless_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
-    """Wait for ``awaitable``, but not beyond a request to stop.
+async def until_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
+    """Wait for ``awaitable``, until ``stopping`` is set.
 
     Raises:
         Stopped: ``stopping`` was set first; ``awaitable`` is cancelled.
@@ -53,15 +53,15 @@ async def unless_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
         return work.result()
     drop(work)
     await asyncio.wait((work,))
-    raise Stopped
+    raise ShutdownRequested
 
 
 def run_process(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> int:
-    """Run ``main`` on uvloop to its end; exit status 0, or 2 when it could not start as asked."""
+    """Run ``main`` on uvloop. Returns the exit status: 0, or 2 for invalid settings."""
     open_standard_descriptors()
     import uvloop
 
-    # The event loop is not to wait 5 ms whenever the compute thread runs a line of Python.
+    # Otherwise the event loop waits 5 ms whenever the compute thread runs Python code.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     try:

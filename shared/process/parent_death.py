@@ -1,4 +1,4 @@
-"""Child processes that end when their parent does, however it ends."""
+"""Child processes that end when their parent ends, in whatever way."""
 
 import ctypes
 import os
@@ -10,16 +10,17 @@ PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
 _libc = ctypes.CDLL(None)
 
 
-def with_parent(number: signal.Signals) -> Callable[[], None]:
-    """For ``preexec_fn``: have the kernel send ``number`` to the child when this process is gone.
+def die_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """For ``preexec_fn``: the kernel sends ``number`` to the child when this process ends.
 
-    It counts the thread that starts the child, which must live as long as the process.
+    The kernel watches the thread that starts the child, so that thread must live as long as the
+    process.
     """
     parent = os.getpid()
 
     def set_up() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it was gone before the kernel could be asked
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
 
     return set_up

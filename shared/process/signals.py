@@ -1,16 +1,16 @@
-"""SIGTERM and SIGINT, which ask a service to stop."""
+"""Blocks and unblocks SIGTERM and SIGINT, the signals that stop a service."""
 
 import signal
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def hold_signals() -> None:
-    """Hold them back until `release_signals`. In the middle of an import, Ctrl-C would be a
-    traceback, and SIGTERM a death that nobody was asked for."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+def block_signals() -> None:
+    """Block the signals until `unblock_signals`. During an import, Ctrl-C would print a traceback,
+    and SIGTERM would end the process at once."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN_SIGNALS)
 
 
-def release_signals() -> None:
-    """Receive what came meanwhile, and what comes."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+def unblock_signals() -> None:
+    """Deliver signals that are pending, and later ones."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SHUTDOWN_SIGNALS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.process.end import EXIT_STALLED
+from shared.process.exit_status import EXIT_STALLED
 from shared.process.lifecycle import EXIT_CONFIGURATION
 from tests.support.processes import Stack
 from tests.support.shim import HANGING, POISON, TOKENIZER_POISON, write_shim

@@ -21,7 +21,7 @@ async def test_a_failure_is_logged_with_the_task(capsys: pytest.CaptureFixture[s
     tasks.start(fail(), "the first")
     task = start(fail(), "the second")
     await asyncio.wait((task,))
-    assert await tasks.end(patience_s=5) == []
+    assert await tasks.end(timeout_s=5) == []
     del task
     gc.collect()
     told = capsys.readouterr().out
@@ -90,4 +90,4 @@ async def test_what_takes_too_long_is_cut_off_and_named() -> None:
     tasks.start(short(), "short")
     tasks.start(long(), "long")
     await ended.wait()
-    assert await tasks.end(patience_s=0.01) == ["long"]
+    assert await tasks.end(timeout_s=0.01) == ["long"]

@@ -56,7 +56,7 @@ def test_a_pipe_that_nobody_reads() -> None:
     """Writing returns all the same and memory is bounded; the newest lines are kept, and where
     lines are missing a line says how many."""
     reader, writer = small_pipe()
-    log = LogWriter(writer, notice, most_held_bytes=10_000)
+    log = LogWriter(writer, notice, max_buffered_bytes=10_000)
     count = 10_000
     for number in range(count):
         log.write(f"line {number:09}\n")

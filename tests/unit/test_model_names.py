@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from shared.model_names import LONGEST_NAME, is_name, is_token, name_of, token_of
+from shared.model_names import MAX_NAME_CHARS, is_name, is_token, name_of, token_of
 from shared.wire import subjects
 
 
@@ -55,7 +55,7 @@ def test_what_is_no_name(text: str) -> None:
     assert not is_name(text)
 
 
-@given(some.text(max_size=LONGEST_NAME + 1))
+@given(some.text(max_size=MAX_NAME_CHARS + 1))
 def test_every_name_has_a_token(text: str) -> None:
     """One part of a subject, whatever the name."""
     assert is_token(token_of(text))

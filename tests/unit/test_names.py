@@ -5,8 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from shared.job_ids import RETENTION, accepted_at, has_aged_out, is_job_id, new_job_id
+from shared.job_ids import accepted_at, has_aged_out, is_job_id, new_job_id
 from shared.model_names import is_token
+from shared.retention import RESULT_RETENTION
 from shared.timestamps import milliseconds_between, parse_timestamp, timestamp
 from shared.wire import subjects
 
@@ -77,8 +78,8 @@ def test_the_age_of_an_id() -> None:
     minute, now = timedelta(minutes=1), datetime.now(UTC)
     assert has_aged_out(example, now)
     assert not has_aged_out(new_job_id(), now)
-    assert has_aged_out(new_job_id(now - RETENTION - minute), now)
-    assert not has_aged_out(new_job_id(now - RETENTION + minute), now)
+    assert has_aged_out(new_job_id(now - RESULT_RETENTION - minute), now)
+    assert not has_aged_out(new_job_id(now - RESULT_RETENTION + minute), now)
 
 
 def test_an_id_says_the_time_it_is_given() -> None:

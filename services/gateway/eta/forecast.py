@@ -20,9 +20,9 @@ from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers
 from shared.broker.results import decode_stored
 from shared.errors import BrokerUnavailable
-from shared.job_ids import LONGEST_JOB
 from shared.logs import logger
 from shared.model_names import token_of
+from shared.retention import MAX_JOB_LIFETIME
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import Eta, JobStatus, Progress
@@ -134,7 +134,7 @@ class Forecast:
             return RETRY_AFTER_UNMEASURED_S
         simulation.serve_typical(jobs - 1)
         free_s = float(numpy.median(simulation.free_s.min(axis=0)))
-        return math.ceil(min(max(free_s, 1.0), LONGEST_JOB.total_seconds()))
+        return math.ceil(min(max(free_s, 1.0), MAX_JOB_LIFETIME.total_seconds()))
 
     def _estimate_running(self, job: Unfinished) -> Estimate:
         attempt = self._running_attempts(token_of(job.model)).get(job.id)
@@ -182,7 +182,7 @@ class Forecast:
     def _eta(self, done_s: Floats, job: Unfinished) -> Eta:
         """The quantiles of ``done_s``; never later than the job's deadline, which ends the job."""
         now = self._broker.now()
-        latest_s = LONGEST_JOB.total_seconds()
+        latest_s = MAX_JOB_LIFETIME.total_seconds()
         if job.deadline is not None:
             latest_s = min(max((job.deadline - now).total_seconds(), 0.0), latest_s)
         done_s = numpy.clip(done_s, 0.0, latest_s)

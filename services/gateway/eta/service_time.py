@@ -9,7 +9,7 @@ from statistics import median_low
 import numpy
 
 from services.gateway.eta.lengths import Floats, Lengths
-from shared.job_ids import LONGEST_JOB
+from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.requests import Work
 from shared.wire.results import Completed, Timings
 
@@ -66,7 +66,7 @@ class ServiceTime:
             return
         prompt_s, total_s = timings.prompt_ms / 1000, _total_s(timings)
         if not (
-            0 <= prompt_s < total_s <= LONGEST_JOB.total_seconds()
+            0 <= prompt_s < total_s <= MAX_JOB_LIFETIME.total_seconds()
             and 0 <= usage.prompt_tokens <= MAX_TOKENS
             and 0 <= usage.completion_tokens <= MAX_TOKENS
             and 0 <= work.prompt_bytes <= MAX_PROMPT_BYTES

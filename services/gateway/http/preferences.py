@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from shared.job_ids import LONGEST_JOB
+from shared.retention import MAX_JOB_LIFETIME
 
-MAX_WAIT_S = int(LONGEST_JOB.total_seconds())
+MAX_WAIT_S = int(MAX_JOB_LIFETIME.total_seconds())
 """The longest possible job; longer waits are cut to it."""
 
 _SPACE = r"[ \t]*"

@@ -5,9 +5,9 @@ from typing import Self
 
 from services.gateway.jobs.idempotency import Idempotency
 from shared.broker.connection import Broker, StoredMessage
-from shared.errors import BrokerUnavailable, CannotRetry, UnknownLetter
-from shared.job_ids import LONGEST_JOB
+from shared.errors import BrokerUnavailable, CannotRetry, UnknownDeadLetter
 from shared.logs import logger
+from shared.retention import MAX_JOB_LIFETIME
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
 from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted, JobSubmission
@@ -72,7 +72,7 @@ class DeadLetters:
         return DeadLetterPage(letters=[one.head for one in shown], before=None if is_last else end)
 
     async def show(self, job_id: str) -> DeadLetter:
-        """Raises: UnknownLetter, BrokerUnavailable."""
+        """Raises: UnknownDeadLetter, BrokerUnavailable."""
         return _read(await self._find(job_id))
 
     async def retry(self, job_id: str) -> JobAccepted:
@@ -80,7 +80,7 @@ class DeadLetters:
         or afterwards as it could not be dropped, gets the same job, for 24 hours.
 
         Raises:
-            UnknownLetter, BrokerUnavailable.
+            UnknownDeadLetter, BrokerUnavailable.
             CannotRetry: what it holds is no request.
             SluiceError: as `Idempotency.submit`; the letter stays.
         """
@@ -100,7 +100,7 @@ class DeadLetters:
         """Remove the letter for good.
 
         Raises:
-            UnknownLetter, BrokerUnavailable.
+            UnknownDeadLetter, BrokerUnavailable.
         """
         stored = await self._find(job_id)
         await self._broker.delete(subjects.DEAD, stored.sequence)
@@ -114,7 +114,7 @@ class DeadLetters:
                 subjects.DEAD, last_by_subj=subjects.dead_of(job_id)
             )
         if stored is None:
-            raise UnknownLetter(f"no dead letter of a job {job_id}; see sluice dead list")
+            raise UnknownDeadLetter(f"no dead letter of a job {job_id}; see sluice dead list")
         return stored
 
     async def _between(self, start: int, end: int) -> list["_Listed"]:
@@ -197,7 +197,7 @@ def _resubmission(letter: DeadLetter) -> Resubmission:
         if hasattr(request, name)
     }
     timeout_s = letter.timeout_s
-    if timeout_s is not None and not 0 < timeout_s <= LONGEST_JOB.total_seconds():
+    if timeout_s is not None and not 0 < timeout_s <= MAX_JOB_LIFETIME.total_seconds():
         timeout_s = None  # put there by hand
     told = {"model": letter.model, "priority": letter.priority, "timeout_s": timeout_s}
     return Resubmission(**{**same, **told, "retry_of": letter.id})

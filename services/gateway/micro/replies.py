@@ -81,7 +81,7 @@ class Answers:
 
     async def stop(self) -> None:
         """Send an error to the callers that only this gateway would answer."""
-        await self._tasks.end(patience_s=0)
+        await self._tasks.end(timeout_s=0)
 
     async def _run(self, answer: "_Answer") -> None:
         try:

@@ -14,7 +14,7 @@ from shared.broker.inferers import find_overlaps, read_inferers
 from shared.broker.topology import Topology
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
 from shared.logs import logger
-from shared.model_names import FORM, LONGEST_NAME, is_name, token_of
+from shared.model_names import MAX_NAME_CHARS, NAME_RULE, is_name, token_of
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport
@@ -153,7 +153,9 @@ class Fleet:
             BrokerUnavailable: no answer.
         """
         if not is_name(name):
-            raise UnknownModel(f"{name[:LONGEST_NAME]!r} is not a name of a model: give {FORM}")
+            raise UnknownModel(
+                f"{name[:MAX_NAME_CHARS]!r} is not a valid model name: give {NAME_RULE}"
+            )
         model = await read_model(self._broker, name)
         if model is None:
             known = ", ".join(self._names()) or "none yet: start an inferer"

@@ -14,7 +14,7 @@ from shared.broker.connection import Broker
 from shared.config import BrokerSettings, load
 from shared.errors import SluiceError, StoredAlready
 from shared.logs import configure_logs, drain_logs, logger
-from shared.process.end import ended_by
+from shared.process.exit_status import describe_exit
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_state_event, encode
@@ -36,7 +36,7 @@ def report(recorder: FlightRecorder, status: int) -> None:
         model=known.get("model", ""),
         host=socket.gethostname(),
         at=timestamp(),
-        cause=ended_by(status),
+        cause=describe_exit(status),
         doing="; ".join(f"{DOING[job.phase]} (job {job.id})" for job in running)
         or known.get("stage", "starting"),
         jobs=[job.id for job in running],

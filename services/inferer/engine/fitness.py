@@ -22,7 +22,7 @@ from services.inferer.settings import InfererSettings
 from shared.cpus import cpu_flags, cpu_model, usable_cpus
 from shared.errors import ModelError
 from shared.logs import logger
-from shared.process.end import ended_by
+from shared.process.exit_status import describe_exit
 from shared.process.lifecycle import EXIT_CONFIGURATION
 
 CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
@@ -63,7 +63,7 @@ class _End(Struct, frozen=True):
         if self.status == -signal.SIGALRM:
             return f"hung {when}"
         words = f" ({self.last_words})" if self.last_words else ""
-        return f"died of {ended_by(self.status)} {when}{words}"
+        return f"died of {describe_exit(self.status)} {when}{words}"
 
 
 async def examine(settings: InfererSettings, path: Path) -> Fitness:

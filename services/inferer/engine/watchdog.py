@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from services.inferer.engine.engine import Engine
 from shared.background import keep_running
 from shared.logs import drain_logs, logger
-from shared.process.end import EXIT_STALLED
+from shared.process.exit_status import EXIT_STALLED
 
 LOOKS = 4
 LONGEST_PAUSE_S = 1.0

@@ -19,7 +19,7 @@ from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
 from services.inferer.worker.speed import Speed
 from shared.broker.connection import Broker
-from shared.errors import BrokerUnavailable, Refused
+from shared.errors import BrokerUnavailable, CommandRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
@@ -139,7 +139,7 @@ class Worker:
             await asyncio.wrap_future(self._engine.grow(count))
         # Looked at after the growth: it may have taken a while.
         if self._slots is None or self._stopping:
-            raise Refused("this inferer is starting or stopping")
+            raise CommandRefused("this inferer is starting or stopping")
         closed = self._slots.set(count)
         if closed:
             await asyncio.wait(closed, timeout=CLOSE_S)

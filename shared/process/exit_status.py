@@ -1,13 +1,13 @@
-"""How a process ended, in words."""
+"""Describes how a process ended."""
 
 import signal
 
 EXIT_STALLED = 70
-"""Exit status of an inferer that hung: its supervisor starts it again."""
+"""Exit status of an inferer whose computation hung; its supervisor restarts it."""
 MEANINGS = {EXIT_STALLED: "it hung"}
 
 
-def ended_by(return_code: int) -> str:
+def describe_exit(return_code: int) -> str:
     """``signal 11 (SIGSEGV)`` or ``exit status 1``; ``return_code`` as `subprocess` gives it."""
     if return_code >= 0:
         meaning = MEANINGS.get(return_code)
