@@ -157,7 +157,7 @@ def test_what_once_killed_is_answered_or_refused(
 ) -> None:
     """Beside three innocent jobs, two slots and two inferers: each ends in its first attempt, with
     an answer or by name; so do the innocent, and no inferer dies."""
-    model = write_tiny_model(tmp_path / "tiny.gguf", pre_tokenizer=pre_tokenizer)
+    model = write_tiny_model(tmp_path / "tiny.gguf", metadata={"tokenizer.ggml.pre": pre_tokenizer})
     with Fleet(tmp_path, model) as fleet:
         innocent = fleet.start_innocent(1500)
         poisoned = [fleet.submit(**body) for body, _ in jobs]

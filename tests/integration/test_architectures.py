@@ -12,8 +12,9 @@ from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model, log_lines
 from shared.errors import ModelError, OutOfMemory
 from shared.model_files import locate
-from tests.support.architectures import write_changed, write_mamba
+from tests.support.architectures import write_mamba
 from tests.support.processes import Stack
+from tests.support.tiny_model import write_tiny_model
 
 N_CTX, N_BATCH = 4096, 128
 BUFFER = re.compile(r"buffer size = +([0-9.]+) MiB")
@@ -21,27 +22,27 @@ BUFFER = re.compile(r"buffer size = +([0-9.]+) MiB")
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "metadata",
     [{"llama.attention.causal": False}, {"llama.pooling_type": 2}, {"llama.pooling_type": 4}],
     ids=["bert", "embeddings", "ranks"],
 )
-def test_a_model_that_writes_no_text(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_model_that_writes_no_text(tmp_path: Path, metadata: dict[str, object]) -> None:
     """Its jobs would end with SUCCESS and nothing, or rubbish."""
-    path = write_changed(tmp_path / "model.gguf", changes)
+    path = write_tiny_model(tmp_path / "model.gguf", metadata=metadata)
     with pytest.raises(ModelError, match="choose one that does"):
         Model(path, gpu_layers=0)
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     """llama.cpp would abort the process at the first prompt."""
-    changes: dict[str, object] = {"tokenizer.ggml.model": "none", "llama.vocab_size": 49152}
-    path = write_changed(tmp_path / "model.gguf", changes, tokenizer=False)
+    metadata = {"tokenizer.ggml.model": "none", "llama.vocab_size": 49152}
+    path = write_tiny_model(tmp_path / "model.gguf", tokenizer=False, metadata=metadata)
     with pytest.raises(ModelError, match="has no tokenizer"):
         Model(path, gpu_layers=0)
 
 
 def test_a_model_that_pools_nothing_is_usual(tmp_path: Path) -> None:
-    path = write_changed(tmp_path / "model.gguf", {"llama.pooling_type": 0})
+    path = write_tiny_model(tmp_path / "model.gguf", metadata={"llama.pooling_type": 0})
     Model(path, gpu_layers=0).close()
 
 

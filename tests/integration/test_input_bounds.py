@@ -149,7 +149,7 @@ def test_what_cannot_be_followed_is_refused_by_name(model: Model, schema: dict[s
 def test_a_prompt_without_white_space(tmp_path: Path) -> None:
     """As long as any text may be, with a pre-tokenizer that recurses once for each character: the
     neighbour generates meanwhile, and a text that is longer is refused."""
-    path = write_tiny_model(tmp_path / "tekken.gguf", pre_tokenizer="tekken")
+    path = write_tiny_model(tmp_path / "tekken.gguf", metadata={"tokenizer.ggml.pre": "tekken"})
     model = Model(path, 0)
     with running(model, slots=2) as engine:
         long: Future[Any] = Future()

@@ -1,11 +1,11 @@
-"""GGUFs of models that are not the usual kind: tiny, with random weights."""
+"""GGUFs of other architectures: tiny, with random weights."""
 
 from pathlib import Path
 
 import gguf
 import numpy
 
-from tests.support.tiny_model import copy_tokenizer, write_tiny_model
+from tests.support.tiny_model import copy_tokenizer
 
 WIDTH, INNER, STATES, RANK, KERNEL, LAYERS = 32, 64, 8, 4, 4, 2
 
@@ -46,33 +46,8 @@ def write_mamba(path: Path) -> Path:
         fill(block + "ssm_a", -1, INNER, STATES)
         fill(block + "ssm_d", 1, INNER)
         add(block + "ssm_out.weight", WIDTH, INNER)
-    _finish(writer)
-    return path
-
-
-def write_changed(path: Path, changes: dict[str, object], *, tokenizer: bool = True) -> Path:
-    """The tiny model with other metadata, and without its tokenizer unless ``tokenizer``."""
-    source = gguf.GGUFReader(write_tiny_model(path.with_suffix(".usual")))
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, field in source.fields.items():
-        if name.startswith("GGUF.") or name in changes or name == "general.architecture":
-            continue
-        if name.startswith("tokenizer.") and not tokenizer:
-            continue
-        element = field.types[1] if len(field.types) > 1 else None
-        writer.add_key_value(name, field.contents(), field.types[0], sub_type=element)
-    for name, value in changes.items():
-        usual = gguf.GGUFValueType.get_type(value)
-        unsigned = gguf.GGUFValueType.UINT32
-        writer.add_key_value(name, value, unsigned if type(value) is int else usual)
-    for tensor in source.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    _finish(writer)
-    return path
-
-
-def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path

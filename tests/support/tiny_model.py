@@ -1,12 +1,16 @@
 """A real GGUF that loads and runs in milliseconds: random weights, a real tokenizer."""
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import gguf
 import numpy
+from gguf.gguf_writer import GGUFValue
 
 from shared.model_files import locate
 
+UINT32 = gguf.GGUFValueType.UINT32
 WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
 
 
@@ -15,14 +19,13 @@ def write_tiny_model(
     *,
     chat: bool = True,
     seed: int = 7,
-    template: str | None = None,
-    pre_tokenizer: str | None = None,
+    tokenizer: bool = True,
+    metadata: Mapping[str, object] | None = None,
     longrope_from: int | None = None,
 ) -> Path:
-    """Write a two-layer llama with the bundled model's tokenizer, and its template if ``chat``;
-    with ``template`` in its place, where there is one; ``pre_tokenizer`` is how llama.cpp splits
-    words before it tokenizes them; in a context of more than ``longrope_from`` tokens it computes
-    with other factors."""
+    """Write a two-layer llama with the bundled model's tokenizer, unless ``tokenizer`` is false,
+    and its template if ``chat``. ``metadata`` adds fields or replaces their values. In a context of
+    more than ``longrope_from`` tokens it computes with other factors."""
     random = numpy.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -34,7 +37,7 @@ def write_tiny_model(
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    vocabulary = copy_tokenizer(writer, chat, template)
+    vocabulary = copy_tokenizer(writer, chat)
 
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape) * 0.3
@@ -60,8 +63,14 @@ def write_tiny_model(
         add(f"blk.{layer}.ffn_gate.weight", HIDDEN, WIDTH)
         add(f"blk.{layer}.ffn_up.weight", HIDDEN, WIDTH)
         add(f"blk.{layer}.ffn_down.weight", WIDTH, HIDDEN)
-    if pre_tokenizer is not None:
-        writer.kv_data[0]["tokenizer.ggml.pre"].value = pre_tokenizer
+    fields = writer.kv_data[0]
+    if not tokenizer:
+        for name in _tokenizer_fields():
+            fields.pop(name, None)
+    for name, value in (metadata or {}).items():
+        usual = UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
+        kind = fields[name].type if name in fields else usual
+        fields[name] = GGUFValue(value, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -69,20 +78,20 @@ def write_tiny_model(
     return path
 
 
-def copy_tokenizer(writer: gguf.GGUFWriter, chat: bool, template: str | None = None) -> int:
+def copy_tokenizer(writer: gguf.GGUFWriter, chat: bool) -> int:
     """Copy every tokenizer field of the bundled model; the size of its vocabulary."""
-    source = gguf.GGUFReader(locate("smollm2"))
-    size = 0
-    for name, field in source.fields.items():
-        if not name.startswith("tokenizer."):
-            continue
-        if name == "tokenizer.chat_template" and not chat:
-            continue
-        value, kinds = field.contents(), field.types
-        if name == "tokenizer.chat_template" and template is not None:
-            value = template
-        if name == "tokenizer.ggml.tokens":
-            size = len(value)
-        element = kinds[1] if len(kinds) > 1 else None
-        writer.add_key_value(name, value, kinds[0], sub_type=element)
-    return size
+    fields = _tokenizer_fields()
+    for name, field in fields.items():
+        if chat or name != "tokenizer.chat_template":
+            writer.add_key_value(name, field.value, field.type, sub_type=field.sub_type)
+    return len(fields["tokenizer.ggml.tokens"].value)
+
+
+@cache
+def _tokenizer_fields() -> dict[str, GGUFValue]:
+    """Those of the bundled model. Kept, as it takes seconds to read them."""
+    return {
+        name: GGUFValue(field.contents(), field.types[0], (*field.types, None)[1])
+        for name, field in gguf.GGUFReader(locate("smollm2")).fields.items()
+        if name.startswith("tokenizer.")
+    }

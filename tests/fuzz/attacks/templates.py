@@ -42,7 +42,9 @@ def template(target: Target, text: str) -> None:
     ends does so by its deadline."""
     folder = target.site.folder / f"odd-{target.cases}"
     folder.mkdir()
-    inferer = _start(target, write_tiny_model(folder / f"{ALIAS}.gguf", template=text), folder)
+    metadata = {"tokenizer.chat_template": text}
+    model = write_tiny_model(folder / f"{ALIAS}.gguf", metadata=metadata)
+    inferer = _start(target, model, folder)
     try:
         if not _is_ready(inferer):
             return
