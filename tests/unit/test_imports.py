@@ -25,6 +25,11 @@ PLANTED = {
         "services.inferer.worker.lease",
     ),
     "the engine knows nothing of NATS": ("services/inferer/engine/engine.py", "nats"),
+    "the scheduler imports no runtime": ("services/inferer/engine/scheduler.py", "llama_cpp"),
+    "no runtime, directly or not": (
+        "services/inferer/engine/sequence.py",
+        "services.inferer.engine.context",
+    ),
     "only the engine calls llama.cpp": ("services/inferer/worker/worker.py", "llama_cpp"),
 }
 """What a contract says, and an import that breaks it."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from services.inferer.engine.sequence import Sequence, State
@@ -25,9 +26,10 @@ class Chunk(NamedTuple, Generic[S_co]):
 class Scheduler(Generic[S]):
     """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
 
-    A batch has at most ``batch_tokens`` tokens. Sequences with the fewest pending tokens come
-    first: those that generate, which have one, then the shorter prompts; a prompt that does not
-    fit is continued in the next batch. Not thread-safe: the compute thread owns it.
+    A batch has at most ``batch_tokens`` tokens. Sequences that have had an output come first, then
+    the shorter prompts; a prompt that does not fit is continued in the next batch. A prompt is
+    overtaken only by those that would have ended first had each been computed at once, by itself:
+    shorter ones that keep coming cannot starve it. Not thread-safe: the compute thread owns it.
     """
 
     def __init__(self, slots: int, batch_tokens: int) -> None:
@@ -36,6 +38,8 @@ class Scheduler(Generic[S]):
         self._free_slots = list(range(slots))
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
+        self._clock = 0
+        """Tokens that the batches so far had room for."""
 
     @property
     def is_idle(self) -> bool:
@@ -63,6 +67,7 @@ class Scheduler(Generic[S]):
             sequence = self._waiting.popleft()
             sequence.state = State.RUNNING
             sequence.slot = self._free_slots.pop()
+            sequence.due = self._clock + len(sequence.pending)
             self._running.append(sequence)
             admitted.append(sequence)
         return admitted
@@ -72,7 +77,7 @@ class Scheduler(Generic[S]):
         again: then nothing of it was computed."""
         batch: list[Chunk[S]] = []
         rows = 0
-        for sequence in sorted(self._running, key=lambda running: len(running.pending)):
+        for sequence in sorted(self._running, key=_due):
             if rows == self._batch_tokens:
                 break
             size = min(len(sequence.pending), self._batch_tokens - rows)
@@ -83,8 +88,11 @@ class Scheduler(Generic[S]):
     def complete(self, batch: list[Chunk[S]]) -> list[Chunk[S]]:
         """Note that ``batch`` was computed. Returns the chunks with an output: each of their
         sequences needs another pending token, or must be removed, before the next batch."""
-        for sequence, size, _, _ in batch:
+        self._clock += self._batch_tokens
+        for sequence, size, _, has_output in batch:
             sequence.position += size
+            if has_output:
+                sequence.due = 0
             for _ in range(size):
                 sequence.pending.popleft()
         return [chunk for chunk in batch if chunk.has_output]
@@ -102,3 +110,6 @@ class Scheduler(Generic[S]):
         """Have ``slots`` slots, more than before."""
         self._free_slots += range(self._slots, slots)
         self._slots = slots
+
+
+_due = attrgetter("due")

@@ -37,6 +37,8 @@ class Sequence:
         """Tokens that must go through the model before it has an output; not empty while it is
         scheduled. A preparation thread adds the prompt, before the compute thread gets the
         sequence."""
+        self.due = 0
+        """Its turn among the running sequences: a smaller number is served first."""
         self.aborted = False
         """Set by any thread, under the engine's lock; read by the compute thread and preparation
         threads."""

@@ -1,0 +1,232 @@
+"""Which sequences share a batch, without a model: what follows from the scheduler alone."""
+
+from collections.abc import Iterable
+
+from hypothesis import settings
+from hypothesis import strategies as some
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from services.inferer.engine.scheduler import Chunk, Scheduler
+from services.inferer.engine.sequence import Sequence, State
+
+BATCH_TOKENS = 4
+MAX_BATCHES = 2000
+"""Far more than the work of one case takes."""
+
+
+class Work(Sequence):
+    """A prompt, and an answer of so many tokens; each token is its own position."""
+
+    def __init__(self, prompt_tokens: int, answer_tokens: int = 1) -> None:
+        super().__init__()
+        self.prompt_tokens = prompt_tokens
+        self.length = prompt_tokens + answer_tokens - 1
+        """Tokens that are computed: the last one of an answer is not."""
+        self.pending.extend(range(prompt_tokens))
+        self.computed: list[int] = []
+
+    @property
+    def is_generating(self) -> bool:
+        return self.position >= self.prompt_tokens
+
+
+def scheduler_of(works: Iterable[Work], slots: int) -> Scheduler[Work]:
+    scheduler: Scheduler[Work] = Scheduler(slots, BATCH_TOKENS)
+    for work in works:
+        scheduler.add(work)
+    return scheduler
+
+
+def compute(scheduler: Scheduler[Work]) -> list[Chunk[Work]]:
+    """The engine's step without the model."""
+    scheduler.admit()
+    batch = scheduler.next_batch()
+    for work, size, _, _ in batch:
+        work.computed += list(work.pending)[:size]
+    for chunk in scheduler.complete(batch):
+        work = chunk.sequence
+        if work.position == work.length:
+            scheduler.remove(work)
+        else:
+            work.pending.append(work.position)
+    return batch
+
+
+def sizes(batch: list[Chunk[Work]]) -> dict[Work, int]:
+    return {chunk.sequence: chunk.size for chunk in batch}
+
+
+def test_a_prompt_longer_than_a_batch_is_split() -> None:
+    """Every token once and in order; an output only after the last one."""
+    work = Work(2 * BATCH_TOKENS + 3)
+    scheduler = scheduler_of([work], slots=1)
+    batches = [compute(scheduler) for _ in range(3)]
+    assert [[chunk[1:] for chunk in batch] for batch in batches] == [
+        [(BATCH_TOKENS, BATCH_TOKENS - 1, False)],
+        [(BATCH_TOKENS, BATCH_TOKENS - 1, False)],
+        [(3, 2, True)],
+    ]
+    assert work.computed == list(range(work.length))
+    assert scheduler.is_idle
+
+
+def test_generation_comes_before_prompts_and_short_prompts_before_long_ones() -> None:
+    """A sequence that generates is in every batch; prompts share the rest."""
+    generating, long, short = Work(1, 10), Work(30), Work(2)
+    scheduler = scheduler_of([long, generating, short], slots=3)
+    assert sizes(compute(scheduler)) == {generating: 1, short: 2, long: 1}
+    assert sizes(compute(scheduler)) == {generating: 1, long: 3}
+
+
+def test_slots_are_assigned_in_the_order_of_arrival() -> None:
+    """Sequences beyond the slots wait; one that finishes or is aborted frees its slot."""
+    works = [Work(1, answer) for answer in (1, 9, 9, 9)]
+    scheduler = scheduler_of(works, slots=2)
+    assert scheduler.admit() == works[:2]
+    compute(scheduler)
+    assert works[0].state is State.FINISHED
+    assert scheduler.admit() == [works[2]]
+    scheduler.remove(works[1])
+    assert scheduler.admit() == [works[3]]
+    assert scheduler.admit() == []
+
+
+def test_a_waiting_sequence_can_be_removed() -> None:
+    """It never gets a slot; the others keep their order."""
+    works = [Work(1, 9) for _ in range(4)]
+    scheduler = scheduler_of(works, slots=1)
+    scheduler.admit()
+    scheduler.remove(works[2])
+    assert list(scheduler) == [works[0], works[1], works[3]]
+    scheduler.remove(works[0])
+    assert scheduler.admit() == [works[1]]
+
+
+def test_additional_slots_are_used_at_once() -> None:
+    """Running sequences keep their slots; the new slots have the numbers that follow."""
+    works = [Work(1, 9) for _ in range(4)]
+    scheduler = scheduler_of(works, slots=1)
+    compute(scheduler)
+    scheduler.grow(3)
+    assert scheduler.admit() == works[1:3]
+    assert works[0].slot == 0
+    assert {work.slot for work in works[1:3]} == {1, 2}
+
+
+def test_a_batch_that_was_not_computed_is_repeated() -> None:
+    """Nothing is lost when a batch is aborted, and an aborted sequence is not in the next one."""
+    aborted, other = Work(2), Work(3)
+    scheduler = scheduler_of([aborted, other], slots=2)
+    scheduler.admit()
+    scheduler.next_batch()
+    scheduler.remove(aborted)
+    assert sizes(compute(scheduler)) == {other: 3}
+    assert other.computed == [0, 1, 2]
+
+
+def test_short_prompts_that_keep_coming_do_not_starve_a_long_one() -> None:
+    """Although they alone would fill every batch."""
+    long = Work(10 * BATCH_TOKENS)
+    scheduler = scheduler_of([long], slots=2)
+    for _ in range(MAX_BATCHES):
+        scheduler.add(Work(BATCH_TOKENS))
+        compute(scheduler)
+    assert long.state is State.FINISHED
+
+
+def test_batches_smaller_than_the_slots_starve_nobody() -> None:
+    """Sequences that generate are in every batch; prompts get a row as soon as one of them ends."""
+    works = [Work(1 + number % 3, 20) for number in range(3 * BATCH_TOKENS)]
+    scheduler = scheduler_of(works, slots=len(works))
+    while not scheduler.is_idle:
+        generating = {work for work in scheduler.running if work.is_generating}
+        assert generating <= sizes(compute(scheduler)).keys()
+    assert all(work.computed == list(range(work.length)) for work in works)
+
+
+class Scheduling(RuleBasedStateMachine):
+    """Arrivals, aborts, growth and aborted batches in any order, and what holds in all of them."""
+
+    @initialize(slots=some.integers(1, 6))
+    def start(self, slots: int) -> None:
+        self.slots = slots
+        self.scheduler: Scheduler[Work] = Scheduler(slots, BATCH_TOKENS)
+        self.unfinished: list[Work] = []
+        """In the order in which they came."""
+
+    @rule(
+        prompt_tokens=some.integers(1, 5 * BATCH_TOKENS),
+        answer_tokens=some.integers(1, 8),
+        count=some.integers(1, 3),
+    )
+    def arrive(self, prompt_tokens: int, answer_tokens: int, count: int) -> None:
+        for _ in range(count):
+            work = Work(prompt_tokens, answer_tokens)
+            self.unfinished.append(work)
+            self.scheduler.add(work)
+
+    @rule(count=some.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.compute()
+
+    @rule()
+    def abort_a_batch(self) -> None:
+        """llama.cpp did not compute it: as if it had not been scheduled."""
+        self.scheduler.admit()
+        self.scheduler.next_batch()
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=some.data())
+    def abort(self, data: some.DataObject) -> None:
+        work = data.draw(some.sampled_from(self.unfinished))
+        self.unfinished.remove(work)
+        self.scheduler.remove(work)
+
+    @rule(more=some.integers(1, 3))
+    def grow(self, more: int) -> None:
+        self.slots += more
+        self.scheduler.grow(self.slots)
+
+    def compute(self) -> list[Chunk[Work]]:
+        self.scheduler.admit()
+        generating = {work for work in self.scheduler.running if work.is_generating}
+        batch = compute(self.scheduler)
+        works = sizes(batch)
+        assert len(works) == len(batch), "a sequence is in a batch once"
+        assert sum(works.values()) <= BATCH_TOKENS
+        assert all(size > 0 for size in works.values())
+        assert bool(works) == bool(self.unfinished)
+        assert generating <= works.keys(), "a sequence that generates is in every batch"
+        for work in [w for w in self.unfinished if w.state is State.FINISHED]:
+            assert work.computed == list(range(work.length)), "each token once and in order"
+            self.unfinished.remove(work)
+        return batch
+
+    @invariant()
+    def none_is_lost(self) -> None:
+        """Each is in the scheduler once: first those with a slot, then those that wait, in the
+        order in which they came."""
+        known = list(self.scheduler)
+        assert sorted(map(id, known)) == sorted(map(id, self.unfinished))
+        waiting = [work for work in self.unfinished if work.state is State.WAITING]
+        running = [work for work in self.unfinished if work.state is State.RUNNING]
+        assert known[len(running) :] == waiting
+        assert {*self.scheduler.running} == {*running}
+        slots = [work.slot for work in running]
+        assert len({*slots}) == len(slots)
+        assert {*slots} <= {*range(self.slots)}
+
+    def teardown(self) -> None:
+        """None is starved: what is there now ends, however much else keeps coming."""
+        present = list(self.unfinished)
+        for _ in range(MAX_BATCHES):
+            if all(work.state is State.FINISHED for work in present):
+                break
+            self.arrive(prompt_tokens=BATCH_TOKENS, answer_tokens=1, count=1)
+            self.compute()
+        assert all(work.state is State.FINISHED for work in present)
+
+
+TestScheduling = Scheduling.TestCase
+TestScheduling.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
