@@ -60,21 +60,20 @@ async def find_position(
     sequence = job.message.sequence
     last, position = None, None
     for _ in range(MAX_READS):
-        model, behind = await asyncio.gather(
+        model, found = await asyncio.gather(
             read_model(broker, job.model),
             broker.direct_get(subjects.REQUESTS, seq=sequence, next_by_subj=own, batch=1),
         )
         if model is None or job.priority not in model.by_class:
             return None
-        info = model.by_class[job.priority]
-        higher = _waiting_with_higher_priority(model, job.priority)
-        if behind is None or behind.sequence != sequence or _is_delivered(info, sequence):
-            return QueuePosition(model, {**higher, job.priority: 0}, is_delivered=True)
-        before = (info.num_pending or 0) - int(behind.headers["Nats-Num-Pending"]) - 1
-        position = QueuePosition(
-            model, {**higher, job.priority: max(before, 0)}, count_requeued(model)
+        position = position_of(sequence, job.priority, model, found, count_requeued(model))
+        if position.is_delivered:
+            return position
+        counted = (
+            position.waiting_by_priority,
+            position.requeued,
+            model.by_class[job.priority].num_pending,
         )
-        counted = (position.waiting_by_priority, position.requeued, info.num_pending)
         if counted == last:
             break
         last = counted
@@ -82,6 +81,24 @@ async def find_position(
             # Such a job may also have started, with its event still on the way.
             await asyncio.sleep(EVENT_DELAY_S)
     return position
+
+
+def position_of(
+    sequence: int,
+    priority: str,
+    model: ModelConsumers,
+    found: StoredMessage | None,
+    requeued: int,
+) -> QueuePosition:
+    """The position of the message ``sequence`` of ``priority``, from one read each: ``model``, and
+    ``found``, the first message of the queue from ``sequence`` on, with the number of those behind
+    it in a header. ``requeued`` jobs of the model will be redelivered."""
+    info = model.by_class[priority]
+    higher = _waiting_with_higher_priority(model, priority)
+    if found is None or found.sequence != sequence or _is_delivered(info, sequence):
+        return QueuePosition(model, {**higher, priority: 0}, is_delivered=True)
+    before = (info.num_pending or 0) - int(found.headers["Nats-Num-Pending"]) - 1
+    return QueuePosition(model, {**higher, priority: max(before, 0)}, requeued)
 
 
 def _is_delivered(info: ConsumerInfo, sequence: int) -> bool:

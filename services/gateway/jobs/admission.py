@@ -1,7 +1,7 @@
 """The bound on each model's queue: nothing that was accepted is dropped, so what is too much is
 refused before."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,55 +10,70 @@ from services.gateway.state.fleet import Fleet
 from shared.broker.consumers import ModelConsumers
 from shared.errors import QueueFull
 
-JOBS_A_SLOT = 10
-"""Who is refused is told to come again when so many jobs for each slot have gone, or a tenth of the
-bound if that is less: not all of them when there is one place."""
+JOBS_PER_SLOT = 10
 
 
-class Room:
+def jobs_to_end(waiting: int, bound: int, slots: int) -> int:
+    """How many of ``waiting`` jobs must leave the queue before a new one should be submitted; 0 if
+    it is admitted now.
+
+    When the queue is full, that is a tenth of the bound, or `JOBS_PER_SLOT` for each slot if that
+    is fewer: the clients that were refused should not all come back for one place.
+    """
+    if waiting < bound:
+        return 0
+    return waiting - bound + max(1, min(bound // 10, JOBS_PER_SLOT * slots))
+
+
+class Reservations:
+    """How many jobs of one model this gateway reserved a place for, and for how many of them the
+    publish has ended, one way or the other: since it started."""
+
+    def __init__(self) -> None:
+        self.reserved = 0
+        self.ended = 0
+        self._read: ModelConsumers | None = None
+        self._ended_before = 0
+
+    def not_in(self, read: ModelConsumers) -> int:
+        """How many jobs ``read``, the last state of the model that was read, may not count."""
+        if self._read is not read:
+            self._read, self._ended_before = read, self.ended
+        return self.reserved - self._ended_before
+
+
+class Admission:
     """How many may wait. Every gateway counts for itself, so several may go over it by a little."""
 
     def __init__(self, fleet: Fleet, forecast: Forecast, bound: int) -> None:
         self.bound = bound
         self._fleet = fleet
         self._forecast = forecast
-        self._begun: Counter[str] = Counter()
-        self._done: Counter[str] = Counter()
-        self._looked: dict[str, tuple[ModelConsumers, int]] = {}
+        self._reservations: defaultdict[str, Reservations] = defaultdict(Reservations)
 
     @asynccontextmanager
-    async def taken(self, model: ModelConsumers) -> AsyncIterator[None]:
+    async def reserved(self, model: ModelConsumers) -> AsyncIterator[None]:
         """A place in the queue of ``model`` for the job that the block publishes.
 
         Raises:
             QueueFull: there is none.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
-        name = model.token
-        if 2 * (model.waiting + self._since(model)) >= self.bound:
-            # Those that were done before are in the broker's count; the others may not be.
-            done = self._done[name]
-            now = await self._fleet.model(name)
-            waiting = now.waiting + self._begun[name] - done
-            if waiting >= self.bound:
-                raise self._full(now, waiting)
-        self._begun[name] += 1
+        own = self._reservations[model.token]
+        if 2 * (model.waiting + own.not_in(model)) >= self.bound:
+            # A publish that ended before this read is in the broker's count; others may not be.
+            ended = own.ended
+            now = await self._fleet.model(model.token)
+            waiting = now.waiting + own.reserved - ended
+            if excess := jobs_to_end(waiting, self.bound, now.limit):
+                raise self._full(now, self._forecast.retry_after_s(now, excess))
+        own.reserved += 1
         try:
             yield
         finally:
-            self._done[name] += 1
+            own.ended += 1
 
-    def _since(self, model: ModelConsumers) -> int:
-        """How many have come through here since the fleet looked at ``model``, or are about to."""
-        looked, done = self._looked.get(model.token, (None, 0))
-        if looked is not model:
-            done = self._done[model.token]
-            self._looked[model.token] = (model, done)
-        return self._begun[model.token] - done
-
-    def _full(self, model: ModelConsumers, waiting: int) -> QueueFull:
-        leave = max(1, min(self.bound // 10, JOBS_A_SLOT * model.limit))
-        retry_after_s = self._forecast.retry_after_s(model, waiting - self.bound + leave)
+    def _full(self, model: ModelConsumers, retry_after_s: int) -> QueueFull:
         return QueueFull(
             f"the queue of {model.name} is full, no more than {self.bound} jobs may wait; "
             f"try again in {retry_after_s} s",

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from services.gateway.eta.forecast import Forecast
 from services.gateway.jobs.accepted import Ticket
-from services.gateway.jobs.admission import Room
+from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.cancellation import Stopping
 from services.gateway.jobs.idempotency_record import Claim
 from services.gateway.jobs.withdrawals import Withdrawals
@@ -70,7 +70,7 @@ class Jobs:
         self._storage = storage
         self._settings = settings
         self._stopping = Stopping(broker, settings.patience_s)
-        self._room = Room(fleet, forecast, settings.max_waiting)
+        self._admission = Admission(fleet, forecast, settings.max_waiting)
         self._cancelling = Tasks()
         self._withdrawals = Withdrawals(broker, self._stopping, self._cancelling)
 
@@ -118,7 +118,7 @@ class Jobs:
         payload = self._encode(submission, ticket)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
-        async with self._room.taken(model), self._storage.reserved(len(payload)):
+        async with self._admission.reserved(model), self._storage.reserved(len(payload)):
             was_there = await self._publish(ticket, payload, headers, claim)
         if claim is not None and was_there:
             # Without a claim it would be a retry of our own: nobody else knows the id.
@@ -279,7 +279,7 @@ class Jobs:
             limit=model.limit,
             inferers=len(self._fleet.inferers.get(model.token, [])),
             oldest_s=await oldest_waiting_s(self._broker, model),
-            max_waiting=self._room.bound,
+            max_waiting=self._admission.bound,
             classes={
                 job_class: ClassQueue(
                     waiting=info.num_pending or 0, in_flight=info.num_ack_pending or 0

@@ -1,7 +1,7 @@
 """What becomes of a delivered job: its result, or why it has none yet."""
 
 import asyncio
-from datetime import timedelta
+import random
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from services.inferer.worker.dead_letter import dead_letter
 from services.inferer.worker.delivery import HANDED_BACK, Interrupted, Job, NoResult
 from services.inferer.worker.inference import Inference
 from services.inferer.worker.job_store import Records
-from services.inferer.worker.retry_policy import is_retried, pause_s
+from services.inferer.worker.retry_policy import Final, after_failure, pause_after
 from services.inferer.worker.speed import Speed
 from services.inferer.worker.turns import Turns
 from shared.background import start
@@ -162,13 +162,17 @@ class Attempts:
     async def _fail(self, job: Job, code: str, message: str) -> Result | NoResult:
         """What becomes of a job whose attempt has failed: the end, or another attempt later."""
         failed = job.failed(code, message, self._id)
-        if not is_retried(code):
-            return failed
-        if job.attempt >= self._max_attempts:
-            return await self._bury(job, failed)
-        again_at = self._broker.now() + timedelta(seconds=pause_s(job.attempt, self._retry_s))
-        if job.deadline is not None and again_at >= job.deadline:
-            return job.out_of_time(self._id, message)
+        pause_s = pause_after(job.attempt, self._retry_s, random.random())
+        again_at = after_failure(
+            code, job.attempt, self._max_attempts, self._broker.now(), job.deadline, pause_s
+        )
+        match again_at:
+            case Final.FAILED:
+                return failed
+            case Final.DEAD_LETTERED:
+                return await self._bury(job, failed)
+            case Final.EXPIRED:
+                return job.out_of_time(self._id, message)
         if job.announced is not None:
             await job.announced
         try:
