@@ -11,7 +11,7 @@ import httpx
 import httpx_sse
 import msgspec
 
-from cli.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from cli.exit_status import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.proxy import proxy_for, through
 from shared.job_ids import is_job_id
 from shared.wire.api import (

@@ -12,10 +12,16 @@ import msgspec
 import typer
 from platformdirs import user_data_path
 
-from cli import dead, topology
 from cli.client import Client
+from cli.commands import dead, topology
 from cli.doctor.examination import examine
-from cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from cli.exit_status import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    CommandError,
+)
 from cli.interrupts import interrupted_afterwards, interrupted_by_signals
 from cli.options import (
     DEFAULT_NATS_URL,
@@ -50,9 +56,9 @@ from cli.output import (
     print_tokens,
     timings_line,
 )
-from cli.scale import scale_of
 from cli.top import frame, take_snapshot, watch
-from cli.up import UpOptions, up_until_stopped
+from cli.up.scale import scale_of
+from cli.up.stack import UpOptions, up_until_stopped
 from cli.waiting import waiting
 from shared import __version__
 from shared.config import BrokerSettings, load

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.errors import EXIT_USAGE, CommandError
+from cli.exit_status import EXIT_USAGE, CommandError
 from shared.wire.requests import Priority
 
 Url = Annotated[

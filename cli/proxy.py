@@ -6,7 +6,7 @@ import urllib.request
 
 import httpx
 
-from cli.errors import EXIT_USAGE, CommandError
+from cli.exit_status import EXIT_USAGE, CommandError
 
 
 def proxy_for(url: httpx.URL) -> httpx.Proxy | None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.client import Client
-from cli.errors import EXIT_UNREACHABLE, CommandError
+from cli.exit_status import EXIT_UNREACHABLE, CommandError
 from cli.output import TextConsole, inferers_table, queue_table, shown
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire.api import ModelQueue

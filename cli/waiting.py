@@ -9,7 +9,7 @@ from msgspec import UNSET
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from cli.client import Client
-from cli.errors import CommandError
+from cli.exit_status import CommandError
 from cli.output import err, outlook_line
 from shared.wire.api import JobStatus
 

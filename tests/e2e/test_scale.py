@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cli.autoscale import Autoscaler
-from cli.child import Child
-from cli.scale import Scale
+from cli.up.autoscale import Autoscaler
+from cli.up.child import Child
+from cli.up.scale import Scale
 from shared.cpus import usable_cpus
 from tests.support.processes import Process, Stack, clean_environment, eventually, scripts
 from tests.support.up import Up

@@ -13,7 +13,7 @@ PLANTED = {
         "services/gateway/eta/lengths.py",
         "services.inferer.settings",
     ),
-    "shared imports neither services": ("shared/cpus.py", "cli.errors"),
+    "shared imports neither services": ("shared/cpus.py", "cli.exit_status"),
     "the floors of shared": ("shared/wire/subjects.py", "shared.broker.connection"),
     "the floors of the gateway": ("services/gateway/jobs/jobs.py", "services.gateway.http.errors"),
     "neither edge imports the other": (

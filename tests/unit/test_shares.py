@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli.errors import EXIT_USAGE, CommandError
-from cli.scale import Scale, scale_of, share_out
+from cli.exit_status import EXIT_USAGE, CommandError
+from cli.up.scale import Scale, scale_of, share_out
 from shared.cpus import usable_cpus
 
 

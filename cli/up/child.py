@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cli.child_output import ChildOutput
+from cli.up.child_output import ChildOutput
 from shared.logs import logger
 from shared.process.exit_status import describe_exit
 from shared.process.lifecycle import EXIT_CONFIGURATION
@@ -22,7 +22,7 @@ GIVE_UP_AFTER = 3
 REFUSALS = 5
 """Starts in a row that ended sooner, before the stack has ever served: another ends likewise."""
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """Services run as modules from here."""
 
 log = logger()

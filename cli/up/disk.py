@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from cli.child import Child
+from cli.up.child import Child
 from shared.errors import StorageShort
 from shared.logs import logger
 

@@ -13,12 +13,12 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from cli.autoscale import Autoscaler
-from cli.child import ROOT, Child
-from cli.disk import DiskWatch, storage_limit
-from cli.errors import EXIT_USAGE, CommandError
-from cli.folder_lock import locked
-from cli.scale import Scale, shares
+from cli.exit_status import EXIT_USAGE, CommandError
+from cli.up.autoscale import Autoscaler
+from cli.up.child import ROOT, Child
+from cli.up.disk import DiskWatch, storage_limit
+from cli.up.folder_lock import locked
+from cli.up.scale import Scale, shares
 from shared.errors import ModelError, SettingsError
 from shared.logs import configure_logs, logger
 from shared.model_files import locate

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
+from cli.exit_status import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import DEFAULT_NATS_URL, Json, NatsUrl, Replicas
 from cli.output import out, print_json
 from shared.broker.connection import connected

@@ -4,7 +4,7 @@ import os
 
 from msgspec import Struct
 
-from cli.errors import EXIT_USAGE, CommandError
+from cli.exit_status import EXIT_USAGE, CommandError
 from shared.cpus import own_cpus, usable_cpus
 
 

@@ -8,8 +8,8 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from cli.child import Child
-from cli.scale import Scale
+from cli.up.child import Child
+from cli.up.scale import Scale
 from shared.logs import logger
 from shared.model_names import token_of
 from shared.timestamps import milliseconds_between, parse_timestamp, timestamp

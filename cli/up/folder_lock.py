@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cli.errors import EXIT_USAGE, CommandError
+from cli.exit_status import EXIT_USAGE, CommandError
 from shared.logs import logger
 
 LEFT_OVER_END_S = 8.0
