@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _wait_until_retired(up: Up, times: int) -> None:
-    eventually(lambda: len(up.events("inferer_retired")) == times, "it has left")
+    eventually(lambda: len(up.events("inferer_scaled_down")) == times, "it has left")
 
 
 def _first_token_s(up: Up) -> float:

@@ -1,4 +1,4 @@
-"""The gateway as the commands see it."""
+"""The client of a gateway."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import httpx_sse
 import msgspec
 
 from cli.exit_status import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
-from cli.proxy import proxy_for, through
+from cli.proxy import proxy_for, via_proxy
 from shared.job_ids import is_job_id
 from shared.wire.api import (
     ConcurrencyReport,
@@ -28,17 +28,17 @@ from shared.wire.codecs import encode
 from shared.wire.results import DeadLetter
 
 TIMEOUT_S = 30.0
-"""Longer than a gateway waits for a cluster that elects a leader."""
-SILENCE_S = 60.0
-"""A stream says something every 15 s; after so long a silence the connection is dead."""
-FOLLOW_ATTEMPTS = 30
+"""Longer than a gateway waits for the election of a leader on a cluster."""
+READ_TIMEOUT_S = 60.0
+"""A stream sends something every 15 s, so after this time the connection is dead."""
+MAX_RECONNECTS = 30
 RETRY_S = 1.0
 
 T = TypeVar("T")
 
 
 class Client:
-    """Calls one gateway. Failures are `CommandError`s with the exit status that fits."""
+    """Calls one gateway. Errors are raised as `CommandError` with the matching exit status."""
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
@@ -56,7 +56,7 @@ class Client:
             base_url=parsed,
             timeout=timeout_s,
             proxy=self._proxy,
-            verify=httpx.create_ssl_context(),  # with the environment's certificates
+            verify=httpx.create_ssl_context(),  # respects SSL_CERT_FILE and SSL_CERT_DIR
             trust_env=False,
         )
 
@@ -109,7 +109,7 @@ class Client:
         return self._call("DELETE", _dead_path(letter_id), DeadLetterHead)
 
     def follow(self, job_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
-        """The job's events to the last; a connection that breaks is taken up where it was."""
+        """All events of the job, up to its result. Reconnects, and resumes after the last event."""
         last_event_id, failures = "", 0
         while True:
             try:
@@ -121,9 +121,9 @@ class Client:
                         return
             except (httpx.TransportError, _Unavailable) as error:
                 failures += 1
-                if failures >= FOLLOW_ATTEMPTS:
+                if failures >= MAX_RECONNECTS:
                     raise CommandError(
-                        f"lost the gateway at {self.url} ({error}); the job goes on: "
+                        f"the connection to {self.url} failed ({error}); the job goes on: "
                         f"sluice status {job_id}",
                         EXIT_UNREACHABLE,
                     ) from None
@@ -131,7 +131,7 @@ class Client:
 
     def _events(self, job_id: str, last_event_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        timeout = httpx.Timeout(TIMEOUT_S, read=SILENCE_S)
+        timeout = httpx.Timeout(TIMEOUT_S, read=READ_TIMEOUT_S)
         with httpx_sse.connect_sse(
             self._http, "GET", f"/jobs/{job_id}/events", headers=headers, timeout=timeout
         ) as source:
@@ -139,14 +139,14 @@ class Client:
                 raise _Unavailable("the broker is away")
             if source.response.is_error:
                 source.response.read()
-                raise self._refusal(source.response)
+                raise self._error(source.response)
             yield from source.iter_sse()
 
     def _call(self, method: str, path: str, kind: type[T], content: bytes | None = None) -> T:
         with self._reachable():
             response = self._http.request(method, path, content=content)
         if response.is_error:
-            raise self._refusal(response)
+            raise self._error(response)
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.DecodeError:
@@ -158,12 +158,12 @@ class Client:
             yield
         except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
             raise CommandError(
-                f"no gateway answers at {self.url}{through(self._proxy, self._host)} ({error}); "
+                f"no gateway at {self.url}{via_proxy(self._proxy, self._host)} ({error}); "
                 "start one with: sluice up",
                 EXIT_UNREACHABLE,
             ) from None
 
-    def _refusal(self, response: httpx.Response) -> CommandError:
+    def _error(self, response: httpx.Response) -> CommandError:
         try:
             problem = response.json()
             detail = problem["detail"] if isinstance(problem, dict) else response.text
@@ -172,8 +172,8 @@ class Client:
         except (ValueError, KeyError, AttributeError):
             if self._proxy is not None:
                 return CommandError(
-                    f"{self.url} answers {response.status_code} {response.reason_phrase}"
-                    f"{through(self._proxy, self._host)}, which is not an answer of a gateway",
+                    f"{self.url} responded {response.status_code} {response.reason_phrase}"
+                    f"{via_proxy(self._proxy, self._host)}, which is not a response of a gateway",
                     EXIT_UNREACHABLE,
                 )
             detail = response.text or response.reason_phrase
@@ -183,11 +183,11 @@ class Client:
 
 
 class _Unavailable(Exception):
-    """The gateway lives, but its broker is away."""
+    """The gateway is reachable, but its broker is away."""
 
 
 def _dead_path(letter_id: str) -> str:
-    # Whoever puts a request on the queue by hand may have chosen any id.
+    # A request that was published by hand may have any id.
     return f"/dead/{quote(letter_id, safe='')}"
 
 

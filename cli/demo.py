@@ -1,6 +1,6 @@
-"""``make demo``: two prompts at the same moment, one inferer, a real model, a real broker.
+"""``make demo``: two prompts at once on a real broker, with one inferer and a real model.
 
-Exit status 0 only if both were answered, the second after the first.
+Exit status 0 only if both were answered, one after the other.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ COLOURS = ("cyan", "magenta")
 MAX_TOKENS = 80
 START_TIMEOUT_S = 120
 ADVICE = (
-    "It would be started again, and would most likely die again. If llama.cpp does not fit this "
-    "CPU or its compiler, compile it again: rm -rf .venv && make .venv. If memory ran out, close "
-    "other programs. `sluice up` shows the inferer's log, `sluice doctor` what is wrong."
+    "A restart would most likely fail again. If llama.cpp was compiled for another CPU, or by a "
+    "compiler that breaks it, compile it again: rm -rf .venv && make .venv. If memory ran out, "
+    "close other programs. `sluice up` shows the inferer's log, `sluice doctor` finds causes."
 )
 
 
 class InfererDied(Exception):
-    """In one sentence, of what and in the middle of what."""
+    """The message has the cause of death and what the inferer was doing."""
 
 
 async def main() -> int:
@@ -64,7 +64,7 @@ async def main() -> int:
 
 @asynccontextmanager
 async def _stack(data: Path, log: Path) -> AsyncIterator[str | None]:
-    """`sluice up` on free ports; its URL, or None when it did not come up."""
+    """Run `sluice up` on free ports. Yields its URL, or None if it did not start."""
     command = [str(Path(sysconfig.get_path("scripts")) / "sluice"), "up"]
     options = ["--port", "0", "--nats-port", "0", "--data", str(data)]
     with log.open("w") as output:
@@ -101,7 +101,7 @@ async def _submit(http: httpx.AsyncClient, prompt: str) -> JobAccepted:
 
 
 async def _show(http: httpx.AsyncClient, job: JobAccepted, prompt: str, colour: str) -> JobStatus:
-    """Print a job's tokens as they come. Two jobs may: they never run at once."""
+    """Print a job's tokens as they arrive. Two of these may run: the jobs never run at once."""
     async with httpx_sse.aconnect_sse(http, "GET", job.events_url) as source:
         async for event in source.aiter_sse():
             if event.event == "started":

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and a terminal that is closed: when they end a command."""
+"""How Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) end a command."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM, and a terminal that is closed, end the block as Ctrl-C does."""
+    """SIGTERM and SIGHUP end the block like Ctrl-C, with KeyboardInterrupt."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -24,23 +24,22 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def interrupted_afterwards() -> Iterator[None]:
-    """The first such signal ends the block only when it is done, the second at once.
+    """The first signal takes effect after the block, a second one at once.
 
-    For requests whose answer must be known: a job that is submitted runs, whether or not its client
-    has read its id.
+    For requests whose response is needed: a submitted job runs even if its id was not read.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) > 1:
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
 
-    previous = {name: signal.signal(name, note) for name in SIGNALS}
+    previous = {name: signal.signal(name, remember) for name in SIGNALS}
     try:
         yield
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
-    if came:
+    if received:
         raise KeyboardInterrupt

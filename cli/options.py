@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from typing import Annotated, Any
 
@@ -11,26 +11,26 @@ Url = Annotated[
     str, typer.Option("--url", envvar="SLUICE_URL", help="The gateway.", show_default=True)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Needed when several are served.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Required if several models are served.")
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", help="Most tokens to generate; left out, until the context is full."
+        "--max-tokens", help="Maximum number of tokens; default: until the context is full."
     ),
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", help="0 always takes the likeliest token.")
+    float | None, typer.Option("--temperature", help="0 always picks the most likely token.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")]
-System = Annotated[str | None, typer.Option("--system", help="A system message to put first.")]
-Raw = Annotated[
-    bool, typer.Option("--raw", help="Send the text as it is, without the chat template.")
-]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed produces the same answer.")]
+System = Annotated[str | None, typer.Option("--system", help="A system message.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Send the text without the chat template.")]
 PriorityOption = Annotated[
-    Priority | None, typer.Option("--priority", help="Which of the waiting jobs go first.")
+    Priority | None, typer.Option("--priority", help="high jobs run first, low ones last.")
 ]
 TimeoutS = Annotated[
-    float | None, typer.Option("--timeout-s", help="Seconds until the job is given up.")
+    float | None, typer.Option("--timeout-s", help="Seconds until the job expires.")
 ]
 
 NatsUrl = Annotated[str, typer.Option("--nats-url", envvar="NATS_URL", help="The broker.")]
@@ -52,16 +52,16 @@ def submission(
     timeout_s: float | None,
     priority: Priority | None,
 ) -> dict[str, Any]:
-    """The body for ``POST /jobs``; what was not given is left to the gateway.
+    """The body for ``POST /jobs``, without the options that were not given.
 
     Raises:
-        CommandError: options that do not go together, or no prompt.
+        CommandError: options that exclude each other, or an empty prompt.
     """
     if not text:
         raise CommandError("the prompt is empty", EXIT_USAGE)
     if raw and system:
         raise CommandError(
-            "--raw sends the text as it is, without a system message: leave out --system",
+            "--raw sends the text without the chat template, so --system cannot be used with it",
             EXIT_USAGE,
         )
     options = {

@@ -1,4 +1,4 @@
-"""What a person reads: answers on stdout, everything about them on stderr."""
+"""Output for people: answers on stdout, messages about them on stderr."""
 
 import os
 import sys
@@ -19,12 +19,12 @@ from shared.wire.api import JobStatus, ModelQueue
 from shared.wire.inferers import ConcurrencyChange, InfererEntry, RunningJob
 from shared.wire.subjects import CLASSES
 
-WIDE = 1000
-"""Columns where nobody looks: a program that reads a table wants the ids whole."""
+WIDTH_WITHOUT_TERMINAL = 1000
+"""Columns if stdout is not a terminal, so that programs get unbroken ids."""
 
 
 class TextConsole(Console):
-    """Shows text as it is: nothing in it is markup, and a terminal obeys nothing in it."""
+    """Prints text without markup, and escapes control characters on a terminal."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -39,7 +39,7 @@ class TextConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
 
 
-out = TextConsole(soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+out = TextConsole(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 err = TextConsole(stderr=True, soft_wrap=True)
 
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "STARTED": "cyan"}
@@ -51,29 +51,24 @@ def print_json(value: object) -> None:
 
 
 def print_tokens(text: str) -> None:
-    """Part of an answer, as it comes: byte for byte, except on a terminal, which would obey it."""
+    """Print a part of an answer, unchanged except for control characters on a terminal."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def print_text(text: str) -> None:
-    """As `print_tokens`, a line or several."""
+    """As `print_tokens`, with a newline at the end."""
     print_tokens(f"{text}\n")
 
 
-def complain(text: str) -> None:
-    """A line on stderr, after all that was logged."""
+def print_error(text: str) -> None:
+    """Print a line on stderr, after all log lines."""
     drain_logs()
     print(printable(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
-def discard_output() -> None:
-    """Stop writing to a stdout whose reader is gone, including what is left in its buffer."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def shown(text: str, style: str = "") -> Text:
-    """Text of others, in a table or alone: on a terminal without anything that it would obey."""
+def safe_text(text: str, style: str = "") -> Text:
+    """Untrusted text, with control characters escaped if stdout is a terminal."""
     return Text(printable(text) if out.is_terminal else text, style)
 
 
@@ -90,24 +85,24 @@ def print_status(status: JobStatus) -> None:
         ("started at", status.started_at),
         ("finished at", status.finished_at),
     ]
-    table.add_row("state", shown(status.state, COLOURS.get(status.state, "")))
+    table.add_row("state", safe_text(status.state, COLOURS.get(status.state, "")))
     for name, value in rows:
         if value is not None:
-            table.add_row(name, shown(value))
+            table.add_row(name, safe_text(value))
     if status.error is not None:
-        table.add_row("error", shown(f"{status.error.code}: {status.error.message}"))
+        table.add_row("error", safe_text(f"{status.error.code}: {status.error.message}"))
     if status.timings is not None:
-        table.add_row("timings", shown(timings_line(status)))
-    if (outlook := outlook_line(status)) is not None:
-        table.add_row("outlook", shown(outlook))
+        table.add_row("timings", safe_text(timings_line(status)))
+    if (estimate := estimate_line(status)) is not None:
+        table.add_row("estimate", safe_text(estimate))
     out.print(table)
     if status.result is not None:
         print_text(status.result.text)
 
 
 def timings_line(status: JobStatus) -> str:
-    """``waited 0.1 s, first token after 0.3 s, 64 tokens at 80.1 tokens/s``, and whether the answer
-    was cut off."""
+    """``waited 0.1 s, first token after 0.3 s, 64 tokens at 80.1 tokens/s``, and a note if the
+    answer was cut off."""
     if status.timings is None:
         return ""
     parts = [f"waited {status.timings.queued_ms / 1000:.2f} s"]
@@ -122,13 +117,11 @@ def timings_line(status: JobStatus) -> str:
     return ", ".join(parts)
 
 
-def outlook_line(status: JobStatus) -> str | None:
-    """``3 before it, done in about 12 s (90 %: 20 s)``; None when nothing is known."""
+def estimate_line(status: JobStatus) -> str | None:
+    """``3 jobs ahead, done in about 12 s (90 %: 20 s)``; None if nothing is known."""
     parts = []
     if status.position is not UNSET:
-        parts.append(
-            "next to be served" if status.position == 0 else f"{status.position} before it"
-        )
+        parts.append("next to run" if status.position == 0 else f"{status.position} ahead of it")
     if status.progress is not UNSET:
         parts.append(
             f"{status.progress.completion_tokens} of at most {status.progress.max_tokens} tokens"
@@ -144,19 +137,19 @@ def print_queue(models: list[ModelQueue]) -> None:
 
 def queue_table(models: list[ModelQueue]) -> RenderableType:
     if not models:
-        return "no model is served yet: start an inferer"
+        return "no model is known yet: start an inferer"
     table = Table("model", box=None, pad_edge=False)
     for heading in ("waiting", "in flight", "limit", "inferers", "oldest waits"):
         table.add_column(heading, justify="right")
-    table.add_column("waiting by class")
+    table.add_column("waiting by priority")
     for model in models:
         numbers = (model.waiting, model.in_flight, model.limit, model.inferers)
         oldest = _or_dash(model.oldest_s, "{:.1f} s")
-        table.add_row(shown(model.model), *map(str, numbers), oldest, _by_class(model))
+        table.add_row(safe_text(model.model), *map(str, numbers), oldest, _by_priority(model))
     return table
 
 
-def _by_class(queue: ModelQueue) -> str:
+def _by_priority(queue: ModelQueue) -> str:
     """``1 high, 3 low``."""
     held = [(queue.classes[name].waiting, name) for name in CLASSES if name in queue.classes]
     return ", ".join(f"{waiting} {name}" for waiting, name in held if waiting) or "-"
@@ -167,11 +160,11 @@ def print_inferers(inferers: list[InfererEntry]) -> None:
 
 
 def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> RenderableType:
-    """One line for each; ``jobs``: with those that it runs."""
+    """One line per inferer, with its running jobs if ``jobs``."""
     if not inferers:
         return (
-            "no inferer is live: start one with sluice up, or python -m services.inferer; under "
-            "`sluice up --min 0` the next job does"
+            "no inferer is live: start one with sluice up or python -m services.inferer "
+            "(with `sluice up --min 0` the next job starts one)"
         )
     columns: dict[str, Callable[[InfererEntry], str]] = {
         "inferer": lambda entry: entry.id,
@@ -191,12 +184,12 @@ def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> Render
     for heading in columns:
         table.add_column(heading, overflow="fold", no_wrap=heading == "inferer")
     for entry in inferers:
-        table.add_row(*(shown(cell(entry)) for cell in columns.values()))
+        table.add_row(*(safe_text(cell(entry)) for cell in columns.values()))
     return table
 
 
 def _cpu_list(numbers: list[int]) -> str:
-    """``0-3,6``, as the kernel and taskset write it."""
+    """``0-3,6``, the format of taskset."""
     ranges: list[list[int]] = []
     for number in sorted(numbers):
         if ranges and number == ranges[-1][-1] + 1:
@@ -217,23 +210,31 @@ def _or_dash(number: float | None, form: str) -> str:
 def print_changes(changes: list[ConcurrencyChange]) -> None:
     for change in changes:
         if change.refused is None:
-            out.print(shown(f"{change.inferer}: {change.before} → {change.concurrency}"))
+            out.print(safe_text(f"{change.inferer}: {change.before} → {change.concurrency}"))
         else:
-            out.print(shown(f"{change.inferer}: stays at {change.before}: {change.refused}", "red"))
+            out.print(
+                safe_text(f"{change.inferer}: still {change.before}: {change.refused}", "red")
+            )
 
 
-VERDICTS = {"ok": ("ok   ", "green"), "look": ("look ", "yellow"), "wrong": ("WRONG", "red")}
+SEVERITIES = {
+    "ok": ("ok     ", "green"),
+    "warning": ("warning", "yellow"),
+    "error": ("ERROR  ", "red"),
+}
 
 
 def print_findings(findings: list[Finding]) -> None:
     for finding in findings:
-        out.print(Text(*VERDICTS[finding.verdict]), shown(f"{finding.about}: {finding.found}"))
+        out.print(
+            Text(*SEVERITIES[finding.severity]), safe_text(f"{finding.about}: {finding.found}")
+        )
         if finding.advice is not None:
-            out.print(shown(f"      → {finding.advice}"))
+            out.print(safe_text(f"        → {finding.advice}"))
 
 
 def discard_stdout() -> None:
-    """From now on nothing is written there, nor tried at exit, which would change the status."""
+    """Redirect stdout to /dev/null, so that flushing at exit does not fail as well."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Which proxy of the environment is asked for a gateway: never one for this machine."""
+"""Chooses the proxy for a gateway from the environment; none for this machine."""
 
 import ipaddress
 import re
@@ -10,11 +10,11 @@ from cli.exit_status import EXIT_USAGE, CommandError
 
 
 def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
-    """The proxy that ``http_proxy``, ``https_proxy`` or ``all_proxy`` name for ``url``; None if
-    ``no_proxy`` excepts its host, or if that is this machine.
+    """The proxy for ``url`` from ``http_proxy``, ``https_proxy`` or ``all_proxy``; None if
+    ``no_proxy`` excludes its host, or if the host is this machine.
 
     Raises:
-        CommandError: it needs one that cannot be used.
+        CommandError: the proxy's URL cannot be used.
     """
     if is_this_machine(url.host) or urllib.request.proxy_bypass(url.host):
         return None
@@ -27,14 +27,14 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
     except (ValueError, httpx.InvalidURL) as error:
         raise CommandError(
             f"the proxy {_without_password(named)} in the environment cannot be used ({error}); "
-            f"correct {url.scheme}_proxy or all_proxy, or reach the gateway without it: "
+            f"correct {url.scheme}_proxy or all_proxy, or connect without it: "
             f"NO_PROXY={url.host}",
             EXIT_USAGE,
         ) from None
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether ``host`` is a name or an address of loopback, or the address of any interface."""
+    """Whether ``host`` is localhost, a loopback address or an unspecified address (0.0.0.0)."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -46,12 +46,12 @@ def is_this_machine(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
-def through(proxy: httpx.Proxy | None, host: str) -> str:
-    """A clause for an error that the proxy may have caused; empty without one."""
+def via_proxy(proxy: httpx.Proxy | None, host: str) -> str:
+    """A clause for error messages that names the proxy; empty without one."""
     if proxy is None:
         return ""
     return (
-        f" through the proxy {_without_password(str(proxy.url))} of the environment "
+        f" via the proxy {_without_password(str(proxy.url))} from the environment "
         f"(NO_PROXY={host} avoids it)"
     )
 

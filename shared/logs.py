@@ -24,11 +24,21 @@ _writers: list[LogWriter] = []
 
 
 def configure_logs(
-    service: str, stream: TextIO | None = None, level: int = logging.INFO, **fields: str
+    service: str,
+    stream: TextIO | None = None,
+    level: int = logging.INFO,
+    renderer: Processor | None = None,
+    **fields: str,
 ) -> None:
-    """Set up structlog for this process; every line carries ``service`` and ``fields``."""
+    """Set up structlog for this process. Every event has ``service`` and ``fields``. ``renderer``
+    turns events into lines; by default they are JSON, or for people if ``stream`` is a terminal."""
     stream = stream or sys.stdout
-    is_terminal = stream is not None and stream.isatty()
+    if renderer is not None:
+        rendering_processors: Sequence[Processor] = (_exceptions_as_fields, renderer)
+    elif stream is not None and stream.isatty():
+        rendering_processors = _console_processors()
+    else:
+        rendering_processors = _json_processors()
 
     def add_fields(_: object, __: str, event: EventDict) -> EventDict:
         return {"service": service, **fields, **event}
@@ -38,7 +48,7 @@ def configure_logs(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
-        *(_console_processors() if is_terminal else _json_processors()),
+        *rendering_processors,
     ]
     wrapper = structlog.make_filtering_bound_logger(level)
     rendering = structlog.wrap_logger(
@@ -81,7 +91,7 @@ def drain_logs() -> None:
 
 
 # Neither form of traceback shows local variables, which hold prompts and answers.
-_traceback_as_fields = structlog.processors.ExceptionRenderer(
+_exceptions_as_fields = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
 
@@ -92,7 +102,7 @@ def _console_processors() -> Sequence[Processor]:
 
 
 def _json_processors() -> Sequence[Processor]:
-    return _traceback_as_fields, structlog.processors.JSONRenderer()
+    return _exceptions_as_fields, structlog.processors.JSONRenderer()
 
 
 def _make_printable(_: object, __: str, event: EventDict) -> EventDict:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from cli.client import Client
 from cli.options import DEFAULT_URL, Json, Url
-from cli.output import out, print_json, print_text, shown
+from cli.output import out, print_json, print_text, safe_text
 from shared.wire.api import DeadLetterPage
 from shared.wire.results import DeadLetter
 
@@ -25,14 +25,14 @@ def _group() -> None:
 
 @app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Most letters to list.")] = PAGE,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of letters.")] = PAGE,
     before: Annotated[
-        int | None, typer.Option(min=1, help="The next page, as the last one said.")
+        int | None, typer.Option(min=1, help="`before` of the previous page.")
     ] = None,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """The dead letters, the newest first."""
+    """List dead letters, newest first."""
     with Client(url) as client:
         page = client.dead_letters(limit, before)
     print_json(page) if as_json else _print_page(page)
@@ -40,7 +40,7 @@ def list_letters(
 
 @app.command()
 def show(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """One dead letter, with the request as it was received."""
+    """Show a dead letter with the request as it was received."""
     with Client(url) as client:
         letter = client.dead_letter(letter_id)
     print_json(letter) if as_json else _print_letter(letter)
@@ -48,7 +48,7 @@ def show(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> 
 
 @app.command()
 def retry(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Send it again and print the id of the new job. The letter is then gone."""
+    """Send the request again and print the id of the new job. The dead letter is removed."""
     with Client(url) as client:
         accepted = client.retry_dead_letter(letter_id)
     print_json(accepted) if as_json else print_text(accepted.id)
@@ -56,7 +56,7 @@ def retry(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) ->
 
 @app.command()
 def drop(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Remove it for good."""
+    """Delete a dead letter."""
     with Client(url) as client:
         dropped = client.drop_dead_letter(letter_id)
     print_json(dropped) if as_json else print_text(f"dropped {dropped.id}")
@@ -66,21 +66,23 @@ def _print_page(page: DeadLetterPage) -> None:
     if not page.letters:
         out.print("no dead letters")
         return
-    table = Table("id", "model", "at", "attempts", "why", box=None, pad_edge=False)
+    table = Table("id", "model", "at", "attempts", "error", box=None, pad_edge=False)
     for letter in page.letters:
-        why = shown(f"{letter.code}: {letter.message}")
-        table.add_row(*map(shown, (letter.id, letter.model, letter.at)), str(letter.attempts), why)
+        why = safe_text(f"{letter.code}: {letter.message}")
+        table.add_row(
+            *map(safe_text, (letter.id, letter.model, letter.at)), str(letter.attempts), why
+        )
     out.print(table)
     if page.before is not None:
-        out.print(f"older ones: sluice dead list --before {page.before}")
+        out.print(f"next page: sluice dead list --before {page.before}")
 
 
 def _print_letter(letter: DeadLetter) -> None:
     table = Table.grid(padding=(0, 2))
     for name in ("id", "model", "priority", "attempts", "at"):
-        table.add_row(name, shown(str(getattr(letter, name))))
+        table.add_row(name, safe_text(str(getattr(letter, name))))
     if letter.retry_of is not None:
-        table.add_row("retry of", shown(letter.retry_of))
-    table.add_row("error", shown(f"{letter.code}: {letter.message}"))
+        table.add_row("retry of", safe_text(letter.retry_of))
+    table.add_row("error", safe_text(f"{letter.code}: {letter.message}"))
     out.print(table)
     print_text(letter.request)

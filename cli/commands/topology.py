@@ -1,4 +1,4 @@
-"""``sluice topology``: what the broker must hold, without a gateway."""
+"""``sluice topology``: creates streams, consumers and buckets without a gateway."""
 
 import asyncio
 import logging
@@ -30,31 +30,31 @@ def _group() -> None:
 @app.command()
 def apply(
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="A model to create a queue for.")
+        list[str] | None, typer.Option("--model", "-m", help="Also create a queue for this model.")
     ] = None,
     replicas: Replicas = 1,
     nats_url: NatsUrl = DEFAULT_NATS_URL,
     as_json: Json = False,
 ) -> None:
-    """Create or update everything; safe to repeat. Says what was changed."""
+    """Create or update streams, consumers and buckets. Prints the changes; safe to repeat."""
     models = model or []
     for name in models:
         if not is_name(name):
             raise CommandError(f"{name!r} is not a valid model name: give {NAME_RULE}", EXIT_USAGE)
-    # What the connection has to say is in the answer.
+    # Errors of the connection are reported by the command itself.
     configure_logs("sluice", stream=sys.stderr, level=logging.CRITICAL)
     try:
         settings = load(BrokerSettings, "NATS", {"NATS_URL": nats_url})
         changes = asyncio.run(_apply(settings, Topology(replicas=replicas), models))
     except (TimeoutError, BrokerUnavailable) as error:
         why = f" ({error})" if str(error) else ""
-        raise CommandError(f"no broker answers at {nats_url}{why}", EXIT_UNREACHABLE) from None
+        raise CommandError(f"no broker at {nats_url}{why}", EXIT_UNREACHABLE) from None
     except (TopologyError, SettingsError) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     if as_json:
         print_json({"changes": changes})
     else:
-        for change in changes or ["everything is as it should be"]:
+        for change in changes or ["no changes needed"]:
             out.print(change)
 
 

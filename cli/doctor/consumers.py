@@ -1,11 +1,11 @@
-"""Whether each model's consumers are there, and set as they should be."""
+"""Examines the consumers of each model: whether they exist and are configured correctly."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from cli.doctor.finding import Finding, ok, wrong
+from cli.doctor.finding import Finding, error, ok
 from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
 from shared.broker.consumers import GroupedConsumerConfig, class_of, consumer, list_consumers
 from shared.errors import BrokerUnavailable
@@ -13,12 +13,12 @@ from shared.wire import subjects
 
 ABOUT = "consumers"
 
-LEFT_TO_THE_BROKER = {"name", "num_replicas", "metadata", "description", "pause_until"}
-"""Settings that it fills in, or that change nothing for a job; whether it pauses is asked apart."""
+IGNORED_SETTINGS = {"name", "num_replicas", "metadata", "description", "pause_until"}
+"""Settings that the broker fills in, or that do not affect jobs. A pause is checked separately."""
 
 
 async def examine_consumers(broker: Broker, ack_wait_s: float, served: set[str]) -> list[Finding]:
-    """Those of every model that has one, and of the ``served``, which should have theirs.
+    """Examine the consumers of every model that has one, and of the ``served`` models.
 
     Raises:
         BrokerUnavailable: no answer.
@@ -32,50 +32,50 @@ async def examine_consumers(broker: Broker, ack_wait_s: float, served: set[str])
             else:
                 models.add(subjects.parse_consumer(info.name)[0])
         for model in sorted(models):
-            for job_class in subjects.CLASSES:
-                name = subjects.consumer(model, job_class)
-                held = await _read(broker, name)
-                findings += _one(model, job_class, ack_wait_s, held)
-    return findings or [ok(ABOUT, "as they should be")]
+            for priority in subjects.CLASSES:
+                name = subjects.consumer(model, priority)
+                actual = await _read(broker, name)
+                findings += _examine(model, priority, ack_wait_s, actual)
+    return findings or [ok(ABOUT, "complete and configured correctly")]
 
 
-def _one(
-    model: str, job_class: str, ack_wait_s: float, held: dict[str, Any] | None
+def _examine(
+    model: str, priority: str, ack_wait_s: float, actual: dict[str, Any] | None
 ) -> Iterator[Finding]:
-    name = subjects.consumer(model, job_class)
-    if held is None:
-        yield wrong(
+    name = subjects.consumer(model, priority)
+    if actual is None:
+        yield error(
             ABOUT,
-            f"{name}: missing, so {job_class} jobs of {model} wait for ever",
-            "a gateway makes it within seconds: is one running? Or run: sluice topology apply "
+            f"{name}: missing, so {priority} jobs of {model} wait forever",
+            "a gateway creates it within seconds: is one running? Or run: sluice topology apply "
             f"--model {model}",
         )
         return
-    if held.get("paused"):
-        yield wrong(
+    if actual.get("paused"):
+        yield error(
             ABOUT,
-            f"{name}: paused until {held['config']['pause_until']}",
+            f"{name}: paused until {actual['config']['pause_until']}",
             f"run: nats consumer resume {subjects.REQUESTS} {name}",
         )
-    # The limit is looked at with the inferers that it follows from.
-    limit = held["config"].get("max_ack_pending", 1)
-    wanted = consumer(model, job_class, ack_wait_s, limit, None)
-    if differences := _differences(wanted, held["config"]):
-        told = f"{name}: " + "; ".join(differences)
-        yield wrong(ABOUT, told, "run: sluice topology apply")
+    # The limit is examined together with the inferers that determine it.
+    limit = actual["config"].get("max_ack_pending", 1)
+    wanted = consumer(model, priority, ack_wait_s, limit, None)
+    if differences := _differences(wanted, actual["config"]):
+        found = f"{name}: " + "; ".join(differences)
+        yield error(ABOUT, found, "run: sluice topology apply")
 
 
 def _foreign(name: str) -> Finding:
-    return wrong(
+    return error(
         ABOUT,
-        f"{name}: not Sluice's; it takes jobs that no inferer sees",
+        f"{name}: not Sluice's; jobs delivered to it reach no inferer",
         f"run: nats consumer rm {subjects.REQUESTS} {name}",
     )
 
 
 async def _read(broker: Broker, name: str) -> dict[str, Any] | None:
-    """All that the broker says of a consumer, None if there is none; the client leaves out what
-    it does not know."""
+    """The broker's full report on a consumer, None if it does not exist. nats-py would drop fields
+    that it does not know."""
     answer = await broker.nc.request(
         f"$JS.API.CONSUMER.INFO.{subjects.REQUESTS}.{name}", timeout=REQUEST_TIMEOUT_S
     )
@@ -88,12 +88,12 @@ async def _read(broker: Broker, name: str) -> dict[str, Any] | None:
     raise BrokerUnavailable(f"the broker could not report on the consumer {name}: {error}")
 
 
-def _differences(wanted: GroupedConsumerConfig, held: dict[str, Any]) -> list[str]:
-    """What is set otherwise than wanted, or beyond it."""
+def _differences(wanted: GroupedConsumerConfig, actual: dict[str, Any]) -> list[str]:
+    """The settings that differ from ``wanted``."""
     wants = wanted.as_dict()
     differences = []
-    for name in sorted((wants.keys() | held.keys()) - LEFT_TO_THE_BROKER):
-        should_be, is_now = (_plain(name, config.get(name)) for config in (wants, held))
+    for name in sorted((wants.keys() | actual.keys()) - IGNORED_SETTINGS):
+        should_be, is_now = (_plain(name, config.get(name)) for config in (wants, actual))
         if should_be != is_now:
             differences.append(f"{name} is {is_now}, should be {should_be}")
     return differences
@@ -101,7 +101,7 @@ def _differences(wanted: GroupedConsumerConfig, held: dict[str, Any]) -> list[st
 
 def _plain(name: str, value: Any) -> str:
     if not value:
-        return "unset"  # by whatever word
+        return "unset"  # None, 0, "" or an empty list
     if name == "ack_wait":
         return f"{value / 1e9:g} s"
     return str(getattr(value, "value", value))

@@ -1,9 +1,9 @@
-"""Inferers that died of late: of what, and in the middle of which jobs."""
+"""Examines recent deaths of inferers: the cause, and the jobs that they ran."""
 
 import signal
 from datetime import timedelta
 
-from cli.doctor.finding import Finding, look
+from cli.doctor.finding import Finding, warning
 from shared.broker.connection import Broker
 from shared.process.exit_status import EXIT_STALLED, describe_exit
 from shared.timestamps import parse_timestamp
@@ -14,17 +14,16 @@ from shared.wire.events import InfererDeath
 RECENT = timedelta(hours=1)
 
 ADVICE = {
-    describe_exit(
-        -signal.SIGKILL
-    ): "unless it was killed by hand, memory ran out: lower INFERER_N_CTX "
-    "or INFERER_CONCURRENCY, or use a smaller model",
+    describe_exit(-signal.SIGKILL): "unless someone killed it, memory ran out: lower "
+    "INFERER_N_CTX or INFERER_CONCURRENCY, or use a smaller model",
     describe_exit(-signal.SIGILL): "llama.cpp was compiled for another CPU: compile it on this one",
-    describe_exit(
-        EXIT_STALLED
-    ): "its log shows where it hung; raise INFERER_STALL_S if it is only slow",
+    describe_exit(EXIT_STALLED): "its log shows where it hung; raise "
+    "INFERER_STALL_S if it is only slow",
 }
-OF_A_JOB = "see its log; a job that keeps killing inferers ends as worker_lost: sluice dead list"
-OF_NO_JOB = "see its log"
+ADVICE_WITH_JOBS = (
+    "see its log; a job that keeps killing inferers ends as worker_lost: sluice dead list"
+)
+ADVICE_WITHOUT_JOBS = "see its log"
 
 
 async def examine_deaths(broker: Broker) -> list[Finding]:
@@ -35,15 +34,15 @@ async def examine_deaths(broker: Broker) -> list[Finding]:
             death = decode_inferer_death(stored.data)
             is_recent = parse_timestamp(death.at) > broker.now() - RECENT
         except (ValueError, RecursionError):
-            continue  # put there by hand
+            continue  # not published by an inferer
         if is_recent:
             findings.append(_finding(death))
     return findings
 
 
 def _finding(death: InfererDeath) -> Finding:
-    return look(
+    return warning(
         f"inferer {death.inferer}",
         f"died at {death.at} of {death.cause}, {death.doing}",
-        ADVICE.get(death.cause, OF_A_JOB if death.jobs else OF_NO_JOB),
+        ADVICE.get(death.cause, ADVICE_WITH_JOBS if death.jobs else ADVICE_WITHOUT_JOBS),
     )

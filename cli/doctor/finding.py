@@ -1,29 +1,29 @@
-"""What ``sluice doctor`` has to say on one question."""
+"""One finding of ``sluice doctor``."""
 
 from typing import Literal
 
 from msgspec import Struct
 
-Verdict = Literal["ok", "look", "wrong"]
+Severity = Literal["ok", "warning", "error"]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What a question is about, what was found, and what to do about it."""
+    """What was examined, what was found, and what to do about it."""
 
     about: str
-    verdict: Verdict
+    severity: Severity
     found: str
     advice: str | None = None
 
 
 def ok(about: str, found: str) -> Finding:
-    return Finding(about=about, verdict="ok", found=found)
+    return Finding(about=about, severity="ok", found=found)
 
 
-def look(about: str, found: str, advice: str) -> Finding:
-    """It may be as it should be, and may be the cause."""
-    return Finding(about=about, verdict="look", found=found, advice=advice)
+def warning(about: str, found: str, advice: str) -> Finding:
+    """A possible cause, which may also be intended."""
+    return Finding(about=about, severity="warning", found=found, advice=advice)
 
 
-def wrong(about: str, found: str, advice: str) -> Finding:
-    return Finding(about=about, verdict="wrong", found=found, advice=advice)
+def error(about: str, found: str, advice: str) -> Finding:
+    return Finding(about=about, severity="error", found=found, advice=advice)

@@ -1,8 +1,8 @@
-"""The live inferers: those that hang, are in each other's way, or are of another version."""
+"""Examines live inferers: hung ones, shared CPUs, unused CPU features, mixed versions."""
 
 from collections.abc import Iterator
 
-from cli.doctor.finding import Finding, look, ok, wrong
+from cli.doctor.finding import Finding, error, ok, warning
 from shared.broker.inferers import OVERLAP_ADVICE, Live, find_overlaps
 from shared.wire.inferers import EXTRA_BUFFERS
 
@@ -10,31 +10,32 @@ COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.m
 
 
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
-    """``before`` is what they said some seconds ago: each speaks every second."""
-    told_at = {one.entry.id: one.told_at for one in before}
+    """Inferers without a heartbeat, and jobs without a new token, since ``before``."""
+    last_heartbeat = {one.entry.id: one.told_at for one in before}
     tokens = {job.id: job.completion_tokens for one in before for job in one.entry.jobs}
     for one in now:
         name = f"inferer {one.entry.id}"
-        if told_at.get(one.entry.id) == one.told_at:
-            yield wrong(
+        if last_heartbeat.get(one.entry.id) == one.told_at:
+            yield error(
                 name,
-                f"has said nothing for at least {between_s:.0f} s",
-                "it is dead, stopped, hung or cut off: end its process, and its job goes to "
-                "another",
+                f"no heartbeat for at least {between_s:.0f} s",
+                "it is dead, stopped, hung or disconnected: end its process, and its job is "
+                "redelivered to another one",
             )
             continue
         for job in one.entry.jobs:
             if tokens.get(job.id) == job.completion_tokens:
-                yield look(
+                yield warning(
                     name,
-                    f"no new token of {job.id} for {between_s:.0f} s, {job.completion_tokens} yet",
-                    "a long prompt takes its time; if it stays so, end the process: the job goes "
-                    "to another",
+                    f"no new token of {job.id} for {between_s:.0f} s, "
+                    f"{job.completion_tokens} so far",
+                    "normal during a long prompt; if it lasts, end the process, and the job is "
+                    "redelivered to another one",
                 )
 
 
 def computing(live: list[Live]) -> Iterator[Finding]:
-    """With what of its CPU each computes, and whether it could do better."""
+    """Which CPU features each inferer uses, and which it could use."""
     for entry in (one.entry for one in live):
         if not entry.cpu:
             continue  # of an earlier version
@@ -42,12 +43,14 @@ def computing(live: list[Live]) -> Iterator[Finding]:
         found = f"{entry.cpu}; llama.cpp was compiled for {', '.join(entry.cpu_features)}"
         if entry.warning is not None:
             unused = ", ".join(name for name in entry.cpu_features if name in EXTRA_BUFFERS)
-            yield look(name, f"{found}, and does not use {unused}: {entry.warning}", COMPILE_ADVICE)
+            yield warning(
+                name, f"{found}, and does not use {unused}: {entry.warning}", COMPILE_ADVICE
+            )
         elif entry.cpu_features_missing:
             missing = ", ".join(entry.cpu_features_missing)
-            yield look(name, f"{found}; this CPU also has {missing}", COMPILE_ADVICE)
+            yield warning(name, f"{found}; this CPU also has {missing}", COMPILE_ADVICE)
         else:
-            yield ok(name, f"{found}, and uses all of it")
+            yield ok(name, f"{found}, all that the CPU has")
 
 
 def overlapping(live: list[Live]) -> Iterator[Finding]:
@@ -59,22 +62,22 @@ def overlapping(live: list[Live]) -> Iterator[Finding]:
         if first < second
     ]
     for first, second in pairs:
-        yield wrong(
+        yield error(
             "CPUs",
             f"{first.id} and {second.id} on {first.host} share CPUs: {first.threads} and "
             f"{second.threads} threads on {len(set(first.cpus) | set(second.cpus))}",
             OVERLAP_ADVICE,
         )
     if live and not pairs:
-        yield ok("CPUs", "no two inferers are in each other's way")
+        yield ok("CPUs", "no inferers share CPUs")
 
 
 def versions(gateway: str | None, live: list[Live]) -> Iterator[Finding]:
-    """Of the gateway, None if it does not answer, and of the inferers."""
+    """The versions of the gateway, None if it does not respond, and of the inferers."""
     fleet = sorted({one.entry.version for one in live})
-    told = [f"gateway {gateway}"] if gateway else []
-    told += [f"inferers {', '.join(fleet)}"] if fleet else []
+    found = [f"gateway {gateway}"] if gateway else []
+    found += [f"inferers {', '.join(fleet)}"] if fleet else []
     if len({*fleet, gateway} - {None}) > 1:
-        yield look("versions", "; ".join(told), "finish the update")
-    elif told:
-        yield ok("versions", "; ".join(told))
+        yield warning("versions", "; ".join(found), "finish the update")
+    elif found:
+        yield ok("versions", "; ".join(found))

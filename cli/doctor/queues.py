@@ -1,10 +1,10 @@
-"""One model's queue: who serves it, how many may run, what is out and what waits."""
+"""Examines the queue of one model: its inferers, its limit, jobs in flight and waiting."""
 
 from collections.abc import Iterator
 from datetime import datetime
 from shlex import quote
 
-from cli.doctor.finding import Finding, look, ok, wrong
+from cli.doctor.finding import Finding, error, ok, warning
 from shared.broker.consumers import ModelConsumers
 from shared.broker.inferers import Live
 from shared.timestamps import milliseconds_between, timestamp
@@ -21,20 +21,20 @@ def examine_queue(
     oldest_s: float | None,
     some_died: bool,
 ) -> Iterator[Finding]:
-    """``before`` is how the queue was some seconds ago, ``live`` are the model's inferers now, that
-    is, ``at`` by the broker's clock."""
+    """``before`` is the queue some seconds ago; ``live`` are the model's inferers at ``at``, the
+    broker's time."""
     model, inferers = now.name, [one.entry for one in live]
     waits = f"{now.waiting} waiting" + (f", the oldest for {oldest_s:.0f} s" if oldest_s else "")
     queue = f"{waits}, {now.in_flight} in flight, limit {now.limit}"
     if not inferers and now.waiting + now.in_flight == 0:
-        yield look(
+        yield warning(
             model,
-            "no live inferer, and no job",
-            "as it should be with `sluice up --min 0`, where the next job starts one",
+            "no live inferer and no jobs",
+            "normal with `sluice up --min 0`, where the next job starts one",
         )
         return
     if not inferers:
-        yield wrong(
+        yield error(
             model,
             f"no live inferer; {queue}",
             f"start one that serves {model}: sluice up --model …, or INFERER_ALIAS={quote(model)} "
@@ -52,52 +52,53 @@ def examine_queue(
         seconds = milliseconds_between(since, timestamp(at)) / 1000
         yield ok(model, f"the longest-running job started {seconds:.0f} s ago")
     if now.in_flight > len(jobs) + (0 if some_died else slots):
-        yield look(
+        yield warning(
             model,
             f"{now.in_flight} jobs are in flight, the live inferers report {len(jobs)}",
             "the jobs of a dead inferer are redelivered when the lease expires, after 12 s at most "
             "(30 s on a cluster)",
         )
-    if before is not None and _stands_still(before, now, slots):
-        yield wrong(
+    if before is not None and _is_stalled(before, now, slots):
+        yield error(
             model,
-            f"{now.waiting} wait beside a free slot, and for seconds none was taken",
+            f"{now.waiting} wait although a slot is free, and none was delivered for seconds",
             "see the logs of the inferers; end the process of one that does not pull "
             f"(nats consumer info {subjects.REQUESTS} {now.token}: Waiting Pulls)",
         )
     if now.redelivered:
-        yield look(
+        yield warning(
             model,
             f"{now.redelivered} jobs were delivered more than once",
-            "requeued because a slot had taken another one, or an inferer died or stopped in the "
-            "middle: see the inferers' logs",
+            "requeued because the slot had received another job, or the inferer died or shut down "
+            "while running them: see the inferers' logs",
         )
 
 
 def _closed(model: str, inferers: list[InfererEntry]) -> Finding:
     if all(entry.state == "stopping" for entry in inferers):
-        return wrong(model, "every inferer is stopping", "start another: sluice up")
-    return wrong(
+        return error(model, "every inferer is shutting down", "start another: sluice up")
+    return error(
         model,
-        "all slots are closed: the concurrency is 0, and nothing is taken",
+        "all slots are closed: the concurrency is 0, so no job runs",
         f"open some: sluice concurrency 1 --model {quote(model)}",
     )
 
 
 def _limit(consumers: ModelConsumers, slots: int, some_died: bool) -> Iterator[Finding]:
-    """One for each live slot, the same for every class; a dead inferer's job may have a place."""
+    """The limit should be the number of live slots, for every priority. For a while it may still
+    include the slots of a dead inferer."""
     limits = {info.config.max_ack_pending or 1 for info in consumers.by_class.values()}
     wanted = max(1, slots)
     if limits == {wanted} or (some_died and len(limits) == 1 and min(limits) > wanted):
         return
-    yield wrong(
+    yield error(
         consumers.name,
         f"the limit is {' or '.join(map(str, sorted(limits)))}, the live slots are {slots}",
         "a gateway sets it within seconds: is one running?",
     )
 
 
-def _stands_still(before: ModelConsumers, now: ModelConsumers, slots: int) -> bool:
+def _is_stalled(before: ModelConsumers, now: ModelConsumers, slots: int) -> bool:
     return (
         min(before.waiting, now.waiting) > 0
         and max(before.in_flight, now.in_flight) < slots

@@ -1,6 +1,6 @@
-"""The broker's storage: whether it can be written, and how full it is."""
+"""Examines the broker's storage: whether it can be written, and how full it is."""
 
-from cli.doctor.finding import Finding, look, ok, wrong
+from cli.doctor.finding import Finding, error, ok, warning
 from shared.broker.connection import Broker
 from shared.broker.storage import SHORT_SHARE, read_storage, read_write_errors
 
@@ -8,22 +8,22 @@ ABOUT = "storage"
 MIB = 1024**2
 
 
-async def examine_writing(broker: Broker, replicas: int) -> list[Finding]:
-    """Nothing if all is well.
+async def examine_writability(broker: Broker, replicas: int) -> list[Finding]:
+    """Streams that cannot be written; empty if there are none.
 
     Raises:
         BrokerUnavailable: no answer.
     """
     errors = await read_write_errors(broker, replicas)
     return [
-        wrong(
+        error(
             ABOUT,
-            f"{', '.join(stream for stream, why in errors.items() if why == error)} cannot be "
-            f"written any more: {error}",
+            f"{', '.join(stream for stream, why in errors.items() if why == reason)} cannot be "
+            f"written any more: {reason}",
             "free space on the broker's disk, then restart nats-server, which does not try again "
             "by itself (sluice up restarts its own)",
         )
-        for error in sorted(set(errors.values()))
+        for reason in sorted(set(errors.values()))
     ]
 
 
@@ -31,18 +31,18 @@ async def examine_use(broker: Broker) -> Finding:
     """Raises: BrokerUnavailable: no answer."""
     use = await read_storage(broker)
     if use.limit is None:
-        return look(
+        return warning(
             ABOUT,
-            f"{use.used / MIB:.0f} MiB used, and no limit: a store that is full refuses results as "
-            "well as jobs, and then nothing can leave the queue",
-            "give the account one, as deploy/nats/nats.conf does",
+            f"{use.used / MIB:.0f} MiB used, and no limit: a full store refuses results as well "
+            "as jobs, and then no job can leave the queue",
+            "set one for the account, as deploy/nats/nats.conf does",
         )
-    told = f"{use.share:.0%} of {use.limit / MIB:.0f} MiB used"
+    found = f"{use.share:.0%} of {use.limit / MIB:.0f} MiB used"
     if use.is_short:
-        return wrong(
+        return error(
             ABOUT,
-            f"{told}; above {SHORT_SHARE:.0%} new jobs are refused with 503 (storage_short)",
-            "see what fills it: nats stream report. Results go after 48 h, a queue when inferers "
-            "are added; or raise the limit (SLUICE_STORE) and restart nats-server",
+            f"{found}; above {SHORT_SHARE:.0%} new jobs are refused with 503 (storage_short)",
+            "see what fills it: nats stream report. Results are deleted after 48 h; more inferers "
+            "shorten the queue; or raise the limit (SLUICE_STORE) and restart nats-server",
         )
-    return ok(ABOUT, told)
+    return ok(ABOUT, found)

@@ -1,4 +1,4 @@
-"""As many inferers as the waiting jobs need: started when they wait, gone when idle."""
+"""Starts inferers when jobs wait, and stops those that have been idle for long."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,66 +17,66 @@ from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport, 
 from shared.wire.codecs import encode
 from shared.wire.inferers import InfererEntry
 
-LOOK_EVERY_S = 1.0
-LOOK_WHEN_NONE_RUNS_S = 0.2
-"""It adds to the time to the first token, and takes no CPU from a computation."""
+POLL_S = 1.0
+POLL_WITHOUT_INFERERS_S = 0.2
+"""Shorter, because it adds to the time to the first token, and no computation needs the CPU."""
 
-STARTING_S = 300.0
-"""One that is not live after so long hangs: its jobs are not waited for it to take."""
+START_TIMEOUT_S = 300.0
+"""An inferer that is not live after so long does not count as starting any more."""
 
-ANSWER_TIMEOUT_S = 15.0
+REQUEST_TIMEOUT_S = 15.0
 """A gateway waits up to 10 s for an inferer to close its slots."""
 
-RETIRE_S = 5.0
-"""How long one without a job may take to end."""
+STOP_TIMEOUT_S = 5.0
+"""How long an inferer without a job may take to end."""
 
 log = logger()
 
 
-class _Sight(Struct, frozen=True):
-    """What was to be done at one look, and who was there to do it."""
+class _Snapshot(Struct, frozen=True):
+    """The queue and the inferers of the model at one moment."""
 
     unfinished: int
     """Jobs that wait or run."""
     live: dict[str, InfererEntry]
-    """The inferers of our model by id, ours and others."""
+    """The live inferers of the model by id, including those started elsewhere."""
     slots: int
-    """How many jobs these take at once, and those of ours that are starting."""
+    """The slots of live inferers, and of those that are starting here."""
     at: str
-    """When that was, by the broker's clock."""
+    """The broker's time."""
 
 
 class Autoscaler:
-    """Keeps as many of the ``inferers`` running as ``scale`` and the queue of ``model`` ask for."""
+    """Runs as many of the ``inferers`` as the queue of ``model`` needs, within ``scale``."""
 
     def __init__(
         self, url: str, model: str, concurrency: int, scale: Scale, inferers: Sequence[Child]
     ) -> None:
-        """``concurrency`` is what each inferer starts with, its name the id of its entry."""
-        self._http = httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S, trust_env=False)
+        """``concurrency`` is the initial number of slots of each inferer; its name is its id."""
+        self._http = httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
         self._token = token_of(model)
         self._concurrency = concurrency
         self._scale = scale
         self._inferers = {inferer.name: inferer for inferer in inferers}
 
     async def run(self) -> None:
-        """Look and adjust until cancelled; through outages of the gateway and the broker, too."""
+        """Poll and adjust until cancelled, also through outages of the gateway and the broker."""
         async with self._http:
             while True:
                 try:
-                    await self._adjust(await self._look())
-                    pause_s = LOOK_EVERY_S if self._running else LOOK_WHEN_NONE_RUNS_S
+                    await self._adjust(await self._read())
+                    pause_s = POLL_S if self._running else POLL_WITHOUT_INFERERS_S
                 except (httpx.HTTPError, msgspec.DecodeError) as error:
-                    log.warning("queue_not_seen", error=repr(error))
-                    pause_s = LOOK_EVERY_S
+                    log.warning("queue_not_read", error=repr(error))
+                    pause_s = POLL_S
                 await asyncio.sleep(pause_s)
 
     @property
     def _running(self) -> list[Child]:
         return [inferer for inferer in self._inferers.values() if inferer.is_wanted]
 
-    async def _look(self) -> _Sight:
-        """The queue first: what an inferer holds afterwards has been counted."""
+    async def _read(self) -> _Snapshot:
+        """The queue is read first, so that a job that an inferer takes in between is counted."""
         answer = (await self._http.get("/queue")).raise_for_status()
         queues = msgspec.json.decode(answer.content, type=QueueReport).models
         answer = (await self._http.get("/inferers")).raise_for_status()
@@ -85,9 +85,9 @@ class Autoscaler:
         starting = [
             inferer
             for inferer in self._running
-            if inferer.name not in live and _age_s(inferer.started_at) < STARTING_S
+            if inferer.name not in live and _age_s(inferer.started_at) < START_TIMEOUT_S
         ]
-        return _Sight(
+        return _Snapshot(
             unfinished=sum(
                 q.waiting + q.in_flight for q in queues if token_of(q.model) == self._token
             ),
@@ -97,66 +97,68 @@ class Autoscaler:
         )
 
     def _is_live(self, entry: InfererEntry) -> bool:
-        """Whether it can take our jobs; the entry of a process of ours that was killed a moment
-        ago may still be there."""
+        """Whether the inferer can take jobs of the model. The entry of a process that was killed a
+        moment ago may still exist."""
         inferer = self._inferers.get(entry.id)
         if inferer is None:
             return token_of(entry.model) == self._token
         return inferer.is_wanted and entry.started_at >= inferer.started_at
 
-    async def _adjust(self, sight: _Sight) -> None:
-        if sight.live.keys() & self._inferers.keys():
+    async def _adjust(self, snapshot: _Snapshot) -> None:
+        if snapshot.live.keys() & self._inferers.keys():
             for inferer in self._inferers.values():
-                inferer.keep_trying()
-        slots = sight.slots
+                inferer.mark_proven()
+        slots = snapshot.slots
         for inferer in self._inferers.values():
-            if slots < sight.unfinished and not inferer.is_wanted:
-                log.info("inferer_wanted", inferer=inferer.name, unfinished=sight.unfinished)
+            if slots < snapshot.unfinished and not inferer.is_wanted:
+                log.info("inferer_scaled_up", inferer=inferer.name, unfinished=snapshot.unfinished)
                 inferer.start()
                 slots += self._concurrency
-        if len(self._running) > self._scale.least:
-            # The last to have come into play goes first.
+        if len(self._running) > self._scale.minimum:
+            # The last one that was started is stopped first.
             for inferer in reversed(self._running):
-                if self._may_leave(inferer, sight):
-                    await self._retire(inferer, sight.live[inferer.name].slots)
+                if self._is_removable(inferer, snapshot):
+                    await self._scale_down(inferer, snapshot.live[inferer.name].slots)
                     return
 
-    def _may_leave(self, inferer: Child, sight: _Sight) -> bool:
-        """Whether it has been idle for long enough, and the others can take all there is."""
-        entry = sight.live.get(inferer.name)
+    def _is_removable(self, inferer: Child, snapshot: _Snapshot) -> bool:
+        """Whether it has been idle for long enough, and the others have slots for all jobs."""
+        entry = snapshot.live.get(inferer.name)
         if entry is None or entry.idle_since is None:
             return False
-        idle_ms = milliseconds_between(entry.idle_since, sight.at)
+        idle_ms = milliseconds_between(entry.idle_since, snapshot.at)
         return (
-            idle_ms >= self._scale.idle_s * 1000 and sight.unfinished <= sight.slots - entry.slots
+            idle_ms >= self._scale.idle_s * 1000
+            and snapshot.unfinished <= snapshot.slots - entry.slots
         )
 
-    async def _retire(self, inferer: Child, slots: int) -> None:
-        """Let it take no more jobs; then let it leave, unless it has got one by then."""
-        if await self._has_closed(inferer):
-            await inferer.rest(RETIRE_S)
-            log.info("inferer_retired", inferer=inferer.name)
+    async def _scale_down(self, inferer: Child, slots: int) -> None:
+        """Close its slots, then stop it, unless it has taken a job by then."""
+        if await self._close_slots(inferer):
+            await inferer.deactivate(STOP_TIMEOUT_S)
+            log.info("inferer_scaled_down", inferer=inferer.name)
             return
-        # Whatever becomes of the gateway meanwhile: left closed, it would never work again.
-        while not await self._order(inferer, slots):
-            await asyncio.sleep(LOOK_EVERY_S)
+        # Retried through outages of the gateway: with closed slots it would never work again.
+        while not await self._set_slots(inferer, slots):
+            await asyncio.sleep(POLL_S)
 
-    async def _has_closed(self, inferer: Child) -> bool:
-        if not await self._order(inferer, 0):
+    async def _close_slots(self, inferer: Child) -> bool:
+        """Whether its slots are closed and it is still idle."""
+        if not await self._set_slots(inferer, 0):
             return False
         try:
-            sight = await self._look()
+            snapshot = await self._read()
         except (httpx.HTTPError, msgspec.DecodeError):
             return False
-        entry = sight.live.get(inferer.name)
-        # An entry with slots is older than the order, and says nothing of the last moment.
-        return entry is not None and entry.slots == 0 and self._may_leave(inferer, sight)
+        entry = snapshot.live.get(inferer.name)
+        # An entry with slots is older than the command, and may miss a job taken since.
+        return entry is not None and entry.slots == 0 and self._is_removable(inferer, snapshot)
 
-    async def _order(self, inferer: Child, slots: int) -> bool:
-        """Give it so many slots; whether it has them, or is gone and will start with its own."""
-        order = encode(ConcurrencyRequest(concurrency=slots, inferer=inferer.name))
+    async def _set_slots(self, inferer: Child, slots: int) -> bool:
+        """Set its number of slots. True if it has them, or is gone and will start with its own."""
+        command = encode(ConcurrencyRequest(concurrency=slots, inferer=inferer.name))
         try:
-            answer = await self._http.put("/concurrency", content=order)
+            answer = await self._http.put("/concurrency", content=command)
             if answer.status_code == httpx.codes.NOT_FOUND:
                 return True
             report = msgspec.json.decode(answer.raise_for_status().content, type=ConcurrencyReport)

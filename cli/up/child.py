@@ -1,11 +1,12 @@
-"""One child process of `sluice up`: kept running while it is wanted, stopped when asked."""
+"""A child process of `sluice up`: restarted while it is wanted, stopped on request."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from cli.up.child_output import ChildOutput
@@ -17,19 +18,20 @@ from shared.timestamps import timestamp
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 STEADY_S = 10.0
-"""A child that lived so long starts with the first pause again."""
-GIVE_UP_AFTER = 3
-REFUSALS = 5
-"""Starts in a row that ended sooner, before the stack has ever served: another ends likewise."""
+"""A child that ran for so long is restarted after the first pause again."""
+MAX_FAILED_STARTS = 3
+MAX_REFUSED_RESTARTS = 5
+"""After so many failures in a row the child is given up: before the stack has ever served, and, if
+it exits with a configuration error, afterwards."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Services run as modules from here."""
+"""The working directory of the services, which run as modules."""
 
 log = logger()
 
 
 class Child:
-    """Restarts its process with backoff while it is wanted, until `stop`."""
+    """Restarts its process, with backoff, while it is wanted and until `stop`."""
 
     def __init__(
         self,
@@ -38,61 +40,64 @@ class Child:
         environment: Mapping[str, str],
         cpus: Sequence[int] | None = None,
         descriptors: Sequence[int] = (),
+        render: Callable[[str, str], str | None] | None = None,
     ) -> None:
-        """Wanted once `start` is called.
+        """The process is wanted once `start` is called.
 
-        ``cpus`` are the numbers of those it may run on; None means all of ours. ``descriptors``
-        are those of our open files that it keeps open, too.
+        ``cpus`` are the numbers of the CPUs it may run on; None means all of this process.
+        ``descriptors`` are open files of this process that it inherits. ``render`` is called with
+        the name and a line of output, see `ChildOutput`.
         """
         self.name = name
         self._descriptors = descriptors
+        self._render = None if render is None else partial(render, name)
         self._cpus = cpus
         self.started_at = timestamp()
-        """When its process was last started; before that, when this was made."""
-        self.hopeless: str | None = None
-        """Why it was given up: it would fail the same way again."""
+        """When the process was last started; before that, when this object was created."""
+        self.fatal_error: str | None = None
+        """Why the child was given up: another start would fail in the same way."""
         self._command = command
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
-        self._end_with_parent = die_with_parent(signal.SIGTERM)
+        self._die_with_parent = die_with_parent(signal.SIGTERM)
         self._wanted = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._gives_up = True
+        self._is_proven = False
 
     @property
     def is_wanted(self) -> bool:
         return self._wanted.is_set() and not self._stopping.is_set()
 
     @property
-    def has_worked(self) -> bool:
-        return not self._gives_up
+    def is_proven(self) -> bool:
+        return self._is_proven
 
     def start(self) -> None:
-        """Have it run from now on."""
+        """Run the process from now on."""
         self._wanted.set()
 
-    def keep_trying(self) -> None:
-        """From now on restart it whatever it says: it has worked once."""
-        self._gives_up = False
+    def mark_proven(self) -> None:
+        """The process has worked once: from now on failures are assumed to be temporary."""
+        self._is_proven = True
 
     async def run(self) -> None:
         """Keep the process running while it is wanted.
 
-        Returns after `stop`, or when starting it is hopeless.
+        Returns after `stop`, or when it is given up (`fatal_error`).
         """
         pause_s = FIRST_PAUSE_S
         failures = 0
         while True:
-            await self._wanted.wait()  # `stop` ends this, too
+            await self._wanted.wait()  # `stop` sets it as well
             if self._stopping.is_set():
                 return
             started = time.monotonic()
             try:
-                exit_status, last_words = await self._run_once()
+                exit_status, last_output = await self._run_once()
             except (OSError, subprocess.SubprocessError) as error:
                 why = f"{self._command[0]} cannot be run: {_reason(error, self._command[0])}"
-                if self._gives_up:
-                    self.hopeless = f"the {self.name} cannot start: {why}"
+                if not self._is_proven:
+                    self.fatal_error = f"the {self.name} cannot start: {why}"
                     return
                 log.warning("child_not_started", child=self.name, error=why, pause_s=pause_s)
             else:
@@ -102,80 +107,80 @@ class Child:
                 if time.monotonic() - started > STEADY_S:
                     pause_s, failures = FIRST_PAUSE_S, 0
                 failures += 1
-                if self._gives_up and exit_status == EXIT_CONFIGURATION:
-                    why = last_words or "its configuration is wrong"
-                    self.hopeless = f"the {self.name} cannot start: {why}"
+                if not self._is_proven and exit_status == EXIT_CONFIGURATION:
+                    why = last_output or "its configuration is wrong"
+                    self.fatal_error = f"the {self.name} cannot start: {why}"
                     return
-                if self._gives_up and failures >= GIVE_UP_AFTER:
-                    self.hopeless = (
-                        f"the {self.name} ended {failures} times as soon as it was started, the "
-                        f"last time by {describe_exit(exit_status)}"
-                        + (f"; it said: {last_words}" if last_words else "")
+                if not self._is_proven and failures >= MAX_FAILED_STARTS:
+                    self.fatal_error = (
+                        f"the {self.name} failed {failures} times right after its start, the last "
+                        f"time with {describe_exit(exit_status)}"
+                        + (f"; its last output: {last_output}" if last_output else "")
                     )
                     return
                 if exit_status == EXIT_CONFIGURATION:
-                    # It has worked, so what it misses may come back: a disk, the broker's streams.
+                    # It has worked before, so the cause may pass: a missing disk, missing streams.
                     pause_s = LONGEST_PAUSE_S
-                    if failures >= REFUSALS:
-                        self.hopeless = (
-                            f"the {self.name} refused {failures} times to start again: "
-                            f"{last_words or 'its configuration is wrong'}"
+                    if failures >= MAX_REFUSED_RESTARTS:
+                        self.fatal_error = (
+                            f"the {self.name} failed to restart {failures} times: "
+                            f"{last_output or 'its configuration is wrong'}"
                         )
-                        log.error("child_given_up", child=self.name, why=self.hopeless)
+                        log.error("child_given_up", child=self.name, why=self.fatal_error)
                         return
                 log.warning(
                     "child_died",
                     child=self.name,
                     cause=describe_exit(exit_status),
                     exit_status=exit_status,
-                    last_words=last_words,
+                    last_output=last_output,
                     pause_s=pause_s,
                 )
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def restart(self, patience_s: float) -> None:
-        """End the process as `stop` does; `run` starts it again."""
-        await self._end(patience_s)
+    async def restart(self, timeout_s: float) -> None:
+        """Stop the process; `run` starts it again."""
+        await self._end(timeout_s)
 
-    async def rest(self, patience_s: float) -> None:
-        """End the process as `stop` does; `start` brings it back."""
+    async def deactivate(self, timeout_s: float) -> None:
+        """Stop the process until the next `start`."""
         self._wanted.clear()
-        await self._end(patience_s)
+        await self._end(timeout_s)
 
-    async def stop(self, patience_s: float) -> None:
-        """End the process with SIGTERM, after ``patience_s`` with SIGKILL."""
+    async def stop(self, timeout_s: float) -> None:
+        """Stop the process for good: SIGTERM, and SIGKILL after ``timeout_s``."""
         self._stopping.set()
         self._wanted.set()
-        await self._end(patience_s)
+        await self._end(timeout_s)
 
-    async def _end(self, patience_s: float) -> None:
+    async def _end(self, timeout_s: float) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
         process.terminate()
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 await process.wait()
         except TimeoutError:
-            log.warning("child_killed", child=self.name, after_s=patience_s)
+            log.warning("child_killed", child=self.name, after_s=timeout_s)
             process.kill()
             await process.wait()
 
     async def _run_once(self) -> tuple[int, str]:
-        """Start it and wait for its end: exit status and last words.
+        """Start the process and wait for its end. Returns its exit status and last output.
 
         Raises:
             OSError, SubprocessError: it cannot be started.
         """
         self.started_at = timestamp()
-        with ChildOutput() as output:
+        with ChildOutput(self._render) as output:
             exit_status = await self._start(output)
-        return exit_status, output.last_words
+        return exit_status, output.last_output
 
     async def _start(self, output: ChildOutput) -> int:
-        # Logs of children go to stderr: stdout is for the line that says `ready`. In a session
-        # of its own, Ctrl-C in the terminal reaches a child only through us, in our order.
+        # Logs of children go to stderr, since stdout is for the line `ready`. Each child has a
+        # session of its own, so that Ctrl-C reaches only this process, which stops them in order.
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             env=self._environment,
@@ -189,12 +194,12 @@ class Child:
         )
         log.info("child_started", child=self.name, pid=self._process.pid)
         if not self.is_wanted:
-            self._process.terminate()  # who ended it could not see it yet
+            self._process.terminate()  # it was stopped before the process existed
         return await self._process.wait()
 
     def _set_up(self) -> None:
-        """In the child, before the command."""
-        self._end_with_parent()
+        """Runs in the child before the command."""
+        self._die_with_parent()
         if self._cpus is not None:
             os.sched_setaffinity(0, self._cpus)
 
@@ -207,9 +212,9 @@ class Child:
 
 
 def _reason(error: Exception, file: str) -> str:
-    """Why it could not be executed."""
+    """Why the command could not be executed."""
     if isinstance(error, FileNotFoundError) and Path(file).exists():
-        return "the interpreter or the dynamic loader that it names does not exist"
+        return "the interpreter or dynamic loader that it names does not exist"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error)

@@ -1,32 +1,33 @@
-"""What a child process writes to stdout and stderr: passed on line by line, its last words kept."""
+"""Passes on the output of a child process line by line, and remembers its last message."""
 
 import asyncio
 import os
-import re
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from cli.up.log_format import BROKER_LINE
 from shared.logs import write_raw_lines
 
 READ_BYTES = 65_536
 LONGEST_LINE_BYTES = 1024**2
 
-BROKER_EVENT = re.compile(r"\[\d+\] \S+ \S+ \[(?P<level>[A-Z]{3})\] (?P<text>.*)")
-"""A line of nats-server: process, date, time, level, text."""
-
 
 class ChildOutput:
-    """A pipe for one process, read while the block runs.
+    """A pipe for the output of one process, read while the block runs.
 
-    The child is never held up by whoever reads our own stderr, and lines stay whole.
+    A slow reader of this process's stderr does not block the child, and lines stay whole.
     """
 
-    def __init__(self) -> None:
-        self.last_words = ""
-        """What it said last that was not a log event, or an error in the broker's log: there it
-        stands why it cannot start."""
+    def __init__(self, render: Callable[[str], str | None] | None = None) -> None:
+        """``render`` turns a line into the one to write, or None to omit it; by default lines are
+        written unchanged."""
+        self._render = render
+        self.last_output = ""
+        """The last line that is not a log event, or the last error in the broker's log. It usually
+        says why a process could not start."""
         self._reader, self.descriptor = os.pipe()
-        """The end that the child writes to."""
+        """The end of the pipe for the child."""
         os.set_blocking(self._reader, False)
         self._rest = b""
 
@@ -41,7 +42,7 @@ class ChildOutput:
         trace: TracebackType | None,
     ) -> None:
         os.close(self.descriptor)
-        while self._read():  # what it wrote before it ended
+        while self._read():  # the rest of its output
             pass
         if self._rest:
             self._pass_on(self._rest + b"\n")
@@ -49,7 +50,7 @@ class ChildOutput:
         os.close(self._reader)
 
     def _read(self) -> bool:
-        """Pass on what is there; False when there is nothing, now or for good."""
+        """Pass on what can be read now. Returns False if there is nothing."""
         try:
             data = os.read(self._reader, READ_BYTES)
         except BlockingIOError:
@@ -64,10 +65,13 @@ class ChildOutput:
 
     def _pass_on(self, lines: bytes) -> None:
         text = lines.decode(errors="backslashreplace")
-        write_raw_lines(text)
+        if self._render is None:
+            write_raw_lines(text)
         for line in text.splitlines():
-            event = BROKER_EVENT.match(line)
+            if self._render is not None and (rendered := self._render(line)) is not None:
+                write_raw_lines(f"{rendered}\n")
+            event = BROKER_LINE.match(line)
             if event is not None:
                 line = event["text"] if event["level"] in ("FTL", "ERR") else ""
             if line.strip() and not line.startswith("{"):
-                self.last_words = line.strip()
+                self.last_output = line.strip()

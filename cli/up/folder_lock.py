@@ -1,4 +1,4 @@
-"""One `sluice up` at a time on a data folder, counting what an earlier one has left behind."""
+"""Locks the data folder: one `sluice up` at a time, including processes left over from another."""
 
 import fcntl
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 from cli.exit_status import EXIT_USAGE, CommandError
 from shared.logs import logger
 
-LEFT_OVER_END_S = 8.0
-"""What processes of a `sluice up` that was killed get to end by the SIGTERM that they were sent."""
+LEFT_OVER_TIMEOUT_S = 8.0
+"""How long processes of a killed `sluice up` may take to end after their SIGTERM."""
 POLL_S = 0.05
 
 log = logger()
@@ -20,14 +20,14 @@ log = logger()
 
 @contextmanager
 def locked(data: Path) -> Iterator[int]:
-    """Hold ``data`` for this process and the children that get the descriptor this gives.
+    """Lock ``data`` for this process, and for children that inherit the yielded descriptor.
 
-    The lock lasts until the last of them has ended. So when `sluice up` itself was killed, its
-    broker, frozen perhaps, still has the folder: a second broker on it would destroy the streams.
-    What was left over in this way is ended first.
+    The lock lasts until the last of them has ended. If `sluice up` was killed, its broker may still
+    use the folder, and a second broker on it would destroy the streams. So left-over processes are
+    ended first.
 
     Raises:
-        CommandError: another `sluice up` runs on it, or the folder cannot be used.
+        CommandError: another `sluice up` uses the folder, or it cannot be used.
     """
     try:
         data.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def locked(data: Path) -> Iterator[int]:
         raise _unusable(data, error) from None
     try:
         try:
-            _take(descriptor, data)
+            _acquire(descriptor, data)
         except OSError as error:
             raise _unusable(data, error) from None
         yield descriptor
@@ -51,10 +51,10 @@ def _unusable(data: Path, error: OSError) -> CommandError:
     )
 
 
-def _take(descriptor: int, data: Path) -> None:
+def _acquire(descriptor: int, data: Path) -> None:
     left_over: set[int] | None = None
-    give_up_at = time.monotonic() + LEFT_OVER_END_S
-    while not _try(descriptor):
+    give_up_at = time.monotonic() + LEFT_OVER_TIMEOUT_S
+    while not _try_lock(descriptor):
         holders = _holders(descriptor)
         owner = _owner(descriptor)
         if owner in holders:
@@ -65,26 +65,26 @@ def _take(descriptor: int, data: Path) -> None:
             )
         if left_over is None:
             left_over = holders
-            log.warning("left_over_processes_end", pids=sorted(holders), folder=str(data))
+            log.warning("left_over_processes_found", pids=sorted(holders), folder=str(data))
         elif time.monotonic() > give_up_at:
-            # Only those that were there from the beginning: nobody else may have come since.
+            # Only processes that held the lock from the beginning; others are not left over.
             if not left_over & holders:
                 raise CommandError(
-                    f"the folder {data} is used by a process that cannot be seen from here, in "
-                    "another container perhaps; stop it, or choose another folder with --data",
+                    f"the folder {data} is used by a process that is not visible here, perhaps in "
+                    "another container; stop it, or choose another folder with --data",
                     EXIT_USAGE,
                 )
             for pid in left_over & holders:
-                log.warning("left_over_process_killed", pid=pid, after_s=LEFT_OVER_END_S)
+                log.warning("left_over_process_killed", pid=pid, after_s=LEFT_OVER_TIMEOUT_S)
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-            give_up_at = time.monotonic() + LEFT_OVER_END_S
+            give_up_at = time.monotonic() + LEFT_OVER_TIMEOUT_S
             left_over = left_over - holders
         time.sleep(POLL_S)
 
 
-def _try(descriptor: int) -> bool:
-    """Take the lock, and write down for whom; False if it is taken."""
+def _try_lock(descriptor: int) -> bool:
+    """Try to lock, and record this process as the owner. Returns False if it is locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,22 +95,22 @@ def _try(descriptor: int) -> bool:
 
 
 def _owner(descriptor: int) -> int | None:
-    """The `sluice up` that has taken the lock last."""
+    """The process id of the `sluice up` that locked it last."""
     text = os.pread(descriptor, 20, 0)
     return int(text) if text.isdigit() else None
 
 
 def _holders(descriptor: int) -> set[int]:
-    """The processes that hold the lock on the open file ``descriptor``, as far as we may see."""
+    """The processes that hold the lock on the file ``descriptor``, as far as they are visible."""
     inode = os.fstat(descriptor).st_ino
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended, or is somebody else's
+        with suppress(OSError):  # it ended, or belongs to another user
             for entry in (process / "fd").iterdir():
                 with suppress(OSError):
                     if entry.stat().st_ino != inode:
                         continue
-                    # Without a lock it is one that waits, as this process does.
+                    # A process that only waits for the lock has none.
                     if "FLOCK" in (process / "fdinfo" / entry.name).read_text():
                         found.add(int(process.name))
     return found - {os.getpid()}

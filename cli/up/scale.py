@@ -1,4 +1,4 @@
-"""How many inferers `sluice up` runs, and on which CPUs each."""
+"""How many inferers `sluice up` runs, and on which CPUs."""
 
 import os
 
@@ -9,38 +9,35 @@ from shared.cpus import own_cpus, usable_cpus
 
 
 class Scale(Struct, frozen=True):
-    """Never fewer inferers than ``least``, never more than ``most``.
+    """Between ``minimum`` and ``maximum`` inferers. Those above ``minimum`` are stopped after
+    ``idle_s`` seconds without a job."""
 
-    Those above ``least`` leave when they have had no job for ``idle_s``.
-    """
-
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     idle_s: float
 
     @property
     def varies(self) -> bool:
-        return self.least < self.most
+        return self.minimum < self.maximum
 
     @property
     def from_zero(self) -> bool:
-        """Whether the first job may come before the first inferer; one elsewhere, if none runs
-        here."""
-        return self.least == 0
+        """Whether jobs may arrive before an inferer was started."""
+        return self.minimum == 0
 
 
-def scale_of(inferers: int | None, least: int | None, most: int | None, idle_s: float) -> Scale:
-    """What ``--inferers``, ``--min``, ``--max`` and ``--idle-s`` ask for; None was not given.
+def parse_scale(inferers: int | None, least: int | None, most: int | None, idle_s: float) -> Scale:
+    """The scale for ``--inferers``, ``--min``, ``--max`` and ``--idle-s``; None if not given.
 
     Raises:
-        CommandError: they contradict each other.
+        CommandError: the options contradict each other.
     """
     if inferers is not None and (least is not None or most is not None):
         raise CommandError(
             "--inferers N means --min N --max N; give either --inferers or --min and --max",
             EXIT_USAGE,
         )
-    if not idle_s > 0:  # not a number is not, either
+    if not idle_s > 0:  # also refuses NaN
         raise CommandError(f"--idle-s {idle_s:g}: give more than 0 seconds", EXIT_USAGE)
     if least is None and most is None:
         fixed = 1 if inferers is None else inferers
@@ -54,23 +51,23 @@ def scale_of(inferers: int | None, least: int | None, most: int | None, idle_s: 
     return Scale(least, most, idle_s)
 
 
-def shares(scale: Scale) -> list[list[int]] | list[None]:
-    """The CPUs of each inferer there may be.
+def cpu_shares(scale: Scale) -> list[list[int]] | list[None]:
+    """The CPUs of each inferer, up to the maximum; None means all CPUs.
 
     Raises:
-        CommandError: there may be more inferers than CPUs.
+        CommandError: the maximum exceeds the number of CPUs.
     """
-    if scale.most == 1:
-        return [None]  # one alone goes where the kernel wants it
-    parts = share_out(own_cpus()[: usable_cpus()], scale.most)
+    if scale.maximum == 1:
+        return [None]  # a single inferer is not pinned
+    parts = split_cpus(own_cpus()[: usable_cpus()], scale.maximum)
     _check_threads(min(len(part) for part in parts) if parts else 1)
     return parts
 
 
-def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
-    """Disjoint parts of ``cpus``, as equal as can be, one for each inferer.
+def split_cpus(cpus: list[int], inferers: int) -> list[list[int]]:
+    """Divide ``cpus`` into disjoint parts of about equal size, one for each inferer.
 
-    Threads of llama.cpp wait for each other in a loop: two inferers on one core are several times
+    llama.cpp's threads busy-wait for each other, so two inferers on one core would be several times
     slower than one after the other.
 
     Raises:
@@ -78,7 +75,7 @@ def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
     """
     if inferers > len(cpus):
         raise CommandError(
-            f"{inferers} inferers: there are {len(cpus)} CPUs, and two inferers on one would be "
+            f"{inferers} inferers: there are {len(cpus)} CPUs, and two inferers on one CPU are "
             f"several times slower than one; give at most {len(cpus)}",
             EXIT_USAGE,
         )
@@ -86,11 +83,11 @@ def share_out(cpus: list[int], inferers: int) -> list[list[int]]:
 
 
 def _check_threads(cpus: int) -> None:
-    """The inferers inherit their number of threads; more than CPUs would wait for each other."""
+    """The inferers inherit INFERER_THREADS; more threads than CPUs would wait for each other."""
     threads = os.environ.get("INFERER_THREADS", "")
     if threads.isdecimal() and int(threads) > cpus:
         raise CommandError(
-            f"INFERER_THREADS={threads}: each inferer has {cpus} CPUs to itself here, and more "
-            "threads would wait for each other; leave it out, or start fewer inferers",
+            f"INFERER_THREADS={threads}: each inferer gets {cpus} CPUs here, and more threads "
+            "would wait for each other; unset it, or start fewer inferers",
             EXIT_USAGE,
         )

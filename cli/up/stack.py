@@ -1,4 +1,4 @@
-"""``sluice up``: the whole stack as child processes, started in order and stopped in order."""
+"""``sluice up``: the whole stack as child processes, started and stopped in order."""
 
 import asyncio
 import os
@@ -12,13 +12,15 @@ from pathlib import Path
 import httpx
 import msgspec
 from msgspec import Struct
+from structlog.processors import JSONRenderer
 
 from cli.exit_status import EXIT_USAGE, CommandError
 from cli.up.autoscale import Autoscaler
 from cli.up.child import ROOT, Child
 from cli.up.disk import DiskWatch, storage_limit
 from cli.up.folder_lock import locked
-from cli.up.scale import Scale, shares
+from cli.up.log_format import render_event, render_output
+from cli.up.scale import Scale, cpu_shares
 from shared.errors import ModelError, SettingsError
 from shared.logs import configure_logs, logger
 from shared.model_files import locate
@@ -29,7 +31,7 @@ from shared.wire.api import FleetReport
 
 NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 
-# They add up to less than 30 s, the patience of most service managers.
+# Together less than 30 s, after which most service managers send SIGKILL.
 GATEWAY_STOP_S, INFERER_STOP_S, NATS_STOP_S = 7.0, 16.0, 5.0
 LONGEST_GRACE_S = 10.0
 
@@ -46,15 +48,19 @@ class UpOptions(Struct, frozen=True):
     port: int
     nats_port: int
     data: Path
+    plain_logs: bool = False
+    """Short lines for people instead of JSON."""
 
 
 async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], None]) -> None:
-    """Run the stack until SIGTERM or Ctrl-C; call ``announce`` once a request would be served.
+    """Run the stack until SIGTERM or Ctrl-C. ``announce`` is called with the URLs of the gateway
+    and the broker once requests can be served.
 
     Raises:
-        CommandError: the folder or a port is taken, or a child cannot start as it is asked to.
+        CommandError: the folder or a port is in use, or a child cannot start.
     """
-    configure_logs("up", stream=sys.stderr)
+    renderer = render_event if options.plain_logs else JSONRenderer()
+    configure_logs("up", stream=sys.stderr, renderer=renderer)
     _check_grace()
     _check_model(options.model)
     with locked(options.data) as lock, stop_on_signals() as stopping:
@@ -70,10 +76,10 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
                 done, waited_for = await asyncio.wait(
                     waited_for, return_when=asyncio.FIRST_COMPLETED
                 )
-                if serving in done or stopped in done or not stack.goes_on:
+                if serving in done or stopped in done or not stack.can_continue:
                     break
             if serving.done():
-                serving.result()  # only an error ends it
+                serving.result()  # raises: it only ends with an error
         finally:
             serving.cancel()
             stopped.cancel()
@@ -81,16 +87,18 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
             await asyncio.wait(running)
         for task in running:
             task.result()
-        hopeless = next((child.hopeless for child in stack.children if child.hopeless), None)
-        if hopeless is not None:
-            raise CommandError(hopeless, EXIT_USAGE)
+        fatal_error = next(
+            (child.fatal_error for child in stack.children if child.fatal_error), None
+        )
+        if fatal_error is not None:
+            raise CommandError(fatal_error, EXIT_USAGE)
 
 
 class _Stack:
     """The children, in the order in which they are started."""
 
     def __init__(self, options: UpOptions, http_port: int, nats_port: int, lock: int) -> None:
-        """``lock`` is the descriptor that keeps the data folder to ourselves: each child has it."""
+        """``lock`` is the descriptor of the folder's lock, which each child inherits."""
         reachable = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
         host = f"[{reachable}]" if ":" in reachable else reachable
         self.http_url = f"http://{host}:{http_port}"
@@ -108,6 +116,7 @@ class _Stack:
                 f"cannot use the folder {self._nats_folder}: {error.strerror}", EXIT_USAGE
             ) from None
         store = os.environ.get("SLUICE_STORE") or str(storage_limit(self._nats_folder))
+        render = render_output if options.plain_logs else None
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
         self._nats = Child(
             "nats",
@@ -119,6 +128,7 @@ class _Stack:
             ],
             {**environment, "SLUICE_STORE": store},
             descriptors=(lock,),
+            render=render,
         )
         self._gateway = Child(
             "gateway",
@@ -130,6 +140,7 @@ class _Stack:
                 **(_models(self._alias) if self._scale.from_zero else {}),
             },
             descriptors=(lock,),
+            render=render,
         )
         self._inferers = [
             Child(
@@ -143,39 +154,38 @@ class _Stack:
                 },
                 cpus,
                 (lock,),
+                render,
             )
-            for number, cpus in enumerate(shares(self._scale), start=1)
+            for number, cpus in enumerate(cpu_shares(self._scale), start=1)
         ]
         self.children = [self._nats, self._gateway, *self._inferers]
 
     def start(self) -> list[asyncio.Task[None]]:
-        """Start what is to run from the beginning; gives a task for each child there may be."""
-        for child in (self._nats, self._gateway, *self._inferers[: self._scale.least]):
+        """Start the initial processes. Returns a task for each child, started or not."""
+        for child in (self._nats, self._gateway, *self._inferers[: self._scale.minimum]):
             child.start()
         return [asyncio.create_task(child.run()) for child in self.children]
 
     @property
-    def goes_on(self) -> bool:
-        """Whether jobs are served although some child was given up: another inferer runs."""
-        given_up = [child for child in self.children if child.hopeless is not None]
-        return all(child in self._inferers and child.has_worked for child in given_up) and any(
-            inferer.is_wanted and inferer.hopeless is None for inferer in self._inferers
+    def can_continue(self) -> bool:
+        """Whether the stack can go on: only inferers were given up, and another one is left."""
+        given_up = [child for child in self.children if child.fatal_error is not None]
+        return all(child in self._inferers and child.is_proven for child in given_up) and any(
+            inferer.is_wanted and inferer.fatal_error is None for inferer in self._inferers
         )
 
     async def serve(self, announce: Callable[[str, str], None]) -> None:
-        """Say when it is ready; then look after the broker's disk, and fit the inferers to the
-        queue, if there is a choice."""
+        """Announce when the stack is ready; then watch the broker's disk and scale the inferers."""
         await self._wait_until_ready()
         announce(self.http_url, self.nats_url)
-        if self._scale.most == 0:
+        if self._scale.maximum == 0:
             log.warning(
                 "no_inferers",
-                hint="--inferers 0 starts none here: jobs wait until an inferer is "
-                "started elsewhere",
+                hint="with --inferers 0, jobs wait until an inferer is started elsewhere",
             )
         for child in self.children:
             if child.is_wanted:
-                child.keep_trying()
+                child.mark_proven()
         disk = DiskWatch(self.http_url, self._nats, NATS_STOP_S, self._nats_folder)
         async with asyncio.TaskGroup() as group:
             group.create_task(disk.run())
@@ -186,7 +196,7 @@ class _Stack:
                 group.create_task(autoscaler.run())
 
     async def _wait_until_ready(self) -> None:
-        """Until the gateway serves and, unless there need be none, knows of an inferer."""
+        """Until the gateway is ready and, unless the minimum is 0, an inferer is live."""
         async with httpx.AsyncClient(base_url=self.http_url, timeout=2, trust_env=False) as client:
             while not await self._is_ready(client):
                 await asyncio.sleep(POLL_S)
@@ -199,12 +209,12 @@ class _Stack:
             inferers = msgspec.json.decode(found, type=FleetReport).inferers
         except (httpx.HTTPError, msgspec.DecodeError):
             return False
-        # The entry of one that was killed a moment ago may still be there.
+        # Entries of an earlier stack, which was killed a moment ago, may still exist.
         live = [entry for entry in inferers if entry.started_at >= self._started_at]
-        return self._scale.least == 0 or bool(live)
+        return self._scale.minimum == 0 or bool(live)
 
     async def stop(self) -> None:
-        """First nobody accepts jobs, then nobody runs them, then nobody keeps them."""
+        """In order: the gateway accepts no more jobs, then the inferers end, then the broker."""
         log.info("stopping")
         await self._gateway.stop(GATEWAY_STOP_S)
         await asyncio.gather(*(inferer.stop(INFERER_STOP_S) for inferer in self._inferers))
@@ -212,7 +222,7 @@ class _Stack:
 
 
 def _check_model(model: str) -> None:
-    """Before anything is started, as an inferer would say it only after everything else."""
+    """Check the file before anything is started; an inferer would report it last."""
     try:
         locate(model)
     except ModelError as error:
@@ -220,11 +230,11 @@ def _check_model(model: str) -> None:
 
 
 def _check_grace() -> None:
-    """The inferers inherit their grace, and everything here is to end within 30 s."""
+    """The inferers inherit INFERER_GRACE_S, and the stack must stop within 30 s."""
     try:
         grace_s = float(os.environ.get("INFERER_GRACE_S") or 0)
     except ValueError:
-        return  # the inferer says it better
+        return  # the inferer reports it
     if grace_s > LONGEST_GRACE_S:
         raise CommandError(
             f"INFERER_GRACE_S={grace_s:g}: `sluice up` stops within 30 s, so give at most "
@@ -234,7 +244,7 @@ def _check_grace() -> None:
 
 
 def _alias(model: str) -> str:
-    """The name that the inferers will give it, from the same variable."""
+    """The name under which the inferers will serve it, from the same variable."""
     try:
         return served_name(model, os.environ.get("INFERER_ALIAS", ""))
     except SettingsError as error:
@@ -242,15 +252,15 @@ def _alias(model: str) -> str:
 
 
 def _models(alias: str) -> dict[str, str]:
-    """Have the gateway take jobs for ``alias`` before an inferer has ever run."""
+    """Let the gateway accept jobs for ``alias`` before its first inferer has run."""
     others = os.environ.get("GATEWAY_MODELS", "")
-    if "," in alias:  # the gateway learns what it is called from its first inferer
+    if "," in alias:  # the gateway learns the name from the first inferer
         alias = token_of(alias)
     return {"GATEWAY_MODELS": f"{others},{alias}"}
 
 
 def _absolute(model: str) -> str:
-    """Children run elsewhere: a path must not depend on where this command was called."""
+    """Children run in another folder, so a path must not be relative."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() else model
 
@@ -264,7 +274,7 @@ def _nats_server() -> str:
 
 
 def _free_port(host: str, port: int, option: str) -> int:
-    """``port`` if nobody has it, or any free one for 0."""
+    """``port`` if it is free, or any free port for 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family) as probe:
@@ -273,6 +283,6 @@ def _free_port(host: str, port: int, option: str) -> int:
         why = os.strerror(error.errno or 0)
         raise CommandError(
             f"cannot listen on {host} port {port} ({why}); choose another with {option}, "
-            "0 takes a free one",
+            "or 0 for any free one",
             EXIT_USAGE,
         ) from None

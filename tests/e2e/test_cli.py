@@ -234,7 +234,7 @@ def test_topology_apply(nats_server: NatsServer) -> None:
         assert made in first.stdout
     assert json.loads(apply("--json").stdout) == {"changes": []}
     again = apply()
-    assert (again.returncode, again.stdout) == (OK, "everything is as it should be\n")
+    assert (again.returncode, again.stdout) == (OK, "no changes needed\n")
 
     nats_server.process.kill()
     away = apply()

@@ -248,7 +248,7 @@ async def test_on_the_command_line(sluice: Sluice, broker: Broker) -> None:
     listed = sluice("dead", "list").stdout
     assert listed.index(second) < listed.index(first)
     assert "out_of_memory: no room" in listed
-    assert "older ones: sluice dead list --before" in sluice("dead", "list", "--limit", "1").stdout
+    assert "next page: sluice dead list --before" in sluice("dead", "list", "--limit", "1").stdout
     shown = sluice("dead", "show", first)
     assert (shown.returncode, shown.stderr) == (OK, "")
     assert encode(REQUEST).decode() in shown.stdout

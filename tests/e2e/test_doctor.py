@@ -31,16 +31,16 @@ def test_all_is_well(stack: Stack) -> None:
     found = examine(stack)
     asked = {"gateway", "broker", "storage", "streams", "consumers", "tiny", "CPUs", "versions"}
     assert {*asked, "dead letters", "inferer inferer-0"} == found.keys()
-    assert {finding["verdict"] for one in found.values() for finding in one} == {"ok"}
+    assert {finding["severity"] for one in found.values() for finding in one} == {"ok"}
 
 
 def test_the_broker_is_down(stack: Stack) -> None:
     stack.nats.process.kill()
     eventually(lambda: stack.http.get("/readyz").status_code == 503, "the gateway has noticed")
     found = examine(stack)
-    assert found["broker"][0]["verdict"] == "wrong"
+    assert found["broker"][0]["severity"] == "error"
     assert stack.nats.url in found["broker"][0]["found"]
-    assert found["gateway"][0]["verdict"] == "wrong"
+    assert found["gateway"][0]["severity"] == "error"
 
 
 async def test_a_broker_that_may_store_without_end(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ async def test_a_broker_that_may_store_without_end(tmp_path: Path) -> None:
         nobody = f"http://127.0.0.1:{free_port()}"
         findings = await examination.examine(BrokerSettings(url=server.url), nobody, replicas=1)
     (finding,) = (one for one in findings if one.about == "storage")
-    assert finding.verdict == "look"
+    assert finding.severity == "warning"
     assert finding.found.startswith("0 MiB used, and no limit")
 
 
@@ -59,8 +59,21 @@ def test_no_gateway(stack: Stack) -> None:
     """The rest is looked at all the same."""
     stack.urls[0] = f"http://127.0.0.1:{free_port()}"
     found = examine(stack)
-    assert found["gateway"][0]["verdict"] == "wrong"
-    assert found["tiny"][0]["verdict"] == "ok"
+    assert found["gateway"][0]["severity"] == "error"
+    assert found["tiny"][0]["severity"] == "ok"
+
+
+def test_only_the_gateway_is_named(stack: Stack) -> None:
+    """Its broker is not the one at the default address, so none is examined."""
+    environment = {**clean_environment(), "SLUICE_URL": stack.url}
+    done = subprocess.run(
+        [scripts() / "sluice", "doctor", "--json"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    gateway, broker = json.loads(done.stdout)["findings"]
+    assert (gateway["about"], gateway["severity"]) == ("gateway", "ok")
+    assert (broker["about"], broker["severity"]) == ("broker", "warning")
+    assert "--nats-url" in broker["advice"]
 
 
 def test_no_inferer(stack: Stack) -> None:
@@ -69,7 +82,7 @@ def test_no_inferer(stack: Stack) -> None:
     stack.submit(prompt="hi", priority="low")
     stack.submit(prompt="hi")
     (finding,) = examine(stack)["tiny"]
-    assert finding["verdict"] == "wrong"
+    assert finding["severity"] == "error"
     assert finding["found"].startswith("no live inferer; 2 waiting, the oldest for ")
     assert "sluice up" in finding["advice"]
 
@@ -78,8 +91,8 @@ def test_no_inferer_and_no_job(stack: Stack) -> None:
     """Nothing is wrong: so it is with `sluice up --min 0` while nobody asks for anything."""
     stack.inferers.pop().terminate()
     (finding,) = examine(stack)["tiny"]
-    assert finding["verdict"] == "look"
-    assert finding["found"] == "no live inferer, and no job"
+    assert finding["severity"] == "warning"
+    assert finding["found"] == "no live inferer and no jobs"
 
 
 def test_an_inferer_that_hangs(stack: Stack) -> None:
@@ -107,7 +120,7 @@ async def test_streams_that_are_not_as_they_should_be(stack: Stack, loss: str) -
             config.max_msgs = 10
             await broker.js.update_stream(config)
     streams = (await asyncio.to_thread(examine, stack))["streams"]
-    assert [finding["verdict"] for finding in streams] == ["wrong"]
+    assert [finding["severity"] for finding in streams] == ["error"]
     wanted = "RESULTS: missing" if loss == "stream" else "REQUESTS: max_msgs is 10"
     assert wanted in streams[0]["found"]
     assert streams[0]["advice"] == "run: sluice topology apply"
@@ -130,7 +143,7 @@ async def test_consumers_that_are_not_as_they_should_be(stack: Stack) -> None:
         await broker.js.add_consumer("REQUESTS", theirs)
         found = await asyncio.to_thread(examine, stack)
         advice = {one["found"].partition(":")[0]: one["advice"] for one in found["consumers"]}
-        assert "a gateway makes it" in advice.pop("tiny+high")
+        assert "a gateway creates it" in advice.pop("tiny+high")
         assert advice == {
             "tiny": "run: sluice topology apply",
             "tiny+low": "run: nats consumer resume REQUESTS tiny+low",
@@ -141,7 +154,7 @@ async def test_consumers_that_are_not_as_they_should_be(stack: Stack) -> None:
         assert "max_batch is 5, should be 1" in settings
         assert "max_deliver is 3, should be -1" in settings
         assert "backoff is [60000000000, 70000000000], should be unset" in settings
-        (limit,) = (one for one in found["tiny"] if one["verdict"] == "wrong")
+        (limit,) = (one for one in found["tiny"] if one["severity"] == "error")
         assert limit["found"] == "the limit is 1 or 7, the live slots are 1"
 
         await broker.js.delete_consumer("REQUESTS", "audit")
@@ -151,7 +164,7 @@ async def test_consumers_that_are_not_as_they_should_be(stack: Stack) -> None:
     stack.gateways[0].popen.send_signal(signal.SIGCONT)
     stack.urls[0] = url
     found = await asyncio.to_thread(examine, stack)
-    assert {finding["verdict"] for one in found.values() for finding in one} == {"ok"}
+    assert {finding["severity"] for one in found.values() for finding in one} == {"ok"}
 
 
 async def test_a_queue_that_stands_still(stack: Stack) -> None:
@@ -160,8 +173,8 @@ async def test_a_queue_that_stands_still(stack: Stack) -> None:
         await _pause(broker, "tiny", "2100-01-01T00:00:00Z")
         stack.submit(prompt="hi")
         found = await asyncio.to_thread(examine, stack)
-    assert [finding["verdict"] for finding in found["tiny"]] == ["ok", "wrong"]
-    assert "1 wait beside a free slot" in found["tiny"][1]["found"]
+    assert [finding["severity"] for finding in found["tiny"]] == ["ok", "error"]
+    assert "1 wait although a slot is free" in found["tiny"][1]["found"]
     assert "tiny: paused until 2100" in found["consumers"][0]["found"]
 
 
@@ -171,7 +184,7 @@ def test_all_slots_are_closed(stack: Stack) -> None:
     stack.submit(prompt="hi")
     eventually(lambda: _inferer(stack)["slots"] == 0, "it says so")
     found = examine(stack)["tiny"]
-    assert [finding["verdict"] for finding in found] == ["ok", "wrong"]
+    assert [finding["severity"] for finding in found] == ["ok", "error"]
     assert "all slots are closed" in found[1]["found"]
     assert "sluice concurrency 1 --model tiny" in found[1]["advice"]
 
@@ -185,8 +198,11 @@ async def test_versions_and_dead_letters(stack: Stack) -> None:
         found = await asyncio.to_thread(examine, stack)
     assert "inferers 0.0.1, " in found["versions"][0]["found"]
     assert found["versions"][0]["found"].startswith("gateway ")
-    assert found["versions"][0]["verdict"] == "look"
-    assert (found["dead letters"][0]["verdict"], found["dead letters"][0]["found"]) == ("look", "1")
+    assert found["versions"][0]["severity"] == "warning"
+    assert (found["dead letters"][0]["severity"], found["dead letters"][0]["found"]) == (
+        "warning",
+        "1",
+    )
 
 
 def test_inferers_that_share_cpus(stack: Stack, tiny_model: Path) -> None:
@@ -194,7 +210,7 @@ def test_inferers_that_share_cpus(stack: Stack, tiny_model: Path) -> None:
     stack.start_inferer(tiny_model, INFERER_THREADS=str(usable_cpus()))
     stack.wait_until_served("tiny", inferers=2)
     (finding,) = examine(stack)["CPUs"]
-    assert finding["verdict"] == "wrong"
+    assert finding["severity"] == "error"
     assert "inferer-0 and inferer-1" in finding["found"]
 
 
@@ -214,7 +230,7 @@ def _silent(stack: Stack) -> dict[str, list[Finding]] | None:
     """All findings, once the inferer's silence is among them."""
     found = examine(stack)
     told = found.get("inferer inferer-0", [])
-    return found if any("has said nothing" in one["found"] for one in told) else None
+    return found if any("no heartbeat" in one["found"] for one in told) else None
 
 
 def test_a_full_queue(tmp_path: Path, tiny_model: Path) -> None:
@@ -228,6 +244,6 @@ def test_a_full_queue(tmp_path: Path, tiny_model: Path) -> None:
             stack.submit(prompt="hi")
         told = [one for one in examine(stack)["tiny"] if "the queue is full" in one["found"]]
     (finding,) = told
-    assert finding["verdict"] == "wrong"
-    assert "2 wait, the bound is 2" in finding["found"]
+    assert finding["severity"] == "error"
+    assert "2 wait, the limit is 2" in finding["found"]
     assert "GATEWAY_MAX_WAITING" in str(finding["advice"])

@@ -227,10 +227,10 @@ def test_a_command_that_waits_counts_down(stack: Stack) -> None:
         text=True,
         timeout=PATIENCE_S,
     ).stdout
-    assert "1 before it, done in about " in told
+    assert "1 ahead of it, done in about " in told
     command = ("submit", "hi", "--raw", "--max-tokens", "5", "--wait", "--url", stack.url)
     with terminal(*command) as shown:
-        eventually(lambda: "2 before it, done in about" in shown.output, "it counts down")
+        eventually(lambda: "2 ahead of it, done in about" in shown.output, "it counts down")
         for job_id in reversed(ids):
             stack.http.delete(f"/jobs/{job_id}")
         assert shown.process.wait(PATIENCE_S) == 0

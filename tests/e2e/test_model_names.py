@@ -63,7 +63,7 @@ def test_it_is_named_everywhere(tmp_path: Path, tiny_model: Path, name: str) -> 
             assert name in shown.stdout, (command, shown.stdout, shown.stderr)
         examined = sluice(stack, "doctor", "--json")
         findings = json.loads(examined.stdout)["findings"]
-        assert [f for f in findings if f["verdict"] == "wrong"] == []
+        assert [f for f in findings if f["severity"] == "error"] == []
         assert name in {finding["about"] for finding in findings}
 
         stack.inferers[0].terminate()

@@ -43,8 +43,8 @@ def inferers(up: Up) -> list[dict[str, Any]]:
 
 def wait_until_gone(up: Up, count: int) -> dict[str, Any]:
     """Until the inferers have left ``count`` times; the last one's line."""
-    eventually(lambda: len(up.events("inferer_retired")) >= count, f"{count} left\n{up.stderr}")
-    return up.events("inferer_retired")[count - 1]
+    eventually(lambda: len(up.events("inferer_scaled_down")) >= count, f"{count} left\n{up.stderr}")
+    return up.events("inferer_scaled_down")[count - 1]
 
 
 def seconds_between(start: str, end: str) -> float:
@@ -123,7 +123,7 @@ async def test_one_with_a_job_is_left_alone(stack: Stack, tiny_model: Path) -> N
         job_id = stack.submit(prompt="long", max_tokens=LONG)
         await asyncio.to_thread(stack.wait_for_state, job_id, "STARTED")
         autoscaler = Autoscaler(stack.url, "tiny", 1, Scale(0, 1, 0.1), [child])
-        await autoscaler._retire(child, 1)
+        await autoscaler._scale_down(child, 1)
         assert stack.status(job_id)["state"] == "STARTED"
         assert child.is_wanted
         (entry,) = stack.http.get("/inferers").json()["inferers"]
@@ -141,7 +141,7 @@ def test_as_many_as_jobs_wait(start: Start, tiny_model: Path) -> None:
     up = start(tiny_model, "--min 0 --idle-s 0.1")
     ids = [up.submit(prompt="long", max_tokens=2 * LONG)]
     up.wait_for_state(ids[0], "STARTED")
-    assert len(up.events("inferer_wanted")) == 1
+    assert len(up.events("inferer_scaled_up")) == 1
     count = usable_cpus()
     ids += [up.submit(prompt="long", max_tokens=LONG) for _ in range(2 * count)]
     eventually(lambda: len(inferers(up)) == count, f"all are live\n{up.stderr}")
@@ -149,7 +149,7 @@ def test_as_many_as_jobs_wait(start: Start, tiny_model: Path) -> None:
     assert len(cpus) == len(set(cpus)) == count
     for job_id in ids:
         check_undisturbed(up, job_id)
-    assert len(up.events("inferer_wanted")) == count
+    assert len(up.events("inferer_scaled_up")) == count
     wait_until_gone(up, count)
     assert inferers(up) == []
 
@@ -164,7 +164,7 @@ def test_some_stay(start: Start, tiny_model: Path) -> None:
         check_undisturbed(up, job_id)
     eventually(lambda: len(inferers(up)) == 1, f"only one is left\n{up.stderr}")
     check_undisturbed(up, up.submit(prompt="long", max_tokens=LONG))
-    assert len(up.events("child_started")) - len(up.events("inferer_retired")) == 3
+    assert len(up.events("child_started")) - len(up.events("inferer_scaled_down")) == 3
 
 
 def test_one_that_is_killed_with_a_job(start: Start, tiny_model: Path) -> None:

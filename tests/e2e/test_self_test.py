@@ -96,7 +96,7 @@ def test_doctor_says_why_it_is_slow(machine: Machine) -> None:
     machine.start(only_with_extra_buffers("die(SIGILL);"))
     machine.stack.wait_until_served("tiny")
     (finding,) = examine(machine.stack)["inferer inferer-0"]
-    assert finding["verdict"] == "look"
+    assert finding["severity"] == "warning"
     assert cpu_model() in finding["found"]
     assert "SIGILL" in finding["found"]
 

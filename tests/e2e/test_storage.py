@@ -51,7 +51,7 @@ async def test_above_four_fifths_no_job_is_taken_on(limited_stack: Stack, client
     assert (answer.headers or {})["Nats-Service-Error-Code"] == "503"
     assert limited_stack.http.get("/readyz").status_code == 200
     (finding,) = (await asyncio.to_thread(examine, limited_stack))["storage"]
-    assert finding["verdict"] == "wrong"
+    assert finding["severity"] == "error"
     assert (
         "of 20 MiB used; above 80% new jobs are refused with 503 (storage_short)"
         in (finding["found"])

@@ -26,8 +26,8 @@ def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
     stack.start_inferer(tiny_model, INFERER_N_CTX="8192")
     stack.wait_until_served("tiny")
     with terminal("top", "--url", stack.url) as top:
-        top.shows("no job runs")
-        for text in ("waiting by class", "tiny", "inferer-0", "idle", "tokens/s"):
+        top.shows("no running jobs")
+        for text in ("waiting by priority", "tiny", "inferer-0", "idle", "tokens/s"):
             assert text in top.screen
         body = {"prompt": "tell me", "max_tokens": 8000, "seed": 1}  # does not end by itself
         jobs = [stack.submit(**body)]
@@ -38,14 +38,14 @@ def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
 
         port = stack.url.rpartition(":")[2]
         stack.gateways.pop().kill()
-        top.shows("no gateway answers")
+        top.shows("no gateway at")
         assert "inferer-0" in top.screen
         stack.start_gateway(GATEWAY_PORT=port)
-        top.hides("no gateway answers")
+        top.hides("no gateway at")
         stack.wait_until_served("tiny")
         for job_id in reversed(jobs):
             stack.http.delete(f"/jobs/{job_id}")
-        top.shows("no job runs")
+        top.shows("no running jobs")
 
         top.type(b"\x03")
         assert top.process.wait(PATIENCE_S) == 0
@@ -97,7 +97,7 @@ def test_one_look(shared_stack: Stack) -> None:
     shown = eventually(running, "it runs")
     assert "/4000" in shown
     assert "inferer-0" in shown
-    assert "waiting by class" in shown
+    assert "waiting by priority" in shown
     assert "\x1b" not in shown
     told = json.loads(look("--json"))
     assert told.keys() == {"queue", "inferers", "at"}
@@ -114,7 +114,7 @@ def test_nobody_is_there(shared_stack: Stack) -> None:
     """The live view waits for a gateway to come; one look is status 3."""
     url = f"http://127.0.0.1:{free_port()}"
     with terminal("top", "--url", url) as top:
-        top.shows("no gateway answers")
+        top.shows("no gateway at")
         top.type(b"\x03")
         assert top.process.wait(PATIENCE_S) == 0
     done = subprocess.run(

@@ -160,10 +160,10 @@ def test_a_killed_one_whose_parts_are_frozen(
     try:
         second = Up(data, tiny_model)
         ups.append(second)
-        eventually(lambda: second.events("left_over_processes_end"), "it says so")
+        eventually(lambda: second.events("left_over_processes_found"), "it says so")
         second.wait_until_ready()
         assert not [pid for pid in old if is_running(pid)]
-        assert set(second.events("left_over_processes_end")[0]["pids"]) == set(old)
+        assert set(second.events("left_over_processes_found")[0]["pids"]) == set(old)
         assert second.http.get(f"/status/{job_id}").json()["state"] == "SUCCESS"
         assert len(second.http.get("/inferers").json()["inferers"]) == 1
     finally:

@@ -20,10 +20,10 @@ def examine(stack: Stack) -> dict[str, list[Finding]]:
         timeout=PATIENCE_S,
     )
     findings = json.loads(done.stdout)["findings"]
-    is_wrong = any(finding["verdict"] == "wrong" for finding in findings)
+    is_wrong = any(finding["severity"] == "error" for finding in findings)
     assert (done.returncode, done.stderr) == (int(is_wrong), "")
     found: dict[str, list[Finding]] = {}
     for finding in findings:
-        assert (finding["advice"] is None) == (finding["verdict"] == "ok")
+        assert (finding["advice"] is None) == (finding["severity"] == "ok")
         found.setdefault(finding["about"], []).append(finding)
     return found

@@ -64,4 +64,4 @@ def test_every_client_says_what_it_makes_of_the_environment() -> None:
                     calls.append(file.name)
                     given = {argument.arg for argument in node.keywords}
                     assert "trust_env" in given, f"{file}:{node.lineno}"
-    assert {"client.py", "up.py", "demo.py"} <= set(calls)
+    assert {"client.py", "stack.py", "demo.py"} <= set(calls)

@@ -3,7 +3,7 @@
 import pytest
 
 from cli.exit_status import EXIT_USAGE, CommandError
-from cli.up.scale import Scale, scale_of, share_out
+from cli.up.scale import Scale, parse_scale, split_cpus
 from shared.cpus import usable_cpus
 
 
@@ -11,7 +11,7 @@ from shared.cpus import usable_cpus
 def test_shares_are_disjoint_equal_and_complete(inferers: int) -> None:
     """No CPU twice, none left over, no share larger than another by more than one."""
     cpus = [0, 1, 4, 5, 9]
-    shares = share_out(cpus, inferers)
+    shares = split_cpus(cpus, inferers)
     assert len(shares) == inferers
     assert sorted(cpu for share in shares for cpu in share) == cpus
     sizes = [len(share) for share in shares]
@@ -21,12 +21,12 @@ def test_shares_are_disjoint_equal_and_complete(inferers: int) -> None:
 def test_more_inferers_than_cpus_are_refused() -> None:
     """With a sentence that says why, and the status for wrong use."""
     with pytest.raises(CommandError, match="3 inferers: there are 2 CPUs") as refused:
-        share_out([0, 1], 3)
+        split_cpus([0, 1], 3)
     assert refused.value.exit_status == EXIT_USAGE
 
 
 def test_a_stack_without_inferers_needs_no_cpus() -> None:
-    assert share_out([0], 0) == []
+    assert split_cpus([0], 0) == []
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_what_is_left_out(
     inferers: int | None, least: int | None, most: int | None, meant: tuple[int, int]
 ) -> None:
     """One is always there; there are never more than CPUs, unless more were asked for."""
-    assert scale_of(inferers, least, most, 60) == Scale(*meant, 60)
+    assert parse_scale(inferers, least, most, 60) == Scale(*meant, 60)

@@ -1,4 +1,4 @@
-"""A line on a terminal's stderr that counts down to a job's end; nothing where nobody looks."""
+"""Counts down to the end of a job in a line on stderr, if that is a terminal."""
 
 import threading
 import time
@@ -10,14 +10,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from cli.client import Client
 from cli.exit_status import CommandError
-from cli.output import err, outlook_line
+from cli.output import err, estimate_line
 from shared.wire.api import JobStatus
 
-LOOK_EVERY_S = 1.0
+POLL_S = 1.0
 
 
-class Waiting:
-    """The bar is full when the job is as likely to be done as not."""
+class Countdown:
+    """A line with the estimate and a bar, which is full at the median of the ETA."""
 
     def __init__(self, progress: Progress, job_id: str) -> None:
         self.hidden = threading.Event()
@@ -26,13 +26,13 @@ class Waiting:
         self._task = progress.add_task(job_id, total=None)
 
     def hide(self) -> None:
-        """Make room for the answer."""
+        """Remove the line for good."""
         self.hidden.set()
         self._progress.stop()
 
     def show(self, status: JobStatus) -> None:
-        outlook = outlook_line(status) or ("waits" if status.started_at is None else "runs")
-        self._progress.update(self._task, description=f"{status.id}: {outlook}")
+        estimate = estimate_line(status) or ("waiting" if status.started_at is None else "running")
+        self._progress.update(self._task, description=f"{status.id}: {estimate}")
         if status.eta is not UNSET:
             elapsed_s = time.monotonic() - self._started
             total_s = elapsed_s + max(status.eta.p50_s, 0.0)
@@ -40,8 +40,8 @@ class Waiting:
 
 
 @contextmanager
-def waiting(client: Client, job_id: str) -> Iterator[Waiting]:
-    """Show the outlook of ``job_id`` during the block, looked up every second."""
+def countdown(client: Client, job_id: str) -> Iterator[Countdown]:
+    """Show the estimate of ``job_id`` during the block, read every second."""
     progress = Progress(
         SpinnerColumn(),
         BarColumn(),
@@ -49,29 +49,29 @@ def waiting(client: Client, job_id: str) -> Iterator[Waiting]:
         console=err,
         transient=True,
         disable=not err.is_terminal,
-        # It would take stdout for a part of its own display, and write the answer to stderr.
+        # Otherwise it captures stdout, and writes the answer to stderr.
         redirect_stdout=False,
         redirect_stderr=False,
     )
     with progress:
-        shown = Waiting(progress, job_id)
-        looking = threading.Thread(target=_look, args=(client, job_id, shown), daemon=True)
+        line = Countdown(progress, job_id)
+        polling = threading.Thread(target=_poll, args=(client, job_id, line), daemon=True)
         if err.is_terminal:
-            looking.start()
+            polling.start()
         try:
-            yield shown
+            yield line
         finally:
-            shown.hidden.set()
+            line.hidden.set()
 
 
-def _look(client: Client, job_id: str, shown: Waiting) -> None:
+def _poll(client: Client, job_id: str, line: Countdown) -> None:
     while True:
         try:
             status = client.status(job_id)
         except CommandError:
-            pass  # who follows the job says what is wrong
+            pass  # the command reports it
         else:
-            if status.finished_at is None and not shown.hidden.is_set():
-                shown.show(status)
-        if shown.hidden.wait(LOOK_EVERY_S):
+            if status.finished_at is None and not line.hidden.is_set():
+                line.show(status)
+        if line.hidden.wait(POLL_S):
             return

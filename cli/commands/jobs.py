@@ -1,0 +1,212 @@
+"""``sluice ask``, ``submit``, ``status`` and ``cancel``."""
+
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import msgspec
+import typer
+
+from cli.client import Client
+from cli.countdown import countdown
+from cli.exit_status import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    CommandError,
+)
+from cli.interrupts import interrupted_afterwards, interrupted_by_signals
+from cli.options import (
+    DEFAULT_URL,
+    Json,
+    MaxTokens,
+    Model,
+    PriorityOption,
+    Raw,
+    Seed,
+    System,
+    Temperature,
+    TimeoutS,
+    Url,
+    submission,
+)
+from cli.output import (
+    discard_stdout,
+    err,
+    print_error,
+    print_json,
+    print_status,
+    print_text,
+    print_tokens,
+    timings_line,
+)
+from shared.wire.api import JobStatus
+
+UNKNOWN_JOB = "interrupted before the gateway responded: the job may run, see sluice queue"
+
+
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    raw: Raw = False,
+    timeout_s: TimeoutS = None,
+    priority: PriorityOption = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Ask, and print the answer as it is generated. Ctrl-C cancels the job."""
+    body = submission(
+        _text(prompt),
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        raw=raw,
+        timeout_s=timeout_s,
+        priority=priority,
+    )
+    with Client(url) as client, interrupted_by_signals():
+        job_id = None
+        try:
+            with interrupted_afterwards():
+                job_id = client.submit(body).id
+            status = _follow(client, job_id, show=not as_json)
+        except (KeyboardInterrupt, BrokenPipeError) as interrupt:
+            if isinstance(interrupt, BrokenPipeError):
+                discard_stdout()
+            _cancel_interrupted(client, job_id)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    if as_json:
+        print_json(status)
+    elif err.is_terminal and status.error is None:
+        err.print(timings_line(status), style="dim")
+    _end(status)
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    system: System = None,
+    raw: Raw = False,
+    timeout_s: TimeoutS = None,
+    priority: PriorityOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Submit a job and print its id. The job goes on when this command ends."""
+    body = submission(
+        _text(prompt),
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        raw=raw,
+        timeout_s=timeout_s,
+        priority=priority,
+    )
+    with Client(url) as client, interrupted_by_signals():
+        accepted = None
+        try:
+            with interrupted_afterwards():
+                accepted = client.submit(body)
+            if not wait:
+                print_json(accepted) if as_json else print_text(accepted.id)
+                return
+            print_error(f"submitted {accepted.id}")
+            status = _follow(client, accepted.id, show=False)
+        except KeyboardInterrupt:
+            if accepted is None:
+                print_error(UNKNOWN_JOB)
+            else:
+                print_error(f"the job goes on: sluice status {accepted.id}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_json(status) if as_json else print_status(status)
+    _end(status, is_printed=True)
+
+
+def status(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Show the state of a job and its result."""
+    with Client(url) as client:
+        found = client.status(job_id)
+    print_json(found) if as_json else print_status(found)
+    _end(found, is_printed=True)
+
+
+def cancel(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Cancel a job, waiting or running."""
+    with Client(url) as client:
+        cancelled = client.cancel(job_id)
+    print_json(cancelled) if as_json else print_status(cancelled)
+
+
+def _text(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"stdin is not UTF-8: {error.reason} at byte {error.start}", EXIT_USAGE
+        ) from None
+
+
+def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
+    """Follow a job to its end; with ``show``, print its tokens as they arrive."""
+    with countdown(client, job_id) as line:
+        tokens = 0
+        for event in client.follow(job_id):
+            if event.event == "retrying" and show:
+                print_tokens("\n")
+            elif event.event == "tokens" and show:
+                tokens += 1
+                line.hide()
+                print_tokens(event.json()["text"])
+            elif event.event == "result":
+                if tokens:
+                    print_tokens("\n")
+                return msgspec.json.decode(event.data, type=JobStatus)
+            elif event.event == "error":
+                raise CommandError(event.json()["message"], EXIT_FAILED)
+    raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
+
+
+def _cancel_interrupted(client: Client, job_id: str | None) -> None:
+    """Cancel the job of an interrupted command, and report it. A further interrupt gives up."""
+    if job_id is None:
+        print_error(UNKNOWN_JOB)
+        return
+    cancelled = False
+    with suppress(KeyboardInterrupt), interrupted_afterwards():
+        client.cancel(job_id)
+        cancelled = True
+    print_error(
+        f"\ncancelled {job_id}" if cancelled else f"\nnot cancelled: sluice cancel {job_id}"
+    )
+
+
+def _end(status: JobStatus, *, is_printed: bool = False) -> None:
+    """Exit with status 1 if the job ended without an answer."""
+    if status.error is None:
+        return
+    if not is_printed:
+        print_error(f"{status.state}: {status.error.code}: {status.error.message}")
+    raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,77 @@
+"""``sluice up``: run the whole stack on this machine."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from platformdirs import user_data_path
+
+from cli.options import Json
+from cli.output import discard_stdout, print_json
+from cli.up.log_format import LogFormat, is_plain
+from cli.up.scale import parse_scale
+from cli.up.stack import UpOptions, up_until_stopped
+
+DEFAULT_DATA = user_data_path("sluice")
+
+
+def up(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A GGUF file, or the name of a bundled one.")
+    ] = "smollm2",
+    inferers: Annotated[
+        int | None, typer.Option(min=0, help="Number of inferers; default: 1.")
+    ] = None,
+    minimum: Annotated[
+        int | None, typer.Option("--min", min=0, help="Inferers to keep when no jobs wait.")
+    ] = None,
+    maximum: Annotated[
+        int | None, typer.Option("--max", min=0, help="Maximum number of inferers.")
+    ] = None,
+    idle_s: Annotated[
+        float, typer.Option(help="Stop inferers above --min after so many idle seconds.")
+    ] = 60,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Jobs at once in each inferer.")
+    ] = 1,
+    host: Annotated[
+        str, typer.Option(help="Address that the gateway and NATS listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="HTTP port; 0 for any free one.")
+    ] = 5001,
+    nats_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="NATS port; 0 for any free one.")
+    ] = 4222,
+    data: Annotated[
+        Path, typer.Option(help="Folder for the queue and the results.")
+    ] = DEFAULT_DATA,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(help="Logs on stderr; auto is plain on a terminal and json elsewhere."),
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run the whole stack on this machine until Ctrl-C: NATS, the gateway and inferers."""
+    options = UpOptions(
+        model=model,
+        scale=parse_scale(inferers, minimum, maximum, idle_s),
+        concurrency=concurrency,
+        host=host,
+        port=port,
+        nats_port=nats_port,
+        data=data,
+        plain_logs=is_plain(log_format),
+    )
+
+    def announce(http_url: str, nats_url: str) -> None:
+        try:
+            if as_json:
+                print_json({"ready": True, "http": http_url, "nats": nats_url})
+            else:
+                print(f"ready {http_url} {nats_url}", flush=True)
+        except OSError:  # the stack goes on without its stdout
+            discard_stdout()
+
+    asyncio.run(up_until_stopped(options, announce))
