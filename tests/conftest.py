@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from services.inferer.engine.model import Model
 from shared.broker.connection import Broker
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.model_files import locate
 from tests.support.processes import Child, NatsServer, Stack, scripts
@@ -50,6 +52,14 @@ def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(folder / "tiny-base.gguf", chat=False)
 
 
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Iterator[Model]:
+    """The tiny model, loaded in the test's own process."""
+    loaded = Model(tiny_model, 0)
+    yield loaded
+    loaded.close()
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The bundled model, which really answers."""
@@ -70,6 +80,13 @@ async def broker(nats_server: NatsServer) -> AsyncIterator[Broker]:
     await connection.connect()
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def queue(broker: Broker) -> Broker:
+    """A broker with our streams, and a consumer for the model `tiny` that delivers one job."""
+    await ensure_topology(broker, Topology(), ["tiny"])
+    return broker
 
 
 @pytest.fixture

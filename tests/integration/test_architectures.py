@@ -13,7 +13,6 @@ from services.inferer.engine.model import Model, log_lines
 from shared.errors import ModelError, OutOfMemory
 from shared.model_files import locate
 from tests.support.architectures import write_mamba
-from tests.support.processes import Stack
 from tests.support.tiny_model import write_tiny_model
 
 N_CTX, N_BATCH = 4096, 128
@@ -44,15 +43,6 @@ def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
 def test_a_model_that_pools_nothing_is_usual(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "model.gguf", metadata={"llama.pooling_type": 0})
     Model(path, gpu_layers=0).close()
-
-
-def test_mamba_is_served(tmp_path: Path) -> None:
-    """It has no heads to divide by, and answers like any other."""
-    with Stack(tmp_path / "stack") as stack:
-        stack.serve(write_mamba(tmp_path / "mamba.gguf"))
-        end = stack.wait_for_end(stack.submit(prompt="Once upon a time", max_tokens=8))
-    assert end["state"] == "SUCCESS"
-    assert end["result"]["usage"]["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize("slots", [1, 4])
