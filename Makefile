@@ -1,6 +1,6 @@
 # The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test chaos fuzz schemathesis check fmt bench clean
+.PHONY: help .venv demo up test test-fast chaos fuzz schemathesis check fmt bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ SCHEMATHESIS := .venv/schemathesis/.ready
 LLAMA := $(wildcard deploy/llama/*)
 
 help: ## What there is to do
-	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+	@grep -E '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 .venv: $(READY) ## Make the environment with everything in it
 
@@ -39,6 +39,9 @@ up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data sta
 
 test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time as most of them wait; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-fast: $(READY) ## Unit and integration tests, in under a minute on an idle machine; ARGS as above
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
 
 chaos: $(READY) ## A few minutes of jobs while parts are killed; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)

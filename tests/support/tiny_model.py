@@ -9,6 +9,7 @@ import numpy
 from gguf.gguf_writer import GGUFValue
 
 from shared.model_files import locate
+from tests.support.gguf_fields import read_fields
 
 UINT32 = gguf.GGUFValueType.UINT32
 WIDTH, LAYERS, HEADS, HIDDEN, CONTEXT = 32, 2, 4, 64, 8192
@@ -89,9 +90,6 @@ def copy_tokenizer(writer: gguf.GGUFWriter, chat: bool) -> int:
 
 @cache
 def _tokenizer_fields() -> dict[str, GGUFValue]:
-    """Those of the bundled model. Kept, as it takes seconds to read them."""
-    return {
-        name: GGUFValue(field.contents(), field.types[0], (*field.types, None)[1])
-        for name, field in gguf.GGUFReader(locate("smollm2")).fields.items()
-        if name.startswith("tokenizer.")
-    }
+    """Those of the bundled model."""
+    fields = read_fields(locate("smollm2"))
+    return {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
