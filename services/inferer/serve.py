@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
-from services.inferer.engine.fitness import examine
+from services.inferer.engine.fitness import check_fitness
 from services.inferer.engine.library import compiled_for, not_compiled_for
 from services.inferer.engine.model import Model
 from services.inferer.engine.watchdog import watched
@@ -58,7 +58,7 @@ async def _serve(
 ) -> None:
     log = logger()
     path = locate(settings.model)
-    fitness = await until_stopped(stopping, examine(settings, path))
+    fitness = await until_stopped(stopping, check_fitness(settings, path))
     model = await asyncio.to_thread(
         Model, path, settings.gpu_layers, extra_buffers=fitness.extra_buffers
     )

@@ -52,7 +52,7 @@ def test_how_much_memory_is_said(tmp_path: Path, name: str, slots: int) -> None:
     embedding divided by their number, sliding windows, no attention at all."""
     path = write_mamba(tmp_path / "mamba.gguf") if name == "mamba" else locate(name)
     model = Model(path, gpu_layers=0)
-    said = context._wanted_bytes(model, slots, N_CTX, N_BATCH)
+    said = context._required_bytes(model, slots, N_CTX, N_BATCH)
     with log_lines() as lines:
         _context(model, slots, N_CTX).close()
     model.close()

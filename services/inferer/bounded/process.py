@@ -1,5 +1,5 @@
-"""Processes that work for an inferer within bounds: asked on their stdin, killed if they take too
-much. Their own side of it is `bounded_worker.py`."""
+"""Child processes that work for an inferer within limits, and are killed if they exceed them. Their
+side of the protocol is in `server.py`."""
 
 import json
 import os
@@ -13,42 +13,42 @@ from collections.abc import Callable
 from typing import Any, Self
 
 START_S = 60.0
-"""How long a process may take to start on a machine that is busy."""
+"""How long a process may take to start on a busy machine."""
 POLL_S = 0.05
-LONGEST_ANSWER_BYTES = 64 * 2**20
+MAX_RESPONSE_BYTES = 64 * 2**20
 
 
 class Cancelled(Exception):
-    """Nobody needs the answer any more."""
+    """The response is no longer needed."""
 
 
-class TookTooMuch(Exception):
-    """There was no answer within the bounds; the message says of what it took more."""
+class LimitExceeded(Exception):
+    """There was no response within the limits; the message names the limit."""
 
 
-class KilledFromOutside(OSError):
-    """The kernel has killed the process to make room, or somebody by hand: the question it was
-    asked may be harmless."""
+class KilledExternally(OSError):
+    """The process was killed by the kernel, to free memory, or by a user: the request that it was
+    working on may be harmless."""
 
 
 class BoundedProcess:
-    """``python -m MODULE``, which answers each line of JSON with one. It ends when its stdin is
-    closed, so also when the inferer is gone."""
+    """``python -m MODULE``, which responds to each line of JSON with one. It exits when its stdin
+    is closed, and so also when the inferer is gone."""
 
     @classmethod
-    def started(cls, module: str, greeting: Any) -> Self:
-        """One that has answered ``greeting`` with null: it is ready.
+    def start(cls, module: str, setup: Any) -> Self:
+        """Start a process and wait until it has responded to the request ``setup`` with null.
 
         Raises:
-            ValueError: it has said why it cannot work, or takes too much to start.
+            ValueError: it responded with an error, or exceeded a limit.
             OSError: it could not be started.
         """
         process = cls(module)
         try:
-            why = process.ask(json.dumps(greeting), START_S, threading.Event())
-            if why is not None:
-                raise ValueError(why)
-        except TookTooMuch as error:
+            error = process.request(json.dumps(setup), START_S, threading.Event())
+            if error is not None:
+                raise ValueError(error)
+        except LimitExceeded as error:
             process.kill()
             raise ValueError(f"it takes {error}") from error
         except BaseException:
@@ -62,61 +62,61 @@ class BoundedProcess:
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # What native code says when its memory ends is not for the log.
+            # What native code prints when it runs out of memory is not for the log.
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for us, and we end it
+            start_new_session=True,  # Ctrl-C is for the inferer, which ends this process
         )
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, question: str, within_s: float, cancelled: threading.Event) -> Any:
-        """The answer to ``question``, JSON on one line.
+    def request(self, body: str, timeout_s: float, cancelled: threading.Event) -> Any:
+        """The decoded response to ``body``, one line of JSON.
 
         Raises:
-            TookTooMuch: no answer within the bounds; the process cannot be used again.
-            Cancelled: ``cancelled`` was set meanwhile; nor can it then.
-            KilledFromOutside: as its name says.
+            LimitExceeded: no response within the limits. The process cannot be used again.
+            Cancelled: ``cancelled`` was set. The process cannot be used again.
+            KilledExternally.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        give_up_at = time.monotonic() + within_s
-        unsent = memoryview(question.encode() + b"\n")
+        deadline = time.monotonic() + timeout_s
+        unsent = memoryview(body.encode() + b"\n")
         received = bytearray()
-        out, into = self._process.stdout.fileno(), self._process.stdin.fileno()
-        os.set_blocking(into, False)
+        stdout, stdin = self._process.stdout.fileno(), self._process.stdin.fileno()
+        os.set_blocking(stdin, False)
         while not received.endswith(b"\n"):
             if cancelled.is_set():
                 raise Cancelled
-            if time.monotonic() > give_up_at:
-                raise TookTooMuch(f"more than {within_s:.0f} s")
-            if len(received) > LONGEST_ANSWER_BYTES:
-                raise TookTooMuch(f"more than {LONGEST_ANSWER_BYTES // 2**20} MiB of text")
-            readable, writable, _ = select.select([out], [into] if unsent else [], [], POLL_S)
+            if time.monotonic() > deadline:
+                raise LimitExceeded(f"more than {timeout_s:.0f} s")
+            if len(received) > MAX_RESPONSE_BYTES:
+                raise LimitExceeded(f"more than {MAX_RESPONSE_BYTES // 2**20} MiB of text")
+            readable, writable, _ = select.select([stdout], [stdin] if unsent else [], [], POLL_S)
             try:
                 if writable:
-                    unsent = unsent[os.write(into, unsent) :]
+                    unsent = unsent[os.write(stdin, unsent) :]
             except BlockingIOError:
                 pass
             except BrokenPipeError:
-                raise self._death() from None
+                raise self._exit_error() from None
             if readable:
-                more = os.read(out, 2**16)
-                if not more:
-                    raise self._death()
-                received += more
+                data = os.read(stdout, 2**16)
+                if not data:
+                    raise self._exit_error()
+                received += data
         return json.loads(received)
 
-    def _death(self) -> Exception:
-        """What its end means: its own bounds end it by other signals, and `kill` is not called
-        while it is asked."""
+    def _exit_error(self) -> Exception:
+        """Why it exited during a request. Its own limits end it by other signals than SIGKILL, and
+        `kill` is not called meanwhile."""
         if self._process.wait() == -signal.SIGKILL:
-            return KilledFromOutside(
+            return KilledExternally(
                 "it was killed from outside; did the machine run out of memory?"
             )
-        return TookTooMuch("too much time or memory")
+        return LimitExceeded("too much time or memory")
 
     def kill(self) -> None:
         self._process.kill()
@@ -127,44 +127,44 @@ class BoundedProcess:
 
 
 class BoundedProcesses:
-    """Any number of one kind, each asked by one thread at a time. Those that are idle are kept."""
+    """A pool of processes of one kind: each works for one thread at a time, idle ones are kept."""
 
     def __init__(self, start: Callable[[], BoundedProcess]) -> None:
-        """``start`` gives another one, which is ready; what it raises, `ask` raises."""
+        """``start`` returns another process that is ready; `request` raises what it raises."""
         self._start = start
         self._idle: list[BoundedProcess] = []
 
-    def keep_one_ready(self) -> None:
+    def start_one(self) -> None:
         self._idle.append(self._start())
 
-    def ask(self, question: str, within_s: float, cancelled: threading.Event) -> Any:
-        """The answer of one of them, as `BoundedProcess.ask`; one that gave none is killed. If it
-        was killed from outside, another one is asked, once."""
+    def request(self, body: str, timeout_s: float, cancelled: threading.Event) -> Any:
+        """As `BoundedProcess.request`, by any process; one that does not respond is killed. If it
+        was killed from outside, another one gets the request, once."""
         try:
-            return self._ask_one(question, within_s, cancelled)
-        except KilledFromOutside:
-            return self._ask_one(question, within_s, cancelled)
+            return self._request(body, timeout_s, cancelled)
+        except KilledExternally:
+            return self._request(body, timeout_s, cancelled)
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop().kill()
 
-    def _ask_one(self, question: str, within_s: float, cancelled: threading.Event) -> Any:
+    def _request(self, body: str, timeout_s: float, cancelled: threading.Event) -> Any:
         process = self._take()
         try:
-            answer = process.ask(question, within_s, cancelled)
+            response = process.request(body, timeout_s, cancelled)
         except BaseException:
             process.kill()
             raise
         self._idle.append(process)
-        return answer
+        return response
 
     def _take(self) -> BoundedProcess:
         while True:
             try:
                 process = self._idle.pop()
-            except IndexError:  # also where another thread was faster
+            except IndexError:  # also if another thread took the last one
                 return self._start()
             if process.is_alive:
                 return process
-            process.kill()  # somebody else did, to make room perhaps: this question did not
+            process.kill()  # it was killed while idle, so no request is to blame

@@ -1,4 +1,4 @@
-"""From a JSON schema to what llguidance follows (decision 19)."""
+"""From a JSON schema to a matcher of llguidance (decision 19)."""
 
 import json
 from typing import Any
@@ -13,47 +13,49 @@ LIMITS = llguidance.LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-"""What llguidance counts. What it does not count is bounded by `schema_trial.py`."""
+"""Limits that llguidance enforces. The rest of its work is limited by `schema_trial.py`."""
 
 UNREACHABLE = 2**24
-"""No answer has so many characters, items or properties: such a bound is left out."""
+"""No answer has so many characters, items or properties: such a bound is dropped."""
 UPPER_BOUNDS = ("maxLength", "maxItems", "maxProperties")
 
-# One line, as models write JSON most often. Free white space would let a model write it for ever.
+# One line, as models write JSON most often. With flexible white space a model may write it forever.
 OPTIONS: Any = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
-    "coerce_one_of": True,  # as `anyOf`: that no other branch fits as well is not checked
+    "coerce_one_of": True,  # as `anyOf`: it is not checked that no other branch matches
 }
 
-OF_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
+MAPS_OF_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
 LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-TOGETHER = ("$ref", "allOf", "anyOf", "oneOf", "if", "unevaluatedProperties")
-A_SCHEMA = ("items", "additionalProperties", "additionalItems", "not", "contains")
+COMBINING = ("$ref", "allOf", "anyOf", "oneOf", "if", "unevaluatedProperties")
+SINGLE_SCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "contains")
 
 
-def compiled(schema: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> llguidance.LLMatcher:
-    """A matcher for answers under ``schema``; it may be in error, which says what is wrong.
+def compile_schema(
+    schema: dict[str, Any], tokenizer: llguidance.LLTokenizer
+) -> llguidance.LLMatcher:
+    """A matcher for answers under ``schema``. Its error, if it has one, must be checked.
 
     Raises:
         ValueError, RecursionError: the schema cannot be followed.
     """
-    together = '"allOf":' in json.dumps(schema, separators=(",", ":"))
-    text = json.dumps(_prepared(schema, closes=not together))
+    has_all_of = '"allOf":' in json.dumps(schema, separators=(",", ":"))
+    text = json.dumps(_prepared(schema, closes=not has_all_of))
     grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
 
 
-def reason(matcher: llguidance.LLMatcher) -> str:
-    """Why ``matcher`` is in error, in its first lines."""
+def error_text(matcher: llguidance.LLMatcher) -> str:
+    """The first lines of the error of ``matcher``."""
     return matcher.get_error().partition("\n<state>")[0].strip()[:500]
 
 
 def _prepared(schema: Any, closes: bool = True) -> Any:
-    """``schema`` without bounds that no answer reaches. Where an object names its properties and
-    does not say whether there may be others, there may not: a model would go on and on. Unless
-    ``closes``, and where several schemas describe an object together, that is left alone.
+    """``schema`` without bounds that no answer reaches. If ``closes``, an object that names its
+    properties, and does not say whether there may be others, has no others: a model might go on
+    inventing them. Not where several schemas describe an object in combination.
 
     Raises:
         RecursionError: it is nested too deeply.
@@ -66,13 +68,13 @@ def _prepared(schema: Any, closes: bool = True) -> Any:
         if isinstance(bound, int | float) and bound >= UNREACHABLE:
             del prepared[name]
     if "properties" in schema:
-        closes = closes and not any(name in schema for name in TOGETHER)
+        closes = closes and not any(name in schema for name in COMBINING)
         if closes and "patternProperties" not in schema:
             prepared.setdefault("additionalProperties", False)
-    for name in OF_SCHEMAS:
+    for name in MAPS_OF_SCHEMAS:
         if isinstance(found := schema.get(name), dict):
             prepared[name] = {key: _prepared(value, closes) for key, value in found.items()}
-    for name in A_SCHEMA:
+    for name in SINGLE_SCHEMAS:
         if isinstance(schema.get(name), dict):
             prepared[name] = _prepared(schema[name], closes)
     for name in LISTS_OF_SCHEMAS:

@@ -1,43 +1,43 @@
-"""Each schema is compiled first in a process that can be killed (`schema_trial.py`)."""
+"""Each schema is first compiled in a process that can be killed (`schema_trial.py`)."""
 
 import json
 import threading
 from typing import Any
 
-from services.inferer.bounded.process import BoundedProcess, BoundedProcesses, TookTooMuch
+from services.inferer.bounded.process import BoundedProcess, BoundedProcesses, LimitExceeded
 from shared.errors import ModelError
 
 TRIAL_S = 10.0
-"""How long a trial may take on a machine that is busy. Its process ends itself after less work."""
+"""How long a trial may take on a busy machine. The limits of its process are lower."""
 
 
 class SchemaTrials:
-    """May be used from several threads at once: each use has a process to itself. The first one is
-    started when there is a schema."""
+    """May be used from several threads at once: each has a process to itself. The first process is
+    started by the first schema."""
 
     def __init__(self) -> None:
-        self._processes = BoundedProcesses(_started)
+        self._processes = BoundedProcesses(_start)
 
-    def why_not(self, schema: Any, cancelled: threading.Event | None = None) -> str | None:
+    def error(self, schema: Any, cancelled: threading.Event | None = None) -> str | None:
         """Why ``schema`` cannot be followed; None if it can.
 
         Raises:
             ModelError: no process could be started, or they are killed from outside.
-            Cancelled: ``cancelled`` was set meanwhile.
+            Cancelled: ``cancelled`` was set.
         """
         try:
-            why: str | None = self._processes.ask(
+            error: str | None = self._processes.request(
                 json.dumps(schema), TRIAL_S, cancelled or threading.Event()
             )
-        except TookTooMuch as error:
-            return f"it takes {error} to compile; make it simpler"
-        except (OSError, ValueError) as error:
-            raise ModelError(f"the process that tries schemas failed: {error}") from error
-        return why
+        except LimitExceeded as exceeded:
+            return f"it takes {exceeded} to compile; make it simpler"
+        except (OSError, ValueError) as failure:
+            raise ModelError(f"the process that tries schemas failed: {failure}") from failure
+        return error
 
     def close(self) -> None:
         self._processes.close()
 
 
-def _started() -> BoundedProcess:
-    return BoundedProcess.started("services.inferer.bounded.schema_trial", None)
+def _start() -> BoundedProcess:
+    return BoundedProcess.start("services.inferer.bounded.schema_trial", None)

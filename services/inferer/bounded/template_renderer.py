@@ -1,11 +1,10 @@
-"""``python -m services.inferer.bounded.template_renderer``: renders a chat template for an inferer.
+"""``python -m services.inferer.bounded.template_renderer``: renders a chat template.
 
-The template is the model's and the messages are the caller's: together they may loop for hours or
-fill the memory. Here they are in a process that its inferer can kill, with bounds of its own.
+The template comes with the model and the messages from the client: together they may loop for hours
+or fill the memory. Here they run in a process with limits, which its inferer can kill.
 
-The first question is the template, answered with null or with what is wrong with it; then come the
-messages of one conversation after another, each answered with `{"prompt": …}` or
-`{"refused": …}`.
+The first request is the template; the response is null or an error. Each further request is the
+messages of a conversation; the response is `{"prompt": …}` or `{"refused": …}`.
 """
 
 import json
@@ -19,7 +18,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.inferer.bounded.answering import answer, bound_memory, questions, read
+from services.inferer.bounded.server import limit_memory, read_request, requests, respond
 
 MEMORY_BYTES = 2**30
 CPU_S = 10
@@ -27,9 +26,9 @@ CPU_S = 10
 
 
 class Generation(Extension):
-    """Hugging Face's ``{% generation %}`` marks what a model has said; a prompt shows no marks."""
+    """Hugging Face's ``{% generation %}`` marks the model's own messages; a prompt has no marks."""
 
-    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
     def parse(self, parser: Parser) -> Node | list[Node]:
         next(parser.stream)
@@ -37,10 +36,10 @@ class Generation(Extension):
 
 
 def load(template: str, bos_token: str, eos_token: str) -> Callable[[list[dict[str, Any]]], str]:
-    """The function that makes a prompt of messages, with what templates of Hugging Face expect.
+    """The function from messages to a prompt, with what templates of Hugging Face expect.
 
     Raises:
-        jinja2.TemplateError: it is not a template.
+        jinja2.TemplateError: the template is not valid.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
@@ -69,25 +68,25 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
-def _refuse(why: str) -> None:
-    raise jinja2.TemplateError(why)
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
 
 
 def main() -> None:
-    bound_memory(MEMORY_BYTES)
+    limit_memory(MEMORY_BYTES)
     try:
-        render = load(**read())
+        render = load(**read_request())
     except jinja2.TemplateError as error:
-        answer(str(error))
+        respond(str(error))
         return
-    answer(None)
-    for question in questions(CPU_S):
+    respond(None)
+    for request in requests(CPU_S):
         try:
-            answer({"prompt": render(json.loads(question))})
+            respond({"prompt": render(json.loads(request))})
         except MemoryError:
-            answer({"refused": f"it takes more than {MEMORY_BYTES // 2**20} MiB of memory"})
-        except Exception as error:  # a template may stumble over anything
-            answer({"refused": f"{error}"[:1000] or type(error).__name__})
+            respond({"refused": f"it takes more than {MEMORY_BYTES // 2**20} MiB of memory"})
+        except Exception as error:  # a template may raise anything
+            respond({"refused": f"{error}"[:1000] or type(error).__name__})
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ NO_MEMORY = (1, -2)
 
 GIB = 1024**3
 
-# llama.cpp asks this function between any two operations whether to give up. `strlen` of a
-# buffer whose first byte is the flag answers just that, without the interpreter's lock: a
-# Python function here would take the lock a thousand times a token.
+# llama.cpp calls this function between any two operations, and aborts if the result is not 0.
+# `strlen` of a buffer whose first byte is the flag does just that without the interpreter's lock,
+# which a Python function would take a thousand times per token.
 _flag_is_set = llama_cpp.ggml_abort_callback(
     ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
 )
 
 
 class Context:
-    """For ``slots`` sequences of ``n_ctx`` tokens. Native memory: close it."""
+    """Memory for ``slots`` sequences of ``n_ctx`` tokens. It is native memory: close it."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class Context:
         threads: int,
         abort_flag: ctypes.Array[ctypes.c_char],
     ) -> None:
-        """``abort_flag`` has two bytes; while the first is set, decoding gives up.
+        """``abort_flag`` has two bytes; while the first is set, `decode` aborts.
 
         Raises:
-            OutOfMemory: it does not fit.
+            OutOfMemory: the context does not fit.
         """
         _require_memory(model, slots, n_ctx, n_batch)
         parameters = _parameters(model.has_original_context, slots, n_ctx, n_batch, threads)
@@ -101,7 +101,7 @@ class Context:
             llama_cpp.llama_state_seq_get_data(other.handle, state, size, slot)
             if not llama_cpp.llama_state_seq_set_data(self.handle, state, size, slot):
                 raise ModelError(
-                    "llama.cpp cannot move this model's running jobs to a larger context; ask "
+                    "llama.cpp cannot move this model's running jobs to a larger context; try "
                     "again when no job runs"
                 )
 
@@ -123,40 +123,41 @@ def _parameters(
     parameters.n_ctx = n_ctx * slots
     parameters.n_batch = parameters.n_ubatch = n_batch
     parameters.n_seq_max = slots
-    # Room that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
-    # by the size of the whole: with two slots the same seed would give another text than with
-    # one, so there each sequence has room of its own.
+    # Memory that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
+    # by the total size: with two slots the same seed would give another text than with one, so
+    # there each sequence has memory of its own.
     parameters.kv_unified = not has_original_context
     parameters.n_threads = parameters.n_threads_batch = threads
     return parameters
 
 
 def _require_memory(model: Model, slots: int, n_ctx: int, n_batch: int) -> None:
-    """Refuse what would not fit: the kernel promises more than it has, and would end the process
-    when llama.cpp fills it.
+    """Check that the context fits: the kernel allocates more memory than it has, and would kill the
+    process when llama.cpp fills it.
 
     Raises:
-        OutOfMemory.
+        OutOfMemory: it does not fit.
     """
     if model.gpu_layers:
-        return  # most of it is the GPU's
-    wanted, available = _wanted_bytes(model, slots, n_ctx, n_batch), available_bytes()
-    if wanted > available:
+        return  # most of it is on the GPU
+    required, available = _required_bytes(model, slots, n_ctx, n_batch), available_bytes()
+    if required > available:
         raise OutOfMemory(
-            f"no memory for {slots} contexts of {n_ctx} tokens: they take {wanted / GIB:.1f} GiB, "
-            f"{available / GIB:.1f} GiB are there; lower INFERER_N_CTX"
+            f"no memory for {slots} contexts of {n_ctx} tokens: they take "
+            f"{required / GIB:.1f} GiB, {available / GIB:.1f} GiB are available; "
+            "lower INFERER_N_CTX"
         )
 
 
-def _wanted_bytes(model: Model, slots: int, n_ctx: int, n_batch: int) -> int:
+def _required_bytes(model: Model, slots: int, n_ctx: int, n_batch: int) -> int:
     one, two = _sizes(model.path, model.has_original_context, n_ctx, n_batch)
     return one + (slots - 1) * (two - one)
 
 
 @lru_cache
 def _sizes(path: Path, has_original_context: bool, n_ctx: int, n_batch: int) -> tuple[int, int]:
-    """The bytes that a context takes with one slot, and with two; each further one takes as much
-    again as the second."""
+    """The bytes that a context takes with one slot, and with two; each further slot takes as many
+    as the second."""
     one, two = dry_run(
         path, [_parameters(has_original_context, slots, n_ctx, n_batch, 1) for slots in (1, 2)]
     )

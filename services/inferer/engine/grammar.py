@@ -1,6 +1,6 @@
-"""From ``response_format`` to what tokens may come next, by llguidance (decision 19).
+"""From ``response_format`` to the tokens that may come next, by llguidance (decision 19).
 
-Everything here is bounded: what a schema takes too much work for is an error of that job.
+All work here is limited: a schema that takes too much is an error of its job.
 """
 
 import threading
@@ -11,7 +11,7 @@ import llguidance
 import numpy
 from numpy.typing import NDArray
 
-from services.inferer.bounded.schema_compiler import compiled, reason
+from services.inferer.bounded.schema_compiler import compile_schema, error_text
 from services.inferer.bounded.schema_trials import SchemaTrials
 from shared.errors import InvalidRequest
 from shared.wire.requests import JsonObject, JsonSchema, ResponseFormat
@@ -25,7 +25,7 @@ PARAM = "response_format"
 
 
 class Grammar:
-    """One answer's grammar, and where in it the answer is."""
+    """One answer's grammar, and its state after the tokens so far."""
 
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: "Vocabulary") -> None:
         self._matcher = matcher
@@ -36,7 +36,7 @@ class Grammar:
         """The tokens that may come next.
 
         Raises:
-            InvalidRequest: there is none, or finding them takes too much work.
+            InvalidRequest: there are none, or computing them takes too much work.
         """
         if self._matcher.is_stopped() and not self._matcher.is_error():
             return numpy.array([self._end])
@@ -49,10 +49,10 @@ class Grammar:
         return tokens
 
     def accept(self, token: int) -> None:
-        """Go on behind ``token``, one of those allowed.
+        """Advance by ``token``, one of those allowed.
 
         Raises:
-            InvalidRequest: this takes too much work.
+            InvalidRequest: it takes too much work.
         """
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
@@ -60,11 +60,11 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InvalidRequest(f"this schema cannot be followed: {reason(self._matcher)}", PARAM)
+            raise _cannot_follow(error_text(self._matcher))
 
 
 class Vocabulary:
-    """A model's tokens as llguidance wants them; made once, as it takes some tenths of a second."""
+    """A model's tokens for llguidance; built once, as it takes some tenths of a second."""
 
     def __init__(self, model: "Model") -> None:
         self._model = model
@@ -80,28 +80,26 @@ class Vocabulary:
     def grammar(
         self, response_format: ResponseFormat | None, cancelled: threading.Event | None = None
     ) -> Grammar | None:
-        """What an answer of this format follows; None where it may be anything.
+        """The grammar for answers of this format; None if any answer is allowed.
 
         Raises:
-            InvalidRequest: the schema contradicts itself, says what cannot be followed, or is too
+            InvalidRequest: the schema contradicts itself, uses what is not supported, or is too
                 large.
-            Cancelled: ``cancelled`` was set meanwhile.
+            Cancelled: ``cancelled`` was set.
         """
         if not isinstance(response_format, JsonSchema | JsonObject):
             return None
         schema: dict[str, Any] = {"type": "object"}
-        why = None
         try:
             if isinstance(response_format, JsonSchema):
                 schema = response_format.json_schema.schema
-                why = self._trials.why_not(schema, cancelled)
-            if why is not None:
-                raise InvalidRequest(f"this schema cannot be followed: {why}", PARAM)
-            matcher = compiled(schema, self._get_tokenizer())
+                if (reason := self._trials.error(schema, cancelled)) is not None:
+                    raise _cannot_follow(reason)
+            matcher = compile_schema(schema, self._get_tokenizer())
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"this schema cannot be followed: {error}", PARAM) from error
+            raise _cannot_follow(str(error)) from error
         if matcher.is_error():
-            raise InvalidRequest(f"this schema cannot be followed: {reason(matcher)}", PARAM)
+            raise _cannot_follow(error_text(matcher))
         return Grammar(matcher, self)
 
     def _get_tokenizer(self) -> llguidance.LLTokenizer:
@@ -121,7 +119,7 @@ class Vocabulary:
 
 
 class _Tokens:
-    """What `llguidance.TokenizerWrapper` asks of a tokenizer."""
+    """The interface that `llguidance.TokenizerWrapper` expects of a tokenizer."""
 
     def __init__(self, model: "Model", size: int, ends: list[int]) -> None:
         self._model = model
@@ -129,10 +127,14 @@ class _Tokens:
         self.bos_token_id = None
         pieces = [model.read_piece(token) for token in range(size)]
         self.special_token_ids = [token for token, piece in enumerate(pieces) if not piece]
-        # Names that no text has: a token without text must not be taken for one with it.
+        # Names that occur in no text: a token without text must not match any.
         self.tokens = [piece or b"\xff<|%d|>" % token for token, piece in enumerate(pieces)]
 
     def __call__(self, text: bytes | str) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         return self._model.tokenize(text, add_special=False)
+
+
+def _cannot_follow(reason: str) -> InvalidRequest:
+    return InvalidRequest(f"this schema cannot be followed: {reason}", PARAM)

@@ -1,4 +1,4 @@
-"""The compiled llama.cpp: where it is, which instruction sets it uses, what else this CPU has."""
+"""The compiled llama.cpp: its folder, the instruction sets it uses, and those it does not use."""
 
 import ctypes
 import os
@@ -25,9 +25,9 @@ INSTRUCTION_SETS = {
     "MATMUL_INT8": "i8mm",
     "SVE": "sve",
 }
-"""Those that make a difference, in llama.cpp's words and in the kernel's."""
+"""Those that affect the speed: llama.cpp's name for each, and the kernel's."""
 REPLACED_BY = {"AVX_VNNI": "AVX512_VNNI"}
-"""Where llama.cpp has the second it does not use the first."""
+"""If llama.cpp has the second it does not use the first."""
 
 CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
@@ -39,15 +39,15 @@ def library_folder() -> Path:
 
 
 def load_backends() -> None:
-    """Load the code for this CPU, where llama.cpp was compiled for several kinds (the images).
+    """Load the code for this CPU, if llama.cpp was compiled for several kinds (the images).
 
-    Left to itself llama.cpp searches beside the Python interpreter and in the working directory.
+    By default llama.cpp searches beside the Python interpreter and in the working directory.
 
     Raises:
-        ModelError: it has no code for this CPU.
+        ModelError: llama.cpp has no code for this CPU.
     """
     folder = library_folder()
-    library = ctypes.CDLL(str(folder / "libllama.so"))  # finds what it depends on, too
+    library = ctypes.CDLL(str(folder / "libllama.so"))  # with its dependencies
     library.ggml_backend_reg_count.restype = ctypes.c_size_t
     if library.ggml_backend_reg_count() == 0:
         library.ggml_backend_load_all_from_path(bytes(folder))
@@ -60,7 +60,7 @@ def load_backends() -> None:
 
 
 def compiled_for() -> list[str]:
-    """The features of the CPU backend, in llama.cpp's words; after `load_backends`."""
+    """The features of the CPU backend, as llama.cpp names them; after `load_backends`."""
     info = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
     _, _, features = info.rpartition("CPU : ")
     pairs = (feature.partition("=") for feature in features.split("|"))
@@ -68,7 +68,7 @@ def compiled_for() -> list[str]:
 
 
 def not_compiled_for(features: list[str], flags: frozenset[str]) -> list[str]:
-    """The instruction sets among a CPU's ``flags`` that llama.cpp could use, were it compiled for
+    """The instruction sets among a CPU's ``flags`` that llama.cpp could use if it were compiled for
     them."""
     return [
         name

@@ -1,4 +1,4 @@
-"""What a context takes of the machine's memory, by llama.cpp's own account, and what there is."""
+"""How much memory a context takes, as llama.cpp reports it, and how much is available."""
 
 import re
 from collections.abc import Iterable
@@ -10,21 +10,21 @@ from services.inferer.engine.model import log_lines
 from shared.errors import ModelError
 
 MIB = 1024**2
-# Lines such as `llama_kv_cache: size =   90.00 MiB (  4096 cells, …` (one for each cache, whatever
-# its kind) and `sched_reserve:        CPU compute buffer size =    24.56 MiB`.
-TAKEN = re.compile(
+# Lines such as `llama_kv_cache: size =   90.00 MiB (  4096 cells, …` (one for each cache of any
+# kind) and `sched_reserve:        CPU compute buffer size =    24.56 MiB`.
+BUFFER_SIZE = re.compile(
     r"size = +([0-9.]+) MiB \( *\d+ cells|(?:compute|output) buffer size = +([0-9.]+) MiB"
 )
 
 
 def dry_run(path: Path, contexts: Iterable[llama_cpp.llama_context_params]) -> list[int]:
-    """The bytes that each of ``contexts`` of the model at ``path`` would take; none is made.
+    """The bytes that each of ``contexts`` of the model at ``path`` would take. None is allocated.
 
-    Caches differ by architecture in more ways than a formula could follow, so llama.cpp is asked:
-    it can go through the motions. It has no function that says what came out, and logs it.
+    Caches differ by architecture in more ways than a formula could follow, so llama.cpp computes
+    the sizes without allocating. It has no function that returns them, but logs them.
 
     Raises:
-        ModelError: llama.cpp cannot make such a context.
+        ModelError: llama.cpp cannot create such a context.
     """
     parameters = llama_cpp.llama_model_default_params()
     parameters.no_alloc = True
@@ -32,26 +32,26 @@ def dry_run(path: Path, contexts: Iterable[llama_cpp.llama_context_params]) -> l
     parameters.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
     if not model:
-        raise ModelError(f"llama.cpp cannot say how much memory the model {path} takes")
+        raise ModelError(f"llama.cpp cannot compute how much memory the model {path} takes")
     try:
-        return [_taken(model, context) for context in contexts]
+        return [_size(model, context) for context in contexts]
     finally:
         llama_cpp.llama_model_free(model)
 
 
-def _taken(model: object, parameters: llama_cpp.llama_context_params) -> int:
+def _size(model: object, parameters: llama_cpp.llama_context_params) -> int:
     with log_lines() as lines:
         context = llama_cpp.llama_init_from_model(model, parameters)
     if not context:
-        why = lines[-1] if lines else "no reason given"
-        raise ModelError(f"llama.cpp cannot make a context of this size: {why}")
+        reason = lines[-1] if lines else "no reason given"
+        raise ModelError(f"llama.cpp cannot create a context of this size: {reason}")
     llama_cpp.llama_free(context)
-    found = (match for line in lines if (match := TAKEN.search(line)))
-    return round(sum(float(match[1] or match[2]) for match in found) * MIB)
+    matches = (match for line in lines if (match := BUFFER_SIZE.search(line)))
+    return round(sum(float(match[1] or match[2]) for match in matches) * MIB)
 
 
 def available_bytes() -> int:
-    """What can be had without swapping, within this cgroup (version 2) too."""
+    """What can be allocated without swapping, within the limit of this cgroup (version 2)."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     root = Path("/sys/fs/cgroup")

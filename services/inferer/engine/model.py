@@ -21,11 +21,10 @@ LARGEST_DEFAULT_CONTEXT = 4096
 ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
 PIECE_BYTES = 256
 LONGEST_TEXT = 1_000_000
-"""Characters. Tokenizing that many took 305 MiB of stack and 480 MiB in all, where they were all of
-a kind."""
+"""Characters. Tokenizing so many, all of one kind, took 305 MiB of stack and 480 MiB in all."""
 LEVEL_ERROR = 4
 NO_POOLING = ("", "0", "-1")
-"""A GGUF's ``pooling_type`` where the model writes text: missing, none, unspecified."""
+"""A GGUF's ``pooling_type`` if the model generates text: missing, none, unspecified."""
 LOSSLESS_VOCABULARIES = (
     llama_cpp.LLAMA_VOCAB_TYPE_SPM,
     llama_cpp.LLAMA_VOCAB_TYPE_BPE,
@@ -37,7 +36,7 @@ _errors: deque[str] = deque(maxlen=8)
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_llama(level: int, text: bytes, _data: object) -> None:
-    """Keep llama.cpp's error lines for the exceptions that speak of them; drop the chatter."""
+    """Keep llama.cpp's error lines for the exceptions that quote them; drop all others."""
     line = text.decode("utf-8", "replace").strip()
     if level == LEVEL_ERROR and line:
         _errors.append(line)
@@ -45,7 +44,7 @@ def _log_llama(level: int, text: bytes, _data: object) -> None:
 
 @contextmanager
 def log_lines() -> Iterator[list[str]]:
-    """What llama.cpp logs during the block, of whatever level, in place of what is kept else."""
+    """All lines that llama.cpp logs during the block, which are not kept for `last_error`."""
     lines: list[str] = []
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -60,19 +59,19 @@ def log_lines() -> Iterator[list[str]]:
 
 
 class Model:
-    """A loaded model. Its methods may be called from any thread; none of them runs inference."""
+    """A loaded model. Its methods may be called from any thread; they do not run inference."""
 
     def __init__(
         self, path: Path, gpu_layers: int, *, extra_buffers: bool = True, chat: bool = True
     ) -> None:
-        """Load the file at ``path``; ``gpu_layers`` of -1 means all, where a GPU can take them.
+        """Load the file at ``path``; ``gpu_layers`` of -1 means all, if there is a GPU.
 
-        Without ``extra_buffers`` llama.cpp leaves the weights as they are in the file, and uses
-        neither AMX nor what else wants them rearranged. Without ``chat`` its template is not
-        looked at, which takes a process of its own.
+        Without ``extra_buffers`` llama.cpp leaves the weights as they are in the file, and does not
+        use AMX or other code that needs them rearranged. Without ``chat`` the chat template is not
+        loaded, which takes a separate process.
 
         Raises:
-            ModelError: llama.cpp cannot load it, or it does not generate text.
+            ModelError: llama.cpp cannot load the model, or it does not generate text.
         """
         llama_cpp.llama_log_set(_log_llama, None)
         load_backends()
@@ -85,8 +84,8 @@ class Model:
         _errors.clear()
         self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
         if not self.handle:
-            why = _errors[0] if _errors else "no reason given"
-            raise ModelError(f"llama.cpp cannot load the model {path}: {why}")
+            reason = _errors[0] if _errors else "no reason given"
+            raise ModelError(f"llama.cpp cannot load the model {path}: {reason}")
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
         ):
@@ -108,7 +107,7 @@ class Model:
         llama_cpp.llama_model_free(self.handle)
 
     def _require_text_generator(self) -> None:
-        """Raises: ModelError."""
+        """Raises: ModelError: the model does not generate text."""
         if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             raise ModelError(
                 f"the model {self.path} has no tokenizer; convert it again, together with the "
@@ -117,13 +116,13 @@ class Model:
         architecture = self._metadata("general.architecture")
         if self._metadata(f"{architecture}.attention.causal") == "false":
             raise ModelError(
-                f"the model {self.path} does not write text from left to right (embedding and "
+                f"the model {self.path} does not generate text from left to right (embedding and "
                 "diffusion models do not); choose one that does"
             )
         if self._metadata(f"{architecture}.pooling_type") not in NO_POOLING:
             raise ModelError(
-                f"the model {self.path} makes embeddings or ranks texts, it does not write any; "
-                "choose one that does"
+                f"the model {self.path} computes embeddings or ranks texts, it does not generate "
+                "any; choose one that does"
             )
 
     @property
@@ -132,7 +131,7 @@ class Model:
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether part of its memory cannot be rewound: Mamba, RWKV, hybrids such as LFM2."""
+        """Whether part of its memory cannot be truncated: Mamba, RWKV, hybrids such as LFM2."""
         return bool(
             llama_cpp.llama_model_is_recurrent(self.handle)
             or llama_cpp.llama_model_is_hybrid(self.handle)
@@ -140,11 +139,11 @@ class Model:
 
     @property
     def has_original_context(self) -> bool:
-        """Whether it computes differently beyond the context that it was first trained for."""
+        """Whether it computes differently beyond the context that it was originally trained for."""
         return bool(self._metadata(f"{self._metadata('general.architecture')}.{ORIGINAL_CONTEXT}"))
 
     def _metadata(self, key: str) -> str:
-        """A field of the GGUF as text; empty where it is missing."""
+        """A field of the GGUF as text; empty if it is missing."""
         buffer = ctypes.create_string_buffer(128)
         length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
@@ -158,12 +157,13 @@ class Model:
             for token in range(self.vocabulary.size)
         )
 
-    def context_size(self, wanted: int) -> int:
-        """Tokens of context for one job; 0 means what the model was trained for, 4096 at most."""
-        return wanted or min(self.trained_context, LARGEST_DEFAULT_CONTEXT)
+    def context_size(self, n_ctx: int) -> int:
+        """Tokens of context for a job: ``n_ctx``, or if 0 what the model was trained for, at most
+        4096."""
+        return n_ctx or min(self.trained_context, LARGEST_DEFAULT_CONTEXT)
 
     def piece(self, token: int) -> bytes | None:
-        """The bytes that ``token`` adds to a text, none for control tokens; None if it ends it."""
+        """The bytes that ``token`` adds to a text, empty for control tokens; None if it ends it."""
         try:
             return self._pieces[token]
         except KeyError:
@@ -172,22 +172,22 @@ class Model:
             return piece
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        """Tokens of ``text``, in which the model's special tokens may be written out.
+        """Tokens of ``text``, which may contain the model's special tokens as text.
 
-        ``add_special`` adds what the model wants at the beginning, unless it is there.
+        ``add_special`` adds the tokens that the model expects at the beginning.
 
         Raises:
-            PromptTooLong: it has more than `LONGEST_TEXT` characters.
+            PromptTooLong: the text has more than `LONGEST_TEXT` characters.
         """
         if len(text) > LONGEST_TEXT:
             raise PromptTooLong(
                 f"the prompt has {len(text)} characters, more than {LONGEST_TEXT}; send less"
             )
         data = text.encode("utf-8")
-        room = len(data) + 8
-        tokens = (llama_cpp.llama_token * room)()
+        capacity = len(data) + 8
+        tokens = (llama_cpp.llama_token * capacity)()
         count = llama_cpp.llama_tokenize(
-            self.vocab, data, len(data), tokens, room, add_special, True
+            self.vocab, data, len(data), tokens, capacity, add_special, True
         )
         if count < 0:
             raise ModelError("llama.cpp cannot tokenize the prompt")
@@ -196,12 +196,12 @@ class Model:
     def chat_prompt(
         self, messages: list[ChatMessage], cancelled: threading.Event | None = None
     ) -> tuple[str, bool]:
-        """The prompt that the model's own template makes of a conversation, and whether it lacks
-        what the model wants at the beginning. Takes up to `RENDER_S`, until ``cancelled``.
+        """The prompt that the model's template renders from a conversation, and whether the tokens
+        that the model expects at the beginning must be added. Takes up to `RENDER_S` seconds.
 
         Raises:
             InvalidRequest: the model has no template, or its template refuses the conversation.
-            Cancelled: ``cancelled`` was set meanwhile.
+            Cancelled: ``cancelled`` was set.
         """
         if self._template is None:
             raise InvalidRequest(
@@ -214,8 +214,8 @@ class Model:
             for message in messages
         ]
         prompt = self._template.render(conversation, cancelled or threading.Event())
-        begins = self._bos_token != "" and prompt.startswith(self._bos_token)
-        return prompt, not begins
+        has_bos = self._bos_token != "" and prompt.startswith(self._bos_token)
+        return prompt, not has_bos
 
     def _chat_template(self) -> ChatTemplate | None:
         template = llama_cpp.llama_model_chat_template(self.handle, None)
@@ -237,19 +237,19 @@ class Model:
         text: bytes = llama_cpp.llama_vocab_get_text(self.vocab, token)
         return text.decode("utf-8", "replace")
 
-    def read_piece(self, token: int, room: int = PIECE_BYTES) -> bytes:
-        """The bytes of ``token``'s text, none for control tokens."""
-        buffer = ctypes.create_string_buffer(room)
-        length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, room, 0, False)
+    def read_piece(self, token: int, capacity: int = PIECE_BYTES) -> bytes:
+        """The bytes of ``token``'s text, empty for control tokens."""
+        buffer = ctypes.create_string_buffer(capacity)
+        length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, capacity, 0, False)
         return self.read_piece(token, -length) if length < 0 else buffer.raw[:length]
 
 
-def _gpu_layers(wanted: int) -> int:
+def _gpu_layers(layers: int) -> int:
     if not llama_cpp.llama_supports_gpu_offload():
         return 0
-    return 999 if wanted < 0 else wanted
+    return 999 if layers < 0 else layers
 
 
 def last_error() -> str:
-    """What llama.cpp last complained of."""
+    """The last error that llama.cpp logged."""
     return _errors[-1] if _errors else "no reason given"

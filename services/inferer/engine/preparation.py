@@ -1,5 +1,5 @@
-"""Threads that prepare requests, beside the one that computes: a long prompt or a large schema does
-not delay other jobs."""
+"""Threads that prepare requests beside the compute thread: a long prompt or a large schema does not
+delay other jobs."""
 
 import threading
 import time
@@ -8,41 +8,42 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 STACK_BYTES = 512 * 2**20
-"""llama.cpp splits a text into words by recursion, some hundred bytes a character. Only what is
-used is taken from the memory. Measured: docs/decisions/0019."""
+"""llama.cpp splits a text into words by recursion, some hundred bytes per character. Only the used
+part takes memory. Measured: docs/decisions/0019."""
 
-LONG_S = 0.25
-"""After so much work a thread may have used much of its stack: another takes its place."""
+MAX_WORK_S = 0.25
+"""After longer work a thread may have used much of its stack: another one replaces it."""
 
 
 class Preparation:
-    """A thread for each slot. Native code cannot be interrupted, so the end of what was cancelled
-    is awaited by its thread alone."""
+    """A thread for each slot. Native code cannot be interrupted: where the work was cancelled, only
+    its own thread waits for its end."""
 
     def __init__(self, threads: int) -> None:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._threads = 0
         self._in_progress: dict[object, int] = {}
-        """How many pieces of work each thread that is busy has begun, by its number."""
+        """How many pieces of work each busy thread has begun, by its number. Written by that
+        thread, read by any."""
         self.grow(threads)
 
     @property
     def in_progress(self) -> dict[object, int]:
-        """For each busy thread a number that changes when it begins something else."""
+        """For each busy thread a counter that changes when it begins other work."""
         return dict(self._in_progress)
 
     def grow(self, threads: int) -> None:
-        """Have at least so many.
+        """Have at least ``threads`` threads.
 
         Raises:
-            RuntimeError: no memory for another thread.
+            RuntimeError: not enough memory for another thread.
         """
         while self._threads < threads:
             self._start(self._threads)
             self._threads += 1
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have ``work`` done, which raises nothing; from any thread."""
+        """Run ``work``, which does not raise, on one of the threads; from any thread."""
         self._work.put(work)
 
     def _run(self, number: int) -> None:
@@ -54,8 +55,8 @@ class Preparation:
             self._in_progress[number] = begun
             work()
             del self._in_progress[number]
-            if time.monotonic() - started > LONG_S:
-                with suppress(RuntimeError):  # no memory: then this one goes on
+            if time.monotonic() - started > MAX_WORK_S:
+                with suppress(RuntimeError):  # not enough memory: this one continues
                     self._start(number)
                     return
 

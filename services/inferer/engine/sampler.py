@@ -1,4 +1,4 @@
-"""A native sampler chain for each job, in the order llama.cpp's own tools use."""
+"""A native sampler chain for each job, in the order that llama.cpp's own tools use."""
 
 import ctypes
 import threading
@@ -12,17 +12,17 @@ from services.inferer.engine.model import Model
 from shared.wire.requests import Sampling
 
 PENALTY_WINDOW = 64
-"""The last tokens that penalties look at."""
+"""The number of last tokens that penalties apply to."""
 
 TOKEN_DATA = numpy.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])
-"""``llama_token_data``, as llama.h has it."""
+"""``llama_token_data`` of llama.h."""
 
 RANDOM_SEED = 0xFFFFFFFF
-"""llama.cpp takes this seed as a wish for a random one, which would not repeat."""
+"""llama.cpp replaces this seed by a random one, which is not repeatable."""
 
 
 class Sampler:
-    """One job's chain. Native memory: close it."""
+    """One job's chain. It is native memory: close it."""
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class Sampler:
         prompt: Sequence[int],
         cancelled: threading.Event | None = None,
     ) -> None:
-        """Build the chain; ``seed`` makes it repeatable, ``prompt`` counts for the penalties.
+        """Build the chain; the same ``seed`` repeats it, penalties apply to ``prompt``, too.
 
         Raises:
             InvalidRequest: the schema of ``response_format`` cannot be followed.
-            Cancelled: ``cancelled`` was set before it was compiled.
+            Cancelled: ``cancelled`` was set before the schema was compiled.
         """
         self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
         self._candidates = _Candidates(model.vocabulary.size)
@@ -50,10 +50,10 @@ class Sampler:
             raise
 
     def sample(self, context: object, row: int) -> int:
-        """Choose the next token from the logits of ``row`` in the batch, and remember it.
+        """Choose the next token from the logits of ``row`` in the batch, and add it to the state.
 
         Raises:
-            InvalidRequest: the schema allows no token at all, or takes too much work to follow.
+            InvalidRequest: the schema allows no token, or takes too much work to follow.
         """
         if self._grammar is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
@@ -105,7 +105,7 @@ class _Candidates:
         self._size = vocabulary_size
         self._array = llama_cpp.llama_token_data_array()
 
-    def choose(self, chain: object, context: object, row: int, allowed: "Tokens") -> int:
+    def choose(self, chain: object, context: object, row: int, allowed: Tokens) -> int:
         logits = llama_cpp.llama_get_logits_ith(context, row)
         tokens = numpy.zeros(allowed.size, dtype=TOKEN_DATA)
         tokens["id"] = allowed
@@ -118,6 +118,6 @@ class _Candidates:
 
 
 def native_seed(seed: int) -> int:
-    """Any integer as one that llama.cpp takes at its word."""
+    """Map any integer to a seed that llama.cpp uses as it is."""
     seed &= 0xFFFFFFFF
     return seed - 1 if seed == RANDOM_SEED else seed

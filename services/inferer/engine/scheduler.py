@@ -1,4 +1,4 @@
-"""Who gets a slot, and what is in the next batch: policy only, no runtime."""
+"""Which sequences get a slot, and what is in the next batch: policy only, no runtime."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -26,10 +26,11 @@ class Chunk(NamedTuple, Generic[S_co]):
 class Scheduler(Generic[S]):
     """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
 
-    A batch has at most ``batch_tokens`` tokens. Sequences that have had an output come first, then
-    the shorter prompts; a prompt that does not fit is continued in the next batch. A prompt is
-    overtaken only by those that would have ended first had each been computed at once, by itself:
-    shorter ones that keep coming cannot starve it. Not thread-safe: the compute thread owns it.
+    A batch has at most ``batch_tokens`` tokens. In it come first the sequences whose prompts would
+    be computed first if each were computed alone from the time it got its slot: those that
+    generate, whose prompts are computed, then shorter prompts before longer ones. Shorter prompts
+    that keep coming cannot starve a longer one. A prompt that does not fit is continued in the next
+    batch. Not thread-safe: the compute thread owns it.
     """
 
     def __init__(self, slots: int, batch_tokens: int) -> None:
@@ -39,7 +40,7 @@ class Scheduler(Generic[S]):
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
         self._clock = 0
-        """Tokens that the batches so far had room for."""
+        """The capacity of all batches so far, in tokens."""
 
     @property
     def is_idle(self) -> bool:
@@ -89,10 +90,8 @@ class Scheduler(Generic[S]):
         """Note that ``batch`` was computed. Returns the chunks with an output: each of their
         sequences needs another pending token, or must be removed, before the next batch."""
         self._clock += self._batch_tokens
-        for sequence, size, _, has_output in batch:
+        for sequence, size, _, _ in batch:
             sequence.position += size
-            if has_output:
-                sequence.due = 0
             for _ in range(size):
                 sequence.pending.popleft()
         return [chunk for chunk in batch if chunk.has_output]

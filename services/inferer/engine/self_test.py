@@ -1,9 +1,9 @@
-"""``python -m services.inferer.engine.self_test``: whether llama.cpp can compute here.
+"""``python -m services.inferer.engine.self_test``: whether llama.cpp works here.
 
 Reads ``INFERER_*`` as the inferer does, loads the same model and runs all kernels that jobs will
 need: those for one token, a few and many, in a context of the same size. A library that was
-compiled for another CPU, or wrongly, ends this process by a signal and not the inferer; `fitness`
-reads how it ended.
+compiled for another CPU, or wrongly, crashes this process and not the inferer; `fitness` reads how
+it ended.
 """
 
 import os
@@ -32,11 +32,11 @@ LOADED = "loaded"
 
 FEW_TOKENS = 8
 ALL_KERNELS = 72
-"""Larger batches only do more of the same: the widest of llama.cpp's kernels takes 64 tokens. A few
-more are a remainder."""
-ENOUGH_S = 5.0
-"""What takes longer is given up: it is slow, but it computes."""
-SHORTEST_LIMIT_S = 10.0
+"""Larger batches run the same kernels: the widest of llama.cpp takes 64 tokens. A few more are a
+remainder."""
+TIME_LIMIT_S = 5.0
+"""A longer test is aborted: llama.cpp is slow here, but it works."""
+MIN_STALL_S = 10.0
 
 
 def main() -> int:
@@ -50,8 +50,8 @@ def main() -> int:
             chat=False,
         )
         print(LOADED, flush=True)
-        # What hangs is ended by SIGALRM, whether it is in llama.cpp or not.
-        signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, SHORTEST_LIMIT_S))
+        # SIGALRM ends a test that hangs, in llama.cpp or elsewhere.
+        signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, MIN_STALL_S))
         engine = Engine(
             model,
             slots=settings.concurrency,
@@ -63,7 +63,7 @@ def main() -> int:
     except SluiceError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
-    # The memory is the kernel's to take back; freeing it here would take time.
+    # The kernel frees the memory; freeing it here would take time.
     sys.stdout.flush()
     os._exit(0)
 
@@ -72,14 +72,14 @@ def _compute(engine: Engine, n_batch: int) -> None:
     """One token, a few in every slot, and a large batch, each by itself.
 
     Raises: SluiceError."""
-    enough = time.monotonic() + ENOUGH_S
+    deadline = time.monotonic() + TIME_LIMIT_S
     for lengths in ([1], [FEW_TOKENS] * engine.slots, [min(n_batch, ALL_KERNELS)]):
-        if not _decode(engine, lengths, enough):
+        if not _decode(engine, lengths, deadline):
             break
 
 
-def _decode(engine: Engine, lengths: list[int], enough: float) -> bool:
-    """Prompts of ``lengths`` tokens at once; False if ``enough`` came before the end of them.
+def _decode(engine: Engine, lengths: list[int], deadline: float) -> bool:
+    """Compute prompts of ``lengths`` tokens at once; False if ``deadline`` came before their end.
 
     Raises: SluiceError."""
     ended: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
@@ -89,7 +89,7 @@ def _decode(engine: Engine, lengths: list[int], enough: float) -> bool:
     in_time = True
     for _ in sequences:
         try:
-            outcome = ended.get(timeout=max(0, enough - time.monotonic()) if in_time else None)
+            outcome = ended.get(timeout=max(0, deadline - time.monotonic()) if in_time else None)
         except queue.Empty:
             in_time = False
             for sequence in sequences:
@@ -103,7 +103,7 @@ def _decode(engine: Engine, lengths: list[int], enough: float) -> bool:
 def _sequence(
     engine: Engine, length: int, ended: "queue.SimpleQueue[Generation | Exception]"
 ) -> GenerationSequence:
-    """One of ``length`` tokens, whatever they mean, after which one is sampled."""
+    """A prompt of ``length`` arbitrary tokens, after which one is sampled."""
     prompt = [token % engine.model.vocabulary.size for token in range(max(1, length))]
     return GenerationSequence(
         prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),

@@ -1,4 +1,4 @@
-"""Outcomes of self-tests, in the user's cache folder if it can be written."""
+"""Cached results of self-tests, in the user's cache folder if it can be written."""
 
 import hashlib
 import os
@@ -9,40 +9,40 @@ import msgspec
 
 from shared import __version__
 
-MOST_RECORDS = 100
+MAX_RECORDS = 100
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def recall(circumstances: list[object], kind: type[T]) -> T | None:
-    """What was recorded under the same circumstances by this version of Sluice."""
+def load_record(key: list[object], kind: type[T]) -> T | None:
+    """The record that this version of Sluice saved under ``key``; None without one."""
     try:
-        return msgspec.json.decode(_file(circumstances).read_bytes(), type=kind)
+        return msgspec.json.decode(_file(key).read_bytes(), type=kind)
     except (OSError, RuntimeError, ValueError):
         return None
 
 
-def record(circumstances: list[object], found: msgspec.Struct) -> None:
-    """Keep ``found``; not kept where files cannot be written, as in many containers."""
+def save_record(key: list[object], record: msgspec.Struct) -> None:
+    """Save ``record`` under ``key``, unless files cannot be written, as in many containers."""
     try:
-        file = _file(circumstances)
+        file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(msgspec.json.encode(found))
-        unfinished.replace(file)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(msgspec.json.encode(record))
+        temporary.replace(file)
         _drop_oldest(file.parent)
     except (OSError, RuntimeError):
         pass
 
 
-def _file(circumstances: list[object]) -> Path:
-    """Raises: RuntimeError: this user has no home."""
+def _file(key: list[object]) -> Path:
+    """Raises: RuntimeError: this user has no home folder."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    digest = hashlib.sha256(msgspec.json.encode([__version__, *circumstances])).hexdigest()
+    digest = hashlib.sha256(msgspec.json.encode([__version__, *key])).hexdigest()
     return Path(folder) / "sluice" / "self-tests" / f"{digest[:32]}.json"
 
 
 def _drop_oldest(folder: Path) -> None:
     files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[MOST_RECORDS:]:
+    for file in files[MAX_RECORDS:]:
         file.unlink(missing_ok=True)

@@ -38,7 +38,8 @@ class Sequence:
         scheduled. A preparation thread adds the prompt, before the compute thread gets the
         sequence."""
         self.due = 0
-        """Its turn among the running sequences: a smaller number is served first."""
+        """When its prompt would be computed, on the scheduler's clock, if it ran alone; the
+        sequence that is due first is served first."""
         self.aborted = False
         """Set by any thread, under the engine's lock; read by the compute thread and preparation
         threads."""

@@ -1,4 +1,4 @@
-"""Ends the process when llama.cpp hangs: no thread can be stopped from outside, a process can."""
+"""Ends the process when llama.cpp hangs: a thread cannot be stopped from outside, a process can."""
 
 import asyncio
 import faulthandler
@@ -11,17 +11,18 @@ from shared.background import keep_running
 from shared.logs import drain_logs, logger
 from shared.process.exit_status import EXIT_STALLED
 
-LOOKS = 4
-LONGEST_PAUSE_S = 1.0
+POLLS = 4
+"""At least so many in ``stall_s`` seconds."""
+MAX_POLL_S = 1.0
 
 log = logger()
 
 
 @asynccontextmanager
 async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
-    """During the block, end the process once the engine `stalled`.
+    """During the block, end the process once the engine has `stalled`.
 
-    Its jobs come back when their leases end, and the start of each counts as an attempt.
+    Its jobs are redelivered when their leases expire, and the start of each counts as an attempt.
     """
     watching = keep_running(lambda: _watch(engine, stall_s), "watchdog")
     try:
@@ -31,21 +32,21 @@ async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
 
 
 async def stalled(engine: Engine, stall_s: float) -> None:
-    """Return when the engine has had work for ``stall_s`` seconds and has not got on with it."""
-    pause_s = min(stall_s / LOOKS, LONGEST_PAUSE_S)
-    seen: dict[object, int] = {}
-    silent_s: dict[object, float] = {}
-    while max(silent_s.values(), default=0.0) < stall_s:
-        await asyncio.sleep(pause_s)
-        now = engine.in_progress
-        # Counted in pauses, not read from a clock: when this process is stopped for a while
-        # (SIGSTOP, a laptop that sleeps) the engine is, too.
-        silent_s = {
-            work: silent_s.get(work, 0.0) + pause_s
-            for work, step in now.items()
-            if seen.get(work) == step
+    """Return when the engine has had work for ``stall_s`` seconds without progress."""
+    poll_s = min(stall_s / POLLS, MAX_POLL_S)
+    last: dict[object, int] = {}
+    stalled_s: dict[object, float] = {}
+    while max(stalled_s.values(), default=0.0) < stall_s:
+        await asyncio.sleep(poll_s)
+        counters = engine.in_progress
+        # Counted in polls, not read from a clock: while this process is stopped (SIGSTOP, a laptop
+        # that sleeps) the engine is, too.
+        stalled_s = {
+            thread: stalled_s.get(thread, 0.0) + poll_s
+            for thread, counter in counters.items()
+            if last.get(thread) == counter
         }
-        seen = now
+        last = counters
 
 
 async def _watch(engine: Engine, stall_s: float) -> None:
