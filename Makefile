@@ -1,6 +1,6 @@
 # The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test test-fast chaos fuzz schemathesis check fmt bench clean
+.PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,6 +42,11 @@ test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time as most of them
 
 test-fast: $(READY) ## Unit and integration tests, in under a minute on an idle machine; ARGS as above
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
+
+coverage: $(READY) $(SCHEMATHESIS) ## All tests, measured, and the lines that none runs; ARGS as above
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(ARGS); status=$$?; \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 chaos: $(READY) ## A few minutes of jobs while parts are killed; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)

@@ -21,6 +21,7 @@ CONFIGURATION = ROOT / "deploy/nats/nats.conf"
 """The broker's, as users run it."""
 STORE = "10GB"
 """How much a broker may store, unless a test says otherwise; its configuration wants to be told."""
+MEASURED = "COVERAGE_PROCESS_CONFIG" in os.environ
 PATIENCE_S = 60.0
 """Generous: the machines that run this are shared. Nothing here measures speed."""
 
@@ -153,6 +154,11 @@ class Process(Child):
 
     def end(self) -> None:
         """Whatever state it is in; tests that look at how it stops use `terminate`."""
+        if MEASURED and self.popen.poll() is None:
+            # What coverage has found is written when a process ends, and SIGKILL does not let it.
+            self.popen.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(10)
         if self.popen.poll() is None:
             self.kill()
 
