@@ -1,4 +1,4 @@
-# The targets are the project's vocabulary. Everything runs in .venv, which any of them makes.
+# Everything runs in .venv, which every target creates if needed.
 .DEFAULT_GOAL := help
 .PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench clean
 
@@ -8,17 +8,17 @@ READY := .venv/.ready
 SCHEMATHESIS := .venv/schemathesis/.ready
 LLAMA := $(wildcard deploy/llama/*)
 
-help: ## What there is to do
+help: ## List the targets
 	@grep -E '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-.venv: $(READY) ## Make the environment with everything in it
+.venv: $(READY) ## Create the environment with all dependencies
 
 $(READY): pyproject.toml constraints.txt $(LLAMA)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Sluice needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
-	@echo "Making .venv; compiling llama.cpp takes some minutes the first time."
+	@echo "Creating .venv; compiling llama.cpp takes a few minutes the first time."
 	$(PYTHON) -m venv .venv
-	@# Over one that is there: it may be of the same version and compiled in another way.
+	@# Reinstalled, because an installed one may have been compiled differently.
 	wheel=$$($(BIN)/python deploy/llama/wheel.py constraints.txt) && $(BIN)/pip install --quiet \
 		--disable-pip-version-check --no-deps --force-reinstall "$$wheel"
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
@@ -31,43 +31,43 @@ $(SCHEMATHESIS): tests/conformance/requirements.txt $(READY)
 		--requirement tests/conformance/requirements.txt
 	@touch $@
 
-demo: $(READY) ## Two prompts at the same moment, answered one after the other
+demo: $(READY) ## Two prompts at once, answered one after the other
 	$(BIN)/python -m cli.demo
 
-up: $(READY) ## The stack on 127.0.0.1:5001 and :4222 until Ctrl-C; its data stays in data/
+up: $(READY) ## Run the stack on 127.0.0.1:5001 and :4222 until Ctrl-C; data is kept in data/
 	$(BIN)/sluice up --data data
 
-test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time as most of them wait; ARGS are passed to pytest
+test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-fast: $(READY) ## Unit and integration tests, in under a minute on an idle machine; ARGS as above
+test-fast: $(READY) ## Unit and integration tests, under a minute on an idle machine; ARGS as above
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
 
-coverage: $(READY) $(SCHEMATHESIS) ## All tests, measured, and the lines that none runs; ARGS as above
+coverage: $(READY) $(SCHEMATHESIS) ## All tests with coverage, and the lines that no test runs; ARGS as above
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(ARGS); status=$$?; \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
-chaos: $(READY) ## A few minutes of jobs while parts are killed; ARGS="--seed 7" repeats a run
+chaos: $(READY) ## Run jobs for a few minutes while parts are killed; ARGS="--seed 7" repeats a run
 	$(BIN)/python -m tests.chaos.run $(ARGS)
 
-schemathesis: $(READY) $(SCHEMATHESIS) ## Ten minutes: the gateway against its OpenAPI document; ARGS="--minutes 2"
+schemathesis: $(READY) $(SCHEMATHESIS) ## Test the gateway against its OpenAPI document, ten minutes; ARGS="--minutes 2"
 	$(BIN)/python -m tests.conformance.run $(ARGS)
 
-fuzz: $(READY) ## An hour of hostile input; ARGS="--minutes 5 --seed 7" for less
+fuzz: $(READY) ## Send hostile input for an hour; ARGS="--minutes 5 --seed 7" for less
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
-check: $(READY) ## Lint, types, and who may import whom
+check: $(READY) ## Lint, import contracts and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-fmt: $(READY) ## Format
+fmt: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## What the pipeline costs and how it scales; run it on an idle machine
+bench: $(READY) ## Benchmarks of overhead, throughput, scaling and ETA; needs an idle machine
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.scaling
@@ -76,5 +76,5 @@ bench: $(READY) ## What the pipeline costs and how it scales; run it on an idle 
 	$(BIN)/python -m benchmarks.cancel
 	$(BIN)/python -m benchmarks.concurrency
 
-clean: ## Remove the environment and caches; data/ stays
+clean: ## Remove the environment and caches, but not data/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

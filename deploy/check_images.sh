@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds both images and has them answer a prompt, without a container engine: on Debian 12, as root,
+# Builds both images without a container engine and tests them with a prompt: on Debian 12, as root,
 # with `apt-get install buildah debootstrap`. Takes as long as compiling llama.cpp for every CPU.
 #
 #   deploy/check_images.sh [FOLDER]
 #
-# FOLDER keeps the base and the images' storage, so that the next run only builds what has changed.
-# The base image is Debian with its own Python, as registries cannot be reached from everywhere.
+# FOLDER keeps the base image and the storage, so that the next run only builds what has changed.
+# The base image is Debian with its own Python, since registries cannot be reached from everywhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-/var/tmp/sluice-images}")
@@ -18,7 +18,7 @@ if ! buildah inspect --type image sluice-base >/dev/null 2>&1; then
     rm -rf "$folder/base"
     debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,ca-certificates \
         bookworm "$folder/base" >/dev/null
-    # Whoever must trust more than Debian does says so on the host.
+    # With the certificates that the host trusts.
     cp /etc/ssl/certs/ca-certificates.crt "$folder/base/etc/ssl/certs/"
     container=$(buildah from scratch)
     buildah add --quiet "$container" "$folder/base" /

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compile llama-cpp-python as Sluice wants it, once for this machine; print the wheel's path.
+"""Compile llama-cpp-python with Sluice's recipe, once per machine, and print the wheel's path.
 
 `make .venv` and the Containerfile call it. Wheels are kept in `$XDG_CACHE_HOME/sluice/wheels`
-(`~/.cache`) under a key of everything that decides what comes out: a wheel that was compiled in
-another way, by another compiler or for another CPU has another key, and what pip keeps in its own
-cache is never asked for. `CMAKE_ARGS`, `CC`, `CXX` and compiler flags of the environment count.
+(`~/.cache`) under a key of everything that affects the result, so that another compiler, other
+flags or another CPU get their own. pip's cache is never used. `CMAKE_ARGS`, `CC`, `CXX` and the
+compiler flags of the environment are respected.
 
-Only the standard library: it runs before there is an environment, with any Python from 3.11 on.
+It uses only the standard library, because it runs before there is an environment.
 """
 
 import fcntl
@@ -24,13 +24,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 RECIPE = ("recipe.cmake", "amx.h", "amx_probe.c")
-"""The files that decide how it is compiled."""
+"""The files that determine how it is compiled."""
 
 VARIABLES = ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX")
 
 
 class CannotCompile(Exception):
-    """One sentence for the person who runs this."""
+    """The message is for the person who runs this."""
 
 
 def main() -> int:
@@ -46,10 +46,10 @@ def main() -> int:
 
 
 def wheel(constraints: Path) -> Path:
-    """The wheel of the version that ``constraints`` names, compiled unless it is there already.
+    """The wheel of the version in ``constraints``, compiled if it is not in the cache.
 
     Raises:
-        CannotCompile: no compiler, no version, no place to keep it, or the compilation failed.
+        CannotCompile: no compiler, no version, no writable cache, or the compilation failed.
     """
     version = pinned_version(constraints)
     folder = cache() / key(version)
@@ -58,10 +58,10 @@ def wheel(constraints: Path) -> Path:
         lock = (folder / "lock").open("w")
     except OSError as error:
         raise CannotCompile(
-            f"cannot write {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder of yours"
+            f"cannot write {folder} ({error.strerror}); set XDG_CACHE_HOME to a writable folder"
         ) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits, and finds the wheel
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and finds the wheel
         found = next(folder.glob("*.whl"), None)
         return found or compiled(version, constraints, folder)
 
@@ -79,7 +79,7 @@ def cache() -> Path:
 
 
 def key(version: str) -> str:
-    """Names what would be compiled; differs whenever the result may."""
+    """The key of the wheel that would be compiled; it differs whenever the result may differ."""
     digest = hashlib.sha256()
     for name in RECIPE:
         digest.update((FOLDER / name).read_bytes())
@@ -96,7 +96,7 @@ def key(version: str) -> str:
 
 
 def compiler() -> str:
-    """The C++ compiler's version, and all that it takes for granted of this CPU."""
+    """The C++ compiler's version, and the macros that it defines for this CPU."""
     command = shlex.split(os.environ.get("CXX") or "c++")
     try:
         version = subprocess.run(
@@ -115,14 +115,14 @@ def compiler() -> str:
 
 
 def compiled(version: str, constraints: Path, folder: Path) -> Path:
-    """Compile into ``folder``. A wheel that is there is complete: it gets there by a rename."""
-    print("compiling llama.cpp; this takes some minutes, once", file=sys.stderr, flush=True)
-    # For the tools that build it, too; newer versions of pip have a variable of its own for those.
+    """Compile into ``folder``. The wheel is moved there by a rename, so that it is complete."""
+    print("compiling llama.cpp; this takes a few minutes, once", file=sys.stderr, flush=True)
+    # Also for the build tools, for which newer versions of pip have a separate variable.
     pins = {"PIP_CONSTRAINT": str(constraints), "PIP_BUILD_CONSTRAINT": str(constraints)}
     with tempfile.TemporaryDirectory(dir=folder) as work:
         command = [
             *(sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"),
-            # Neither pip's cache nor a folder of wheels: nobody knows how those were compiled.
+            # Neither pip's cache nor a folder of wheels, which may have been compiled differently.
             *("--no-cache-dir", "--no-binary", "llama-cpp-python", "--no-deps"),
             *("--config-settings", f"cmake.define.CMAKE_PROJECT_INCLUDE={FOLDER / 'recipe.cmake'}"),
             *("--wheel-dir", work, f"llama-cpp-python=={version}"),

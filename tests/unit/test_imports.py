@@ -14,17 +14,18 @@ PLANTED = {
         "services.inferer.settings",
     ),
     "shared imports neither services": ("shared/cpus.py", "cli.exit_status"),
-    "the floors of shared": ("shared/wire/subjects.py", "shared.broker.connection"),
-    "the floors of the gateway": ("services/gateway/jobs/jobs.py", "services.gateway.http.errors"),
+    "the layers of shared": ("shared/wire/subjects.py", "shared.broker.connection"),
+    "the layers of the gateway": ("services/gateway/jobs/jobs.py", "services.gateway.http.errors"),
     "neither edge imports the other": (
         "services/gateway/micro/service.py",
         "services.gateway.http.errors",
     ),
-    "the floors of the inferer": (
+    "the layers of the command line": ("cli/up/stack.py", "cli.commands.up"),
+    "the layers of the inferer": (
         "services/inferer/engine/engine.py",
         "services.inferer.worker.lease",
     ),
-    "the engine knows nothing of NATS": ("services/inferer/engine/engine.py", "nats"),
+    "the engine does not import NATS": ("services/inferer/engine/engine.py", "nats"),
     "the scheduler imports no runtime": ("services/inferer/engine/scheduler.py", "llama_cpp"),
     "no runtime, directly or not": (
         "services/inferer/engine/sequence.py",
