@@ -15,15 +15,18 @@ from shared.wire.api import JobStatus
 
 POLL_S = 1.0
 
+BAR_WIDTH = 12
+"""So that the longest estimate fits into 80 columns."""
+
 
 class Countdown:
     """A line with the estimate and a bar, which is full at the median of the ETA."""
 
-    def __init__(self, progress: Progress, job_id: str) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.hidden = threading.Event()
         self._progress = progress
         self._started = time.monotonic()
-        self._task = progress.add_task(job_id, total=None)
+        self._task = progress.add_task("submitted", total=None)
 
     def hide(self) -> None:
         """Remove the line for good."""
@@ -32,7 +35,7 @@ class Countdown:
 
     def show(self, status: JobStatus) -> None:
         estimate = estimate_line(status) or ("waiting" if status.started_at is None else "running")
-        self._progress.update(self._task, description=f"{status.id}: {estimate}")
+        self._progress.update(self._task, description=estimate)
         if status.eta is not UNSET:
             elapsed_s = time.monotonic() - self._started
             total_s = elapsed_s + max(status.eta.p50_s, 0.0)
@@ -44,7 +47,7 @@ def countdown(client: Client, job_id: str) -> Iterator[Countdown]:
     """Show the estimate of ``job_id`` during the block, read every second."""
     progress = Progress(
         SpinnerColumn(),
-        BarColumn(),
+        BarColumn(BAR_WIDTH),
         TextColumn("{task.description}", markup=False),
         console=err,
         transient=True,
@@ -54,7 +57,7 @@ def countdown(client: Client, job_id: str) -> Iterator[Countdown]:
         redirect_stderr=False,
     )
     with progress:
-        line = Countdown(progress, job_id)
+        line = Countdown(progress)
         polling = threading.Thread(target=_poll, args=(client, job_id, line), daemon=True)
         if err.is_terminal:
             polling.start()

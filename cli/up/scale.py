@@ -26,29 +26,31 @@ class Scale(Struct, frozen=True):
         return self.minimum == 0
 
 
-def parse_scale(inferers: int | None, least: int | None, most: int | None, idle_s: float) -> Scale:
+def parse_scale(
+    inferers: int | None, minimum: int | None, maximum: int | None, idle_s: float
+) -> Scale:
     """The scale for ``--inferers``, ``--min``, ``--max`` and ``--idle-s``; None if not given.
 
     Raises:
         CommandError: the options contradict each other.
     """
-    if inferers is not None and (least is not None or most is not None):
+    if inferers is not None and (minimum is not None or maximum is not None):
         raise CommandError(
             "--inferers N means --min N --max N; give either --inferers or --min and --max",
             EXIT_USAGE,
         )
     if not idle_s > 0:  # also refuses NaN
         raise CommandError(f"--idle-s {idle_s:g}: give more than 0 seconds", EXIT_USAGE)
-    if least is None and most is None:
+    if minimum is None and maximum is None:
         fixed = 1 if inferers is None else inferers
         return Scale(fixed, fixed, idle_s)
-    if least is None:
-        least = min(1, most or 0)
-    if most is None:
-        most = max(least, usable_cpus())
-    if least > most:
-        raise CommandError(f"--min {least} is more than --max {most}", EXIT_USAGE)
-    return Scale(least, most, idle_s)
+    if minimum is None:
+        minimum = min(1, maximum or 0)
+    if maximum is None:
+        maximum = max(minimum, usable_cpus())
+    if minimum > maximum:
+        raise CommandError(f"--min {minimum} is more than --max {maximum}", EXIT_USAGE)
+    return Scale(minimum, maximum, idle_s)
 
 
 def cpu_shares(scale: Scale) -> list[list[int]] | list[None]:
@@ -76,7 +78,7 @@ def split_cpus(cpus: list[int], inferers: int) -> list[list[int]]:
     if inferers > len(cpus):
         raise CommandError(
             f"{inferers} inferers: there are {len(cpus)} CPUs, and two inferers on one CPU are "
-            f"several times slower than one; give at most {len(cpus)}",
+            f"several times slower than one; give at maximum {len(cpus)}",
             EXIT_USAGE,
         )
     return [cpus[number::inferers] for number in range(inferers)]
