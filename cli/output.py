@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +16,9 @@ from rich.text import Text
 from cli.doctor.finding import Finding
 from shared.logs import drain_logs
 from shared.printable import printable, printable_json
+from shared.timestamps import milliseconds_between
 from shared.wire.api import JobStatus, ModelQueue
-from shared.wire.inferers import ConcurrencyChange, InfererEntry, RunningJob
+from shared.wire.inferers import ConcurrencyChange, InfererEntry
 from shared.wire.subjects import CLASSES
 
 WIDTH_WITHOUT_TERMINAL = 1000
@@ -42,6 +44,7 @@ class TextConsole(Console):
 out = TextConsole(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 err = TextConsole(stderr=True, soft_wrap=True)
 
+BAR_WIDTH = 10
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "STARTED": "cyan"}
 
 
@@ -155,12 +158,16 @@ def _by_priority(queue: ModelQueue) -> str:
     return ", ".join(f"{waiting} {name}" for waiting, name in held if waiting) or "-"
 
 
-def print_inferers(inferers: list[InfererEntry]) -> None:
+def print_inferers(inferers: list[InfererEntry], now: str) -> None:
+    """The inferers, and below them their jobs; ``now`` is the broker's time."""
     out.print(inferers_table(inferers))
+    if any(entry.jobs for entry in inferers):
+        out.print()
+        out.print(jobs_table(inferers, now))
 
 
-def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> RenderableType:
-    """One line per inferer, with its running jobs if ``jobs``."""
+def inferers_table(inferers: list[InfererEntry]) -> RenderableType:
+    """One line per inferer."""
     if not inferers:
         return (
             "no inferer is live: start one with sluice up or python -m services.inferer "
@@ -178,8 +185,6 @@ def inferers_table(inferers: list[InfererEntry], *, jobs: bool = True) -> Render
     }
     if any(entry.overlaps for entry in inferers):
         columns["shares CPUs with"] = lambda entry: ", ".join(entry.overlaps) or "-"
-    if jobs:
-        columns["runs"] = lambda entry: ", ".join(map(_progress, entry.jobs)) or "-"
     table = Table(box=None, pad_edge=False)
     for heading in columns:
         table.add_column(heading, overflow="fold", no_wrap=heading == "inferer")
@@ -199,8 +204,25 @@ def _cpu_list(numbers: list[int]) -> str:
     return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges)
 
 
-def _progress(job: RunningJob) -> str:
-    return f"{job.id} ({job.completion_tokens} of {job.max_tokens} tokens)"
+def jobs_table(inferers: list[InfererEntry], now: str) -> RenderableType:
+    """One line per running job; ``now`` is the broker's time. Fits into 80 columns."""
+    running = [(entry, job) for entry in inferers for job in entry.jobs]
+    if not running:
+        return "no running jobs"
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("job", no_wrap=True)
+    table.add_column("inferer", overflow="fold", min_width=9)
+    table.add_column("attempt", justify="right", no_wrap=True)
+    table.add_column("for", justify="right", no_wrap=True)
+    table.add_column()  # the bar, the first column to shrink
+    table.add_column("tokens", no_wrap=True)
+    for entry, job in sorted(running, key=lambda one: one[1].started_at):
+        seconds = milliseconds_between(job.started_at, now) / 1000
+        bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
+        tokens = f"{job.completion_tokens}/{job.max_tokens}"
+        cells = (safe_text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
+        table.add_row(safe_text(job.id), *cells)
+    return table
 
 
 def _or_dash(number: float | None, form: str) -> str:

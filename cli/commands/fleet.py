@@ -12,6 +12,7 @@ from cli.interrupts import interrupted_by_signals
 from cli.options import DEFAULT_URL, Json, Url
 from cli.output import out, print_changes, print_inferers, print_json, print_queue
 from cli.top import render, take_snapshot, watch
+from shared.timestamps import timestamp
 from shared.wire.api import ConcurrencyRequest
 
 TOP_TIMEOUT_S = 3.0
@@ -29,7 +30,7 @@ def inferers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Show the live inferers and their jobs."""
     with Client(url) as client:
         report = client.inferers()
-    print_json(report) if as_json else print_inferers(report.inferers)
+    print_json(report) if as_json else print_inferers(report.inferers, report.at or timestamp())
 
 
 def top(

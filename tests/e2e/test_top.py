@@ -15,7 +15,7 @@ from tests.support.processes import (
     free_port,
     scripts,
 )
-from tests.support.terminal import terminal
+from tests.support.terminal import ESCAPE, terminal
 
 
 def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
@@ -108,6 +108,21 @@ def test_one_look(shared_stack: Stack) -> None:
         assert top.process.wait(PATIENCE_S) == 0
         assert "inferer-0" in top.output
         assert "\x1b[?1049h" not in top.output
+
+
+def test_inferers_fit_into_80_columns(shared_stack: Stack) -> None:
+    """The id of a running job is on one line."""
+    job_id = shared_stack.submit(prompt="go on", max_tokens=4000)
+    shared_stack.wait_for_state(job_id, "STARTED")
+
+    def shown() -> str | None:
+        with terminal("inferers", "--url", shared_stack.url) as inferers:
+            assert inferers.process.wait(PATIENCE_S) == 0
+            return inferers.output if job_id in inferers.output else None
+
+    lines = eventually(shown, "the job is reported").splitlines()
+    assert max(len(ESCAPE.sub("", line)) for line in lines) <= 80
+    shared_stack.http.delete(f"/jobs/{job_id}")
 
 
 def test_nobody_is_there(shared_stack: Stack) -> None:
