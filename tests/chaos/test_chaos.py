@@ -37,7 +37,7 @@ async def test_no_job_is_lost_or_doubled(tmp_path: Path, model: Path) -> None:
     assert in_vain <= ({"fill_disk"} if os.geteuid() else set()), told
 
 
-async def test_a_rolling_restart(tmp_path: Path, model: Path) -> None:
+async def test_a_rolling_restart_loses_and_doubles_no_job(tmp_path: Path, model: Path) -> None:
     """Of everything, under load: no job fails, and none takes a second attempt."""
     plan = Plan(
         _seed(), jobs=60, faults=[(1, "rolling_restart")], at_least_s=20, limit_s=170, is_brief=True
@@ -50,7 +50,7 @@ async def test_a_rolling_restart(tmp_path: Path, model: Path) -> None:
     assert max(result.attempt for result in ledger.results.values()) == 1, told
 
 
-async def test_without_the_first_write_wins(tmp_path: Path, model: Path) -> None:
+async def test_second_results_are_found_by_the_ledger(tmp_path: Path, model: Path) -> None:
     """An inferer that was frozen beyond its lease stores a second result: it is found."""
     plan = Plan(
         seed=1,
@@ -68,7 +68,9 @@ async def test_without_the_first_write_wins(tmp_path: Path, model: Path) -> None
     assert any("stored, only" in text for text in doubled), told
 
 
-async def test_acknowledged_before_the_result(tmp_path: Path, model: Path) -> None:
+async def test_jobs_acknowledged_before_their_result_are_found_by_the_ledger(
+    tmp_path: Path, model: Path
+) -> None:
     """An inferer that dies between its ack and its result loses the job: it is found."""
     plan = Plan(
         seed=1,

@@ -245,7 +245,7 @@ def test_a_prompt_that_cannot_fit_is_refused_at_once(shared_stack: Stack) -> Non
     assert _accepted(shared_stack) == known
 
 
-def test_options_at_their_limits_are_no_bad_input(stack: Stack) -> None:
+def test_options_at_their_limits_are_accepted(stack: Stack) -> None:
     """What is within the bounds runs: no value of an option may take the inferer down."""
     limits: dict[str, tuple[float, ...]] = {
         "temperature": (0, 1e-40, 2),

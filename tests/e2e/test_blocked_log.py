@@ -80,7 +80,9 @@ def succeeded(http: httpx.Client, job_id: str) -> bool:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", KINDS)
-def test_jobs_are_accepted_and_done(tmp_path: Path, tiny_model: Path, kind: str) -> None:
+def test_jobs_are_done_although_the_log_is_blocked(
+    tmp_path: Path, tiny_model: Path, kind: str
+) -> None:
     """`POST /jobs` says 202, every job ends, a restart of the broker is survived, and SIGTERM ends
     gateway and inferer with status 0; all without a line of log."""
     with NatsServer(tmp_path / "nats") as nats, unwritable(kind) as output:

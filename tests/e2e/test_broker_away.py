@@ -28,7 +28,7 @@ FROZEN_S = 16.0
 """Leases are 12 s."""
 
 
-def test_while_the_broker_is_away(stack: Stack) -> None:
+def test_requests_are_refused_while_the_broker_is_away(stack: Stack) -> None:
     """503 with Retry-After in the shape of each route, alive but not ready; then it serves."""
     stack.nats.process.kill()
     eventually(lambda: _status(stack, "/readyz") == 503, "the gateway has noticed")
@@ -76,7 +76,7 @@ def test_jobs_outlive_the_broker(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("fault", ["restarted in good order", "frozen for longer than a lease"])
-def test_jobs_outlive_what_else_befalls_the_broker(stack: Stack, fault: str) -> None:
+def test_jobs_outlive_every_outage_of_the_broker(stack: Stack, fault: str) -> None:
     """With one job running, two waiting, and clients that wait for the first and for the last:
     each is started and ends once, and both clients get their answers."""
     with ThreadPoolExecutor() as clients:
@@ -105,7 +105,7 @@ def test_jobs_outlive_what_else_befalls_the_broker(stack: Stack, fault: str) -> 
         assert "Traceback" not in process.output()
 
 
-def test_who_waits_for_an_answer_gets_it_after_an_outage(stack: Stack) -> None:
+def test_a_waiting_client_is_answered_after_an_outage(stack: Stack) -> None:
     """A job that finishes while the broker is away is stored and told when it is back."""
     with httpx.Client(base_url=stack.url, timeout=PATIENCE_S) as patient:
         job_id = stack.submit(prompt="long", max_tokens=1000)
@@ -122,7 +122,7 @@ def test_who_waits_for_an_answer_gets_it_after_an_outage(stack: Stack) -> None:
     assert stack.status(job_id)["attempts"] == 1
 
 
-def test_a_broker_that_comes_back_empty(stack: Stack) -> None:
+def test_a_broker_that_comes_back_empty_is_prepared_again(stack: Stack) -> None:
     """Its data was lost: everything is made anew, and the same processes serve again."""
     stack.nats.process.kill()
     eventually(lambda: _status(stack, "/readyz") == 503, "the gateway has noticed")
@@ -134,7 +134,9 @@ def test_a_broker_that_comes_back_empty(stack: Stack) -> None:
         assert "Traceback" not in process.output()
 
 
-def test_started_while_the_broker_is_away(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_stack_started_while_the_broker_is_away_serves_once_it_is_there(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     """Gateway and inferer wait for it, the gateway says so, and then both serve."""
     with Stack(tmp_path) as stack:
         stack.nats.process.kill()
@@ -165,7 +167,7 @@ INCOMPATIBLE = {
 
 
 @pytest.mark.parametrize("kind", INCOMPATIBLE)
-async def test_a_broker_that_holds_something_incompatible(
+async def test_a_broker_that_holds_something_incompatible_ends_the_gateway_with_a_reason(
     nats_server: NatsServer, broker: Broker, kind: str
 ) -> None:
     """The gateway exits with status 2 and one line that says what is wrong with which stream."""

@@ -34,7 +34,9 @@ async def js(gateway: Stack) -> AsyncIterator[JetStreamContext]:
     await broker.close()
 
 
-async def test_a_result_that_is_none(gateway: Stack, js: JetStreamContext) -> None:
+async def test_an_unreadable_result_is_reported_as_such(
+    gateway: Stack, js: JetStreamContext
+) -> None:
     """It is final all the same: `failed`, with the reason, for whoever asks."""
     job_id = new_job_id()
     await js.publish(subjects.result(job_id), b"\xff{")
@@ -44,7 +46,7 @@ async def test_a_result_that_is_none(gateway: Stack, js: JetStreamContext) -> No
     assert "unreadable_result" in events
 
 
-async def test_an_inferer_outlives_a_result_that_is_none(
+async def test_an_inferer_outlives_an_unreadable_result(
     gateway: Stack, js: JetStreamContext, tiny_model: Path
 ) -> None:
     """Its job leaves the queue, and the next one runs."""
@@ -66,7 +68,7 @@ async def test_an_inferer_outlives_a_result_that_is_none(
         (b"[" * 100_000, ""),
     ],
 )
-async def test_a_request_that_is_none(
+async def test_an_unreadable_request_can_be_cancelled(
     gateway: Stack, js: JetStreamContext, body: bytes, deadline: str
 ) -> None:
     """While it waits it can be looked at and taken back; its state event may be nonsense too."""
@@ -80,7 +82,9 @@ async def test_a_request_that_is_none(
     assert (await js.stream_info(subjects.REQUESTS)).state.messages == 0
 
 
-async def test_a_consumer_of_somebody_else(gateway: Stack, js: JetStreamContext) -> None:
+async def test_a_foreign_consumer_is_not_a_model_and_is_left_alone(
+    gateway: Stack, js: JetStreamContext
+) -> None:
     """It is no model, and it stays as it is."""
     mine = ConsumerConfig(durable_name="mine", filter_subject="infer.requests.other.low.*")
     await js.add_consumer(subjects.REQUESTS, mine)

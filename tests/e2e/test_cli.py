@@ -76,7 +76,7 @@ def test_ask_streams(shared_stack: Stack, tmp_path: Path) -> None:
     asking.wait(PATIENCE_S)
 
 
-def test_the_prompt_from_stdin(sluice: Sluice) -> None:
+def test_ask_reads_the_prompt_from_stdin(sluice: Sluice) -> None:
     """`-` reads it; what is piped in is what the model gets."""
     options = ("--raw", "--max-tokens", "10", "--seed", "7")
     piped = sluice("ask", "-", *options, stdin="once upon a time")
@@ -98,7 +98,9 @@ def test_options_reach_the_job(sluice: Sluice) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_submit_and_status(shared_stack: Stack, sluice: Sluice, as_json: bool) -> None:
+def test_submit_prints_an_id_and_status_finds_it(
+    shared_stack: Stack, sluice: Sluice, as_json: bool
+) -> None:
     """submit prints an id that status understands."""
     flags = ["--json"] if as_json else []
     submitted = sluice("submit", "hi", "--max-tokens", "3", *flags)
@@ -116,7 +118,7 @@ def test_submit_and_status(shared_stack: Stack, sluice: Sluice, as_json: bool) -
         assert text in status.stdout
 
 
-def test_submit_and_wait(sluice: Sluice) -> None:
+def test_submit_waits_for_the_result_if_asked(sluice: Sluice) -> None:
     """--wait prints what became of the job."""
     shown = sluice("submit", "hi", "--max-tokens", "3", "--wait")
     assert shown.returncode == OK
@@ -125,7 +127,7 @@ def test_submit_and_wait(sluice: Sluice) -> None:
     assert status["result"]["usage"]["completion_tokens"] == 3
 
 
-def test_cancel_and_queue(shared_stack: Stack, sluice: Sluice) -> None:
+def test_cancel_ends_a_job_and_queue_counts_it(shared_stack: Stack, sluice: Sluice) -> None:
     """A waiting job shows in the queue until it is cancelled; then its status is a failure."""
     running = shared_stack.submit(prompt="long", max_tokens=4000)
     waiting = shared_stack.submit(prompt="waits", max_tokens=5)
@@ -204,7 +206,7 @@ def test_used_wrongly_is_status_2(sluice: Sluice, arguments: list[str], says: st
     [["ask", "hi"], ["submit", "hi"], ["status", AN_ID], ["cancel", AN_ID], ["queue"]],
     ids=" ".join,
 )
-def test_nobody_listening_is_status_3(arguments: list[str]) -> None:
+def test_no_gateway_is_status_3(arguments: list[str]) -> None:
     """With what to do about it, in one line."""
     ended = run(*arguments, "--url", f"http://127.0.0.1:{free_port()}")
     assert (ended.returncode, ended.stdout) == (UNREACHABLE, ""), ended.stderr
@@ -212,13 +214,13 @@ def test_nobody_listening_is_status_3(arguments: list[str]) -> None:
     assert "sluice up" in line
 
 
-def test_the_version() -> None:
+def test_the_version_is_printed() -> None:
     """Without a command."""
     told = run("--version")
     assert (told.returncode, told.stdout.strip()) == (OK, __version__)
 
 
-def test_topology_apply(nats_server: NatsServer) -> None:
+def test_topology_apply_creates_everything(nats_server: NatsServer) -> None:
     """The first run creates everything, the second has nothing to do."""
 
     def apply(*flags: str) -> Ended:
@@ -243,7 +245,7 @@ def test_topology_apply(nats_server: NatsServer) -> None:
     assert "Traceback" not in away.stderr
 
 
-def test_no_colours_where_nobody_looks(shared_stack: Stack, sluice: Sluice) -> None:
+def test_there_are_no_colours_without_a_terminal(shared_stack: Stack, sluice: Sluice) -> None:
     """No escape codes in what goes to a pipe, whatever the command."""
     job_id = shared_stack.submit(prompt="long", max_tokens=4000, timeout_s=0.1)
     shared_stack.wait_for_end(job_id)
@@ -302,7 +304,7 @@ def _start(
     )
 
 
-def test_ask_on_a_terminal(shared_stack: Stack) -> None:
+def test_ask_on_a_terminal_shows_progress_apart_from_the_answer(shared_stack: Stack) -> None:
     """Progress is for the terminal, the answer for stdout, byte for byte; also when it is piped."""
     command = [str(scripts() / "sluice"), "ask", "Tell me", "--max-tokens", "20", "--seed", "7"]
     environment = {**clean_environment(), "SLUICE_URL": shared_stack.url, "TERM": "xterm"}
@@ -327,7 +329,7 @@ def test_ask_on_a_terminal(shared_stack: Stack) -> None:
     assert plain.stdout[:20].encode() not in shown
 
 
-def test_a_question_that_is_no_text(shared_stack: Stack) -> None:
+def test_a_prompt_that_is_not_text_is_refused(shared_stack: Stack) -> None:
     """One line and the status for wrong use."""
     asked = subprocess.run(
         [scripts() / "sluice", "ask", "-"],
@@ -365,7 +367,7 @@ def test_ask_that_is_stopped_cancels_its_job(shared_stack: Stack, how: str) -> N
     assert shared_stack.wait_for_end(job_id)["state"] == "REVOKED"
 
 
-def test_submit_that_is_stopped_tells_the_id(shared_stack: Stack) -> None:
+def test_submit_that_is_stopped_prints_the_id(shared_stack: Stack) -> None:
     """Its job goes on, and can be found."""
     submitting = subprocess.Popen(
         [scripts() / "sluice", "submit", "Go on", "--max-tokens", "2000", "--wait"],
@@ -386,7 +388,9 @@ def test_submit_that_is_stopped_tells_the_id(shared_stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("command", [("queue",), ("queue", "--json"), ("--help",)])
-def test_output_that_cannot_be_written(shared_stack: Stack, command: tuple[str, ...]) -> None:
+def test_output_that_cannot_be_written_ends_a_command_without_a_traceback(
+    shared_stack: Stack, command: tuple[str, ...]
+) -> None:
     """A reader that is gone ends a command without a word, a full disk with one line."""
     options = () if command == ("--help",) else ("--url", shared_stack.url)
     reader, gone = os.pipe()

@@ -62,7 +62,9 @@ def test_sequences_begin_at_the_brokers_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shift_s", [HOUR_S, -HOUR_S])
-def test_a_gateway_with_a_wrong_clock(tmp_path: Path, shift_s: int, tiny_model: Path) -> None:
+def test_a_gateway_with_a_wrong_clock_gives_true_times(
+    tmp_path: Path, shift_s: int, tiny_model: Path
+) -> None:
     """It expires no job by looking at it, and the deadlines it makes are true for the others;
     its times and ids are the broker's."""
     with Stack(tmp_path) as stack:
@@ -94,7 +96,9 @@ def test_a_gateway_with_a_wrong_clock(tmp_path: Path, shift_s: int, tiny_model: 
 
 
 @pytest.mark.parametrize("shift_s", [HOUR_S, -HOUR_S])
-def test_an_inferer_with_a_wrong_clock(tmp_path: Path, shift_s: int, tiny_model: Path) -> None:
+def test_an_inferer_with_a_wrong_clock_runs_jobs_and_gives_true_times(
+    tmp_path: Path, shift_s: int, tiny_model: Path
+) -> None:
     """It runs a job whose deadline has not passed; what it says of it is true, and the estimates
     that are made of it are, too."""
     with Stack(tmp_path) as stack:

@@ -22,7 +22,7 @@ from tests.chaos.parts import Gateway, Node
 JOB = {"model": "idle", "prompt": "hi", "max_tokens": 2}
 
 
-async def test_a_gateway_that_starts_before_all_nodes(tmp_path: Path) -> None:
+async def test_a_gateway_that_starts_before_all_nodes_waits_for_them(tmp_path: Path) -> None:
     """It says that it cannot serve, and waits until the third is there instead of ending."""
     # One that was there and died counts for a while: it must never have been there.
     *two, third = Cluster(tmp_path).nodes
@@ -90,7 +90,7 @@ async def test_a_job_that_was_accepted_is_never_unknown(tmp_path: Path) -> None:
             assert {answer.status_code for answer in answers} <= {200, 503}
 
 
-async def test_gateways_that_start_at_the_same_moment(tmp_path: Path) -> None:
+async def test_gateways_that_start_at_the_same_moment_all_become_ready(tmp_path: Path) -> None:
     """On a cluster that holds nothing yet, two at each node: all come to serve."""
 
     async def ensure(broker: Broker) -> None:
@@ -109,7 +109,7 @@ async def test_gateways_that_start_at_the_same_moment(tmp_path: Path) -> None:
         await asyncio.gather(*map(ensure, brokers))
 
 
-async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
+async def test_a_gateway_that_stops_during_an_election_ends_in_time(tmp_path: Path) -> None:
     """Whoever still waits is told to ask another one, with 503, in time; or is answered, where
     one node can do it."""
     async with Cluster(tmp_path) as cluster:
@@ -135,7 +135,7 @@ async def test_a_gateway_that_stops_during_an_election(tmp_path: Path) -> None:
         assert "Traceback" not in gateway.logs[0].read_text()
 
 
-async def test_many_results_at_the_same_moment(tmp_path: Path) -> None:
+async def test_many_results_at_the_same_moment_all_get_the_stored_one(tmp_path: Path) -> None:
     """Each attempt is told the one that is stored, also while the nodes still agree on it."""
     async with Cluster(tmp_path) as cluster:
         await ensure_topology(cluster.broker, Topology(replicas=3), [])
@@ -150,7 +150,7 @@ def _gateway_at(node: Node, folder: Path) -> Gateway:
     return Gateway(f"gateway-at-{node.name}", folder, node.url, 3, GATEWAY_MODELS="idle")
 
 
-async def test_a_publish_that_is_repeated_too_early(tmp_path: Path) -> None:
+async def test_a_publish_that_is_repeated_too_early_is_stored_once(tmp_path: Path) -> None:
     """While the nodes still agree on the first try: stored once, and all are told where."""
     async with Cluster(tmp_path) as cluster:
         await ensure_topology(cluster.broker, Topology(replicas=3), [])

@@ -32,7 +32,7 @@ def reloadable(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[Stack, Path]]
         yield running, configuration
 
 
-def test_a_broker_that_reloads_with_a_mistake(reloadable: tuple[Stack, Path]) -> None:
+def test_jobs_go_on_after_a_broker_reloads_with_a_mistake(reloadable: tuple[Stack, Path]) -> None:
     """It is mended a second later. The job that ran meanwhile is not begun anew, its caller and the
     reader of its events get its result, and HTTP and NATS are served."""
     stack, configuration = reloadable
@@ -100,7 +100,7 @@ SUBJECTS = (
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_malformed_messages_on_every_subject(stack: Stack, kind: str) -> None:
+def test_malformed_messages_on_every_subject_stop_nothing(stack: Stack, kind: str) -> None:
     """Of all that Sluice reads, with the replies of a client, of an odd one, and of none: nobody
     reconnects, no process ends, and jobs run beside them."""
     job_id = new_job_id()

@@ -211,7 +211,7 @@ def test_a_reader_of_events_learns_of_the_death_at_once(stack: Stack) -> None:
     assert inferer.wait() == -signal.SIGSEGV
 
 
-def test_a_death_while_the_broker_is_away(stack: Stack) -> None:
+def test_a_death_while_the_broker_is_away_is_reported_later(stack: Stack) -> None:
     """The report waits for the broker for some seconds, and no longer."""
     job_id = stack.submit(prompt="go on", max_tokens=4000)
     stack.wait_for_state(job_id, "STARTED")
@@ -245,7 +245,9 @@ def holds(number: signal.Signals, pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_while_it_starts(tmp_path: Path, tiny_model: Path, number: signal.Signals) -> None:
+def test_an_inferer_stops_while_it_starts(
+    tmp_path: Path, tiny_model: Path, number: signal.Signals
+) -> None:
     """Whenever it comes: it ends in good order, and says nothing of a death or an interrupt. A
     terminal sends Ctrl-C to parent and child alike."""
     with Stack(tmp_path) as stack:
@@ -281,7 +283,7 @@ def test_the_demo_says_what_the_inferer_died_of(tmp_path: Path) -> None:
     assert shown.count(f"▶ {question}") <= 1
 
 
-def test_a_demo_that_is_killed(tmp_path: Path) -> None:
+def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     """kill -9 leaves nothing of its stack running."""
     demo = Process([sys.executable, "-m", "cli.demo"], tmp_path / "log", {"TMPDIR": str(tmp_path)})
     eventually(lambda: len(demo.family()) >= len(("demo", "up", "nats", "gateway")), "it starts")

@@ -93,7 +93,7 @@ async def letters_left(broker: Broker) -> int:
     return int((await broker.js.stream_info(subjects.DEAD)).state.messages)
 
 
-async def test_pages_the_newest_first(gateway: Stack, broker: Broker) -> None:
+async def test_letters_are_listed_in_pages_the_newest_first(gateway: Stack, broker: Broker) -> None:
     """Page by page, each letter once, also over the gaps that dropped ones have left."""
     ids = [await bury(broker) for _ in range(12)]
     for job_id in ids[3:9]:
@@ -111,14 +111,14 @@ async def test_pages_the_newest_first(gateway: Stack, broker: Broker) -> None:
     assert [letter["id"] for letter in gateway.http.get("/dead").json()["letters"]] == left[::-1]
 
 
-async def test_no_letters(gateway: Stack, broker: Broker) -> None:
+async def test_a_list_without_letters_is_empty(gateway: Stack, broker: Broker) -> None:
     """An empty page, and limits that make no sense are refused."""
     assert gateway.http.get("/dead").json() == {"letters": [], "before": None}
     for query in ("limit=0", "limit=201", "limit=x", "before=0"):
         assert gateway.http.get(f"/dead?{query}").status_code == 400
 
 
-async def test_a_page_of_large_letters(gateway: Stack, broker: Broker) -> None:
+async def test_a_page_of_large_letters_is_bounded_in_bytes(gateway: Stack, broker: Broker) -> None:
     """It is shorter than asked for, the pages together have them all, and the gateway's memory
     holds a few of them at a time: two hundred would be a gigabyte and a half."""
     status = Path(f"/proc/{gateway.gateways[0].pid}/status")
@@ -139,7 +139,7 @@ async def test_a_page_of_large_letters(gateway: Stack, broker: Broker) -> None:
     assert peak_mb() - before_mb < 150
 
 
-async def test_a_letter_in_full(gateway: Stack, broker: Broker) -> None:
+async def test_a_letter_is_shown_in_full(gateway: Stack, broker: Broker) -> None:
     """The list leaves the request out, the letter itself has it."""
     job_id = await bury(broker)
     (head,) = gateway.http.get("/dead").json()["letters"]
@@ -197,7 +197,7 @@ async def test_a_letter_that_is_sent_again_twice_is_one_job(gateway: Stack, brok
 
 
 @pytest.mark.parametrize("request_", [b"\xff", b"{}", b'{"prompt":"x' + b"y" * 100])
-async def test_what_is_no_request_cannot_be_sent_again(
+async def test_a_letter_without_a_valid_request_cannot_be_sent_again(
     gateway: Stack, broker: Broker, request_: bytes
 ) -> None:
     """409 with a sentence, and the letter stays; it can be dropped."""
@@ -210,7 +210,9 @@ async def test_what_is_no_request_cannot_be_sent_again(
     assert await letters_left(broker) == 0
 
 
-async def test_a_model_that_is_no_longer_there(gateway: Stack, broker: Broker) -> None:
+async def test_a_letter_of_a_model_that_is_gone_cannot_be_sent_again(
+    gateway: Stack, broker: Broker
+) -> None:
     """404 for the model, and the letter stays."""
     job_id = await bury(broker, model="other")
     answer = gateway.http.post(f"/dead/{job_id}/retry")
@@ -219,7 +221,7 @@ async def test_a_model_that_is_no_longer_there(gateway: Stack, broker: Broker) -
 
 
 @pytest.mark.parametrize("job_id", ["01890000-0000-7000-8000-000000000000", "*", "a.b", "%3E"])
-async def test_an_unknown_id(gateway: Stack, broker: Broker, job_id: str) -> None:
+async def test_an_unknown_id_is_not_found(gateway: Stack, broker: Broker, job_id: str) -> None:
     """404, also for what would be a wildcard: no other letter is touched."""
     await bury(broker)
     answers = [
@@ -232,7 +234,9 @@ async def test_an_unknown_id(gateway: Stack, broker: Broker, job_id: str) -> Non
     assert await letters_left(broker) == 1
 
 
-async def test_a_letter_that_is_none(gateway: Stack, broker: Broker) -> None:
+async def test_an_unreadable_letter_is_listed_and_can_be_dropped(
+    gateway: Stack, broker: Broker
+) -> None:
     """Put there by hand: it is listed as what it is, and can be dropped."""
     await broker.js.publish("infer.dead.tiny.mine", b"\xff{")
     (head,) = gateway.http.get("/dead").json()["letters"]
@@ -242,7 +246,9 @@ async def test_a_letter_that_is_none(gateway: Stack, broker: Broker) -> None:
     assert await letters_left(broker) == 0
 
 
-async def test_on_the_command_line(sluice: Sluice, broker: Broker) -> None:
+async def test_the_command_line_lists_shows_and_retries_letters(
+    sluice: Sluice, broker: Broker
+) -> None:
     """list, show, retry and drop, for people."""
     first, second = await bury(broker), await bury(broker)
     listed = sluice("dead", "list").stdout
@@ -261,7 +267,7 @@ async def test_on_the_command_line(sluice: Sluice, broker: Broker) -> None:
     assert sluice("dead", "list").stdout == "no dead letters\n"
 
 
-async def test_on_the_command_line_as_json(sluice: Sluice, broker: Broker) -> None:
+async def test_the_command_line_prints_letters_as_json(sluice: Sluice, broker: Broker) -> None:
     """The same for programs: what HTTP says."""
     first, second = await bury(broker), await bury(broker)
 
@@ -277,7 +283,7 @@ async def test_on_the_command_line_as_json(sluice: Sluice, broker: Broker) -> No
     assert told("drop", second)["id"] == second
 
 
-async def test_what_the_command_line_cannot_do(sluice: Sluice, broker: Broker) -> None:
+async def test_the_command_line_refuses_what_it_cannot_do(sluice: Sluice, broker: Broker) -> None:
     """An unknown id is wrong use, as everywhere; a letter that cannot be sent again a failure."""
     for command in ("show", "retry", "drop"):
         missing = sluice("dead", command, "a b")

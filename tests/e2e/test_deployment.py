@@ -173,7 +173,7 @@ def test_every_variable_is_a_setting(compose: Compose) -> None:
         assert all(key.startswith(("NATS_", "GATEWAY_", "INFERER_")) for key in environment), name
 
 
-def test_the_shell_chooses(compose: Compose, tmp_path: Path) -> None:
+def test_the_environment_sets_models_cpus_and_ports(compose: Compose, tmp_path: Path) -> None:
     """Model, models' folder, CPUs, ports: from the environment, without editing the file."""
     services = compose(
         INFERER_MODEL="/models/mine.gguf",
@@ -213,7 +213,9 @@ def test_the_gateways_check_tells_ready_from_not(stack: Stack) -> None:
 # deploy/nats/nats.conf
 
 
-async def test_the_broker_starts_as_on_a_desk(nats_server: NatsServer, broker: Broker) -> None:
+async def test_the_broker_starts_with_the_arguments_of_sluice_up(
+    nats_server: NatsServer, broker: Broker
+) -> None:
     """With the flags of `sluice up`: they win over the file, whose limits and JetStream stay."""
     assert broker.nc.max_payload == MAX_PAYLOAD
     assert (await broker.js.account_info()).limits.max_storage == 10 * 1024**3
@@ -223,7 +225,7 @@ async def test_the_broker_starts_as_on_a_desk(nats_server: NatsServer, broker: B
     assert "[WRN]" not in nats_server.process.output()
 
 
-async def test_the_broker_starts_as_in_a_container(tmp_path: Path) -> None:
+async def test_the_broker_starts_with_the_arguments_of_compose(tmp_path: Path) -> None:
     """With the command of ``compose.yaml``, on other paths and ports: clients come in from
     everywhere, and what the health check asks answers, on loopback alone."""
     service = _raw_compose()["services"]["nats"]
@@ -306,7 +308,7 @@ def test_images_hold_what_they_need_and_no_more() -> None:
     assert sorted(sources) == ["services/inferer", "shared"]
 
 
-def test_what_is_copied_is_there() -> None:
+def test_files_that_images_copy_exist() -> None:
     """Every source exists and is not held back by ``.dockerignore``, which names what may pass."""
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored

@@ -27,7 +27,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield mounted
 
 
-def test_a_full_disk(disk: Disk, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_full_disk_is_reported_and_jobs_go_on_once_there_is_space(
+    disk: Disk, tmp_path: Path, tiny_model: Path
+) -> None:
     """While one job runs and two wait: 503 to all that comes, the answer is kept, doctor names the
     cause; and once there is room and the broker has been restarted each job ends once."""
     with Stack(tmp_path, store="20MB") as stack:

@@ -26,7 +26,7 @@ from tests.support.processes import (
 )
 
 
-def test_all_is_well(stack: Stack) -> None:
+def test_nothing_is_found_where_all_is_well(stack: Stack) -> None:
     """Exit status 0, and every question has been asked."""
     found = examine(stack)
     asked = {"gateway", "broker", "storage", "streams", "consumers", "tiny", "CPUs", "versions"}
@@ -34,7 +34,7 @@ def test_all_is_well(stack: Stack) -> None:
     assert {finding["severity"] for one in found.values() for finding in one} == {"ok"}
 
 
-def test_the_broker_is_down(stack: Stack) -> None:
+def test_a_broker_that_is_down_is_found(stack: Stack) -> None:
     stack.nats.process.kill()
     eventually(lambda: stack.http.get("/readyz").status_code == 503, "the gateway has noticed")
     found = examine(stack)
@@ -43,7 +43,7 @@ def test_the_broker_is_down(stack: Stack) -> None:
     assert found["gateway"][0]["severity"] == "error"
 
 
-async def test_a_broker_that_may_store_without_end(tmp_path: Path) -> None:
+async def test_a_broker_without_a_storage_limit_is_found(tmp_path: Path) -> None:
     """One that was not started with our configuration: the danger is named."""
     configuration = tmp_path / "nats.conf"
     configuration.write_text("jetstream: enabled")
@@ -55,7 +55,7 @@ async def test_a_broker_that_may_store_without_end(tmp_path: Path) -> None:
     assert finding.found.startswith("0 MiB used, and no limit")
 
 
-def test_no_gateway(stack: Stack) -> None:
+def test_a_missing_gateway_is_found(stack: Stack) -> None:
     """The rest is looked at all the same."""
     stack.urls[0] = f"http://127.0.0.1:{free_port()}"
     found = examine(stack)
@@ -63,7 +63,7 @@ def test_no_gateway(stack: Stack) -> None:
     assert found["tiny"][0]["severity"] == "ok"
 
 
-def test_only_the_gateway_is_named(stack: Stack) -> None:
+def test_doctor_finds_the_broker_by_the_gateway_alone(stack: Stack) -> None:
     """Its broker is not the one at the default address, so none is examined."""
     environment = {**clean_environment(), "SLUICE_URL": stack.url}
     done = subprocess.run(
@@ -76,7 +76,7 @@ def test_only_the_gateway_is_named(stack: Stack) -> None:
     assert "--nats-url" in broker["advice"]
 
 
-def test_no_inferer(stack: Stack) -> None:
+def test_a_queue_without_an_inferer_is_found(stack: Stack) -> None:
     """With how many jobs wait for one, and how long the oldest has."""
     stack.inferers.pop().terminate()
     stack.submit(prompt="hi", priority="low")
@@ -87,7 +87,7 @@ def test_no_inferer(stack: Stack) -> None:
     assert "sluice up" in finding["advice"]
 
 
-def test_no_inferer_and_no_job(stack: Stack) -> None:
+def test_a_model_without_inferer_and_jobs_is_no_error(stack: Stack) -> None:
     """Nothing is wrong: so it is with `sluice up --min 0` while nobody asks for anything."""
     stack.inferers.pop().terminate()
     (finding,) = examine(stack)["tiny"]
@@ -95,7 +95,7 @@ def test_no_inferer_and_no_job(stack: Stack) -> None:
     assert finding["found"] == "no live inferer and no jobs"
 
 
-def test_an_inferer_that_hangs(stack: Stack) -> None:
+def test_an_inferer_that_hangs_is_found(stack: Stack) -> None:
     """One that was stopped says nothing any more; since when its job runs is told."""
     stack.submit(prompt="go on", max_tokens=4000)
     eventually(lambda: _inferer(stack)["jobs"] or None, "it runs")
@@ -108,7 +108,7 @@ def test_an_inferer_that_hangs(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("loss", ["setting", "stream"])
-async def test_streams_that_are_not_as_they_should_be(stack: Stack, loss: str) -> None:
+async def test_streams_with_other_settings_are_found(stack: Stack, loss: str) -> None:
     """A bound somebody has set, a stream somebody has removed: named, with the command."""
     stack.gateways[0].popen.send_signal(signal.SIGSTOP)  # it would mend the second by itself
     stack.urls[0] = f"http://127.0.0.1:{free_port()}"
@@ -126,7 +126,7 @@ async def test_streams_that_are_not_as_they_should_be(stack: Stack, loss: str) -
     assert streams[0]["advice"] == "run: sluice topology apply"
 
 
-async def test_consumers_that_are_not_as_they_should_be(stack: Stack) -> None:
+async def test_consumers_with_other_settings_are_found(stack: Stack) -> None:
     """Missing, set otherwise, paused, somebody else's, with a limit of its own: each is named with
     what mends it; and that mends it."""
     stack.gateways[0].popen.send_signal(signal.SIGSTOP)  # it would mend some by itself
@@ -167,7 +167,7 @@ async def test_consumers_that_are_not_as_they_should_be(stack: Stack) -> None:
     assert {finding["severity"] for one in found.values() for finding in one} == {"ok"}
 
 
-async def test_a_queue_that_stands_still(stack: Stack) -> None:
+async def test_a_queue_that_stands_still_is_found(stack: Stack) -> None:
     """Jobs wait beside a free slot: here because somebody has paused the consumer."""
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         await _pause(broker, "tiny", "2100-01-01T00:00:00Z")
@@ -178,7 +178,7 @@ async def test_a_queue_that_stands_still(stack: Stack) -> None:
     assert "tiny: paused until 2100" in found["consumers"][0]["found"]
 
 
-def test_all_slots_are_closed(stack: Stack) -> None:
+def test_inferers_without_open_slots_are_found(stack: Stack) -> None:
     """With the command that opens them."""
     stack.http.put("/concurrency", json={"concurrency": 0})
     stack.submit(prompt="hi")
@@ -189,7 +189,7 @@ def test_all_slots_are_closed(stack: Stack) -> None:
     assert "sluice concurrency 1 --model tiny" in found[1]["advice"]
 
 
-async def test_versions_and_dead_letters(stack: Stack) -> None:
+async def test_different_versions_and_dead_letters_are_found(stack: Stack) -> None:
     """An inferer of another version, and a job that was given up: both are worth a look."""
     other = {**_inferer(stack), "id": "old", "version": "0.0.1", "cpus": []}
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
@@ -205,7 +205,7 @@ async def test_versions_and_dead_letters(stack: Stack) -> None:
     )
 
 
-def test_inferers_that_share_cpus(stack: Stack, tiny_model: Path) -> None:
+def test_inferers_that_share_cpus_are_found(stack: Stack, tiny_model: Path) -> None:
     """Named with their threads and the CPUs there are."""
     stack.start_inferer(tiny_model, INFERER_THREADS=str(usable_cpus()))
     stack.wait_until_served("tiny", inferers=2)
@@ -233,7 +233,7 @@ def _silent(stack: Stack) -> dict[str, list[Finding]] | None:
     return found if any("no heartbeat" in one["found"] for one in told) else None
 
 
-def test_a_full_queue(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_full_queue_is_found(tmp_path: Path, tiny_model: Path) -> None:
     """With the bound, and that new jobs are refused."""
     with Stack(tmp_path) as stack:
         stack.start_gateway(GATEWAY_MAX_WAITING="2")

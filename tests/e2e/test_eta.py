@@ -70,7 +70,7 @@ async def test_a_position_was_true_between_question_and_answer(stack: Stack) -> 
         assert least <= position <= sum(start > asked_at for start in starts)
 
 
-def test_nothing_is_guessed(stack: Stack) -> None:
+def test_there_is_no_estimate_without_data(stack: Stack) -> None:
     """No ETA before anything was measured, nor while nobody serves the model; a position always."""
     first, second = stack.submit(**LONG), stack.submit(**LONG)
     running = stack.wait_for_state(first, "STARTED")
@@ -86,7 +86,7 @@ def test_nothing_is_guessed(stack: Stack) -> None:
     assert status["position"] == 0
 
 
-def test_the_eta_of_jobs_that_wait_and_run(stack: Stack) -> None:
+def test_waiting_and_running_jobs_have_estimates_that_come_true(stack: Stack) -> None:
     """It counts those before it, comes nearer, and agrees with what happens in the end."""
     for _ in range(3):
         measure(stack)
@@ -108,7 +108,7 @@ def test_the_eta_of_jobs_that_wait_and_run(stack: Stack) -> None:
     assert not {"eta", "position", "progress"} & ended.keys()
 
 
-def test_every_gateway_knows_it(stack: Stack) -> None:
+def test_every_gateway_gives_the_same_estimates(stack: Stack) -> None:
     """One that has just started has learned from the results that are stored."""
     measure(stack)
     stack.start_gateway()
@@ -123,7 +123,7 @@ def test_every_gateway_knows_it(stack: Stack) -> None:
         assert json.loads(queued["data"])["position"] == 0
 
 
-def test_jobs_that_come_back_are_before_those_that_wait(stack: Stack) -> None:
+def test_requeued_jobs_are_ahead_of_waiting_ones(stack: Stack) -> None:
     """The only inferer stops in the middle of a job: that one is next, the others are behind it."""
     first, second, high = (stack.submit(**LONG) for _ in range(3))
     stack.wait_for_state(first, "STARTED")
@@ -135,7 +135,7 @@ def test_jobs_that_come_back_are_before_those_that_wait(stack: Stack) -> None:
     assert stack.status(high)["position"] == 2
 
 
-async def test_what_is_put_there_by_hand_teaches_nothing(stack: Stack) -> None:
+async def test_results_by_hand_are_ignored(stack: Stack) -> None:
     """A gateway starts all the same, and tells the ETA of others."""
     await asyncio.to_thread(measure, stack)
     result = (

@@ -66,7 +66,9 @@ async def _publish_events(
 
 
 @pytest.mark.parametrize("attempts", FRAMES)
-async def test_events_that_were_purged(shared_stack: Stack, broker: Broker, attempts: str) -> None:
+async def test_a_stream_goes_on_after_its_events_were_purged(
+    shared_stack: Stack, broker: Broker, attempts: str
+) -> None:
     """Wherever a reader was cut off and however much is gone: what follows makes the whole text,
     and nothing comes twice without `retrying` before it."""
     job_id = await _finished_job(broker, FRAMES[attempts])
@@ -83,7 +85,9 @@ async def test_events_that_were_purged(shared_stack: Stack, broker: Broker, atte
             assert rest[-1]["event"] == "result"
 
 
-async def test_ids_that_mean_nothing_to_this_stream(shared_stack: Stack, broker: Broker) -> None:
+async def test_a_last_event_id_of_another_stream_starts_from_the_beginning(
+    shared_stack: Stack, broker: Broker
+) -> None:
     """Those of another job, those beyond the end, and those from before EVENTS was made anew, with
     sequences from 1: the text begins anew, and says so."""
     frames = FRAMES["one attempt"]

@@ -15,7 +15,7 @@ from shared.wire import subjects
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
 
-def test_an_inferer_says_what_it_is_and_does(stack: Stack, nats_command: str) -> None:
+def test_an_inferer_reports_what_it_is_and_does(stack: Stack, nats_command: str) -> None:
     """Model, slots, CPUs and, after its first job, speed; the same over HTTP, NATS, the CLI."""
     (idle,) = _inferers(stack)
     assert (idle["id"], idle["model"], idle["slots"]) == ("inferer-0", "tiny", 1)
@@ -45,7 +45,7 @@ def test_an_inferer_says_what_it_is_and_does(stack: Stack, nats_command: str) ->
     assert "idle" in table
 
 
-def test_inferers_that_share_cpus_say_so(stack: Stack, tiny_model: Path) -> None:
+def test_inferers_that_share_cpus_are_reported(stack: Stack, tiny_model: Path) -> None:
     """In the log of both, once, and in /inferers; one that is in nobody's way is not named."""
     threads = str(usable_cpus())
     second = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
@@ -162,7 +162,7 @@ def test_an_inferer_without_slots_takes_nothing(stack: Stack) -> None:
     assert stack.wait_for_end(second)["state"] == "SUCCESS"
 
 
-def test_concurrency_that_cannot_be(stack: Stack) -> None:
+def test_invalid_concurrency_is_refused(stack: Stack) -> None:
     """Nobody fits: 404. Out of range: 400. Nobody answers: told for each inferer."""
     for wanted in ({"inferer": "nobody"}, {"model": "other"}):
         answer = stack.http.put("/concurrency", json={"concurrency": 1, **wanted})
@@ -175,7 +175,7 @@ def test_concurrency_that_cannot_be(stack: Stack) -> None:
     stack.inferers[0].thaw()
 
 
-async def test_the_fast_are_served_first(stack: Stack, tiny_model: Path) -> None:
+async def test_faster_inferers_are_served_first(stack: Stack, tiny_model: Path) -> None:
     """One of a higher number takes only what the others cannot take at once."""
     stack.start_inferer(tiny_model, INFERER_PRIORITY="5")
     eventually(lambda: _limit(stack) == 2, "one for each")

@@ -75,7 +75,7 @@ def test_a_foreign_page_cannot_embed(closed: Stack) -> None:
         assert httpx.get(f"{closed.url}/queue", headers=headers).status_code == expected
 
 
-def test_its_own_pages_and_programs_may(closed: Stack) -> None:
+def test_its_own_pages_and_programs_may_submit(closed: Stack) -> None:
     """The same origin, and none."""
     for headers in ({}, {"origin": closed.url}):
         assert httpx.post(f"{closed.url}/jobs", json={"prompt": "x"}, headers=headers).is_success
@@ -133,7 +133,7 @@ def test_one_host_header_is_needed(closed: Stack) -> None:
         assert answered != 500
 
 
-def test_a_listed_origin_may(opened: Stack) -> None:
+def test_a_listed_origin_may_submit(opened: Stack) -> None:
     """Its preflight is answered, and it can read what the answers say."""
     for origin in (PAGE, "https://app.example"):
         asked = {
@@ -157,7 +157,7 @@ def test_a_listed_origin_may(opened: Stack) -> None:
         assert answer.status_code == 403
 
 
-def test_a_listed_host_may(opened: Stack) -> None:
+def test_a_listed_host_may_be_named(opened: Stack) -> None:
     """With any port, and its own pages. One that comes through a proxy with TLS has another origin,
     which has to be listed."""
     for host in ("gateway:5001", "sluice.example"):

@@ -10,7 +10,7 @@ from tests.support.processes import PATIENCE_S, Stack
 from tests.support.wire import connect
 
 
-def test_jobs_that_are_to_be_cancelled(tmp_path: Path) -> None:
+def test_cancellations_under_way_end_before_the_gateway(tmp_path: Path) -> None:
     """One whose client has hung up, and one that the broker did not confirm, while the broker is
     away: both are cancelled when it comes back within the grace."""
     with Stack(tmp_path) as stack:
@@ -43,7 +43,7 @@ def test_jobs_that_are_to_be_cancelled(tmp_path: Path) -> None:
                 assert other.get(f"/status/{job_id}").json()["state"] == "REVOKED"
 
 
-def test_what_cannot_be_cancelled_is_named(tmp_path: Path) -> None:
+def test_jobs_that_could_not_be_cancelled_are_logged(tmp_path: Path) -> None:
     """The broker stays away for longer than the grace."""
     with Stack(tmp_path) as stack:
         gateway = stack.start_gateway(GATEWAY_MODELS="tiny", GATEWAY_SHUTDOWN_S="1")

@@ -165,7 +165,7 @@ async def test_readers_of_events_leave_no_consumer(
 
 
 @pytest.mark.parametrize("line", ["Prefer: respond-async\r\n", "Idempotency-Key: {}\r\n"])
-async def test_a_job_that_is_to_stay_stays(
+async def test_a_job_that_survives_disconnects_is_not_cancelled(
     waiting: Stack, jetstream: JetStreamContext, line: str
 ) -> None:
     """The same hang-ups with a header that says so; whatever was accepted is there."""

@@ -277,7 +277,7 @@ def test_an_idle_connection_outlives_those_of_proxies(crowded: Stack) -> None:
             connection.recv(1)
 
 
-def test_two_thousand_silent_connections_under_the_usual_limit(tmp_path: Path) -> None:
+def test_two_thousand_silent_connections_leave_the_gateway_serving(tmp_path: Path) -> None:
     """Started from a shell with a soft limit of 1024 open files, the gateway raises it as
     nats-server does; health checks are answered, and requests."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -96,14 +96,14 @@ def test_another_request_with_the_key_is_refused(
 
 
 @pytest.mark.parametrize("value", [b"", b"x" * 256, "schlüssel".encode(), b"a\tb"], ids=len)
-def test_what_is_no_key_is_refused(shared_stack: Stack, value: bytes) -> None:
+def test_an_invalid_key_is_refused(shared_stack: Stack, value: bytes) -> None:
     """With a sentence that says what a key is."""
     answer = shared_stack.http.post("/jobs", json=BODY, headers={b"idempotency-key": value})
     assert answer.status_code == 400
     assert "1 to 255 printable ASCII characters" in answer.json()["detail"]
 
 
-def test_the_longest_key(shared_stack: Stack) -> None:
+def test_the_longest_key_is_accepted(shared_stack: Stack) -> None:
     """All 255 characters of it count."""
     keys = ("x" * 255, "x" * 254 + "y", "x" * 255)
     ids = [_post(shared_stack.http, key, BODY).json()["id"] for key in keys]
@@ -200,7 +200,7 @@ def test_a_refused_request_leaves_no_key(
         shared_stack.http.delete(f"/jobs/{accepted['id']}")
 
 
-async def test_the_same_key_over_nats(
+async def test_a_key_is_the_same_over_nats(
     shared_stack: Stack, client: Client, go_on: Callable[[], None], key: str
 ) -> None:
     """A header of the same name, and the same keys: each caller of a job gets its result."""
@@ -222,7 +222,7 @@ async def test_the_same_key_over_nats(
     assert (late["id"], late["outcome"]) == (job_id, "completed")
 
 
-async def test_a_stream_over_nats_repeated(client: Client, key: str) -> None:
+async def test_a_repeated_stream_over_nats_is_the_same(client: Client, key: str) -> None:
     """The second caller gets every token from the first on, the result and the empty end."""
     body = {"prompt": "tell me", "max_tokens": 300, "stream": True}
     first = asyncio.create_task(_stream(client, body, key))
@@ -234,7 +234,9 @@ async def test_a_stream_over_nats_repeated(client: Client, key: str) -> None:
         assert "".join(texts) == json.loads(result.data)["text"]
 
 
-async def test_a_stream_repeated_after_its_frames_are_gone(client: Client, key: str) -> None:
+async def test_a_stream_repeated_after_its_frames_are_gone_has_the_whole_text(
+    client: Client, key: str
+) -> None:
     """Frames may be lost, or stored after the result: what they do not hold comes from the result,
     so the frames still add up to its text."""
     body = {"prompt": "tell me", "max_tokens": 20, "stream": True}
@@ -247,7 +249,7 @@ async def test_a_stream_repeated_after_its_frames_are_gone(client: Client, key: 
     assert "".join(texts) == json.loads(result.data)["text"]
 
 
-async def test_an_entry_without_its_job(
+async def test_an_entry_without_its_job_gets_its_job(
     shared_stack: Stack, client: Client, go_on: Callable[[], None], key: str
 ) -> None:
     """A gateway that died between the entry and the job: who comes next publishes that job."""
@@ -268,7 +270,7 @@ async def test_an_entry_without_its_job(
     assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 
-async def test_a_job_that_is_published_once_more_after_its_end(
+async def test_a_job_published_again_after_its_end_does_not_run_again(
     shared_stack: Stack, client: Client
 ) -> None:
     """By a gateway that was frozen for longer than the broker remembers ids: the inferer sees the

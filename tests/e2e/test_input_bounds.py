@@ -122,7 +122,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("schema", ANSWERED.values(), ids=ANSWERED)
-def test_what_looks_large_is_answered(model: Model, schema: dict[str, Any]) -> None:
+def test_schemas_that_look_large_are_answered(model: Model, schema: dict[str, Any]) -> None:
     """Large bounds and ambiguous patterns cost little; an answer that ends is valid."""
     before = resident_bytes()
     with running(model) as engine:
@@ -134,7 +134,9 @@ def test_what_looks_large_is_answered(model: Model, schema: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("schema", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_followed_is_refused_by_name(model: Model, schema: dict[str, Any]) -> None:
+def test_schemas_that_cannot_be_followed_are_refused_with_a_reason(
+    model: Model, schema: dict[str, Any]
+) -> None:
     """With the field and a reason; memory stays as it was, and the next job is served."""
     before = resident_bytes()
     with running(model) as engine:
@@ -146,7 +148,7 @@ def test_what_cannot_be_followed_is_refused_by_name(model: Model, schema: dict[s
     assert resident_bytes() - before < 300 * MIB
 
 
-def test_a_prompt_without_white_space(tmp_path: Path) -> None:
+def test_a_long_prompt_without_white_space_does_not_end_the_process(tmp_path: Path) -> None:
     """As long as any text may be, with a pre-tokenizer that recurses once for each character: the
     neighbour generates meanwhile, and a text that is longer is refused."""
     path = write_tiny_model(tmp_path / "tekken.gguf", metadata={"tokenizer.ggml.pre": "tekken"})
@@ -195,7 +197,7 @@ def render(template: ChatTemplate, content: str, cancelled: threading.Event | No
     return template.render(messages, cancelled or threading.Event())
 
 
-def test_a_template_that_takes_too_much() -> None:
+def test_a_template_that_takes_too_much_is_stopped() -> None:
     """Time or memory: refused with the field; the next conversation is rendered."""
     template = ChatTemplate(HOSTILE, "", "", render_s=2)
     for content in ("loop", "memory", "refuse"):
@@ -207,7 +209,7 @@ def test_a_template_that_takes_too_much() -> None:
     template.close()
 
 
-def test_a_render_that_is_cancelled() -> None:
+def test_a_render_can_be_cancelled() -> None:
     """It ends at once; meanwhile other conversations are rendered."""
     before = children()
     template = ChatTemplate(HOSTILE, "", "", render_s=PATIENCE_S)
@@ -238,7 +240,7 @@ def cpu_ticks(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
 
 
-def test_a_process_that_is_killed_from_outside() -> None:
+def test_a_request_outlives_a_kill_of_its_process() -> None:
     """As the kernel does when memory runs out: the conversation is not to blame. Another process
     renders it; if that is killed as well, the attempt fails, and not the job."""
     before = children()
@@ -261,7 +263,7 @@ def test_a_process_that_is_killed_from_outside() -> None:
     assert children() == before
 
 
-def test_a_process_that_died_between_two_conversations() -> None:
+def test_a_process_that_died_while_idle_is_replaced() -> None:
     """The next conversation is not to blame for it: another process renders it. Ctrl-C in a
     terminal, which is for the inferer, does not reach them."""
     before = children()
@@ -275,7 +277,7 @@ def test_a_process_that_died_between_two_conversations() -> None:
     assert children() == before
 
 
-def test_closing_while_a_request_is_prepared(tiny_model: Path) -> None:
+def test_the_engine_closes_while_a_request_is_prepared(tiny_model: Path) -> None:
     """The engine says that the model is still in use: it must not be freed under the thread. What
     is behind it in the queue is not begun any more."""
     loaded = Model(tiny_model, 0)

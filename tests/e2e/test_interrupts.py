@@ -83,7 +83,7 @@ def accepted(stack: Stack) -> str:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("prompt", ["go on", "-"], ids=["argument", "stdin"])
-def test_ask_that_is_interrupted_while_it_submits(
+def test_ask_that_is_interrupted_while_it_submits_cancels_its_job(
     stack: Stack, slow: SlowAnswers, how: signal.Signals, prompt: str
 ) -> None:
     """The job was accepted, but the command does not know its id yet: it is cancelled all the
@@ -112,7 +112,7 @@ def test_a_second_interrupt_ends_it_at_once(stack: Stack, slow: SlowAnswers) -> 
 
 
 @pytest.mark.parametrize("flags", [(), ("--wait",)], ids=["submit", "submit --wait"])
-def test_submit_that_is_interrupted_while_it_submits(
+def test_submit_that_is_interrupted_while_it_submits_prints_its_id(
     stack: Stack, slow: SlowAnswers, flags: tuple[str, ...]
 ) -> None:
     """Its job goes on, so it says which one that is."""
@@ -126,7 +126,7 @@ def test_submit_that_is_interrupted_while_it_submits(
     assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 
-def test_whoever_reads_an_answer_goes_away(stack: Stack) -> None:
+def test_a_reader_that_goes_away_cancels_the_job(stack: Stack) -> None:
     """A closed pipe: the job is cancelled, and nothing is complained about at the end."""
     asking = start(stack.url, "ask", "go on", "--max-tokens", "4000")
     assert asking.stdout is not None

@@ -75,7 +75,7 @@ def test_high_before_normal_before_low(stack: Stack) -> None:
     assert {status["priority"] for status in ended.values()} == {"high", "normal", "low"}
 
 
-def test_cancel_finds_jobs_of_every_class(stack: Stack) -> None:
+def test_cancel_finds_jobs_of_every_priority(stack: Stack) -> None:
     """One that waits is off the queue at once, whatever its class."""
     first = stack.submit(prompt="go on")
     stack.wait_for_state(first, "STARTED")
@@ -132,7 +132,7 @@ def test_prefer_wait_answers_with_the_result(shared_stack: Stack) -> None:
         shared_stack.http.delete(f"/jobs/{late.json()['id']}")
 
 
-def test_preferences_are_read_as_the_standard_says(shared_stack: Stack) -> None:
+def test_preferences_are_read_as_rfc_7240_says(shared_stack: Stack) -> None:
     """The first `wait` counts, also of several headers; quoted commas separate nothing; what cannot
     be read is ignored and not named as applied."""
     body = {"prompt": "hi", "max_tokens": 1}
@@ -158,7 +158,7 @@ def test_the_same_seed_gives_the_same_text(shared_stack: Stack) -> None:
     assert first != other
 
 
-def test_events_tell_the_whole_life_and_resume(shared_stack: Stack) -> None:
+def test_events_report_the_whole_life_and_resume(shared_stack: Stack) -> None:
     """queued, started, tokens, result; after Last-Event-ID only what is missing; text adds up."""
     job_id = shared_stack.submit(prompt="tell me", max_tokens=120)
     path = f"/jobs/{job_id}/events"
@@ -212,7 +212,7 @@ async def test_events_resume_wherever_they_were_cut_off(shared_stack: Stack, tex
         assert _text(whole[:cut] + rest) == text, f"cut off after {cut} events"
 
 
-def test_cancel_of_a_waiting_and_of_a_running_job(stack: Stack) -> None:
+def test_a_waiting_and_a_running_job_can_be_cancelled(stack: Stack) -> None:
     """Both end as REVOKED, the queue goes on, and a second cancel changes nothing."""
     running = stack.submit(prompt="long", max_tokens=4000)
     waiting = stack.submit(prompt="waits", max_tokens=5)
@@ -310,7 +310,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def test_the_queue_at_a_glance(stack: Stack) -> None:
+def test_the_queue_counts_waiting_and_running_jobs(stack: Stack) -> None:
     """`GET /queue` counts what waits and what runs, with the limit, the inferers and the age."""
     ids = [stack.submit(prompt="long", max_tokens=4000) for _ in range(3)]
     stack.wait_for_state(ids[0], "STARTED")
@@ -339,7 +339,7 @@ def _text(events: list[dict[str, str]]) -> str:
     return text
 
 
-def test_the_openapi_document_is_there(shared_stack: Stack) -> None:
+def test_the_openapi_document_is_served(shared_stack: Stack) -> None:
     """It is made when somebody asks for it, from every type that a route takes or gives."""
     document = shared_stack.http.get("/schema/openapi.json")
     assert document.status_code == 200

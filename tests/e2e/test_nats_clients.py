@@ -56,7 +56,7 @@ def test_nats_req_prints_the_answer(run_nats: Nats) -> None:
     assert answer["usage"]["completion_tokens"] == 5
 
 
-def test_nats_req_streams(run_nats: Nats) -> None:
+def test_nats_req_prints_a_stream(run_nats: Nats) -> None:
     """With `stream` the tokens come first, then the result, then the empty end."""
     body = '{"prompt":"go on","max_tokens":60,"stream":true}'
     options = ("--raw", "--wait-for-empty", "--timeout=1m")
@@ -66,7 +66,7 @@ def test_nats_req_streams(run_nats: Nats) -> None:
     assert "".join(text for frame in frames for text in frame["tokens"]) == result["text"]
 
 
-async def test_a_stream_into_an_inbox(client: Client) -> None:
+async def test_a_stream_arrives_in_an_inbox(client: Client) -> None:
     """Frames without a gap, the result, one empty message, and then nothing more."""
     messages = await _ask(client, "infer.chat", {**json.loads(CHAT % 40), "stream": True})
     *frames, result = [json.loads(message.data) for message in messages[:-1]]
@@ -78,7 +78,7 @@ async def test_a_stream_into_an_inbox(client: Client) -> None:
     assert result["outcome"] == "completed"
 
 
-async def test_a_job_by_its_id(client: Client) -> None:
+async def test_a_job_is_found_and_cancelled_by_its_id(client: Client) -> None:
     """submit, status, result, cancel and queue, as over HTTP."""
     running = await _call(client, "infer.submit", {"prompt": "go on", "max_tokens": 4000})
     waiting = await _call(client, "infer.submit", {"prompt": "wait", "metadata": {"a": 1}})
@@ -121,7 +121,7 @@ async def test_a_job_by_its_id(client: Client) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_what_is_wrong_is_a_service_error(
+async def test_an_invalid_request_is_a_service_error(
     shared_stack: Stack, client: Client, endpoint: str, body: Any, code: str
 ) -> None:
     """ADR-32's two headers, nothing else in them, and no job."""
@@ -169,7 +169,7 @@ AIMED_AT = (
 
 
 @pytest.mark.parametrize("target", AIMED_AT)
-async def test_nothing_goes_to_what_is_not_an_inbox(
+async def test_a_reply_goes_to_inboxes_only(
     shared_stack: Stack, client: Client, target: str
 ) -> None:
     """Neither an answer nor a refusal, from no endpoint, not from the service's own `$SRV` nor from
@@ -197,7 +197,7 @@ async def test_nothing_goes_to_what_is_not_an_inbox(
 
 
 @pytest.mark.parametrize("reply_to", ["somewhere.else", "infer.results.{id}", "_INBOX.a.\udcff"])
-async def test_a_header_cannot_aim_either(
+async def test_a_reply_to_header_reaches_inboxes_only(
     shared_stack: Stack, client: Client, reply_to: str
 ) -> None:
     """`Reply-To` in a request that somebody has published by hand: the job ends, unanswered."""
@@ -224,7 +224,7 @@ async def test_a_header_cannot_aim_either(
     assert shared_stack.inferers[0].popen.poll() is None
 
 
-async def test_without_a_reply_subject_there_is_nobody_to_answer(
+async def test_a_chat_without_a_reply_subject_is_refused_and_a_job_is_accepted(
     shared_stack: Stack, client: Client
 ) -> None:
     """A chat is refused in the log; a job can be submitted without hearing its id."""
@@ -239,7 +239,7 @@ async def test_without_a_reply_subject_there_is_nobody_to_answer(
     assert "Traceback" not in shared_stack.gateways[0].output()
 
 
-async def test_what_would_close_the_connection_is_refused(
+async def test_a_request_that_would_close_the_connection_is_refused(
     shared_stack: Stack, client: Client
 ) -> None:
     """The server counts headers too, and closes the connection of who sends too much: the gateway
@@ -280,7 +280,7 @@ async def test_what_would_close_the_connection_is_refused(
         ("kv get INFERERS inferer-0 --raw", ['"model":"tiny"']),
     ],
 )
-def test_an_operator_sees_what_is_there(
+def test_the_service_is_listed_with_its_endpoints(
     shared_stack: Stack, run_nats: Nats, command: str, shown: list[str]
 ) -> None:
     """Each command of an operator works and names what it is about."""
@@ -312,7 +312,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-async def test_a_message_by_hand_that_is_no_request(
+async def test_a_message_by_hand_that_is_not_a_request_is_dead_lettered(
     shared_stack: Stack, client: Client, kind: str
 ) -> None:
     """A dead letter, an error to Reply-To, and the queue goes on."""
@@ -344,7 +344,7 @@ async def test_a_message_by_hand_that_is_no_request(
     ],
     ids=lambda headers: str(headers)[:40],
 )
-async def test_a_message_by_hand_with_a_hostile_header(
+async def test_a_message_by_hand_with_a_hostile_header_does_no_harm(
     stack: Stack, headers: dict[str, str]
 ) -> None:
     """It harms nobody but itself: the inferer lives on and takes the next job."""
@@ -358,7 +358,7 @@ async def test_a_message_by_hand_with_a_hostile_header(
     assert stack.inferers[0].popen.poll() is None
 
 
-async def test_the_gateway_may_die_while_its_caller_waits(stack: Stack) -> None:
+async def test_a_caller_is_answered_although_its_gateway_died(stack: Stack) -> None:
     """kill -9 after a chat was accepted: the inferer itself answers."""
     client = await nats.connect(stack.nats.url)
     answers = await client.subscribe(client.new_inbox())
@@ -372,7 +372,7 @@ async def test_the_gateway_may_die_while_its_caller_waits(stack: Stack) -> None:
     await client.close()
 
 
-async def test_a_deadline_that_passes_with_no_inferer(stack: Stack) -> None:
+async def test_a_deadline_that_passes_without_an_inferer_is_reported(stack: Stack) -> None:
     """Who waits for the answer hears of it, although nobody else asks."""
     stack.inferers[0].terminate()
     client = await nats.connect(stack.nats.url)
@@ -381,7 +381,7 @@ async def test_a_deadline_that_passes_with_no_inferer(stack: Stack) -> None:
     await client.close()
 
 
-async def test_a_cancelled_job_whose_inferer_is_lost(stack: Stack) -> None:
+async def test_a_cancelled_job_ends_although_its_inferer_is_lost(stack: Stack) -> None:
     """Nobody holds it any more: who cancels it answers its caller."""
     client = await nats.connect(stack.nats.url)
     answers = await client.subscribe(client.new_inbox())
@@ -396,7 +396,7 @@ async def test_a_cancelled_job_whose_inferer_is_lost(stack: Stack) -> None:
     await client.close()
 
 
-async def test_a_gateway_that_stops_tells_whom_it_would_have_answered(stack: Stack) -> None:
+async def test_a_gateway_that_stops_answers_its_waiting_callers(stack: Stack) -> None:
     """Who came second with a key is answered by the gateway alone, and has to ask again."""
     client = await nats.connect(stack.nats.url)
     key = {"Idempotency-Key": "one"}

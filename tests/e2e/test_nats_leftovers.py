@@ -27,7 +27,9 @@ async def client(stack: Stack) -> AsyncIterator[Client]:
     await connection.close()
 
 
-async def test_500_repeats_of_one_streamed_key(stack: Stack, client: Client) -> None:
+async def test_500_repeats_of_one_streamed_key_leave_nothing_behind(
+    stack: Stack, client: Client
+) -> None:
     """They share one reader, each gets the whole answer from its first token on, and with the job
     everything that served them ends."""
     before = await _consumers(client), _descriptors(stack.gateways[0])
@@ -64,7 +66,7 @@ async def test_500_repeats_of_one_streamed_key(stack: Stack, client: Client) -> 
     await _as_before(stack, client, before)
 
 
-async def test_1000_callers_that_go_away(stack: Stack, client: Client) -> None:
+async def test_1000_callers_that_go_away_leave_nothing_behind(stack: Stack, client: Client) -> None:
     """Half of them wait with a subscription of their own and half as `request` does. When their
     connections have gone every job is cancelled, and nothing is left; one that stays is served."""
     before = await _consumers(client), _descriptors(stack.gateways[0])

@@ -47,7 +47,9 @@ def _kinds(received: list[Msg]) -> Counter[str]:
     return kinds
 
 
-async def test_one_of_three_gateways_stops(stack: Stack, client: Client) -> None:
+async def test_no_request_is_lost_when_one_of_three_gateways_stops(
+    stack: Stack, client: Client
+) -> None:
     """Nobody notices: each of some thousand requests is accepted, by it or by another one, and each
     accepted job has exactly one result."""
     for _ in range(2):
@@ -61,7 +63,9 @@ async def test_one_of_three_gateways_stops(stack: Stack, client: Client) -> None
     await _each_has_one_result(client, [json.loads(message.data)["id"] for message in received])
 
 
-async def test_the_only_gateway_stops(stack: Stack, client: Client) -> None:
+async def test_requests_are_answered_when_the_only_gateway_stops(
+    stack: Stack, client: Client
+) -> None:
     """Each request is answered, refused with 503, or gets the broker's "no responders"; and
     what was accepted is there."""
     received = await _submit_while(stack, client)

@@ -20,7 +20,7 @@ def client(shared_stack: Stack) -> Iterator[openai.OpenAI]:
         yield opened
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     """list and retrieve agree on the one model; another is a NotFoundError."""
     (model,) = client.models.list().data
     assert (model.id, model.object) == ("tiny", "model")
@@ -32,7 +32,7 @@ def test_models(client: openai.OpenAI) -> None:
         assert raised.value.code == "model_not_found"
 
 
-def test_a_chat_completion(client: openai.OpenAI) -> None:
+def test_a_chat_completion_has_everything_the_client_models(client: openai.OpenAI) -> None:
     """Everything the client models is there and adds up."""
     answer = client.chat.completions.create(model="tiny", messages=HI, max_tokens=5)
     assert answer.id.startswith("chatcmpl-")
@@ -80,7 +80,7 @@ def test_a_deadline_counts(shared_stack: Stack, client: openai.OpenAI, streams: 
         client.chat.completions.create(**brief, extra_body={"timeout_s": -1})
 
 
-def test_a_completion(client: openai.OpenAI) -> None:
+def test_a_completion_has_16_tokens_by_default(client: openai.OpenAI) -> None:
     """16 tokens where nothing is said, as OpenAI does it."""
     answer = client.completions.create(model="tiny", prompt="once upon")
     assert answer.id.startswith("cmpl-")
@@ -113,7 +113,7 @@ def test_a_streamed_completion_adds_up(client: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
-def test_usage_in_a_stream(client: openai.OpenAI) -> None:
+def test_usage_in_a_stream_is_sent_if_asked_for(client: openai.OpenAI) -> None:
     """`include_usage` adds one last chunk without choices; the others say null."""
     stream = client.chat.completions.create(
         model="tiny",
@@ -149,7 +149,7 @@ def test_options_arrive(client: openai.OpenAI) -> None:
     assert chat.usage.completion_tokens == 3
 
 
-def test_roles_and_content_parts(client: openai.OpenAI) -> None:
+def test_all_roles_and_text_parts_are_accepted(client: openai.OpenAI) -> None:
     """developer is system by another name, and parts are joined: the prompt is the same."""
 
     def prompt_tokens(*messages: Any) -> int:
@@ -216,7 +216,7 @@ def test_a_bad_request_names_its_parameter(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_unknown_model(client: openai.OpenAI, stream: bool) -> None:
+def test_an_unknown_model_is_not_found(client: openai.OpenAI, stream: bool) -> None:
     """NotFoundError, also where a stream was asked for."""
     for create in (
         lambda: client.chat.completions.create(model="nope", messages=HI, stream=stream),
@@ -259,7 +259,7 @@ def test_a_job_that_is_cancelled_is_not_sent_again(
     assert _accepted(shared_stack) == known | {job_id}
 
 
-async def test_the_asynchronous_client(shared_stack: Stack) -> None:
+async def test_the_asynchronous_client_works_too(shared_stack: Stack) -> None:
     """The same over its other transport: an answer, a stream and an error."""
     async with openai.AsyncOpenAI(base_url=f"{shared_stack.url}/v1", api_key="none") as client:
         options: Any = {"model": "tiny", "messages": HI, "max_tokens": 30, "seed": 3}
@@ -271,7 +271,9 @@ async def test_the_asynchronous_client(shared_stack: Stack) -> None:
             await client.chat.completions.create(**{**options, "max_tokens": -1})
 
 
-def test_requests_at_the_same_time(shared_stack: Stack, client: openai.OpenAI) -> None:
+def test_requests_at_the_same_time_are_all_answered(
+    shared_stack: Stack, client: openai.OpenAI
+) -> None:
     """Ten callers of one client get ten answers: nobody gets another's."""
     texts: dict[int, str] = {}
 

@@ -26,7 +26,9 @@ def document(shared_stack: Stack) -> dict[str, Any]:
         ("/concurrency", "OPTIONS, PUT"),
     ],
 )
-def test_the_methods_of_a_path(shared_stack: Stack, path: str, methods: str) -> None:
+def test_a_405_and_options_name_the_methods_of_a_path(
+    shared_stack: Stack, path: str, methods: str
+) -> None:
     """A 405 says which there are (RFC 9110), as the answer to OPTIONS does, in the form of its
     route."""
     refused = shared_stack.http.request("PATCH", path)

@@ -42,7 +42,7 @@ from tests.support.processes import (
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_setting(
+def test_a_wrong_setting_is_one_line_and_its_status(
     nats_server: NatsServer,
     tiny_model: Path,
     service: str,
@@ -57,7 +57,7 @@ def test_a_wrong_setting(
     _assert_refuses_to_start(service, {**environment, variable: value}, *named)
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use_is_one_line_and_its_status() -> None:
     """The gateway says which, and does not try for ever."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -78,7 +78,9 @@ def test_a_port_in_use() -> None:
         ("truncated", "cannot load"),
     ],
 )
-def test_a_model_file_that_is_none(tmp_path: Path, tiny_model: Path, kind: str, why: str) -> None:
+def test_a_model_file_that_is_not_one_is_one_line_and_its_status(
+    tmp_path: Path, tiny_model: Path, kind: str, why: str
+) -> None:
     """Exit status 2 and one line with the path and what is wrong with the file."""
     path = tmp_path / "model.gguf"
     whole = tiny_model.read_bytes()
@@ -97,7 +99,7 @@ def test_a_model_file_that_is_none(tmp_path: Path, tiny_model: Path, kind: str, 
     _assert_refuses_to_start("inferer", environment, str(path), why)
 
 
-def test_what_an_inferer_says_when_it_is_ready(stack: Stack) -> None:
+def test_an_inferer_logs_what_it_is_when_it_is_ready(stack: Stack) -> None:
     """First `model_loaded`, then one line with what it will work with; every line is JSON."""
     stack.wait_for_end(stack.submit(prompt="hi", max_tokens=2))
     inferer = stack.inferers[0]
@@ -133,7 +135,7 @@ def test_a_busy_inferer_finishes_within_its_grace(stack: Stack) -> None:
     assert (status["state"], status["attempts"]) == ("SUCCESS", 1)
 
 
-def test_a_busy_inferer_without_grace_hands_its_job_back(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_busy_inferer_without_grace_requeues_its_job(tmp_path: Path, tiny_model: Path) -> None:
     """Another one completes it, at once, and it does not count as a second attempt."""
     with Stack(tmp_path) as stack:
         stack.start_gateway()
@@ -155,7 +157,9 @@ def test_a_busy_inferer_without_grace_hands_its_job_back(tmp_path: Path, tiny_mo
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_stopping_while_the_broker_is_away(tmp_path: Path, tiny_model: Path, busy: bool) -> None:
+def test_processes_stop_while_the_broker_is_away(
+    tmp_path: Path, tiny_model: Path, busy: bool
+) -> None:
     """Gateway and inferer exit 0 in bounded time; what ran is repeated when all is back."""
     with Stack(tmp_path) as stack:
         gateway = stack.start_gateway()
@@ -185,7 +189,7 @@ def test_stopping_while_the_broker_is_away(tmp_path: Path, tiny_model: Path, bus
 
 
 @pytest.mark.parametrize("service", ["gateway", "inferer"])
-def test_stopping_before_there_ever_was_a_broker(
+def test_processes_stop_before_there_ever_was_a_broker(
     tmp_path: Path, tiny_model: Path, service: str
 ) -> None:
     """SIGTERM of one that still waits for its first connection: exit status 0."""
@@ -205,7 +209,7 @@ def test_stopping_before_there_ever_was_a_broker(
     assert "Traceback" not in process.output()
 
 
-def test_a_base_model(tmp_path: Path, tiny_base_model: Path) -> None:
+def test_a_base_model_completes_and_refuses_chats(tmp_path: Path, tiny_base_model: Path) -> None:
     """Without a chat template chats are refused with the reason, and prompts are served."""
     with Stack(tmp_path) as stack:
         stack.start_gateway()

@@ -103,7 +103,7 @@ def test_another_host_is_asked_through_the_proxy(proxy: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unknown scheme", "no URL"])
-def test_a_proxy_that_cannot_be_used(kind: str) -> None:
+def test_a_proxy_that_cannot_be_used_is_an_error(kind: str) -> None:
     """One line that names it and says what to do, for a host that needs it."""
     ended = sluice("queue", "--url", "http://gateway.invalid:5001", http_proxy=PROXIES[kind])
     assert ended.returncode == 2
@@ -116,7 +116,7 @@ def test_a_proxy_that_cannot_be_used(kind: str) -> None:
 
 
 @pytest.mark.timeout(330)
-def test_the_demo_behind_a_proxy() -> None:
+def test_the_demo_runs_behind_a_proxy() -> None:
     """`make demo` with a proxy in the environment: both prompts are answered."""
     ended = subprocess.run(
         [sys.executable, "-m", "cli.demo"],

@@ -137,7 +137,7 @@ BROUGHT_ABOUT: dict[str, Callable[[Stack], str]] = {
 
 
 @pytest.mark.parametrize("code", REASONS)
-async def test_whoever_asks_is_told_the_same(site: Stack, broker: Broker, code: str) -> None:
+async def test_every_reader_gets_the_same_reason(site: Stack, broker: Broker, code: str) -> None:
     """The state, the code and the sentence; and what a cancel then makes of it."""
     reason = REASONS[code]
     if code in BROUGHT_ABOUT:
@@ -182,7 +182,9 @@ async def test_whoever_asks_is_told_the_same(site: Stack, broker: Broker, code: 
 
 
 @pytest.mark.parametrize("code", REASONS)
-async def test_whoever_waits_is_told_the_same(site: Stack, broker: Broker, code: str) -> None:
+async def test_every_waiting_client_gets_the_same_reason(
+    site: Stack, broker: Broker, code: str
+) -> None:
     """A submit that waits, OpenAI's answers, whole, as a stream and in the middle of one, and the
     inferer's reply over NATS."""
     reason = REASONS[code]
@@ -241,7 +243,7 @@ async def test_whoever_waits_is_told_the_same(site: Stack, broker: Broker, code:
         pytest.param("01890000-0000-7000-8000-000000000000", 410, "job_aged_out", id="aged out"),
     ],
 )
-async def test_a_job_that_nobody_knows(
+async def test_an_unknown_job_is_reported_as_such_everywhere(
     site: Stack, broker: Broker, job_id: str, status: int, code: str
 ) -> None:
     """404 if it never was, 410 if its id is older than results are kept, whoever asks what."""

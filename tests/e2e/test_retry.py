@@ -94,7 +94,9 @@ async def test_another_attempt_cures_it(queue: Broker, cramped: Engine, engine: 
     assert decode_result((await replies.next_msg(10)).data) == result
 
 
-async def test_after_the_last_attempt(queue: Broker, cramped: Engine) -> None:
+async def test_a_job_is_dead_lettered_after_its_last_attempt(
+    queue: Broker, cramped: Engine
+) -> None:
     """Three attempts, then a dead letter and `failed`, both with what went wrong last; and no
     schedule takes anything of the one before but its request."""
     deadline = timestamp(datetime.now(UTC) + timedelta(hours=1))
@@ -133,7 +135,7 @@ async def _schedule_of_attempt(broker: Broker, job_id: str, attempt: int) -> Sto
     return None
 
 
-async def test_why_it_is_tried_again_is_told(queue: Broker, cramped: Engine) -> None:
+async def test_the_reason_of_a_retry_is_in_its_event(queue: Broker, cramped: Engine) -> None:
     """The event says what went wrong."""
     async with working(queue, cramped, retry_s=300):
         job_id = await put(queue, TOO_LONG)
@@ -145,7 +147,7 @@ async def test_why_it_is_tried_again_is_told(queue: Broker, cramped: Engine) -> 
     assert event.message is not None
 
 
-async def test_a_job_that_waits_for_its_retry_is_in_nobodys_way(
+async def test_a_job_that_waits_for_its_retry_does_not_hold_up_others(
     queue: Broker, cramped: Engine
 ) -> None:
     """It takes no place under the limit of 1: others run meanwhile, on the same inferer."""
@@ -159,7 +161,9 @@ async def test_a_job_that_waits_for_its_retry_is_in_nobodys_way(
     assert await read_result(queue, job_id) is None
 
 
-async def test_no_time_is_left_for_another_attempt(queue: Broker, cramped: Engine) -> None:
+async def test_a_job_without_time_for_another_attempt_expires(
+    queue: Broker, cramped: Engine
+) -> None:
     """Where the deadline comes before the next attempt the job expires at once, and says why."""
     deadline = timestamp(datetime.now(UTC) + timedelta(seconds=60))
     async with working(queue, cramped, retry_s=300):
@@ -171,7 +175,9 @@ async def test_no_time_is_left_for_another_attempt(queue: Broker, cramped: Engin
     assert "status 1" in result.message
 
 
-async def test_lost_between_the_schedule_and_the_ack(queue: Broker, engine: Engine) -> None:
+async def test_an_inferer_lost_between_schedule_and_ack_doubles_no_job(
+    queue: Broker, engine: Engine
+) -> None:
     """The message comes again while its schedule waits: it is not run now, but once, later."""
     job_id = await put(queue, SHORT)
     async with Puller(queue, "tiny") as puller:
@@ -192,7 +198,7 @@ async def test_lost_between_the_schedule_and_the_ack(queue: Broker, engine: Engi
     assert await states(queue, job_id) == [("retrying", 1, "lost"), ("started", 2, "first")]
 
 
-async def test_lost_between_the_letter_and_the_result(
+async def test_an_inferer_lost_between_letter_and_result_leaves_one_letter(
     queue: Broker, cramped: Engine, engine: Engine
 ) -> None:
     """The letter was written by an inferer that was then lost: the result says what it says."""
@@ -221,7 +227,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[tuple[Stack, Broker]]:
             yield stack, broker
 
 
-async def test_a_retry_as_clients_see_it(
+async def test_clients_see_a_retry_and_the_text_goes_on(
     gateway: tuple[Stack, Broker], cramped: Engine, engine: Engine
 ) -> None:
     """RETRY with its attempts; the events say that an attempt failed, and the text of the next,
@@ -260,7 +266,7 @@ async def test_an_openai_stream_goes_on_over_a_retry(
     assert streamed == whole["result"]["text"]
 
 
-async def test_cancel_of_a_job_that_waits_for_its_retry(
+async def test_a_job_that_waits_for_its_retry_can_be_cancelled(
     gateway: tuple[Stack, Broker], cramped: Engine
 ) -> None:
     """Its schedule is deleted: nothing of it is left on the queue."""

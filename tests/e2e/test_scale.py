@@ -60,7 +60,7 @@ def check_undisturbed(up: Up, job_id: str) -> dict[str, Any]:
     return status
 
 
-def test_from_none_and_back_and_again(start: Start, tiny_model: Path) -> None:
+def test_inferers_are_started_for_jobs_and_leave_when_idle(start: Start, tiny_model: Path) -> None:
     """Ready without an inferer; a job brings one, which leaves after the time and not before; so
     does the next job. The alias may be chosen."""
     up = start(tiny_model, "--min 0 --max 1 --idle-s 2", INFERER_ALIAS="chosen")
@@ -77,7 +77,7 @@ def test_from_none_and_back_and_again(start: Start, tiny_model: Path) -> None:
     assert up.stop() == 0
 
 
-def test_a_job_longer_than_the_idle_time(start: Start, tiny_model: Path) -> None:
+def test_a_job_longer_than_the_idle_time_runs_to_its_end(start: Start, tiny_model: Path) -> None:
     """It runs to its end, and so do the jobs that waited behind it."""
     up = start(tiny_model, "--min 0 --max 1 --idle-s 0.1")
     ids = [up.submit(prompt=f"job {number}", max_tokens=LONG) for number in range(3)]
@@ -86,7 +86,9 @@ def test_a_job_longer_than_the_idle_time(start: Start, tiny_model: Path) -> None
     assert len(up.starts_of("inferer-1")) == 1
 
 
-def test_jobs_that_come_while_it_leaves(start: Start, tiny_model: Path) -> None:
+def test_jobs_that_come_while_an_inferer_leaves_are_answered(
+    start: Start, tiny_model: Path
+) -> None:
     """Each is submitted at the moment in which the idle inferer takes no more, and is answered."""
     up = start(tiny_model, "--min 0 --max 1 --idle-s 0.1")
     for _ in range(4):
@@ -102,7 +104,7 @@ def _wait_until_closed(up: Up, times: int) -> None:
     )
 
 
-async def test_one_with_a_job_is_left_alone(stack: Stack, tiny_model: Path) -> None:
+async def test_an_inferer_with_a_job_does_not_leave(stack: Stack, tiny_model: Path) -> None:
     """A job has come since the look: told to take no more jobs, the inferer keeps the one it has,
     stays, and gets its slot back."""
     stack.inferers.pop().terminate()
@@ -135,7 +137,7 @@ async def test_one_with_a_job_is_left_alone(stack: Stack, tiny_model: Path) -> N
         await running
 
 
-def test_as_many_as_jobs_wait(start: Start, tiny_model: Path) -> None:
+def test_as_many_inferers_are_started_as_jobs_wait(start: Start, tiny_model: Path) -> None:
     """One for one job, then one for each further job until no CPU is free, on CPUs of their own.
     All leave again."""
     up = start(tiny_model, "--min 0 --idle-s 0.1")
@@ -154,7 +156,7 @@ def test_as_many_as_jobs_wait(start: Start, tiny_model: Path) -> None:
     assert inferers(up) == []
 
 
-def test_some_stay(start: Start, tiny_model: Path) -> None:
+def test_the_minimum_of_inferers_stays(start: Start, tiny_model: Path) -> None:
     """As many as `--min` says are there when it is ready and never leave."""
     up = start(tiny_model, "--min 1 --idle-s 0.1")
     count = usable_cpus()
@@ -167,7 +169,7 @@ def test_some_stay(start: Start, tiny_model: Path) -> None:
     assert len(up.events("child_started")) - len(up.events("inferer_scaled_down")) == 3
 
 
-def test_one_that_is_killed_with_a_job(start: Start, tiny_model: Path) -> None:
+def test_a_job_outlives_the_kill_of_its_inferer(start: Start, tiny_model: Path) -> None:
     """It is started again, and stays until the job has come back to it and is done."""
     up = start(tiny_model, "--min 0 --max 1 --idle-s 0.1")
     job_id = up.submit(prompt="long", max_tokens=LONG)
@@ -179,7 +181,9 @@ def test_one_that_is_killed_with_a_job(start: Start, tiny_model: Path) -> None:
     assert len(up.starts_of("inferer-1")) == 2
 
 
-def test_a_job_that_names_no_model(start: Start, tiny_model: Path, tiny_base_model: Path) -> None:
+def test_a_job_that_names_no_model_starts_an_inferer(
+    start: Start, tiny_model: Path, tiny_base_model: Path
+) -> None:
     """The queue remembers another model and no inferer is live: the one given here is meant."""
     assert start(tiny_model).stop() == 0
     up = start(tiny_base_model, "--min 0 --max 1")
@@ -187,7 +191,9 @@ def test_a_job_that_names_no_model(start: Start, tiny_model: Path, tiny_base_mod
     assert status["model"] == "tiny-base"
 
 
-def test_a_model_that_cannot_be_loaded(start: Start, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_with_a_reason(
+    start: Start, tiny_model: Path, tmp_path: Path
+) -> None:
     """A download that broke off begins like a model, so the first job finds out: the sentence is
     there, and `sluice up` ends with status 2."""
     cut = tmp_path / "cut.gguf"
@@ -210,7 +216,7 @@ def test_a_model_that_cannot_be_loaded(start: Start, tiny_model: Path, tmp_path:
         ("--min 1000", "1000 inferers: there are"),
     ],
 )
-def test_contradictions_are_refused(tmp_path: Path, options: str, sentence: str) -> None:
+def test_contradictory_options_are_refused(tmp_path: Path, options: str, sentence: str) -> None:
     """One line, status 2, and nothing is started."""
     command = [str(scripts() / "sluice"), "up", "--port", "0", "--nats-port", "0"]
     process = Process(

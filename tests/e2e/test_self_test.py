@@ -54,7 +54,7 @@ def machine(tiny_model: Path, tmp_path: Path) -> Iterator[Machine]:
         yield Machine(stack, tiny_model, tmp_path)
 
 
-def test_it_computes(machine: Machine) -> None:
+def test_a_sound_library_passes(machine: Machine) -> None:
     """A sound library passes once, and is not asked again: what passed is remembered."""
     machine.start().wait_for("self_test_passed")
     machine.stack.wait_until_served("tiny")
@@ -66,14 +66,14 @@ def test_it_computes(machine: Machine) -> None:
     assert len(other_settings.events("self_test_passed")) == 1
 
 
-def test_another_library_is_asked_again(machine: Machine) -> None:
+def test_another_library_is_tested_again(machine: Machine) -> None:
     """What one library can says nothing of another, with the same model and settings."""
     machine.start().wait_for("inferer_ready")
     dies = machine.start(DIES_AT_DECODE)
     assert dies.wait() == 2
 
 
-def test_what_dies_with_extra_buffers_runs_without(machine: Machine) -> None:
+def test_a_library_that_dies_with_extra_buffers_runs_without(machine: Machine) -> None:
     """As on a CPU with AMX whose code was compiled wrongly: the inferer serves all the same, says
     once what died, of what, where, and what to do; and says so again after a restart."""
     for number in (1, 2):
@@ -101,7 +101,7 @@ def test_doctor_says_why_it_is_slow(machine: Machine) -> None:
     assert "SIGILL" in finding["found"]
 
 
-def test_what_hangs_with_extra_buffers_runs_without(machine: Machine) -> None:
+def test_a_library_that_hangs_with_extra_buffers_runs_without(machine: Machine) -> None:
     """A computation that never ends is ended."""
     inferer = machine.start(only_with_extra_buffers("for (;;) sleep(1);"), INFERER_STALL_S="5")
     why = inferer.wait_for("computing_without_extra_buffers")["why"]
@@ -110,7 +110,7 @@ def test_what_hangs_with_extra_buffers_runs_without(machine: Machine) -> None:
     assert machine.answers()
 
 
-def test_what_may_pass_is_not_remembered(machine: Machine) -> None:
+def test_a_failure_that_may_pass_is_not_recorded(machine: Machine) -> None:
     """A kill from outside, as by the kernel when memory is short, says nothing of the next start;
     a crash does."""
     enough_memory = machine.folder / "enough memory"
@@ -135,7 +135,7 @@ def test_what_may_pass_is_not_remembered(machine: Machine) -> None:
     ],
     ids=["dies", "dies at load", "hangs"],
 )
-def test_what_cannot_compute_at_all_ends_with_one_line(
+def test_a_library_that_cannot_compute_ends_the_start_with_one_line(
     machine: Machine, source: str, how: str
 ) -> None:
     """Status 2: starting it again would end the same way."""
@@ -147,7 +147,9 @@ def test_what_cannot_compute_at_all_ends_with_one_line(
     assert "docs/compiling.md" in line
 
 
-def test_sluice_up_ends_with_it(tiny_model: Path, tmp_path: Path) -> None:
+def test_sluice_up_ends_with_a_library_that_cannot_compute(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     """It does not restart for ever what cannot compute, and says why."""
     library = write_shim(tmp_path / "library", DIES_AT_DECODE)
     cache = str(tmp_path / "cache")
@@ -161,7 +163,7 @@ def test_sluice_up_ends_with_it(tiny_model: Path, tmp_path: Path) -> None:
         up.end()
 
 
-def test_nothing_can_be_kept(machine: Machine) -> None:
+def test_an_inferer_starts_although_nothing_can_be_recorded(machine: Machine) -> None:
     """On a file system that cannot be written: it is found out at each start, and serves."""
     for _ in range(2):
         inferer = machine.start(XDG_CACHE_HOME="/proc/no-such-folder")
@@ -169,7 +171,7 @@ def test_nothing_can_be_kept(machine: Machine) -> None:
         assert len(inferer.events("self_test_passed")) == 1
 
 
-def test_a_broken_record_is_found_out_anew(machine: Machine) -> None:
+def test_a_broken_record_is_written_anew(machine: Machine) -> None:
     """Half a file, or that of another version, is ignored."""
     machine.start().wait_for("inferer_ready")
     (record,) = (machine.cache / "sluice" / "self-tests").iterdir()

@@ -10,7 +10,7 @@ from tests.support.processes import Stack, eventually
 STREAMS = ("REQUESTS", "RESULTS", "EVENTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY")
 
 
-def test_a_bound_on_every_stream(stack: Stack) -> None:
+def test_bounds_on_streams_are_removed_and_jobs_go_on(stack: Stack) -> None:
     """Nothing ends; the job that runs meanwhile and those that come later get their results."""
     job_id = stack.submit(prompt="long", max_tokens=800)
     stack.wait_for_state(job_id, "STARTED")

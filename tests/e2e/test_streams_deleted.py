@@ -21,7 +21,7 @@ from tests.support.processes import PATIENCE_S, Stack, eventually
 OTHERS = ("RESULTS", "EVENTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY")
 
 
-def test_all_streams_but_the_queue(stack: Stack) -> None:
+def test_jobs_outlive_the_loss_of_all_streams_but_the_queue(stack: Stack) -> None:
     """With a job that runs, its caller and a reader of its events: it ends once, both get its end,
     and everything is served as before. The log names what was missing."""
     with ThreadPoolExecutor() as clients:
@@ -48,7 +48,7 @@ def test_all_streams_but_the_queue(stack: Stack) -> None:
     _assert_alive(stack)
 
 
-def test_the_results_of_jobs_that_have_ended(stack: Stack) -> None:
+def test_jobs_are_unknown_once_their_results_are_deleted(stack: Stack) -> None:
     """Nothing is known of them any more: 404, and nobody waits for ever."""
     job_id = stack.submit(prompt="hi", max_tokens=2)
     stack.wait_for_end(job_id)
@@ -58,7 +58,7 @@ def test_the_results_of_jobs_that_have_ended(stack: Stack) -> None:
     _assert_alive(stack)
 
 
-def test_the_queue(stack: Stack) -> None:
+def test_the_loss_of_the_queue_is_reported_and_new_jobs_run(stack: Stack) -> None:
     """The job that runs ends with its result. Those that waited are gone, and whoever waits for one
     is told so: over HTTP, as a stream, under /v1 and over NATS. New jobs run."""
     with ThreadPoolExecutor() as clients:
@@ -89,7 +89,9 @@ def test_the_queue(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("deleted", [("tiny",), ("tiny+high", "tiny+low"), ("tiny", "tiny+high")])
-def test_consumers(stack: Stack, deleted: tuple[str, ...]) -> None:
+def test_consumers_that_were_deleted_are_created_again(
+    stack: Stack, deleted: tuple[str, ...]
+) -> None:
     """One, or several, beside a job that runs and one of each class that waits: all end."""
     ids = [stack.submit(prompt="long", max_tokens=800)]
     stack.wait_for_state(ids[0], "STARTED")
@@ -99,7 +101,7 @@ def test_consumers(stack: Stack, deleted: tuple[str, ...]) -> None:
     _assert_alive(stack)
 
 
-async def test_what_was_made_again_is_known(broker: Broker) -> None:
+async def test_doctor_knows_streams_that_were_created_again(broker: Broker) -> None:
     """By its age, for `sluice doctor`."""
     topology = Topology()
     await ensure_topology(broker, topology, [])
@@ -113,7 +115,9 @@ async def test_what_was_made_again_is_known(broker: Broker) -> None:
 FROZEN_S = 75.0
 
 
-def test_submits_while_the_broker_is_frozen(tmp_path: Path, tiny_model: Path) -> None:
+def test_submits_while_the_broker_is_frozen_are_reported_as_unknown(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     """For longer than anybody waits: each caller is told that it is not known whether its job was
     accepted, and none of them has another end than `cancelled`."""
     with Stack(tmp_path) as stack:

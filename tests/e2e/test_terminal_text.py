@@ -70,7 +70,7 @@ def assert_obeys_nothing(text: str) -> None:
         assert order not in text, text
 
 
-def test_an_answer_while_it_streams(gateway: Stack) -> None:
+def test_a_streamed_answer_brings_no_control_characters_to_a_terminal(gateway: Stack) -> None:
     """`ask` on a terminal; the test answers as an inferer would."""
     with terminal("ask", "hi", "--url", gateway.url) as shown:
         accepted = eventually(
@@ -85,7 +85,9 @@ def test_an_answer_while_it_streams(gateway: Stack) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
-def test_a_result(gateway: Stack, flags: tuple[str, ...]) -> None:
+def test_a_result_brings_no_control_characters_to_a_terminal(
+    gateway: Stack, flags: tuple[str, ...]
+) -> None:
     """`status` of it, its inferer's name included; JSON keeps the value."""
     job_id = new_job_id()
     store(gateway, subjects.result(job_id), encode(answer(job_id)))
@@ -98,7 +100,7 @@ def test_a_result(gateway: Stack, flags: tuple[str, ...]) -> None:
         assert "normal" in text
 
 
-def test_a_pipe_gets_it_as_it_is(gateway: Stack) -> None:
+def test_a_pipe_gets_the_text_unchanged(gateway: Stack) -> None:
     """Byte for byte, white space included: programs want the data."""
     job_id = new_job_id()
     store(gateway, subjects.result(job_id), encode(answer(job_id)))
@@ -111,7 +113,9 @@ def test_a_pipe_gets_it_as_it_is(gateway: Stack) -> None:
     assert piped.stdout.decode("utf-8").endswith(f"\n{EVIL}\n")
 
 
-def test_a_dead_letter_and_a_refusal(gateway: Stack) -> None:
+def test_a_dead_letter_and_a_refusal_bring_no_control_characters_to_a_terminal(
+    gateway: Stack,
+) -> None:
     """The request of somebody else, and an error that quotes what was sent."""
     job_id = new_job_id()
     letter = DeadLetter(

@@ -18,7 +18,7 @@ from tests.support.processes import (
 from tests.support.terminal import ESCAPE, terminal
 
 
-def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
+def test_the_live_view_follows_jobs_and_inferers(stack: Stack, tiny_model: Path) -> None:
     """Queue, inferers and jobs as they change; an outage of the gateway is a line that goes again;
     Ctrl-C ends it with status 0 and gives the terminal back."""
     # With room for jobs that are long enough to be seen.
@@ -55,7 +55,9 @@ def test_a_live_view(stack: Stack, tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
-def test_a_view_that_is_stopped(shared_stack: Stack, how: signal.Signals) -> None:
+def test_a_stopped_view_leaves_the_terminal_as_it_was(
+    shared_stack: Stack, how: signal.Signals
+) -> None:
     """It gives the terminal back too."""
     with terminal("top", "--url", shared_stack.url) as top:
         top.shows("inferer-0")
@@ -65,7 +67,7 @@ def test_a_view_that_is_stopped(shared_stack: Stack, how: signal.Signals) -> Non
         assert "\x1b[?1049l" in top.output
 
 
-def test_a_terminal_that_is_closed(shared_stack: Stack) -> None:
+def test_a_closed_terminal_ends_the_view(shared_stack: Stack) -> None:
     """Nothing is left running."""
     with terminal("top", "--url", shared_stack.url) as top:
         top.shows("inferer-0")
@@ -73,7 +75,7 @@ def test_a_terminal_that_is_closed(shared_stack: Stack) -> None:
         top.process.wait(PATIENCE_S)
 
 
-def test_one_look(shared_stack: Stack) -> None:
+def test_once_prints_everything_once_without_escape_codes(shared_stack: Stack) -> None:
     """Without a terminal, and with --once on one: all of it, once, and no escape codes in a pipe;
     as JSON one object."""
     job_id = shared_stack.submit(prompt="go on", max_tokens=4000)
@@ -125,7 +127,7 @@ def test_inferers_fit_into_80_columns(shared_stack: Stack) -> None:
     shared_stack.http.delete(f"/jobs/{job_id}")
 
 
-def test_nobody_is_there(shared_stack: Stack) -> None:
+def test_the_live_view_waits_for_a_gateway_and_once_is_status_3(shared_stack: Stack) -> None:
     """The live view waits for a gateway to come; one look is status 3."""
     url = f"http://127.0.0.1:{free_port()}"
     with terminal("top", "--url", url) as top:

@@ -161,7 +161,7 @@ def test_sluice_up_killed_leaves_no_process(
     again.wait_until_ready()
 
 
-def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+def test_a_part_that_cannot_start_says_why(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
     """A locked folder, a port that is taken, a model that is missing: one line, status 2."""
     up = Up(tmp_path / "data", tiny_model)
     ups.append(up)
@@ -203,7 +203,9 @@ def test_each_inferer_has_cpus_of_its_own(tmp_path: Path, tiny_model: Path, ups:
     assert f"there are {count} CPUs" in process.output()
 
 
-def test_without_inferers(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+def test_a_stack_without_inferers_accepts_jobs(
+    tmp_path: Path, tiny_model: Path, ups: list[Up]
+) -> None:
     """`--inferers 0` says that jobs wait, and an inferer that is started elsewhere serves them."""
     up = Up(tmp_path / "data", tiny_model, "--inferers", "0")
     ups.append(up)

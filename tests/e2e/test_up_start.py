@@ -69,7 +69,9 @@ def up_with_broker(tmp_path: Path, content: bytes, mode: int) -> tuple[str, Path
     ],
     ids=["no interpreter", "not executable", "wrong architecture", "missing library", "ends"],
 )
-def test_a_broker_that_cannot_run(tmp_path: Path, content: bytes, mode: int, why: str) -> None:
+def test_a_broker_that_cannot_run_ends_the_start_with_a_reason(
+    tmp_path: Path, content: bytes, mode: int, why: str
+) -> None:
     """Exit status 2, and a last line with the reason: the system's, or the file's own words."""
     line, broker = up_with_broker(tmp_path, content, mode)
     assert why in line
@@ -78,7 +80,7 @@ def test_a_broker_that_cannot_run(tmp_path: Path, content: bytes, mode: int, why
         assert str(broker) in line
 
 
-def test_the_last_words_of_a_broker(tmp_path: Path, tiny_model: Path) -> None:
+def test_the_last_lines_of_a_broker_are_shown(tmp_path: Path, tiny_model: Path) -> None:
     """A broker that ends at every start: its own reason is in the last line."""
     line = refused("--data", str(tmp_path / "data"), "--model", str(tiny_model), SLUICE_STORE="x")
     assert "nats" in line
@@ -86,7 +88,9 @@ def test_the_last_words_of_a_broker(tmp_path: Path, tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a file", "nats a file", "too long", "read-only", "no space"])
-def test_a_data_folder_that_cannot_be_used(tmp_path: Path, tiny_model: Path, kind: str) -> None:
+def test_a_data_folder_that_cannot_be_used_is_refused(
+    tmp_path: Path, tiny_model: Path, kind: str
+) -> None:
     """One line that names it, and no process is started."""
     data = tmp_path / "data"
     with folder_for(tmp_path, kind) as folder:
@@ -122,7 +126,9 @@ def folder_for(tmp_path: Path, kind: str) -> Iterator[Path]:
     ("name", "why"),
     [("missing.gguf", "does not exist"), ("text.gguf", "GGUF"), ("cut.gguf", "cannot load")],
 )
-def test_a_model_that_is_none(tmp_path: Path, tiny_model: Path, name: str, why: str) -> None:
+def test_a_model_that_does_not_exist_is_refused(
+    tmp_path: Path, tiny_model: Path, name: str, why: str
+) -> None:
     """The last line is the reason, with the file's name."""
     (tmp_path / "text.gguf").write_text("not a model")
     (tmp_path / "cut.gguf").write_bytes(tiny_model.read_bytes()[:10_000])
@@ -132,7 +138,7 @@ def test_a_model_that_is_none(tmp_path: Path, tiny_model: Path, name: str, why: 
     assert (tmp_path / "data").exists() == (name == "cut.gguf"), "checked before anything starts"
 
 
-def test_few_open_files(tmp_path: Path, tiny_model: Path) -> None:
+def test_too_low_a_limit_of_open_files_is_named(tmp_path: Path, tiny_model: Path) -> None:
     """A limit on open files that is too low is named, instead of an endless start."""
     limited = f"ulimit -n 12; exec {scripts() / 'sluice'} up --port 0 --nats-port 0 "
     line = refused(
@@ -141,7 +147,7 @@ def test_few_open_files(tmp_path: Path, tiny_model: Path) -> None:
     assert "open files" in line
 
 
-def test_a_killed_one_whose_parts_are_frozen(
+def test_a_folder_is_free_after_a_kill_although_its_parts_are_frozen(
     tmp_path: Path, tiny_model: Path, ups: list[Up]
 ) -> None:
     """kill -9 of `sluice up` while its broker, gateway and inferer hang: the next one ends them
@@ -172,7 +178,7 @@ def test_a_killed_one_whose_parts_are_frozen(
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_one_that_hangs_still_has_its_folder(
+def test_a_stack_that_hangs_keeps_its_folder(
     tmp_path: Path, tiny_model: Path, ups: list[Up]
 ) -> None:
     """A `sluice up` that is frozen with its parts is not taken for a dead one: the second is
@@ -193,7 +199,7 @@ def test_one_that_hangs_still_has_its_folder(
     assert first.http.get("/healthz").status_code == 200
 
 
-def test_nobody_reads_its_log(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_log_that_nobody_reads_does_not_stop_the_stack(tmp_path: Path, tiny_model: Path) -> None:
     """stderr that blocks, stdout that is closed: it serves, and ends with status 0."""
     reader, writer = os.pipe()
     out, gone = os.pipe()

@@ -54,7 +54,9 @@ def test_the_best_that_runs_is_loaded(folder: Path, tiny_model: Path) -> None:
     assert _run(folder, "-c", program).stdout.split() == compiled_for()
 
 
-def test_none_runs(folder: Path, tiny_model: Path) -> None:
+def test_without_a_library_that_runs_the_start_fails_with_a_reason(
+    folder: Path, tiny_model: Path
+) -> None:
     """One line that names the CPU."""
     _compile(VARIANT, folder / "libggml-cpu-foreign.so", 0)
     done = _run(folder, "-m", "services.inferer.engine.self_test", INFERER_MODEL=str(tiny_model))
@@ -65,7 +67,7 @@ def test_none_runs(folder: Path, tiny_model: Path) -> None:
     )
 
 
-def test_doctor_asks_for_nothing_that_gives_nothing() -> None:
+def test_doctor_names_no_missing_feature_that_another_replaces() -> None:
     """Code for Sapphire Rapids leaves out AVX-VNNI, as AVX-512 VNNI takes its place."""
     flags = frozenset({"avx2", "fma", "avx_vnni", "avx512_vnni"})
     assert not_compiled_for(["AVX2", "FMA", "AVX512_VNNI"], flags) == []

@@ -59,7 +59,7 @@ def test_a_hung_thread_ends_the_process(
     assert [(letter["id"], letter["code"]) for letter in letters] == [(job_id, "worker_lost")]
 
 
-def test_a_process_that_was_stopped_does_not_hang(stack: Stack) -> None:
+def test_a_process_that_was_stopped_for_a_while_is_not_taken_for_hung(stack: Stack) -> None:
     """SIGSTOP for longer than a stall may take, then SIGCONT: the job goes on to its end."""
     job_id = stack.submit(prompt="go on", max_tokens=2500)
     stack.wait_for_state(job_id, "STARTED")

@@ -172,7 +172,7 @@ def test_another_compiler_or_other_flags_compile_anew(source: Source) -> None:
     assert len(source.builds) == len(ways)
 
 
-def test_debians_pip(source: Source) -> None:
+def test_debians_pip_is_enough(source: Source) -> None:
     """Debian 12's pip, 23.0, knows ``--config-settings`` by no shorter name."""
     old = source.folder / "old-pip"
     (old / "pip").mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_debians_pip(source: Source) -> None:
     assert "CMAKE_PROJECT_INCLUDE" in settings
 
 
-def test_no_compiler(source: Source) -> None:
+def test_without_a_compiler_the_reason_is_printed(source: Source) -> None:
     """One sentence that says what to install, and no traceback."""
     command = [sys.executable, str(RECIPE / "wheel.py"), str(source.constraints)]
     environment = source.environment("", CXX="no-such-compiler")

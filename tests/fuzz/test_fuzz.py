@@ -26,7 +26,7 @@ MIB = 1024**2
 
 
 @pytest.mark.timeout(600)
-def test_a_minute_of_whatever_is_sent(tmp_path: Path) -> None:
+def test_a_minute_of_hostile_input_finds_nothing(tmp_path: Path) -> None:
     """Requests, schemas, prompts, templates and bytes that nobody would send: nothing dies, leaks,
     hangs or is told wrongly."""
     report = run(Plan(SEED, minutes=1), tmp_path)
@@ -36,7 +36,7 @@ def test_a_minute_of_whatever_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_what_dies_or_hangs_is_noticed(tmp_path: Path) -> None:
+def test_a_process_that_dies_or_hangs_is_noticed(tmp_path: Path) -> None:
     """A gateway that holds its loop for a second and a half and then dies, an inferer that dies
     of no job, and a traceback: each is found, and the input before it is shown."""
     up = str(tmp_path / "pids.json")
@@ -76,7 +76,7 @@ def refuse_large(_: Target, size: int) -> None:
         raise Fault("too large", str(size))
 
 
-def test_what_leaks_a_few_kilobytes_a_case_is_noticed() -> None:
+def test_a_leak_of_a_few_kilobytes_a_case_is_noticed() -> None:
     """Over an hour of some ten cases a second; what grows once and then no more is not."""
     assert not _growth(bytes_per_case=3_000, once=0).is_flat
     assert _growth(bytes_per_case=0, once=30 * MIB).is_flat

@@ -25,14 +25,16 @@ BUFFER = re.compile(r"buffer size = +([0-9.]+) MiB")
     [{"llama.attention.causal": False}, {"llama.pooling_type": 2}, {"llama.pooling_type": 4}],
     ids=["bert", "embeddings", "ranks"],
 )
-def test_a_model_that_writes_no_text(tmp_path: Path, metadata: dict[str, object]) -> None:
+def test_a_model_that_writes_no_text_is_refused(
+    tmp_path: Path, metadata: dict[str, object]
+) -> None:
     """Its jobs would end with SUCCESS and nothing, or rubbish."""
     path = write_tiny_model(tmp_path / "model.gguf", metadata=metadata)
     with pytest.raises(ModelError, match="choose one that does"):
         Model(path, gpu_layers=0)
 
 
-def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     """llama.cpp would abort the process at the first prompt."""
     metadata = {"tokenizer.ggml.model": "none", "llama.vocab_size": 49152}
     path = write_tiny_model(tmp_path / "model.gguf", tokenizer=False, metadata=metadata)
@@ -40,14 +42,16 @@ def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
         Model(path, gpu_layers=0)
 
 
-def test_a_model_that_pools_nothing_is_usual(tmp_path: Path) -> None:
+def test_a_model_that_pools_nothing_is_loaded(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "model.gguf", metadata={"llama.pooling_type": 0})
     Model(path, gpu_layers=0).close()
 
 
 @pytest.mark.parametrize("slots", [1, 4])
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m", "mamba"])
-def test_how_much_memory_is_said(tmp_path: Path, name: str, slots: int) -> None:
+def test_the_estimated_memory_is_what_llama_cpp_takes(
+    tmp_path: Path, name: str, slots: int
+) -> None:
     """As much as llama.cpp then sets aside, whatever the architecture: heads wider than the
     embedding divided by their number, sliding windows, no attention at all."""
     path = write_mamba(tmp_path / "mamba.gguf") if name == "mamba" else locate(name)

@@ -64,7 +64,7 @@ async def test_a_refusal_keeps_the_key_of_somebody_elses_job(bucket: Broker) -> 
     assert (await look(bucket, KEY, "d")).job_id == job_id
 
 
-async def test_an_outage_does_not(bucket: Broker) -> None:
+async def test_an_outage_does_not_free_the_key(bucket: Broker) -> None:
     """The job may have arrived: who comes back finds the key, and the job or its id."""
     job_id = new_job_id()
     with pytest.raises(BrokerUnavailable):
@@ -72,7 +72,7 @@ async def test_an_outage_does_not(bucket: Broker) -> None:
     assert (await look(bucket, KEY, "d")).job_id == job_id
 
 
-async def test_who_is_refused_frees_only_its_own(bucket: Broker) -> None:
+async def test_a_refused_client_frees_only_its_own_key(bucket: Broker) -> None:
     """Not what somebody wrote in the meantime who published the same job."""
     job_id = new_job_id()
     first = await look(bucket, KEY, "d")
@@ -88,7 +88,7 @@ async def test_who_is_refused_frees_only_its_own(bucket: Broker) -> None:
     [b"", b"no entry", encode(IdempotencyEntry("x", "d")), encode(IdempotencyEntry(OLD_ID, "d"))],
     ids=["a marker", "nonsense", "no id", "the entry of a key older than a day"],
 )
-async def test_what_is_no_entry_any_more(bucket: Broker, left: bytes) -> None:
+async def test_an_entry_that_is_no_longer_valid_is_overwritten(bucket: Broker, left: bytes) -> None:
     """It is written over."""
     await bucket.js.publish(KEY, left)
     claim = await look(bucket, KEY, "another")

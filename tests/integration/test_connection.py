@@ -140,7 +140,9 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize("mistake", CONFIGURATIONS)
-async def test_a_configuration_with_a_mistake(tmp_path: Path, mistake: str) -> None:
+async def test_a_configuration_with_a_mistake_does_not_close_the_client(
+    tmp_path: Path, mistake: str
+) -> None:
     """The broker reloads it and puts everybody out; a second later it is mended, and the client
     receives and publishes as before."""
     configuration = tmp_path / "nats.conf"
@@ -162,7 +164,7 @@ async def test_a_configuration_with_a_mistake(tmp_path: Path, mistake: str) -> N
             await broker.nc.flush()
 
 
-async def test_what_the_broker_would_hang_up_for(broker: Broker) -> None:
+async def test_a_publish_that_the_broker_would_hang_up_for_is_refused(broker: Broker) -> None:
     """A subject that is too long and a message that is too large are refused here: the connection
     stays."""
     listener = Listener(broker)
@@ -175,7 +177,7 @@ async def test_what_the_broker_would_hang_up_for(broker: Broker) -> None:
     await listener.hears(broker.nc.publish, "s")
 
 
-def test_a_reset_in_the_handshake(nats_server: NatsServer) -> None:
+def test_a_reset_in_the_handshake_is_survived(nats_server: NatsServer) -> None:
     """Under uvloop, as the services run: of the connections that are made through a door which
     resets every one but the first and the last in the middle of its handshake."""
 
@@ -197,7 +199,7 @@ def test_a_reset_in_the_handshake(nats_server: NatsServer) -> None:
     uvloop.run(run())
 
 
-def test_a_peer_that_reads_nothing_more(nats_server: NatsServer) -> None:
+def test_a_peer_that_stops_reading_is_left_for_a_new_connection(nats_server: NatsServer) -> None:
     """What is still to be sent to it does not keep the client from another connection."""
 
     async def run() -> None:

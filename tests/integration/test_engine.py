@@ -214,7 +214,7 @@ def test_a_stop_string_ends_an_answer(engine: Engine) -> None:
     assert run.text == whole
 
 
-def test_an_answer_under_a_schema(engine: Engine) -> None:
+def test_an_answer_under_a_schema_is_valid(engine: Engine) -> None:
     """Even random weights give JSON that is valid under it, and end; without one, an object."""
     form = schema_format(SCHEMA)
     for seed in range(3):
@@ -227,7 +227,7 @@ def test_an_answer_under_a_schema(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "schema", [{"type": "nonsense"}, {"$ref": "#/nowhere"}, {"pattern": "[", "type": "string"}, 5]
 )
-def test_a_schema_that_makes_no_grammar(engine: Engine, schema: Any) -> None:
+def test_a_schema_that_makes_no_grammar_is_refused(engine: Engine, schema: Any) -> None:
     """The request is refused before it runs, and the engine works on."""
     with pytest.raises(InvalidRequest) as raised:
         start(engine, response_format=schema_format(schema))
@@ -235,7 +235,7 @@ def test_a_schema_that_makes_no_grammar(engine: Engine, schema: Any) -> None:
     assert answer(engine)
 
 
-def test_a_grammar_that_allows_nothing(tiny_model: Path) -> None:
+def test_a_grammar_that_allows_nothing_does_not_end_the_process(tiny_model: Path) -> None:
     """llama.cpp throws in C++, which ends a process: so a child shows that ours lives on."""
     code = f"""
 from tests.integration.test_engine import *
@@ -252,7 +252,7 @@ with running(Model(Path({str(tiny_model)!r}), 0)) as engine:
     assert child.returncode == 0, child.stderr[-2000:]
 
 
-def test_a_request_that_cannot_be_prepared(model: Model) -> None:
+def test_a_request_that_cannot_be_prepared_fails_alone(model: Model) -> None:
     """Whatever it stumbles over, say in a chat template: its neighbour in the batch goes on."""
 
     def fails() -> NoReturn:
@@ -267,7 +267,7 @@ def test_a_request_that_cannot_be_prepared(model: Model) -> None:
         assert neighbour.generation().completion_tokens == 100
 
 
-def test_abort_in_the_middle_of_a_prompt(model: Model) -> None:
+def test_an_abort_in_the_middle_of_a_prompt_leaves_the_context_clean(model: Model) -> None:
     """One call of llama.cpp is broken off; the context then works as if nothing had been."""
     with running(model, n_ctx=8192, n_batch=8192) as engine:
         before = answer(engine)
@@ -279,7 +279,7 @@ def test_abort_in_the_middle_of_a_prompt(model: Model) -> None:
         assert answer(engine) == before
 
 
-def test_abort_in_the_middle_of_an_answer(engine: Engine) -> None:
+def test_an_abort_in_the_middle_of_an_answer_leaves_the_context_clean(engine: Engine) -> None:
     """It ends at once with what it had, and the next answer is what it would have been."""
     before = answer(engine)
     run = start(engine, max_tokens=N_CTX)
@@ -290,7 +290,7 @@ def test_abort_in_the_middle_of_an_answer(engine: Engine) -> None:
     assert answer(engine) == before
 
 
-def test_abort_of_one_leaves_the_others(model: Model) -> None:
+def test_an_abort_leaves_the_other_sequences_alone(model: Model) -> None:
     """The batch that is broken off is shared: the other sequence repeats it, with its own numbers
     and none of the victim's."""
     with running(model, slots=2) as engine:
@@ -304,7 +304,7 @@ def test_abort_of_one_leaves_the_others(model: Model) -> None:
         assert behind(engine, run) < ROUNDING
 
 
-def test_abort_of_one_that_waits(engine: Engine) -> None:
+def test_a_waiting_sequence_can_be_aborted(engine: Engine) -> None:
     """It never gets its turn; the one that runs is not disturbed."""
     first, second = start(engine, max_tokens=100), start(engine)
     engine.abort(second.sequence)
@@ -331,7 +331,7 @@ def test_the_end_of_the_context_ends_an_answer(model: Model, prompt_tokens: int)
     assert generation.prompt_tokens + generation.completion_tokens == 64
 
 
-def test_more_sequences_than_slots(model: Model) -> None:
+def test_more_sequences_than_slots_all_end(model: Model) -> None:
     """All end, whatever their lengths, with the tokens that each chooses alone; two share the
     batches."""
     prompts = ["word " * count for count in (1, 700, 30, 5, 300, 2)]
@@ -376,7 +376,7 @@ def test_a_chat_goes_through_the_models_template(model: Model, tiny_base_model: 
         base.close()
 
 
-def test_a_corrupt_gguf(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_corrupt_gguf_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     """A download that broke off: one sentence with the file and llama.cpp's reason."""
     broken = tmp_path / "broken.gguf"
     for size in (100, tiny_model.stat().st_size // 2):
@@ -388,7 +388,7 @@ def test_a_corrupt_gguf(tiny_model: Path, tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_an_answer_without_a_token(smollm2: Path) -> None:
+def test_an_answer_may_have_no_token(smollm2: Path) -> None:
     """The assistant's turn is complete already: the first token is the end, the text empty."""
     prompt = (
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
@@ -422,7 +422,7 @@ def test_growing_leaves_running_sequences_alone(model: Model, prompt_tokens: int
         assert not any(run.done for run in together)
 
 
-def test_growing_beyond_what_there_is_changes_nothing(engine: Engine) -> None:
+def test_growing_beyond_the_memory_changes_nothing(engine: Engine) -> None:
     """The caller hears of it, and what runs goes on."""
     first = start(engine, max_tokens=300)
     with pytest.raises(ModelError, match="no memory for 300 contexts"):

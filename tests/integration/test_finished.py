@@ -58,7 +58,7 @@ async def test_a_forged_announcement_is_not_believed(broker: Broker) -> None:
     assert all(getattr(result, "text", "") == "right" for result in learned)
 
 
-async def test_many_results_at_once(broker: Broker) -> None:
+async def test_many_results_at_once_all_reach_their_waiters(broker: Broker) -> None:
     """Each of some hundred that are announced together reaches who waits for it."""
     await ensure_topology(broker, Topology(replicas=1), [])
     learned: list[Result] = []

@@ -75,7 +75,7 @@ NOT_TIMES = ("soon", "", "2026-13-01T00:00:00Z", "2026-01-31T12:00:00", "0001-01
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_sent_is_read(kind: str) -> None:
+def test_payloads_as_they_are_sent_can_be_read(kind: str) -> None:
     """The payloads below are mutations of one that is right."""
     decode, right = KINDS[kind]
     assert decode(json.dumps(right).encode()) is not None
@@ -117,7 +117,9 @@ def test_what_is_sent_is_read(kind: str) -> None:
         ("inferer", ("id",), "x" * 5000),
     ],
 )
-def test_what_later_code_relies_on_is_checked(kind: str, path: tuple[str, ...], wrong: Any) -> None:
+def test_values_that_later_code_relies_on_are_checked(
+    kind: str, path: tuple[str, ...], wrong: Any
+) -> None:
     """Numbers in their range, times that can be computed with: refused when it is decoded."""
     decode, right = KINDS[kind]
     payload = json.loads(json.dumps(right))
@@ -160,7 +162,9 @@ def test_any_text_is_a_time_or_a_value_error(text: str) -> None:
     assert parse_timestamp(timestamp(at)) == at
 
 
-def test_the_first_of_each_kind_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_unreadable_message_of_each_kind_is_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Then the 10th, the 100th: a flood fills no disk, and its size is known."""
     what = new_job_id()
     for _ in range(150):
@@ -169,7 +173,7 @@ def test_the_first_of_each_kind_is_logged(capsys: pytest.CaptureFixture[str]) ->
     assert [line.partition("count=")[2].split()[0] for line in lines] == ["1", "10", "100"]
 
 
-def test_the_result_of_another_job(broker: Broker) -> None:
+def test_a_result_of_another_job_is_not_believed(broker: Broker) -> None:
     """It is not this one's, whatever it says."""
     result = decode_stored(new_job_id(), json.dumps(COMPLETED).encode(), broker.now())
     assert getattr(result, "code", None) == "unreadable_result"
@@ -186,7 +190,7 @@ UNREADABLE = (
 )
 
 
-async def test_entries_by_hand_beside_a_real_one(broker: Broker) -> None:
+async def test_entries_by_hand_do_not_hide_a_real_one(broker: Broker) -> None:
     """A thousand of them: the real inferer is found, and nothing else."""
     await ensure_topology(broker, Topology(), [])
     entry = InfererEntry(**{**ENTRY, "id": "real", "jobs": []})

@@ -27,7 +27,7 @@ def interest(broker: Broker) -> Interest:
     return Interest(broker)
 
 
-async def test_who_subscribes_is_seen(interest: Interest, caller: Client, broker: Broker) -> None:
+async def test_a_subscriber_is_found(interest: Interest, caller: Client, broker: Broker) -> None:
     """With a subscription to the inbox itself, or with one of any form for all inboxes of the
     client; not any more when it has unsubscribed. Nothing is delivered to either, and nothing is
     left behind."""
@@ -60,7 +60,9 @@ async def test_who_subscribes_is_seen(interest: Interest, caller: Client, broker
     assert len(broker.nc._subs) == subscriptions
 
 
-async def test_who_comes_back_is_not_lost(interest: Interest, nats_server: NatsServer) -> None:
+async def test_a_caller_that_reconnects_is_not_given_up(
+    interest: Interest, nats_server: NatsServer
+) -> None:
     """A client that reconnects is away for 2 s by default. One that never comes is lost."""
     async with await nats.connect(nats_server.url) as caller:
         inbox = caller.new_inbox()
@@ -117,7 +119,7 @@ async def test_after_a_reconnect_the_absence_counts_anew(
         ("_INBOX.*.other.7", False),
     ],
 )
-async def test_every_subscription_that_would_hear_it(
+async def test_every_subscription_that_matches_counts(
     interest: Interest, caller: Client, subscription: str, is_heard: bool
 ) -> None:
     """As NATS compares subjects: ``*`` is one token, ``>`` is one or more at the end."""
@@ -139,12 +141,14 @@ async def test_a_request_that_waits_is_not_disturbed(interest: Interest, caller:
 
 
 @pytest.mark.parametrize("inbox", ["_R_.a.b", "_GR_.a.b._INBOX.c"])
-async def test_who_cannot_be_seen_is_taken_to_be_there(interest: Interest, inbox: str) -> None:
+async def test_a_caller_that_cannot_be_seen_is_taken_to_be_there(
+    interest: Interest, inbox: str
+) -> None:
     """Callers of another account or cluster."""
     assert await interest.exists(inbox)
 
 
-async def test_without_an_answer_everybody_is_there(
+async def test_without_an_answer_every_caller_is_taken_to_be_there(
     interest: Interest, caller: Client, nats_server: NatsServer
 ) -> None:
     """A broker that is away says nothing of callers."""
@@ -154,7 +158,7 @@ async def test_without_an_answer_everybody_is_there(
     assert await interest.exists(inbox)
 
 
-async def test_a_caller_at_another_node(tmp_path: Path) -> None:
+async def test_a_caller_at_another_node_is_found(tmp_path: Path) -> None:
     """Every node of a cluster knows who subscribes at the others."""
     async with Cluster(tmp_path) as cluster:
         here, there = (BrokerSettings(url=node.url) for node in cluster.nodes[:2])

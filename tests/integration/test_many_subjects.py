@@ -29,7 +29,7 @@ async def store(broker: Broker) -> Broker:
     return broker
 
 
-async def test_live_inferers(store: Broker) -> None:
+async def test_more_live_inferers_than_one_read_returns_are_found(store: Broker) -> None:
     """All of them, each once, with what it said last."""
     for host in ("earlier", "now"):
         entries = {subjects.inferer(f"i-{n}"): encode(_entry(f"i-{n}", host)) for n in range(COUNT)}
@@ -40,7 +40,7 @@ async def test_live_inferers(store: Broker) -> None:
     assert not some_died
 
 
-async def test_inferers_that_died(store: Broker) -> None:
+async def test_more_dead_inferers_than_one_read_returns_are_noticed(store: Broker) -> None:
     """The last death of each."""
     for cause in ("earlier", "now"):
         at = timestamp(store.now() - timedelta(minutes=5))

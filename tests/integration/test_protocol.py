@@ -16,7 +16,7 @@ from tests.support.processes import PATIENCE_S
 
 
 @pytest.mark.parametrize("requests", [1, 2], ids=["one request", "two in a row"])
-def test_an_answer_on_a_connection_that_is_gone(
+def test_an_answer_on_a_closed_connection_raises_nothing(
     caplog: pytest.LogCaptureFixture, requests: int
 ) -> None:
     """It is dropped, and nothing is logged as a fault of ours."""

@@ -15,7 +15,7 @@ from shared.wire import subjects
 from tests.support.processes import PATIENCE_S, NatsServer
 
 
-async def test_headers_count(broker: Broker) -> None:
+async def test_headers_count_towards_the_largest_message(broker: Broker) -> None:
     """To the byte: the largest message is stored, one that is larger by one is refused, and the
     connection stays in both cases."""
     await broker.js.add_stream(StreamConfig(name="S", subjects=["s"]))
@@ -45,7 +45,7 @@ async def full_store(folder: Path) -> AsyncIterator[tuple[Broker, NatsServer]]:
             yield broker, server
 
 
-async def test_a_full_store(tmp_path: Path) -> None:
+async def test_a_full_store_is_an_error_of_its_own(tmp_path: Path) -> None:
     """Of the server, whose limit nobody can ask for: it is said at once, and passes with room. A
     message that was stored before is still known when it is sent again."""
     async with full_store(tmp_path) as (broker, _):
@@ -56,7 +56,9 @@ async def test_a_full_store(tmp_path: Path) -> None:
         await broker.publish_stored("s.2", bytes(100_000), {}, patience_s=5)
 
 
-async def test_a_full_store_after_a_try_that_was_not_confirmed(tmp_path: Path) -> None:
+async def test_a_full_store_after_an_unconfirmed_try_says_it_may_have_landed(
+    tmp_path: Path,
+) -> None:
     """The first one may have landed: it is not said that nothing was stored."""
     async with full_store(tmp_path) as (broker, _):
         publishing = asyncio.create_task(broker.publish_stored("t", bytes(100_000), {}, 3))
@@ -68,7 +70,7 @@ async def test_a_full_store_after_a_try_that_was_not_confirmed(tmp_path: Path) -
     assert "resource" in caught.value.message or "storage" in caught.value.message
 
 
-async def test_a_full_store_after_a_try_that_was_not_sent(tmp_path: Path) -> None:
+async def test_a_full_store_after_an_unsent_try_says_nothing_was_stored(tmp_path: Path) -> None:
     """The connection was down: the first that was sent is the first that could have landed."""
     async with full_store(tmp_path) as (broker, server):
         lost = asyncio.Event()

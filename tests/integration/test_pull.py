@@ -48,7 +48,7 @@ async def until_consumer(broker: Broker, name: str = "tiny", **expected: int) ->
     await until(look, str(expected))
 
 
-async def test_a_job_that_was_there_and_one_that_comes(queue: Broker) -> None:
+async def test_waiting_jobs_and_new_ones_are_received(queue: Broker) -> None:
     """In their order, each delivered once; in between no pull is open that could take another."""
     await publish(queue, "first")
     async with Puller(queue, "tiny") as puller:
@@ -72,7 +72,7 @@ async def test_leaving_withdraws_the_pull(queue: Broker) -> None:
         assert await pulled(other) == ("job", 1)
 
 
-async def test_jobs_that_cross_with_leaving_are_given_back(
+async def test_jobs_that_cross_with_leaving_are_requeued(
     queue: Broker, nats_server: NatsServer
 ) -> None:
     """A hundred are published by others in the very moment: none of them waits for a lease."""
@@ -123,7 +123,7 @@ async def test_two_pullers_share_the_jobs(queue: Broker) -> None:
         assert await waiting == ("second", 1)
 
 
-async def test_classes_are_served_by_rank(queue: Broker) -> None:
+async def test_priorities_are_served_in_their_order(queue: Broker) -> None:
     """Strictly, and within each in the order of arrival, however they came in."""
     for job_class in ("low", "normal", "high"):
         for number in (1, 2):
@@ -135,7 +135,7 @@ async def test_classes_are_served_by_rank(queue: Broker) -> None:
 
 
 @pytest.mark.parametrize("job_class", subjects.CLASSES)
-async def test_an_idle_slot_waits_at_every_class(queue: Broker, job_class: str) -> None:
+async def test_an_idle_slot_waits_for_every_priority(queue: Broker, job_class: str) -> None:
     """Whatever comes first is taken at once, and the pulls at the other classes are withdrawn."""
     async with Puller(queue, "tiny") as puller:
         waiting = asyncio.create_task(pulled(puller))
@@ -165,7 +165,7 @@ async def test_a_slot_takes_one_of_two_that_come_at_once(queue: Broker) -> None:
             assert {first, second} == {f"high-{number}", f"normal-{number}"}
 
 
-async def test_a_class_at_its_limit_does_not_hold_up_the_others(queue: Broker) -> None:
+async def test_a_priority_at_its_limit_does_not_hold_up_the_others(queue: Broker) -> None:
     """Another slot has all that may run of `high`, and more of it waits: a normal job is taken, and
     of the class at its limit the next as soon as there is a place."""
     for name in ("high-1", "high-2"):
@@ -181,7 +181,7 @@ async def test_a_class_at_its_limit_does_not_hold_up_the_others(queue: Broker) -
         assert await waiting == ("high-2", 1)
 
 
-async def test_the_low_cannot_starve(queue: Broker) -> None:
+async def test_the_lowest_priority_does_not_starve(queue: Broker) -> None:
     """A class that has not been asked for a while is asked first, once."""
     for number in range(40):
         await publish(queue, f"high-{number}", "high")
@@ -231,7 +231,7 @@ async def test_an_outage_leaves_nothing_behind(queue: Broker, nats_server: NatsS
     await until(lambda: _has_subscriptions(queue, before - 2), "none of the puller's")
 
 
-async def test_a_consumer_that_is_created_later(queue: Broker) -> None:
+async def test_a_consumer_that_is_created_later_is_pulled_from(queue: Broker) -> None:
     """An inferer may be there before its consumer: it keeps asking."""
     await queue.js.delete_consumer(subjects.REQUESTS, "tiny")
     async with Puller(queue, "tiny") as puller:
@@ -243,7 +243,7 @@ async def test_a_consumer_that_is_created_later(queue: Broker) -> None:
         assert await waiting == ("job", 1)
 
 
-async def test_a_consumer_that_is_removed_and_created_again(queue: Broker) -> None:
+async def test_a_consumer_that_was_removed_is_pulled_from_once_it_is_back(queue: Broker) -> None:
     """The pull ends with the consumer; the next one reaches the new one."""
     async with Puller(queue, "tiny") as puller:
         waiting = asyncio.create_task(pulled(puller))

@@ -60,7 +60,9 @@ async def test_a_publish_is_refused(queue: Broker) -> None:
             await queue.publish_stored("infer.results.1", b"{}", {}, patience_s=600)
 
 
-async def test_results(queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_refused_result_is_kept_until_it_is_stored(
+    queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The inferer keeps the result until it is stored, and goes on."""
     async with working(queue, engine):
         async with bounded(queue, subjects.RESULTS):
@@ -72,7 +74,7 @@ async def test_results(queue: Broker, engine: Engine, capsys: pytest.CaptureFixt
         await queue_is_empty(queue)
 
 
-async def test_events(queue: Broker, engine: Engine) -> None:
+async def test_refused_events_do_not_stop_a_job(queue: Broker, engine: Engine) -> None:
     """A job's events are not worth waiting for: it ends without them."""
     async with working(queue, engine), bounded(queue, subjects.EVENTS):
         for _ in range(2):
@@ -80,7 +82,7 @@ async def test_events(queue: Broker, engine: Engine) -> None:
         await queue_is_empty(queue)
 
 
-async def test_the_start_of_a_job_that_may_have_killed_its_inferer(
+async def test_a_suspect_job_runs_only_once_its_start_is_stored(
     queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is worth waiting for: uncounted attempts would never end."""
@@ -93,7 +95,7 @@ async def test_the_start_of_a_job_that_may_have_killed_its_inferer(
         await queue_is_empty(queue)
 
 
-async def test_a_job_that_is_handed_back(queue: Broker, engine: Engine) -> None:
+async def test_a_job_is_requeued_although_events_are_refused(queue: Broker, engine: Engine) -> None:
     """It goes back, though nobody can be told."""
     endless = InferenceRequest(prompt="tell me", seed=1)
     async with (
@@ -107,7 +109,7 @@ async def test_a_job_that_is_handed_back(queue: Broker, engine: Engine) -> None:
     assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 1
 
 
-async def test_dead_letters(
+async def test_a_refused_dead_letter_is_kept_until_it_is_stored(
     queue: Broker, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As results: the request is laid aside once there is a place for it."""
@@ -119,7 +121,9 @@ async def test_dead_letters(
         await dead_letter(queue, job_id)
 
 
-async def test_presence(queue: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_refused_presence_entry_is_written_again(
+    queue: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The entry is written as soon as it can be, at the start and later."""
     entry = _entry("first")
 

@@ -71,7 +71,7 @@ async def test_a_slow_request_does_not_delay_the_others(
     assert (await slow).data == b"slow"
 
 
-async def test_a_request_that_cannot_be_answered_is_no_unhandled_error(
+async def test_a_request_that_cannot_be_answered_raises_nothing(
     client: Client, served: tuple[Service, Requests]
 ) -> None:
     """One without a reply subject, to the endpoint or to nats.micro's own PING, INFO and STATS: the
@@ -140,7 +140,7 @@ async def test_a_drain_that_takes_too_long_is_cut_off(
         await requests.drain(0.2)  # also when it is called again, on what is drained
 
 
-async def test_a_service_is_seen_as_any_other(
+async def test_a_service_is_listed_as_any_other(
     client: Client, served: tuple[Service, Requests]
 ) -> None:
     """ADR-32: what `nats micro` shows is still there, and counts what is handled side by side."""

@@ -82,7 +82,7 @@ async def test_many_writers_at_once_agree(store: Broker) -> None:
     assert told[0] in results
 
 
-async def test_repeating_ones_own_write_is_safe(store: Broker) -> None:
+async def test_a_writer_may_repeat_its_own_write(store: Broker) -> None:
     """Whoever got no confirmation writes again, and gets back its own."""
     result = completed(new_job_id(), "once")
     assert await store_result(store, result, 5) == result
@@ -157,12 +157,14 @@ async def test_a_reply_goes_to_inboxes_only(store: Broker, subject: str) -> None
 
 
 @pytest.mark.parametrize("inbox_name", ["_INBOX.a b", "_INBOX.a\tb"])
-async def test_a_reply_subject_that_is_none_is_refused(store: Broker, inbox_name: str) -> None:
+async def test_an_invalid_reply_subject_is_refused(store: Broker, inbox_name: str) -> None:
     """Whoever sent it harms nobody: the inferer that would answer must not fail."""
     await send_result(store, completed(new_job_id(), "hi"), inbox_name, stream=True)
 
 
-async def test_a_large_reply_during_an_outage(store: Broker, nats_server: NatsServer) -> None:
+async def test_a_large_reply_during_an_outage_is_unavailable(
+    store: Broker, nats_server: NatsServer
+) -> None:
     """It is more than the client buffers: an outage like any other, so that the caller retries."""
     nats_server.process.kill()
     async with asyncio.timeout(30):

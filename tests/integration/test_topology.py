@@ -105,7 +105,7 @@ async def test_the_limit_and_the_facts_that_are_there_are_kept(broker: Broker) -
     assert held.facts == FACTS
 
 
-async def test_a_queue_of_an_earlier_version_gets_its_classes(broker: Broker) -> None:
+async def test_a_queue_of_an_earlier_version_gets_its_priorities(broker: Broker) -> None:
     """A model that has only its normal consumer keeps that, its limit and its facts."""
     await ensure_topology(broker, TOPOLOGY, ["tiny"])
     await ensure_consumers(broker, TOPOLOGY.ack_wait_s, "tiny", limit=2, facts=FACTS)
@@ -116,14 +116,14 @@ async def test_a_queue_of_an_earlier_version_gets_its_classes(broker: Broker) ->
     assert held.is_set("tiny", 2, FACTS)
 
 
-async def test_more_models_than_the_broker_lists_at_once(broker: Broker) -> None:
+async def test_models_are_found_beyond_the_brokers_first_page(broker: Broker) -> None:
     """Three consumers each: all of them are found, page by page."""
     models = [f"model-{number}" for number in range(90)]
     await ensure_topology(broker, TOPOLOGY, models)
     assert sorted(await read_models(broker)) == sorted(models)
 
 
-async def test_a_changed_setting_is_repaired_and_told(broker: Broker) -> None:
+async def test_a_changed_setting_is_repaired_and_reported(broker: Broker) -> None:
     """One line names the stream, what it was and what it should be; messages stay."""
     await ensure_topology(broker, TOPOLOGY, [])
     await broker.js.publish(subjects.token_events("x"), b"kept")
@@ -222,7 +222,7 @@ async def test_a_foreign_consumer_is_refused(broker: Broker, foreign: ConsumerCo
     assert info.config.filter_subject == foreign.filter_subject
 
 
-async def test_an_account_that_may_store_far_less_than_before(
+async def test_a_smaller_storage_limit_leaves_the_streams_as_they_are(
     broker: Broker, nats_server: NatsServer
 ) -> None:
     """What the events have reserved is more than all of it: they keep it, and all is served."""
@@ -235,7 +235,7 @@ async def test_an_account_that_may_store_far_less_than_before(
     await broker.js.publish("infer.events.1.state", b"{}")
 
 
-async def test_an_account_that_may_store_nothing(tmp_path: Path) -> None:
+async def test_an_account_without_storage_is_refused_with_a_reason(tmp_path: Path) -> None:
     """What to do about it is said, whoever has to make the streams."""
     with NatsServer(tmp_path / "nats", store="0") as server:
         async with connected(BrokerSettings(url=server.url), "test") as broker:
@@ -243,7 +243,9 @@ async def test_an_account_that_may_store_nothing(tmp_path: Path) -> None:
                 await ensure_topology(broker, TOPOLOGY, [])
 
 
-async def test_consumers_while_the_broker_is_away(broker: Broker, nats_server: NatsServer) -> None:
+async def test_consumers_are_unavailable_while_the_broker_is_away(
+    broker: Broker, nats_server: NatsServer
+) -> None:
     """An outage like any other, which a gateway outlives; so is a stream that is not there yet."""
     with pytest.raises(BrokerUnavailable):
         await ensure_consumers(broker, 12, "m", 1, None)
@@ -253,7 +255,7 @@ async def test_consumers_while_the_broker_is_away(broker: Broker, nats_server: N
         await ensure_consumers(broker, 12, "m", 1, None)
 
 
-async def test_five_at_once_do_no_harm(broker: Broker) -> None:
+async def test_five_gateways_at_once_create_everything_once(broker: Broker) -> None:
     """Several gateways that start together on an empty broker, and then on a full one."""
     for _ in range(2):
         await asyncio.gather(*(ensure_topology(broker, TOPOLOGY, ["tiny"]) for _ in range(5)))

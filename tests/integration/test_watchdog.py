@@ -48,7 +48,7 @@ def prompt_of(engine: Engine, length: int) -> Prompt:
 
 
 @pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(2000, 1), (4, 400)])
-async def test_work_that_goes_on_is_no_stall(
+async def test_work_that_goes_on_is_not_a_stall(
     engine: Engine, prompt_tokens: int, max_tokens: int
 ) -> None:
     """Neither a long prompt nor a long answer, for several times as long as a stall."""
@@ -61,7 +61,7 @@ async def test_work_that_goes_on_is_no_stall(
     watching.cancel()
 
 
-async def test_idleness_is_no_stall(engine: Engine) -> None:
+async def test_idleness_is_not_a_stall(engine: Engine) -> None:
     """An engine without work has nothing to show."""
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(stalled(engine, STALL_S / 4), STALL_S)

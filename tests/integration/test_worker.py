@@ -56,7 +56,9 @@ async def received(broker: Broker, subscription: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_from_the_queue_to_the_result(queue: Broker, engine: Engine, stream: bool) -> None:
+async def test_a_job_gets_its_result_its_events_and_its_reply(
+    queue: Broker, engine: Engine, stream: bool
+) -> None:
     """Result, reply, state event and tokens agree, and the message is off the queue."""
     inbox, replies = await inbox_of(queue)
     events = await queue.nc.subscribe("infer.events.*.tokens")
@@ -84,7 +86,9 @@ async def test_from_the_queue_to_the_result(queue: Broker, engine: Engine, strea
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000])
-async def test_what_is_no_request_is_buried(queue: Broker, engine: Engine, size: int) -> None:
+async def test_a_message_that_is_not_a_request_is_dead_lettered(
+    queue: Broker, engine: Engine, size: int
+) -> None:
     """Dead letter, `failed`, a reply, and the queue goes on; also one that grows when quoted."""
     inbox, replies = await inbox_of(queue)
     async with working(queue, engine):
@@ -100,7 +104,7 @@ async def test_what_is_no_request_is_buried(queue: Broker, engine: Engine, size:
     assert (letter.code, letter.attempts, letter.request[:1]) == ("invalid_request", 0, '"')
 
 
-async def test_a_reply_subject_that_is_none_harms_nobody(queue: Broker, engine: Engine) -> None:
+async def test_an_invalid_reply_subject_does_no_harm(queue: Broker, engine: Engine) -> None:
     """The job has its result, the inferer lives, and the queue goes on."""
     async with working(queue, engine):
         job_id = await put(queue, replace(SHORT, stream=True), Reply_To="_INBOX.a b")
@@ -121,7 +125,7 @@ async def test_a_job_that_has_a_result_is_broken_off(queue: Broker, engine: Engi
     assert [decode_result(reply) for reply in await received(queue, replies)] == [stored]
 
 
-async def test_deadlines(queue: Broker, engine: Engine) -> None:
+async def test_a_job_ends_at_its_deadline_waiting_or_running(queue: Broker, engine: Engine) -> None:
     """One that passed in the queue: never started; one that passes in the run: broken off."""
     passed = await put(queue, ENDLESS, Deadline="2026-01-31T12:00:00.000000Z")
     async with working(queue, engine):
@@ -135,7 +139,9 @@ async def test_deadlines(queue: Broker, engine: Engine) -> None:
     assert (ran.code, ran.attempt, ran.inferer) == ("timed_out", 1, "first")
 
 
-async def test_a_job_that_kills_its_inferers_is_buried(queue: Broker, engine: Engine) -> None:
+async def test_a_job_that_kills_its_inferers_is_dead_lettered(
+    queue: Broker, engine: Engine
+) -> None:
     """After three starts it is not started again: `worker_lost`, and a dead letter."""
     job_id = await put(queue, SHORT)
     for attempt in (1, 2, 3):
@@ -166,7 +172,7 @@ async def test_a_cancel_stops_a_job_that_runs(queue: Broker, engine: Engine) -> 
     assert (result.code, result.attempt) == ("client_disconnected", 1)
 
 
-async def test_a_prompt_longer_than_the_context(queue: Broker, engine: Engine) -> None:
+async def test_a_prompt_longer_than_the_context_is_refused(queue: Broker, engine: Engine) -> None:
     """It can never run: `failed`, with both numbers, and no dead letter."""
     async with working(queue, engine):
         job_id = await put(queue, replace(SHORT, prompt="word " * N_CTX))
@@ -231,7 +237,9 @@ async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> Non
     assert (result.inferer, result.attempt) == ("second", 1)
 
 
-async def test_a_job_under_way_when_the_inferer_stops(queue: Broker, engine: Engine) -> None:
+async def test_a_running_job_without_grace_is_requeued_and_costs_no_attempt(
+    queue: Broker, engine: Engine
+) -> None:
     """Without grace it is handed back, which does not count as an attempt."""
     async with working(queue, engine, grace_s=0):
         job_id = await put(queue, LONG)
@@ -242,7 +250,7 @@ async def test_a_job_under_way_when_the_inferer_stops(queue: Broker, engine: Eng
     assert await states(queue, job_id) == [*told, ("started", 1, "second")]
 
 
-async def test_a_job_looked_at_when_the_inferer_stops(
+async def test_a_job_being_examined_when_the_inferer_stops_is_requeued(
     queue: Broker, engine: Engine, nats_server: NatsServer
 ) -> None:
     """Before its start, while the broker is slow: handed back too, not cancelled."""
@@ -260,7 +268,7 @@ async def test_a_job_looked_at_when_the_inferer_stops(
     await finished_by_another(queue, engine, job_id)
 
 
-async def test_a_job_that_arrives_as_the_inferer_stops(
+async def test_a_job_that_arrives_as_the_inferer_stops_is_requeued(
     queue: Broker, engine: Engine, nats_server: NatsServer
 ) -> None:
     """In the same moment: it is not begun beyond the grace, but goes to another at once."""
@@ -276,7 +284,7 @@ async def test_a_job_that_arrives_as_the_inferer_stops(
         await finished_by_another(queue, engine, job_id)
 
 
-async def test_what_is_handed_back_while_the_broker_is_away(
+async def test_a_job_requeued_during_an_outage_is_free_as_soon_as_it_is_over(
     queue: Broker, nats_server: NatsServer
 ) -> None:
     """It waits for the broker, and then the message is free at once, not when its lease is over."""
@@ -306,7 +314,7 @@ async def _pulls(broker: Broker) -> int:
     return (await broker.js.consumer_info("REQUESTS", "tiny")).num_waiting or 0
 
 
-async def test_the_broker_is_killed_in_the_middle(
+async def test_a_job_outlives_a_broker_that_is_killed(
     queue: Broker, engine: Engine, nats_server: NatsServer
 ) -> None:
     """kill -9 and a restart during the run: the result is stored all the same, as attempt 1."""

@@ -32,7 +32,7 @@ async def test_a_failure_is_logged_with_the_task(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_nobody_complains_of_what_is_dropped(when: str) -> None:
+async def test_a_dropped_task_is_not_reported(when: str) -> None:
     """It may have failed already, or fail because it is cancelled."""
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
@@ -55,7 +55,7 @@ async def test_nobody_complains_of_what_is_dropped(when: str) -> None:
     assert complaints == []
 
 
-async def test_what_should_run_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_that_should_run_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As often as it fails."""
     monkeypatch.setattr(background, "RESTART_S", 0)
     starts = 0
@@ -76,7 +76,7 @@ async def test_what_should_run_is_started_again(monkeypatch: pytest.MonkeyPatch)
     assert task.cancelled()
 
 
-async def test_what_takes_too_long_is_cut_off_and_named() -> None:
+async def test_a_task_that_takes_too_long_is_cancelled_and_named() -> None:
     """The others end by themselves."""
     ended = asyncio.Event()
 

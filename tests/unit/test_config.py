@@ -64,7 +64,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
         inferer(INFERER_WHATEVER_IT_MAY_BE="2")
 
 
-def test_a_cluster_needs_more_patience() -> None:
+def test_the_default_patience_is_longer_on_a_cluster() -> None:
     """A submit waits out the election that only a cluster can have; what is set is kept."""
     assert load(GatewaySettings, "GATEWAY", {}).patience_s == 4
     assert load(GatewaySettings, "GATEWAY", {"GATEWAY_REPLICAS": "3"}).patience_s == 20
@@ -112,7 +112,7 @@ KUBERNETES = {
 """What a pod gets when Services called ``gateway`` and ``gateway-public`` exist."""
 
 
-def test_what_kubernetes_says_of_its_services_is_not_ours() -> None:
+def test_variables_that_kubernetes_sets_are_ignored() -> None:
     """Its variables are ignored; a setting of ours beside them counts, and so does a mistake."""
     assert load(GatewaySettings, "GATEWAY", KUBERNETES) == GatewaySettings()
     own = {**KUBERNETES, "GATEWAY_PORT": "6001", "GATEWAY_HOST": "0.0.0.0"}

@@ -66,7 +66,7 @@ def started(at: str, attempt: int = 1) -> StateEvent:
     return StateEvent(state="started", attempt=attempt, at=at, inferer="i", work=WORK)
 
 
-def test_a_clock_that_is_set_teaches_nothing() -> None:
+def test_durations_over_a_clock_change_are_ignored() -> None:
     """A result that ended before it began, or took less than its prompt did."""
     service_time = ServiceTime()
     service_time.observe(result(2.0))
@@ -83,7 +83,7 @@ def p50_s(service_time: ServiceTime) -> float:
     return float(numpy.median(done))
 
 
-def test_a_machine_that_slept_is_believed_by_nobody() -> None:
+def test_durations_over_a_sleep_of_the_machine_are_ignored() -> None:
     """A job that was measured to take 8 hours, at whatever place in the history, leaves the
     estimate what it was; so do results whose durations cannot be."""
     usual = [result(2.0) for _ in range(4)]
@@ -99,7 +99,7 @@ def test_a_machine_that_slept_is_believed_by_nobody() -> None:
         assert abs(p50_s(service_time) - expected_s) < 0.2 * expected_s
 
 
-def test_only_durations_are_learned_from() -> None:
+def test_the_estimate_depends_on_durations_only() -> None:
     """Of two clock readings one may have been taken 462 years later, or before the other."""
     service_time = ServiceTime()
     service_time.observe(result(2.0))
@@ -124,7 +124,7 @@ def test_only_durations_are_learned_from() -> None:
         {"work": Work(prompt_bytes=-1, max_tokens=10**30, chat=True)},
     ],
 )
-def test_what_cannot_be_teaches_nothing(impossible: dict[str, Any]) -> None:
+def test_impossible_durations_are_ignored(impossible: dict[str, Any]) -> None:
     """Neither an exception nor another estimate; also as the first result of all."""
     service_time = ServiceTime()
     service_time.observe(msgspec.structs.replace(result(2.0), **impossible))
@@ -178,7 +178,7 @@ def test_a_job_goes_to_the_slot_that_is_free_first() -> None:
     assert abs(done[3] - 2.2) < 0.2
 
 
-def test_jobs_are_heard_and_seen() -> None:
+def test_running_jobs_are_known_from_events_and_heartbeats() -> None:
     """What has just started is not in its inferer's entry yet; what has ended may still be."""
     jobs = RunningJobs()
     jobs.on_state_event("new", started(ago(0.1)))
@@ -193,7 +193,7 @@ def test_jobs_are_heard_and_seen() -> None:
     assert running(jobs, entry(seen)) == {}
 
 
-def test_a_job_whose_end_was_missed_is_not_seen_for_ever() -> None:
+def test_a_job_whose_end_was_missed_does_not_run_for_ever() -> None:
     """It is in no entry although it would have been for long."""
     jobs = RunningJobs()
     jobs.on_state_event("ghost", started(ago(60)))

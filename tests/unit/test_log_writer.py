@@ -52,7 +52,7 @@ def test_lines_keep_their_order(tmp_path: Path) -> None:
         assert own == [f"{name} {number}" for number in range(2000)]
 
 
-def test_a_pipe_that_nobody_reads() -> None:
+def test_a_pipe_that_nobody_reads_blocks_no_writer() -> None:
     """Writing returns all the same and memory is bounded; the newest lines are kept, and where
     lines are missing a line says how many."""
     reader, writer = small_pipe()
@@ -82,7 +82,7 @@ def test_draining_a_pipe_that_nobody_reads_ends() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_a_reader_that_comes_back(tmp_path: Path) -> None:
+def test_a_reader_that_comes_back_gets_the_number_of_missed_lines(tmp_path: Path) -> None:
     """Lines for which there was no reader are counted; the next reader gets the number at once."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -102,7 +102,7 @@ def test_a_reader_that_comes_back(tmp_path: Path) -> None:
     assert read_lines(second, "two") == ["dropped 3", "two"]
 
 
-def test_a_file_that_somebody_made_non_blocking() -> None:
+def test_a_non_blocking_file_loses_no_line() -> None:
     """A terminal or pipe is shared, and so is this property: nothing is lost."""
     reader, writer = small_pipe()
     os.set_blocking(writer, False)
@@ -112,7 +112,7 @@ def test_a_file_that_somebody_made_non_blocking() -> None:
     assert read_lines(reader, "line 1999") == [f"line {number}" for number in range(2000)]
 
 
-def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
+def test_lines_are_written_again_after_a_full_disk(tmp_path: Path) -> None:
     """A line that was cut off does not run into the next one."""
     path = tmp_path / "log"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == ["one", "lo", "dropped 1", "two"]
 
 
-def test_a_character_that_cannot_be_encoded(tmp_path: Path) -> None:
+def test_a_character_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
     """Half of a surrogate pair is written as its escape."""
     with (tmp_path / "log").open("wb") as file:
         log = LogWriter(file.fileno(), notice)

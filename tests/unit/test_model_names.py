@@ -40,7 +40,7 @@ def test_any_other_gets_one_that_can_be_read(name: str, slug: str) -> None:
     assert token != token_of(name + "!")
 
 
-def test_tokens_are_a_contract() -> None:
+def test_tokens_do_not_change_between_versions() -> None:
     """Another version must derive the same, or jobs wait in a queue that nobody serves."""
     assert token_of("qwen2.5:1.5b") == "qwen2-5-1-5b-46a7fdad"
     assert token_of("org/name") == "org-name-7e624f06"
@@ -50,7 +50,7 @@ def test_tokens_are_a_contract() -> None:
     "text",
     ["", " a", "a ", "a\n", "a\x00b", "\x1b[2J", "\x7f", "a\u202eb", "\ud800", "x" * 129],
 )
-def test_what_is_no_name(text: str) -> None:
+def test_what_is_not_a_name_is_refused(text: str) -> None:
     """Nothing that a terminal obeys, that cannot be seen, or that is too long."""
     assert not is_name(text)
 

@@ -9,12 +9,12 @@ from shared.model_files import locate
 from shared.model_names import served_name
 
 
-def test_a_path_to_a_gguf(tiny_model: Path) -> None:
+def test_a_path_to_a_gguf_is_taken(tiny_model: Path) -> None:
     """A file is found as it is given."""
     assert locate(str(tiny_model)) == tiny_model
 
 
-def test_a_path_in_the_home_folder(
+def test_a_tilde_is_the_home_folder(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`~` is the home folder, also where no shell has replaced it."""
@@ -24,7 +24,7 @@ def test_a_path_in_the_home_folder(
 
 
 @pytest.mark.parametrize("alias", ["smollm2", "gemma3-270m"])
-def test_bundled_models(alias: str) -> None:
+def test_bundled_models_are_found_by_their_names(alias: str) -> None:
     """Each alias is a real GGUF, served under that alias."""
     with locate(alias).open("rb") as file:
         assert file.read(4) == b"GGUF"
@@ -38,14 +38,14 @@ def test_a_missing_file_names_it_and_what_there_is(tmp_path: Path) -> None:
         locate(str(missing))
 
 
-def test_a_folder_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     """A folder of Hugging Face files is a frequent mistake."""
     with pytest.raises(ModelError, match="is a folder"):
         locate(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 model"])
-def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     """It is told before llama.cpp sees it."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
@@ -64,7 +64,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes) -> None:
         ("a" * 80 + ".gguf", "a" * 64),
     ],
 )
-def test_names_made_from_file_names(model: str, alias: str) -> None:
+def test_a_name_is_made_from_the_file_name(model: str, alias: str) -> None:
     """Every file name with a letter or digit gives a name that fits into a subject."""
     assert served_name(model) == alias
 

@@ -15,7 +15,7 @@ ID = "01968a3e-5c00-7abc-8def-0123456789ab"
 
 
 @pytest.mark.parametrize("name", ["a", "7b", "smollm2", "gemma3-270m", "a_b-", "x" * 64])
-def test_model_names_that_fit_into_a_subject(name: str) -> None:
+def test_a_model_name_that_fits_into_a_subject_is_valid(name: str) -> None:
     """Small letters, digits, - and _, up to 64."""
     assert is_token(name)
 
@@ -23,12 +23,12 @@ def test_model_names_that_fit_into_a_subject(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", "-a", "_a", "A", "a.b", "a b", "a*", "a>", "a+high", "ä", "a\n", "x" * 65]
 )
-def test_model_names_that_do_not(name: str) -> None:
+def test_a_model_name_that_does_not_fit_is_refused(name: str) -> None:
     """Nothing that the broker reads as more than one token, or as a wildcard."""
     assert not is_token(name)
 
 
-def test_every_subject_of_version_1() -> None:
+def test_subjects_have_the_form_of_the_wire_version() -> None:
     """The wire's names are a contract: written out here, so that no one changes by accident."""
     assert subjects.request("m", ID) == f"infer.requests.m.normal.{ID}"
     assert subjects.request("m", ID, "high") == f"infer.requests.m.high.{ID}"
@@ -55,7 +55,7 @@ def test_names_are_read_back_from_subjects() -> None:
 @pytest.mark.parametrize(
     "subject", ["", "infer.requests.m.normal", f"infer.schedule.m.normal.{ID}", "infer.requests"]
 )
-def test_other_subjects_are_no_requests(subject: str) -> None:
+def test_other_subjects_are_not_requests(subject: str) -> None:
     """`parse_request` refuses what it did not build."""
     with pytest.raises(ValueError, match="not the subject of a request"):
         subjects.parse_request(subject)
@@ -71,7 +71,7 @@ def test_a_new_id_says_when_it_was_made() -> None:
     assert before - timedelta(milliseconds=1) <= accepted_at(ids[0]) <= datetime.now(UTC)
 
 
-def test_the_age_of_an_id() -> None:
+def test_an_id_says_its_age() -> None:
     """An id of RFC 9562's own example is read right; only after the retention it has aged out."""
     example = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"
     assert accepted_at(example) == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
@@ -108,7 +108,7 @@ def test_an_id_says_the_time_it_is_given() -> None:
         "*",
     ],
 )
-def test_what_is_no_job_id(text: str) -> None:
+def test_what_is_not_a_job_id_is_refused(text: str) -> None:
     """Only the canonical form: an id becomes a token of a subject and a part of a URL."""
     assert is_job_id(ID)
     assert not is_job_id(text)
@@ -135,7 +135,7 @@ def test_times_of_others_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2026-01-31T12:00:00", "2026-13-01T00:00:00Z"])
-def test_what_is_no_time(text: str) -> None:
+def test_what_is_not_a_time_is_refused(text: str) -> None:
     """Above all a time without a zone, which every machine would read differently."""
     with pytest.raises(ValueError, match=r"."):
         parse_timestamp(text)

@@ -22,7 +22,7 @@ def inferer(number: int, host: str, cpus: list[int], threads: int) -> InfererEnt
     )
 
 
-def test_the_report_finds_what_any_two_say() -> None:
+def test_overlaps_are_those_of_any_two_inferers() -> None:
     """Grouped by host and by what they ask for, the same pairs are found as one by one."""
     for seed in range(200):
         chance = random.Random(seed)
@@ -46,7 +46,7 @@ def test_the_report_finds_what_any_two_say() -> None:
         assert pairs == expected, f"seed {seed}"
 
 
-def test_a_thousand_on_one_host_make_no_million() -> None:
+def test_a_thousand_inferers_on_one_host_are_compared_in_little_time() -> None:
     """Each names some of those that are in its way, never itself."""
     found = find_overlaps(inferer(number, "host", [0, 1], 2) for number in range(1000))
     assert len(found) == 1000

@@ -41,19 +41,21 @@ from services.gateway.http.preferences import MAX_WAIT_S, Preferences
         (["waiting=5, respond-asynchronously"], None, False),
     ],
 )
-def test_what_is_preferred(headers: list[str], wait_s: int | None, respond_async: bool) -> None:
+def test_preferences_are_read_from_all_their_forms(
+    headers: list[str], wait_s: int | None, respond_async: bool
+) -> None:
     """The first of each counts, quotations hide what is in them, what cannot be read is ignored."""
     assert Preferences.parse(headers) == Preferences(wait_s, respond_async)
 
 
 @given(some.lists(some.text(alphabet='wait=0,;" \\x\t', max_size=200), max_size=3))
-def test_nothing_is_refused(headers: list[str]) -> None:
+def test_an_invalid_preference_is_ignored(headers: list[str]) -> None:
     """Whatever is sent, it is read or ignored, and quickly."""
     wait_s = Preferences.parse(headers).wait_s
     assert wait_s is None or 0 <= wait_s <= MAX_WAIT_S
 
 
-def test_what_was_applied() -> None:
+def test_only_applied_preferences_are_named() -> None:
     """An answer with the result in it was not asynchronous."""
     both = Preferences(10, respond_async=True)
     assert both.applied(is_finished=False) == {"preference-applied": "respond-async, wait=10"}

@@ -28,13 +28,13 @@ DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
         ("naïve שלום 👩‍👩‍👧 日本", "naïve שלום 👩‍👩‍👧 日本"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
+def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
     """Control characters are escapes, all other text is as it was."""
     assert printable(text) == shown
 
 
 @given(some.text())
-def test_nothing_to_obey_is_left(text: str) -> None:
+def test_no_control_character_is_left(text: str) -> None:
     """Of any text; and JSON means the same as before."""
     for left in printable(text):
         assert left in "\t\n" or (
@@ -45,7 +45,7 @@ def test_nothing_to_obey_is_left(text: str) -> None:
     assert not any(unicodedata.category(c) == "Cc" or ord(c) in DIRECTIONS for c in safe)
 
 
-def test_log_lines_on_a_terminal() -> None:
+def test_log_lines_on_a_terminal_hold_no_foreign_control_characters() -> None:
     """Neither a field nor an exception brings an order to the terminal: what is there is ours."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:

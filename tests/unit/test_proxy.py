@@ -29,7 +29,7 @@ CLIENTS = {"Client", "AsyncClient", "get", "post", "put", "delete", "request", "
         ("gateway", False),
     ],
 )
-def test_hosts_of_this_machine(host: str, expected: bool) -> None:
+def test_hosts_of_this_machine_need_no_proxy(host: str, expected: bool) -> None:
     """Every spelling of loopback counts, and nothing that only resembles one."""
     assert is_this_machine(host) is expected
 
@@ -48,7 +48,7 @@ def test_the_environment_names_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy_for(url) is None
 
 
-def test_every_client_says_what_it_makes_of_the_environment() -> None:
+def test_every_client_says_whether_it_uses_the_environments_proxy() -> None:
     """httpx goes through the environment's proxy by default: each call must turn that off."""
     calls = []
     for folder in ("cli", "services", "shared", "benchmarks"):

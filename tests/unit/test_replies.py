@@ -18,7 +18,7 @@ from shared.wire.replies import LONGEST_INBOX, is_inbox
     ],
     ids=lambda subject: subject[:40],
 )
-def test_inboxes(subject: str) -> None:
+def test_an_inbox_is_recognized(subject: str) -> None:
     """Those of clients, with a prefix of their own, of other accounts and of other clusters."""
     assert is_inbox(subject)
 
@@ -59,6 +59,6 @@ def test_inboxes(subject: str) -> None:
     ],
     ids=lambda subject: ascii(subject)[:40],
 )
-def test_what_is_not_an_inbox(subject: str) -> None:
+def test_what_is_not_an_inbox_is_refused(subject: str) -> None:
     """Subjects of the broker and of Sluice, wildcards, and what would break the protocol's line."""
     assert not is_inbox(subject)

@@ -42,7 +42,7 @@ def test_a_stack_without_inferers_needs_no_cpus() -> None:
         (None, 999, None, (999, 999)),
     ],
 )
-def test_what_is_left_out(
+def test_missing_numbers_of_inferers_are_filled_in(
     inferers: int | None, least: int | None, most: int | None, meant: tuple[int, int]
 ) -> None:
     """One is always there; there are never more than CPUs, unless more were asked for."""

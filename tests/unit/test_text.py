@@ -35,7 +35,7 @@ def test_a_character_waits_for_its_last_byte() -> None:
         ([b"a\xe2\x82"], ["a", "�"]),
     ],
 )
-def test_bytes_that_are_no_text_are_replaced(pieces: list[bytes], texts: list[str]) -> None:
+def test_bytes_that_are_not_text_are_replaced(pieces: list[bytes], texts: list[str]) -> None:
     """Invalid bytes, a character broken off in the middle and one at the end: never an error."""
     assert assemble(pieces) == (texts, False)
 
@@ -51,7 +51,7 @@ def test_what_only_began_like_a_stop_string_is_shown() -> None:
     assert assemble([b"one E", b"N"], "END") == (["one ", "", "EN"], False)
 
 
-def test_a_stop_string_whose_beginning_repeats() -> None:
+def test_a_stop_string_whose_beginning_repeats_is_found() -> None:
     """A failed beginning may hold the true one: both `aab` in `aaab` and `abac` in `ababac`."""
     assert assemble([b"a", b"a", b"a", b"b"], "aab") == (["", "", "a", "", ""], True)
     assert assemble([b"aba", b"bac"], "abac") == (["", "ab", ""], True)
@@ -65,7 +65,7 @@ def test_the_first_of_several_stop_strings_counts() -> None:
     assert assemble([b"_abc"], "bcd", "abcde") == (["_", "abc"], False)
 
 
-def test_a_stop_string_of_multi_byte_characters() -> None:
+def test_a_stop_string_of_multi_byte_characters_is_found() -> None:
     """Text is compared, not bytes: a split inside the character changes nothing."""
     stop = "停止"
     data = f"a{stop}b".encode()
@@ -85,7 +85,7 @@ def test_random_splits_add_up() -> None:
         assert stopped == (stop in text), f"seed {seed}"
 
 
-def test_random_splits_with_several_stop_strings() -> None:
+def test_random_splits_with_several_stop_strings_add_up() -> None:
     """What is shown is a beginning of the text without any stop string, or all of it."""
     for seed in range(500):
         chance = random.Random(seed)

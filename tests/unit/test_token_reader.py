@@ -78,7 +78,7 @@ def test_a_second_attempt_that_repeats_the_first_is_not_seen() -> None:
     assert reader.finish(2, "abcd") == []
 
 
-def test_a_second_attempt_that_had_not_caught_up_when_it_ended() -> None:
+def test_a_second_attempt_that_ends_before_it_catches_up_is_completed_by_the_result() -> None:
     """The result goes on after what was sent, not after what the attempt repeated of it."""
     reader, _ = read(frame(1, 0, "a", "b", "c"), frame(2, 0, "a"))
     assert reader.finish(2, "abcd") == [Added(2, 3, "d")]

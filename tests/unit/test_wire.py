@@ -188,7 +188,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
 
 
 @pytest.mark.parametrize(("decode", "payload", "meaning"), PAYLOADS)
-def test_payloads_of_version_1(
+def test_payloads_of_every_version_can_be_read(
     decode: Callable[[bytes], Any], payload: bytes, meaning: Any
 ) -> None:
     """Each decodes to what it meant when it was sent, and survives a round trip."""
@@ -196,7 +196,7 @@ def test_payloads_of_version_1(
     assert decode(encode(meaning)) == meaning
 
 
-def test_a_cancel_notice() -> None:
+def test_a_cancel_notice_can_be_read_without_its_fields() -> None:
     """Only its code."""
     assert decode_cancel_notice(b'{"code":"cancelled"}').code == "cancelled"
 
