@@ -27,11 +27,11 @@ from services.inferer.engine.sequence import Aborted, State
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
 CLOSE_S = 5.0
-"""How long the compute thread may take to come back from llama.cpp."""
+"""How long the compute thread may take to return from llama.cpp."""
 
 
 class Engine:
-    """Runs up to ``slots`` sequences at a time; more wait for a slot in the order they came."""
+    """Runs up to ``slots`` sequences at a time; more wait for a slot, in order of arrival."""
 
     def __init__(self, model: Model, *, slots: int, n_ctx: int, n_batch: int, threads: int) -> None:
         """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
@@ -46,30 +46,33 @@ class Engine:
         self._n_batch = min(n_batch, n_ctx)
         self._preparation = Preparation(slots)
 
+        # Handed over between threads, under `_changed`.
+        self._changed = threading.Condition()
+        self._preparing: set[GenerationSequence] = set()
+        """Written by any thread but the compute thread."""
+        self._prepared: list[GenerationSequence] = []
+        """Added to by preparation threads, taken by the compute thread."""
+        self._growth: tuple[int, Future[None]] | None = None
+        """Written by `grow`, taken by the compute thread."""
+        self._closing = False
+        """Written by `close`, read by the compute thread."""
+        self._notified = False
+        """Whether any of this has changed: set by any thread, reset by the compute thread, which
+        also reads it without the lock, as `in_progress` does."""
+        self._abort_flag = ctypes.create_string_buffer(2)
+        """Set by `abort` and `close`, reset by the compute thread; llama.cpp reads it without the
+        lock while it decodes."""
+
         # Written by the compute thread, read by any thread.
         self.slots = slots
         """Sequences that the context has memory for."""
         self.steps = 0
         """Batches computed, or failed; a change shows progress."""
 
-        # Read and written by the compute thread only; `in_progress` asks whether the scheduler is
-        # idle, and `close` takes over when the thread has ended.
-        self._abort_flag = ctypes.create_string_buffer(2)
+        # Used by the compute thread only, except that `in_progress` reads whether the scheduler is
+        # idle, and that `close` frees the context when the thread has ended.
         self._scheduler: Scheduler[GenerationSequence] = Scheduler(slots, self._n_batch)
         self._context = self._create_context(slots)
-
-        # Read and written by any thread, under `_changed`. Exceptions: llama.cpp reads the abort
-        # flag as it computes, and the compute thread and `in_progress` read `_notified` without
-        # the lock.
-        self._changed = threading.Condition()
-        self._preparing: set[GenerationSequence] = set()
-        self._prepared: list[GenerationSequence] = []
-        """On its way from the preparation threads to the compute thread."""
-        self._growth: tuple[int, Future[None]] | None = None
-        """On its way from `grow` to the compute thread."""
-        self._closing = False
-        self._notified = False
-        """Whether any of this has changed since the compute thread last read it."""
 
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
