@@ -164,6 +164,7 @@ class Gateway:
 
     async def _prepare(self) -> None:
         """Let the broker hold what it should, and look at the fleet; through outages."""
+        logged: set[str] = set()
         while True:
             try:
                 changes = await ensure_topology(
@@ -177,7 +178,8 @@ class Gateway:
                     self.finished.look_again()
                 return
             except BrokerUnavailable as error:
-                if self._outage is None:
+                if error.message not in logged:
+                    logged.add(error.message)
                     log.warning("broker_not_prepared", error=error.message)
                 self._outage = error
             await asyncio.sleep(RETRY_DELAY_S)

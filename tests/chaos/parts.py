@@ -23,8 +23,8 @@ from tests.support.processes import ROOT, Process, scripts
 READY_WITHIN_S = 60.0
 STALL_S = 5.0
 
-EPHEMERAL_FROM = 32_768
-"""Linux takes ports for outgoing connections from here on."""
+LOWEST_PORT = 10_000
+_given: set[int] = set()
 
 
 class Part:
@@ -300,15 +300,24 @@ class Inferer(Part):
 
 
 def quiet_port() -> int:
-    """A free port that no outgoing connection can take while its process is dead."""
+    """A free port that nobody else takes while its process is not there: no outgoing connection, no
+    other caller of this function, no other worker of pytest."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = LOWEST_PORT + (worker - LOWEST_PORT) % workers
     random = SystemRandom()
     while True:
-        port = random.randrange(10_000, EPHEMERAL_FROM)
-        try:
-            with socket.create_server(("127.0.0.1", port)):
-                return port
-        except OSError:
+        port = random.randrange(first, first_ephemeral_port(), workers)
+        if port in _given:
             continue
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
+            return port
+
+
+def first_ephemeral_port() -> int:
+    """Linux takes ports for outgoing connections from here on."""
+    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
 def _answers(url: str) -> Callable[[Part], Awaitable[bool]]:

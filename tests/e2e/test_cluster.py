@@ -23,20 +23,28 @@ JOB = {"model": "idle", "prompt": "hi", "max_tokens": 2}
 
 
 async def test_a_gateway_that_starts_before_all_nodes_waits_for_them(tmp_path: Path) -> None:
-    """It says that it cannot serve, and waits until the third is there instead of ending."""
+    """It says why it cannot serve, again when the reason changes, and waits for the third node
+    instead of ending."""
     # One that was there and died counts for a while: it must never have been there.
-    *two, third = Cluster(tmp_path).nodes
-    gateway = _gateway_at(two[0], tmp_path)
+    first, second, third = nodes = Cluster(tmp_path).nodes
+    gateway = _gateway_at(first, tmp_path)
+
+    async def until_not_prepared(why: str) -> None:
+        while not any(why in event["error"] for event in gateway.events("broker_not_prepared")):
+            await asyncio.sleep(0.05)
+
     try:
-        for part in (*two, gateway):
-            part.launch()
         async with asyncio.timeout(60):
-            while not gateway.events("broker_not_prepared"):
-                await asyncio.sleep(0.05)
+            first.launch()
+            gateway.launch()
+            await until_not_prepared("")
+            second.launch()
+            await until_not_prepared("too few nodes")
         third.launch()
-        await gateway.until_ready()  # or it has died meanwhile, which is an error
+        # Whichever dies meanwhile is an error, with the end of its log.
+        await asyncio.gather(third.until_ready(), gateway.until_ready())
     finally:
-        for part in (gateway, *two, third):
+        for part in (gateway, *nodes):
             part.kill()
 
 

@@ -126,7 +126,7 @@ def folder_for(tmp_path: Path, kind: str) -> Iterator[Path]:
     ("name", "why"),
     [("missing.gguf", "does not exist"), ("text.gguf", "GGUF"), ("cut.gguf", "cannot load")],
 )
-def test_a_model_that_does_not_exist_is_refused(
+def test_a_model_that_cannot_be_used_is_refused(
     tmp_path: Path, tiny_model: Path, name: str, why: str
 ) -> None:
     """The last line is the reason, with the file's name."""
