@@ -7,9 +7,10 @@ from typing import Self
 
 from shared.broker.connection import Broker
 from shared.config import BrokerSettings
-from tests.chaos.parts import Node, quiet_port
+from tests.chaos.parts import Node
 from tests.chaos.store import stream_info
 from tests.support.disk import CannotMount, mounted
+from tests.support.processes import free_port
 
 DISK_BYTES = 512 * 1024**2
 
@@ -19,7 +20,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int = 3) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        routes = {f"node-{number}": quiet_port() for number in range(nodes)}
+        routes = {f"node-{number}": free_port() for number in range(nodes)}
         self.nodes = [Node(name, folder, routes) for name in routes]
         self.url = ",".join(node.url for node in self.nodes)
         self.broker = Broker(BrokerSettings(url=self.url), "chaos")

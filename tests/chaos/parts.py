@@ -6,25 +6,20 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from random import SystemRandom
 from typing import Any
 
 import httpx
 
 from tests.chaos.log_pipe import LogPipe
 from tests.support.disk import Disk
-from tests.support.processes import ROOT, Process, scripts
+from tests.support.processes import ROOT, Process, free_port, scripts
 
 READY_WITHIN_S = 60.0
 STALL_S = 5.0
-
-LOWEST_PORT = 10_000
-_given: set[int] = set()
 
 
 class Part:
@@ -138,7 +133,7 @@ class Node(Part):
 
     def __init__(self, name: str, folder: Path, routes: dict[str, int]) -> None:
         """``routes`` are the cluster ports of all nodes by their names."""
-        self.port, monitoring = quiet_port(), quiet_port()
+        self.port, monitoring = free_port(), free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         lines = [
             (ROOT / "deploy/nats/nats.conf").read_text(),
@@ -206,7 +201,7 @@ class Gateway(Part):
         **environment: str,
     ) -> None:
         """``module`` is what python runs, with its arguments."""
-        self.port = quiet_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__(
             name,
@@ -297,27 +292,6 @@ class Inferer(Part):
             yield
         finally:
             whole.rename(self.model)
-
-
-def quiet_port() -> int:
-    """A free port that nobody else takes while its process is not there: no outgoing connection, no
-    other caller of this function, no other worker of pytest."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first = LOWEST_PORT + (worker - LOWEST_PORT) % workers
-    random = SystemRandom()
-    while True:
-        port = random.randrange(first, first_ephemeral_port(), workers)
-        if port in _given:
-            continue
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            _given.add(port)
-            return port
-
-
-def first_ephemeral_port() -> int:
-    """Linux takes ports for outgoing connections from here on."""
-    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
 def _answers(url: str) -> Callable[[Part], Awaitable[bool]]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, ClassVar, Self, TypeVar
 
 import httpx
@@ -24,6 +25,9 @@ STORE = "10GB"
 MEASURED = "COVERAGE_PROCESS_CONFIG" in os.environ
 PATIENCE_S = 60.0
 """Generous: the machines that run this are shared. Nothing here measures speed."""
+
+LOWEST_PORT = 10_000
+_given: set[int] = set()
 
 T = TypeVar("T")
 
@@ -39,8 +43,24 @@ def end_on_sigterm() -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A free port that nobody else takes while its process is not there, or not yet: no outgoing
+    connection, no other caller of this function, no other worker of pytest."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = LOWEST_PORT + (worker - LOWEST_PORT) % workers
+    random = SystemRandom()
+    while True:
+        port = random.randrange(first, first_ephemeral_port(), workers)
+        if port in _given:
+            continue
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
+            return port
+
+
+def first_ephemeral_port() -> int:
+    """Linux takes ports for outgoing connections from here on."""
+    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
 def eventually(look: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
