@@ -45,10 +45,10 @@ def main() -> int:
 def _report(what: str, rounds: list[tuple[float, float] | None]) -> float:
     """The longest time until the next job ran."""
     measured = [figures for figures in rounds if figures is not None]
-    told = sorted(cancelled_ms for cancelled_ms, _ in measured)
+    cancelled = sorted(cancelled_ms for cancelled_ms, _ in measured)
     free = sorted(next_ms for _, next_ms in measured)
-    print(f"  in the middle of {what}, {len(told)} times:")
-    for name, values in (("answered", told), ("next job runs", free)):
+    print(f"  in the middle of {what}, {len(cancelled)} times:")
+    for name, values in (("answered", cancelled), ("next job runs", free)):
         print(f"    {name:14} p50 {median(values):5.1f} ms   max {values[-1]:5.1f} ms")
     return free[-1]
 

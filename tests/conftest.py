@@ -22,7 +22,7 @@ MOST_LOGS_SHOWN = 12
 LOG_LINES_SHOWN = 25
 
 # The same cases in every run, and no limit for one: machines differ, and what is slow is measured
-# elsewhere. `make fuzz` looks for new ones.
+# elsewhere. `make fuzz` searches for new ones.
 settings.register_profile(
     "tests",
     deadline=None,

@@ -35,11 +35,11 @@ CHANGES_TRAINS = 0.05
 
 
 class Unserved(Exception):
-    """A client was told what it should not be; the ledger says what."""
+    """A client got an answer that it should not get; the ledger has it."""
 
 
 class Clients:
-    """Run errands against the gateways, and write into the ledger whatever they are told."""
+    """Run errands against the gateways, and write into the ledger whatever they answer."""
 
     def __init__(self, urls: list[str], nats_url: str, ledger: Ledger) -> None:
         self._urls = urls
@@ -149,10 +149,10 @@ class Client:
             if answer.json()["error"]["code"] in EXPECTED_FAILURES:
                 return
             raise self._refused(path, answer)
-        told = answer.json()
-        self._accepted(told["id"].partition("-")[2])
+        completion = answer.json()
+        self._accepted(completion["id"].partition("-")[2])
         self._ledger.readings += 1
-        (choice,) = told["choices"]
+        (choice,) = completion["choices"]
         self._read_all(choice["message"]["content"] if chat else choice["text"])
 
     async def asks(self) -> None:
@@ -275,7 +275,7 @@ class Client:
         return self._odd(where, f"{answer.status_code}: {answer.text[:200]}")
 
     def _odd(self, where: str, answer: str) -> Unserved:
-        """Nobody should be told this; who is, leaves."""
+        """No client should get this answer; one that does leaves."""
         self._ledger.oddities.append(
             f"errand {self._errand.number} ({self._errand.kind}), job {self.job_id}: {where} "
             f"answered {answer}"

@@ -1,4 +1,4 @@
-"""What was accepted, what clients were told, and what was heard, against what is stored."""
+"""What was accepted, what clients were answered, and what was published, against what is stored."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ ELECTION_S = 15.0
 
 @dataclass(frozen=True)
 class Problem:
-    """Why the ledger does not balance. ``kind`` is one word, for those who look for it."""
+    """Why the ledger does not balance. ``kind`` is one word, to search for."""
 
     kind: str
     text: str
@@ -141,10 +141,10 @@ class Ledger:
             job_id: json.loads(encode(JobStatus.of(result)))
             for job_id, result in self.results.items()
         }
-        for job_id, where, told in self.answers:
-            if told != should.get(job_id):
+        for job_id, where, answer in self.answers:
+            if answer != should.get(job_id):
                 yield Problem(
-                    "differs", f"{job_id}: {where} said {told}, stored is {should.get(job_id)}"
+                    "differs", f"{job_id}: {where} said {answer}, stored is {should.get(job_id)}"
                 )
 
     def _read_otherwise(self) -> Iterator[Problem]:
@@ -160,7 +160,7 @@ class Ledger:
                 )
 
     def _buried_otherwise(self) -> Iterator[Problem]:
-        """Who was given up lies among the dead letters, with that reason."""
+        """A job that was given up is among the dead letters, with that reason."""
         for job_id, result in self.results.items():
             if isinstance(result, Failed) and is_retried(result.code):
                 letter = self.store.letters.get(job_id)
@@ -171,14 +171,14 @@ class Ledger:
         struck = {strike.job_id for strike in self.strikes}
         for job_id, result in self.results.items():
             code = result.code if isinstance(result, Failed) else "completed"
-            told = f"{job_id}: {code}: {getattr(result, 'message', '')}"
+            failure = f"{job_id}: {code}: {getattr(result, 'message', '')}"
             if self._is_poisoned(job_id):
                 if code != "worker_lost":
-                    yield Problem("unnamed", f"{told}: it kills inferers")
+                    yield Problem("unnamed", f"{failure}: it kills inferers")
             elif isinstance(result, Failed) and code not in EXPECTED_FAILURES:
-                yield Problem("failed", told)
+                yield Problem("failed", failure)
             elif code == "worker_lost" and job_id not in struck:
-                yield Problem("blamed", f"{told}: nothing struck it but what was beside it")
+                yield Problem("blamed", f"{failure}: nothing struck it but what was beside it")
 
     def _is_poisoned(self, job_id: str) -> bool:
         errand = self.accepted.get(job_id)

@@ -56,7 +56,7 @@ class Part:
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """During the block it may end by itself; whoever watches starts it again."""
+        """During the block it may end by itself; the site starts it again."""
         self._excuses += 1
         try:
             yield
@@ -145,7 +145,7 @@ class Node(Part):
                 "cluster {",
                 "  name: chaos",
                 f'  listen: "127.0.0.1:{routes[name]}"',
-                # Who listens at one node is to hear what that node says, and no other.
+                # A subscriber at one node is to get what that node publishes, and no other.
                 "  no_advertise: true",
                 "  routes: [",
                 *(f'    "nats://127.0.0.1:{routes[other]}"' for other in routes if other != name),
@@ -282,7 +282,8 @@ class Inferer(Part):
 
     @contextmanager
     def model_cut_off(self) -> Iterator[None]:
-        """During the block the second half of its GGUF is missing. Who has loaded it keeps it."""
+        """During the block the second half of its GGUF is missing, but for a process that
+        has loaded it."""
         whole, half = self.model.with_suffix(".whole"), self.model.with_suffix(".half")
         data = self.model.read_bytes()
         half.write_bytes(data[: len(data) // 2])
@@ -295,14 +296,14 @@ class Inferer(Part):
 
 
 def _answers(url: str) -> Callable[[Part], Awaitable[bool]]:
-    async def look(_: Part) -> bool:
+    async def answers(_: Part) -> bool:
         try:
             async with httpx.AsyncClient(timeout=2) as http:
                 return (await http.get(url)).status_code == 200
         except httpx.TransportError:
             return False
 
-    return look
+    return answers
 
 
 async def _says_it_is_ready(part: Part) -> bool:

@@ -100,8 +100,8 @@ def _verdict(ledger: Ledger) -> Iterator[str]:
         yield "the ledger balances"
         return
     counts = Counter(problem.kind for problem in problems)
-    told = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-    yield f"THE LEDGER DOES NOT BALANCE: {told}"
+    counted = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+    yield f"THE LEDGER DOES NOT BALANCE: {counted}"
     for problem in problems[:MOST_PROBLEMS]:
         yield f"  {problem.kind}: {problem.text}"
     if len(problems) > MOST_PROBLEMS:

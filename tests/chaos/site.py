@@ -1,4 +1,4 @@
-"""Everything that runs: NATS nodes, two gateways, two inferers, who listens, and their clients."""
+"""Everything that runs: NATS nodes, two gateways, two inferers, listeners, and clients."""
 
 import asyncio
 import time
@@ -121,7 +121,7 @@ class Site:
         ]
 
     async def _watch(self) -> None:
-        """Start again what dies by itself, as whoever runs such processes does."""
+        """Start again what dies by itself, as a supervisor does."""
         while True:
             await asyncio.sleep(0.1)
             for part in (*self.cluster.nodes, *self.services):

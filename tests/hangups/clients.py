@@ -26,7 +26,7 @@ class Where:
     http: str
     nats: str
     job_id: str
-    """A job that waits, for those who read events."""
+    """A job that waits, for readers of its events."""
     key: str
     """The idempotency key of a job that is to stay."""
     kind: str = ""

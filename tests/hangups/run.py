@@ -56,10 +56,10 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = "; ".join(self.problems) or "as before"
+        remains = "; ".join(self.problems) or "as before"
         return (
             f"{self.kinds}, jobs {'run' if self.running else 'wait'}: {self.count} times, "
-            f"ended {dict(self.ends)}, {told} after {self.took_s:.1f} s\n"
+            f"ended {dict(self.ends)}, {remains} after {self.took_s:.1f} s\n"
             f"    before: {self.before}\n    after:  {self.after}"
         )
 

@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system of its own, for whoever writes to it."""
+"""A disk that is really full: a small file system of its own, for the process that writes to it."""
 
 import shutil
 import subprocess

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "deploy/nats/nats.conf"
 """The broker's, as users run it."""
 STORE = "10GB"
-"""How much a broker may store, unless a test says otherwise; its configuration wants to be told."""
+"""How much a broker may store, unless a test says otherwise; its configuration requires it."""
 MEASURED = "COVERAGE_PROCESS_CONFIG" in os.environ
 PATIENCE_S = 60.0
 """Generous: the machines that run this are shared. Nothing here measures speed."""
@@ -63,11 +63,11 @@ def first_ephemeral_port() -> int:
     return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
-def eventually(look: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
-    """The first value of ``look`` that is neither None nor False; polls, and fails in the end."""
+def eventually(read: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
+    """The first value of ``read`` that is neither None nor False; polls, and fails in the end."""
     give_up_at = time.monotonic() + patience_s
     while True:
-        value = look()
+        value = read()
         if value is not None and value is not False:
             return value
         assert time.monotonic() < give_up_at, f"not within {patience_s} s: {what}"
@@ -150,14 +150,14 @@ class Process(Child):
     def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
         """The ``count``-th log line of this event."""
 
-        def look() -> dict[str, Any] | None:
+        def logged() -> dict[str, Any] | None:
             found = self.events(event)
             if len(found) >= count:
                 return found[count - 1]
             assert self.popen.poll() is None, f"exited before {event}:\n{self.output()}"
             return None
 
-        return eventually(look, f"{event} in\n{self.output()}")
+        return eventually(logged, f"{event} in\n{self.output()}")
 
     def terminate(self) -> int:
         """SIGTERM; the exit status."""
@@ -173,7 +173,7 @@ class Process(Child):
         self.popen.wait(PATIENCE_S)
 
     def end(self) -> None:
-        """Whatever state it is in; tests that look at how it stops use `terminate`."""
+        """Whatever state it is in; tests of how it stops use `terminate`."""
         if MEASURED and self.popen.poll() is None:
             # What coverage has found is written when a process ends, and SIGKILL does not let it.
             self.popen.terminate()
@@ -294,7 +294,7 @@ class Stack:
     def wait_until_served(self, model: str, inferers: int = 1) -> None:
         """Until the gateway is ready and so many inferers of ``model`` are live."""
 
-        def look() -> bool:
+        def is_served() -> bool:
             for process in (*self.gateways, *self.inferers):
                 assert process.popen.poll() is None, process.output()
             try:
@@ -304,7 +304,7 @@ class Stack:
             queues = answer.json().get("models", []) if answer.status_code == 200 else []
             return any(q["model"] == model and q["inferers"] >= inferers for q in queues)
 
-        eventually(look, f"{model} is served")
+        eventually(is_served, f"{model} is served")
 
     def submit(self, **body: Any) -> str:
         """The id of a new job."""
@@ -319,11 +319,11 @@ class Stack:
         return found
 
     def wait_for_state(self, job_id: str, *states: str) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
+        def reached() -> dict[str, Any] | None:
             found = self.status(job_id)
             return found if found["state"] in states else None
 
-        return eventually(look, f"{job_id} is {' or '.join(states)}")
+        return eventually(reached, f"{job_id} is {' or '.join(states)}")
 
     def wait_for_end(self, job_id: str) -> dict[str, Any]:
         return self.wait_for_state(job_id, "SUCCESS", "FAILURE", "REVOKED")

@@ -29,7 +29,7 @@ class Terminal:
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # this shell may ignore it
 
-        # Whatever size somebody else has told us is not that of this terminal.
+        # A size in the environment is not that of this terminal.
         environment = {
             name: value
             for name, value in clean_environment().items()

@@ -38,11 +38,11 @@ class Up(Child):
         return self.output()
 
     def wait_until_ready(self) -> "Up":
-        def look() -> bool:
+        def is_ready() -> bool:
             assert self.popen.poll() is None, self.stderr
             return self.stdout.endswith("\n")
 
-        eventually(look, f"ready\n{self.stderr}")
+        eventually(is_ready, f"ready\n{self.stderr}")
         word, self.url, self.nats_url = self.stdout.split()
         assert word == "ready"
         self.http = httpx.Client(base_url=self.url, timeout=60)
@@ -67,11 +67,11 @@ class Up(Child):
         return str(answer.json()["id"])
 
     def wait_for_state(self, job_id: str, *states: str) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
+        def reached() -> dict[str, Any] | None:
             found: dict[str, Any] = self.http.get(f"/status/{job_id}").json()
             return found if found.get("state") in states else None
 
-        return eventually(look, f"{job_id} is {states}\n{self.stderr}")
+        return eventually(reached, f"{job_id} is {states}\n{self.stderr}")
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """The exit status, within the promised 30 s."""
