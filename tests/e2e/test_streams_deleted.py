@@ -145,6 +145,7 @@ def test_submits_while_the_broker_is_frozen_are_reported_as_unknown(
         stack.start_inferer(tiny_model)
         stack.wait_until_served("tiny")
         assert stack.wait_for_end(stack.submit(prompt="hi", max_tokens=2))["state"] == "SUCCESS"
+        stack.inferers[0].wait_for("job_finished")  # logged after the result can be read
         assert len(stack.inferers[0].events("job_finished")) == 1
 
 
