@@ -1,18 +1,27 @@
 """Claims on keys against a real broker: one holder, and free again after a refusal."""
 
 import asyncio
+import json
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+from services.gateway.gateway import Gateway
 from services.gateway.jobs.idempotency_record import Claim, Overtaken, look
-from shared.broker.connection import Broker
+from services.gateway.settings import GatewaySettings
+from shared.broker.connection import Broker, StoredMessage
 from shared.broker.topology import Topology, ensure_topology
+from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, KeyReused, RequestTooLarge, SluiceError, StorageShort
 from shared.job_ids import new_job_id
+from shared.timestamps import timestamp
 from shared.wire import subjects
+from shared.wire.api import JobSubmission
 from shared.wire.codecs import encode
+from shared.wire.events import StateEvent
 from shared.wire.requests import IdempotencyEntry
+from tests.support.processes import NatsServer
 
 KEY = subjects.idempotency("0123456789abcdef")
 OLD_ID = "01890000-0000-7000-8000-000000000000"
@@ -96,3 +105,35 @@ async def test_an_entry_that_is_no_longer_valid_is_overwritten(bucket: Broker, l
     job_id = new_job_id()
     await hold(bucket, claim, job_id)
     assert (await look(bucket, KEY, "another")).job_id == job_id
+
+
+async def test_a_job_that_is_published_while_it_is_looked_for_is_found(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """The gateway that was first is slow: the second one finds the key, but no job. When it looks
+    whether the job ran, that has just been published and has started."""
+    gateway = Gateway(GatewaySettings(), BrokerSettings(url=nats_server.url))
+    await gateway.broker.connect()
+    await gateway.fleet.refresh()
+    submission, key = JobSubmission(model="tiny", prompt="hi"), "a key"
+    await gateway.idempotency.submit(submission, key)
+    (bucket_entry,) = await queue.last_of_each(f"KV_{subjects.IDEMPOTENCY}", "$KV.IDEMPOTENCY.*")
+    job_id = json.loads(bucket_entry.data)["id"]
+    request = await queue.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id))
+    assert request is not None
+    await queue.delete(subjects.REQUESTS, request.sequence)
+    read, reads = gateway.broker.direct_get, 0
+
+    async def read_late(stream: str, **query: Any) -> StoredMessage | None:
+        nonlocal reads
+        reads += stream == subjects.EVENTS
+        if stream == subjects.EVENTS and reads == 2:  # after all that looks for the job
+            await queue.publish_stored(request.subject, request.data, {}, 5)
+            event = StateEvent(state="started", attempt=1, at=timestamp(), inferer="first")
+            await queue.js.publish(subjects.state_events(job_id), encode(event))
+        return await read(stream, **query)
+
+    vars(gateway.broker)["direct_get"] = read_late
+    ticket = await gateway.idempotency.submit(submission, key)
+    assert (ticket.id, ticket.repeated, ticket.state) == (job_id, True, "STARTED")
+    await gateway.broker.close()

@@ -93,9 +93,10 @@ class Idempotency:
             job = await self._jobs.find(job_id)
         except (UnknownJob, JobAgedOut):
             events = subjects.state_events(job_id)
-            if await self._broker.direct_get(subjects.EVENTS, last_by_subj=events) is not None:
-                raise
-            return None
+            if await self._broker.direct_get(subjects.EVENTS, last_by_subj=events) is None:
+                return None
+            # It ran; or the gateway that was first has published it since, and it runs now.
+            job = await self._jobs.find(job_id)
         return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
 
 
