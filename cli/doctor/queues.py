@@ -45,8 +45,8 @@ def examine_queue(
     yield ok(model, f"live inferers: {len(inferers)}, slots: {slots}; {queue}")
     if not slots:
         yield _closed(model, inferers)
-    yield from _limit(now, slots, some_died)
     jobs = [job for entry in inferers for job in entry.jobs]
+    yield from _limit(now, slots, unreported=max(0, now.in_flight - len(jobs)))
     if jobs:
         since = min(job.started_at for job in jobs)
         seconds = milliseconds_between(since, timestamp(at)) / 1000
@@ -84,12 +84,11 @@ def _closed(model: str, inferers: list[InfererEntry]) -> Finding:
     )
 
 
-def _limit(consumers: ModelConsumers, slots: int, some_died: bool) -> Iterator[Finding]:
-    """The limit should be the number of live slots, for every priority. For a while it may still
-    include the slots of a dead inferer."""
+def _limit(consumers: ModelConsumers, slots: int, unreported: int) -> Iterator[Finding]:
+    """The limit should be the number of live slots, for every priority; and for a while one more
+    for each job in flight of a dead inferer, which none of the live ones reports."""
     limits = {info.config.max_ack_pending or 1 for info in consumers.by_class.values()}
-    wanted = max(1, slots)
-    if limits == {wanted} or (some_died and len(limits) == 1 and min(limits) > wanted):
+    if len(limits) == 1 and max(1, slots) <= min(limits) <= max(1, slots) + unreported:
         return
     yield error(
         consumers.name,

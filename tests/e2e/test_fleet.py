@@ -239,3 +239,24 @@ def _run(command: list[str]) -> str:
         timeout=PATIENCE_S,
         check=True,
     ).stdout
+
+
+def test_a_restarted_inferer_serves_while_the_lease_of_its_job_runs(
+    stack: Stack, tiny_model: Path
+) -> None:
+    """Killed in the middle of a job and started again under the same id: what waits does not wait
+    for that lease to expire, and the limit is right again when the job has come back."""
+    stack.wait_until_served("tiny")
+    endless = stack.submit(prompt="go on", max_tokens=4000)
+    stack.wait_for_state(endless, "STARTED")
+    killed = stack.inferers[0]
+    killed.kill()
+    waiting = stack.submit(prompt="hi", max_tokens=2)
+    again = stack.start_inferer(tiny_model, INFERER_ID="inferer-0")
+    assert stack.wait_for_end(waiting)["state"] == "SUCCESS"
+    assert stack.status(endless)["attempts"] == 1  # it has not come back yet
+    again.wait_for("job_finished")
+    rerun = eventually(lambda: _second_attempt(stack, endless), "its job runs again")
+    assert rerun["inferer"] == "inferer-0"
+    eventually(lambda: _limit(stack) == 1, "the limit is right again")
+    stack.http.delete(f"/jobs/{endless}")

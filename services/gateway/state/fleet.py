@@ -4,6 +4,8 @@ Everything is read afresh from the broker every time, so any number of gateways 
 """
 
 import asyncio
+import math
+import time
 
 import msgspec
 from nats.aio.msg import Msg
@@ -41,6 +43,8 @@ class Fleet:
         self.models: dict[str, ModelConsumers] = {}
         self.inferers: dict[str, list[InfererEntry]] = {}
         """Both by the model's token."""
+        self._restarted_at: dict[str, float] = {}
+        """When an inferer of the model was last seen to have started again (monotonic)."""
         broker.on_reconnect(self._changed.set)
 
     async def watch(self) -> None:
@@ -73,14 +77,29 @@ class Fleet:
         entries: dict[str, list[InfererEntry]] = {}
         for one in live:
             entries.setdefault(token_of(one.entry.model), []).append(one.entry)
+        self._note_restarts(entries)
         for model in sorted(models.keys() | entries.keys()):
+            may_have_died = some_died or self._has_restarted(model)
             try:
-                await self._adjust(model, entries.get(model, []), models.get(model), some_died)
+                await self._adjust(model, entries.get(model, []), models.get(model), may_have_died)
             except TopologyError as error:
                 log.error("limit_not_set", model=model, error=error.message)
         if entries.keys() - models.keys():
             models = await read_models(self._broker)
         self.models, self.inferers = models, entries
+
+    def _note_restarts(self, entries: dict[str, list[InfererEntry]]) -> None:
+        """An inferer that was killed and starts again under its id leaves no trace in the bucket
+        but another start."""
+        for model, inferers in entries.items():
+            known = {entry.id: entry.started_at for entry in self.inferers.get(model, [])}
+            if any(entry.started_at != known.get(entry.id, entry.started_at) for entry in inferers):
+                self._restarted_at[model] = time.monotonic()
+
+    def _has_restarted(self, model: str) -> bool:
+        """Whether one has so lately that its earlier self may still hold a job."""
+        since_s = time.monotonic() - self._restarted_at.get(model, -math.inf)
+        return since_s < self._topology.ack_wait_s + 2 * REFRESH_S
 
     def runs(self, job_id: str) -> bool:
         """Whether an inferer says that it runs the job, which the queue may have lost."""
@@ -190,13 +209,11 @@ class Fleet:
         model: str,
         inferers: list[InfererEntry],
         held: ModelConsumers | None,
-        some_died: bool,
+        may_have_died: bool,
     ) -> None:
-        """One job for each live slot, never below one; and what to remember of the model."""
-        limit = max(1, sum(inferer.slots for inferer in inferers))
-        if held is not None and some_died and _has_orphans(held, inferers):
-            # Until the dead one's job comes back it takes a place, which the living must not lack.
-            limit = max(limit, held.limit)
+        """Set the limit and the facts of the model. ``may_have_died``: an inferer may have."""
+        in_flight = held.in_flight if held and may_have_died else 0
+        limit = limit_of(inferers, in_flight)
         name, facts = (held.name, held.facts) if held else (model, None)
         if inferers:
             newest = max(inferers, key=lambda inferer: inferer.started_at)
@@ -218,12 +235,25 @@ class Fleet:
             for number, known in enumerate(entries):
                 if known.id != inferer_id:
                     continue
-                if entry is not None and (entry.model, entry.slots) == (known.model, known.slots):
+                if entry is not None and _is_same(entry, known):
                     entries[number] = entry
                     return
         self._changed.set()
 
 
-def _has_orphans(held: ModelConsumers, inferers: list[InfererEntry]) -> bool:
-    """Whether a job is out that no live inferer speaks of."""
-    return held.in_flight > sum(len(inferer.jobs) for inferer in inferers)
+def _is_same(entry: InfererEntry, known: InfererEntry) -> bool:
+    """Whether an entry is that of the same start of an inferer, with as many slots."""
+    return (entry.model, entry.slots, entry.started_at) == (
+        known.model,
+        known.slots,
+        known.started_at,
+    )
+
+
+def limit_of(inferers: list[InfererEntry], in_flight: int) -> int:
+    """One job for each live slot, and never below one. A job that a dead inferer held takes a place
+    until its lease has expired, which the live ones must not lack: so one more for each of the jobs
+    ``in_flight`` that no inferer reports."""
+    slots = sum(inferer.slots for inferer in inferers)
+    reported = sum(len(inferer.jobs) for inferer in inferers)
+    return max(1, slots + max(0, in_flight - reported))
