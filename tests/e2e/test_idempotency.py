@@ -198,6 +198,7 @@ def test_a_refused_request_leaves_no_key(
         # One that is known is found, whether or not there is room for another.
         assert _post(small, key, LONG).json()["id"] == accepted["id"]
         shared_stack.http.delete(f"/jobs/{accepted['id']}")
+    shared_stack.end_gateway()
 
 
 async def test_a_key_is_the_same_over_nats(
@@ -399,4 +400,5 @@ async def _stream(client: Client, body: dict[str, Any], key: str) -> list[Msg]:
     while messages[-1].data:
         messages.append(await answers.next_msg(timeout=PATIENCE_S))
     await answers.unsubscribe()
+    assert len(messages) > 1, messages[0].headers
     return messages

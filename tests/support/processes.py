@@ -271,6 +271,11 @@ class Stack:
         self.urls.append(f"http://127.0.0.1:{port}")
         return gateway
 
+    def end_gateway(self) -> None:
+        """End the gateway that was started last, so that it serves no other test."""
+        self.gateways.pop().end()
+        self.urls.pop()
+
     def start_inferer(
         self, model: Path, cpus: Iterable[int] | None = None, /, **environment: str
     ) -> Process:
