@@ -67,7 +67,7 @@ fmt: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Benchmarks of overhead, throughput, scaling and ETA; needs an idle machine
+bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; needs an idle machine
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.scaling
@@ -75,6 +75,7 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling and ETA; needs an
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.cancel
 	$(BIN)/python -m benchmarks.concurrency
+	$(BIN)/python -m benchmarks.waiting
 
 clean: ## Remove the environment and caches, but not data/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

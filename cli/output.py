@@ -19,7 +19,7 @@ from shared.printable import printable, printable_json
 from shared.timestamps import milliseconds_between
 from shared.wire.api import JobStatus, ModelQueue
 from shared.wire.inferers import ConcurrencyChange, InfererEntry
-from shared.wire.subjects import CLASSES
+from shared.wire.subjects import PRIORITIES
 
 WIDTH_WITHOUT_TERMINAL = 1000
 """Columns if stdout is not a terminal, so that programs get unbroken ids."""
@@ -154,7 +154,7 @@ def queue_table(models: list[ModelQueue]) -> RenderableType:
 
 def _by_priority(queue: ModelQueue) -> str:
     """``1 high, 3 low``."""
-    held = [(queue.classes[name].waiting, name) for name in CLASSES if name in queue.classes]
+    held = [(queue.classes[name].waiting, name) for name in PRIORITIES if name in queue.classes]
     return ", ".join(f"{waiting} {name}" for waiting, name in held if waiting) or "-"
 
 

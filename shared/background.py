@@ -46,6 +46,25 @@ def drop(*tasks: asyncio.Future[Any]) -> None:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
+async def first_of(
+    *waited_for: asyncio.Future[Any] | asyncio.Event, timeout_s: float | None = None
+) -> None:
+    """Return when one of the futures is done or one of the events is set, or after ``timeout_s``.
+    No future is cancelled."""
+    events = [
+        asyncio.create_task(one.wait(), name="wait for an event")
+        for one in waited_for
+        if isinstance(one, asyncio.Event)
+    ]
+    futures = [one for one in waited_for if isinstance(one, asyncio.Future)]
+    try:
+        await asyncio.wait(
+            [*futures, *events], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        drop(*events)
+
+
 class Tasks:
     """Owns tasks until they end."""
 

@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 
 from shared.retention import MAX_JOB_LIFETIME
 
+NANOSECONDS = 1_000_000_000
+"""In a second; the broker's unit of durations."""
+
 
 def timestamp(at: datetime | None = None) -> str:
     """``at`` (by default now) as ``2026-01-31T12:00:00.000000Z``."""

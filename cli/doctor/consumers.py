@@ -7,7 +7,12 @@ import msgspec
 
 from cli.doctor.finding import Finding, error, ok
 from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
-from shared.broker.consumers import GroupedConsumerConfig, class_of, consumer, list_consumers
+from shared.broker.consumers import (
+    GroupedConsumerConfig,
+    consumer,
+    list_consumers,
+    priority_of_consumer,
+)
 from shared.errors import BrokerUnavailable
 from shared.wire import subjects
 
@@ -27,12 +32,12 @@ async def examine_consumers(broker: Broker, ack_wait_s: float, served: set[str])
     with unavailable_on_outage(broker):
         models = set(served)
         for info in await list_consumers(broker):
-            if class_of(info) is None:
+            if priority_of_consumer(info) is None:
                 findings.append(_foreign(info.name))
             else:
                 models.add(subjects.parse_consumer(info.name)[0])
         for model in sorted(models):
-            for priority in subjects.CLASSES:
+            for priority in subjects.PRIORITIES:
                 name = subjects.consumer(model, priority)
                 actual = await _read(broker, name)
                 findings += _examine(model, priority, ack_wait_s, actual)

@@ -29,7 +29,7 @@ ADVICE_WITHOUT_JOBS = "see its log"
 async def examine_deaths(broker: Broker) -> list[Finding]:
     """The last death of each inferer that died within the last hour."""
     findings = []
-    for stored in await broker.last_of_each(subjects.EVENTS, subjects.INFERER_DEATH_WILDCARD):
+    for stored in await broker.last_of_each(subjects.STATES, subjects.DEATHS_WILDCARD):
         try:
             death = decode_inferer_death(stored.data)
             is_recent = parse_timestamp(death.at) > broker.now() - RECENT

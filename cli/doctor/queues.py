@@ -87,7 +87,7 @@ def _closed(model: str, inferers: list[InfererEntry]) -> Finding:
 def _limit(consumers: ModelConsumers, slots: int, unreported: int) -> Iterator[Finding]:
     """The limit should be the number of live slots, for every priority; and for a while one more
     for each job in flight of a dead inferer, which none of the live ones reports."""
-    limits = {info.config.max_ack_pending or 1 for info in consumers.by_class.values()}
+    limits = {info.config.max_ack_pending or 1 for info in consumers.by_priority.values()}
     if len(limits) == 1 and max(1, slots) <= min(limits) <= max(1, slots) + unreported:
         return
     yield error(

@@ -68,8 +68,8 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         nats_port = _free_port(options.host, options.nats_port, "--nats-port")
         stack = _Stack(options, http_port, nats_port, lock)
         running = stack.start()
-        stopped = asyncio.create_task(stopping.wait())
-        serving = asyncio.create_task(stack.serve(announce))
+        stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
+        serving = asyncio.create_task(stack.serve(announce), name="serve")
         try:
             waited_for = {serving, stopped, *running}
             while True:

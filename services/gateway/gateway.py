@@ -8,16 +8,18 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Protocol
 
 from services.gateway.eta.forecast import Forecast
-from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
+from services.gateway.jobs.version_1 import dead_letter_version_1
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
-from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
-from shared.background import drop
+from services.gateway.state.waiting_jobs import WaitingJobs
+from shared.background import drop, first_of
 from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.topology import Topology, ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
@@ -42,11 +44,12 @@ class Gateway:
         self.topology = Topology(replicas=settings.replicas)
         self.broker = Broker(broker_settings, "gateway")
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
-        self.forecast = Forecast(self.broker, self.fleet)
-        self.finished = FinishedJobs(self.broker, self.forecast.observe)
+        self.waiting_jobs = WaitingJobs(self.broker)
+        self.forecast = Forecast(self.broker, self.fleet, self.waiting_jobs)
+        self.results = ResultListener(self.broker, self.forecast.observe)
         self.storage = Storage(self.broker, settings.replicas)
         self.jobs = Jobs(
-            self.broker, self.fleet, self.finished, self.forecast, self.storage, settings
+            self.broker, self.fleet, self.results, self.forecast, self.storage, settings
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
@@ -65,12 +68,13 @@ class Gateway:
     @asynccontextmanager
     async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
         """Connect, and serve NATS, in the background; a broker that is away holds up nothing."""
-        serving = asyncio.create_task(self._serve_or_give_up(on_fatal))
+        serving = asyncio.create_task(self._serve_or_give_up(on_fatal), name="serve")
         try:
             yield
         finally:
             serving.cancel()
             await asyncio.wait((serving,), timeout=self.settings.shutdown_s)
+            await self.waiting_jobs.close()
             await self.jobs.end(self._grace_left_s())
             await self.broker.close()
 
@@ -87,11 +91,11 @@ class Gateway:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
 
     def require_fit(self) -> None:
-        """As `require_ready`, and with hope that a request would be served to its end.
+        """As `require_ready`, and a request can be served to its end, as far as is known.
 
         Raises:
-            BrokerUnavailable: there is none; the broker does not answer, though it is connected,
-                or cannot write its disk, or this gateway stops.
+            BrokerUnavailable: the broker does not answer, though it is connected, or cannot write
+                its disk, or this gateway shuts down.
         """
         self.require_ready()
         if self._outage is not None:
@@ -101,29 +105,28 @@ class Gateway:
             raise BrokerUnavailable("the gateway is stopping")
 
     async def in_time(self, answer: Awaitable[None], begun: asyncio.Event) -> None:
-        """``answer``, unless this gateway is told to stop and the broker has nothing to say, so
-        that it has not ``begun`` when it is time to close. One that has ends by itself.
+        """``answer``, unless this gateway is shut down and the broker does not answer, so that
+        it has not ``begun`` when it is time to close. One that has begun ends by itself.
 
         Raises:
             BrokerUnavailable: it was cut off; and whatever ``answer`` raises.
         """
         answering = asyncio.ensure_future(answer)
-        stopped = asyncio.create_task(self.stopping.wait())
         try:
-            await asyncio.wait((answering, stopped), return_when=asyncio.FIRST_COMPLETED)
+            await first_of(answering, self.stopping)
             # Nearly always it is on its way: it is cut off only where it waits out an election.
             await asyncio.wait((answering,), timeout=self.settings.shutdown_s / 2)
             if not (answering.done() or begun.is_set()):
                 raise BrokerUnavailable("this gateway shuts down; ask another one")
             await answering
         finally:
-            drop(answering, stopped)
+            drop(answering)
 
     def events(
-        self, job_id: str, after: str = "", ticket: Ticket | None = None
+        self, job_id: str, after: str = "", accepted: AcceptedJob | None = None
     ) -> AsyncGenerator[JobEvent, None]:
         """See `job_events`."""
-        return job_events(self.jobs, self.broker, job_id, after, ticket)
+        return job_events(self.jobs, self.broker, job_id, after, accepted)
 
     def abandon(self, job_id: str) -> None:
         """Cancel, in the background, a job whose client hung up; not while this gateway stops."""
@@ -146,7 +149,8 @@ class Gateway:
         async with AsyncExitStack() as stack:
             await self.broker.connect()
             await self._prepare()
-            await stack.enter_async_context(self.finished.listening())
+            await stack.enter_async_context(self.results.listening())
+            await self.waiting_jobs.follow()
             await self.forecast.start()
             await self.fleet.watch()
             if self.edge is not None:
@@ -175,7 +179,7 @@ class Gateway:
                 await self._look()
                 if changes:
                     # What callers wait for may be gone.
-                    self.finished.look_again()
+                    self.results.look_again()
                 return
             except BrokerUnavailable as error:
                 if error.message not in logged:
@@ -193,6 +197,7 @@ class Gateway:
             raise BrokerUnavailable("; ".join(self._obstructed))
         await self.fleet.refresh()
         await self.storage.look()
+        await dead_letter_version_1(self.broker, self.settings.patience_s)
         self._outage = None
 
     async def _prepare_again(self) -> None:

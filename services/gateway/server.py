@@ -18,8 +18,10 @@ from services.gateway.http.connection_limit import (
     raise_descriptor_limit,
 )
 from services.gateway.http.protocol import BoundedProtocol
+from services.gateway.jobs.retries import Retries
 from services.gateway.micro.service import NatsService
 from services.gateway.settings import GatewaySettings
+from shared.background import first_of
 from shared.config import BrokerSettings, load
 from shared.errors import SettingsError
 from shared.logs import configure_logs, logger
@@ -47,7 +49,12 @@ async def main() -> None:
     settings = load(GatewaySettings, "GATEWAY")
     gateway = Gateway(settings, load(BrokerSettings, "NATS"))
     gateway.edge = NatsService(
-        gateway.broker, gateway.fleet, gateway.jobs, gateway.finished, gateway.idempotency
+        gateway.broker,
+        gateway.fleet,
+        gateway.jobs,
+        gateway.results,
+        gateway.idempotency,
+        Retries(gateway.broker, settings.patience_s),
     )
     configure_logs("gateway")
     log = logger()
@@ -71,14 +78,12 @@ async def main() -> None:
             proxy_headers=False,
         )
         server = Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        stopped = asyncio.create_task(stopping.wait())
-        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+        serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve HTTP")
+        await first_of(serving, stopping)
         gateway.stop()
         log.info("gateway_stopping")
         server.should_exit = True
         await serving
-        stopped.cancel()
     if gateway.fatal is not None:
         raise gateway.fatal
     log.info("gateway_stopped")

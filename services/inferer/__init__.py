@@ -2,8 +2,8 @@
 
 import os
 
-# Between two calls of llama.cpp the threads of libgomp wait spinning, 18 ms unless it is told
-# otherwise, and take a core each from the broker and the gateway that the answer is on its way
+# Between two calls of llama.cpp the threads of libgomp wait spinning, 18 ms unless this is set,
+# and take a core each from the broker and the gateway that the answer is on its way
 # to. This is about 0.6 ms, as long as the pause between two tokens. It is read when llama.cpp is
 # loaded, so it must be set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

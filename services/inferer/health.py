@@ -30,15 +30,16 @@ async def check() -> None:
     settings = load(InfererSettings, "INFERER")
     broker = Broker(load(BrokerSettings, "NATS"), "inferer health")
     # As the inferer names itself, from the same variables and the same host name.
-    inferer_id = settings.identity(served_name(settings.model, settings.alias))
+    alias = served_name(settings.model, settings.alias)
+    inferer_id = settings.identity(alias)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await broker.connect()
     except TimeoutError:
         raise Unhealthy(f"no connection to the broker in {CONNECT_TIMEOUT_S:g} s") from None
-    subject = subjects.inferer(inferer_id)
+    subject = subjects.inferer(alias, inferer_id)
     try:
-        entry = await broker.direct_get(f"KV_{subjects.INFERERS}", last_by_subj=subject)
+        entry = await broker.subject_get(f"KV_{subjects.INFERERS}", subject)
     except BrokerUnavailable as error:
         raise Unhealthy(f"cannot read the bucket {subjects.INFERERS}: {error}") from error
     finally:

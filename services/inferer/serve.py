@@ -18,12 +18,13 @@ from services.inferer.engine.library import compiled_for, not_compiled_for
 from services.inferer.engine.model import Model
 from services.inferer.engine.watchdog import watched
 from services.inferer.fleet.control import controlled
-from services.inferer.fleet.cpu_overlap import neighbours_watched
+from services.inferer.fleet.cpu_overlap import overlaps_logged
 from services.inferer.fleet.heartbeat import presence
 from services.inferer.settings import InfererSettings
 from services.inferer.worker.worker import Worker
 from shared import __version__
 from shared.broker.connection import Broker
+from shared.broker.consumers import require_own_wire
 from shared.config import BrokerSettings, load
 from shared.cpus import cpu_flags, cpu_model, own_cpus, usable_cpus
 from shared.logs import configure_logs, drain_logs, logger
@@ -32,6 +33,7 @@ from shared.model_names import served_name
 from shared.process.lifecycle import ShutdownRequested, run_process, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
 from shared.wire.inferers import InfererEntry
+from shared.wire.requests import Task
 
 
 async def main(recorder: FlightRecorder) -> None:
@@ -97,6 +99,7 @@ async def _serve(
         )
         started_at = timestamp(broker.now())
         token_bytes = await asyncio.to_thread(model.longest_token_bytes)
+        tasks: list[Task] = ["chat", "complete"] if model.has_chat_template else ["complete"]
 
         def describe() -> InfererEntry:
             return InfererEntry(
@@ -107,7 +110,7 @@ async def _serve(
                 host=socket.gethostname(),
                 threads=threads,
                 n_ctx=n_ctx,
-                chat=model.has_chat_template,
+                tasks=tasks,
                 started_at=started_at,
                 version=__version__,
                 token_bytes=token_bytes,
@@ -133,14 +136,15 @@ async def _serve(
                 threads=threads,
                 gpu_layers=model.gpu_layers,
                 n_ctx=n_ctx,
-                chat=model.has_chat_template,
+                tasks=tasks,
             )
 
         async with AsyncExitStack() as stack:
+            await until_stopped(stopping, require_own_wire(broker, alias))
+            await stack.enter_async_context(overlaps_logged(broker, describe))
             entering = stack.enter_async_context(presence(broker, describe))
-            tell = await until_stopped(stopping, entering)
-            await stack.enter_async_context(neighbours_watched(broker, describe))
-            await stack.enter_async_context(controlled(broker, inferer_id, worker, tell))
+            publish = await until_stopped(stopping, entering)
+            await stack.enter_async_context(controlled(broker, inferer_id, worker, publish))
             await stack.enter_async_context(watched(engine, settings.stall_s))
             await worker.run(stopping, announce)
     finally:

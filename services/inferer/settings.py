@@ -33,7 +33,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Most tokens in one call of llama.cpp. On a CPU a cancel waits for the end of one operation on
     them, whose time grows with their number and the length of the prompt (decision 5)."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
-    """Seconds that a running job gets to end after SIGTERM, before it is handed back."""
+    """Seconds that a running job gets to end after SIGTERM, before it is requeued."""
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
     """0 is served first; one of a higher number takes what those cannot take at once."""
     max_attempts: Positive = 3

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
 from nats.protocol import parser
 
 CHECK_EVERY_S = 0.25
@@ -90,6 +92,10 @@ class Connection(Client):
         """As nats-py's, but a cancellation that comes together with the answer is not lost."""
         with cancellation_kept():
             return await super().request(subject, payload, timeout, old_style, headers)
+
+    async def end_at_broker(self, subscription: Subscription) -> None:
+        """Have the broker send nothing more to it; what is on its way is still received."""
+        await self._send_unsubscribe(subscription._id)
 
     def parse_headers(self, block: bytes) -> dict[str, str]:
         """The headers of a stored message, as it was sent."""
@@ -178,6 +184,21 @@ class Connection(Client):
             _client=self,
             _sid=sid,
         )
+
+
+async def all_received(subscription: Subscription) -> None:
+    """Return when its callback has returned for each message that has arrived."""
+    await subscription._pending_queue.join()
+
+
+def client_of(message: Msg) -> Client:
+    """The client that received the message."""
+    return message._client
+
+
+def consumer_of(subscription: JetStreamContext.PushSubscription) -> str:
+    """The name of its consumer, which an ordered one replaces by others."""
+    return subscription._consumer
 
 
 @contextmanager

@@ -15,11 +15,11 @@ class _Server(Struct, frozen=True):
     time: datetime
 
 
-class _Answer(Struct, frozen=True):
+class _Reply(Struct, frozen=True):
     server: _Server
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(_Reply).decode
 
 
 class BrokerClock:

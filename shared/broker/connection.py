@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
@@ -68,6 +68,7 @@ SAME_ID_IN_PROCESS = 10158
 NO_SUCH_MESSAGE = (10043, 10057)
 NO_MESSAGE_FOUND = 10037
 
+T = TypeVar("T")
 log = logger()
 
 
@@ -179,7 +180,7 @@ class Broker:
             if task is not None:
                 task.cancel()
         # While the broker is away the client writes what it still holds to a transport that is
-        # closed; that is no news.
+        # closed; that is expected.
         with suppress(nats.errors.Error, OSError, RuntimeError):
             await self.nc.close()
 
@@ -191,16 +192,30 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer.
         """
+        return await self._direct_get(
+            stream, f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query)
+        )
+
+    async def _direct_get(self, stream: str, api: str, query: bytes) -> StoredMessage | None:
         with unavailable_on_outage(self):
-            answer = await self.nc.request(
-                f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), REQUEST_TIMEOUT_S
-            )
+            answer = await self.nc.request(api, query, REQUEST_TIMEOUT_S)
         headers = dict(answer.headers or {})
         if "Nats-Sequence" not in headers:
             if headers.get("Status") == "404":
                 return None
             raise BrokerUnavailable(f"the broker could not read {stream}: {headers}")
         return _stored(answer)
+
+    async def subject_get(self, stream: str, subject: str) -> StoredMessage | None:
+        """The last message of ``subject``, from any replica, or None when there is none.
+
+        The subject is a part of the API's own: a right can be given for it. Inferers read in no
+        other way.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        return await self._direct_get(stream, f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
 
     async def leader_get(self, stream: str, *, last_by_subj: str) -> StoredMessage | None:
         """As `direct_get`, from the stream's leader alone: a replica may lag behind it.
@@ -319,6 +334,15 @@ class Broker:
             if time.monotonic() >= give_up_at:
                 raise BrokerUnavailable(_sentence(failure)) from failure
             await asyncio.sleep(RETRY_DELAY_S)
+
+    async def through_outages(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make ``call`` until the broker answers; what it returns. Other errors are raised."""
+        while True:
+            try:
+                return await call()
+            except BrokerUnavailable:
+                await self.until_connected()
+                await asyncio.sleep(RETRY_DELAY_S)
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Remove one stored message, unless somebody else has done so.

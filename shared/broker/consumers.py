@@ -7,16 +7,27 @@ from datetime import datetime
 import nats.js.errors
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
-from shared.broker.connection import Broker, unavailable_on_outage
+from shared.broker.connection import (
+    Broker,
+    StoredMessage,
+    unavailable_on_outage,
+)
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import name_of, token_of
 from shared.timestamps import parse_timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_model_facts, encode
 from shared.wire.inferers import ModelFacts
+from shared.wire.requests import priority_of
 
 FACTS, NAME = "sluice.facts", "sluice.name"
 """The metadata of a model's normal consumer: how it is remembered while no inferer is alive."""
+
+OTHER_WIRE = (
+    "this broker holds the queues of another version of Sluice, whose messages this one cannot "
+    "read: let them run empty with that version, then start this one with a new store "
+    "(sluice up --data, or another broker)"
+)
 
 CONSUMERS_PAGE = 256
 """As many as the broker lists at a time."""
@@ -32,7 +43,7 @@ class GroupedConsumerConfig(ConsumerConfig):
 
 
 def consumer(
-    model: str, job_class: str, ack_wait_s: float, limit: int, facts: ModelFacts | None
+    model: str, priority: str, ack_wait_s: float, limit: int, facts: ModelFacts | None
 ) -> GroupedConsumerConfig:
     """The whole configuration of one of a model's consumers: an update replaces every field.
 
@@ -43,8 +54,9 @@ def consumer(
     if model != token_of(model):
         metadata[NAME] = model
     return GroupedConsumerConfig(
-        durable_name=subjects.consumer(model, job_class),
-        filter_subject=subjects.model_requests(model, job_class),
+        name=subjects.consumer(model, priority),  # with it the client asks by name and filter
+        durable_name=subjects.consumer(model, priority),
+        filter_subject=subjects.model_requests(model, priority),
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ack_wait_s,
         max_ack_pending=limit,
@@ -62,44 +74,52 @@ class ModelConsumers:
     """The consumers of one model, by class; the normal one is there, the others may be missing."""
 
     token: str
-    by_class: dict[str, ConsumerInfo]
+    by_priority: dict[str, ConsumerInfo]
 
     @property
     def name(self) -> str:
         """What users call the model."""
-        metadata = self.by_class[subjects.CLASS_NORMAL].config.metadata or {}
+        metadata = self.by_priority[subjects.NORMAL].config.metadata or {}
         return name_of(self.token, metadata.get(NAME))
 
     @property
     def limit(self) -> int:
-        return self.by_class[subjects.CLASS_NORMAL].config.max_ack_pending or 1
+        return self.by_priority[subjects.NORMAL].config.max_ack_pending or 1
 
     @property
     def waiting(self) -> int:
-        return sum(info.num_pending or 0 for info in self.by_class.values())
+        return sum(info.num_pending or 0 for info in self.by_priority.values())
 
     @property
     def in_flight(self) -> int:
-        return sum(info.num_ack_pending or 0 for info in self.by_class.values())
+        return sum(info.num_ack_pending or 0 for info in self.by_priority.values())
 
     @property
     def delivered(self) -> int:
         """Deliveries so far, of whatever came more than once too."""
-        infos = self.by_class.values()
+        infos = self.by_priority.values()
         return sum(info.delivered.consumer_seq for info in infos if info.delivered)
 
     @property
     def redelivered(self) -> int:
-        return sum(info.num_redelivered or 0 for info in self.by_class.values())
+        return sum(info.num_redelivered or 0 for info in self.by_priority.values())
+
+    def was_delivered(self, request: subjects.RequestSubject, message: StoredMessage) -> bool:
+        """Whether an inferer may have had the job: its message, or an earlier one that was put
+        back on the queue for a retry."""
+        info = self.by_priority.get(priority_of(request.priority))
+        if info is None or request.is_scheduled or subjects.HEADER_SCHEDULER in message.headers:
+            return True
+        return info.delivered is not None and message.sequence <= info.delivered.stream_seq
 
     @property
     def created(self) -> datetime | None:
-        return self.by_class[subjects.CLASS_NORMAL].created
+        return self.by_priority[subjects.NORMAL].created
 
     @property
     def facts(self) -> ModelFacts | None:
         """What is remembered of the model; None until an inferer has served it once."""
-        config = self.by_class[subjects.CLASS_NORMAL].config
+        config = self.by_priority[subjects.NORMAL].config
         remembered = (config.metadata or {}).get(FACTS)
         if remembered is None:
             return None
@@ -107,8 +127,8 @@ class ModelConsumers:
 
     def is_set(self, name: str, limit: int, facts: ModelFacts | None) -> bool:
         """Whether all classes are there, with this limit, and name and facts are remembered."""
-        limits = [info.config.max_ack_pending for info in self.by_class.values()]
-        return limits == [limit] * len(subjects.CLASSES) and (self.name, self.facts) == (
+        limits = [info.config.max_ack_pending for info in self.by_priority.values()]
+        return limits == [limit] * len(subjects.PRIORITIES) and (self.name, self.facts) == (
             name,
             facts,
         )
@@ -124,12 +144,12 @@ async def read_models(broker: Broker) -> dict[str, ModelConsumers]:
     with unavailable_on_outage(broker):
         infos = await list_consumers(broker)
     for info in infos:
-        if (job_class := class_of(info)) is not None:
-            found.setdefault(subjects.parse_consumer(info.name)[0], {})[job_class] = info
+        if (priority := priority_of_consumer(info)) is not None:
+            found.setdefault(subjects.parse_consumer(info.name)[0], {})[priority] = info
     return {
-        model: ModelConsumers(model, by_class)
-        for model, by_class in found.items()
-        if subjects.CLASS_NORMAL in by_class
+        model: ModelConsumers(model, by_priority)
+        for model, by_priority in found.items()
+        if subjects.NORMAL in by_priority
     }
 
 
@@ -139,12 +159,12 @@ async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
     Raises:
         BrokerUnavailable: no answer.
     """
-    infos = await asyncio.gather(*(read_consumer(broker, name, c) for c in subjects.CLASSES))
-    by_class = {c: info for c, info in zip(subjects.CLASSES, infos, strict=True) if info}
-    return ModelConsumers(token_of(name), by_class) if subjects.CLASS_NORMAL in by_class else None
+    infos = await asyncio.gather(*(read_consumer(broker, name, c) for c in subjects.PRIORITIES))
+    by_priority = {c: info for c, info in zip(subjects.PRIORITIES, infos, strict=True) if info}
+    return ModelConsumers(token_of(name), by_priority) if subjects.NORMAL in by_priority else None
 
 
-async def read_consumer(broker: Broker, model: str, job_class: str) -> ConsumerInfo | None:
+async def read_consumer(broker: Broker, model: str, priority: str) -> ConsumerInfo | None:
     """The consumer of one class of a model's jobs; None when it does not exist.
 
     Raises:
@@ -152,11 +172,32 @@ async def read_consumer(broker: Broker, model: str, job_class: str) -> ConsumerI
     """
     with unavailable_on_outage(broker):
         try:
-            consumer_name = subjects.consumer(model, job_class)
+            consumer_name = subjects.consumer(model, priority)
             info = await broker.js.consumer_info(subjects.REQUESTS, consumer_name)
         except nats.js.errors.NotFoundError:
             return None
-    return info if class_of(info) == job_class else None
+    return info if priority_of_consumer(info) == priority else None
+
+
+async def require_own_wire(broker: Broker, model: str) -> None:
+    """Return once the broker has said that it holds no queue of another wire version for the model.
+
+    Raises:
+        TopologyError: it does. Its messages would be taken off the queue as unreadable.
+    """
+    name = subjects.consumer(model, subjects.NORMAL)
+
+    async def read() -> ConsumerInfo:
+        with unavailable_on_outage(broker):
+            found: ConsumerInfo = await broker.js.consumer_info(subjects.REQUESTS, name)
+            return found
+
+    try:
+        info = await broker.through_outages(read)
+    except nats.js.errors.NotFoundError:
+        return
+    if info.config.filter_subject != subjects.model_requests(model):
+        raise TopologyError(OTHER_WIRE)
 
 
 async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | None:
@@ -171,7 +212,7 @@ async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | Non
             seq=(info.delivered.stream_seq if info.delivered else 0) + 1,
             next_by_subj=info.config.filter_subject,
         )
-        for info in model.by_class.values()
+        for info in model.by_priority.values()
         if info.num_pending
     ]
     now = broker.now()
@@ -188,9 +229,9 @@ async def ensure_consumers(
         BrokerUnavailable: no answer, or no stream.
         TopologyError: a consumer of that name exists that cannot be changed into ours.
     """
-    for job_class in subjects.CLASSES:
-        remembered = facts if job_class == subjects.CLASS_NORMAL else None
-        config = consumer(model, job_class, ack_wait_s, limit, remembered)
+    for priority in subjects.PRIORITIES:
+        remembered = facts if priority == subjects.NORMAL else None
+        config = consumer(model, priority, ack_wait_s, limit, remembered)
         try:
             with unavailable_on_outage(broker):
                 await broker.js.add_consumer(subjects.REQUESTS, config)
@@ -208,7 +249,7 @@ async def list_consumers(broker: Broker) -> list[ConsumerInfo]:
     """All consumers of REQUESTS, page by page.
 
     Raises:
-        BrokerUnavailable: no such stream, or none that this node has heard of yet.
+        BrokerUnavailable: no such stream, or this node does not know it yet.
     """
     found: list[ConsumerInfo] = []
     while True:
@@ -221,11 +262,11 @@ async def list_consumers(broker: Broker) -> list[ConsumerInfo]:
             return found
 
 
-def class_of(info: ConsumerInfo) -> str | None:
+def priority_of_consumer(info: ConsumerInfo) -> str | None:
     """The class whose jobs this consumer of REQUESTS holds; None if it is not a model's."""
     try:
-        model, job_class = subjects.parse_consumer(info.name)
+        model, priority = subjects.parse_consumer(info.name)
     except ValueError:
         return None
-    ours = info.config.filter_subject == subjects.model_requests(model, job_class)
-    return job_class if ours else None
+    ours = info.config.filter_subject == subjects.model_requests(model, priority)
+    return priority if ours else None

@@ -1,6 +1,7 @@
 """The fleet as the broker knows it: which inferers are live, and which are in each other's way."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple, Self
 
@@ -8,6 +9,7 @@ from msgspec import Struct
 
 from shared.broker.connection import Broker
 from shared.model_names import is_name
+from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_inferer_entry
 from shared.wire.inferers import InfererEntry
@@ -23,6 +25,10 @@ OVERLAP_ADVICE = (
 )
 
 
+CLOCK_ERROR = timedelta(minutes=1)
+"""An inferer reads the broker's time once it is connected; until then it has its host's."""
+
+
 class Live(Struct, frozen=True):
     """A live inferer, and the broker's time of its last word."""
 
@@ -36,19 +42,29 @@ async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
     Raises:
         BrokerUnavailable: no answer.
     """
-    stored = await broker.last_of_each(f"KV_{subjects.INFERERS}", f"$KV.{subjects.INFERERS}.>")
+    stored = await broker.last_of_each(f"KV_{subjects.INFERERS}", subjects.INFERERS_WILDCARD)
     live, some_died = [], False
+    latest_start = timestamp(broker.now() + CLOCK_ERROR)
     for message in stored:
         if not message.data:
             # A marker: the broker's for an entry that expired, its owner's for one that left.
             some_died |= message.headers.get(HEADER_MARKER_REASON) == EXPIRED
             continue
         entry = decode_inferer_entry.read(message.data, message.subject)
-        if entry is None or message.subject != subjects.inferer(entry.id):
-            continue  # stored under the key of another inferer
-        if is_name(entry.model):
+        if entry is not None and is_credible(entry, message.subject, latest_start):
             live.append(Live(entry, message.time))
     return sorted(live, key=lambda one: (one.entry.model, one.entry.id)), some_died
+
+
+def is_credible(entry: InfererEntry, subject: str, latest_start: str) -> bool:
+    """Whether what an entry at ``subject`` says can be true: it is stored under the key of its own
+    model and inferer, and did not start later than ``latest_start``. A model's facts are those of
+    its youngest inferer: one from the future would be the youngest for ever."""
+    return (
+        is_name(entry.model)
+        and subject == subjects.inferer(entry.model, entry.id)
+        and entry.started_at <= latest_start
+    )
 
 
 def overlaps(first: InfererEntry, second: InfererEntry) -> bool:

@@ -15,6 +15,7 @@ SHORT_SHARE = 0.8
 
 WRITTEN = (
     subjects.REQUESTS,
+    subjects.STATES,
     subjects.EVENTS,
     subjects.RESULTS,
     subjects.DEAD,
@@ -29,7 +30,7 @@ NO_SUBJECT = "infer.nothing"
 @dataclass(frozen=True)
 class StorageUse:
     """Bytes. ``limit`` is the account's, None where it has none: what the server itself may use
-    (``max_file_store``) it tells only to its own system account."""
+    (``max_file_store``) it reports only to its own system account."""
 
     used: int
     limit: int | None
@@ -84,7 +85,7 @@ async def _write_error(broker: Broker, stream: str) -> str | None:
     try:
         await broker.js.purge_stream(stream, subject=NO_SUBJECT)
     except nats.js.errors.NotFoundError:
-        return None  # whoever looks after the topology says so
+        return None  # reported where the topology is checked
     except nats.js.errors.ServerError as error:
         # The last part of "write /the/whole/path: no space left on device".
         return str(error.description or error).rpartition(": ")[2]

@@ -4,7 +4,7 @@ import asyncio
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -26,7 +26,13 @@ from shared.broker.connection import (
     Broker,
     unavailable_on_outage,
 )
-from shared.broker.consumers import class_of, ensure_consumers, list_consumers, read_models
+from shared.broker.consumers import (
+    OTHER_WIRE,
+    ensure_consumers,
+    list_consumers,
+    priority_of_consumer,
+    read_models,
+)
 from shared.broker.storage import read_storage
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import is_token, token_of
@@ -36,8 +42,8 @@ from shared.wire import subjects
 OLDEST_SERVER = (2, 12)
 """The first nats-server with message schedules."""
 
-PRESENCE_TTL_S = 10.0
-DUPLICATE_WINDOW_S = 120.0
+PRESENCE_TTL = timedelta(seconds=10)
+DUPLICATE_WINDOW = timedelta(minutes=2)
 EVENTS_MAX_BYTES = 1024**3
 EVENTS_SHARE = 10
 """Where the account's storage is limited, events get at most one part in so many of it."""
@@ -86,6 +92,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         "storage": StorageType.FILE,
         "num_replicas": topology.replicas,
         "allow_direct": True,
+        "duplicate_window": DUPLICATE_WINDOW.total_seconds(),
         # Said, not left out: a bound that somebody has set is taken off again.
         "max_msgs": -1,
         "max_bytes": -1,
@@ -93,7 +100,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         "max_consumers": -1,
         "consumer_limits": StreamConsumerLimits(),
     }
-    retention_s = RESULT_RETENTION.total_seconds()
+    results_s = RESULT_RETENTION.total_seconds()
     # The broker reserves it: a stream that may become larger than the storage is refused.
     events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
     return [
@@ -101,33 +108,52 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         # ones instead.
         StreamConfig(
             name=subjects.REQUESTS,
-            subjects=["infer.requests.*.*.*", "infer.schedule.*.*.*"],
+            subjects=[
+                subjects.REQUESTS_WILDCARD,
+                subjects.REQUESTS_V1_WILDCARD,
+                subjects.SCHEDULES_WILDCARD,
+            ],
             retention=RetentionPolicy.WORK_QUEUE,
             max_msgs_per_subject=1,
             max_age=0,
-            duplicate_window=DUPLICATE_WINDOW_S,
             allow_msg_schedules=True,
             allow_rollup_hdrs=True,  # the broker sets it with schedules
+            republish=RePublish(
+                src=subjects.REQUESTS_WILDCARD,
+                dest="infer.accepted.{{wildcard(1)}}.{{wildcard(4)}}",
+                headers_only=True,
+            ),
+            **shared,
+        ),
+        # Apart from the events, which the tokens of busy inferers push out: attempts are counted
+        # by the states.
+        StreamConfig(
+            name=subjects.STATES,
+            subjects=[subjects.STATES_WILDCARD, subjects.DEATHS_WILDCARD],
+            retention=RetentionPolicy.LIMITS,
+            max_age=results_s,
+            max_msgs_per_subject=1,
             **shared,
         ),
         StreamConfig(
             name=subjects.EVENTS,
-            subjects=["infer.events.*.*"],
+            subjects=[subjects.EVENTS_WILDCARD],
             retention=RetentionPolicy.LIMITS,
-            max_age=retention_s,
-            duplicate_window=DUPLICATE_WINDOW_S,
+            max_age=results_s,
             **{**shared, "max_bytes": int(events_max_bytes)},
         ),
         StreamConfig(
             name=subjects.RESULTS,
-            subjects=["infer.results.*"],
+            subjects=[subjects.RESULTS_WILDCARD],
             retention=RetentionPolicy.LIMITS,
-            max_age=retention_s,
-            duplicate_window=DUPLICATE_WINDOW_S,
+            max_age=results_s,
             max_msgs_per_subject=1,
             discard=DiscardPolicy.NEW,
             discard_new_per_subject=True,
-            republish=RePublish(src="infer.results.*", dest="infer.finished.{{wildcard(1)}}"),
+            republish=RePublish(
+                src=subjects.RESULTS_WILDCARD,
+                dest="infer.finished.{{wildcard(1)}}.{{wildcard(2)}}",
+            ),
             **shared,
         ),
         StreamConfig(
@@ -135,33 +161,29 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
             subjects=[subjects.DEAD_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=DEAD_LETTER_RETENTION.total_seconds(),
-            duplicate_window=DUPLICATE_WINDOW_S,
             max_msgs_per_subject=1,
             **shared,
         ),
         # The marker of one that died stays until its job has come back for certain.
-        _bucket(subjects.INFERERS, PRESENCE_TTL_S, shared, marker_ttl_s=2 * topology.ack_wait_s),
-        _bucket(
-            subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION.total_seconds(), shared, marker_ttl_s=1
-        ),
+        _bucket(subjects.INFERERS, PRESENCE_TTL, shared, marker_ttl_s=2 * topology.ack_wait_s),
+        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION, shared, marker_ttl_s=1),
     ]
 
 
-def _bucket(name: str, ttl_s: float, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
+def _bucket(name: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
     """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
     return StreamConfig(
         name=f"KV_{name}",
         subjects=[f"$KV.{name}.>"],
         retention=RetentionPolicy.LIMITS,
-        max_age=ttl_s,
+        max_age=ttl.total_seconds(),
         max_msgs_per_subject=1,
         discard=DiscardPolicy.NEW,
-        duplicate_window=min(ttl_s, DUPLICATE_WINDOW_S),
         allow_rollup_hdrs=True,
         deny_delete=True,
         allow_msg_ttl=True,
         subject_delete_marker_ttl=marker_ttl_s,
-        **shared,
+        **{**shared, "duplicate_window": min(ttl, DUPLICATE_WINDOW).total_seconds()},
     )
 
 
@@ -211,7 +233,7 @@ async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
 
     with unavailable_on_outage(broker):
         found = await asyncio.gather(*map(look, streams(topology)))
-    return [told for told in found if told is not None]
+    return [difference for difference in found if difference is not None]
 
 
 async def recreated_streams(broker: Broker, topology: Topology) -> dict[str, datetime]:
@@ -263,19 +285,21 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
 
     Raises:
         BrokerUnavailable: no answer.
-        TopologyError: the broker is too old, or holds something that cannot be changed into ours.
+        TopologyError: the broker is too old, holds the queues of another wire version, or something
+            that cannot be changed into ours.
     """
     with unavailable_on_outage(broker):
         version = broker.nc.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
             wanted = ".".join(map(str, OLDEST_SERVER))
             raise TopologyError(f"nats-server {version} is too old: Sluice needs {wanted} or newer")
+        await _require_own_wire(broker)
         changes: list[str] = []
         storage = await read_storage(broker)
         for stream in streams(topology, storage.limit):
             changes += await _ensure_stream(broker, stream)
         for info in await list_consumers(broker):
-            if class_of(info) is None:
+            if priority_of_consumer(info) is None:
                 raise TopologyError(
                     f"the stream REQUESTS has a consumer {info.name} that is not Sluice's; remove "
                     f"it with: nats consumer rm REQUESTS {info.name}"
@@ -297,6 +321,17 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
             if held is None:
                 changes.append(f"consumers of {model}: created")
         return changes
+
+
+async def _require_own_wire(broker: Broker) -> None:
+    try:
+        held = (await broker.js.stream_info(subjects.REQUESTS)).config
+    except nats.js.errors.NotFoundError:
+        return
+    held_subjects = held.subjects or []
+    is_version_1 = subjects.REQUESTS_V1_WILDCARD in held_subjects
+    if is_version_1 and subjects.REQUESTS_WILDCARD not in held_subjects:
+        raise TopologyError(OTHER_WIRE)
 
 
 async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
@@ -331,7 +366,7 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     differences = _differences(asdict(wanted), held)
     if not differences:
         return []
-    told = f"stream {wanted.name}: " + "; ".join(differences)
+    change = f"stream {wanted.name}: " + "; ".join(differences)
     try:
         await broker.js.update_stream(wanted)
     except nats.js.errors.ServiceUnavailableError:
@@ -339,12 +374,12 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     except nats.js.errors.APIError as error:
         if error.err_code in STORE_FULL:
             # What the stream has reserved is more than its account may have by now. It serves.
-            return [f"{told}: left as it is, {error.description}"]
+            return [f"{change}: left as it is, {error.description}"]
         raise TopologyError(
-            f"{told}. The broker refuses to change it ({error.description}): rename or remove "
+            f"{change}. The broker refuses to change it ({error.description}): rename or remove "
             f"that stream (nats stream rm {wanted.name}), or use another broker."
         ) from error
-    return [told]
+    return [change]
 
 
 def _first_sequence(stream: StreamConfig, now: datetime) -> int | None:
@@ -374,7 +409,7 @@ def _plain(value: Any) -> str:
 async def _wait_for_leader(broker: Broker, stream: str) -> None:
     """A stream on a cluster answers only once its first leader is elected."""
     for _ in range(50):
-        with suppress(nats.js.errors.NotFoundError):  # the node asked has not heard of it yet
+        with suppress(nats.js.errors.NotFoundError):  # the node asked does not know it yet
             info = await broker.js.stream_info(stream)
             if info.cluster is None or info.cluster.leader:
                 return

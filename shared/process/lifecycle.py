@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from shared.background import drop
+from shared.background import drop, first_of
 from shared.errors import ModelError, SettingsError, TopologyError
 from shared.logs import drain_logs
 from shared.process.signals import SHUTDOWN_SIGNALS, unblock_signals
@@ -46,9 +46,8 @@ async def until_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
     Raises:
         Stopped: ``stopping`` was set first; ``awaitable`` is cancelled.
     """
-    work, stop = asyncio.ensure_future(awaitable), asyncio.create_task(stopping.wait())
-    await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
+    work = asyncio.ensure_future(awaitable)
+    await first_of(work, stopping)
     if work.done():
         return work.result()
     drop(work)

@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.fields import NO_METADATA, Metadata, check_times
 from shared.wire.inferers import Concurrency, ConcurrencyChange, InfererEntry
-from shared.wire.requests import Messages, Priority, Prompt, Sampling
+from shared.wire.requests import Messages, Priority, Prompt, Sampling, Task
 from shared.wire.results import (
     Cancelled,
     Completed,
@@ -24,8 +25,17 @@ from shared.wire.results import (
 TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
 """Celery's words, for those who come from there."""
 TimeoutS = Annotated[
-    float, Meta(gt=0, le=86_400, description="Seconds from acceptance to the latest end.")
+    float,
+    Meta(
+        gt=0,
+        le=MAX_JOB_LIFETIME.total_seconds(),
+        description="Seconds from acceptance to the latest end.",
+    ),
 ]
+
+
+CLI_USER_AGENT = "sluice-cli/"
+"""What the ``User-Agent`` of the command line begins with."""
 
 
 class JobSubmission(
@@ -45,6 +55,10 @@ class JobSubmission(
             msgspec.structs.force_setattr(self, "model", None)
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either `messages` or `prompt`, and not both")
+
+    @property
+    def task(self) -> Task:
+        return "complete" if self.messages is None else "chat"
 
 
 class NatsSubmission(
@@ -153,7 +167,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
                 text=outcome.text,
                 finish_reason=outcome.finish_reason,
                 usage=outcome.usage,
-                message=AssistantMessage(outcome.text) if outcome.chat else UNSET,
+                message=AssistantMessage(outcome.text) if outcome.task == "chat" else UNSET,
             )
         else:
             error = JobError(code=outcome.code, message=outcome.message)

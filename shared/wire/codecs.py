@@ -9,7 +9,13 @@ import msgspec
 from shared.logs import logger
 from shared.wire.api import DeadLetterHead
 from shared.wire.events import CancelNotice, InfererDeath, StateEvent, TokenFrame
-from shared.wire.inferers import ConcurrencyChange, InfererEntry, ModelFacts, SetConcurrency
+from shared.wire.inferers import (
+    ConcurrencyChange,
+    InfererEntry,
+    ModelFacts,
+    OverlapNotice,
+    SetConcurrency,
+)
 from shared.wire.requests import IdempotencyEntry, InferenceRequest
 from shared.wire.results import DeadLetter, Result
 
@@ -84,3 +90,4 @@ decode_concurrency_change = Decoder[ConcurrencyChange](
 )
 decode_inferer_entry = Decoder[InfererEntry]("entry of an inferer", InfererEntry)
 decode_model_facts = Decoder[ModelFacts]("description of a model", ModelFacts)
+decode_overlap_notice = Decoder[OverlapNotice]("notice of overlapping inferers", OverlapNotice)

@@ -10,7 +10,8 @@ from shared.wire.results import StopCode
 
 
 class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``infer.events.<id>.state``. ``attempt`` counts starts, not the broker's deliveries.
+    """``infer.states.<model>.<id>``, and ``infer.events.<model>.<id>.state`` for those who follow
+    the job. ``attempt`` counts starts, not the broker's deliveries.
 
     ``code`` and ``message``: what went wrong in an attempt that is followed by another. A
     ``started`` that has them is stored after the attempt's first one, when its inferer has died.
@@ -29,7 +30,7 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InfererDeath(Struct, frozen=True, kw_only=True):
-    """``infer.events.<inferer>.died``: an inferer that ended otherwise than it should.
+    """``infer.deaths.<model>.<inferer>``: an inferer that ended otherwise than it should.
 
     ``cause`` is its signal or exit status, ``doing`` what it did for which of ``jobs``.
     """
@@ -47,7 +48,7 @@ class InfererDeath(Struct, frozen=True, kw_only=True):
 
 
 class TokenFrame(Struct, frozen=True, kw_only=True):
-    """``infer.events.<id>.tokens``: the text that each of some tokens in a row added.
+    """``infer.events.<model>.<id>.tokens``: the text that each of some tokens in a row added.
 
     ``index`` is that of the first one. A token whose text waits for the next (half a character,
     the beginning of a stop string) adds ``""``.
@@ -59,6 +60,6 @@ class TokenFrame(Struct, frozen=True, kw_only=True):
 
 
 class CancelNotice(Struct, frozen=True):
-    """``infer.cancel.<id>``. Who cancels has stored the result before: this only saves work."""
+    """``infer.cancel.<model>.<id>``. The result is stored before it is sent: it only saves work."""
 
     code: StopCode

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from shared.wire.fields import Count, InfererId, SmallInt, TokensPerS, check_times
-from shared.wire.requests import Work
+from shared.wire.requests import Task, Work
 
 InfererState = Literal["idle", "busy", "stopping"]
 
@@ -37,7 +37,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     most; a gateway fills it in, the bucket does not hold it. ``cpu`` is the CPU's name;
     ``cpu_features`` is what llama.cpp was compiled to use of it, in llama.cpp's words, and
     ``cpu_features_missing`` what it could use besides. ``warning`` says why it computes more slowly
-    than it could, or None.
+    than it could, or None. ``tasks`` are those that the model can do.
     """
 
     id: InfererId
@@ -46,7 +46,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     host: str
     threads: Annotated[int, Meta(ge=0, le=65_536)]
     n_ctx: Count
-    chat: bool
+    tasks: list[Task]
     started_at: str
     version: str
     token_bytes: Count = 0
@@ -76,7 +76,7 @@ class ModelFacts(Struct, frozen=True):
     """
 
     n_ctx: Count
-    chat: bool
+    tasks: list[Task]
     token_bytes: Count = 0
 
 
@@ -84,7 +84,7 @@ Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 take
 
 
 class SetConcurrency(Struct, frozen=True):
-    """``infer.control.<inferer>``: how many slots to have."""
+    """``infer.control.<model>.<inferer>``: how many slots to have."""
 
     concurrency: Concurrency
 
@@ -97,3 +97,18 @@ class ConcurrencyChange(Struct, frozen=True, kw_only=True):
     before: int
     concurrency: int
     refused: str | None = None
+
+
+class OverlappingInferer(Struct, frozen=True):
+    """An inferer on the same host, the CPUs that it may use, and how many threads it has."""
+
+    id: str
+    threads: int
+    cpus: list[int]
+
+
+class OverlapNotice(Struct, frozen=True):
+    """``infer.overlap.<model>.<inferer>``: the inferers that share CPUs with this one, to the harm
+    of both. At most 32, with those of the lowest ids."""
+
+    inferers: list[OverlappingInferer]

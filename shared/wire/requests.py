@@ -19,7 +19,11 @@ StopString = Annotated[str, Meta(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Priority = Literal["high", "normal", "low"]
-"""A job's class: strictly in this order, first in first out within each."""
+"""Strictly in this order, first in first out within each."""
+Task = Literal["chat", "complete", "embed"]
+"""What is asked of the model. No inferer serves ``embed`` yet."""
+Via = Literal["http", "openai", "nats", "retry", "cli"]
+"""How a job came to its gateway."""
 
 
 class TextPart(Struct, frozen=True):
@@ -97,22 +101,27 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
-    """The body of a message on ``REQUESTS``. Its id, model and class are in the subject."""
+    """The body of a message on ``REQUESTS``. Its id, owner and priority are in the subject."""
 
+    task: Task
     messages: Messages | None = None
     prompt: Prompt | None = None
     stream: bool = False
     """Whether token frames go to ``Reply-To`` too."""
     queued_at: str | None = None
-    owner: str | None = None
+    via: Via | None = None
     metadata: Metadata | UnsetType = UNSET
     retry_of: str | None = None
     model: str | None = None
     """What users call the model; the subject holds its token."""
 
     def __post_init__(self) -> None:
-        if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give either `messages` or `prompt`, and not both")
+        if self.task == "embed":
+            raise ValueError("the task `embed` is not served by this version")
+        if (self.task == "chat") != (self.messages is not None):
+            raise ValueError("the task `chat` takes `messages`, and no other task does")
+        if (self.task == "complete") != (self.prompt is not None):
+            raise ValueError("the task `complete` takes a `prompt`, and no other task does")
         check_times(self.queued_at)
 
     def work(self, n_ctx: int) -> "Work":
@@ -121,7 +130,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
         return Work(
             prompt_bytes=sum(len(text.encode("utf-8")) for text in texts),
             max_tokens=min(self.max_tokens or n_ctx, n_ctx),
-            chat=self.messages is not None,
+            task=self.task,
         )
 
 
@@ -130,13 +139,33 @@ class Work(Struct, frozen=True):
 
     prompt_bytes: Count
     max_tokens: Count
-    chat: bool
+    task: Task
 
 
-def priority_of(job_class: str) -> Priority:
-    """The class named in a subject; what somebody has put there by hand counts as normal."""
+def priority_of(token: str) -> Priority:
+    """The priority that a subject names; one that does not exist counts as normal."""
     named: dict[str, Priority] = {"high": "high", "low": "low"}
-    return named.get(job_class, "normal")
+    return named.get(token, "normal")
+
+
+class RetryRequest(Struct, frozen=True):
+    """``infer.retry.<model>.<id>``: an inferer asks a gateway for the job's next attempt.
+
+    ``sequence`` is that of the message that the inferer holds, ``at`` when the attempt is due.
+    """
+
+    sequence: Count
+    attempt: Count
+    at: str
+
+    def __post_init__(self) -> None:
+        check_times(self.at)
+
+
+class RetryScheduled(Struct, frozen=True):
+    """The answer: the broker holds the schedule, or the job has ended meanwhile."""
+
+    at: str
 
 
 class IdempotencyEntry(Struct, frozen=True):

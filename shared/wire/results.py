@@ -5,7 +5,8 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
-from shared.wire.requests import Priority, Work
+from shared.wire.requests import Priority, Task, Work
+from shared.wire.subjects import PUBLIC
 
 FinishReason = Literal["stop", "length"]
 
@@ -44,7 +45,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     started_at: str | None = None
     inferer: str | None = None
     timings: Timings | None = None
-    owner: str | None = None
+    owner: str = PUBLIC
     metadata: Metadata | UnsetType = UNSET
     priority: Priority = "normal"
     retry_of: str | None = None
@@ -57,7 +58,7 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     text: str
     finish_reason: FinishReason
     usage: Usage
-    chat: bool = False
+    task: Task = "complete"
     work: Work | None = None
 
 

@@ -1,26 +1,35 @@
-"""Every subject, stream, bucket and header of the wire, version 1.
+"""Every subject, stream, bucket and header of the wire, version 2.
 
-A job's subjects end in its id, so the broker itself can answer what became of it. Of a model they
-hold the token that is derived from its name.
+A job's subjects hold its model and end in its id: rights can be given for a model, and the broker
+itself can answer what became of a job. In place of a model's name they hold the token that is
+derived from it (`shared/model_names.py`).
+
+Code that knows a job's model reads by the one subject. Code that knows an id alone reads by a
+wildcard (the functions whose names end in ``_of``).
 """
 
 import re
+from typing import NamedTuple
 
 from shared.model_names import is_token as is_model_token
 from shared.model_names import token_of
 
-WIRE_VERSION = "1"
+WIRE_VERSION = "2"
 
 REQUESTS = "REQUESTS"
+STATES = "STATES"
 EVENTS = "EVENTS"
 RESULTS = "RESULTS"
 DEAD = "DEAD"
 INFERERS = "INFERERS"
 IDEMPOTENCY = "IDEMPOTENCY"
 
-CLASSES = ("high", "normal", "low")
-"""The ranks of jobs, in the order in which they are served."""
-CLASS_NORMAL = "normal"
+PRIORITIES = ("high", "normal", "low")
+"""In the order in which they are served."""
+NORMAL = "normal"
+
+PUBLIC = "public"
+"""The owner of every job, as long as there are no keys."""
 
 # The broker renames the message's own reply field when it stores it, so the subject that waits
 # for the answer travels in a header.
@@ -28,6 +37,7 @@ HEADER_REPLY_TO = "Reply-To"
 HEADER_IDEMPOTENCY_KEY = "Idempotency-Key"
 HEADER_DEADLINE = "Deadline"
 HEADER_TRACEPARENT = "traceparent"
+HEADER_TRACESTATE = "tracestate"
 HEADER_VERSION = "Sluice-Version"
 HEADER_SCHEDULE = "Nats-Schedule"
 HEADER_SCHEDULE_TARGET = "Nats-Schedule-Target"
@@ -41,10 +51,19 @@ BROKERS_HEADERS = "nats-"
 # without the inferers changing at the same moment.
 PRIORITY_GROUP = "g"
 
-FINISHED_WILDCARD = "infer.finished.*"
-CANCEL_WILDCARD = "infer.cancel.*"
+REQUESTS_WILDCARD = "infer.requests.*.*.*.*"
+SCHEDULES_WILDCARD = "infer.schedule.*.*.*.*"
+REQUESTS_V1_WILDCARD = "infer.requests.*.*.*"
+"""Where clients of wire version 1 publish."""
+STATES_WILDCARD = "infer.states.*.*"
+DEATHS_WILDCARD = "infer.deaths.*.*"
+EVENTS_WILDCARD = "infer.events.*.*.*"
+RESULTS_WILDCARD = "infer.results.*.*"
+FINISHED_WILDCARD = "infer.finished.*.*"
 DEAD_WILDCARD = "infer.dead.*.*"
-INFERER_DEATH_WILDCARD = "infer.events.*.died"
+RETRY_WILDCARD = "infer.retry.*.*"
+ACCEPTED_WILDCARD = "infer.accepted.*.*"
+INFERERS_WILDCARD = f"$KV.{INFERERS}.*.*"
 
 LONGEST_ID = 256
 """Bytes of an id from outside: the broker limits the length of subjects made of it."""
@@ -57,103 +76,155 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
-def request(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
-    return f"infer.requests.{token_of(model)}.{job_class}.{job_id}"
+class RequestSubject(NamedTuple):
+    """What the subject of a request says, or that of a request whose retry is scheduled."""
+
+    model: str
+    """Its token."""
+    priority: str
+    owner: str
+    job_id: str
+    is_scheduled: bool = False
+
+    @classmethod
+    def parse(cls, subject: str) -> "RequestSubject":
+        """Raises: ValueError: the subject is not of that form."""
+        parts = subject.split(".")
+        is_request = len(parts) == 6 and parts[0] == "infer" and parts[1] in _KINDS
+        if not is_request or len(parts[5].encode()) > LONGEST_ID:
+            raise ValueError(f"not the subject of a request: {subject}")
+        model, priority, owner, job_id = parts[2:]
+        return cls(model, priority, owner, job_id, parts[1] == "schedule")
+
+    @property
+    def request(self) -> str:
+        """Where the request waits in its queue."""
+        return f"infer.requests.{self.model}.{self.priority}.{self.owner}.{self.job_id}"
+
+    @property
+    def schedule(self) -> str:
+        """Where the request waits for its retry; then the broker puts it back on the queue."""
+        return f"infer.schedule.{self.model}.{self.priority}.{self.owner}.{self.job_id}"
+
+
+_KINDS = ("requests", "schedule")
+
+
+def request(model: str, job_id: str, priority: str = NORMAL, owner: str = PUBLIC) -> str:
+    return RequestSubject(token_of(model), priority, owner, job_id).request
 
 
 def request_of(job_id: str) -> str:
-    """The filter that finds a waiting request when only its id is known."""
-    return f"infer.requests.*.*.{job_id}"
+    return f"infer.requests.*.*.*.{job_id}"
 
 
-def model_requests(model: str, job_class: str = CLASS_NORMAL) -> str:
-    return f"infer.requests.{token_of(model)}.{job_class}.*"
-
-
-def consumer(model: str, job_class: str) -> str:
-    """The durable that holds a model's jobs of one class: the model's own token for the normal."""
-    token = token_of(model)
-    return token if job_class == CLASS_NORMAL else f"{token}+{job_class}"
-
-
-def parse_consumer(name: str) -> tuple[str, str]:
-    """``(token of the model, class)`` of a consumer of REQUESTS.
-
-    Raises:
-        ValueError: it is none of ours.
-    """
-    model, plus, job_class = name.partition("+")
-    job_class = job_class if plus else CLASS_NORMAL
-    if not is_model_token(model) or job_class not in CLASSES or name != consumer(model, job_class):
-        raise ValueError(f"not a model's consumer: {name}")
-    return model, job_class
-
-
-def parse_request(subject: str) -> tuple[str, str, str]:
-    """``(token of the model, class, job id)`` of a request's subject.
-
-    Raises:
-        ValueError: the subject is not of that form.
-    """
-    parts = subject.split(".")
-    is_request = len(parts) == 5 and parts[:2] == ["infer", "requests"]
-    if not is_request or len(parts[4].encode()) > LONGEST_ID:
-        raise ValueError(f"not the subject of a request: {subject}")
-    return parts[2], parts[3], parts[4]
-
-
-def schedule(model: str, job_id: str, job_class: str = CLASS_NORMAL) -> str:
-    """Where a request waits for its next attempt; the broker puts it back on the queue then."""
-    return f"infer.schedule.{token_of(model)}.{job_class}.{job_id}"
+def model_requests(model: str, priority: str = NORMAL) -> str:
+    return f"infer.requests.{token_of(model)}.{priority}.*.*"
 
 
 def schedule_of(job_id: str) -> str:
-    """The filter that finds a request's schedule when only its id is known."""
-    return f"infer.schedule.*.*.{job_id}"
+    return f"infer.schedule.*.*.*.{job_id}"
 
 
-def state_events(job_id: str) -> str:
-    return f"infer.events.{job_id}.state"
+def retry(model: str, job_id: str) -> str:
+    """Asks a gateway to schedule the job's next attempt; answered once that is stored."""
+    return f"infer.retry.{token_of(model)}.{job_id}"
 
 
-def token_events(job_id: str) -> str:
-    return f"infer.events.{job_id}.tokens"
+def accepted(model: str, job_id: str) -> str:
+    """Where the broker announces each request that it has stored, without its body."""
+    return f"infer.accepted.{token_of(model)}.{job_id}"
 
 
-def events(job_id: str) -> str:
-    return f"infer.events.{job_id}.*"
+def consumer(model: str, priority: str) -> str:
+    """The durable that holds a model's jobs of one priority: for the normal one the model's token
+    itself."""
+    token = token_of(model)
+    return token if priority == NORMAL else f"{token}+{priority}"
 
 
-def inferer_death(inferer_id: str) -> str:
-    """How an inferer died; kept as long as the events of jobs."""
-    return f"infer.events.{inferer_id}.died"
+def parse_consumer(name: str) -> tuple[str, str]:
+    """``(token of the model, priority)`` of a consumer of REQUESTS.
+
+    Raises:
+        ValueError: it is not a model's.
+    """
+    model, plus, priority = name.partition("+")
+    priority = priority if plus else NORMAL
+    if not is_model_token(model) or priority not in PRIORITIES or name != consumer(model, priority):
+        raise ValueError(f"not a model's consumer: {name}")
+    return model, priority
 
 
-def result(job_id: str) -> str:
-    return f"infer.results.{job_id}"
+def state(model: str, job_id: str) -> str:
+    """The last event of the job's life but its result; see `StateEvent`."""
+    return f"infer.states.{token_of(model)}.{job_id}"
 
 
-def finished(job_id: str) -> str:
+def state_of(job_id: str) -> str:
+    return f"infer.states.*.{job_id}"
+
+
+def death(model: str, inferer_id: str) -> str:
+    """How an inferer died."""
+    return f"infer.deaths.{token_of(model)}.{inferer_id}"
+
+
+def state_events(model: str, job_id: str) -> str:
+    """Each event of a job's life, in order with its tokens, for those who follow it."""
+    return f"infer.events.{token_of(model)}.{job_id}.state"
+
+
+def token_events(model: str, job_id: str) -> str:
+    return f"infer.events.{token_of(model)}.{job_id}.tokens"
+
+
+def events(model: str, job_id: str) -> str:
+    return f"infer.events.{token_of(model)}.{job_id}.*"
+
+
+def result(model: str, job_id: str) -> str:
+    return f"infer.results.{token_of(model)}.{job_id}"
+
+
+def result_of(job_id: str) -> str:
+    return f"infer.results.*.{job_id}"
+
+
+def finished(model: str, job_id: str) -> str:
     """Where the broker announces the result it *stored*; a refused second one never shows here."""
-    return f"infer.finished.{job_id}"
+    return f"infer.finished.{token_of(model)}.{job_id}"
 
 
-def cancel(job_id: str) -> str:
-    return f"infer.cancel.{job_id}"
+def cancel(model: str, job_id: str) -> str:
+    return f"infer.cancel.{token_of(model)}.{job_id}"
 
 
-def control(inferer_id: str) -> str:
-    """Orders to one inferer, each answered."""
-    return f"infer.control.{inferer_id}"
+def cancels(model: str) -> str:
+    return f"infer.cancel.{token_of(model)}.*"
 
 
-def inferer(inferer_id: str) -> str:
+def control(model: str, inferer_id: str) -> str:
+    """Commands to one inferer, each answered."""
+    return f"infer.control.{token_of(model)}.{inferer_id}"
+
+
+def overlap(model: str, inferer_id: str) -> str:
+    """Which other inferers share CPUs with this one, as a gateway has found."""
+    return f"infer.overlap.{token_of(model)}.{inferer_id}"
+
+
+def inferer(model: str, inferer_id: str) -> str:
     """The key of an inferer's entry."""
-    return f"$KV.{INFERERS}.{inferer_id}"
+    return f"$KV.{INFERERS}.{token_of(model)}.{inferer_id}"
 
 
 def dead(model: str, job_id: str) -> str:
     return f"infer.dead.{token_of(model)}.{job_id}"
+
+
+def dead_of(job_id: str) -> str:
+    return f"infer.dead.*.{job_id}"
 
 
 def idempotency(key_hash: str) -> str:
@@ -161,11 +232,8 @@ def idempotency(key_hash: str) -> str:
     return f"$KV.{IDEMPOTENCY}.{key_hash}"
 
 
-def dead_of(job_id: str) -> str:
-    """The filter that finds a dead letter when only its id is known."""
-    return f"infer.dead.*.{job_id}"
-
-
-def last_token(subject: str) -> str:
-    """The job id of any subject that ends in one."""
-    return subject.rpartition(".")[2]
+def model_and_id(subject: str) -> tuple[str, str]:
+    """``(token of the model, id)`` of the subject of a result, a state, a dead letter, a death, an
+    announcement, a command or an inferer's entry: of all that end in both."""
+    model, job_id = subject.rsplit(".", 2)[-2:]
+    return model, job_id

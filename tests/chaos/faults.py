@@ -274,9 +274,17 @@ async def _run_deadly(site: Site, strike: Strike, errand: Errand) -> None:
 def _send_rubbish(node: Node, random: Random) -> None:
     job_id = new_job_id()
     read = (
-        *("infer.queue", "infer.chat", "infer.cancel.x", f"infer.finished.{job_id}"),
-        *(f"infer.events.{job_id}.state", f"infer.events.{job_id}.tokens", "infer.dead.tiny.x"),
-        *(f"$KV.{subjects.INFERERS}.x", f"$KV.{subjects.IDEMPOTENCY}.x", "infer.control.inferer-0"),
+        *("infer.queue", "infer.chat", "infer.cancel.tiny.x", f"infer.finished.tiny.{job_id}"),
+        *(
+            f"infer.events.tiny.{job_id}.state",
+            f"infer.events.tiny.{job_id}.tokens",
+            "infer.dead.tiny.x",
+        ),
+        *(
+            f"$KV.{subjects.INFERERS}.x",
+            f"$KV.{subjects.IDEMPOTENCY}.x",
+            "infer.control.tiny.inferer-0",
+        ),
     )
     bodies = (b"", b"X", b"\xff", b"[" * 5_000, b'{"state":"\xff"}', b'{"at":"soon"}', b"{}")
     for _ in range(20):

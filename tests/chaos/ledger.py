@@ -62,7 +62,7 @@ class Ledger:
     def results(self) -> dict[str, Result]:
         """The first stored result of each job."""
         return {
-            job_id: decode_stored(job_id, stored[0].data, datetime.now(UTC))
+            job_id: decode_stored(stored[0].subject, stored[0].data, datetime.now(UTC))
             for job_id, stored in self.store.results.items()
         }
 

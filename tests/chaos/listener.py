@@ -1,4 +1,4 @@
-"""Everything the broker says aloud, heard at every node at the same time."""
+"""Everything the broker announces, received at every node at the same time."""
 
 from collections import defaultdict
 
@@ -11,7 +11,7 @@ from shared.wire.codecs import decode_state_event
 
 
 class Listener:
-    """Core subscribers, one at each node: what one misses while its node is dead, others hear."""
+    """Core subscribers, one at each node: what one misses while its node is dead, others get."""
 
     def __init__(self) -> None:
         self.announced: dict[str, set[tuple[int, bytes]]] = defaultdict(set)
@@ -26,7 +26,7 @@ class Listener:
             await connection.connect()
             self._connections.append(connection)
             await connection.nc.subscribe(subjects.FINISHED_WILDCARD, cb=self._hear_result)
-            await connection.nc.subscribe(subjects.state_events("*"), cb=self._hear_state)
+            await connection.nc.subscribe(subjects.STATES_WILDCARD, cb=self._hear_state)
 
     async def close(self) -> None:
         for connection in self._connections:
@@ -45,7 +45,7 @@ class Listener:
         sequence = int((message.headers or {}).get("Nats-Sequence", 0))
         if sequence == 0:
             return  # rubbish that a fault has sent: no stream has announced it
-        job_id = subjects.last_token(message.subject)
+        job_id = subjects.model_and_id(message.subject)[1]
         self.announced[job_id].add((sequence, message.data))
         self._forget(job_id)
 
@@ -54,7 +54,7 @@ class Listener:
             event = decode_state_event(message.data)
         except (ValueError, RecursionError):
             return  # likewise
-        job_id = message.subject.split(".")[2]
+        job_id = subjects.model_and_id(message.subject)[1]
         self._forget(job_id)
         if event.state == "started" and event.work is not None and job_id not in self.announced:
             self._running[event.inferer][job_id] = event.work.max_tokens

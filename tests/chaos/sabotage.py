@@ -20,6 +20,7 @@ from shared.process.lifecycle import run_process
 from shared.wire import subjects
 from shared.wire.codecs import encode
 from shared.wire.results import Result
+from shared.wire.trace import NO_TRACE, Trace
 from tests.chaos.site import Site
 
 DIES_AT_JOB = 3
@@ -35,8 +36,12 @@ async def allow_second_results(site: Site) -> None:
 def store_second_results() -> None:
     """The last write wins: a result is stored whether or not there is one."""
 
-    async def store_result(broker: Broker, result: Result, patience_s: float) -> Result:
-        await broker.publish_stored(subjects.result(result.id), encode(result), {}, patience_s)
+    async def store_result(
+        broker: Broker, result: Result, patience_s: float, trace: Trace = NO_TRACE
+    ) -> Result:
+        await broker.publish_stored(
+            subjects.result(result.model, result.id), encode(result), {}, patience_s
+        )
         return result
 
     vars(records)["store_result"] = store_result

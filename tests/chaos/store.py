@@ -20,6 +20,7 @@ READ_TIMEOUT_S = 10.0
 class StoredResult:
     sequence: int
     at: float
+    subject: str
     data: bytes
 
 
@@ -37,16 +38,19 @@ class Store:
 
 async def read_store(broker: Broker) -> Store:
     results = defaultdict(list)
-    for message in await _all(broker, subjects.RESULTS, subjects.result("*")):
+    for message in await _all(broker, subjects.RESULTS, subjects.RESULTS_WILDCARD):
         metadata = message.metadata
         stored = StoredResult(
-            metadata.sequence.stream, metadata.timestamp.timestamp(), message.data
+            metadata.sequence.stream,
+            metadata.timestamp.timestamp(),
+            message.subject,
+            message.data,
         )
-        results[subjects.last_token(message.subject)].append(stored)
+        results[subjects.model_and_id(message.subject)[1]].append(stored)
     letters = {}
     for message in await _all(broker, subjects.DEAD, subjects.DEAD_WILDCARD):
         with suppress(ValueError, RecursionError):  # rubbish that a fault has sent
-            letters[subjects.last_token(message.subject)] = decode_dead_letter(message.data)
+            letters[subjects.model_and_id(message.subject)[1]] = decode_dead_letter(message.data)
     ever_stored = (await stream_info(broker, subjects.RESULTS)).state.last_seq
     return Store(dict(results), ever_stored, await queued(broker), letters)
 
@@ -61,7 +65,7 @@ async def _all(broker: Broker, stream: str, subject: str) -> list[Msg]:
 
 async def queued(broker: Broker) -> list[str]:
     info = await stream_info(broker, subjects.REQUESTS)
-    return [subjects.last_token(subject) for subject in info.state.subjects or {}]
+    return [subjects.model_and_id(subject)[1] for subject in info.state.subjects or {}]
 
 
 async def stream_info(broker: Broker, stream: str) -> StreamInfo:

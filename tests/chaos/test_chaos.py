@@ -30,11 +30,11 @@ async def test_no_job_is_lost_or_doubled(tmp_path: Path, model: Path) -> None:
     """Every kind of fault strikes once, and the ledger balances."""
     plan = short_plan(_seed())
     ledger = await run(plan, tmp_path, model)
-    told = report(ledger)
-    print(told)
-    assert not ledger.problems(), told
+    printed = report(ledger)
+    print(printed)
+    assert not ledger.problems(), printed
     in_vain = {strike.kind for strike in ledger.strikes if strike.at is None}
-    assert in_vain <= ({"fill_disk"} if os.geteuid() else set()), told
+    assert in_vain <= ({"fill_disk"} if os.geteuid() else set()), printed
 
 
 async def test_a_rolling_restart_loses_and_doubles_no_job(tmp_path: Path, model: Path) -> None:
@@ -43,11 +43,11 @@ async def test_a_rolling_restart_loses_and_doubles_no_job(tmp_path: Path, model:
         _seed(), jobs=60, faults=[(1, "rolling_restart")], at_least_s=20, limit_s=170, is_brief=True
     )
     ledger = await run(plan, tmp_path, model)
-    told = report(ledger)
-    assert not ledger.problems(), told
+    printed = report(ledger)
+    assert not ledger.problems(), printed
     failures = [result for result in ledger.results.values() if isinstance(result, Failed)]
-    assert {failed.code for failed in failures} <= {"prompt_too_long"}, told
-    assert max(result.attempt for result in ledger.results.values()) == 1, told
+    assert {failed.code for failed in failures} <= {"prompt_too_long"}, printed
+    assert max(result.attempt for result in ledger.results.values()) == 1, printed
 
 
 async def test_second_results_are_found_by_the_ledger(tmp_path: Path, model: Path) -> None:
@@ -61,11 +61,11 @@ async def test_second_results_are_found_by_the_ledger(tmp_path: Path, model: Pat
         limit_s=150,
     )
     ledger = await run(plan, tmp_path, model, prepare=allow_second_results)
-    told = report(ledger)
+    printed = report(ledger)
     struck = ledger.strikes[0].job_id
     doubled = [problem.text for problem in ledger.problems() if problem.kind == "doubled"]
-    assert any(text.startswith(f"{struck} was announced") for text in doubled), told
-    assert any("stored, only" in text for text in doubled), told
+    assert any(text.startswith(f"{struck} was announced") for text in doubled), printed
+    assert any("stored, only" in text for text in doubled), printed
 
 
 async def test_jobs_acknowledged_before_their_result_are_found_by_the_ledger(

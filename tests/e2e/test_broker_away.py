@@ -67,12 +67,12 @@ def test_jobs_outlive_the_broker(stack: Stack) -> None:
     assert [job["attempts"] for job in ended] == [1] * 4
     # One may be delivered twice, as the broker lost what it had not written; it ran once.
 
-    def told() -> list[str] | None:
+    def printed() -> list[str] | None:
         finished = [event["job_id"] for event in stack.inferers[0].events("job_finished")]
         once = list(dict.fromkeys(finished))
         return once if len(once) == len(ids) else None
 
-    assert eventually(told, "each is told, a moment after its result") == ids
+    assert eventually(printed, "each is printed, a moment after its result") == ids
 
 
 @pytest.mark.parametrize("fault", ["restarted in good order", "frozen for longer than a lease"])
@@ -106,7 +106,7 @@ def test_jobs_outlive_every_outage_of_the_broker(stack: Stack, fault: str) -> No
 
 
 def test_a_waiting_client_is_answered_after_an_outage(stack: Stack) -> None:
-    """A job that finishes while the broker is away is stored and told when it is back."""
+    """A job that finishes while the broker is away is stored and sent when it is back."""
     with httpx.Client(base_url=stack.url, timeout=PATIENCE_S) as patient:
         job_id = stack.submit(prompt="long", max_tokens=1000)
         with patient.stream("GET", f"/jobs/{job_id}/events") as response:
@@ -152,11 +152,11 @@ def test_a_stack_started_while_the_broker_is_away_serves_once_it_is_there(
 
 INCOMPATIBLE = {
     "REQUESTS that is no work queue": (
-        StreamConfig(name="REQUESTS", subjects=["infer.requests.*.*.*"]),
+        StreamConfig(name="REQUESTS", subjects=["infer.requests.*.*.*.*"]),
         ("REQUESTS", "retention is limits, should be workqueue", "nats stream rm REQUESTS"),
     ),
     "RESULTS in memory": (
-        StreamConfig(name="RESULTS", subjects=["infer.results.*"], storage=StorageType.MEMORY),
+        StreamConfig(name="RESULTS", subjects=["infer.results.*.*"], storage=StorageType.MEMORY),
         ("RESULTS", "storage is memory, should be file", "nats stream rm RESULTS"),
     ),
     "somebody else's stream on our subjects": (

@@ -15,7 +15,7 @@ from shared.wire.codecs import encode
 from shared.wire.requests import InferenceRequest
 from tests.support.processes import Stack
 
-REQUEST = InferenceRequest(prompt="hi", max_tokens=2)
+REQUEST = InferenceRequest(task="complete", prompt="hi", max_tokens=2)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def test_an_unreadable_result_is_reported_as_such(
 ) -> None:
     """It is final all the same: `failed`, with the reason, for whoever asks."""
     job_id = new_job_id()
-    await js.publish(subjects.result(job_id), b"\xff{")
+    await js.publish(subjects.result("tiny", job_id), b"\xff{")
     status = gateway.status(job_id)
     assert (status["state"], status["error"]["code"]) == ("FAILURE", "unreadable_result")
     events = gateway.http.get(f"/jobs/{job_id}/events").text
@@ -51,7 +51,7 @@ async def test_an_inferer_outlives_an_unreadable_result(
 ) -> None:
     """Its job leaves the queue, and the next one runs."""
     job_id = new_job_id()
-    await js.publish(subjects.result(job_id), b"nonsense")
+    await js.publish(subjects.result("tiny", job_id), b"nonsense")
     await js.publish(subjects.request("tiny", job_id), encode(REQUEST))
     inferer = gateway.start_inferer(tiny_model)
     gateway.wait_until_served("tiny")
@@ -75,7 +75,7 @@ async def test_an_unreadable_request_can_be_cancelled(
     job_id = new_job_id()
     headers = {subjects.HEADER_DEADLINE: deadline} if deadline else {}
     await js.publish(subjects.request("tiny", job_id), body, headers=headers)
-    await js.publish(subjects.state_events(job_id), b"started!")
+    await js.publish(subjects.state_events("tiny", job_id), b"started!")
     assert gateway.status(job_id)["state"] == "PENDING"
     cancelled = gateway.http.delete(f"/jobs/{job_id}")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "REVOKED")
@@ -86,7 +86,7 @@ async def test_a_foreign_consumer_is_not_a_model_and_is_left_alone(
     gateway: Stack, js: JetStreamContext
 ) -> None:
     """It is no model, and it stays as it is."""
-    mine = ConsumerConfig(durable_name="mine", filter_subject="infer.requests.other.low.*")
+    mine = ConsumerConfig(durable_name="mine", filter_subject="infer.requests.other.low.*.*")
     await js.add_consumer(subjects.REQUESTS, mine)
     for _ in range(2):  # each is a fresh look of the gateway
         models = gateway.http.get("/queue").json()["models"]
@@ -94,5 +94,5 @@ async def test_a_foreign_consumer_is_not_a_model_and_is_left_alone(
     gateway.submit(prompt="hi")  # without a model: only one is served
     assert gateway.http.post("/jobs", json={"prompt": "hi", "model": "mine"}).status_code == 404
     held = (await js.consumer_info(subjects.REQUESTS, "mine")).config
-    assert held.filter_subject == "infer.requests.other.low.*"
+    assert held.filter_subject == "infer.requests.other.low.*.*"
     assert not gateway.gateways[0].events("limit_not_set")

@@ -216,8 +216,8 @@ def test_no_gateway_is_status_3(arguments: list[str]) -> None:
 
 def test_the_version_is_printed() -> None:
     """Without a command."""
-    told = run("--version")
-    assert (told.returncode, told.stdout.strip()) == (OK, __version__)
+    printed = run("--version")
+    assert (printed.returncode, printed.stdout.strip()) == (OK, __version__)
 
 
 def test_topology_apply_creates_everything(nats_server: NatsServer) -> None:
@@ -360,9 +360,9 @@ def test_ask_that_is_stopped_cancels_its_job(shared_stack: Stack, how: str) -> N
         asking.terminate()
     else:
         asking.stdout.close()
-    told = asking.stderr.read()
+    printed = asking.stderr.read()
     assert asking.wait(PATIENCE_S) == INTERRUPTED
-    word, job_id = told.split()
+    word, job_id = printed.split()
     assert word == "cancelled"
     assert shared_stack.wait_for_end(job_id)["state"] == "REVOKED"
 
@@ -381,9 +381,9 @@ def test_submit_that_is_stopped_prints_the_id(shared_stack: Stack) -> None:
     word, job_id = submitting.stderr.readline().split()
     assert word == "submitted"
     submitting.terminate()
-    told = submitting.stderr.read()
-    assert submitting.wait(PATIENCE_S) == INTERRUPTED, told
-    assert told == f"the job goes on: sluice status {job_id}\n"
+    printed = submitting.stderr.read()
+    assert submitting.wait(PATIENCE_S) == INTERRUPTED, printed
+    assert printed == f"the job goes on: sluice status {job_id}\n"
     assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 

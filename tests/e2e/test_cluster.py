@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from shared.broker.connection import RETRY_DELAY_S, Broker, connected
-from shared.broker.results import read_result, store_result
+from shared.broker.results import find_result, store_result
 from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
@@ -118,8 +118,8 @@ async def test_gateways_that_start_at_the_same_moment_all_become_ready(tmp_path:
 
 
 async def test_a_gateway_that_stops_during_an_election_ends_in_time(tmp_path: Path) -> None:
-    """Whoever still waits is told to ask another one, with 503, in time; or is answered, where
-    one node can do it."""
+    """A caller that still waits is asked to use another one, with 503, in time; or is answered,
+    where one node can do it."""
     async with Cluster(tmp_path) as cluster:
         gateway = _gateway_at(cluster.nodes[0], tmp_path)
         gateway.launch()
@@ -135,23 +135,23 @@ async def test_a_gateway_that_stops_during_an_election_ends_in_time(tmp_path: Pa
                 asked = [asyncio.create_task(call) for call in waiting]
                 await asyncio.sleep(0.5)
                 assert await gateway.terminate() == 0
-                told = [(await answer).status_code for answer in asked]
-                assert told[:2] == [503] * 2
-                assert set(told) <= {200, 503}
+                printed = [(await answer).status_code for answer in asked]
+                assert printed[:2] == [503] * 2
+                assert set(printed) <= {200, 503}
         finally:
             gateway.kill()
         assert "Traceback" not in gateway.logs[0].read_text()
 
 
 async def test_many_results_at_the_same_moment_all_get_the_stored_one(tmp_path: Path) -> None:
-    """Each attempt is told the one that is stored, also while the nodes still agree on it."""
+    """Each attempt gets the one that is stored, also while the nodes still agree on it."""
     async with Cluster(tmp_path) as cluster:
         await ensure_topology(cluster.broker, Topology(replicas=3), [])
         for _ in range(20):
             job_id = new_job_id()
             results = [_cancelled(job_id, attempt) for attempt in range(10)]
             stored = await asyncio.gather(*(_store(cluster.broker, result) for result in results))
-            assert stored == [await read_result(cluster.broker, job_id, from_leader=True)] * 10
+            assert stored == [await find_result(cluster.broker, job_id, from_leader=True)] * 10
 
 
 def _gateway_at(node: Node, folder: Path) -> Gateway:
@@ -159,11 +159,11 @@ def _gateway_at(node: Node, folder: Path) -> Gateway:
 
 
 async def test_a_publish_that_is_repeated_too_early_is_stored_once(tmp_path: Path) -> None:
-    """While the nodes still agree on the first try: stored once, and all are told where."""
+    """While the nodes still agree on the first try: stored once, and all learn where."""
     async with Cluster(tmp_path) as cluster:
         await ensure_topology(cluster.broker, Topology(replicas=3), [])
         for number in range(20):
-            subject = subjects.state_events(new_job_id())
+            subject = subjects.state_events("tiny", new_job_id())
             headers = {subjects.HEADER_MSG_ID: f"{number}"}
             tries = [cluster.broker.publish_stored(subject, b"", headers, 10) for _ in range(10)]
             acks = await asyncio.gather(*tries)

@@ -71,24 +71,24 @@ MALFORMED = {
     "arrays in arrays": b"PUB %s %s 5000\r\n" + b"[" * 5000 + b"\r\n",
 }
 
-DEADLY = ("headers of one byte", "infer.results.%s")
+DEADLY = ("headers of one byte", ("infer.results.", "infer.requests."))
 """This ends nats-server 2.15.1, where it republishes a stream: not ours to mend."""
 
 SUBJECTS = (
     *(f"infer.{name}" for name in ("chat", "complete", "submit", "status", "result", "cancel")),
     *(f"infer.{name}" for name in ("queue", "inferers", "concurrency")),
-    "infer.requests.tiny.normal.%s",
-    "infer.requests.tiny.odd.%s",
-    "infer.requests.tiny.normal." + "x" * 3900,
-    "infer.schedule.tiny.normal.%s",
-    "infer.events.%s.state",
-    "infer.events.%s.tokens",
-    "infer.events.\xff.state",
-    "infer.results.%s",
-    "infer.finished.%s",
-    "infer.finished.\x0b",
-    "infer.cancel.%s",
-    "infer.control.inferer-0",
+    "infer.requests.tiny.normal.public.%s",
+    "infer.requests.tiny.odd.public.%s",
+    "infer.requests.tiny.normal.public." + "x" * 3900,
+    "infer.schedule.tiny.normal.public.%s",
+    "infer.events.tiny.%s.state",
+    "infer.events.tiny.%s.tokens",
+    "infer.events.tiny.\xff.state",
+    "infer.results.tiny.%s",
+    "infer.finished.tiny.%s",
+    "infer.finished.tiny.\x0b",
+    "infer.cancel.tiny.%s",
+    "infer.control.tiny.inferer-0",
     "infer.dead.tiny.%s",
     "$KV.INFERERS.%s",
     "$KV.INFERERS.a.b",
@@ -105,7 +105,9 @@ def test_malformed_messages_on_every_subject_stop_nothing(stack: Stack, kind: st
     reconnects, no process ends, and jobs run beside them."""
     job_id = new_job_id()
     with _raw(stack.nats.port) as send:
-        for subject in (one for one in SUBJECTS if (kind, one) != DEADLY):
+        for subject in SUBJECTS:
+            if kind == DEADLY[0] and subject.startswith(DEADLY[1]):
+                continue
             for reply in (b"_INBOX.a.b", b"_INBOX.\xff", b""):
                 named = subject.replace("%s", job_id).encode("latin-1")
                 send(MALFORMED[kind] % (named, reply))

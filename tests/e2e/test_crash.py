@@ -203,9 +203,9 @@ def test_a_reader_of_events_learns_of_the_death_at_once(stack: Stack) -> None:
     with stack.http.stream("GET", f"/jobs/{job_id}/events") as response:
         events = server_sent_events(response)
         failed = next(event for event in events if event["event"] == "attempt_failed")
-    told = json.loads(failed["data"])
-    assert (told["code"], told["attempt"]) == ("worker_lost", 1)
-    assert told["message"] == "signal 11 (SIGSEGV) while computing its prompt, running alone"
+    printed = json.loads(failed["data"])
+    assert (printed["code"], printed["attempt"]) == ("worker_lost", 1)
+    assert printed["message"] == "signal 11 (SIGSEGV) while computing its prompt, running alone"
     assert stack.status(job_id)["state"] == "RETRY"
     (inferer,) = stack.inferers
     assert inferer.wait() == -signal.SIGSEGV

@@ -22,13 +22,13 @@ from shared.wire.results import DeadLetter
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, scripts
 
 REQUEST = InferenceRequest(
-    messages=None,
+    task="complete",
     prompt="hi",
     max_tokens=7,
     seed=5,
     stream=True,
     queued_at="2026-01-31T12:00:00.000000Z",
-    owner="ann",
+    via="nats",
     metadata=Raw(b'{"k":1}'),
 )
 
@@ -144,8 +144,8 @@ async def test_a_letter_is_shown_in_full(gateway: Stack, broker: Broker) -> None
     job_id = await bury(broker)
     (head,) = gateway.http.get("/dead").json()["letters"]
     letter = gateway.http.get(f"/dead/{job_id}").json()
-    told = (head["id"], head["model"], head["code"], head["attempts"], head["priority"])
-    assert told == (job_id, "tiny", "out_of_memory", 3, "high")
+    printed = (head["id"], head["model"], head["code"], head["attempts"], head["priority"])
+    assert printed == (job_id, "tiny", "out_of_memory", 3, "high")
     assert "request" not in head
     assert decode_request(letter["request"].encode()) == REQUEST
 
@@ -165,7 +165,7 @@ async def test_retry_sends_the_same_request_as_a_new_job(gateway: Stack, broker:
     )
     assert stored is not None
     request = decode_request(stored.data)
-    same = ("prompt", "max_tokens", "seed", "owner", "metadata")
+    same = ("prompt", "max_tokens", "seed", "metadata")
     for name in same:
         assert getattr(request, name) == getattr(REQUEST, name)
     assert (request.retry_of, request.stream) == (job_id, False)
@@ -229,8 +229,8 @@ async def test_an_unknown_id_is_not_found(gateway: Stack, broker: Broker, job_id
         gateway.http.post(f"/dead/{job_id}/retry"),
         gateway.http.delete(f"/dead/{job_id}"),
     ]
-    told = [(answer.status_code, answer.json()["code"]) for answer in answers]
-    assert told == [(404, "letter_not_found")] * 3
+    printed = [(answer.status_code, answer.json()["code"]) for answer in answers]
+    assert printed == [(404, "letter_not_found")] * 3
     assert await letters_left(broker) == 1
 
 
@@ -271,16 +271,16 @@ async def test_the_command_line_prints_letters_as_json(sluice: Sluice, broker: B
     """The same for programs: what HTTP says."""
     first, second = await bury(broker), await bury(broker)
 
-    def told(*arguments: str) -> Any:
+    def printed(*arguments: str) -> Any:
         return json.loads(sluice("dead", *arguments, "--json").stdout)
 
-    assert [letter["id"] for letter in told("list")["letters"]] == [second, first]
-    page = told("list", "--limit", "1")
-    older = told("list", "--before", str(page["before"]))
+    assert [letter["id"] for letter in printed("list")["letters"]] == [second, first]
+    page = printed("list", "--limit", "1")
+    older = printed("list", "--before", str(page["before"]))
     assert [letter["id"] for letter in older["letters"]] == [first]
-    assert told("show", first)["attempts"] == 3
-    assert told("retry", first)["retry_of"] == first
-    assert told("drop", second)["id"] == second
+    assert printed("show", first)["attempts"] == 3
+    assert printed("retry", first)["retry_of"] == first
+    assert printed("drop", second)["id"] == second
 
 
 async def test_the_command_line_refuses_what_it_cannot_do(sluice: Sluice, broker: Broker) -> None:

@@ -149,7 +149,7 @@ def test_data_outlives_the_containers(compose: Compose) -> None:
 
 
 def test_the_broker_reads_our_configuration(compose: Compose) -> None:
-    """The file that is mounted is ours, exists, cannot be written, and is the one it is told of."""
+    """The file that is mounted is ours, exists, cannot be written, and is the one it is given."""
     nats = compose()["services"]["nats"]
     read = nats["command"][nats["command"].index("-c") + 1]
     source, read_only = _mounts(nats)[read]
@@ -246,10 +246,10 @@ async def test_the_broker_starts_with_the_arguments_of_compose(tmp_path: Path) -
         assert f"client connections on 0.0.0.0:{client_port}" in server.output()
         async with httpx.AsyncClient(trust_env=False) as client:
             assert (await client.get(check)).json() == {"status": "ok"}
-            told = (await client.get(httpx.URL(check).copy_with(path="/varz"))).json()
-        assert (told["http_host"], told["http_port"]) == ("127.0.0.1", monitoring_port)
-        assert told["max_payload"] == MAX_PAYLOAD
-        assert Path(told["jetstream"]["config"]["store_dir"]).is_relative_to(tmp_path / "data")
+            printed = (await client.get(httpx.URL(check).copy_with(path="/varz"))).json()
+        assert (printed["http_host"], printed["http_port"]) == ("127.0.0.1", monitoring_port)
+        assert printed["max_payload"] == MAX_PAYLOAD
+        assert Path(printed["jetstream"]["config"]["store_dir"]).is_relative_to(tmp_path / "data")
     finally:
         server.end()
 
@@ -358,10 +358,10 @@ async def test_an_inferer_is_healthy_while_its_entry_lives(
 ) -> None:
     """1 before there is a bucket, before there is an entry and after it is gone; 0 in between. Each
     failure says why in one line."""
-    environment = {"NATS_URL": nats_server.url, "INFERER_ID": "here"}
-    status, told = _health(environment)
-    assert (status, told.count("\n")) == (1, 1)
-    assert "INFERERS" in told
+    environment = {"NATS_URL": nats_server.url, "INFERER_ID": "here", "INFERER_ALIAS": "tiny"}
+    status, printed = _health(environment)
+    assert (status, printed.count("\n")) == (1, 1)
+    assert "INFERERS" in printed
 
     await ensure_topology(broker, Topology(), [])
     missing = (1, "inferer health: here is not among the live inferers\n")
@@ -387,11 +387,11 @@ def test_the_health_check_waits_for_no_broker(nats_server: NatsServer) -> None:
     """Without a broker, and with a wrong setting, it ends soon and says so; a check that is killed
     for its slowness says nothing."""
     nats_server.process.end()
-    status, told = _health({"NATS_URL": nats_server.url}, patience_s=10)
-    assert (status, told) == (1, "inferer health: no connection to the broker in 3 s\n")
-    status, told = _health({"INFERER_MODLE": "smollm2"}, patience_s=10)
-    assert (status, told.count("\n")) == (1, 1)
-    assert "INFERER_MODLE" in told
+    status, printed = _health({"NATS_URL": nats_server.url}, patience_s=10)
+    assert (status, printed) == (1, "inferer health: no connection to the broker in 3 s\n")
+    status, printed = _health({"INFERER_MODLE": "smollm2"}, patience_s=10)
+    assert (status, printed.count("\n")) == (1, 1)
+    assert "INFERER_MODLE" in printed
 
 
 def test_the_health_check_loads_no_model() -> None:
@@ -422,7 +422,7 @@ def _entry(inferer_id: str) -> InfererEntry:
         host="here",
         threads=1,
         n_ctx=512,
-        chat=True,
+        tasks=["chat", "complete"],
         started_at=timestamp(),
         version="0",
         token_bytes=12,

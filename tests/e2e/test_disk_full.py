@@ -1,4 +1,4 @@
-"""A disk without a free byte under the broker: nothing that was accepted is lost, nobody is told
+"""A disk without a free byte under the broker: nothing that was accepted is lost, nobody gets
 what is not true, and everybody serves again by themselves."""
 
 import asyncio
@@ -80,8 +80,8 @@ def test_sluice_up_restarts_a_broker_that_has_given_up(
         up.wait_for_state(job_id, "STARTED")
         disk.fill()
         _refused(up.http, "/jobs")
-        (told,) = eventually(lambda: up.events("disk_full") or None, up.stderr)
-        assert told["folder"] == str(disk.folder)
+        (printed,) = eventually(lambda: up.events("disk_full") or None, up.stderr)
+        assert printed["folder"] == str(disk.folder)
         assert up.http.get("/readyz").status_code == 503
         disk.relieve()
         eventually(lambda: up.http.get("/readyz").status_code == 200, "it serves again")

@@ -102,8 +102,8 @@ def test_an_inferer_that_hangs_is_found(stack: Stack) -> None:
     stack.inferers[0].freeze()
     found = eventually(lambda: _silent(stack), "it is missed", patience_s=20)
     assert "end its process" in found["inferer inferer-0"][0]["advice"]
-    told = [finding["found"] for finding in found["tiny"]]
-    assert any("the longest-running job started" in one for one in told)
+    printed = [finding["found"] for finding in found["tiny"]]
+    assert any("the longest-running job started" in one for one in printed)
     stack.inferers[0].thaw()
 
 
@@ -139,7 +139,7 @@ async def test_consumers_with_other_settings_are_found(stack: Stack) -> None:
         await broker.js.add_consumer("REQUESTS", changed)
         await broker.js.add_consumer("REQUESTS", consumer("tiny", "low", 12.0, 7, None))
         await _pause(broker, "tiny+low", "2100-01-01T00:00:00Z")
-        theirs = ConsumerConfig(durable_name="audit", filter_subject="infer.requests.other.*.*")
+        theirs = ConsumerConfig(durable_name="audit", filter_subject="infer.requests.other.*.*.*")
         await broker.js.add_consumer("REQUESTS", theirs)
         found = await asyncio.to_thread(examine, stack)
         advice = {one["found"].partition(":")[0]: one["advice"] for one in found["consumers"]}
@@ -193,7 +193,7 @@ async def test_different_versions_and_dead_letters_are_found(stack: Stack) -> No
     """An inferer of another version, and a job that was given up: both are worth a look."""
     other = {**_inferer(stack), "id": "old", "version": "0.0.1", "cpus": []}
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
-        await broker.js.publish("$KV.INFERERS.old", json.dumps(other).encode())
+        await broker.js.publish("$KV.INFERERS.tiny.old", json.dumps(other).encode())
         await broker.js.publish("infer.dead.tiny.x", b"{}")
         found = await asyncio.to_thread(examine, stack)
     assert "inferers 0.0.1, " in found["versions"][0]["found"]
@@ -229,8 +229,8 @@ def _inferer(stack: Stack) -> dict[str, Any]:
 def _silent(stack: Stack) -> dict[str, list[Finding]] | None:
     """All findings, once the inferer's silence is among them."""
     found = examine(stack)
-    told = found.get("inferer inferer-0", [])
-    return found if any("no heartbeat" in one["found"] for one in told) else None
+    printed = found.get("inferer inferer-0", [])
+    return found if any("no heartbeat" in one["found"] for one in printed) else None
 
 
 def test_a_full_queue_is_found(tmp_path: Path, tiny_model: Path) -> None:
@@ -242,8 +242,8 @@ def test_a_full_queue_is_found(tmp_path: Path, tiny_model: Path) -> None:
         stack.http.put("/concurrency", json={"concurrency": 0}).raise_for_status()
         for _ in range(2):
             stack.submit(prompt="hi")
-        told = [one for one in examine(stack)["tiny"] if "the queue is full" in one["found"]]
-    (finding,) = told
+        printed = [one for one in examine(stack)["tiny"] if "the queue is full" in one["found"]]
+    (finding,) = printed
     assert finding["severity"] == "error"
     assert "2 wait, the limit is 2" in finding["found"]
     assert "GATEWAY_MAX_WAITING" in str(finding["advice"])

@@ -55,7 +55,7 @@ async def test_a_position_was_true_between_question_and_answer(stack: Stack) -> 
     """While the queue moves: no more than had not begun when it was asked for, no fewer than the
     broker still had to give out afterwards."""
     ids = [stack.submit(prompt="go on", max_tokens=150) for _ in range(15)]
-    told: list[tuple[str, int, int]] = []
+    printed: list[tuple[str, int, int]] = []
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         while True:
             asked_at = timestamp()
@@ -63,10 +63,10 @@ async def test_a_position_was_true_between_question_and_answer(stack: Stack) -> 
             if status["state"] != "PENDING":
                 break
             info = await broker.js.consumer_info("REQUESTS", "tiny")
-            told.append((asked_at, status["position"], (info.num_pending or 0) - 1))
+            printed.append((asked_at, status["position"], (info.num_pending or 0) - 1))
     starts = [str(stack.wait_for_end(job_id)["started_at"]) for job_id in ids[:-1]]
-    assert len({position for _, position, _ in told}) > 3
-    for asked_at, position, least in told:
+    assert len({position for _, position, _ in printed}) > 3
+    for asked_at, position, least in printed:
         assert least <= position <= sum(start > asked_at for start in starts)
 
 
@@ -98,7 +98,7 @@ def test_waiting_and_running_jobs_have_estimates_that_come_true(stack: Stack) ->
     for eta in etas:
         assert eta["p50_s"] <= eta["p90_s"]
         assert abs(milliseconds_between(asked, eta["at"]) / 1000 - eta["p50_s"]) < 5
-    running = eventually(lambda: with_progress(stack, ids[0]), "it tells how far it is")
+    running = eventually(lambda: with_progress(stack, ids[0]), "it reports its progress")
     assert running["progress"]["max_tokens"] == 1500
     assert running["eta"]["p50_s"] < etas[0]["p50_s"] + 1
     ended = stack.wait_for_end(ids[2])
@@ -116,8 +116,8 @@ def test_every_gateway_gives_the_same_estimates(stack: Stack) -> None:
         eventually(lambda: is_ready(other), "the second gateway is ready")
         ids = [stack.submit(**LONG) for _ in range(2)]
         for job_id in ids:
-            told = other.get(f"/status/{job_id}").json()
-            assert told["eta"]["p50_s"] > 0
+            printed = other.get(f"/status/{job_id}").json()
+            assert printed["eta"]["p50_s"] > 0
         with other.stream("GET", f"/jobs/{ids[1]}/events") as events:
             queued = next(server_sent_events(events))
         assert json.loads(queued["data"])["position"] == 0
@@ -136,19 +136,19 @@ def test_requeued_jobs_are_ahead_of_waiting_ones(stack: Stack) -> None:
 
 
 async def test_results_by_hand_are_ignored(stack: Stack) -> None:
-    """A gateway starts all the same, and tells the ETA of others."""
+    """A gateway starts all the same, and reports the ETA of others."""
     await asyncio.to_thread(measure, stack)
     result = (
         '{"outcome":"completed","id":"%s","model":"tiny","attempt":1,"queued_at":"x",'
         '"finished_at":"y","started_at":"z","inferer":"inferer-0","text":"","finish_reason":"stop",'
         '"timings":{"queued_ms":0},"usage":{"prompt_tokens":1,"completion_tokens":1,'
-        '"total_tokens":2},"work":{"prompt_bytes":-1,"max_tokens":%d,"chat":true}}'
+        '"total_tokens":2},"work":{"prompt_bytes":-1,"max_tokens":%d,"task":"chat"}}'
     )
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         for max_tokens in (0, 5):
             job_id = new_job_id()
             payload = (result % (job_id, max_tokens)).encode()
-            await broker.js.publish(subjects.result(job_id), payload)
+            await broker.js.publish(subjects.result("tiny", job_id), payload)
     stack.start_gateway()
     ids = [stack.submit(**LONG) for _ in range(2)]
     with httpx.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
@@ -221,14 +221,14 @@ def test_a_command_that_waits_counts_down(stack: Stack) -> None:
     measure(stack)
     ids = [stack.submit(**LONG) for _ in range(3)]
     stack.wait_for_state(ids[0], "STARTED")
-    told = subprocess.run(
+    printed = subprocess.run(
         [str(scripts() / "sluice"), "status", ids[2], "--url", stack.url],
         env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
     ).stdout
-    assert "1 ahead of it, done in about " in told
+    assert "1 ahead of it, done in about " in printed
     command = ("submit", "hi", "--raw", "--max-tokens", "5", "--wait", "--url", stack.url)
     with terminal(*command) as shown:
         # The whole line fits into the 80 columns of the terminal.

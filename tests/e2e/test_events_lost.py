@@ -60,9 +60,9 @@ async def _publish_events(
         if number > attempt:
             attempt = number
             started = StateEvent(state="started", attempt=attempt, at=timestamp(), inferer="x")
-            await broker.js.publish(subjects.state_events(job_id), encode(started))
+            await broker.js.publish(subjects.state_events("tiny", job_id), encode(started))
         frame = TokenFrame(attempt=number, index=index, tokens=tokens)
-        await broker.js.publish(subjects.token_events(job_id), encode(frame))
+        await broker.js.publish(subjects.token_events("tiny", job_id), encode(frame))
 
 
 @pytest.mark.parametrize("attempts", FRAMES)

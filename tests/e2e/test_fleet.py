@@ -24,14 +24,14 @@ def test_an_inferer_reports_what_it_is_and_does(stack: Stack, nats_command: str)
     assert (idle["tokens_per_s"], idle["prompt_tokens_per_s"]) == (None, None)
 
     job_id = stack.submit(prompt="go on", max_tokens=2000)
-    (busy,) = eventually(lambda: _busy(stack), "the inferer tells of its job")
+    (busy,) = eventually(lambda: _busy(stack), "the inferer reports its job")
     (job,) = busy["jobs"]
     assert (job["id"], job["attempt"], job["max_tokens"]) == (job_id, 1, 2000)
     assert 0 <= job["completion_tokens"] <= 2000
     stack.http.delete(f"/jobs/{job_id}")
 
     assert stack.wait_for_end(stack.submit(prompt="go on", max_tokens=20))["state"] == "SUCCESS"
-    (measured,) = eventually(lambda: _measured(stack), "the inferer tells of its speed")
+    (measured,) = eventually(lambda: _measured(stack), "the inferer reports its speed")
     assert measured["tokens_per_s"] > 0
     assert measured["prompt_tokens_per_s"] > 0
     lists = (
@@ -50,23 +50,27 @@ def test_inferers_that_share_cpus_are_reported(stack: Stack, tiny_model: Path) -
     threads = str(usable_cpus())
     second = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
     first = stack.inferers[0]
-    told = second.wait_for("cpus_overlap")
-    assert (told["level"], told["inferer"], told["other"]) == ("warning", "inferer-1", "inferer-0")
-    assert (told["threads"], told["other_threads"]) == (int(threads), 1)
-    assert told["cpus"] == told["other_cpus"] == own_cpus()
-    assert "INFERER_THREADS" in told["hint"]
+    shown = second.wait_for("cpus_overlap")
+    assert (shown["level"], shown["inferer"], shown["other"]) == (
+        "warning",
+        "inferer-1",
+        "inferer-0",
+    )
+    assert (shown["threads"], shown["other_threads"]) == (int(threads), 1)
+    assert shown["cpus"] == shown["other_cpus"] == own_cpus()
+    assert "INFERER_THREADS" in shown["hint"]
     assert first.wait_for("cpus_overlap")["other"] == "inferer-1"
     overlaps = {entry["id"]: entry["overlaps"] for entry in _inferers(stack)}
     assert overlaps == {"inferer-0": ["inferer-1"], "inferer-1": ["inferer-0"]}
     assert "shares CPUs with" in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
 
     third = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
-    # The first has looked again once it knows the third, and tells of no one twice.
+    # The first has looked again once it knows the third, and reports none twice.
     assert first.wait_for("cpus_overlap", 2)["other"] == "inferer-2"
     third.terminate()
     second.terminate()
     assert [entry["overlaps"] for entry in _inferers(stack)] == [[]]
-    assert [told["other"] for told in first.events("cpus_overlap")] == ["inferer-1", "inferer-2"]
+    assert [shown["other"] for shown in first.events("cpus_overlap")] == ["inferer-1", "inferer-2"]
     assert "shares CPUs" not in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
 
 
@@ -128,8 +132,8 @@ def test_concurrency_is_changed_while_running(stack: Stack, nats_command: str) -
     stack.wait_for_state(first, "STARTED")
     second = stack.submit(prompt="go on", max_tokens=1500, seed=1)
     assert stack.status(second)["state"] == "PENDING"
-    told = _run([str(scripts() / "sluice"), "concurrency", "2", "--url", stack.url])
-    assert told == "inferer-0: 1 → 2\n"
+    shown = _run([str(scripts() / "sluice"), "concurrency", "2", "--url", stack.url])
+    assert shown == "inferer-0: 1 → 2\n"
     assert _limit(stack) == 2
     both = stack.wait_for_state(second, "STARTED")
     assert stack.status(first)["state"] == "STARTED"
@@ -163,7 +167,7 @@ def test_an_inferer_without_slots_takes_nothing(stack: Stack) -> None:
 
 
 def test_invalid_concurrency_is_refused(stack: Stack) -> None:
-    """Nobody fits: 404. Out of range: 400. Nobody answers: told for each inferer."""
+    """Nobody fits: 404. Out of range: 400. Nobody answers: reported for each inferer."""
     for wanted in ({"inferer": "nobody"}, {"model": "other"}):
         answer = stack.http.put("/concurrency", json={"concurrency": 1, **wanted})
         assert (answer.status_code, answer.json()["code"]) == (404, "inferer_not_found")

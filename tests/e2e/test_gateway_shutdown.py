@@ -1,4 +1,4 @@
-"""A gateway that is told to stop ends what it has begun."""
+"""A gateway that is shut down completes what it has started."""
 
 import json
 import signal

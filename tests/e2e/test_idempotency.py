@@ -279,8 +279,8 @@ async def test_a_job_published_again_after_its_end_does_not_run_again(
     job_id = shared_stack.submit(**BODY)
     ended = shared_stack.wait_for_end(job_id)
     shared_stack.wait_for_end(shared_stack.submit(**BODY))
-    announced = await client.subscribe("infer.finished.*")
-    subject = f"infer.requests.tiny.normal.{job_id}"
+    announced = await client.subscribe("infer.finished.*.*")
+    subject = f"infer.requests.tiny.normal.public.{job_id}"
     await client.jetstream().publish(subject, json.dumps(LONG).encode())
     inferer = shared_stack.inferers[0]
 
@@ -358,8 +358,8 @@ def _accepted(answer: httpx.Response) -> dict[str, Any] | None:
 
 
 def _hash(key: str) -> str:
-    """The key's name in the bucket: the owner comes first, and nobody is that yet."""
-    return sha256(b"\0" + key.encode()).hexdigest()
+    """The key's name in the bucket: the owner comes first."""
+    return sha256(f"public\0{key}".encode()).hexdigest()
 
 
 def _start_gateway(stack: Stack, **environment: str) -> httpx.Client:

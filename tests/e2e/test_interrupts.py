@@ -92,9 +92,9 @@ def test_ask_that_is_interrupted_while_it_submits_cancels_its_job(
     job_id = accepted(stack)
     asking.send_signal(how)
     slow.released.set()
-    _, told = asking.communicate(timeout=PATIENCE_S)
-    assert asking.returncode == INTERRUPTED, told
-    assert told.decode().split() == ["cancelled", job_id]
+    _, printed = asking.communicate(timeout=PATIENCE_S)
+    assert asking.returncode == INTERRUPTED, printed
+    assert printed.decode().split() == ["cancelled", job_id]
     assert stack.wait_for_end(job_id)["state"] == "REVOKED"
 
 
@@ -106,9 +106,9 @@ def test_a_second_interrupt_ends_it_at_once(stack: Stack, slow: SlowAnswers) -> 
         asking.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             asking.wait(0.5)
-    _, told = asking.communicate(timeout=PATIENCE_S)
-    assert (asking.returncode, b"the job may run" in told) == (INTERRUPTED, True), told
-    assert b"Traceback" not in told
+    _, printed = asking.communicate(timeout=PATIENCE_S)
+    assert (asking.returncode, b"the job may run" in printed) == (INTERRUPTED, True), printed
+    assert b"Traceback" not in printed
 
 
 @pytest.mark.parametrize("flags", [(), ("--wait",)], ids=["submit", "submit --wait"])
@@ -120,9 +120,9 @@ def test_submit_that_is_interrupted_while_it_submits_prints_its_id(
     job_id = accepted(stack)
     submitting.send_signal(signal.SIGINT)
     slow.released.set()
-    _, told = submitting.communicate(timeout=PATIENCE_S)
-    assert submitting.returncode == INTERRUPTED, told
-    assert told.decode() == f"the job goes on: sluice status {job_id}\n"
+    _, printed = submitting.communicate(timeout=PATIENCE_S)
+    assert submitting.returncode == INTERRUPTED, printed
+    assert printed.decode() == f"the job goes on: sluice status {job_id}\n"
     assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 
@@ -133,8 +133,8 @@ def test_a_reader_that_goes_away_cancels_the_job(stack: Stack) -> None:
     assert asking.stderr is not None
     assert asking.stdout.read(1)
     asking.stdout.close()
-    told = asking.stderr.read().decode()
-    assert asking.wait(PATIENCE_S) == INTERRUPTED, told
-    word, job_id = told.split()
+    printed = asking.stderr.read().decode()
+    assert asking.wait(PATIENCE_S) == INTERRUPTED, printed
+    word, job_id = printed.split()
     assert word == "cancelled"
     assert stack.wait_for_end(job_id)["state"] == "REVOKED"

@@ -53,7 +53,7 @@ def test_ten_jobs_run_one_after_another_in_their_order(stack: Stack, nats_comman
 
 
 def test_high_before_normal_before_low(stack: Stack) -> None:
-    """Strictly between classes, first in first out within one; the status and the queue tell."""
+    """Strictly between priorities, first in first out within one, also in status and queue."""
     first = stack.submit(prompt="go on", max_tokens=400)
     stack.wait_for_state(first, "STARTED")
     ids = {
@@ -202,7 +202,7 @@ async def test_events_resume_wherever_they_were_cut_off(shared_stack: Stack, tex
     async with connected(BrokerSettings(url=shared_stack.nats.url), "test") as broker:
         for attempt, index, tokens in frames:
             frame = TokenFrame(attempt=attempt, index=index, tokens=tokens)
-            await broker.js.publish(subjects.token_events(job_id), encode(frame))
+            await broker.js.publish(subjects.token_events("tiny", job_id), encode(frame))
         await store_result(broker, result, patience_s=5)
     whole = await asyncio.to_thread(_events, shared_stack, job_id)
     assert "retrying" in [event["event"] for event in whole]
@@ -316,8 +316,8 @@ def test_the_queue_counts_waiting_and_running_jobs(stack: Stack) -> None:
     stack.wait_for_state(ids[0], "STARTED")
     (queue,) = stack.http.get("/queue").json()["models"]
     assert queue["oldest_s"] > 0
-    told = {name: queue[name] for name in ("model", "waiting", "in_flight", "limit", "inferers")}
-    assert told == {"model": "tiny", "waiting": 2, "in_flight": 1, "limit": 1, "inferers": 1}
+    printed = {name: queue[name] for name in ("model", "waiting", "in_flight", "limit", "inferers")}
+    assert printed == {"model": "tiny", "waiting": 2, "in_flight": 1, "limit": 1, "inferers": 1}
     for job_id in reversed(ids):
         stack.http.delete(f"/jobs/{job_id}")
 

@@ -51,7 +51,7 @@ async def client(shared_stack: Stack) -> AsyncIterator[Client]:
 def test_nats_req_prints_the_answer(run_nats: Nats) -> None:
     """A chat from the command line, with nothing but the `nats` command."""
     answer = json.loads(run_nats("req", "infer.chat", CHAT % 5, "--raw", "--timeout=1m").stdout)
-    assert (answer["outcome"], answer["chat"]) == ("completed", True)
+    assert (answer["outcome"], answer["task"]) == ("completed", "chat")
     assert answer["text"]
     assert answer["usage"]["completion_tokens"] == 5
 
@@ -160,8 +160,8 @@ AIMED_AT = (
     "somewhere.else",
     "$JS.API.STREAM.DELETE.REQUESTS",
     "$JS.API.STREAM.PURGE.REQUESTS",
-    "infer.results.{id}",
-    "infer.requests.tiny.normal.{id}",
+    "infer.results.tiny.{id}",
+    "infer.requests.tiny.normal.public.{id}",
     "$KV.INFERERS.{id}",
     "$JS.ACK.REQUESTS.tiny.1.1.1.1.0",
     "_INBOX_x.{id}.>",
@@ -183,7 +183,7 @@ async def test_a_reply_goes_to_inboxes_only(
     asked = [(f"infer.{name}", body) for name, body in ENDPOINTS.items()]
     asked += [(f"infer.{name}", "nonsense") for name in ENDPOINTS]
     asked += [(f"$SRV.{verb}", "") for verb in ("PING", "INFO", "STATS", "PING.sluice")]
-    asked += [("infer.control.inferer-0", body) for body in ("{}", '{"concurrency":1}')]
+    asked += [("infer.control.tiny.inferer-0", body) for body in ("{}", '{"concurrency":1}')]
     for subject, body in asked:
         await client.publish(subject, body.encode(), reply=target)
     for subject in {subject for subject, _ in asked}:
@@ -196,7 +196,9 @@ async def test_a_reply_goes_to_inboxes_only(
     assert (await _call(client, "infer.complete", {"prompt": "hi", "max_tokens": 2}))["text"]
 
 
-@pytest.mark.parametrize("reply_to", ["somewhere.else", "infer.results.{id}", "_INBOX.a.\udcff"])
+@pytest.mark.parametrize(
+    "reply_to", ["somewhere.else", "infer.results.tiny.{id}", "_INBOX.a.\udcff"]
+)
 async def test_a_reply_to_header_reaches_inboxes_only(
     shared_stack: Stack, client: Client, reply_to: str
 ) -> None:
@@ -207,8 +209,8 @@ async def test_a_reply_to_header_reaches_inboxes_only(
     acknowledged = await client.subscribe(inbox)
     received = await client.subscribe("somewhere.>")
     header = f"NATS/1.0\r\nReply-To: {target}\r\n\r\n".encode("utf-8", "surrogateescape")
-    body = b'{"prompt":"a","max_tokens":2,"stream":true}'
-    subject = f"infer.requests.tiny.normal.{job_id}"
+    body = b'{"task":"complete","prompt":"a","max_tokens":2,"stream":true}'
+    subject = f"infer.requests.tiny.normal.public.{job_id}"
     # nats-py encodes its headers, so the bytes are written as they are.
     await client._send_command(
         f"HPUB {subject} {inbox} {len(header)} {len(header + body)}\r\n".encode()
@@ -267,17 +269,20 @@ async def test_a_request_that_would_close_the_connection_is_refused(
         ("micro info sluice", ["infer.chat", "infer.submit", "infer.cancel", "infer.queue"]),
         ("micro stats sluice", ["chat", "complete", "status", "queue"]),
         ("micro ping sluice", ["sluice", "rtt="]),
-        ("stream ls", ["REQUESTS", "EVENTS", "RESULTS", "DEAD"]),
-        ("stream info REQUESTS", ["WorkQueue", "infer.requests.*.*.*", "infer.schedule.*.*.*"]),
+        ("stream ls", ["REQUESTS", "STATES", "EVENTS", "RESULTS", "DEAD"]),
+        ("stream info REQUESTS", ["WorkQueue", "infer.requests.*.*.*.*", "infer.schedule.*.*.*.*"]),
         ("stream report", ["REQUESTS", "KV_INFERERS", "KV_IDEMPOTENCY"]),
         ("stream subjects RESULTS", ["infer.results."]),
         ("stream subjects EVENTS", ["infer.events."]),
         ("consumer ls REQUESTS", ["tiny"]),
-        ("consumer info REQUESTS tiny", ["Max Ack Pending: 1", "infer.requests.tiny.normal.*"]),
+        (
+            "consumer info REQUESTS tiny",
+            ["Max Ack Pending: 1", "infer.requests.tiny.normal.*.*"],
+        ),
         ("consumer report REQUESTS", ["tiny", "Explicit"]),
         ("kv ls", ["INFERERS", "IDEMPOTENCY"]),
-        ("kv ls INFERERS", ["inferer-0"]),
-        ("kv get INFERERS inferer-0 --raw", ['"model":"tiny"']),
+        ("kv ls INFERERS", ["tiny.inferer-0"]),
+        ("kv get INFERERS tiny.inferer-0 --raw", ['"model":"tiny"']),
     ],
 )
 def test_the_service_is_listed_with_its_endpoints(
@@ -321,7 +326,7 @@ async def test_a_message_by_hand_that_is_not_a_request_is_dead_lettered(
     answers = await client.subscribe(inbox)
     jetstream = client.jetstream()
     await jetstream.publish(
-        f"infer.requests.tiny.normal.{job_id}", data, headers={**headers, "Reply-To": inbox}
+        f"infer.requests.tiny.normal.public.{job_id}", data, headers={**headers, "Reply-To": inbox}
     )
     answer = json.loads((await answers.next_msg(timeout=30)).data)
     assert (answer["outcome"], answer["code"]) == ("failed", "invalid_request")
@@ -349,7 +354,7 @@ async def test_a_message_by_hand_with_a_hostile_header_does_no_harm(
 ) -> None:
     """It harms nobody but itself: the inferer lives on and takes the next job."""
     client = await nats.connect(stack.nats.url)
-    subject = f"infer.requests.tiny.normal.{new_job_id()}"
+    subject = f"infer.requests.tiny.normal.public.{new_job_id()}"
     await client.jetstream().publish(
         subject, b'{"prompt":"a","max_tokens":2}', headers=dict(headers)
     )
@@ -373,7 +378,7 @@ async def test_a_caller_is_answered_although_its_gateway_died(stack: Stack) -> N
 
 
 async def test_a_deadline_that_passes_without_an_inferer_is_reported(stack: Stack) -> None:
-    """Who waits for the answer hears of it, although nobody else asks."""
+    """The caller that waits for the answer gets it, although nobody else asks."""
     stack.inferers[0].terminate()
     client = await nats.connect(stack.nats.url)
     answer = await _call(client, "infer.complete", {"prompt": "hi", "timeout_s": 0.5})

@@ -97,7 +97,9 @@ async def test_1000_callers_that_go_away_leave_nothing_behind(stack: Stack, clie
                 await asyncio.sleep(0.1)
             while (await broker.js.stream_info(subjects.REQUESTS)).state.messages:
                 await asyncio.sleep(0.1)
-        results = await broker.direct_get_all(subjects.RESULTS, multi_last=[subjects.result("*")])
+        results = await broker.direct_get_all(
+            subjects.RESULTS, multi_last=[subjects.RESULTS_WILDCARD]
+        )
     codes = Counter(json.loads(result.data).get("code") for result in results)
     assert codes == {"client_disconnected": 1000, None: 1}
     await _as_before(stack, client, before)

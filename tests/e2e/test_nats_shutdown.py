@@ -87,6 +87,6 @@ async def _each_has_one_result(client: Client, job_ids: list[str]) -> None:
     async with asyncio.timeout(4 * PATIENCE_S):
         while (await jetstream.stream_info("REQUESTS")).state.messages:
             await asyncio.sleep(0.2)
-    results = (await jetstream.stream_info("RESULTS", subjects_filter="infer.results.*")).state
+    results = (await jetstream.stream_info("RESULTS", subjects_filter="infer.results.tiny.*")).state
     assert results.messages == len(job_ids)
-    assert set(results.subjects or {}) == {f"infer.results.{job_id}" for job_id in job_ids}
+    assert set(results.subjects or {}) == {f"infer.results.tiny.{job_id}" for job_id in job_ids}

@@ -231,7 +231,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI, stream: bool) -> N
 def test_a_job_that_is_cancelled_is_not_sent_again(
     shared_stack: Stack, client: openai.OpenAI, stream: bool
 ) -> None:
-    """The client hears of it as an error, and does not run the job a second time."""
+    """The client gets an error, and does not run the job a second time."""
     known = _accepted(shared_stack)
     errors: list[Exception] = []
 

@@ -144,16 +144,16 @@ def test_a_busy_inferer_without_grace_requeues_its_job(tmp_path: Path, tiny_mode
         job_id = stack.submit(prompt="go on", max_tokens=1500, seed=5)
         stack.wait_for_state(job_id, "STARTED")
         assert first.terminate() == 0
-        assert first.events("job_returned")
+        assert first.events("job_requeued")
         assert "Traceback" not in first.output()
-        handed_back = stack.status(job_id)
-        assert (handed_back["state"], handed_back["attempts"]) == ("PENDING", 0)
+        requeued = stack.status(job_id)
+        assert (requeued["state"], requeued["attempts"]) == ("PENDING", 0)
 
         second = stack.start_inferer(tiny_model)
         ended = stack.wait_for_end(job_id)
         assert (ended["state"], ended["attempts"]) == ("SUCCESS", 1)
         assert ended["inferer"] == "inferer-1"
-        assert second.wait_for("job_finished")["job_id"] == job_id  # told after the result
+        assert second.wait_for("job_finished")["job_id"] == job_id  # logged after the result
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
@@ -215,7 +215,7 @@ def test_a_base_model_completes_and_refuses_chats(tmp_path: Path, tiny_base_mode
         stack.start_gateway()
         stack.start_inferer(tiny_base_model)
         stack.wait_until_served("tiny-base")
-        assert stack.inferers[0].wait_for("inferer_ready")["chat"] is False
+        assert stack.inferers[0].wait_for("inferer_ready")["tasks"] == ["complete"]
         chat = {"messages": [{"role": "user", "content": "hi"}]}
         refused = stack.http.post("/jobs", json=chat)
         assert refused.status_code == 400

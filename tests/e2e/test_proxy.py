@@ -28,7 +28,7 @@ def every_variable(proxy: str) -> dict[str, str]:
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """Answers every request itself, as a company's proxy does that refuses a host."""
+    """Replies every request itself, as a company's proxy does that refuses a host."""
 
     def do_GET(self) -> None:
         body = b"<html>blocked</html>"

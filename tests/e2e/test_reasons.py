@@ -174,10 +174,10 @@ async def test_every_reader_gets_the_same_reason(site: Stack, broker: Broker, co
         assert (late.status_code, late.json()) == (200, status)
         assert await _request(broker, "infer.cancel", job_id) == status
     else:
-        told = late.json()
-        assert (late.status_code, told["code"]) == (409, "already_finished")
-        assert told["state"] == reason.state
-        refusal = f"already_finished: {told['detail']}"
+        printed = late.json()
+        assert (late.status_code, printed["code"]) == (409, "already_finished")
+        assert printed["state"] == reason.state
+        refusal = f"already_finished: {printed['detail']}"
         assert await _refusal(broker, "infer.cancel", job_id) == ("409", refusal)
 
 
@@ -208,7 +208,7 @@ async def test_every_waiting_client_gets_the_same_reason(
             asking[name] = asyncio.create_task(call)
             ids[name] = await _new_job(site, known)
         frame = TokenFrame(attempt=1, index=0, tokens=["all"])
-        await broker.js.publish(subjects.token_events(ids["opened"]), encode(frame))
+        await broker.js.publish(subjects.token_events("tiny", ids["opened"]), encode(frame))
         for job_id in ids.values():
             await store_result(broker, _result(job_id, code), 5)
         _set_concurrency(site, 1)
@@ -228,9 +228,9 @@ async def test_every_waiting_client_gets_the_same_reason(
     else:
         error = answers["whole"].json()["error"]
         assert answers["stream"].json()["error"] == opened[-1]["error"] == error
-        told = {"code": error["code"], "message": error["message"]}
-        assert told == job.json()["error"]
-        assert told == {name: answers["nats"][name] for name in ("code", "message")}
+        printed = {"code": error["code"], "message": error["message"]}
+        assert printed == job.json()["error"]
+        assert printed == {name: answers["nats"][name] for name in ("code", "message")}
         assert error["code"] == code
         # Or the official client would run the job a second time.
         assert answers["whole"].headers["x-should-retry"] == "false"
@@ -256,8 +256,8 @@ async def test_an_unknown_job_is_reported_as_such_everywhere(
         assert refusal == (str(status), f"{code}: {detail}")
     for command in ("status", "cancel"):
         ended = _sluice(site, command, job_id)
-        told = (ended.returncode, ended.stdout, ended.stderr)
-        assert told == (USAGE, "", f"sluice: {detail}\n")
+        printed = (ended.returncode, ended.stdout, ended.stderr)
+        assert printed == (USAGE, "", f"sluice: {detail}\n")
 
 
 def _result(job_id: str, code: str) -> Result:

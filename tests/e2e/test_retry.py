@@ -14,10 +14,11 @@ from services.inferer.engine.context import Context
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
 from services.inferer.worker.delivery import Job
-from services.inferer.worker.job_store import Records
+from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.pull import Puller
 from shared.broker.connection import Broker, StoredMessage, connected
 from shared.broker.results import read_result
+from shared.broker.topology import Topology, ensure_topology
 from shared.config import BrokerSettings
 from shared.timestamps import timestamp
 from shared.wire import subjects
@@ -25,15 +26,33 @@ from shared.wire.codecs import decode_request, decode_result, decode_state_event
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed, Expired, Failed
 from tests.support.processes import Stack, server_sent_events
-from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
+from tests.support.workers import (
+    dead_letter,
+    ended,
+    put,
+    queue_is_empty,
+    scheduling_retries,
+    states,
+    until,
+    working,
+)
 
 N_CTX, ROOM = 8192, 256
-TOO_LONG = InferenceRequest(prompt="tell me", max_tokens=400, temperature=0, seed=1)
-SHORT = InferenceRequest(prompt="hi", max_tokens=20, seed=1)
+TOO_LONG = InferenceRequest(
+    task="complete", prompt="tell me", max_tokens=400, temperature=0, seed=1
+)
+SHORT = InferenceRequest(task="complete", prompt="hi", max_tokens=20, seed=1)
+
+
+@pytest.fixture
+async def queue(queue: Broker) -> AsyncIterator[Broker]:
+    """The queue, and what schedules retries there."""
+    async with scheduling_retries(queue):
+        yield queue
 
 
 class CrampedEngine(Engine):
-    """Answers up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
+    """Replies up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
 
     def _create_context(self, slots: int) -> Context:
         believed, self.n_ctx = self.n_ctx, ROOM
@@ -87,8 +106,8 @@ async def test_another_attempt_cures_it(queue: Broker, cramped: Engine, engine: 
         result = await ended(queue, job_id)
         await queue_is_empty(queue)
     assert isinstance(result, Completed)
-    told = (result.attempt, result.inferer, result.usage.completion_tokens)
-    assert told == (2, "second", 400)
+    printed = (result.attempt, result.inferer, result.usage.completion_tokens)
+    assert printed == (2, "second", 400)
     expected = [("started", 1, "first"), ("retrying", 1, "first"), ("started", 2, "second")]
     assert await states(queue, job_id) == expected
     assert decode_result((await replies.next_msg(10)).data) == result
@@ -140,7 +159,7 @@ async def test_the_reason_of_a_retry_is_in_its_event(queue: Broker, cramped: Eng
     async with working(queue, cramped, retry_s=300):
         job_id = await put(queue, TOO_LONG)
         await scheduled(queue, job_id)
-    stored = await queue.direct_get("EVENTS", last_by_subj=subjects.state_events(job_id))
+    stored = await queue.subject_get("STATES", subjects.state("tiny", job_id))
     assert stored is not None
     event = decode_state_event(stored.data)
     assert (event.state, event.code) == ("retrying", "out_of_memory")
@@ -158,7 +177,7 @@ async def test_a_job_that_waits_for_its_retry_does_not_hold_up_others(
         assert (consumer.num_ack_pending, consumer.num_pending) == (0, 0)
         for _ in range(2):
             assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
-    assert await read_result(queue, job_id) is None
+    assert await read_result(queue, "tiny", job_id) is None
 
 
 async def test_a_job_without_time_for_another_attempt_expires(
@@ -182,10 +201,10 @@ async def test_an_inferer_lost_between_schedule_and_ack_doubles_no_job(
     job_id = await put(queue, SHORT)
     async with Puller(queue, "tiny") as puller:
         message = await puller.next()
-    job, records = Job(message, queue.now), Records(queue, "lost")
+    job, store = Job(message, queue.now), JobStore(queue, "lost")
     again_at = datetime.now(UTC) + timedelta(seconds=1.5)
-    await records.announce_retry(job, "model_error", "as an inferer that is then lost")
-    await records.schedule(job, again_at)
+    await store.announce_retry(job, "model_error", "as an inferer that is then lost")
+    assert await store.schedule(job, again_at)
     await message.nak()
     async with working(queue, engine):
         await scheduled(queue, job_id)
@@ -196,6 +215,26 @@ async def test_an_inferer_lost_between_schedule_and_ack_doubles_no_job(
     assert result.attempt == 2
     assert str(result.started_at) >= timestamp(again_at)
     assert await states(queue, job_id) == [("retrying", 1, "lost"), ("started", 2, "first")]
+
+
+async def test_a_retry_without_a_gateway_is_made_soon_and_stops_no_queue(
+    broker: Broker, cramped: Engine
+) -> None:
+    """Nobody schedules it. It stays on the queue, delayed for some seconds, in the only place that
+    its queue has; then it is tried again, and the others follow."""
+    await ensure_topology(broker, Topology(), ["tiny"])
+    async with working(broker, cramped, retry_s=300, max_attempts=2):
+        failing = await put(broker, TOO_LONG)
+        others = [await put(broker, SHORT) for _ in range(2)]
+        results = [await ended(broker, job_id) for job_id in (failing, *others)]
+        await queue_is_empty(broker)
+    assert [(type(result), result.attempt) for result in results] == [
+        (Failed, 2),
+        (Completed, 1),
+        (Completed, 1),
+    ]
+    printed = [(state, attempt) for state, attempt, _ in await states(broker, failing)]
+    assert printed == [("started", 1), ("retrying", 1), ("started", 2)]
 
 
 async def test_an_inferer_lost_between_letter_and_result_leaves_one_letter(

@@ -100,13 +100,13 @@ def test_jobs_that_come_while_an_inferer_leaves_are_answered(
 def _wait_until_closed(up: Up, times: int) -> None:
     eventually(
         lambda: len(up.events("concurrency_set")) >= times,
-        f"told {times} times to take no more jobs\n{up.stderr}",
+        f"commanded {times} times to take no more jobs\n{up.stderr}",
     )
 
 
 async def test_an_inferer_with_a_job_does_not_leave(stack: Stack, tiny_model: Path) -> None:
-    """A job has come since the look: told to take no more jobs, the inferer keeps the one it has,
-    stays, and gets its slot back."""
+    """A job has come since the reading: commanded to take no more jobs, the inferer keeps
+    the one it has, stays, and gets its slot back."""
     stack.inferers.pop().terminate()
     child = Child(
         "inferer-1",

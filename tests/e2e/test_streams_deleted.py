@@ -35,8 +35,8 @@ def test_jobs_outlive_the_loss_of_all_streams_but_the_queue(stack: Stack) -> Non
     ended = stack.wait_for_end(job_id)
     assert (ended["state"], ended["attempts"]) == ("SUCCESS", 1)
     eventually(lambda: not _missing(stack), "all are there again")
-    told = stack.gateways[0].events("streams_missing")
-    assert {name for event in told for name in event["streams"]} == set(OTHERS)
+    printed = stack.gateways[0].events("streams_missing")
+    assert {name for event in printed for name in event["streams"]} == set(OTHERS)
     stack.wait_until_served("tiny")
     for _ in range(2):
         answer = stack.http.post(
@@ -60,7 +60,7 @@ def test_jobs_are_unknown_once_their_results_are_deleted(stack: Stack) -> None:
 
 def test_the_loss_of_the_queue_is_reported_and_new_jobs_run(stack: Stack) -> None:
     """The job that runs ends with its result. Those that waited are gone, and whoever waits for one
-    is told so: over HTTP, as a stream, under /v1 and over NATS. New jobs run."""
+    gets an error: over HTTP, as a stream, under /v1 and over NATS. New jobs run."""
     with ThreadPoolExecutor() as clients:
         running = stack.submit(prompt="long", max_tokens=1500)
         opened, lost_opened = threading.Event(), threading.Event()
@@ -95,7 +95,7 @@ def test_consumers_that_were_deleted_are_created_again(
     """One, or several, beside a job that runs and one of each class that waits: all end."""
     ids = [stack.submit(prompt="long", max_tokens=800)]
     stack.wait_for_state(ids[0], "STARTED")
-    ids += [stack.submit(prompt="hi", max_tokens=2, priority=rank) for rank in subjects.CLASSES]
+    ids += [stack.submit(prompt="hi", max_tokens=2, priority=rank) for rank in subjects.PRIORITIES]
     _on_the_broker(stack, lambda broker: _delete_consumers(broker, deleted))
     assert [stack.wait_for_end(job_id)["state"] for job_id in ids] == ["SUCCESS"] * 4
     _assert_alive(stack)
@@ -118,7 +118,7 @@ FROZEN_S = 75.0
 def test_submits_while_the_broker_is_frozen_are_reported_as_unknown(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    """For longer than anybody waits: each caller is told that it is not known whether its job was
+    """For longer than anybody waits: each caller learns that it is not known whether its job was
     accepted, and none of them has another end than `cancelled`."""
     with Stack(tmp_path) as stack:
         gateway = stack.start_gateway(GATEWAY_MODELS="tiny", GATEWAY_PUBLISH_PATIENCE_S="2")

@@ -77,7 +77,7 @@ def test_a_streamed_answer_brings_no_control_characters_to_a_terminal(gateway: S
             lambda: gateway.gateways[0].events("request_accepted") or None, "accepted"
         )
         job_id = accepted[0]["job_id"]
-        store(gateway, subjects.result(job_id), encode(answer(job_id)))
+        store(gateway, subjects.result("tiny", job_id), encode(answer(job_id)))
         text = said(shown)
     assert SHOWN in text
     assert "cut off" in text
@@ -90,7 +90,7 @@ def test_a_result_brings_no_control_characters_to_a_terminal(
 ) -> None:
     """`status` of it, its inferer's name included; JSON keeps the value."""
     job_id = new_job_id()
-    store(gateway, subjects.result(job_id), encode(answer(job_id)))
+    store(gateway, subjects.result("tiny", job_id), encode(answer(job_id)))
     with terminal("status", job_id, "--url", gateway.url, *flags) as shown:
         text = said(shown)
     assert_obeys_nothing(text)
@@ -103,7 +103,7 @@ def test_a_result_brings_no_control_characters_to_a_terminal(
 def test_a_pipe_gets_the_text_unchanged(gateway: Stack) -> None:
     """Byte for byte, white space included: programs want the data."""
     job_id = new_job_id()
-    store(gateway, subjects.result(job_id), encode(answer(job_id)))
+    store(gateway, subjects.result("tiny", job_id), encode(answer(job_id)))
     piped = subprocess.run(
         [scripts() / "sluice", "status", job_id, "--url", gateway.url],
         env=clean_environment(),

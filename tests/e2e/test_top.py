@@ -101,10 +101,10 @@ def test_once_prints_everything_once_without_escape_codes(shared_stack: Stack) -
     assert "inferer-0" in shown
     assert "waiting by priority" in shown
     assert "\x1b" not in shown
-    told = json.loads(look("--json"))
-    assert told.keys() == {"queue", "inferers", "at"}
-    assert [queue["model"] for queue in told["queue"]] == ["tiny"]
-    assert [entry["id"] for entry in told["inferers"]] == ["inferer-0"]
+    printed = json.loads(look("--json"))
+    assert printed.keys() == {"queue", "inferers", "at"}
+    assert [queue["model"] for queue in printed["queue"]] == ["tiny"]
+    assert [entry["id"] for entry in printed["inferers"]] == ["inferer-0"]
     shared_stack.http.delete(f"/jobs/{job_id}")
     with terminal("top", "--url", shared_stack.url, "--once") as top:
         assert top.process.wait(PATIENCE_S) == 0

@@ -90,7 +90,7 @@ async def test_an_inferer_killed_in_the_middle_of_a_job(
 
     await flush(connection)
     stored = await connection.jetstream().stream_info(subjects.RESULTS, subjects_filter=">")
-    assert stored.state.subjects == {subjects.result(job_id): 1}
+    assert stored.state.subjects == {subjects.result("tiny", job_id): 1}
     assert announced.pending_msgs == 1
     await connection.close()
     eventually(

@@ -63,13 +63,15 @@ class Accepted:
             results: dict[str, list[Result]] = {}
             info = await stream_info(broker, subjects.RESULTS)
             reading = await broker.js.subscribe(
-                subjects.result("*"), stream=subjects.RESULTS, ordered_consumer=True
+                subjects.RESULTS_WILDCARD, stream=subjects.RESULTS, ordered_consumer=True
             )
             for _ in range(info.state.messages):
                 message: Msg = await reading.next_msg(READ_TIMEOUT_S)
-                job_id = subjects.last_token(message.subject)
+                job_id = subjects.model_and_id(message.subject)[1]
                 if job_id in self.ids:
-                    stored = decode_stored(job_id, message.data, message.metadata.timestamp)
+                    stored = decode_stored(
+                        message.subject, message.data, message.metadata.timestamp
+                    )
                     results.setdefault(job_id, []).append(stored)
             return results, left, info.state.last_seq, info.state.messages
         finally:

@@ -81,12 +81,12 @@ class Canary:
         while True:
             try:
                 answer = http.request(method, path, **arguments)  # type: ignore[arg-type]
-                told = f"{answer.status_code} {answer.text[:300]}"
+                printed = f"{answer.status_code} {answer.text[:300]}"
                 if answer.status_code == status:
                     found: dict[str, object] = answer.json()
                     return found
             except httpx.TransportError as error:
-                told = repr(error)
+                printed = repr(error)
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{method} {path}: {told}")
+                raise TimeoutError(f"{method} {path}: {printed}")
             time.sleep(0.2)

@@ -40,10 +40,10 @@ class Findings:
                 return
             shown = "the last cases, the latest last:\n" + "\n".join(self.recent)
             self.all.append(Finding(kind, text, shown if case is None else case))
-            told = self.report(self.all[-1])
-            print(told, flush=True)
+            printed = self.report(self.all[-1])
+            print(printed, flush=True)
             with (self._folder / "findings.txt").open("a") as file:
-                file.write(told + "\n")
+                file.write(printed + "\n")
 
     def report(self, found: Finding) -> str:
         return (

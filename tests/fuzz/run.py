@@ -49,8 +49,8 @@ class Report:
     lines: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = Counter(found.kind for found in self.findings.all)
-        verdict = [f"FOUND: {kind}" for kind in told] or ["nothing was found"]
+        printed = Counter(found.kind for found in self.findings.all)
+        verdict = [f"FOUND: {kind}" for kind in printed] or ["nothing was found"]
         return "\n".join([*self.lines, *verdict])
 
 

@@ -35,7 +35,7 @@ class RunningJobs:
     def _hear(self) -> None:
         while not self._ending.is_set():
             with suppress(OSError, Closed, TimeoutError), RawNats(self._port) as connection:
-                connection.subscribe(subjects.state_events("*").encode())
+                connection.subscribe(subjects.STATES_WILDCARD.encode())
                 connection.subscribe(subjects.FINISHED_WILDCARD.encode())
                 while not self._ending.wait(POLL_S):
                     connection.settle()
@@ -45,8 +45,9 @@ class RunningJobs:
             self._ending.wait(POLL_S)
 
     def _note(self, received: Received) -> None:
-        _, kind, job_id, *_ = received.subject.decode("utf-8", "replace").split(".")
-        if kind == "finished":
+        subject = received.subject.decode("utf-8", "replace")
+        _, job_id = subjects.model_and_id(subject)
+        if subject.startswith("infer.finished."):
             for jobs in list(self._jobs.values()):
                 jobs.discard(job_id)
             return

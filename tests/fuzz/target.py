@@ -15,7 +15,7 @@ from tests.support.raw_nats import Closed, RawNats, stream_names
 
 ENDS_WITHIN_S = 60.0
 BACK_WITHIN_S = 8.0
-"""How long a gateway or an inferer that was sent rubbish may take to hear again; it should be a
+"""How long a gateway or an inferer that was sent rubbish may take to answer again; it should be a
 second, and the machine may be slow."""
 ENDED = ("SUCCESS", "FAILURE", "REVOKED")
 FAULTS_OF_OURS = ("internal_error", "unreadable_result")
@@ -153,7 +153,7 @@ class Target:
             "gateway": (b"$SRV.PING.sluice", b"", len(self.site.gateways))
         }
         for inferer in self.site.inferers:
-            subject = f"infer.control.{inferer.name}".encode()
+            subject = f"infer.control.tiny.{inferer.name}".encode()
             waiting_for[inferer.name] = (subject, b'{"concurrency":2}', 1)
         with self.nats() as connection:
             for number, (subject, data, _) in enumerate(waiting_for.values()):

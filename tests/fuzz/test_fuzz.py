@@ -28,7 +28,7 @@ MIB = 1024**2
 @pytest.mark.timeout(600)
 def test_a_minute_of_hostile_input_finds_nothing(tmp_path: Path) -> None:
     """Requests, schemas, prompts, templates and bytes that nobody would send: nothing dies, leaks,
-    hangs or is told wrongly."""
+    hangs or gets a wrong error."""
     report = run(Plan(SEED, minutes=1), tmp_path)
     print(report)
     assert not report.findings.all, str(report)
@@ -47,9 +47,9 @@ def test_a_process_that_dies_or_hangs_is_noticed(tmp_path: Path) -> None:
     assert "a health probe was not answered within a second" in kinds, str(report)
     assert "an inferer died of no job that is named" in kinds, str(report)
     assert any(kind.startswith("Traceback in a log of inferer") for kind in kinds), str(report)
-    told = (tmp_path / "findings.txt").read_text()
-    assert f"seed {SEED}, logs in {tmp_path}" in told
-    assert "metadata: " in told
+    printed = (tmp_path / "findings.txt").read_text()
+    assert f"seed {SEED}, logs in {tmp_path}" in printed
+    assert "metadata: " in printed
 
 
 def test_a_lost_job_and_a_broken_answer_are_noticed(tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ class HangUps:
             outcome.problems.append(f"{len(lost)} accepted jobs have no result")
         wrong: Counter[tuple[str, str]] = Counter()
         for job_id in accepted & set(results):
-            data = results[job_id][0].data
-            end = getattr(decode_stored(job_id, data, datetime.now(UTC)), "code", "completed")
+            subject, data = results[job_id][0].subject, results[job_id][0].data
+            end = getattr(decode_stored(subject, data, datetime.now(UTC)), "code", "completed")
             outcome.ends[end] += 1
             kind = _kind_of(data)
             if (end == GONE) != KINDS[kind].cancels:

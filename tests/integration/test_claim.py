@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from services.gateway.gateway import Gateway
-from services.gateway.jobs.idempotency_record import Claim, Overtaken, look
+from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.idempotency_record import IdempotencyRecord, Overtaken, read_record
 from services.gateway.settings import GatewaySettings
 from shared.broker.connection import Broker, StoredMessage
 from shared.broker.topology import Topology, ensure_topology
@@ -34,62 +35,64 @@ async def bucket(broker: Broker) -> Broker:
     return broker
 
 
-async def hold(bucket: Broker, claim: Claim, job_id: str, error: Exception | None = None) -> None:
-    """Hold ``claim`` while something is done that ends in ``error``."""
-    async with claim.held(bucket, job_id, patience_s=5):
+async def hold(
+    bucket: Broker, record: IdempotencyRecord, job_id: str, error: Exception | None = None
+) -> None:
+    """Hold ``record`` while something is done that ends in ``error``."""
+    async with record.held(bucket, job_id, patience_s=5):
         if error is not None:
             raise error
 
 
 async def test_a_key_stands_for_one_job(bucket: Broker) -> None:
     """Of ten who saw the same free key one holds it; the others, and whoever looks, see that."""
-    claims = await asyncio.gather(*(look(bucket, KEY, "d") for _ in range(10)))
-    assert {(claim.job_id, claim.sequence) for claim in claims} == {(None, 0)}
-    ids = [new_job_id() for _ in claims]
-    holding = [hold(bucket, claim, job_id) for claim, job_id in zip(claims, ids, strict=True)]
+    records = await asyncio.gather(*(read_record(bucket, KEY, "d") for _ in range(10)))
+    assert {(record.job_id, record.sequence) for record in records} == {(None, 0)}
+    ids = [new_job_id() for _ in records]
+    holding = [hold(bucket, record, job_id) for record, job_id in zip(records, ids, strict=True)]
     outcomes = await asyncio.gather(*holding, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes].count(Overtaken) == 9
-    assert (await look(bucket, KEY, "d")).job_id == ids[outcomes.index(None)]
+    assert (await read_record(bucket, KEY, "d")).job_id == ids[outcomes.index(None)]
     with pytest.raises(KeyReused):
-        await look(bucket, KEY, "another")
+        await read_record(bucket, KEY, "another")
 
 
 @pytest.mark.parametrize("error", [StorageShort("full"), RequestTooLarge("large")], ids=repr)
 async def test_a_refusal_frees_the_key(bucket: Broker, error: SluiceError) -> None:
     """It can be held at once, for something else."""
     with pytest.raises(type(error)):
-        await hold(bucket, await look(bucket, KEY, "d"), new_job_id(), error)
-    claim = await look(bucket, KEY, "another")
-    assert claim.job_id is None
-    await hold(bucket, claim, new_job_id())
+        await hold(bucket, await read_record(bucket, KEY, "d"), new_job_id(), error)
+    record = await read_record(bucket, KEY, "another")
+    assert record.job_id is None
+    await hold(bucket, record, new_job_id())
 
 
 async def test_a_refusal_keeps_the_key_of_somebody_elses_job(bucket: Broker) -> None:
     """Who publishes it once more may be refused, where the first was only slow and is not."""
     job_id = new_job_id()
-    await hold(bucket, await look(bucket, KEY, "d"), job_id)
+    await hold(bucket, await read_record(bucket, KEY, "d"), job_id)
     with pytest.raises(StorageShort):
-        await hold(bucket, await look(bucket, KEY, "d"), job_id, StorageShort("full"))
-    assert (await look(bucket, KEY, "d")).job_id == job_id
+        await hold(bucket, await read_record(bucket, KEY, "d"), job_id, StorageShort("full"))
+    assert (await read_record(bucket, KEY, "d")).job_id == job_id
 
 
 async def test_an_outage_does_not_free_the_key(bucket: Broker) -> None:
     """The job may have arrived: who comes back finds the key, and the job or its id."""
     job_id = new_job_id()
     with pytest.raises(BrokerUnavailable):
-        await hold(bucket, await look(bucket, KEY, "d"), job_id, BrokerUnavailable("away"))
-    assert (await look(bucket, KEY, "d")).job_id == job_id
+        await hold(bucket, await read_record(bucket, KEY, "d"), job_id, BrokerUnavailable("away"))
+    assert (await read_record(bucket, KEY, "d")).job_id == job_id
 
 
 async def test_a_refused_client_frees_only_its_own_key(bucket: Broker) -> None:
     """Not what somebody wrote in the meantime who published the same job."""
     job_id = new_job_id()
-    first = await look(bucket, KEY, "d")
+    first = await read_record(bucket, KEY, "d")
     with suppress(StorageShort):
         async with first.held(bucket, job_id, patience_s=5):
-            await hold(bucket, await look(bucket, KEY, "d"), job_id)
+            await hold(bucket, await read_record(bucket, KEY, "d"), job_id)
             raise StorageShort("full")
-    assert (await look(bucket, KEY, "d")).job_id == job_id
+    assert (await read_record(bucket, KEY, "d")).job_id == job_id
 
 
 @pytest.mark.parametrize(
@@ -100,11 +103,11 @@ async def test_a_refused_client_frees_only_its_own_key(bucket: Broker) -> None:
 async def test_an_entry_that_is_no_longer_valid_is_overwritten(bucket: Broker, left: bytes) -> None:
     """It is written over."""
     await bucket.js.publish(KEY, left)
-    claim = await look(bucket, KEY, "another")
-    assert (claim.job_id, claim.sequence) == (None, 1)
+    record = await read_record(bucket, KEY, "another")
+    assert (record.job_id, record.sequence) == (None, 1)
     job_id = new_job_id()
-    await hold(bucket, claim, job_id)
-    assert (await look(bucket, KEY, "another")).job_id == job_id
+    await hold(bucket, record, job_id)
+    assert (await read_record(bucket, KEY, "another")).job_id == job_id
 
 
 async def test_a_job_that_is_published_while_it_is_looked_for_is_found(
@@ -116,7 +119,7 @@ async def test_a_job_that_is_published_while_it_is_looked_for_is_found(
     await gateway.broker.connect()
     await gateway.fleet.refresh()
     submission, key = JobSubmission(model="tiny", prompt="hi"), "a key"
-    await gateway.idempotency.submit(submission, key)
+    await gateway.idempotency.submit(submission, Caller("http"), key)
     (bucket_entry,) = await queue.last_of_each(f"KV_{subjects.IDEMPOTENCY}", "$KV.IDEMPOTENCY.*")
     job_id = json.loads(bucket_entry.data)["id"]
     request = await queue.direct_get(subjects.REQUESTS, last_by_subj=subjects.request_of(job_id))
@@ -126,14 +129,14 @@ async def test_a_job_that_is_published_while_it_is_looked_for_is_found(
 
     async def read_late(stream: str, **query: Any) -> StoredMessage | None:
         nonlocal reads
-        reads += stream == subjects.EVENTS
-        if stream == subjects.EVENTS and reads == 2:  # after all that looks for the job
+        reads += stream == subjects.STATES
+        if stream == subjects.STATES and reads == 1:  # after all that looks for the job
             await queue.publish_stored(request.subject, request.data, {}, 5)
             event = StateEvent(state="started", attempt=1, at=timestamp(), inferer="first")
-            await queue.js.publish(subjects.state_events(job_id), encode(event))
+            await queue.js.publish(subjects.state("tiny", job_id), encode(event))
         return await read(stream, **query)
 
     vars(gateway.broker)["direct_get"] = read_late
-    ticket = await gateway.idempotency.submit(submission, key)
-    assert (ticket.id, ticket.repeated, ticket.state) == (job_id, True, "STARTED")
+    accepted = await gateway.idempotency.submit(submission, Caller("http"), key)
+    assert (accepted.id, accepted.is_replay, accepted.state) == (job_id, True, "STARTED")
     await gateway.broker.close()

@@ -30,7 +30,7 @@ class Listener:
         await self.broker.nc.subscribe(subject, cb=self._receive)
         await self.broker.nc.flush()
 
-    async def hears(self, publish: Callable[[str], Awaitable[None]], subject: str) -> None:
+    async def receives(self, publish: Callable[[str], Awaitable[None]], subject: str) -> None:
         """Until a message that ``publish`` sends arrives; what is sent meanwhile may be lost."""
         before = len(self.received)
         async with asyncio.timeout(PATIENCE_S):
@@ -102,13 +102,13 @@ async def test_a_task_that_ended_is_replaced(broker: Broker, nats_server: NatsSe
             async with asyncio.timeout(PATIENCE_S):
                 while broker.nc.is_connected and getattr(broker.nc, name).done():
                     await asyncio.sleep(0.01)
-            await listener.hears(other.nc.publish, "s")
+            await listener.receives(other.nc.publish, "s")
             await broker.nc.flush()
         await broker.nc.force_reconnect()
         reconnecting = broker.nc._reconnection_task
         assert reconnecting is not None
         reconnecting.cancel()
-        await listener.hears(other.nc.publish, "s")
+        await listener.receives(other.nc.publish, "s")
         await broker.nc.flush()
 
 
@@ -127,7 +127,7 @@ async def test_only_its_owner_closes_it(broker: Broker, nats_server: NatsServer)
     await listener.start("s")
     await broker.nc._close(broker.nc.CLOSED)
     async with connected(BrokerSettings(url=nats_server.url), "other") as other:
-        await listener.hears(other.nc.publish, "s")
+        await listener.receives(other.nc.publish, "s")
     await broker.close()
     assert broker.nc.is_closed
 
@@ -160,7 +160,7 @@ async def test_a_configuration_with_a_mistake_does_not_close_the_client(
                     await asyncio.sleep(0.01)
             configuration.write_text(good)
             server.process.popen.send_signal(signal.SIGHUP)
-            await listener.hears(broker.nc.publish, "s")
+            await listener.receives(broker.nc.publish, "s")
             await broker.nc.flush()
 
 
@@ -174,7 +174,7 @@ async def test_a_publish_that_the_broker_would_hang_up_for_is_refused(broker: Br
             await broker.nc.publish(subject, b"x", headers=headers)
     await broker.nc.flush()
     assert broker.nc.stats["reconnects"] == 0
-    await listener.hears(broker.nc.publish, "s")
+    await listener.receives(broker.nc.publish, "s")
 
 
 def test_a_reset_in_the_handshake_is_survived(nats_server: NatsServer) -> None:
@@ -194,7 +194,7 @@ def test_a_reset_in_the_handshake_is_survived(nats_server: NatsServer) -> None:
                         seen = door.resets
                         while door.resets < seen + 5:
                             await asyncio.sleep(0.01)
-            await listener.hears(broker.nc.publish, "s")
+            await listener.receives(broker.nc.publish, "s")
 
     uvloop.run(run())
 
@@ -210,7 +210,7 @@ def test_a_peer_that_stops_reading_is_left_for_a_new_connection(nats_server: Nat
             door.freeze()
             for _ in range(20):
                 await broker.nc.publish("t", bytes(1024 * 1024))
-            await listener.hears(broker.nc.publish, "s")
+            await listener.receives(broker.nc.publish, "s")
             assert broker.nc.stats["reconnects"] == 1
 
     uvloop.run(run())

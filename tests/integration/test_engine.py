@@ -314,7 +314,7 @@ def test_a_waiting_sequence_can_be_aborted(engine: Engine) -> None:
 
 
 def test_close_aborts_everything(model: Model) -> None:
-    """What runs and what waits hears of it."""
+    """What runs and what waits gets the error."""
     with running(model) as engine:
         runs = [start(engine, max_tokens=N_CTX) for _ in range(3)]
         wait_until(lambda: runs[0].texts, "one is under way")
@@ -423,7 +423,7 @@ def test_growing_leaves_running_sequences_alone(model: Model, prompt_tokens: int
 
 
 def test_growing_beyond_the_memory_changes_nothing(engine: Engine) -> None:
-    """The caller hears of it, and what runs goes on."""
+    """The caller gets the error, and what runs goes on."""
     first = start(engine, max_tokens=300)
     with pytest.raises(ModelError, match="no memory for 300 contexts"):
         engine.grow(300).result(PATIENCE_S)

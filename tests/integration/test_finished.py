@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.state.result_listener import ResultListener
 from shared.broker.connection import Broker
 from shared.broker.results import store_result
 from shared.broker.topology import Topology, ensure_topology
@@ -32,17 +32,17 @@ async def test_a_forged_announcement_is_not_believed(broker: Broker) -> None:
     waits and for the ETA; an announcement without one is nothing."""
     await ensure_topology(broker, Topology(replicas=1), [])
     learned: list[Result] = []
-    finished = FinishedJobs(broker, learned.append)
+    finished = ResultListener(broker, learned.append)
     waited_for, other, nowhere = (new_job_id() for _ in range(3))
     forged = {
         job_id: encode(completed(job_id, "forged")) for job_id in (waited_for, other, nowhere)
     }
     async with finished.listening():
-        with finished.expecting(waited_for) as announced:
+        with finished.expecting("tiny", waited_for) as announced:
             for _ in range(3):
                 for job_id, payload in forged.items():
-                    await broker.nc.publish(subjects.finished(job_id), payload)
-                await broker.nc.publish("infer.finished.x", b"\xff")
+                    await broker.nc.publish(subjects.finished("tiny", job_id), payload)
+                await broker.nc.publish("infer.finished.tiny.x", b"\xff")
             right = completed(other, "right")
             await store_result(broker, right, PATIENCE_S)
             async with asyncio.timeout(PATIENCE_S):
@@ -50,7 +50,7 @@ async def test_a_forged_announcement_is_not_believed(broker: Broker) -> None:
                     await asyncio.sleep(0.01)
             assert {result.id for result in learned} == {other}
             assert not announced.done() or announced.result() is None
-        with finished.expecting(waited_for) as announced:
+        with finished.expecting("tiny", waited_for) as announced:
             wanted = completed(waited_for, "right")
             await store_result(broker, wanted, PATIENCE_S)
             async with asyncio.timeout(PATIENCE_S):
@@ -62,11 +62,11 @@ async def test_many_results_at_once_all_reach_their_waiters(broker: Broker) -> N
     """Each of some hundred that are announced together reaches who waits for it."""
     await ensure_topology(broker, Topology(replicas=1), [])
     learned: list[Result] = []
-    finished = FinishedJobs(broker, learned.append)
+    finished = ResultListener(broker, learned.append)
     results = [completed(new_job_id(), f"text {number}") for number in range(500)]
 
     async def wait(result: Result) -> None:
-        with finished.expecting(result.id) as announced:
+        with finished.expecting("tiny", result.id) as announced:
             await store_result(broker, result, PATIENCE_S)
             assert await announced == result
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.broker.connection import Broker
 from shared.broker.inferers import read_inferers
-from shared.broker.results import decode_stored, read_result
+from shared.broker.results import decode_stored, find_result
 from shared.broker.topology import Topology, ensure_topology
 from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp
@@ -19,7 +19,7 @@ from shared.wire.inferers import InfererEntry
 
 NOW = timestamp()
 JOB = new_job_id()
-WORK = {"prompt_bytes": 3, "max_tokens": 5, "chat": False}
+WORK = {"prompt_bytes": 3, "max_tokens": 5, "task": "complete"}
 ENTRY: dict[str, Any] = {
     "id": "a",
     "model": "tiny",
@@ -27,7 +27,7 @@ ENTRY: dict[str, Any] = {
     "host": "h",
     "threads": 1,
     "n_ctx": 512,
-    "chat": True,
+    "tasks": ["chat", "complete"],
     "started_at": NOW,
     "version": "1",
     "cpus": [0],
@@ -58,7 +58,10 @@ LETTER = {
 EVENT = {"state": "started", "attempt": 1, "at": NOW, "inferer": "a", "work": WORK}
 
 KINDS: dict[str, tuple[Decoder[Any], dict[str, Any]]] = {
-    "request": (codecs.decode_request, {"prompt": "hi", "max_tokens": 5, "queued_at": NOW}),
+    "request": (
+        codecs.decode_request,
+        {"task": "complete", "prompt": "hi", "max_tokens": 5, "queued_at": NOW},
+    ),
     "result": (codecs.decode_result, COMPLETED),
     "state event": (codecs.decode_state_event, EVENT),
     "token frame": (codecs.decode_token_frame, {"attempt": 1, "index": 0, "tokens": ["a"]}),
@@ -67,7 +70,7 @@ KINDS: dict[str, tuple[Decoder[Any], dict[str, Any]]] = {
     "letter": (codecs.decode_dead_letter, LETTER),
     "order": (codecs.decode_concurrency, {"concurrency": 1}),
     "inferer": (codecs.decode_inferer_entry, ENTRY),
-    "facts": (codecs.decode_model_facts, {"n_ctx": 512, "chat": True}),
+    "facts": (codecs.decode_model_facts, {"n_ctx": 512, "tasks": ["chat"]}),
 }
 
 NOT_NUMBERS: tuple[object, ...] = (10**400, -1, 1e300, -(2**63), "1", None, [], True)
@@ -175,7 +178,9 @@ def test_the_first_unreadable_message_of_each_kind_is_logged(
 
 def test_a_result_of_another_job_is_not_believed(broker: Broker) -> None:
     """It is not this one's, whatever it says."""
-    result = decode_stored(new_job_id(), json.dumps(COMPLETED).encode(), broker.now())
+    result = decode_stored(
+        subjects.result("tiny", new_job_id()), json.dumps(COMPLETED).encode(), broker.now()
+    )
     assert getattr(result, "code", None) == "unreadable_result"
 
 
@@ -194,11 +199,13 @@ async def test_entries_by_hand_do_not_hide_a_real_one(broker: Broker) -> None:
     """A thousand of them: the real inferer is found, and nothing else."""
     await ensure_topology(broker, Topology(), [])
     entry = InfererEntry(**{**ENTRY, "id": "real", "jobs": []})
-    await broker.js.publish(subjects.inferer("real"), encode(entry))
+    await broker.js.publish(subjects.inferer("tiny", "real"), encode(entry))
     for number in range(1000):
         headers = {"Status": "404", "Nats-Sequence": "x"} if number % 2 else None
         payload = UNREADABLE[number % len(UNREADABLE)]
-        await broker.nc.publish(subjects.inferer(f"fake-{number}"), payload, headers=headers)
+        await broker.nc.publish(
+            subjects.inferer("tiny", f"fake-{number}"), payload, headers=headers
+        )
     await broker.nc.flush()
     live, _ = await read_inferers(broker)
     assert [one.entry for one in live] == [entry]
@@ -207,7 +214,7 @@ async def test_entries_by_hand_do_not_hide_a_real_one(broker: Broker) -> None:
 async def test_headers_that_are_not_ascii_are_read_from_the_leader(broker: Broker) -> None:
     """As from a replica, as text."""
     await ensure_topology(broker, Topology(), [])
-    subject = subjects.state_events(JOB)
+    subject = subjects.state_events("tiny", JOB)
     await broker.js.publish(subject, b"x", headers={"Name": "größe", "Deadline": "morgen"})
     for get in (broker.direct_get, broker.leader_get):
         found = await get(subjects.EVENTS, last_by_subj=subject)
@@ -215,4 +222,4 @@ async def test_headers_that_are_not_ascii_are_read_from_the_leader(broker: Broke
         assert (found.headers["Name"], found.headers["Deadline"]) == ("größe", "morgen")
         assert (found.subject, found.data) == (subject, b"x")
     assert await broker.leader_get(subjects.EVENTS, last_by_subj="infer.events.x.y") is None
-    assert await read_result(broker, JOB, from_leader=True) is None
+    assert await find_result(broker, JOB, from_leader=True) is None

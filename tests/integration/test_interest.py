@@ -169,7 +169,7 @@ async def test_a_caller_at_another_node_is_found(tmp_path: Path) -> None:
             await caller.nc.subscribe(inbox)
             await caller.nc.subscribe(f"{inbox}.*")
             await caller.nc.flush()
-            async with asyncio.timeout(PATIENCE_S):  # the nodes tell each other
+            async with asyncio.timeout(PATIENCE_S):  # the nodes notify each other
                 while not (await interest.exists(inbox) and await interest.exists(f"{inbox}.1")):
                     await asyncio.sleep(0.01)
             for _ in range(10):

@@ -36,11 +36,11 @@ async def test_a_consumer_whose_creation_was_not_answered_is_deleted(
         nats_server.process.freeze()
         eventually(lambda: _is_stopped(nats_server.process.pid), "it is frozen")
         with pytest.raises(BrokerUnavailable):
-            await anext(_events_until_outage(broker, new_job_id(), finished))
+            await anext(_events_until_outage(broker, "tiny", new_job_id(), finished))
         nats_server.process.thaw()
-        name = subjects.last_token((await created.next_msg(PATIENCE_S)).subject)
+        name = subjects.model_and_id((await created.next_msg(PATIENCE_S)).subject)[1]
         deletion = await deletions.next_msg(PATIENCE_S)
-        assert subjects.last_token(deletion.subject) == name
+        assert subjects.model_and_id(deletion.subject)[1] == name
         async with asyncio.timeout(PATIENCE_S):
             while (await broker.js.stream_info(subjects.EVENTS)).state.consumer_count:
                 await asyncio.sleep(0.01)

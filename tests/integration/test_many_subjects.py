@@ -1,4 +1,4 @@
-"""More inferers, alive and dead, than the broker tells of in one answer."""
+"""More inferers, alive and dead, than the broker lists in one answer."""
 
 import asyncio
 from datetime import timedelta
@@ -32,7 +32,9 @@ async def store(broker: Broker) -> Broker:
 async def test_more_live_inferers_than_one_read_returns_are_found(store: Broker) -> None:
     """All of them, each once, with what it said last."""
     for host in ("earlier", "now"):
-        entries = {subjects.inferer(f"i-{n}"): encode(_entry(f"i-{n}", host)) for n in range(COUNT)}
+        entries = {
+            subjects.inferer("tiny", f"i-{n}"): encode(_entry(f"i-{n}", host)) for n in range(COUNT)
+        }
         await _publish(store, entries)
     live, some_died = await read_inferers(store)
     assert [one.entry.id for one in live] == sorted(f"i-{n}" for n in range(COUNT))
@@ -45,8 +47,8 @@ async def test_more_dead_inferers_than_one_read_returns_are_noticed(store: Broke
     for cause in ("earlier", "now"):
         at = timestamp(store.now() - timedelta(minutes=5))
         deaths = {
-            subjects.inferer_death(f"i-{n}"): InfererDeath(
-                inferer=f"i-{n}", model="m", host="h", at=at, cause=cause, doing=""
+            subjects.death("tiny", f"i-{n}"): InfererDeath(
+                inferer=f"i-{n}", model="tiny", host="h", at=at, cause=cause, doing=""
             )
             for n in range(COUNT)
         }
@@ -64,12 +66,12 @@ async def _publish(broker: Broker, messages: dict[str, bytes]) -> None:
 def _entry(inferer_id: str, host: str) -> InfererEntry:
     return InfererEntry(
         id=inferer_id,
-        model="m",
+        model="tiny",
         slots=1,
         host=host,
         threads=1,
         n_ctx=1,
-        chat=False,
+        tasks=["complete"],
         started_at=timestamp(),
         version="",
     )

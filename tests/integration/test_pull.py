@@ -18,9 +18,9 @@ SOON_S = 9
 """Less than a lease, a pull's life or two missed heartbeats: none of them may be what helped."""
 
 
-async def publish(broker: Broker, job_id: str, job_class: str = "normal") -> None:
+async def publish(broker: Broker, job_id: str, priority: str = "normal") -> None:
     headers = {subjects.HEADER_MSG_ID: job_id}
-    await broker.publish_stored(subjects.request("tiny", job_id, job_class), b"{}", headers, 30)
+    await broker.publish_stored(subjects.request("tiny", job_id, priority), b"{}", headers, 30)
 
 
 async def pulled(puller: Puller) -> tuple[str, int]:
@@ -28,7 +28,7 @@ async def pulled(puller: Puller) -> tuple[str, int]:
     async with asyncio.timeout(SOON_S):
         message = await puller.next()
     await message.ack_sync()
-    return subjects.last_token(message.subject), message.metadata.num_delivered
+    return subjects.model_and_id(message.subject)[1], message.metadata.num_delivered
 
 
 async def until(look: Callable[[], Awaitable[bool]], what: str) -> None:
@@ -125,23 +125,23 @@ async def test_two_pullers_share_the_jobs(queue: Broker) -> None:
 
 async def test_priorities_are_served_in_their_order(queue: Broker) -> None:
     """Strictly, and within each in the order of arrival, however they came in."""
-    for job_class in ("low", "normal", "high"):
+    for priority in ("low", "normal", "high"):
         for number in (1, 2):
-            await publish(queue, f"{job_class}-{number}", job_class)
+            await publish(queue, f"{priority}-{number}", priority)
     async with Puller(queue, "tiny") as puller:
         served = [await pulled(puller) for _ in range(6)]
-    wanted = [f"{job_class}-{n}" for job_class in ("high", "normal", "low") for n in (1, 2)]
+    wanted = [f"{priority}-{n}" for priority in ("high", "normal", "low") for n in (1, 2)]
     assert served == [(name, 1) for name in wanted]
 
 
-@pytest.mark.parametrize("job_class", subjects.CLASSES)
-async def test_an_idle_slot_waits_for_every_priority(queue: Broker, job_class: str) -> None:
+@pytest.mark.parametrize("priority", subjects.PRIORITIES)
+async def test_an_idle_slot_waits_for_every_priority(queue: Broker, priority: str) -> None:
     """Whatever comes first is taken at once, and the pulls at the other classes are withdrawn."""
     async with Puller(queue, "tiny") as puller:
         waiting = asyncio.create_task(pulled(puller))
         for name in ("tiny+high", "tiny", "tiny+low"):
             await until_consumer(queue, name, num_waiting=1)
-        await publish(queue, "job", job_class)
+        await publish(queue, "job", priority)
         assert await waiting == ("job", 1)
         for name in ("tiny+high", "tiny", "tiny+low"):
             await until_consumer(queue, name, num_waiting=0)

@@ -22,7 +22,7 @@ from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed, Failed
 from tests.support.workers import dead_letter, ended, put, queue_is_empty, until, working
 
-SHORT = InferenceRequest(prompt="hi", max_tokens=20)
+SHORT = InferenceRequest(task="complete", prompt="hi", max_tokens=20)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def bounded(broker: Broker, stream: str) -> AsyncIterator[None]:
     await broker.js.update_stream(config)
 
 
-async def told(capsys: pytest.CaptureFixture[str], event: str) -> None:
+async def logged(capsys: pytest.CaptureFixture[str], event: str) -> None:
     """Wait for the log line of ``event``."""
     lines = ""
 
@@ -57,7 +57,7 @@ async def test_a_publish_is_refused(queue: Broker) -> None:
     """At once, with the broker's words, and without waiting for it to pass."""
     async with bounded(queue, subjects.RESULTS):
         with pytest.raises(StreamRefused, match="message size exceeds maximum allowed"):
-            await queue.publish_stored("infer.results.1", b"{}", {}, patience_s=600)
+            await queue.publish_stored(subjects.result("tiny", "1"), b"{}", {}, patience_s=600)
 
 
 async def test_a_refused_result_is_kept_until_it_is_stored(
@@ -67,16 +67,17 @@ async def test_a_refused_result_is_kept_until_it_is_stored(
     async with working(queue, engine):
         async with bounded(queue, subjects.RESULTS):
             first = await put(queue, SHORT)
-            await told(capsys, "broker_awaited")
+            await logged(capsys, "broker_awaited")
         second = await put(queue, SHORT)
         assert isinstance(await ended(queue, first), Completed)
         assert isinstance(await ended(queue, second), Completed)
         await queue_is_empty(queue)
 
 
-async def test_refused_events_do_not_stop_a_job(queue: Broker, engine: Engine) -> None:
+@pytest.mark.parametrize("stream", [subjects.EVENTS, subjects.STATES])
+async def test_refused_events_do_not_stop_a_job(queue: Broker, engine: Engine, stream: str) -> None:
     """A job's events are not worth waiting for: it ends without them."""
-    async with working(queue, engine), bounded(queue, subjects.EVENTS):
+    async with working(queue, engine), bounded(queue, stream):
         for _ in range(2):
             assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
         await queue_is_empty(queue)
@@ -89,18 +90,19 @@ async def test_a_suspect_job_runs_only_once_its_start_is_stored(
     job_id = await put(queue, SHORT)
     await _deliver_once(queue)
     async with working(queue, engine):
-        async with bounded(queue, subjects.EVENTS):
-            await told(capsys, "broker_awaited")
+        async with bounded(queue, subjects.STATES):
+            await logged(capsys, "broker_awaited")
         assert isinstance(await ended(queue, job_id), Completed)
         await queue_is_empty(queue)
 
 
 async def test_a_job_is_requeued_although_events_are_refused(queue: Broker, engine: Engine) -> None:
     """It goes back, though nobody can be told."""
-    endless = InferenceRequest(prompt="tell me", seed=1)
+    endless = InferenceRequest(task="complete", prompt="tell me", seed=1)
     async with (
         working(queue, engine, grace_s=0) as (worker, stopping),
         bounded(queue, subjects.EVENTS),
+        bounded(queue, subjects.STATES),
     ):
         await put(queue, endless)
         await until(lambda: _runs(worker), "it runs")
@@ -116,7 +118,7 @@ async def test_a_refused_dead_letter_is_kept_until_it_is_stored(
     async with working(queue, engine):
         async with bounded(queue, subjects.DEAD):
             job_id = await put(queue, b"no request")
-            await told(capsys, "broker_awaited")
+            await logged(capsys, "broker_awaited")
         assert isinstance(await ended(queue, job_id), Failed)
         await dead_letter(queue, job_id)
 
@@ -135,10 +137,10 @@ async def test_a_refused_presence_entry_is_written_again(
     entered = asyncio.Event()
     async with bounded(queue, f"KV_{subjects.INFERERS}"):
         holding = asyncio.create_task(hold())
-        await told(capsys, "presence_not_stored")
+        await logged(capsys, "presence_not_stored")
     await asyncio.wait_for(entered.wait(), 60)
     async with bounded(queue, f"KV_{subjects.INFERERS}"):
-        await told(capsys, "presence_not_stored")
+        await logged(capsys, "presence_not_stored")
         before = await _told_at(queue)
 
     async def look() -> bool:
@@ -176,7 +178,7 @@ def _entry(inferer_id: str) -> InfererEntry:
         host="h",
         threads=1,
         n_ctx=2048,
-        chat=True,
+        tasks=["chat", "complete"],
         started_at=timestamp(),
         version="0",
     )

@@ -66,20 +66,20 @@ async def received(broker: Broker, subscription: Any) -> list[bytes]:
 async def test_the_first_write_wins(store: Broker) -> None:
     """Of two different results both writers, and every reader, get the first."""
     job_id = new_job_id()
-    assert await read_result(store, job_id) is None
+    assert await read_result(store, "tiny", job_id) is None
     first, second = cancelled(job_id), completed(job_id, "late", attempt=2)
     assert await store_result(store, first, 5) == first
     assert await store_result(store, second, 5) == first
-    assert await read_result(store, job_id) == first
+    assert await read_result(store, "tiny", job_id) == first
 
 
 async def test_many_writers_at_once_agree(store: Broker) -> None:
-    """Whichever of ten wins, all are told the same, and that is what is stored."""
+    """Whichever of ten wins, all get the same result, and that is what is stored."""
     job_id = new_job_id()
     results = [completed(job_id, f"answer {number}") for number in range(10)]
-    told = await asyncio.gather(*(store_result(store, result, 5) for result in results))
-    assert told == [await read_result(store, job_id)] * 10
-    assert told[0] in results
+    printed = await asyncio.gather(*(store_result(store, result, 5) for result in results))
+    assert printed == [await read_result(store, "tiny", job_id)] * 10
+    assert printed[0] in results
 
 
 async def test_a_writer_may_repeat_its_own_write(store: Broker) -> None:
@@ -91,9 +91,9 @@ async def test_a_writer_may_repeat_its_own_write(store: Broker) -> None:
 
 
 async def test_only_the_stored_result_is_announced(store: Broker) -> None:
-    """Who waits on `infer.finished.<id>` hears of the first write, once, and of no other."""
+    """A subscriber of `infer.finished.<id>` gets the first write, once, and no other."""
     job_id = new_job_id()
-    announced = await store.nc.subscribe(subjects.finished(job_id))
+    announced = await store.nc.subscribe(subjects.finished("tiny", job_id))
     first = completed(job_id, "first")
     await store_result(store, first, 5)
     await store_result(store, completed(job_id, "second"), 5)
@@ -107,7 +107,7 @@ async def test_a_result_that_is_too_large_becomes_a_failure(store: Broker) -> No
     stored = await store_result(store, completed(job_id, "x" * store.nc.max_payload, 2), 5)
     assert isinstance(stored, Failed)
     assert (stored.code, stored.attempt) == ("result_too_large", 2)
-    assert await read_result(store, job_id) == stored
+    assert await read_result(store, "tiny", job_id) == stored
     assert store.is_connected
 
 
@@ -118,7 +118,7 @@ async def test_the_largest_result_that_fits_is_stored(store: Broker) -> None:
     fits = completed(job_id, "x" * (store.max_body - empty))
     assert len(encode(fits)) == store.max_body
     assert await store_result(store, fits, 5) == fits
-    assert await read_result(store, job_id) == fits
+    assert await read_result(store, "tiny", job_id) == fits
 
 
 async def test_what_the_stream_refuses_otherwise_is_an_error(store: Broker) -> None:
@@ -145,7 +145,9 @@ async def test_a_streamed_reply_ends_with_an_empty_message(
     assert await received(store, inbox[1]) == [encode(result), b""]
 
 
-@pytest.mark.parametrize("subject", ["infer.results.x", "$JS.API.STREAM.DELETE.RESULTS", "", "_IN"])
+@pytest.mark.parametrize(
+    "subject", ["infer.results.tiny.x", "$JS.API.STREAM.DELETE.RESULTS", "", "_IN"]
+)
 async def test_a_reply_goes_to_inboxes_only(store: Broker, subject: str) -> None:
     """A request cannot make an inferer publish where its sender may not."""
     everything = await store.nc.subscribe(">")
@@ -153,7 +155,7 @@ async def test_a_reply_goes_to_inboxes_only(store: Broker, subject: str) -> None
     await send_result(store, completed(new_job_id(), "hi"), subject, stream=True)
     await send_result(store, completed(new_job_id(), "hi"), None, stream=True)
     assert await received(store, everything) == []
-    assert len(await store.js.streams_info()) == 6
+    assert len(await store.js.streams_info()) == 7
 
 
 @pytest.mark.parametrize("inbox_name", ["_INBOX.a b", "_INBOX.a\tb"])

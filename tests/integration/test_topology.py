@@ -18,7 +18,7 @@ from shared.wire.inferers import ModelFacts
 from tests.support.processes import PATIENCE_S, NatsServer
 
 TOPOLOGY = Topology()
-FACTS = ModelFacts(n_ctx=2048, chat=True, token_bytes=12)
+FACTS = ModelFacts(n_ctx=2048, tasks=["chat", "complete"], token_bytes=12)
 
 
 async def ask(broker: Broker, subject: str, **body: Any) -> dict[str, Any]:
@@ -37,9 +37,12 @@ async def configuration(broker: Broker, stream: str) -> dict[str, Any]:
 async def test_everything_is_created_once(broker: Broker) -> None:
     """On an empty broker all of it, one line each; the second time nothing is left to do."""
     changes = await ensure_topology(broker, TOPOLOGY, ["tiny", "other"])
-    names = ["REQUESTS", "EVENTS", "RESULTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY"]
-    assert changes[:6] == [f"stream {name}: created" for name in names]
-    assert sorted(changes[6:]) == ["consumers of other: created", "consumers of tiny: created"]
+    names = [str(stream.name) for stream in streams(TOPOLOGY)]
+    assert changes[: len(names)] == [f"stream {name}: created" for name in names]
+    assert sorted(changes[len(names) :]) == [
+        "consumers of other: created",
+        "consumers of tiny: created",
+    ]
     assert set((await ask(broker, "STREAM.NAMES"))["streams"]) == set(names)
     assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
 
@@ -55,22 +58,22 @@ async def test_the_streams_are_as_designed(broker: Broker) -> None:
     results = await configuration(broker, "RESULTS")
     assert (results["discard"], results["discard_new_per_subject"]) == ("new", True)
     assert results["max_msgs_per_subject"] == 1
-    assert results["republish"]["dest"] == "infer.finished.{{wildcard(1)}}"
+    assert results["republish"]["dest"] == "infer.finished.{{wildcard(1)}}.{{wildcard(2)}}"
     assert results["max_age"] == (await configuration(broker, "EVENTS"))["max_age"]
-    for stream in ("REQUESTS", "EVENTS", "RESULTS", "DEAD", "KV_INFERERS", "KV_IDEMPOTENCY"):
+    for stream in (str(wanted.name) for wanted in streams(TOPOLOGY)):
         held = await configuration(broker, stream)
         assert (held["storage"], held["allow_direct"]) == ("file", True), stream
 
 
-@pytest.mark.parametrize("job_class", subjects.CLASSES)
-async def test_the_consumers_are_as_designed(broker: Broker, job_class: str) -> None:
+@pytest.mark.parametrize("priority", subjects.PRIORITIES)
+async def test_the_consumers_are_as_designed(broker: Broker, priority: str) -> None:
     """One a class; also in the fields that the client does not know."""
     await ensure_topology(broker, TOPOLOGY, ["tiny"])
-    name = {"high": "tiny+high", "normal": "tiny", "low": "tiny+low"}[job_class]
+    name = {"high": "tiny+high", "normal": "tiny", "low": "tiny+low"}[priority]
     held = (await ask(broker, f"CONSUMER.INFO.REQUESTS.{name}"))["config"]
     wanted = {
         "durable_name": name,
-        "filter_subject": f"infer.requests.tiny.{job_class}.*",
+        "filter_subject": f"infer.requests.tiny.{priority}.*.*",
         "ack_policy": "explicit",
         "ack_wait": 12_000_000_000,
         "max_ack_pending": 1,
@@ -101,7 +104,7 @@ async def test_the_limit_and_the_facts_that_are_there_are_kept(broker: Broker) -
     assert await ensure_topology(broker, TOPOLOGY, ["tiny"]) == []
     assert await ensure_topology(broker, TOPOLOGY, []) == []
     held = (await read_models(broker))["tiny"]
-    assert {info.config.max_ack_pending for info in held.by_class.values()} == {3}
+    assert {info.config.max_ack_pending for info in held.by_priority.values()} == {3}
     assert held.facts == FACTS
 
 
@@ -109,8 +112,8 @@ async def test_a_queue_of_an_earlier_version_gets_its_priorities(broker: Broker)
     """A model that has only its normal consumer keeps that, its limit and its facts."""
     await ensure_topology(broker, TOPOLOGY, ["tiny"])
     await ensure_consumers(broker, TOPOLOGY.ack_wait_s, "tiny", limit=2, facts=FACTS)
-    for job_class in ("high", "low"):
-        await broker.js.delete_consumer(subjects.REQUESTS, f"tiny+{job_class}")
+    for priority in ("high", "low"):
+        await broker.js.delete_consumer(subjects.REQUESTS, f"tiny+{priority}")
     await ensure_topology(broker, TOPOLOGY, [])
     held = (await read_models(broker))["tiny"]
     assert held.is_set("tiny", 2, FACTS)
@@ -126,7 +129,7 @@ async def test_models_are_found_beyond_the_brokers_first_page(broker: Broker) ->
 async def test_a_changed_setting_is_repaired_and_reported(broker: Broker) -> None:
     """One line names the stream, what it was and what it should be; messages stay."""
     await ensure_topology(broker, TOPOLOGY, [])
-    await broker.js.publish(subjects.token_events("x"), b"kept")
+    await broker.js.publish(subjects.token_events("tiny", "x"), b"kept")
     wanted = _wanted(subjects.EVENTS)
     await broker.js.update_stream(wanted.evolve(max_bytes=1000, allow_direct=False))
     (change,) = await ensure_topology(broker, TOPOLOGY, [])
@@ -198,9 +201,9 @@ async def test_an_incompatible_stream_is_refused(broker: Broker) -> None:
     "foreign",
     [
         # No model's name.
-        ConsumerConfig(durable_name="Archive", filter_subject="infer.requests.x.normal.*"),
+        ConsumerConfig(durable_name="Archive", filter_subject="infer.requests.x.normal.*.*"),
         # Ours but for a setting that cannot be changed.
-        ConsumerConfig(durable_name="archive", filter_subject="infer.requests.archive.normal.*"),
+        ConsumerConfig(durable_name="archive", filter_subject="infer.requests.archive.normal.*.*"),
         # In every model's way.
         ConsumerConfig(durable_name="archive", filter_subject="infer.requests.>"),
         # It could be changed into ours, but somebody else relies on it.
@@ -230,9 +233,9 @@ async def test_a_smaller_storage_limit_leaves_the_streams_as_they_are(
     nats_server.process.terminate()
     nats_server.store = "500MB"
     nats_server.start()
-    (told,) = await _when_it_answers(broker)
-    assert told.startswith("stream EVENTS: max_bytes is 1073741824, should be 52428800: left as")
-    await broker.js.publish("infer.events.1.state", b"{}")
+    (printed,) = await _when_it_answers(broker)
+    assert printed.startswith("stream EVENTS: max_bytes is 1073741824, should be 52428800: left as")
+    await broker.js.publish("infer.events.tiny.1.state", b"{}")
 
 
 async def test_an_account_without_storage_is_refused_with_a_reason(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
-from services.inferer.worker.lease import hand_back
+from services.inferer.worker.lease import requeue
 from services.inferer.worker.pull import Puller
 from shared.broker.connection import Broker, connected
 from shared.broker.consumers import ensure_consumers
@@ -31,9 +31,13 @@ from tests.support.processes import NatsServer
 from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
 
 N_CTX = 8192
-ENDLESS = InferenceRequest(prompt="tell me", seed=1)  # a minute of work, never waited for
-LONG = InferenceRequest(prompt="tell me", max_tokens=800, seed=1)  # seconds of work
-SHORT = InferenceRequest(prompt="hi", max_tokens=60)
+ENDLESS = InferenceRequest(
+    task="complete", prompt="tell me", seed=1
+)  # a minute of work, never waited for
+LONG = InferenceRequest(
+    task="complete", prompt="tell me", max_tokens=800, seed=1
+)  # seconds of work
+SHORT = InferenceRequest(task="complete", prompt="hi", max_tokens=60)
 
 
 @pytest.fixture
@@ -61,16 +65,16 @@ async def test_a_job_gets_its_result_its_events_and_its_reply(
 ) -> None:
     """Result, reply, state event and tokens agree, and the message is off the queue."""
     inbox, replies = await inbox_of(queue)
-    events = await queue.nc.subscribe("infer.events.*.tokens")
-    request = replace(SHORT, owner="ann", metadata=Raw(b'{"k": 1}'), retry_of="old", stream=stream)
+    events = await queue.nc.subscribe("infer.events.*.*.tokens")
+    request = replace(SHORT, metadata=Raw(b'{"k": 1}'), retry_of="old", stream=stream)
     async with working(queue, engine):
         job_id = await put(queue, request, Reply_To=inbox)
         await queue_is_empty(queue)
-    result = await read_result(queue, job_id)
+    result = await read_result(queue, "tiny", job_id)
     assert isinstance(result, Completed)
-    told = (result.id, result.model, result.attempt, result.inferer)
-    assert told == (job_id, "tiny", 1, "first")
-    assert (result.owner, result.metadata, result.retry_of) == ("ann", Raw(b'{"k": 1}'), "old")
+    printed = (result.id, result.model, result.attempt, result.inferer)
+    assert printed == (job_id, "tiny", 1, "first")
+    assert (result.owner, result.metadata, result.retry_of) == ("public", Raw(b'{"k": 1}'), "old")
     assert (result.finish_reason, result.usage.completion_tokens) == ("length", 60)
     assert result.queued_at <= str(result.started_at) <= result.finished_at
     assert await states(queue, job_id) == [("started", 1, "first")]
@@ -95,7 +99,7 @@ async def test_a_message_that_is_not_a_request_is_dead_lettered(
         job_id = await put(queue, b'"' * size, Reply_To=inbox)
         assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
         await queue_is_empty(queue)
-    result = await read_result(queue, job_id)
+    result = await read_result(queue, "tiny", job_id)
     assert isinstance(result, Failed)
     assert (result.code, result.attempt, result.started_at) == ("invalid_request", 0, None)
     assert [decode_result(reply) for reply in await received(queue, replies)] == [result]
@@ -146,18 +150,18 @@ async def test_a_job_that_kills_its_inferers_is_dead_lettered(
     job_id = await put(queue, SHORT)
     for attempt in (1, 2, 3):
         event = StateEvent(state="started", attempt=attempt, at=timestamp(), inferer="dead")
-        await queue.js.publish(subjects.state_events(job_id), encode(event))
+        await queue.js.publish(subjects.state("tiny", job_id), encode(event))
     async with Puller(queue, "tiny") as puller:
         await (await puller.next()).nak()  # the broker, too, has seen it delivered before
     async with working(queue, engine):
         await queue_is_empty(queue)
-    result = await read_result(queue, job_id)
+    result = await read_result(queue, "tiny", job_id)
     assert isinstance(result, Failed)
     assert (result.code, result.attempt) == ("worker_lost", 3)
     letter = await dead_letter(queue, job_id)
     assert (letter.code, letter.attempts) == ("worker_lost", 3)
     assert msgspec.json.decode(letter.request, type=InferenceRequest) == SHORT
-    assert len(await states(queue, job_id)) == 3
+    assert await states(queue, job_id) == []
 
 
 async def test_a_cancel_stops_a_job_that_runs(queue: Broker, engine: Engine) -> None:
@@ -165,7 +169,9 @@ async def test_a_cancel_stops_a_job_that_runs(queue: Broker, engine: Engine) -> 
     async with working(queue, engine):
         job_id = await put(queue, ENDLESS)
         await until(lambda: states(queue, job_id), "started")
-        await queue.nc.publish(subjects.cancel(job_id), encode(CancelNotice("client_disconnected")))
+        await queue.nc.publish(
+            subjects.cancel("tiny", job_id), encode(CancelNotice("client_disconnected"))
+        )
         result = await ended(queue, job_id)
         assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
     assert isinstance(result, Cancelled)
@@ -223,7 +229,7 @@ async def test_slots_that_close_and_open_again_run_no_more_than_there_are(
 
 async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> None:
     """A job that was handed back: the next inferer finishes it, as the same attempt."""
-    assert await read_result(queue, job_id) is None
+    assert await read_result(queue, "tiny", job_id) is None
 
     async def begun() -> bool:
         return ("started", 1, "second") in await states(queue, job_id)
@@ -244,10 +250,10 @@ async def test_a_running_job_without_grace_is_requeued_and_costs_no_attempt(
     async with working(queue, engine, grace_s=0):
         job_id = await put(queue, LONG)
         await until(lambda: states(queue, job_id), "started")
-    told = [("started", 1, "first"), ("returned", 1, "first")]
-    assert await states(queue, job_id) == told
+    printed = [("started", 1, "first"), ("returned", 1, "first")]
+    assert await states(queue, job_id) == printed
     await finished_by_another(queue, engine, job_id)
-    assert await states(queue, job_id) == [*told, ("started", 1, "second")]
+    assert await states(queue, job_id) == [*printed, ("started", 1, "second")]
 
 
 async def test_a_job_being_examined_when_the_inferer_stops_is_requeued(
@@ -297,7 +303,7 @@ async def test_a_job_requeued_during_an_outage_is_free_as_soon_as_it_is_over(
         async with asyncio.timeout(30):
             while own.is_connected:
                 await asyncio.sleep(0.01)
-        handing_back = asyncio.create_task(hand_back(message))
+        handing_back = asyncio.create_task(requeue(message))
         await asyncio.to_thread(nats_server.start)
         await handing_back
     async with asyncio.timeout(30):

@@ -6,15 +6,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+from nats.aio.msg import Msg
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
+
+from services.gateway.jobs.retries import Retries
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
 from services.inferer.worker.worker import Worker
 from shared.broker.connection import Broker
 from shared.broker.results import read_result
+from shared.errors import SluiceError
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from shared.wire.codecs import decode_dead_letter, decode_state_event, encode
-from shared.wire.requests import InferenceRequest
+from shared.wire.requests import InferenceRequest, RetryRequest
 from shared.wire.results import DeadLetter, Result
 
 
@@ -50,6 +56,28 @@ async def working(
         stopping.set()
 
 
+@asynccontextmanager
+async def scheduling_retries(broker: Broker) -> AsyncIterator[None]:
+    """What a gateway does for an inferer whose job failed, during the block."""
+    retries = Retries(broker, patience_s=5)
+
+    async def schedule(message: Msg) -> None:
+        model, job_id = subjects.model_and_id(message.subject)
+        headers, answer = {}, b""
+        try:
+            wanted = msgspec.json.decode(message.data, type=RetryRequest)
+            answer = encode(await retries.schedule(model, job_id, wanted))
+        except SluiceError as error:
+            headers = {ERROR_HEADER: f"{error.code}: {error.message}", ERROR_CODE_HEADER: "503"}
+        await broker.nc.publish(message.reply, answer, headers=headers)
+
+    serving = await broker.nc.subscribe(subjects.RETRY_WILDCARD, cb=schedule)
+    try:
+        yield
+    finally:
+        await serving.unsubscribe()
+
+
 async def put(broker: Broker, body: InferenceRequest | bytes, **headers: str) -> str:
     """Put a job on the queue; its id."""
     job_id = new_job_id()
@@ -69,7 +97,7 @@ async def until(look: Callable[[], Any], what: str) -> Any:
 
 
 async def ended(broker: Broker, job_id: str) -> Result:
-    result: Result = await until(lambda: read_result(broker, job_id), "a result")
+    result: Result = await until(lambda: read_result(broker, "tiny", job_id), "a result")
     return result
 
 
@@ -77,7 +105,7 @@ async def states(broker: Broker, job_id: str) -> list[tuple[str, int, str]]:
     """The job's state events: what, which attempt, which inferer."""
     found: list[tuple[str, int, str]] = []
     sequence = 0
-    query = {"next_by_subj": subjects.state_events(job_id)}
+    query = {"next_by_subj": subjects.state_events("tiny", job_id)}
     while stored := await broker.direct_get("EVENTS", seq=sequence + 1, **query):
         event, sequence = decode_state_event(stored.data), stored.sequence
         found.append((event.state, event.attempt, event.inferer))

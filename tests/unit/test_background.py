@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from shared import background
-from shared.background import Tasks, drop, keep_running, start
+from shared.background import Tasks, drop, first_of, keep_running, start
 
 
 async def test_a_failure_is_logged_with_the_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,10 +24,10 @@ async def test_a_failure_is_logged_with_the_task(capsys: pytest.CaptureFixture[s
     assert await tasks.end(timeout_s=5) == []
     del task
     gc.collect()
-    told = capsys.readouterr().out
-    assert told.count("task_failed") == 2
-    assert "the first" in told
-    assert "the second" in told
+    printed = capsys.readouterr().out
+    assert printed.count("task_failed") == 2
+    assert "the first" in printed
+    assert "the second" in printed
     assert complaints == []
 
 
@@ -91,3 +91,37 @@ async def test_a_task_that_takes_too_long_is_cancelled_and_named() -> None:
     tasks.start(long(), "long")
     await ended.wait()
     assert await tasks.end(timeout_s=0.01) == ["long"]
+
+
+@pytest.mark.parametrize("which", ["future", "event", "neither"])
+async def test_first_of_returns_with_the_first_and_leaves_no_task(which: str) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    event = asyncio.Event()
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(
+        first_of(future, event, timeout_s=0.05 if which == "neither" else None)
+    )
+    await asyncio.sleep(0)
+    if which == "future":
+        future.set_result(None)
+    elif which == "event":
+        event.set()
+    await waiting
+    assert (future.done(), event.is_set()) == (which == "future", which == "event")
+    assert not future.cancelled()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_first_of_that_is_cancelled_cancels_no_future() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(first_of(future, asyncio.Event()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not future.done()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before

@@ -87,9 +87,9 @@ def test_an_error_has_its_status_its_code_and_its_openai_form(kind: type[SluiceE
 def test_a_client_that_may_come_again_learns_when(kind: type[SluiceError]) -> None:
     """Retry-After with 429 and 503, and with no other status."""
     response, _ = response_to(an_error(kind), "/jobs")
-    told = response.headers.get("retry-after")
-    assert (told is not None) == (response.status_code in (429, 503))
-    assert told is None or int(told) >= 1
+    printed = response.headers.get("retry-after")
+    assert (printed is not None) == (response.status_code in (429, 503))
+    assert printed is None or int(printed) >= 1
 
 
 def test_details_of_an_error_are_in_its_body() -> None:

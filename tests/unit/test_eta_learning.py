@@ -16,7 +16,7 @@ from shared.wire.inferers import InfererEntry, RunningJob
 from shared.wire.requests import Work
 from shared.wire.results import Completed, Timings, Usage
 
-WORK = Work(prompt_bytes=40, max_tokens=100, chat=True)
+WORK = Work(prompt_bytes=40, max_tokens=100, task="chat")
 
 
 def ago(seconds: float) -> str:
@@ -38,7 +38,7 @@ def result(
         text="",
         finish_reason="stop",
         usage=Usage(10, 50, 60),
-        chat=True,
+        task="chat",
         work=WORK,
     )
 
@@ -51,7 +51,7 @@ def entry(*jobs: RunningJob) -> InfererEntry:
         host="h",
         threads=1,
         n_ctx=4096,
-        chat=True,
+        tasks=["chat", "complete"],
         started_at=ago(100),
         version="1",
         jobs=list(jobs),
@@ -119,9 +119,9 @@ def test_the_estimate_depends_on_durations_only() -> None:
         {"usage": Usage(10, 10**300, 60)},
         {"usage": Usage(10**400, 50, 60)},
         {"usage": Usage(-5, -5, -10)},
-        {"work": Work(prompt_bytes=10**400, max_tokens=100, chat=True)},
-        {"work": Work(prompt_bytes=40, max_tokens=0, chat=True)},
-        {"work": Work(prompt_bytes=-1, max_tokens=10**30, chat=True)},
+        {"work": Work(prompt_bytes=10**400, max_tokens=100, task="chat")},
+        {"work": Work(prompt_bytes=40, max_tokens=0, task="chat")},
+        {"work": Work(prompt_bytes=-1, max_tokens=10**30, task="chat")},
     ],
 )
 def test_impossible_durations_are_ignored(impossible: dict[str, Any]) -> None:

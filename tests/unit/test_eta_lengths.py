@@ -6,11 +6,11 @@ from services.gateway.eta.lengths import Lengths
 from shared.wire.requests import Work
 
 EVENLY = numpy.linspace(0.001, 0.999, 999)
-CHAT = Work(prompt_bytes=100, max_tokens=128, chat=True)
+CHAT = Work(prompt_bytes=100, max_tokens=128, task="chat")
 
 
 def work(**changes: object) -> Work:
-    return Work(**{"prompt_bytes": 100, "max_tokens": 128, "chat": True, **changes})  # type: ignore[arg-type]
+    return Work(**{"prompt_bytes": 100, "max_tokens": 128, "task": "chat", **changes})  # type: ignore[arg-type]
 
 
 def median(lengths: Lengths, of: Work, beyond: int = 0) -> float:
@@ -73,8 +73,8 @@ def test_requests_that_are_alike_count_most() -> None:
         lengths.observe(work(max_tokens=100, prompt_bytes=50), 5, was_cut=False)
         lengths.observe(work(max_tokens=200, prompt_bytes=50), 150, was_cut=False)
         lengths.observe(work(max_tokens=200, prompt_bytes=6400), 80, was_cut=False)
-        lengths.observe(work(max_tokens=200, prompt_bytes=50, chat=False), 199, was_cut=False)
+        lengths.observe(work(max_tokens=200, prompt_bytes=50, task="complete"), 199, was_cut=False)
     assert median(lengths, work(max_tokens=100, prompt_bytes=50)) == 5
     assert median(lengths, work(max_tokens=200, prompt_bytes=60)) == 150
     assert median(lengths, work(max_tokens=200, prompt_bytes=5000)) == 80
-    assert median(lengths, work(max_tokens=200, prompt_bytes=50, chat=False)) == 199
+    assert median(lengths, work(max_tokens=200, prompt_bytes=50, task="complete")) == 199

@@ -32,7 +32,7 @@ def test_bundled_models_are_found_by_their_names(alias: str) -> None:
 
 
 def test_a_missing_file_names_it_and_what_there_is(tmp_path: Path) -> None:
-    """The sentence tells a typo in a path from one in an alias."""
+    """The sentence distinguishes a typo in a path from one in an alias."""
     missing = tmp_path / "absent.gguf"
     with pytest.raises(ModelError, match=r"absent\.gguf does not exist.*gemma3-270m, smollm2"):
         locate(str(missing))
@@ -46,7 +46,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 model"])
 def test_a_file_that_is_not_a_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
-    """It is told before llama.cpp sees it."""
+    """It is reported before llama.cpp reads it."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.safetensors is not a GGUF file"):

@@ -30,35 +30,57 @@ def test_a_model_name_that_does_not_fit_is_refused(name: str) -> None:
 
 def test_subjects_have_the_form_of_the_wire_version() -> None:
     """The wire's names are a contract: written out here, so that no one changes by accident."""
-    assert subjects.request("m", ID) == f"infer.requests.m.normal.{ID}"
-    assert subjects.request("m", ID, "high") == f"infer.requests.m.high.{ID}"
-    assert subjects.request_of(ID) == f"infer.requests.*.*.{ID}"
-    assert subjects.model_requests("m") == "infer.requests.m.normal.*"
-    assert subjects.schedule_of(ID) == f"infer.schedule.*.*.{ID}"
-    assert subjects.state_events(ID) == f"infer.events.{ID}.state"
-    assert subjects.token_events(ID) == f"infer.events.{ID}.tokens"
-    assert subjects.events(ID) == f"infer.events.{ID}.*"
-    assert subjects.result(ID) == f"infer.results.{ID}"
-    assert subjects.finished(ID) == f"infer.finished.{ID}"
-    assert subjects.cancel(ID) == f"infer.cancel.{ID}"
+    assert subjects.request("m", ID) == f"infer.requests.m.normal.public.{ID}"
+    assert subjects.request("m", ID, "high", "ann") == f"infer.requests.m.high.ann.{ID}"
+    assert subjects.request_of(ID) == f"infer.requests.*.*.*.{ID}"
+    assert subjects.model_requests("m") == "infer.requests.m.normal.*.*"
+    assert subjects.schedule_of(ID) == f"infer.schedule.*.*.*.{ID}"
+    assert subjects.retry("m", ID) == f"infer.retry.m.{ID}"
+    assert subjects.accepted("m", ID) == f"infer.accepted.m.{ID}"
+    assert subjects.state("m", ID) == f"infer.states.m.{ID}"
+    assert subjects.state_of(ID) == f"infer.states.*.{ID}"
+    assert subjects.death("m", "i-1") == "infer.deaths.m.i-1"
+    assert subjects.state_events("m", ID) == f"infer.events.m.{ID}.state"
+    assert subjects.token_events("m", ID) == f"infer.events.m.{ID}.tokens"
+    assert subjects.events("m", ID) == f"infer.events.m.{ID}.*"
+    assert subjects.result("m", ID) == f"infer.results.m.{ID}"
+    assert subjects.result_of(ID) == f"infer.results.*.{ID}"
+    assert subjects.finished("m", ID) == f"infer.finished.m.{ID}"
+    assert subjects.cancel("m", ID) == f"infer.cancel.m.{ID}"
+    assert subjects.cancels("m") == "infer.cancel.m.*"
+    assert subjects.control("m", "i-1") == "infer.control.m.i-1"
+    assert subjects.overlap("m", "i-1") == "infer.overlap.m.i-1"
+    assert subjects.inferer("m", "i-1") == "$KV.INFERERS.m.i-1"
     assert subjects.dead("m", ID) == f"infer.dead.m.{ID}"
-    assert subjects.FINISHED_WILDCARD == "infer.finished.*"
-    assert subjects.CANCEL_WILDCARD == "infer.cancel.*"
+    assert subjects.dead_of(ID) == f"infer.dead.*.{ID}"
 
 
 def test_names_are_read_back_from_subjects() -> None:
     """The inverse of the builders."""
-    assert subjects.parse_request(subjects.request("m", ID, "low")) == ("m", "low", ID)
-    assert subjects.last_token(subjects.cancel(ID)) == ID
+    parsed = subjects.RequestSubject.parse(subjects.request("m", ID, "low", "ann"))
+    assert parsed == ("m", "low", "ann", ID, False)
+    assert parsed.request == f"infer.requests.m.low.ann.{ID}"
+    assert parsed.schedule == f"infer.schedule.m.low.ann.{ID}"
+    assert subjects.RequestSubject.parse(parsed.schedule) == ("m", "low", "ann", ID, True)
+    assert subjects.model_and_id(subjects.cancel("m", ID)) == ("m", ID)
+    assert subjects.model_and_id(subjects.inferer("m", "i-1")) == ("m", "i-1")
 
 
 @pytest.mark.parametrize(
-    "subject", ["", "infer.requests.m.normal", f"infer.schedule.m.normal.{ID}", "infer.requests"]
+    "subject",
+    [
+        "",
+        "infer.requests",
+        "infer.requests.m.normal.public",
+        f"infer.requests.m.normal.{ID}",  # of wire version 1
+        f"infer.events.m.normal.public.{ID}",
+        f"infer.requests.m.normal.public.{ID}.more",
+        "infer.requests.m.normal.public." + "x" * 257,
+    ],
 )
 def test_other_subjects_are_not_requests(subject: str) -> None:
-    """`parse_request` refuses what it did not build."""
     with pytest.raises(ValueError, match="not the subject of a request"):
-        subjects.parse_request(subject)
+        subjects.RequestSubject.parse(subject)
 
 
 def test_a_new_id_says_when_it_was_made() -> None:

@@ -15,7 +15,7 @@ def inferer(number: int, host: str, cpus: list[int], threads: int) -> InfererEnt
         host=host,
         threads=threads,
         n_ctx=4096,
-        chat=True,
+        tasks=["chat", "complete"],
         started_at="2026-01-01T00:00:00Z",
         version="0.1.0",
         cpus=cpus,

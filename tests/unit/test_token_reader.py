@@ -19,7 +19,7 @@ def read(*frames: TokenFrame) -> tuple[TokenReader, list[Step]]:
 
 
 def shown(steps: list[Step]) -> str:
-    """What a client shows that starts again whenever it is told to."""
+    """What a client shows that starts again whenever it is asked to."""
     text = ""
     for step in steps:
         text = "" if isinstance(step, Restarted) else text + step.text
@@ -93,7 +93,7 @@ def test_a_second_attempt_that_differs_starts_again() -> None:
 
 @pytest.mark.parametrize("text", ["a", ""])
 def test_a_second_attempt_that_is_shorter_starts_again(text: str) -> None:
-    """Only its result can tell: the beginning of what was sent is not the answer."""
+    """Only its result shows it: the beginning of what was sent is not the answer."""
     reader, steps = read(frame(1, 0, "a", "b"), frame(2, 0, "a"))
     assert steps == [Added(1, 0, "ab")]
     after = reader.finish(2, text)

@@ -40,18 +40,23 @@ COMMON: dict[str, Any] = {"id": ID, "model": "m", "attempt": 1, "queued_at": T0,
 PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
     (
         decode_request,
-        b'{"prompt":"once","max_tokens":5,"seed":7,"stop":"END","queued_at":"%b"}' % T0.encode(),
-        InferenceRequest(prompt="once", max_tokens=5, seed=7, stop="END", queued_at=T0),
+        b'{"task":"complete","prompt":"once","max_tokens":5,"seed":7,"stop":"END","queued_at":"%b"}'
+        % T0.encode(),
+        InferenceRequest(
+            task="complete", prompt="once", max_tokens=5, seed=7, stop="END", queued_at=T0
+        ),
     ),
     (
         decode_request,
-        b'{"messages":[{"role":"system","content":"be brief"},{"role":"user","content":'
+        b'{"task":"chat","messages":[{"role":"system","content":"be brief"},{"role":"user",'
+        b'"content":'
         b'[{"type":"text","text":"hi"}],"name":"ann"}],"temperature":0,"top_p":1,"top_k":0,'
         b'"min_p":0,"stop":["a","b"],"repeat_penalty":1.1,"presence_penalty":-2,'
         b'"frequency_penalty":2,"response_format":{"type":"json_schema","json_schema":'
-        b'{"name":"x","schema":{"type":"object"},"strict":true}},"stream":true,"owner":"ann",'
+        b'{"name":"x","schema":{"type":"object"},"strict":true}},"stream":true,"via":"nats",'
         b'"metadata":{"k":[1]},"retry_of":"old"}',
         InferenceRequest(
+            task="chat",
             messages=[
                 ChatMessage("system", "be brief"),
                 ChatMessage("user", [TextPart("text", "hi")], name="ann"),
@@ -68,20 +73,20 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
                 NamedSchema(Raw(b'{"type":"object"}'), name="x", strict=True)
             ),
             stream=True,
-            owner="ann",
+            via="nats",
             metadata=Raw(b'{"k":[1]}'),
             retry_of="old",
         ),
     ),
     (
         decode_request,
-        b'{"prompt":"x","response_format":{"type":"json_object"}}',
-        InferenceRequest(prompt="x", response_format=JsonObject()),
+        b'{"task":"complete","prompt":"x","response_format":{"type":"json_object"}}',
+        InferenceRequest(task="complete", prompt="x", response_format=JsonObject()),
     ),
     (
         decode_request,
-        b'{"prompt":"x","response_format":{"type":"text"},"a_later_field":1}',
-        InferenceRequest(prompt="x", response_format=PlainText()),
+        b'{"task":"complete","prompt":"x","response_format":{"type":"text"},"a_later_field":1}',
+        InferenceRequest(task="complete", prompt="x", response_format=PlainText()),
     ),
     (
         decode_result,
@@ -89,7 +94,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
         b'"finished_at":"%b","started_at":"%b","inferer":"i","timings":{"queued_ms":1000.0,'
         b'"load_ms":0.0,"prompt_ms":2.5,"first_token_ms":2.5,"generation_ms":9.0,'
         b'"tokens_per_s":3.5},"owner":"ann","metadata":{"k":1},"text":"hi","finish_reason":"stop",'
-        b'"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"chat":true}'
+        b'"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"task":"chat"}'
         % (ID.encode(), T0.encode(), T2.encode(), T1.encode()),
         Completed(
             **COMMON,
@@ -107,7 +112,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
             text="hi",
             finish_reason="stop",
             usage=Usage(1, 2, 3),
-            chat=True,
+            task="chat",
         ),
     ),
     *(
@@ -136,7 +141,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
     ),
     (
         decode_inferer_entry,
-        b'{"id":"i","model":"m","slots":1,"host":"h","threads":2,"n_ctx":4096,"chat":true,'
+        b'{"id":"i","model":"m","slots":1,"host":"h","threads":2,"n_ctx":4096,"tasks":["chat","complete"],'
         b'"started_at":"%b","version":"0.1.0"}' % T0.encode(),
         InfererEntry(
             id="i",
@@ -145,7 +150,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
             host="h",
             threads=2,
             n_ctx=4096,
-            chat=True,
+            tasks=["chat", "complete"],
             started_at=T0,
             version="0.1.0",
         ),
@@ -155,7 +160,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
         b'{"id":"%b","digest":"d1ce57"}' % ID.encode(),
         IdempotencyEntry(ID, "d1ce57"),
     ),
-    (decode_model_facts, b'{"n_ctx":4096,"chat":false}', ModelFacts(4096, False)),
+    (decode_model_facts, b'{"n_ctx":4096,"tasks":["complete"]}', ModelFacts(4096, ["complete"])),
     (
         decode_dead_letter,
         b'{"id":"x","model":"m","code":"c","message":"why","attempts":3,"at":"%b","request":"{"}'
@@ -201,12 +206,25 @@ def test_a_cancel_notice_can_be_read_without_its_fields() -> None:
     assert decode_cancel_notice(b'{"code":"cancelled"}').code == "cancelled"
 
 
+CONVERSATION = '"messages":[{"role":"user","content":"x"}]'
+
+
 @pytest.mark.parametrize(
-    "body", [b"{}", b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}']
+    ("body", "why"),
+    [
+        ("{}", "required field `task`"),
+        ('{"prompt":"x"}', "required field `task`"),
+        ('{"task":"sing","prompt":"x"}', "Invalid enum value"),
+        ('{"task":"chat"}', "the task `chat` takes `messages`"),
+        ('{"task":"chat","prompt":"x"}', "the task `chat` takes `messages`"),
+        ('{"task":"complete"}', "the task `complete` takes a `prompt`"),
+        (f'{{"task":"complete",{CONVERSATION}}}', "the task `chat` takes `messages`"),
+        (f'{{"task":"complete","prompt":"x",{CONVERSATION}}}', "the task `chat` takes `messages`"),
+        ('{"task":"embed","prompt":"x"}', "`embed` is not served"),
+    ],
 )
-def test_a_request_has_either_messages_or_a_prompt(body: bytes) -> None:
-    """Neither and both are refused."""
-    with pytest.raises(Unreadable, match="either `messages` or `prompt`"):
+def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> None:
+    with pytest.raises(Unreadable, match=why):
         decode_request(body)
 
 
@@ -241,11 +259,16 @@ def test_a_request_has_either_messages_or_a_prompt(body: bytes) -> None:
 def test_options_out_of_range_or_of_another_type_are_refused(option: str) -> None:
     """Strictly: "5" is no 5, and null is no default where there is one."""
     with pytest.raises(Unreadable):
-        decode_request(b'{"prompt":"x",%b}' % option.encode())
+        decode_request(b'{"task":"complete","prompt":"x",%b}' % option.encode())
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"prompt":""}', b'{"messages":[]}', b'{"messages":[{"role":"me","content":"x"}]}']
+    "body",
+    [
+        b'{"task":"complete","prompt":""}',
+        b'{"task":"chat","messages":[]}',
+        b'{"task":"chat","messages":[{"role":"me","content":"x"}]}',
+    ],
 )
 def test_empty_prompts_and_unknown_roles_are_refused(body: bytes) -> None:
     """There is nothing to answer to."""

@@ -10,12 +10,13 @@ from msgspec.structs import asdict, replace
 from nats.aio.msg import Msg
 
 from services.gateway.eta.lengths import Floats
-from services.gateway.eta.position import find_position, read_ahead
+from services.gateway.eta.position import find_position, read_next_requests
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
 from services.gateway.eta.simulation import Simulation, Slot
 from services.gateway.state.fleet import Fleet
-from services.gateway.state.pending_job import Unfinished
+from services.gateway.state.pending_job import PendingJob
+from services.gateway.state.waiting_jobs import WaitingJobs
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers
 from shared.broker.results import decode_stored
@@ -34,8 +35,6 @@ MAX_STORED_SAMPLES = 300
 """How many stored results a gateway reads when it starts."""
 MAX_STORED_SAMPLE_BYTES = 8 * 1024 * 1024
 QUIET_S = 2.0
-READ_AHEAD = 32
-"""How many of the jobs ahead are read one by one; the rest are assumed to be typical."""
 RETRY_AFTER_UNMEASURED_S = 5
 RETRY_AFTER_UNSERVED_S = 30
 """``Retry-After`` while nothing has been measured, and while no inferer serves the model."""
@@ -58,22 +57,23 @@ class Estimate(Struct, frozen=True):
 class Forecast:
     """Estimates from measurements of one gateway's lifetime; a restart reads the latest results."""
 
-    def __init__(self, broker: Broker, fleet: Fleet) -> None:
+    def __init__(self, broker: Broker, fleet: Fleet, waiting_jobs: WaitingJobs) -> None:
         self._broker = broker
         self._fleet = fleet
+        self._waiting_jobs = waiting_jobs
         self._running = RunningJobs()
         self._service_times: dict[str, ServiceTime] = {}
 
     async def start(self) -> None:
         """Read the stored results, and subscribe to the events of jobs that start and end."""
-        await self._broker.nc.subscribe(subjects.state_events("*"), cb=self._on_state_event)
+        await self._broker.nc.subscribe(subjects.STATES_WILDCARD, cb=self._on_state_event)
         try:
             await self._read_stored_results()
         except BrokerUnavailable as error:
             log.warning("stored_results_not_read", error=error.message)
 
     async def _read_stored_results(self) -> None:
-        everything = subjects.result("*")
+        everything = subjects.RESULTS_WILDCARD
         newest = await self._broker.direct_get(subjects.RESULTS, last_by_subj=everything)
         if newest is None:
             return
@@ -84,21 +84,21 @@ class Forecast:
             batch=MAX_STORED_SAMPLES + 1,
             max_bytes=MAX_STORED_SAMPLE_BYTES,
         ):
-            self.observe(
-                decode_stored(subjects.last_token(stored.subject), stored.data, self._broker.now())
-            )
+            self.observe(decode_stored(stored.subject, stored.data, self._broker.now()))
 
     def observe(self, result: Result) -> None:
         """Add a result to the measurements."""
         self._running.end(result.id)
+        self._waiting_jobs.on_end(result.id)
         if isinstance(result, Completed):
             with suppress(ValueError):  # published by something other than an inferer
                 self._service_times.setdefault(token_of(result.model), ServiceTime()).observe(
                     result
                 )
 
-    async def estimate(self, job: Unfinished) -> Estimate:
-        """The estimate for a job that waits or runs.
+    async def estimate(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
+        """The estimate for a job that waits or runs; ``model``: its queues, as they were read for
+        it, None if there are none.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -107,27 +107,35 @@ class Forecast:
             return Estimate()
         if job.is_running:
             return self._estimate_running(job)
-        position = await find_position(self._broker, job, self._count_requeued)
-        if position is None:
+        if model is None or job.priority not in model.by_priority:
             return Estimate()
+        position = await find_position(
+            self._broker, self._fleet, self._waiting_jobs, job, model, self._count_requeued
+        )
         simulation = self._simulation(
             position.model, self._count_unreported(position.model) - position.is_delivered
         )
         own = _work(job.request, position.model)
         if simulation is None or own is None:
             return Estimate(position=position.ahead)
-        ahead = await read_ahead(self._broker, job, position, READ_AHEAD)
-        for message in ahead:
+        own_priority = position.waiting_by_priority[job.priority]
+        simulation.serve_typical(position.waiting - own_priority)
+        next_requests = await read_next_requests(self._broker, self._waiting_jobs, job, position)
+        for message in next_requests:
             request = decode_request.read(message.data, message.subject)
             work = _work(request, position.model)
             if work is not None:
                 simulation.serve(work)
-        simulation.serve_typical(position.waiting - len(ahead))
+        simulation.serve_typical(own_priority - len(next_requests))
         return Estimate(position=position.ahead, eta=self._eta(simulation.serve(own), job))
+
+    def knows_of(self, job_id: str) -> bool:
+        """Whether this gateway has received that an attempt of the job began or ended."""
+        return self._running.knows_of(job_id)
 
     def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:
         """Whole seconds until ``jobs`` of the waiting jobs will have been delivered."""
-        if not any(entry.slots for entry in self._fleet.inferers.get(model.token, [])):
+        if not any(entry.slots for entry in self._fleet.inferers(model.token)):
             return RETRY_AFTER_UNSERVED_S
         simulation = self._simulation(model, self._count_unreported(model))
         if simulation is None:
@@ -136,7 +144,7 @@ class Forecast:
         free_s = float(numpy.median(simulation.free_s.min(axis=0)))
         return math.ceil(min(max(free_s, 1.0), MAX_JOB_LIFETIME.total_seconds()))
 
-    def _estimate_running(self, job: Unfinished) -> Estimate:
+    def _estimate_running(self, job: PendingJob) -> Estimate:
         attempt = self._running_attempts(token_of(job.model)).get(job.id)
         if attempt is None or attempt.work is None:
             return Estimate()
@@ -155,7 +163,7 @@ class Forecast:
             return None
         running = self._running_attempts(model.token)
         slots: list[Slot] = []
-        for entry in self._fleet.inferers.get(model.token, []):
+        for entry in self._fleet.inferers(model.token):
             attempts: list[RunningAttempt | None] = [
                 attempt for attempt in running.values() if attempt.inferer == entry.id
             ]
@@ -177,9 +185,9 @@ class Forecast:
         return self._count_unreported(model) if self._running.quiet_s > QUIET_S else 0
 
     def _running_attempts(self, model: str) -> dict[str, RunningAttempt]:
-        return self._running.running_on(self._fleet.inferers.get(model, []), self._broker.now())
+        return self._running.running_on(self._fleet.inferers(model), self._broker.now())
 
-    def _eta(self, done_s: Floats, job: Unfinished) -> Eta:
+    def _eta(self, done_s: Floats, job: PendingJob) -> Eta:
         """The quantiles of ``done_s``; never later than the job's deadline, which ends the job."""
         now = self._broker.now()
         latest_s = MAX_JOB_LIFETIME.total_seconds()
@@ -192,7 +200,7 @@ class Forecast:
     async def _on_state_event(self, message: Msg) -> None:
         event = decode_state_event.read(message.data, message.subject)
         if event is not None:
-            self._running.on_state_event(message.subject.split(".")[2], event)
+            self._running.on_state_event(subjects.model_and_id(message.subject)[1], event)
 
 
 def _work(request: InferenceRequest | None, model: ModelConsumers) -> Work | None:

@@ -73,4 +73,4 @@ class Lengths:
 
 def _features(work: Work) -> tuple[float, float, bool]:
     """log2 of ``max_tokens``, log2 of the prompt's length (rounded), and whether it is a chat."""
-    return math.log2(work.max_tokens), round(math.log2(work.prompt_bytes + 1)), work.chat
+    return math.log2(work.max_tokens), round(math.log2(work.prompt_bytes + 1)), work.task == "chat"

@@ -1,23 +1,25 @@
 """The position of a waiting job in its queue: how many jobs the broker will deliver before it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 from nats.js.api import ConsumerInfo
 
-from services.gateway.state.pending_job import Unfinished
+from services.gateway.state.fleet import Fleet
+from services.gateway.state.pending_job import PendingJob
+from services.gateway.state.waiting_jobs import WaitingJobs
 from shared.broker.connection import Broker, StoredMessage
-from shared.broker.consumers import ModelConsumers, read_model
+from shared.broker.consumers import ModelConsumers
+from shared.model_names import token_of
 from shared.wire import subjects
-
-MAX_READS = 5
-"""How often to count again while the queue changes between two counts."""
 
 EVENT_DELAY_S = 0.1
 """How long the event of a started job may take to arrive here."""
 
-READ_AHEAD_BYTES = 1024 * 1024
+MAX_AHEAD = 32
+"""Jobs directly before a job that are read; the others are taken to be typical."""
+AHEAD_BYTES = 1024 * 1024
 
 
 class QueuePosition(Struct, frozen=True):
@@ -26,12 +28,15 @@ class QueuePosition(Struct, frozen=True):
     ``waiting_by_priority`` counts the jobs of each priority that wait before this one.
     ``requeued`` counts jobs that were delivered before and will be redelivered, which come first.
     ``is_delivered``: this job itself was delivered; it starts in a moment or is redelivered.
+    ``next_requests`` are the first of the waiting jobs of its own priority, if they were read to
+    count those.
     """
 
     model: ModelConsumers
     waiting_by_priority: dict[str, int]
     requeued: int = 0
     is_delivered: bool = False
+    next_requests: Sequence[StoredMessage] | None = None
 
     @property
     def waiting(self) -> int:
@@ -43,95 +48,115 @@ class QueuePosition(Struct, frozen=True):
 
 
 async def find_position(
-    broker: Broker, job: Unfinished, count_requeued: Callable[[ModelConsumers], int]
-) -> QueuePosition | None:
-    """The position of ``job``; None if its model no longer exists. ``count_requeued`` estimates
-    how many jobs of a model will be redelivered.
+    broker: Broker,
+    fleet: Fleet,
+    waiting_jobs: WaitingJobs,
+    job: PendingJob,
+    model: ModelConsumers,
+    count_requeued: Callable[[ModelConsumers], int],
+) -> QueuePosition:
+    """The position of ``job`` in the queues of ``model``. ``count_requeued`` estimates how many
+    jobs of a model will be redelivered.
 
-    Within the job's own priority, two answers are combined: the number of undelivered messages,
-    and the number behind the job. If two counts in a row agree, they held at one moment. If the
-    queue never stops changing, the last count is used; it lies between the true counts before and
-    after it.
+    Costs nothing where this gateway has counted the jobs between, else two reads.
 
     Raises:
         BrokerUnavailable: no answer.
     """
+    token, sequence = token_of(job.model), job.message.sequence
+    info = model.by_priority[job.priority]
+    delivered = _delivered(info)
+    if sequence <= delivered:
+        return position_of(job.priority, model, None)
     own = subjects.model_requests(job.model, job.priority)
-    sequence = job.message.sequence
-    last, position = None, None
-    for _ in range(MAX_READS):
-        model, found = await asyncio.gather(
-            read_model(broker, job.model),
+    between = waiting_jobs.count((token, job.priority), delivered, sequence, info.num_pending or 0)
+    following = None
+    if between is None:
+        following, found = await asyncio.gather(
+            broker.direct_get_all(
+                subjects.REQUESTS,
+                seq=delivered + 1,
+                next_by_subj=own,
+                batch=MAX_AHEAD,
+                max_bytes=AHEAD_BYTES,
+            ),
             broker.direct_get(subjects.REQUESTS, seq=sequence, next_by_subj=own, batch=1),
         )
-        if model is None or job.priority not in model.by_class:
-            return None
-        position = position_of(sequence, job.priority, model, found, count_requeued(model))
-        if position.is_delivered:
-            return position
-        counted = (
-            position.waiting_by_priority,
-            position.requeued,
-            model.by_class[job.priority].num_pending,
-        )
-        if counted == last:
-            break
-        last = counted
-        if position.requeued:
-            # Such a job may also have started, with its event still on the way.
-            await asyncio.sleep(EVENT_DELAY_S)
-    return position
+        between = count_between(sequence, following, found)
+        following = [message for message in following if message.sequence < sequence]
+    requeued = count_requeued(model)
+    if requeued:
+        # Such a job may also have started, with its event still on the way.
+        await asyncio.sleep(EVENT_DELAY_S)
+        model = (await fleet.queues()).get(token, model)
+        requeued = count_requeued(model)
+    return position_of(job.priority, model, between, requeued, following)
+
+
+async def read_next_requests(
+    broker: Broker, waiting_jobs: WaitingJobs, job: PendingJob, position: QueuePosition
+) -> Sequence[StoredMessage]:
+    """The first of the requests of its own priority that wait before ``job``, `MAX_AHEAD` at most.
+
+    By their subjects: of a range the broker would count how many follow it.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    if position.next_requests is not None:
+        return position.next_requests
+    names = waiting_jobs.next_subjects(
+        (position.model.token, job.priority),
+        _delivered(position.model.by_priority[job.priority]),
+        job.message.sequence,
+        MAX_AHEAD,
+    )
+    if not names:
+        return ()
+    return await broker.direct_get_all(subjects.REQUESTS, multi_last=names, max_bytes=AHEAD_BYTES)
 
 
 def position_of(
-    sequence: int,
     priority: str,
     model: ModelConsumers,
-    found: StoredMessage | None,
-    requeued: int,
+    between: int | None,
+    requeued: int = 0,
+    next_requests: Sequence[StoredMessage] | None = None,
 ) -> QueuePosition:
-    """The position of the message ``sequence`` of ``priority``, from one read each: ``model``, and
-    ``found``, the first message of the queue from ``sequence`` on, with the number of those behind
-    it in a header. ``requeued`` jobs of the model will be redelivered."""
-    info = model.by_class[priority]
+    """The position of a job with ``between`` waiting jobs of its own priority before it; None if
+    it was delivered itself."""
     higher = _waiting_with_higher_priority(model, priority)
-    if found is None or found.sequence != sequence or _is_delivered(info, sequence):
+    if between is None:
         return QueuePosition(model, {**higher, priority: 0}, is_delivered=True)
-    before = (info.num_pending or 0) - int(found.headers["Nats-Num-Pending"]) - 1
-    return QueuePosition(model, {**higher, priority: max(before, 0)}, requeued)
+    return QueuePosition(
+        model, {**higher, priority: between}, requeued, next_requests=next_requests
+    )
 
 
-def _is_delivered(info: ConsumerInfo, sequence: int) -> bool:
-    return info.delivered is not None and info.delivered.stream_seq >= sequence
+def count_between(
+    sequence: int, following: list[StoredMessage], found: StoredMessage | None
+) -> int | None:
+    """How many messages of a queue come before ``sequence``, from two reads at one moment:
+    ``following``, the first of all that wait, and ``found``, the first one from ``sequence`` on.
+    Each says in a header how many come after it. None if ``sequence`` does not wait any more."""
+    if found is None or found.sequence != sequence or not following:
+        return None
+    return max(_pending_after(following[0]) - _pending_after(found), 0)
 
 
-async def read_ahead(
-    broker: Broker, job: Unfinished, position: QueuePosition, limit: int
-) -> list[StoredMessage]:
-    """Up to ``limit`` jobs before ``job``, in the order in which they will be served; fewer if
-    they are large.
+def _pending_after(message: StoredMessage) -> int:
+    return int(message.headers["Nats-Num-Pending"])
 
-    Raises:
-        BrokerUnavailable: no answer.
-    """
-    found: list[StoredMessage] = []
-    for priority, count in position.waiting_by_priority.items():
-        if not count or len(found) == limit:
-            continue
-        info = position.model.by_class[priority]
-        delivered = info.delivered.stream_seq if info.delivered else 0
-        found += await broker.direct_get_all(
-            subjects.REQUESTS,
-            seq=delivered + 1,
-            next_by_subj=info.config.filter_subject,
-            batch=min(count, limit - len(found)),
-            max_bytes=READ_AHEAD_BYTES,
-        )
-    return [message for message in found if message.sequence != job.message.sequence]
+
+def _delivered(info: ConsumerInfo) -> int:
+    """The last sequence that the consumer has delivered."""
+    return info.delivered.stream_seq if info.delivered else 0
 
 
 def _waiting_with_higher_priority(model: ModelConsumers, priority: str) -> dict[str, int]:
-    higher = subjects.CLASSES[: subjects.CLASSES.index(priority)]
+    higher = subjects.PRIORITIES[: subjects.PRIORITIES.index(priority)]
     return {
-        name: model.by_class[name].num_pending or 0 for name in higher if name in model.by_class
+        name: model.by_priority[name].num_pending or 0
+        for name in higher
+        if name in model.by_priority
     }

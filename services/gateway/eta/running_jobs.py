@@ -55,6 +55,9 @@ class RunningJobs:
         else:
             self.end(job_id)
 
+    def knows_of(self, job_id: str) -> bool:
+        return job_id in self._started or job_id in self._ended
+
     def end(self, job_id: str) -> None:
         self._last_event_at = time.monotonic()
         self._started.pop(job_id, None)

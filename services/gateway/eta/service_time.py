@@ -122,7 +122,7 @@ class ServiceTime:
         return Work(
             prompt_bytes=int(numpy.mean([work.prompt_bytes for work in self._works])),
             max_tokens=int(numpy.median([work.max_tokens for work in self._works])),
-            chat=self._works[-1].chat,
+            task=self._works[-1].task,
         )
 
     def sample_residuals(self, random: numpy.random.Generator, draws: int) -> Floats:

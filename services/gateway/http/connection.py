@@ -9,7 +9,7 @@ from litestar import Request, Response
 from litestar.params import Parameter
 
 from services.gateway.http.sse import GatewayStopping
-from shared.background import drop
+from shared.background import drop, first_of
 from shared.wire import subjects
 
 T = TypeVar("T")
@@ -61,20 +61,18 @@ async def while_connected(
         ClientDisconnected, GatewayStopping, TimeoutError.
     """
     working = asyncio.ensure_future(work)
-    disconnected = asyncio.create_task(_disconnected(request))
-    stopped = asyncio.create_task(stopping.wait())
-    tasks = (working, disconnected, stopped)
+    disconnected = asyncio.create_task(_disconnected(request), name="watch a client")
     try:
-        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await first_of(working, disconnected, stopping, timeout_s=timeout_s)
         if working.done():
             return working.result()
         if disconnected.done():
             raise ClientDisconnected
-        if stopped.done():
+        if stopping.is_set():
             raise GatewayStopping
         raise TimeoutError
     finally:
-        drop(*tasks)
+        drop(working, disconnected)
 
 
 async def _disconnected(request: Request[Any, Any, Any]) -> None:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from services.gateway.jobs.caller import Caller
 from shared.wire.api import JobStatus, TaskState
-from shared.wire.requests import Priority
+from shared.wire.requests import Priority, Task
 
 
 @dataclass(frozen=True)
-class Ticket:
+class AcceptedJob:
     """A job that was accepted: the broker holds it, or its result already."""
 
     id: str
@@ -18,24 +19,26 @@ class Ticket:
     queued_at: str
     deadline: datetime | None
     """None where it would have to be looked up."""
-    chat: bool
+    task: Task
+    caller: Caller
     state: TaskState = "PENDING"
-    kept: bool = False
-    """Whether it goes on when its client hangs up, who may come back with its key."""
-    repeated: bool = False
-    """Whether another submit with the same key came first: inferers answer that one's caller."""
+    survives_disconnect: bool = False
+    """Whether it goes on when its client disconnects: the client may come back with its key."""
+    is_replay: bool = False
+    """Whether another submit with the same key came first: the inferer replies to that caller."""
 
     @classmethod
-    def of_repeated(cls, job: JobStatus, chat: bool) -> Self:
-        """The ticket of who submits ``job`` once more, with the key of the first time."""
+    def of_replay(cls, job: JobStatus, task: Task, caller: Caller) -> Self:
+        """For a client that submits ``job`` again, with the key of the first time."""
         return cls(
             id=job.id,
             model=job.model,
             priority=job.priority,
             queued_at=job.queued_at,
             deadline=None,
-            chat=chat,
+            task=task,
+            caller=caller,
             state=job.state,
-            kept=True,
-            repeated=True,
+            survives_disconnect=True,
+            is_replay=True,
         )

@@ -56,7 +56,7 @@ class Admission:
         """A place in the queue of ``model`` for the job that the block publishes.
 
         Raises:
-            QueueFull: there is none.
+            QueueFull: there is no place left.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
         own = self._reservations[model.token]

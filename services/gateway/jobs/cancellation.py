@@ -1,6 +1,6 @@
 """Ending a job from outside: a cancel, or a deadline that has passed while it waited."""
 
-from services.gateway.state.pending_job import Unfinished
+from services.gateway.state.pending_job import PendingJob
 from shared.broker.connection import Broker, unavailable_on_outage
 from shared.broker.consumers import read_consumer
 from shared.broker.results import send_result, store_result
@@ -11,7 +11,7 @@ from shared.wire.events import CancelNotice
 from shared.wire.results import Result, StopCode
 
 
-class Stopping:
+class Cancellation:
     """The result first, then word to who runs the job and who waits, then the message off the
     queue: in this order every race is safe."""
 
@@ -19,33 +19,35 @@ class Stopping:
         self._broker = broker
         self._patience_s = patience_s
 
-    async def stop(self, job: Unfinished, code: StopCode) -> Result:
+    async def stop(self, job: PendingJob, code: StopCode) -> Result:
         """End the job; its result, which is another one if it had one already.
 
         Raises:
             BrokerUnavailable: it may have been stopped all the same; `finish` does the rest.
         """
         result = job.stopped(code, self._broker.now())
-        stored = await store_result(self._broker, result, self._patience_s)
+        stored = await store_result(self._broker, result, self._patience_s, job.trace)
         if stored == result:
-            await self.notify(job.id, code)
+            await self.notify(job.model, job.id, code)
             await self.finish(job, stored)
         return stored
 
-    async def notify(self, job_id: str, code: StopCode) -> None:
-        """Tell the inferer that runs the job, if one does, to stop.
+    async def notify(self, model: str, job_id: str, code: StopCode) -> None:
+        """Notify the inferer that runs the job, if one does.
 
         Raises:
             BrokerUnavailable: the connection is down.
         """
         with unavailable_on_outage(self._broker):
-            await self._broker.nc.publish(subjects.cancel(job_id), encode(CancelNotice(code)))
+            await self._broker.nc.publish(
+                subjects.cancel(model, job_id), encode(CancelNotice(code))
+            )
 
-    async def finish(self, job: Unfinished, stored: Result) -> None:
-        """Tell who waits for a job that was stopped, and take it off the queue.
+    async def finish(self, job: PendingJob, stored: Result) -> None:
+        """Send the result of a cancelled job to its caller, and take the job off the queue.
 
-        An inferer that holds it tells it once more. But whether one does may not be known, and it
-        may be lost; to hear it twice is better than not at all.
+        An inferer that holds the message sends the result once more. But whether one does may not
+        be known, and the inferer may be lost; to receive a result twice is better than not at all.
 
         Raises:
             BrokerUnavailable: it may not be done.
@@ -57,7 +59,7 @@ class Stopping:
             if job.scheduled or not await self._is_delivered(job):
                 await self._broker.delete(subjects.REQUESTS, job.message.sequence)
 
-    async def _is_delivered(self, job: Unfinished) -> bool:
+    async def _is_delivered(self, job: PendingJob) -> bool:
         if not is_name(job.model):
             return False
         consumer = await read_consumer(self._broker, job.model, job.priority)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency
 from shared.broker.connection import Broker, StoredMessage
 from shared.errors import BrokerUnavailable, CannotRetry, UnknownDeadLetter
@@ -35,7 +36,6 @@ class Resubmission(
 ):
     """A request as it was, with what nobody outside may say of it."""
 
-    owner: str | None = None
     retry_of: str | None = None
 
 
@@ -75,26 +75,26 @@ class DeadLetters:
         """Raises: UnknownDeadLetter, BrokerUnavailable."""
         return _read(await self._find(job_id))
 
-    async def retry(self, job_id: str) -> JobAccepted:
+    async def retry(self, job_id: str, caller: Caller) -> JobAccepted:
         """Submit the letter's request as a new job, then drop the letter. Who finds it meanwhile,
         or afterwards as it could not be dropped, gets the same job, for 24 hours.
 
         Raises:
             UnknownDeadLetter, BrokerUnavailable.
-            CannotRetry: what it holds is no request.
+            CannotRetry: it does not hold a request.
             SluiceError: as `Idempotency.submit`; the letter stays.
         """
         stored = await self._find(job_id)
-        # No header holds a NUL, so nobody outside can have sent this key.
+        # No header holds a NUL, so no client can have sent this key.
         key = f"retry\0{job_id}"
-        ticket = await self._idempotency.submit_once(_resubmission(_read(stored)), key)
-        log.info("dead_letter_retried", job_id=job_id, retried_as=ticket.id)
+        accepted = await self._idempotency.submit_once(_resubmission(_read(stored)), caller, key)
+        log.info("dead_letter_retried", job_id=job_id, retried_as=accepted.id)
         try:
             await self._broker.delete(subjects.DEAD, stored.sequence)
         except BrokerUnavailable as error:
-            # The new job was accepted, and that is what the caller must hear.
+            # The new job was accepted, and the caller must get its id.
             log.warning("dead_letter_not_dropped", job_id=job_id, error=error.message)
-        return JobAccepted.of(ticket.id, ticket.state, retry_of=job_id)
+        return JobAccepted.of(accepted.id, accepted.state, retry_of=job_id)
 
     async def drop(self, job_id: str) -> DeadLetterHead:
         """Remove the letter for good.
@@ -164,7 +164,7 @@ def _is_of(letter: DeadLetter | DeadLetterHead, subject: str) -> bool:
 
 
 def _read(stored: StoredMessage) -> DeadLetter:
-    """The letter; where somebody has put there what is none, one that says so."""
+    """The letter. In the place of one that cannot be read, a letter that says so."""
     _, _, model, job_id = stored.subject.split(".")
     try:
         letter = decode_dead_letter(stored.data)
@@ -199,5 +199,5 @@ def _resubmission(letter: DeadLetter) -> Resubmission:
     timeout_s = letter.timeout_s
     if timeout_s is not None and not 0 < timeout_s <= MAX_JOB_LIFETIME.total_seconds():
         timeout_s = None  # put there by hand
-    told = {"model": letter.model, "priority": letter.priority, "timeout_s": timeout_s}
-    return Resubmission(**{**same, **told, "retry_of": letter.id})
+    from_letter = {"model": letter.model, "priority": letter.priority, "timeout_s": timeout_s}
+    return Resubmission(**{**same, **from_letter, "retry_of": letter.id})

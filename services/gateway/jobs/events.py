@@ -10,10 +10,11 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.token_merger import Restarted, Step, TokenReader
 from shared.background import drop
+from shared.broker.client import consumer_of
 from shared.broker.connection import RETRY_DELAY_S, Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable, JobAgedOut, UnknownJob
 from shared.job_ids import new_job_id
@@ -55,31 +56,34 @@ class JobEvent(Struct, frozen=True):
 
 
 async def job_events(
-    jobs: Jobs, broker: Broker, job_id: str, after: str = "", ticket: Ticket | None = None
+    jobs: Jobs, broker: Broker, job_id: str, after: str = "", accepted: AcceptedJob | None = None
 ) -> AsyncGenerator[JobEvent, None]:
     """Everything that happened to the job and happens from now on, ending with its result, or with
     an `error` where its stream was deleted meanwhile; through outages of the broker too.
 
     ``after`` is the id of the last event that was received: what came before it is left out. Where
-    the broker does not hold that any more, the text begins anew, and `retrying` says so. A job with
-    a ``ticket`` was submitted just now: there is no `queued` to tell.
+    the broker does not hold that any more, the text begins anew, and `retrying` says so. With the
+    ``accepted`` of a job that was submitted just now, `queued` is left out.
 
     Raises:
-        UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without a ticket.
+        UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without ``accepted``.
     """
     seen = int(after) if after.isascii() and after.isdecimal() and len(after) < 20 else -1
     resumes = seen > 0
-    if resumes and not await _is_event_of(broker, job_id, seen):
-        seen = -1
-    if ticket is None:
+    if accepted is None:
         status = await jobs.status(job_id)
-        if after not in (TAIL, END) and seen < 0:
-            yield JobEvent("0", "queued", status)
-    finished = asyncio.create_task(jobs.wait(job_id, ticket))
+        model = status.model
+    else:
+        status, model = None, accepted.model
+    if resumes and not await _is_event_of(broker, model, job_id, seen):
+        seen = -1
+    if status is not None and after not in (TAIL, END) and seen < 0:
+        yield JobEvent("0", "queued", status)
+    finished = asyncio.create_task(jobs.wait(job_id, accepted), name=f"wait for {job_id}")
     reader, read, is_whole = TokenReader(resumes=resumes), 0, not resumes
     try:
         if after not in (TAIL, END):
-            async with aclosing(stored_events(broker, job_id, finished)) as messages:
+            async with aclosing(stored_events(broker, model, job_id, finished)) as messages:
                 async for sequence, message in messages:
                     if read == 0 and seen > 0 and _is_the_first(message):
                         reader.begin()
@@ -100,7 +104,7 @@ async def job_events(
         drop(finished)
 
 
-async def _is_event_of(broker: Broker, job_id: str, event_id: int) -> bool:
+async def _is_event_of(broker: Broker, model: str, job_id: str, event_id: int) -> bool:
     """Whether the broker still holds the event that the id stands for; no event of another job, nor
     one of a stream that was there before.
 
@@ -108,7 +112,7 @@ async def _is_event_of(broker: Broker, job_id: str, event_id: int) -> bool:
         BrokerUnavailable: no answer.
     """
     found = await broker.direct_get(
-        subjects.EVENTS, seq=event_id, next_by_subj=subjects.events(job_id)
+        subjects.EVENTS, seq=event_id, next_by_subj=subjects.events(model, job_id)
     )
     # The id of `retrying` is the one before that of its text.
     return found is not None and found.sequence - event_id in (0, 1)
@@ -147,18 +151,18 @@ def _token_event(event_id: str, step: Step, before: int) -> JobEvent:
 
 
 async def stored_events(
-    broker: Broker, job_id: str, finished: asyncio.Task[Result]
+    broker: Broker, model: str, job_id: str, finished: asyncio.Task[Result]
 ) -> AsyncGenerator[tuple[int, Msg], None]:
     """The job's messages in ``EVENTS`` with their sequences, from the first on, until the job has
     finished; through outages of the broker.
 
-    Frames may be stored after the result; whoever reads fills the tail from that.
+    Frames may be stored after the result, from which a reader takes what is missing.
     """
     read = 0
     while True:
         try:
             # Closed here and not whenever the generator is collected: it holds a consumer.
-            async with aclosing(_events_until_outage(broker, job_id, finished)) as messages:
+            async with aclosing(_events_until_outage(broker, model, job_id, finished)) as messages:
                 async for message in messages:
                     sequence = message.metadata.sequence.stream
                     if sequence > read:  # else read before the broker went away
@@ -172,21 +176,22 @@ async def stored_events(
 
 
 async def _events_until_outage(
-    broker: Broker, job_id: str, finished: asyncio.Task[Result]
+    broker: Broker, model: str, job_id: str, finished: asyncio.Task[Result]
 ) -> AsyncGenerator[Msg, None]:
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
-    # Named here, so that it can be deleted also when nobody tells whether it was created.
+    # Named here, so that it can be deleted also where it is not known whether it was created.
     name = new_job_id()
     config = ConsumerConfig(name=name)
     subscribing = asyncio.create_task(
         broker.js.subscribe(
-            subjects.events(job_id),
+            subjects.events(model, job_id),
             cb=arrived.put,
             ordered_consumer=True,
             stream=subjects.EVENTS,
             config=config,
-        )
+        ),
+        name=f"follow {job_id}",
     )
     try:
         with unavailable_on_outage(broker):
@@ -215,7 +220,7 @@ async def _unsubscribe(
 ) -> None:
     with suppress(nats.errors.Error, nats.js.errors.Error):
         subscription = await subscribing
-        name = subscription._consumer
+        name = consumer_of(subscription)
         await subscription.unsubscribe()
     with suppress(nats.errors.Error):
         # Without this the broker keeps the consumer for another 5 s.

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from services.gateway.jobs.accepted import Ticket
-from services.gateway.jobs.idempotency_record import Overtaken, look
+from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.idempotency_record import Overtaken, read_record
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.state.pending_job import Unfinished
+from services.gateway.state.pending_job import PendingJob
 from services.gateway.validation.limits import check_metadata, check_schema
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
@@ -19,9 +20,6 @@ from shared.wire import subjects
 from shared.wire.api import JobStatus, JobSubmission, NatsSubmission
 from shared.wire.fields import NO_METADATA
 from shared.wire.requests import JsonSchema
-
-OWNER = ""
-"""Whose key it is; there is no way yet to tell callers apart."""
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -38,27 +36,31 @@ class Idempotency:
         self._jobs = jobs
 
     async def submit(
-        self, submission: JobSubmission, key: str | None, reply_to: str | None = None
-    ) -> Ticket:
+        self,
+        submission: JobSubmission,
+        caller: Caller,
+        key: str | None,
+        reply_to: str | None = None,
+    ) -> AcceptedJob:
         """Accept a job, or find the one that was submitted with ``key`` before.
 
         Raises:
-            InvalidRequest: also if ``key`` is none.
+            InvalidRequest: also if ``key`` is not valid.
             KeyReused: another request was submitted with ``key``.
             See `Jobs.submit` for more.
         """
         if key is None:
-            return await self._jobs.submit(submission, reply_to)
+            return await self._jobs.submit(submission, caller, reply_to)
         if not _KEY.fullmatch(key):
             raise InvalidRequest(
                 f"{subjects.HEADER_IDEMPOTENCY_KEY}: give 1 to 255 printable ASCII characters",
                 subjects.HEADER_IDEMPOTENCY_KEY,
             )
-        return await self.submit_once(submission, key, reply_to)
+        return await self.submit_once(submission, caller, key, reply_to)
 
     async def submit_once(
-        self, submission: JobSubmission, key: str, reply_to: str | None = None
-    ) -> Ticket:
+        self, submission: JobSubmission, caller: Caller, key: str, reply_to: str | None = None
+    ) -> AcceptedJob:
         """As `submit`, with a key that may be one that nobody can send.
 
         The entry of the key is written first, then the job is published under the id in it. A
@@ -70,15 +72,15 @@ class Idempotency:
         frozen for so long) an inferer gets it, sees the first run's result while it computes,
         and stops; what it would store is refused, as the result is written once.
         """
-        subject = subjects.idempotency(sha256(f"{OWNER}\0{key}".encode()).hexdigest())
+        subject = subjects.idempotency(sha256(f"{caller.owner}\0{key}".encode()).hexdigest())
         digest = _digest(submission)
         while True:
-            claim = await look(self._broker, subject, digest)
-            if claim.job_id is not None and (job := await self._find(claim.job_id)) is not None:
+            record = await read_record(self._broker, subject, digest)
+            if record.job_id is not None and (job := await self._find(record.job_id)) is not None:
                 log.info("request_repeated", job_id=job.id, model=job.model, state=job.state)
-                return Ticket.of_repeated(job, chat=submission.messages is not None)
+                return AcceptedJob.of_replay(job, submission.task, caller)
             try:
-                return await self._jobs.submit(submission, reply_to, claim)
+                return await self._jobs.submit(submission, caller, reply_to, record)
             except Overtaken:
                 continue
 
@@ -92,18 +94,18 @@ class Idempotency:
         try:
             job = await self._jobs.find(job_id)
         except (UnknownJob, JobAgedOut):
-            events = subjects.state_events(job_id)
-            if await self._broker.direct_get(subjects.EVENTS, last_by_subj=events) is None:
+            state = subjects.state_of(job_id)
+            if await self._broker.direct_get(subjects.STATES, last_by_subj=state) is None:
                 return None
             # It ran; or the gateway that was first has published it since, and it runs now.
             job = await self._jobs.find(job_id)
-        return job.status() if isinstance(job, Unfinished) else JobStatus.of(job)
+        return job.status() if isinstance(job, PendingJob) else JobStatus.of(job)
 
 
 def _digest(submission: JobSubmission) -> str:
-    """What tells two requests apart, whatever the order of their fields and their white space.
+    """What distinguishes two requests, whatever the order of their fields and their white space.
 
-    How the answer is to come (``stream``) is no part of it.
+    How the answer is sent (``stream``) does not count.
 
     Raises:
         InvalidRequest: its metadata or its schema cannot be read.

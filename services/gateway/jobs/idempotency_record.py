@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 import nats.js.errors
@@ -12,12 +12,10 @@ from shared.broker.connection import REQUEST_TIMEOUT_S, TRANSIENT, Broker, unava
 from shared.errors import KeyReused, RequestTooLarge, StorageShort, StoredAlready, StreamRefused
 from shared.job_ids import accepted_at, is_job_id, new_job_id
 from shared.logs import logger
+from shared.retention import IDEMPOTENCY_RETENTION
 from shared.wire import subjects
 from shared.wire.codecs import decode_idempotency_entry, encode
 from shared.wire.requests import IdempotencyEntry
-
-KEPT = timedelta(hours=24)
-"""How long a key stands for its job, counted from the first time it was used."""
 
 BUCKET = f"KV_{subjects.IDEMPOTENCY}"
 
@@ -29,7 +27,7 @@ class Overtaken(Exception):
 
 
 @dataclass(frozen=True)
-class Claim:
+class IdempotencyRecord:
     """What a key stood for at a look, and the right to write that anew, unless somebody else
     does before."""
 
@@ -51,8 +49,8 @@ class Claim:
             Overtaken, BrokerUnavailable, StorageShort.
         """
         entry = encode(IdempotencyEntry(job_id, self.digest))
-        # An id of its own makes a retry of this write a duplicate, which is no refusal; so a
-        # refusal always means that somebody else was first.
+        # An id of its own makes a retry of this write a duplicate, not a refusal; so a
+        # refusal always means that another gateway was first.
         headers = {
             subjects.HEADER_EXPECTED_LAST: str(self.sequence),
             subjects.HEADER_MSG_ID: new_job_id(),
@@ -71,7 +69,7 @@ class Claim:
 
     async def _release(self, broker: Broker, sequence: int) -> None:
         # A purge, as it needs no room; up to this sequence, so that an entry stays with which
-        # somebody else has replaced ours, who may have had more luck.
+        # another gateway has replaced ours: its job may have been published.
         purge = {"filter": self.subject, "seq": sequence + 1}
         try:
             await broker.nc.request(
@@ -81,7 +79,7 @@ class Claim:
             log.warning("key_not_released", error=str(error))
 
 
-async def look(broker: Broker, subject: str, digest: str) -> Claim:
+async def read_record(broker: Broker, subject: str, digest: str) -> IdempotencyRecord:
     """What the key at ``subject`` stands for, for who submits what has this ``digest``.
 
     Raises:
@@ -93,23 +91,27 @@ async def look(broker: Broker, subject: str, digest: str) -> Claim:
             # Through the leader: a replica may not have yet what has just overtaken us.
             stored = await broker.js.get_last_msg(BUCKET, subject)
         except nats.js.errors.NotFoundError:
-            return Claim(subject, digest, None, 0)
+            return IdempotencyRecord(subject, digest, None, 0)
     entry = _read(stored.data or b"", subject, broker.now())
     if entry is not None and entry.digest != digest:
         raise KeyReused(
             f"{subjects.HEADER_IDEMPOTENCY_KEY}: this key was sent with another request before; "
             "use a new one"
         )
-    return Claim(subject, digest, None if entry is None else entry.id, stored.seq or 0)
+    return IdempotencyRecord(subject, digest, None if entry is None else entry.id, stored.seq or 0)
 
 
 def _read(data: bytes, subject: str, now: datetime) -> IdempotencyEntry | None:
     """The entry; None for the marker of one that has expired, and for what was put there by hand.
 
     An entry is written anew when its job has to be published once more, and the bucket counts
-    from then; its job's id tells when the key was first used.
+    from then; its job's id says when the key was first used.
     """
     entry = decode_idempotency_entry.read(data, subject) if data else None
-    if entry is None or not is_job_id(entry.id) or now - accepted_at(entry.id) > KEPT:
+    if (
+        entry is None
+        or not is_job_id(entry.id)
+        or now - accepted_at(entry.id) > IDEMPOTENCY_RETENTION
+    ):
         return None
     return entry

@@ -5,23 +5,30 @@ import secrets
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from services.gateway.eta.forecast import Forecast
-from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.admission import Admission
-from services.gateway.jobs.cancellation import Stopping
-from services.gateway.jobs.idempotency_record import Claim
+from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.cancellation import Cancellation
+from services.gateway.jobs.idempotency_record import IdempotencyRecord
 from services.gateway.jobs.withdrawals import Withdrawals
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
-from services.gateway.state.pending_job import Unfinished, find_unfinished
-from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.state.pending_job import (
+    MayHaveStarted,
+    PendingJob,
+    find_message,
+    find_pending_job,
+)
+from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
 from services.gateway.validation.limits import check_submission
 from shared.background import Tasks
-from shared.broker.connection import RETRY_DELAY_S, Broker
+from shared.broker.connection import Broker, StoredMessage
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
-from shared.broker.results import read_result
+from shared.broker.results import find_result, read_result
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,
@@ -34,7 +41,7 @@ from shared.errors import (
 )
 from shared.job_ids import has_aged_out, is_job_id, new_job_id
 from shared.logs import logger
-from shared.model_names import is_token
+from shared.model_names import is_token, token_of
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport
@@ -58,31 +65,32 @@ class Jobs:
         self,
         broker: Broker,
         fleet: Fleet,
-        finished: FinishedJobs,
+        results: ResultListener,
         forecast: Forecast,
         storage: Storage,
         settings: GatewaySettings,
     ) -> None:
         self._broker = broker
         self._fleet = fleet
-        self._finished = finished
+        self._results = results
         self._forecast = forecast
         self._storage = storage
         self._settings = settings
-        self._stopping = Stopping(broker, settings.patience_s)
+        self._cancellation = Cancellation(broker, settings.patience_s)
         self._admission = Admission(fleet, forecast, settings.max_waiting)
         self._cancelling = Tasks()
-        self._withdrawals = Withdrawals(broker, self._stopping, self._cancelling)
+        self._withdrawals = Withdrawals(broker, self._cancellation, self._cancelling)
 
     async def submit(
         self,
         submission: JobSubmission,
+        caller: Caller,
         reply_to: str | None = None,
-        claim: Claim | None = None,
-    ) -> Ticket:
+        record: IdempotencyRecord | None = None,
+    ) -> AcceptedJob:
         """Accept a job: when this returns the broker holds it, and it will have a result.
 
-        With the ``claim`` to a key, as the job that the key stands for, or will: it is written to
+        With the ``record`` to a key, as the job that the key stands for, or will: it is written to
         the key's entry after everything else that can refuse the job.
 
         Raises:
@@ -92,48 +100,58 @@ class Jobs:
             StreamRefused: the queue takes no such message, as somebody has set it up.
             BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
                 in case it arrived all the same; unless somebody may come back with its key.
-            Overtaken: somebody else has used the claim's key meanwhile.
+            Overtaken: somebody else has used the record's key meanwhile.
         """
         self._storage.require_room()
         model = await self._fleet.choose(submission.model)
         check_submission(submission, model.facts)
         now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
-        ticket = Ticket(
-            id=(claim and claim.job_id) or new_job_id(now),
+        accepted = AcceptedJob(
+            id=(record and record.job_id) or new_job_id(now),
             model=model.name,
             priority=submission.priority,
             queued_at=timestamp(now),
             deadline=now + timedelta(seconds=timeout_s),
-            chat=submission.messages is not None,
-            kept=claim is not None,
+            task=submission.task,
+            caller=caller,
+            survives_disconnect=record is not None,
         )
         headers = {
-            subjects.HEADER_MSG_ID: ticket.id,
+            **caller.trace,
+            subjects.HEADER_MSG_ID: accepted.id,
             subjects.HEADER_VERSION: subjects.WIRE_VERSION,
-            subjects.HEADER_DEADLINE: timestamp(ticket.deadline),
+            subjects.HEADER_DEADLINE: timestamp(accepted.deadline),
         }
         if reply_to is not None:
             headers[subjects.HEADER_REPLY_TO] = reply_to
-        payload = self._encode(submission, ticket)
+        payload = self._encode(submission, accepted)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
         async with self._admission.reserved(model), self._storage.reserved(len(payload)):
-            was_there = await self._publish(ticket, payload, headers, claim)
-        if claim is not None and was_there:
-            # Without a claim it would be a retry of our own: nobody else knows the id.
-            ticket = replace(ticket, repeated=True)
-        event = "request_repeated" if ticket.repeated else "request_accepted"
-        log.info(event, job_id=ticket.id, model=ticket.model, bytes=len(payload))
-        return ticket
+            was_there = await self._publish(accepted, payload, headers, record)
+        if record is not None and was_there:
+            # Without a record it would be a retry of our own: nobody else knows the id.
+            accepted = replace(accepted, is_replay=True)
+        event = "request_repeated" if accepted.is_replay else "request_accepted"
+        log.info(
+            event, job_id=accepted.id, model=accepted.model, via=caller.via, bytes=len(payload)
+        )
+        return accepted
 
     async def _publish(
-        self, ticket: Ticket, payload: bytes, headers: dict[str, str], claim: Claim | None
+        self,
+        accepted: AcceptedJob,
+        payload: bytes,
+        headers: dict[str, str],
+        record: IdempotencyRecord | None,
     ) -> bool:
         """Whether the broker had the job before."""
-        subject = subjects.request(ticket.model, ticket.id, ticket.priority)
+        subject = subjects.request(
+            accepted.model, accepted.id, accepted.priority, accepted.caller.owner
+        )
         patience_s = self._settings.patience_s
-        held = claim.held(self._broker, ticket.id, patience_s) if claim else nullcontext()
+        held = record.held(self._broker, accepted.id, patience_s) if record else nullcontext()
         try:
             async with held:
                 stored = await self._broker.publish_stored(subject, payload, headers, patience_s)
@@ -141,20 +159,22 @@ class Jobs:
             raise
         except BrokerUnavailable as error:
             # It may have arrived all the same, or be on its way to a broker that hangs.
-            unknown = f"whether the job {ticket.id} was accepted is not known: {error.message}"
-            if ticket.kept:
+            unknown = f"whether the job {accepted.id} was accepted is not known: {error.message}"
+            if accepted.survives_disconnect:
                 raise BrokerUnavailable(
                     f"{unknown}; send it again with the same key; it will not run twice"
                 ) from error
-            self._withdrawals.withdraw(ticket)
+            self._withdrawals.withdraw(accepted)
             raise BrokerUnavailable(
                 f"{unknown}; it is cancelled as soon as the broker answers, unless it has already "
                 "ended"
             ) from error
         return bool(stored.duplicate)
 
-    async def find(self, job_id: str) -> Result | Unfinished:
-        """The job's result, or the job as it waits or runs.
+    async def find(
+        self, job_id: str, may_have_started: MayHaveStarted | None = None
+    ) -> Result | PendingJob:
+        """The job's result, or the job as it waits or runs. See `find_pending_job`.
 
         A job whose deadline has passed while it waited is expired here, if nobody did it before.
 
@@ -165,45 +185,77 @@ class Jobs:
             raise UnknownJob(f"{job_id!r} is not a job id")
         # A replica may lag behind its leader, which is asked before anything is called unknown.
         for from_leader in (False, True):
-            result = await read_result(self._broker, job_id, from_leader=from_leader)
+            result = await self._find_result(job_id, from_leader)
             if result is not None:
                 return result
-            job = await find_unfinished(self._broker, job_id, from_leader=from_leader)
+            job = await find_pending_job(
+                self._broker, job_id, from_leader=from_leader, may_have_started=may_have_started
+            )
             if job is not None:
                 late = job.is_late(self._broker.now())
-                return await self._stopping.stop(job, job.lateness) if late else job
-        # It may have finished between the two looks.
-        result = await read_result(self._broker, job_id, from_leader=True)
+                return await self._cancellation.stop(job, job.lateness) if late else job
+        # It may have finished between the two reads.
+        result = await find_result(self._broker, job_id, from_leader=True)
         if result is not None:
             return result
         if has_aged_out(job_id, self._broker.now()):
             raise JobAgedOut(f"the job {job_id} is older than results are kept (48 h)")
         raise UnknownJob(f"no job {job_id}")
 
+    async def _find_result(self, job_id: str, from_leader: bool) -> Result | None:
+        """The result, unless the job is on the queue of another model than that of the result."""
+        result = await find_result(self._broker, job_id, from_leader=from_leader)
+        if result is None:
+            return None
+        get = self._broker.leader_get if from_leader else self._broker.direct_get
+        message = await find_message(get, job_id)
+        if message is None:
+            return result
+        model = subjects.RequestSubject.parse(message.subject).model
+        if model == token_of(result.model):
+            return result
+        return await read_result(self._broker, model, job_id)
+
     async def status(self, job_id: str) -> JobStatus:
         """As `find`, in the words of ``/status``, with where it is and when it will be done."""
-        job = await self.find(job_id)
-        if not isinstance(job, Unfinished):
+        model: ModelConsumers | None = None
+
+        async def may_have_started(
+            request: subjects.RequestSubject, message: StoredMessage
+        ) -> bool:
+            nonlocal model
+            model = (await self._fleet.queues()).get(request.model)
+            was_delivered = model is None or model.was_delivered(request, message)
+            return was_delivered or self._forecast.knows_of(request.job_id)
+
+        job = await self.find(job_id, may_have_started)
+        if not isinstance(job, PendingJob):
             return JobStatus.of(job)
-        estimate = await self._forecast.estimate(job)
+        estimate = await self._forecast.estimate(job, model)
         return estimate.added_to(job.status())
 
-    async def wait(self, job_id: str, ticket: Ticket | None = None) -> Result:
+    async def wait(self, job_id: str, accepted: AcceptedJob | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.
 
-        With the ``ticket`` of a job that was published just now the first look can wait: nearly
+        With the ``accepted`` of a job that was published just now the first read can wait: nearly
         always the announcement comes before it.
 
         Raises:
             UnknownJob, JobAgedOut.
         """
-        deadline = ticket.deadline if ticket else None
-        look = deadline is None
+        if accepted is None:
+            job = await self._broker.through_outages(partial(self.find, job_id))
+            if not isinstance(job, PendingJob):
+                return job
+            model, deadline = job.model, job.deadline
+        else:
+            model, deadline = accepted.model, accepted.deadline
+        read = deadline is None or accepted is None
         while True:
-            with self._finished.expecting(job_id) as announced:
+            with self._results.expecting(model, job_id) as announced:
                 try:
-                    found = await self.find(job_id) if look else None
-                    if isinstance(found, Unfinished):
+                    found = await self.find(job_id) if read else None
+                    if isinstance(found, PendingJob):
                         deadline = found.deadline
                     elif found is not None:
                         return found
@@ -212,11 +264,11 @@ class Jobs:
                 except UnknownJob:
                     if not self._fleet.runs(job_id):
                         raise
-                pause_s = self._pause_s(deadline) if look else FIRST_LOOK_AFTER_S
+                pause_s = self._pause_s(deadline) if read else FIRST_LOOK_AFTER_S
                 await asyncio.wait((announced,), timeout=pause_s)
                 if announced.done() and (result := announced.result()) is not None:
                     return result
-            look = True
+            read = True
 
     async def cancel(self, job_id: str, code: StopCode = "cancelled") -> JobStatus:
         """Cancel a job that waits or runs; harmless to repeat.
@@ -226,14 +278,14 @@ class Jobs:
             UnknownJob, JobAgedOut, BrokerUnavailable.
         """
         job = await self.find(job_id)
-        if isinstance(job, Unfinished):
-            job = await self._stopping.stop(job, code)
+        if isinstance(job, PendingJob):
+            job = await self._cancellation.stop(job, code)
         elif isinstance(job, Cancelled):
-            # Whoever did it may have been cut off before it was done.
-            await self._stopping.notify(job.id, code)
-            left = await find_unfinished(self._broker, job_id)
+            # The gateway that cancelled it may have been cut off before it was done.
+            await self._cancellation.notify(job.model, job.id, code)
+            left = await find_pending_job(self._broker, job_id)
             if left is not None:
-                await self._stopping.finish(left, job)
+                await self._cancellation.finish(left, job)
         if not isinstance(job, Cancelled):
             state = JobStatus.of(job).state
             raise AlreadyFinished(
@@ -259,17 +311,13 @@ class Jobs:
         return QueueReport(models=[await self._model_queue(model) for model in models])
 
     async def _abandon(self, job_id: str) -> None:
-        while True:
-            try:
-                await self.cancel(job_id, "client_disconnected")
-                log.info("job_abandoned", job_id=job_id)
-                return
-            except BrokerUnavailable:
-                await self._broker.until_connected()
-                await asyncio.sleep(RETRY_DELAY_S)
-            except SluiceError as error:
-                log.info("job_not_abandoned", job_id=job_id, why=error.message)
-                return
+        cancel = partial(self.cancel, job_id, "client_disconnected")
+        try:
+            await self._broker.through_outages(cancel)
+        except SluiceError as error:
+            log.info("job_not_abandoned", job_id=job_id, why=error.message)
+        else:
+            log.info("job_abandoned", job_id=job_id)
 
     async def _model_queue(self, model: ModelConsumers) -> ModelQueue:
         return ModelQueue(
@@ -277,14 +325,14 @@ class Jobs:
             waiting=model.waiting,
             in_flight=model.in_flight,
             limit=model.limit,
-            inferers=len(self._fleet.inferers.get(model.token, [])),
+            inferers=len(self._fleet.inferers(model.token)),
             oldest_s=await oldest_waiting_s(self._broker, model),
             max_waiting=self._admission.bound,
             classes={
-                job_class: ClassQueue(
+                priority: ClassQueue(
                     waiting=info.num_pending or 0, in_flight=info.num_ack_pending or 0
                 )
-                for job_class, info in model.by_class.items()
+                for priority, info in model.by_priority.items()
             },
         )
 
@@ -294,16 +342,16 @@ class Jobs:
         left = (deadline - self._broker.now()).total_seconds()
         return min(LOOK_AGAIN_S, max(left, 0.25))
 
-    def _encode(self, submission: JobSubmission, ticket: Ticket) -> bytes:
+    def _encode(self, submission: JobSubmission, accepted: AcceptedJob) -> bytes:
         shared = {
             name: getattr(submission, name)
             for name in InferenceRequest.__struct_fields__
             if hasattr(submission, name)
         }
         # Fixed here, so that a second attempt comes out the same.
-        shared["model"] = None if is_token(ticket.model) else ticket.model
+        shared["model"] = None if is_token(accepted.model) else accepted.model
         shared["seed"] = secrets.randbits(31) if submission.seed is None else submission.seed
-        request = InferenceRequest(**shared, queued_at=ticket.queued_at)
+        request = InferenceRequest(**shared, queued_at=accepted.queued_at, via=accepted.caller.via)
         payload = encode(request)
         if len(payload) > self._broker.max_body:
             raise RequestTooLarge(

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from functools import partial
 
 from msgspec.structs import replace
 
-from services.gateway.jobs.accepted import Ticket
-from services.gateway.jobs.cancellation import Stopping
-from services.gateway.state.pending_job import find_unfinished
+from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.cancellation import Cancellation
+from services.gateway.state.pending_job import find_pending_job
 from shared.background import Tasks
 from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.results import store_result
@@ -28,9 +29,9 @@ log = logger()
 class Withdrawals:
     """Ensures, in the background, that such a job ends as `cancelled`."""
 
-    def __init__(self, broker: Broker, stopping: Stopping, tasks: Tasks) -> None:
+    def __init__(self, broker: Broker, cancellation: Cancellation, tasks: Tasks) -> None:
         self._broker = broker
-        self._stopping = stopping
+        self._cancellation = cancellation
         self._tasks = tasks
         self._is_ending = False
 
@@ -38,23 +39,23 @@ class Withdrawals:
         """Look for each message once more at most: what arrives later ends with the result."""
         self._is_ending = True
 
-    def withdraw(self, ticket: Ticket) -> None:
+    def withdraw(self, accepted: AcceptedJob) -> None:
         """Cancel the job as soon as the broker answers, however late it arrives there."""
-        self._tasks.start(self._withdraw(ticket), f"withdraw {ticket.id}")
+        self._tasks.start(self._withdraw(accepted), f"withdraw {accepted.id}")
 
-    async def _withdraw(self, ticket: Ticket) -> None:
+    async def _withdraw(self, accepted: AcceptedJob) -> None:
         # The result first, and without looking for the job: what arrives later ends with it.
-        stored = await self._store(ticket)
+        stored = await self._broker.through_outages(partial(self._store, accepted))
         if not isinstance(stored, Cancelled):
-            log.warning("job_not_withdrawn", job_id=ticket.id, outcome=type(stored).__name__)
+            log.warning("job_not_withdrawn", job_id=accepted.id, outcome=type(stored).__name__)
             return
         give_up_at: float | None = None
         while give_up_at is None or time.monotonic() < give_up_at:
             try:
-                job = await find_unfinished(self._broker, ticket.id, from_leader=True)
+                job = await find_pending_job(self._broker, accepted.id, from_leader=True)
                 if job is not None:
-                    await self._stopping.notify(ticket.id, "cancelled")
-                    await self._stopping.finish(job, stored)
+                    await self._cancellation.notify(accepted.model, accepted.id, "cancelled")
+                    await self._cancellation.finish(job, stored)
                 if job is not None or self._is_ending:
                     break
                 give_up_at = give_up_at or time.monotonic() + MAY_ARRIVE_S
@@ -63,23 +64,20 @@ class Withdrawals:
                 give_up_at = None
                 await self._broker.until_connected()
                 await asyncio.sleep(RETRY_DELAY_S)
-        log.info("job_withdrawn", job_id=ticket.id, arrived=job is not None)
+        log.info("job_withdrawn", job_id=accepted.id, arrived=job is not None)
 
-    async def _store(self, ticket: Ticket) -> Result:
-        while True:
-            await self._broker.until_connected()
-            now = timestamp(self._broker.now())
-            cancelled = stopped(
-                "cancelled",
-                id=ticket.id,
-                model=ticket.model,
-                attempt=0,
-                queued_at=ticket.queued_at,
-                finished_at=now,
-                priority=ticket.priority,
-            )
-            why = "the broker did not confirm the job in time, and its caller got an error"
-            try:
-                return await store_result(self._broker, replace(cancelled, message=why), 0)
-            except BrokerUnavailable:
-                await asyncio.sleep(RETRY_DELAY_S)
+    async def _store(self, accepted: AcceptedJob) -> Result:
+        cancelled = stopped(
+            "cancelled",
+            id=accepted.id,
+            model=accepted.model,
+            attempt=0,
+            queued_at=accepted.queued_at,
+            finished_at=timestamp(self._broker.now()),
+            owner=accepted.caller.owner,
+            priority=accepted.priority,
+        )
+        why = "the broker did not confirm the job in time, and its caller got an error"
+        return await store_result(
+            self._broker, replace(cancelled, message=why), 0, accepted.caller.trace
+        )

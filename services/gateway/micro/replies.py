@@ -1,23 +1,24 @@
-"""Answers over NATS to those whom no inferer answers: their job was somebody else's first, or its
+"""Replies over NATS to those whom no inferer answers: their job was somebody else's first, or its
 deadline passes while it waits. And jobs whose callers have gone."""
 
 import asyncio
 from contextlib import aclosing, suppress
 from datetime import datetime
+from functools import partial
 
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
-from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import stored_events
 from services.gateway.jobs.jobs import LOOK_AGAIN_S, Jobs
 from services.gateway.jobs.token_merger import Added, TokenReader
 from services.gateway.micro.interest import Interest
 from services.gateway.state.fleet import Fleet
-from services.gateway.state.pending_job import Unfinished
-from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.state.pending_job import PendingJob
+from services.gateway.state.result_listener import ResultListener
 from services.gateway.statuses import status_of
 from shared.background import Tasks, drop, start
-from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker.connection import TRANSIENT, Broker
 from shared.broker.results import send_result
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
@@ -37,19 +38,19 @@ LOOK_S = 30.0
 log = logger()
 
 
-class Answers:
+class Replies:
     """Sends what an inferer would send, as long as this gateway lives."""
 
-    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, finished: FinishedJobs) -> None:
+    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, results: ResultListener) -> None:
         self._broker = broker
         self._fleet = fleet
         self._jobs = jobs
-        self._finished = finished
+        self._results = results
         self._interest = Interest(broker)
-        self._answers: dict[tuple[str, bool], _Answer] = {}
+        self._answers: dict[tuple[str, bool], _Reply] = {}
         self._tasks = Tasks()
 
-    def send(self, job_id: str, reply_to: str, stream: bool) -> None:
+    def send(self, accepted: AcceptedJob, reply_to: str, stream: bool) -> None:
         """Send the job's result to ``reply_to``, in the background, once it is there.
 
         With ``stream`` first its tokens from the beginning, and an empty message at the end.
@@ -63,27 +64,27 @@ class Answers:
                 f"{callers} callers already wait at this gateway for {len(self._answers)} jobs "
                 "with repeated keys; use infer.status, or try again later"
             )
-        answer = self._answers.get((job_id, stream))
+        answer = self._answers.get((accepted.id, stream))
         if answer is None or answer.is_ending:
-            answer = _Answer(self._broker, self._jobs, job_id, stream)
-            self._answers[job_id, stream] = answer
-            self._tasks.start(self._run(answer), f"answer {job_id}")
+            answer = _Reply(self._broker, self._jobs, accepted.model, accepted.id, stream)
+            self._answers[accepted.id, stream] = answer
+            self._tasks.start(self._run(answer), f"answer {accepted.id}")
         answer.add(reply_to)
 
-    def watch(self, ticket: Ticket, reply_to: str) -> None:
+    def watch(self, accepted: AcceptedJob, reply_to: str) -> None:
         """Until the job has ended, in the background: let it expire at its deadline, because an
         inferer checks that only when a slot is free, and a NATS caller does not poll; and cancel it
         when ``reply_to`` has no subscriber any more, unless its caller may come back with its key.
         If the broker has lost the job, the caller gets an error."""
-        if ticket.deadline is not None:
-            watching = self._watch(ticket, ticket.deadline, reply_to)
-            self._tasks.start(watching, f"watch {ticket.id}")
+        if accepted.deadline is not None:
+            watching = self._watch(accepted, accepted.deadline, reply_to)
+            self._tasks.start(watching, f"watch {accepted.id}")
 
     async def stop(self) -> None:
         """Send an error to the callers that only this gateway would answer."""
         await self._tasks.end(timeout_s=0)
 
-    async def _run(self, answer: "_Answer") -> None:
+    async def _run(self, answer: "_Reply") -> None:
         try:
             await answer.run()
         finally:
@@ -91,49 +92,49 @@ class Answers:
             if self._answers.get(key) is answer:
                 del self._answers[key]
 
-    async def _watch(self, ticket: Ticket, deadline: datetime, reply_to: str) -> None:
+    async def _watch(self, accepted: AcceptedJob, deadline: datetime, reply_to: str) -> None:
         leaving = None
-        if not ticket.kept:
-            leaving = start(self._abandon_when_left(ticket, reply_to), "watch a caller")
+        if not accepted.survives_disconnect:
+            leaving = start(self._abandon_when_left(accepted, reply_to), "watch a caller")
         try:
-            await self._until_ended(ticket, deadline)
+            await self._until_ended(accepted, deadline)
         except SluiceError as error:
             await _refuse(self._broker, reply_to, error)
         finally:
             if leaving is not None:
                 leaving.cancel()
 
-    async def _until_ended(self, ticket: Ticket, deadline: datetime) -> None:
+    async def _until_ended(self, accepted: AcceptedJob, deadline: datetime) -> None:
         """Raises: UnknownJob, JobAgedOut: the broker has lost the job."""
         while True:
             left_s = self._seconds_to(deadline)
-            with self._finished.expecting(ticket.id) as announced:
+            with self._results.expecting(accepted.model, accepted.id) as announced:
                 await asyncio.wait((announced,), timeout=min(left_s or LOOK_AGAIN_S, LOOK_S))
             if announced.done() and announced.result() is not None:
                 return
             try:
                 # Too late, it is expired by being looked at; if it runs, its inferer stops it.
-                if not isinstance(await self._jobs.find(ticket.id), Unfinished):
+                if not isinstance(await self._jobs.find(accepted.id), PendingJob):
                     return
             except BrokerUnavailable:
                 continue
             except SluiceError:
-                if not self._fleet.runs(ticket.id):
+                if not self._fleet.runs(accepted.id):
                     raise
 
-    async def _abandon_when_left(self, ticket: Ticket, reply_to: str) -> None:
+    async def _abandon_when_left(self, accepted: AcceptedJob, reply_to: str) -> None:
         await self._interest.lost(reply_to)
-        self._jobs.abandon(ticket.id)
+        self._jobs.abandon(accepted.id)
 
     def _seconds_to(self, moment: datetime) -> float:
         return max(0.0, (moment - self._broker.now()).total_seconds())
 
 
-class _Answer:
+class _Reply:
     """One job's answer: read once, and sent to each caller from its beginning."""
 
-    def __init__(self, broker: Broker, jobs: Jobs, job_id: str, stream: bool) -> None:
-        self.job_id, self.stream = job_id, stream
+    def __init__(self, broker: Broker, jobs: Jobs, model: str, job_id: str, stream: bool) -> None:
+        self.model, self.job_id, self.stream = model, job_id, stream
         self.callers: list[str] = []
         self.is_ending = False
         """Whether it is too late to add a caller."""
@@ -152,8 +153,8 @@ class _Answer:
 
     async def run(self) -> None:
         """Send what is there of the answer and what comes, then the result."""
-        finished = asyncio.create_task(self._jobs.wait(self.job_id))
-        reading = asyncio.create_task(self._read(finished))
+        finished = asyncio.create_task(self._jobs.wait(self.job_id), name=f"wait for {self.job_id}")
+        reading = asyncio.create_task(self._read(finished), name=f"read {self.job_id}")
         reading.add_done_callback(lambda _: self._news.set())
         try:
             while not self.is_ending:
@@ -166,7 +167,8 @@ class _Answer:
             self._complete(result)
             await self._send_frames()
             for reply_to in self.callers:
-                await self._send_result(result, reply_to)
+                send = partial(send_result, self._broker, result, reply_to, self.stream)
+                await self._broker.through_outages(send)
         except asyncio.CancelledError:
             await self._refuse(
                 BrokerUnavailable("this gateway is shutting down; send the request again")
@@ -183,9 +185,11 @@ class _Answer:
         if not self.stream:
             await asyncio.wait((finished,))
             return
-        async with aclosing(stored_events(self._broker, self.job_id, finished)) as events:
+        async with aclosing(
+            stored_events(self._broker, self.model, self.job_id, finished)
+        ) as events:
             async for _, message in events:
-                if message.subject != subjects.token_events(self.job_id):
+                if message.subject != subjects.token_events(self.model, self.job_id):
                     continue
                 frame = decode_token_frame.read(message.data, message.subject)
                 if frame is not None:
@@ -210,14 +214,6 @@ class _Answer:
             with suppress(*TRANSIENT):
                 for frame in frames:
                     await send_reply(self._broker.nc, reply_to, frame)
-
-    async def _send_result(self, result: Result, reply_to: str) -> None:
-        while True:
-            try:
-                await send_result(self._broker, result, reply_to, self.stream)
-                return
-            except BrokerUnavailable:
-                await asyncio.sleep(RETRY_DELAY_S)
 
     async def _refuse(self, error: SluiceError) -> None:
         for reply_to in self.callers:

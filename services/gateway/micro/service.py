@@ -11,13 +11,15 @@ from msgspec import Struct
 from nats.aio.client import Client
 from nats.micro.request import Request, ServiceError
 
+from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.micro.replies import Answers
+from services.gateway.jobs.retries import Retries
+from services.gateway.micro.replies import Replies
 from services.gateway.micro.requests import InFlight, Requests
 from services.gateway.state.fleet import Fleet
-from services.gateway.state.pending_job import Unfinished
-from services.gateway.state.result_listener import FinishedJobs
+from services.gateway.state.pending_job import PendingJob
+from services.gateway.state.result_listener import ResultListener
 from services.gateway.statuses import status_of
 from services.gateway.validation.decode import decode_body
 from shared import __version__
@@ -27,6 +29,8 @@ from shared.logs import logger
 from shared.wire import subjects
 from shared.wire.api import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission
 from shared.wire.codecs import encode
+from shared.wire.requests import RetryRequest
+from shared.wire.trace import trace_of
 
 DESCRIPTION = "LLM inference, one job at a time through each worker"
 
@@ -40,21 +44,23 @@ Handler = Callable[[Request], Awaitable[Struct | None]]
 
 
 class NatsService:
-    """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
+    """Replies requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
 
     def __init__(
         self,
         broker: Broker,
         fleet: Fleet,
         jobs: Jobs,
-        finished: FinishedJobs,
+        results: ResultListener,
         idempotency: Idempotency,
+        retries: Retries,
     ) -> None:
         self._broker = broker
         self._fleet = fleet
         self._jobs = jobs
         self._idempotency = idempotency
-        self._answers = Answers(broker, fleet, jobs, finished)
+        self._retries = retries
+        self._replies = Replies(broker, fleet, jobs, results)
 
     @asynccontextmanager
     async def running(self, stopping: asyncio.Event, drain_s: float) -> AsyncIterator[None]:
@@ -81,13 +87,16 @@ class NatsService:
             await service.add_endpoint(
                 name=name, subject=f"infer.{name}", handler=_answering(handler)
             )
+        await service.add_endpoint(
+            name="retry", subject=subjects.RETRY_WILDCARD, handler=_answering(self._retry)
+        )
         draining = asyncio.create_task(_drain_at(stopping, requests, drain_s), name="drain")
         try:
             yield
         finally:
             stopping.set()
             await draining
-            await self._answers.stop()
+            await self._replies.stop()
 
     async def _chat(self, request: Request) -> None:
         submission = decode_body(request.data, NatsSubmission)
@@ -103,31 +112,39 @@ class NatsService:
 
     async def _converse(self, request: Request, submission: NatsSubmission) -> None:
         reply_to = _reply_to(request)
-        ticket = await self._idempotency.submit(submission, _key(request), reply_to)
-        if ticket.repeated:
+        accepted = await self._idempotency.submit(
+            submission, _caller(request), _key(request), reply_to
+        )
+        if accepted.is_replay:
             # The job in the queue names the inbox of who came first, and inferers know no other.
-            self._answers.send(ticket.id, reply_to, submission.stream)
+            self._replies.send(accepted, reply_to, submission.stream)
         else:
-            self._answers.watch(ticket, reply_to)
+            self._replies.watch(accepted, reply_to)
 
     async def _submit(self, request: Request) -> JobAccepted:
         submission = decode_body(request.data, NatsSubmission)
         if submission.stream:
             raise InvalidRequest("infer.submit does not stream; use infer.chat or infer.complete")
-        ticket = await self._idempotency.submit(submission, _key(request))
-        return JobAccepted.of(ticket.id, ticket.state)
+        accepted = await self._idempotency.submit(submission, _caller(request), _key(request))
+        return JobAccepted.of(accepted.id, accepted.state)
 
     async def _status(self, request: Request) -> Struct:
         return await self._jobs.status(_job_id(request))
 
     async def _result(self, request: Request) -> Struct:
         job = await self._jobs.find(_job_id(request))
-        if isinstance(job, Unfinished):
+        if isinstance(job, PendingJob):
             raise NotFinished(f"the job {job.id} has no result yet: {job.status().state}")
         return job
 
     async def _cancel(self, request: Request) -> Struct:
         return await self._jobs.cancel(_job_id(request))
+
+    async def _retry(self, request: Request) -> Struct:
+        """Of inferers, which publish nothing to REQUESTS."""
+        model, job_id = subjects.model_and_id(request.subject)
+        wanted = decode_body(request.data, RetryRequest)
+        return await self._retries.schedule(model, job_id, wanted)
 
     async def _queue(self, request: Request) -> Struct:
         return await self._jobs.queue()
@@ -187,6 +204,10 @@ async def _respond(request: Request, answer: bytes) -> None:
             f"the answer has {len(answer)} bytes, more than the broker takes in one message; "
             "ask for it over HTTP"
         ) from None
+
+
+def _caller(request: Request) -> Caller:
+    return Caller("nats", trace=trace_of(request.headers))
 
 
 def _key(request: Request) -> str | None:

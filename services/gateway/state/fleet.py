@@ -10,7 +10,7 @@ import time
 import msgspec
 from nats.aio.msg import Msg
 
-from shared.broker.connection import TRANSIENT, Broker
+from shared.broker.connection import TRANSIENT, Broker, unavailable_on_outage
 from shared.broker.consumers import ModelConsumers, ensure_consumers, read_model, read_models
 from shared.broker.inferers import find_overlaps, read_inferers
 from shared.broker.topology import Topology
@@ -21,10 +21,17 @@ from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport
 from shared.wire.codecs import decode_concurrency_change, decode_inferer_entry, encode
-from shared.wire.inferers import ConcurrencyChange, InfererEntry, ModelFacts, SetConcurrency
+from shared.wire.inferers import (
+    ConcurrencyChange,
+    InfererEntry,
+    ModelFacts,
+    OverlapNotice,
+    OverlappingInferer,
+    SetConcurrency,
+)
 
 REFRESH_S = 2.0
-ORDER_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 10.0
 """How long an inferer may take to move into a larger context."""
 
 log = logger()
@@ -41,15 +48,43 @@ class Fleet:
         self._changed = asyncio.Event()
         self._refreshing = asyncio.Lock()
         self.models: dict[str, ModelConsumers] = {}
-        self.inferers: dict[str, list[InfererEntry]] = {}
-        """Both by the model's token."""
+        """By the model's token."""
+        self._inferers: dict[str, dict[str, InfererEntry]] = {}
+        """By the model's token and their ids."""
+        self._reading_queues = asyncio.Lock()
+        self._next_reading: asyncio.Task[dict[str, ModelConsumers]] | None = None
+        """Of the queues; None after it has started."""
         self._restarted_at: dict[str, float] = {}
         """When an inferer of the model was last seen to have started again (monotonic)."""
+        self._overlaps: dict[tuple[str, str], list[str]] = {}
+        """The last notice to each inferer, by its model's token and its id."""
         broker.on_reconnect(self._changed.set)
 
+    def inferers(self, model: str) -> list[InfererEntry]:
+        """Those of the model with this token."""
+        return list(self._inferers.get(model, {}).values())
+
     async def watch(self) -> None:
-        """Hear of inferers that come and go."""
-        await self._broker.nc.subscribe(f"$KV.{subjects.INFERERS}.>", cb=self._hear)
+        """Follow the inferers that come and go."""
+        await self._broker.nc.subscribe(subjects.INFERERS_WILDCARD, cb=self._on_entry)
+
+    async def queues(self) -> dict[str, ModelConsumers]:
+        """The models' consumers by token, as they are now: all that ask while the queues are read
+        share the reading that follows. A model that has no queue yet is left out.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        if self._next_reading is None:
+            self._next_reading = asyncio.create_task(self._read_queues(), name="read the queues")
+            # All that wait for it may be cancelled.
+            self._next_reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._next_reading)
+
+    async def _read_queues(self) -> dict[str, ModelConsumers]:
+        async with self._reading_queues:
+            self._next_reading = None
+            return await read_models(self._broker)
 
     async def change(self) -> None:
         """Wait until an inferer has come or gone, a few seconds at most."""
@@ -74,26 +109,31 @@ class Fleet:
     async def _refresh(self) -> None:
         models = await read_models(self._broker)
         live, some_died = await read_inferers(self._broker)
-        entries: dict[str, list[InfererEntry]] = {}
+        entries: dict[str, dict[str, InfererEntry]] = {}
         for one in live:
-            entries.setdefault(token_of(one.entry.model), []).append(one.entry)
+            entries.setdefault(token_of(one.entry.model), {})[one.entry.id] = one.entry
         self._note_restarts(entries)
         for model in sorted(models.keys() | entries.keys()):
+            inferers = list(entries.get(model, {}).values())
             may_have_died = some_died or self._has_restarted(model)
             try:
-                await self._adjust(model, entries.get(model, []), models.get(model), may_have_died)
+                await self._adjust(model, inferers, models.get(model), may_have_died)
             except TopologyError as error:
                 log.error("limit_not_set", model=model, error=error.message)
         if entries.keys() - models.keys():
             models = await read_models(self._broker)
-        self.models, self.inferers = models, entries
+        self.models, self._inferers = models, entries
+        await self._report_overlaps([one.entry for one in live])
 
-    def _note_restarts(self, entries: dict[str, list[InfererEntry]]) -> None:
+    def _note_restarts(self, entries: dict[str, dict[str, InfererEntry]]) -> None:
         """An inferer that was killed and starts again under its id leaves no trace in the bucket
         but another start."""
         for model, inferers in entries.items():
-            known = {entry.id: entry.started_at for entry in self.inferers.get(model, [])}
-            if any(entry.started_at != known.get(entry.id, entry.started_at) for entry in inferers):
+            known = self._inferers.get(model, {})
+            if any(
+                entry.id in known and known[entry.id].started_at != entry.started_at
+                for entry in inferers.values()
+            ):
                 self._restarted_at[model] = time.monotonic()
 
     def _has_restarted(self, model: str) -> bool:
@@ -101,9 +141,29 @@ class Fleet:
         since_s = time.monotonic() - self._restarted_at.get(model, -math.inf)
         return since_s < self._topology.ack_wait_s + 2 * REFRESH_S
 
+    async def _report_overlaps(self, entries: list[InfererEntry]) -> None:
+        """Notify each inferer of those that share its CPUs, whenever these have changed."""
+        by_id = {entry.id: entry for entry in entries}
+        found = find_overlaps(entries)
+        overlaps = {}
+        for entry in entries:
+            key = token_of(entry.model), entry.id
+            overlaps[key] = others = sorted(found[entry.id])
+            if others == self._overlaps.get(key, []):
+                continue
+            notice = OverlapNotice(
+                [
+                    OverlappingInferer(other, by_id[other].threads, by_id[other].cpus)
+                    for other in others
+                ]
+            )
+            with unavailable_on_outage(self._broker):
+                await self._broker.nc.publish(subjects.overlap(*key), encode(notice))
+        self._overlaps = overlaps
+
     def runs(self, job_id: str) -> bool:
         """Whether an inferer says that it runs the job, which the queue may have lost."""
-        entries = (entry for entries in self.inferers.values() for entry in entries)
+        entries = (entry for entries in self._inferers.values() for entry in entries.values())
         return any(job.id == job_id for entry in entries for job in entry.jobs)
 
     async def report(self) -> FleetReport:
@@ -121,7 +181,7 @@ class Fleet:
         )
 
     async def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
-        """Tell inferers how many slots to have, and let the limits follow.
+        """Command inferers how many slots to have, and let the limits follow.
 
         Raises:
             UnknownInferer: none that is live fits.
@@ -142,17 +202,16 @@ class Fleet:
                 f"no {' '.join(asked)} is live; "
                 + (f"the live inferers are {known}" if known else "start one")
             )
-        order = encode(SetConcurrency(wanted.concurrency))
-        changes = await asyncio.gather(*(self._order(entry, order) for entry in entries))
+        command = encode(SetConcurrency(wanted.concurrency))
+        changes = await asyncio.gather(*(self._command(entry, command) for entry in entries))
         await self.refresh()
         return ConcurrencyReport(list(changes))
 
-    async def _order(self, entry: InfererEntry, order: bytes) -> ConcurrencyChange:
+    async def _command(self, entry: InfererEntry, command: bytes) -> ConcurrencyChange:
+        subject = subjects.control(entry.model, entry.id)
         try:
-            answer = await self._broker.nc.request(
-                subjects.control(entry.id), order, ORDER_TIMEOUT_S
-            )
-            change = decode_concurrency_change.read(answer.data, subjects.control(entry.id))
+            answer = await self._broker.nc.request(subject, command, COMMAND_TIMEOUT_S)
+            change = decode_concurrency_change.read(answer.data, subject)
             refused = "its answer cannot be read; see this gateway's log"
         except TRANSIENT:
             change, refused = None, "it does not answer; see: sluice doctor"
@@ -194,7 +253,7 @@ class Fleet:
         return self.models.get(token_of(name)) or await self.model(name)
 
     def _only_model(self) -> str:
-        for candidates in (list(self.models), list(self.inferers), self._expected):
+        for candidates in (list(self.models), list(self._inferers), self._expected):
             if len(candidates) == 1:
                 return candidates[0]
         if not self.models:
@@ -218,32 +277,31 @@ class Fleet:
         if inferers:
             newest = max(inferers, key=lambda inferer: inferer.started_at)
             name = newest.model
-            facts = ModelFacts(n_ctx=newest.n_ctx, chat=newest.chat, token_bytes=newest.token_bytes)
+            facts = ModelFacts(newest.n_ctx, newest.tasks, newest.token_bytes)
         if held is not None and held.is_set(name, limit, facts):
             return
         await ensure_consumers(self._broker, self._topology.ack_wait_s, name, limit, facts)
         log.info("limit_set", model=name, limit=limit, inferers=len(inferers))
 
-    async def _hear(self, message: Msg) -> None:
-        """Every refresh of every entry passes here: who comes, goes or changes its slots is looked
-        at at once, the rest is taken over as it is."""
-        inferer_id = subjects.last_token(message.subject)
+    async def _on_entry(self, message: Msg) -> None:
+        """Every refresh of every entry passes here. One that comes, goes or changes its slots makes
+        a reading of all; the rest replaces what was read."""
+        model, inferer_id = subjects.model_and_id(message.subject)
         entry = None
         if message.data:
             entry = decode_inferer_entry.read(message.data, message.subject)
-        for entries in self.inferers.values():
-            for number, known in enumerate(entries):
-                if known.id != inferer_id:
-                    continue
-                if entry is not None and _is_same(entry, known):
-                    entries[number] = entry
-                    return
-        self._changed.set()
+        entries = self._inferers.get(model, {})
+        known = entries.get(inferer_id)
+        if entry is not None and known is not None and _is_same(entry, known):
+            entries[inferer_id] = entry
+        else:
+            self._changed.set()
 
 
 def _is_same(entry: InfererEntry, known: InfererEntry) -> bool:
     """Whether an entry is that of the same start of an inferer, with as many slots."""
-    return (entry.model, entry.slots, entry.started_at) == (
+    return (entry.id, entry.model, entry.slots, entry.started_at) == (
+        known.id,
         known.model,
         known.slots,
         known.started_at,

@@ -1,6 +1,5 @@
 """A job that has no result yet, as the queue and its events show it."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,23 +16,26 @@ from shared.wire.events import StateEvent
 from shared.wire.fields import NO_METADATA
 from shared.wire.requests import InferenceRequest, Priority, priority_of
 from shared.wire.results import Cancelled, Expired, StopCode, stopped
+from shared.wire.trace import Trace, trace_of
 
 Get = Callable[..., Awaitable[StoredMessage | None]]
+MayHaveStarted = Callable[[subjects.RequestSubject, StoredMessage], Awaitable[bool]]
 
 OVERDUE = timedelta(seconds=15)
 """A started job that is so long past its deadline has lost its inferer."""
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class PendingJob:
     """A job that waits, runs, or is to be tried again."""
 
     id: str
     model: str
     priority: Priority
+    owner: str
     message: StoredMessage
     request: InferenceRequest | None
-    """None when somebody put a message there by hand that is no request."""
+    """None where the message is not a request: it was put there by hand."""
     deadline: datetime | None
     last: StateEvent | None
     scheduled: bool
@@ -62,6 +64,10 @@ class Unfinished:
         return self.message.headers.get(subjects.HEADER_REPLY_TO)
 
     @property
+    def trace(self) -> Trace:
+        return trace_of(self.message.headers)
+
+    @property
     def streams(self) -> bool:
         return self.request is not None and self.request.stream
 
@@ -71,7 +77,7 @@ class Unfinished:
 
     @property
     def is_retried(self) -> bool:
-        """Whether its last attempt failed and the next has not begun."""
+        """Whether its last attempt failed and the next has not started."""
         return self.scheduled or (
             self.last is not None and (self.last.state == "retrying" or self.last.code is not None)
         )
@@ -110,7 +116,7 @@ class Unfinished:
             started_at=self._start.at if self._start else None,
             finished_at=timestamp(now),
             inferer=self._start.inferer if self._start else None,
-            owner=self.request.owner if self.request else None,
+            owner=self.owner,
             metadata=self.request.metadata if self.request else UNSET,
             priority=self.priority,
             retry_of=self.request.retry_of if self.request else None,
@@ -123,23 +129,27 @@ class Unfinished:
         return last if last is not None and last.state == "started" and not last.code else None
 
 
-async def find_unfinished(
-    broker: Broker, job_id: str, *, from_leader: bool = False
-) -> Unfinished | None:
+async def find_pending_job(
+    broker: Broker,
+    job_id: str,
+    *,
+    from_leader: bool = False,
+    may_have_started: MayHaveStarted | None = None,
+) -> PendingJob | None:
     """The job as it waits or runs; None when the queue does not hold it. A replica may not hold
-    it yet.
+    it yet. A job that ``may_have_started`` rules out has no state, which is not read.
 
     Raises:
         BrokerUnavailable: no answer.
     """
     get = broker.leader_get if from_leader else broker.direct_get
-    message, last = await asyncio.gather(
-        _find_message(get, job_id),
-        get(subjects.EVENTS, last_by_subj=subjects.state_events(job_id)),
-    )
+    message = await find_message(get, job_id)
     if message is None:
         return None
-    _, kind, token, job_class, _ = message.subject.split(".")
+    subject = subjects.RequestSubject.parse(message.subject)
+    last = None
+    if may_have_started is None or await may_have_started(subject, message):
+        last = await get(subjects.STATES, last_by_subj=subjects.state(subject.model, job_id))
     # Its inferer says what is wrong with a request that cannot be read.
     request, deadline = decode_request.read(message.data, message.subject), None
     try:
@@ -149,19 +159,20 @@ async def find_unfinished(
         skip("deadline", message.subject, error)
         request = None
     last_event = None if last is None else decode_state_event.read(last.data, last.subject)
-    return Unfinished(
+    return PendingJob(
         id=job_id,
-        model=name_of(token, request.model if request else None),
-        priority=priority_of(job_class),
+        model=name_of(subject.model, request.model if request else None),
+        priority=priority_of(subject.priority),
+        owner=subject.owner,
         message=message,
         request=request,
         deadline=deadline,
         last=last_event,
-        scheduled=kind == "schedule",
+        scheduled=subject.is_scheduled,
     )
 
 
-async def _find_message(get: Get, job_id: str) -> StoredMessage | None:
+async def find_message(get: Get, job_id: str) -> StoredMessage | None:
     """The request on the queue, or in its schedule. In this order, and the queue once more: it
     goes from the one to the other before it leaves the first, and back in one step."""
     queue, schedule = subjects.request_of(job_id), subjects.schedule_of(job_id)

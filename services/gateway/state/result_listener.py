@@ -8,10 +8,11 @@ from nats.aio.msg import Msg
 
 from shared.background import keep_running
 from shared.broker.connection import Broker
-from shared.broker.results import decode_stored, read_result
+from shared.broker.results import decode_stored
 from shared.errors import BrokerUnavailable
 from shared.job_ids import is_job_id
 from shared.logs import logger
+from shared.model_names import is_token
 from shared.wire import subjects
 from shared.wire.results import Result
 
@@ -26,7 +27,7 @@ Announcement = asyncio.Future[Result | None]
 log = logger()
 
 
-class FinishedJobs:
+class ResultListener:
     """Passes each stored result to the requests that wait for it.
 
     The announcement only says which result to read: any client that may publish can forge one.
@@ -38,7 +39,7 @@ class FinishedJobs:
         self._learn = learn
         self._expected: dict[str, set[Announcement]] = {}
         self._unread: dict[str, None] = {}
-        """Ids of announced jobs, in their order."""
+        """Subjects of announced results, in their order."""
         self._arrived = asyncio.Event()
         broker.on_reconnect(self.look_again)
 
@@ -52,30 +53,31 @@ class FinishedJobs:
             reading.cancel()
 
     @contextmanager
-    def expecting(self, job_id: str) -> Iterator[Announcement]:
+    def expecting(self, model: str, job_id: str) -> Iterator[Announcement]:
         """The next announcement of this job. Look for the result inside the block: then wait."""
+        subject = subjects.result(model, job_id)
         announcement: Announcement = asyncio.get_running_loop().create_future()
-        waiting = self._expected.setdefault(job_id, set())
+        waiting = self._expected.setdefault(subject, set())
         waiting.add(announcement)
         try:
             yield announcement
         finally:
             waiting.discard(announcement)
             if not waiting:
-                self._expected.pop(job_id, None)
+                self._expected.pop(subject, None)
 
     async def _receive(self, message: Msg) -> None:
-        job_id = subjects.last_token(message.subject)
-        if is_job_id(job_id) and len(self._unread) < MOST_UNREAD:
-            self._unread[job_id] = None
+        model, job_id = subjects.model_and_id(message.subject)
+        if is_token(model) and is_job_id(job_id) and len(self._unread) < MOST_UNREAD:
+            self._unread[subjects.result(model, job_id)] = None
             self._arrived.set()
 
     async def _read(self) -> None:
         while True:
             await self._arrived.wait()
             batch = list(self._unread)[:BATCH]
-            for job_id in batch:
-                del self._unread[job_id]
+            for subject in batch:
+                del self._unread[subject]
             if not self._unread:
                 self._arrived.clear()
             try:
@@ -83,36 +85,34 @@ class FinishedJobs:
             except Exception as error:
                 if not isinstance(error, BrokerUnavailable):
                     log.exception("results_not_read")
-                for job_id in batch:
-                    self._resolve(job_id, None)
+                for subject in batch:
+                    self._resolve(subject, None)
 
-    async def _read_batch(self, job_ids: list[str]) -> None:
+    async def _read_batch(self, batch: list[str]) -> None:
         found = await self._broker.direct_get_all(
-            subjects.RESULTS,
-            multi_last=[subjects.result(job_id) for job_id in job_ids],
-            max_bytes=BATCH_BYTES,
+            subjects.RESULTS, multi_last=batch, max_bytes=BATCH_BYTES
         )
-        missing = dict.fromkeys(job_ids)
+        missing = dict.fromkeys(batch)
         for stored in found:
-            job_id = subjects.last_token(stored.subject)
-            missing.pop(job_id, None)
-            result = decode_stored(job_id, stored.data, self._broker.now())
-            self._resolve(job_id, result)
+            missing.pop(stored.subject, None)
+            result = decode_stored(stored.subject, stored.data, self._broker.now())
+            self._resolve(stored.subject, result)
             self._learn(result)
-        for job_id in missing:
+        for subject in missing:
             # Forged; or stored so lately that a replica does not have it yet.
-            if job_id in self._expected:
-                result_at_leader = await read_result(self._broker, job_id, from_leader=True)
-                if result_at_leader is not None:
-                    self._resolve(job_id, result_at_leader)
+            if subject in self._expected:
+                at_leader = await self._broker.leader_get(subjects.RESULTS, last_by_subj=subject)
+                if at_leader is not None:
+                    now = self._broker.now()
+                    self._resolve(subject, decode_stored(subject, at_leader.data, now))
 
     def look_again(self) -> None:
         """Let all waiting requests look up their result: an announcement may be missed, or the job
         gone."""
-        for job_id in list(self._expected):
-            self._resolve(job_id, None)
+        for subject in list(self._expected):
+            self._resolve(subject, None)
 
-    def _resolve(self, job_id: str, result: Result | None) -> None:
-        for announcement in self._expected.get(job_id, ()):
+    def _resolve(self, subject: str, result: Result | None) -> None:
+        for announcement in self._expected.get(subject, ()):
             if not announcement.done():
                 announcement.set_result(result)

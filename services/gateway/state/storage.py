@@ -71,7 +71,7 @@ class Storage:
         after another, each after a look of its own.
 
         Raises:
-            StorageShort: there is none.
+            StorageShort: there is no room.
             BrokerUnavailable: no answer.
         """
         size = (size + OVERHEAD_BYTES) * self._replicas

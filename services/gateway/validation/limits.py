@@ -52,7 +52,7 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "max_tokens",
         )
-    if submission.messages is not None and not facts.chat:
+    if submission.task == "chat" and "chat" not in facts.tasks:
         raise InvalidRequest(
             "this model has no chat template; send `prompt` instead of `messages`", "messages"
         )

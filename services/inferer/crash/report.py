@@ -19,6 +19,7 @@ from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_state_event, encode
 from shared.wire.events import InfererDeath, StateEvent
+from shared.wire.trace import trace_of
 
 PATIENCE_S = 5.0
 """How long the broker may take to store the report. Our supervisor waits for this long."""
@@ -64,7 +65,7 @@ async def _publish(death: InfererDeath, running: Sequence[Running]) -> None:
     try:
         await asyncio.gather(*(_publish_end(broker, death, job, running) for job in running))
         await broker.publish_stored(
-            subjects.inferer_death(death.inferer), encode(death), {}, PATIENCE_S
+            subjects.death(death.model, death.inferer), encode(death), {}, PATIENCE_S
         )
     finally:
         await broker.close()
@@ -73,10 +74,9 @@ async def _publish(death: InfererDeath, running: Sequence[Running]) -> None:
 async def _publish_end(
     broker: Broker, death: InfererDeath, job: Running, running: Sequence[Running]
 ) -> None:
-    """Say of ``job`` that this attempt is over. Earlier versions read the event as the start of
-    the attempt, which must be known of it in any case."""
-    subject = subjects.state_events(job.id)
-    last = await broker.direct_get(subjects.EVENTS, last_by_subj=subject)
+    """Say of ``job`` that this attempt is over: its start once more, with the cause."""
+    subject = subjects.state(death.model, job.id)
+    last = await broker.subject_get(subjects.STATES, subject)
     started = None
     if last is not None:
         started = decode_state_event.read(last.data, subject)
@@ -91,10 +91,13 @@ async def _publish_end(
         code="worker_lost",
         message=f"{death.cause} while {DOING[job.phase]}, {_company(job, running)}",
     )
+    trace = trace_of(last.headers) if last else {}
     # Of two that write at this moment the broker takes the first: another attempt may begin.
-    headers = {subjects.HEADER_EXPECTED_LAST: str(last.sequence if last else 0)}
+    headers = {**trace, subjects.HEADER_EXPECTED_LAST: str(last.sequence if last else 0)}
     with suppress(StoredAlready):
         await broker.publish_stored(subject, encode(event), headers, PATIENCE_S)
+        events = subjects.state_events(death.model, job.id)
+        await broker.publish_stored(events, encode(event), trace, PATIENCE_S)
 
 
 def _is_this_attempt(event: StateEvent, job: Running, inferer: str) -> bool:

@@ -1,4 +1,4 @@
-"""What an inferer can be told while it runs: how many slots to have."""
+"""Commands to an inferer that runs: how many slots to have."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,11 +19,11 @@ log = logger()
 
 @asynccontextmanager
 async def controlled(
-    broker: Broker, inferer_id: str, worker: Worker, tell: Callable[[], Awaitable[None]]
+    broker: Broker, inferer_id: str, worker: Worker, publish: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[None]:
-    """Take orders during the block; ``tell`` says at once what has changed."""
+    """Obey commands during the block; ``publish`` announces at once what has changed."""
 
-    async def hear(message: Msg) -> None:
+    async def obey(message: Msg) -> None:
         before = worker.slots
         refused = None
         try:
@@ -40,13 +40,13 @@ async def controlled(
             refused=refused,
         )
         if refused is None:
-            await tell()
+            await publish()
         log.info("concurrency_set", before=before, concurrency=worker.slots, refused=refused)
         if message.reply:
             await send_reply(broker.nc, message.reply, encode(change))
 
-    orders = await broker.nc.subscribe(subjects.control(inferer_id), cb=hear)
+    commands = await broker.nc.subscribe(subjects.control(worker.model, inferer_id), cb=obey)
     try:
         yield
     finally:
-        await orders.unsubscribe()
+        await commands.unsubscribe()

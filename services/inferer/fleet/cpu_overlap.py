@@ -1,54 +1,51 @@
-"""Other inferers on the same host that compete with this one for its CPUs."""
+"""Other inferers on the same host that compete with this one for its CPUs, as a gateway finds them:
+an inferer does not read the entries of others."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from shared.background import keep_running
-from shared.broker.connection import Broker
-from shared.broker.inferers import OVERLAP_ADVICE, overlaps, read_inferers
-from shared.errors import BrokerUnavailable
-from shared.logs import logger
-from shared.wire.inferers import InfererEntry
+from nats.aio.msg import Msg
 
-LOOK_S = 5.0
+from shared.broker.connection import Broker
+from shared.broker.inferers import OVERLAP_ADVICE
+from shared.logs import logger
+from shared.wire import subjects
+from shared.wire.codecs import decode_overlap_notice
+from shared.wire.inferers import InfererEntry, OverlappingInferer
 
 log = logger()
 
 
 @asynccontextmanager
-async def neighbours_watched(
+async def overlaps_logged(
     broker: Broker, describe: Callable[[], InfererEntry]
 ) -> AsyncIterator[None]:
     """During the block, log each inferer whose CPUs overlap with those that ``describe`` names.
 
-    Once for each, and again if it has gone meanwhile. Enter it once our own entry is stored: of
-    two that start at one moment, one at least then finds the other at its first look.
+    Once for each, and again if it has gone meanwhile. Enter it before our own entry is stored:
+    then no notice is missed.
     """
-    watching = keep_running(lambda: _watch(broker, describe), "watch neighbours")
+    own = describe()
+    known: set[str] = set()
+
+    async def on_notice(message: Msg) -> None:
+        notice = decode_overlap_notice.read(message.data, message.subject)
+        if notice is None:
+            return
+        found = {other.id: other for other in notice.inferers}
+        for other_id in found.keys() - known:
+            _warn(own, found[other_id])
+        known.clear()
+        known.update(found)
+
+    notices = await broker.nc.subscribe(subjects.overlap(own.model, own.id), cb=on_notice)
     try:
         yield
     finally:
-        watching.cancel()
+        await notices.unsubscribe()
 
 
-async def _watch(broker: Broker, describe: Callable[[], InfererEntry]) -> None:
-    known: set[str] = set()
-    while True:
-        try:
-            live, _ = await read_inferers(broker)
-        except BrokerUnavailable:
-            pass
-        else:
-            own = describe()
-            found = {one.entry.id: one.entry for one in live if overlaps(own, one.entry)}
-            for other_id in found.keys() - known:
-                _warn(own, found[other_id])
-            known = set(found)
-        await asyncio.sleep(LOOK_S)
-
-
-def _warn(own: InfererEntry, other: InfererEntry) -> None:
+def _warn(own: InfererEntry, other: OverlappingInferer) -> None:
     log.warning(
         "cpus_overlap",
         host=own.host,

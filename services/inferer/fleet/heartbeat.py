@@ -26,21 +26,22 @@ async def presence(
     Enters once the entry is stored, which is when gateways can know of this inferer. Gives a
     function that stores it anew at once.
     """
-    entry = _Entry(broker, subjects.inferer(describe().id))
+    own = describe()
+    entry = _Entry(broker, subjects.inferer(own.model, own.id))
     while not await entry.put(describe()):
         await asyncio.sleep(RETRY_DELAY_S)
 
-    async def tell() -> None:
+    async def store() -> None:
         await entry.put(describe())
 
     async def refresh() -> None:
         while True:
             await asyncio.sleep(REFRESH_S)
-            await tell()
+            await store()
 
     refreshing = keep_running(refresh, "refresh the entry")
     try:
-        yield tell
+        yield store
     finally:
         refreshing.cancel()
         await entry.remove()

@@ -29,16 +29,18 @@ from shared.wire.results import (
     Usage,
     stopped,
 )
+from shared.wire.trace import trace_of
 
-HANDED_BACK: Final = "handed_back"
-Interruption = StopCode | Literal["handed_back"]
+REQUEUED: Final = "requeued"
+Interruption = StopCode | Literal["requeued"]
 
 
 class NoResult(Enum):
     """How a job leaves its inferer while its result is still open."""
 
-    HANDED_BACK = "it stays on the queue, for another inferer"
-    PUT_OFF = "a schedule puts it back on the queue later"
+    REQUEUED = "it stays on the queue, for another inferer"
+    RETRY_SCHEDULED = "a schedule puts it back on the queue later"
+    RETRY_DELAYED = "no gateway could schedule its retry: the queue delivers it again soon"
 
 
 class Interrupted(Exception):
@@ -53,9 +55,12 @@ class Job:
         self._now = now
         headers = message.headers or {}
         self.message = message
-        token, self.job_class, self.id = subjects.parse_request(message.subject)
-        self.model = token
-        self.priority = priority_of(self.job_class)
+        self.subject = subjects.RequestSubject.parse(message.subject)
+        self.id = self.subject.job_id
+        self.owner = self.subject.owner
+        self.model = self.subject.model
+        self.priority = priority_of(self.subject.priority)
+        self.trace = trace_of(headers)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
         # A message that was scheduled is a new one to the broker, and counts from 1 again.
         self.is_first_delivery = (
@@ -69,7 +74,7 @@ class Job:
         self.work: Work | None = None
         self.deadline: datetime | None = None
         self.malformed: str | None = None
-        """Why the message is no request; then there is no ``request``."""
+        """Why the message is not a request; then there is no ``request``."""
         self.queued_at = timestamp(message.metadata.timestamp)
         self.interrupting: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         self.announced: asyncio.Task[None] | None = None
@@ -79,7 +84,7 @@ class Job:
         """How many tokens there are so far."""
         try:
             self.request: InferenceRequest = decode_request(message.data)
-            self.model = name_of(token, self.request.model)
+            self.model = name_of(self.subject.model, self.request.model)
             self.queued_at = self.request.queued_at or self.queued_at
             if subjects.HEADER_DEADLINE in headers:
                 self.deadline = parse_timestamp(headers[subjects.HEADER_DEADLINE])
@@ -112,7 +117,7 @@ class Job:
             self.interrupting.set_result(code)
 
     def count_attempt(self, last: StateEvent | None) -> None:
-        """Number this attempt after the last one; one that was handed back does not count."""
+        """Number this attempt after the last one; one that was requeued does not count."""
         if last is not None:
             self.attempt = last.attempt + (last.state != "returned")
             # A start that nothing followed: no inferer is left to say what became of it.
@@ -152,14 +157,14 @@ class Job:
             text=text,
             finish_reason=finish_reason,
             usage=usage,
-            chat=self.request.messages is not None,
+            task=self.request.task,
             work=self.work,
         )
 
     def failed(self, code: str, message: str, inferer: str) -> Failed:
         return Failed(**self._common(), inferer=inferer, code=code, message=message)
 
-    def buried(self, code: str, message: str) -> Failed:
+    def dead_lettered(self, code: str, message: str) -> Failed:
         """Failed without being run this time."""
         return Failed(**self._common(attempts_before=True), code=code, message=message)
 
@@ -183,7 +188,7 @@ class Job:
             "queued_at": self.queued_at,
             "started_at": self.started_at,
             "finished_at": timestamp(self._now()),
-            "owner": self.request.owner if readable else None,
+            "owner": self.owner,
             "metadata": self.request.metadata if readable else UNSET,
             "priority": self.priority,
             "retry_of": self.request.retry_of if readable else None,

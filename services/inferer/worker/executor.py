@@ -9,13 +9,13 @@ from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation
 from services.inferer.worker.dead_letter import dead_letter
-from services.inferer.worker.delivery import HANDED_BACK, Interrupted, Job, NoResult
+from services.inferer.worker.delivery import REQUEUED, Interrupted, Job, NoResult
 from services.inferer.worker.inference import Inference
-from services.inferer.worker.job_store import Records
+from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.retry_policy import Final, after_failure, pause_after
 from services.inferer.worker.speed import Speed
 from services.inferer.worker.turns import Turns
-from shared.background import start
+from shared.background import first_of, start
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
@@ -25,14 +25,14 @@ from shared.wire.results import Failed, Result, Timings, Usage
 log = logger()
 
 
-class Attempts:
+class Executor:
     """One inferer's attempts at jobs: checks earlier ones, runs the job, and decides on retries."""
 
     def __init__(
         self,
         broker: Broker,
         engine: Engine,
-        records: Records,
+        store: JobStore,
         recorder: FlightRecorder,
         *,
         inferer_id: str,
@@ -41,7 +41,7 @@ class Attempts:
     ) -> None:
         self._broker = broker
         self._engine = engine
-        self._records = records
+        self._store = store
         self._recorder = recorder
         self._turns = Turns()
         self._id = inferer_id
@@ -59,26 +59,28 @@ class Attempts:
 
     async def _decide(self, job: Job) -> Result | NoResult:
         if job.malformed is not None:
-            return await self._records.result(job) or await self._bury(
-                job, job.buried(InvalidRequest.code, job.malformed)
+            return await self._store.result(job) or await self._dead_letter(
+                job, job.dead_lettered(InvalidRequest.code, job.malformed)
             )
         if not job.is_first_delivery:
             stored, last, is_scheduled = await asyncio.gather(
-                self._records.result(job),
-                self._records.last_state(job),
-                self._records.is_scheduled(job),
+                self._store.result(job),
+                self._store.last_state(job),
+                self._store.is_scheduled(job),
             )
             if stored is not None:
                 return stored
             if is_scheduled:
-                return NoResult.PUT_OFF
+                return NoResult.RETRY_SCHEDULED
             job.count_attempt(last)
         if job.interruption is not None:
             return self._stopped(job)
         if job.is_late:
             return job.stopped("deadline_passed")
         if job.attempt > self._max_attempts:
-            return await self._bury(job, job.buried("worker_lost", self._why_lost(job)))
+            return await self._dead_letter(
+                job, job.dead_lettered("worker_lost", self._why_lost(job))
+            )
         return await self._run_in_turn(job)
 
     def _why_lost(self, job: Job) -> str:
@@ -94,12 +96,10 @@ class Attempts:
         It starts only when its turn has come: it would otherwise look lost, too, if the job before
         it kills the inferer.
         """
-        turn = asyncio.create_task(self._turns.take(alone=job.crash is not None))
-        await asyncio.wait(
-            (turn, job.interrupting),
-            timeout=job.seconds_left,
-            return_when=asyncio.FIRST_COMPLETED,
+        turn = asyncio.create_task(
+            self._turns.take(alone=job.crash is not None), name=f"turn of {job.id}"
         )
+        await first_of(turn, job.interrupting, timeout_s=job.seconds_left)
         if not turn.done():
             job.interrupt("deadline_passed")  # where it was not interrupted
             turn.cancel()
@@ -115,7 +115,9 @@ class Attempts:
         job.start(self._engine.n_ctx)
         # On its way before the first token is, on the same connection, so readers see it first;
         # nobody need wait for the broker's answer until the job leaves the queue.
-        job.announced = asyncio.create_task(self._records.announce_start(job))
+        job.announced = asyncio.create_task(
+            self._store.announce_start(job), name=f"announce {job.id}"
+        )
         looking = None
         if job.is_first_delivery:
             looking = start(self._stop_if_cancelled(job), "look for a cancel")
@@ -150,13 +152,13 @@ class Attempts:
     async def _stop_if_cancelled(self, job: Job) -> None:
         """Only a cancel that crossed with the delivery can have ended a job before its first run,
         and its result stands whatever the run comes to: this saves the work, and no more."""
-        if await self._records.result(job) is not None:
+        if await self._store.result(job) is not None:
             job.interrupt("cancelled")
 
     def _stopped(self, job: Job) -> Result | NoResult:
         """What becomes of a job that was interrupted."""
-        if job.interruption is None or job.interruption == HANDED_BACK:
-            return NoResult.HANDED_BACK
+        if job.interruption is None or job.interruption == REQUEUED:
+            return NoResult.REQUEUED
         return job.stopped(job.interruption, self._id)
 
     async def _fail(self, job: Job, code: str, message: str) -> Result | NoResult:
@@ -170,7 +172,7 @@ class Attempts:
             case Final.FAILED:
                 return failed
             case Final.DEAD_LETTERED:
-                return await self._bury(job, failed)
+                return await self._dead_letter(job, failed)
             case Final.EXPIRED:
                 return job.out_of_time(self._id, message)
         if job.announced is not None:
@@ -179,27 +181,25 @@ class Attempts:
             # Lost after the first of these two, the job comes back by its lease, as the next
             # attempt; after the second, it comes back by either, but not twice: the schedule puts
             # it where it is now.
-            await self._records.announce_retry(job, code, message)
-            await self._records.schedule(job, again_at)
+            await self._store.announce_retry(job, code, message)
+            is_scheduled = await self._store.schedule(job, again_at)
         except StreamRefused as error:
             log.warning("retry_refused", job_id=job.id, error=error.message)
-            return await self._bury(job, failed)
+            return await self._dead_letter(job, failed)
         log.warning(
-            "job_put_off",
+            "job_retry_scheduled" if is_scheduled else "job_retry_without_gateway",
             job_id=job.id,
             model=job.model,
             attempt=job.attempt,
             code=code,
             until=timestamp(again_at),
         )
-        return NoResult.PUT_OFF
+        return NoResult.RETRY_SCHEDULED if is_scheduled else NoResult.RETRY_DELAYED
 
-    async def _bury(self, job: Job, failed: Failed) -> Failed:
+    async def _dead_letter(self, job: Job, failed: Failed) -> Failed:
         """Lay the request aside; the result that says so. One that is laid aside stays so, with
         the reason that was given first."""
-        letter = await self._records.bury(
-            dead_letter(job, failed, self._broker.now(), self._broker.max_body)
-        )
+        letter = await self._store.dead_letter(job, dead_letter(job, failed, self._broker.now()))
         return replace(failed, code=letter.code, message=letter.message, attempt=letter.attempts)
 
 

@@ -11,7 +11,7 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from services.inferer.worker.delivery import Interrupted, Job
 from services.inferer.worker.token_publisher import TokenPublisher
-from shared.background import start
+from shared.background import first_of, start
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.logs import logger
@@ -32,10 +32,10 @@ class Inference:
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
-        targets = [subjects.token_events(job.id)]
+        targets = [subjects.token_events(job.model, job.id)]
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
-        self._tokens = TokenPublisher(broker, targets)
+        self._tokens = TokenPublisher(broker, targets, job.trace)
         self._sequence = GenerationSequence(
             prepare=self._prepare,
             max_tokens=job.request.max_tokens or engine.n_ctx,
@@ -57,12 +57,9 @@ class Inference:
         self._engine.submit(self._sequence)
         publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
         try:
-            async with asyncio.timeout(self._job.seconds_left):
-                await asyncio.wait(
-                    (self._ended, self._job.interrupting), return_when=asyncio.FIRST_COMPLETED
-                )
-        except TimeoutError:
-            self._job.interrupt("timed_out")
+            await first_of(self._ended, self._job.interrupting, timeout_s=self._job.seconds_left)
+            if not (self._ended.done() or self._job.interrupting.done()):
+                self._job.interrupt("timed_out")
         finally:
             publishing.cancel()
             if not self._ended.done():

@@ -5,17 +5,18 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Literal, TypeVar
 
-from nats.js.api import PubAck
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.inferer.worker.delivery import Job
-from shared.broker.connection import RETRY_DELAY_S, Broker
-from shared.broker.results import read_result, send_result, store_result
-from shared.errors import BrokerUnavailable, StoredAlready, StreamRefused
+from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker.results import read_result, send_result, store_letter, store_result
+from shared.errors import BrokerUnavailable, StreamRefused
 from shared.logs import logger
 from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.codecs import decode_dead_letter, decode_state_event, encode
+from shared.wire.codecs import decode_state_event, encode
 from shared.wire.events import StateEvent
+from shared.wire.requests import RetryRequest
 from shared.wire.results import DeadLetter, Result
 
 PATIENCE_S = 2.0
@@ -24,11 +25,14 @@ PATIENCE_S = 2.0
 LONGEST_PAUSE_S = 5.0
 """Between two calls that a stream refuses."""
 
+ASK_GATEWAY_S = 5.0
+"""How long a gateway may take to schedule a retry."""
+
 T = TypeVar("T")
 log = logger()
 
 
-class Records:
+class JobStore:
     """One inferer's view; what a job became must not be lost, so calls are made until the broker
     does what they ask, also where somebody has to change a stream before."""
 
@@ -37,24 +41,20 @@ class Records:
         self._inferer_id = inferer_id
 
     async def result(self, job: Job) -> Result | None:
-        """The result that is stored, whoever did it."""
-        return await _insist(lambda: read_result(self._broker, job.id))
+        """The result that is stored, by this inferer or another process."""
+        return await _until_stored(lambda: read_result(self._broker, job.model, job.id))
 
     async def last_state(self, job: Job) -> StateEvent | None:
-        """What was last announced of the job."""
-        stored = await _insist(
-            lambda: self._broker.direct_get(
-                subjects.EVENTS, last_by_subj=subjects.state_events(job.id)
-            )
+        """The job's last state event."""
+        stored = await _until_stored(
+            lambda: self._broker.subject_get(subjects.STATES, subjects.state(job.model, job.id))
         )
         return None if stored is None else decode_state_event.read(stored.data, stored.subject)
 
     async def is_scheduled(self, job: Job) -> bool:
         """Whether an earlier delivery of this very message has put the job off."""
-        stored = await _insist(
-            lambda: self._broker.direct_get(
-                subjects.REQUESTS, last_by_subj=subjects.schedule_of(job.id)
-            )
+        stored = await _until_stored(
+            lambda: self._broker.subject_get(subjects.REQUESTS, job.subject.schedule)
         )
         # A message that a schedule has put on the queue is younger than it. A replica that lags
         # may still show that schedule; to take it for another one would lose the job.
@@ -66,7 +66,7 @@ class Records:
         assert job.started_at is not None
         event = self._event(job, "started", job.started_at)
         try:
-            await _insist(
+            await _until_stored(
                 lambda: self._publish_state(job, event, PATIENCE_S),
                 if_refused=not job.is_first_delivery,
             )
@@ -76,68 +76,54 @@ class Records:
     async def announce_retry(self, job: Job, code: str, message: str) -> None:
         """Raises: StreamRefused."""
         event = self._event(job, "retrying", timestamp(self._broker.now()), code, message)
-        await _insist(lambda: self._publish_state(job, event, PATIENCE_S), if_refused=False)
+        await _until_stored(lambda: self._publish_state(job, event, PATIENCE_S), if_refused=False)
 
     async def announce_return(self, job: Job) -> None:
         """Raises: BrokerUnavailable: after ``PATIENCE_S``; who returns a job is in a hurry."""
         event = self._event(job, "returned", timestamp(self._broker.now()))
         await self._publish_state(job, event, PATIENCE_S)
 
-    async def schedule(self, job: Job, at: datetime) -> None:
-        """Have the broker put the request back on the queue then, as it was.
+    async def schedule(self, job: Job, at: datetime) -> bool:
+        """Have a gateway schedule the job's next attempt; whether one did. An inferer publishes
+        nothing to REQUESTS itself: the right to do so would be the right to empty every queue.
 
         Raises:
             StreamRefused: the stream takes no schedules, or not this one.
         """
-        received = job.message.headers or {}
-        kept = {
-            name: value
-            for name, value in received.items()
-            if not name.lower().startswith(subjects.BROKERS_HEADERS)
-        }
-        # With the id of the request, or that of an earlier schedule, the broker would take it for
-        # a repetition and drop it, and the ack that follows would destroy the job. The attempt
-        # alone does not make it another: its number may have come from a replica that lags.
-        sequence = job.message.metadata.sequence.stream
-        headers = {
-            **kept,
-            subjects.HEADER_MSG_ID: f"{job.id}/{job.attempt}/{sequence}",
-            subjects.HEADER_SCHEDULE: f"@at {timestamp(at)}",
-            subjects.HEADER_SCHEDULE_TARGET: job.message.subject,
-        }
-        subject = subjects.schedule(job.model, job.id, job.job_class)
-        await _insist(
-            lambda: self._broker.publish_stored(subject, job.message.data, headers, PATIENCE_S),
-            if_refused=False,
+        wanted = RetryRequest(
+            sequence=job.message.metadata.sequence.stream, attempt=job.attempt, at=timestamp(at)
+        )
+        subject = subjects.retry(job.model, job.id)
+        try:
+            answer = await self._broker.nc.request(subject, encode(wanted), ASK_GATEWAY_S)
+        except TRANSIENT as error:
+            log.warning("no_gateway_scheduled", job_id=job.id, error=str(error))
+            return False
+        headers = answer.headers or {}
+        if headers.get(ERROR_CODE_HEADER) is None:
+            return True
+        why = headers.get(ERROR_HEADER, "")
+        if why.startswith(f"{StreamRefused.code}:"):
+            raise StreamRefused(why.partition(": ")[2])
+        log.warning("retry_not_scheduled", job_id=job.id, error=why)
+        return False
+
+    async def store(self, job: Job, result: Result) -> Result:
+        """Store ``result`` unless the job has one; the one that is stored."""
+        return await _until_stored(
+            lambda: store_result(self._broker, result, PATIENCE_S, job.trace)
         )
 
-    async def store(self, result: Result) -> Result:
-        """Store ``result`` unless the job has one; the one that is stored."""
-        return await _insist(lambda: store_result(self._broker, result, PATIENCE_S))
-
     async def reply(self, job: Job, stored: Result) -> None:
-        """Tell who waits for the job, if anybody does."""
+        """Send the result to the caller, if one waits for it."""
         stream = job.malformed is None and job.request.stream
-        await _insist(lambda: send_result(self._broker, stored, job.reply_to, stream))
+        await _until_stored(lambda: send_result(self._broker, stored, job.reply_to, stream))
 
-    async def bury(self, letter: DeadLetter) -> DeadLetter:
+    async def dead_letter(self, job: Job, letter: DeadLetter) -> DeadLetter:
         """Store ``letter`` unless the job has one; the one that is stored."""
-        return await _insist(lambda: self._bury(letter))
-
-    async def _bury(self, letter: DeadLetter) -> DeadLetter:
-        subject = subjects.dead(letter.model, letter.id)
-        try:
-            await self._broker.publish_stored(
-                subject, encode(letter), {subjects.HEADER_EXPECTED_LAST: "0"}, PATIENCE_S
-            )
-        except StoredAlready as error:
-            # Whoever wrote it was lost before it could store the result; or it was ourselves, and
-            # the confirmation was lost.
-            stored = await self._broker.direct_get(subjects.DEAD, last_by_subj=subject)
-            if stored is None:
-                raise BrokerUnavailable("the dead letter could not be read back yet") from error
-            return decode_dead_letter.read(stored.data, subject) or letter
-        return letter
+        return await _until_stored(
+            lambda: store_letter(self._broker, letter, PATIENCE_S, job.trace)
+        )
 
     def _event(
         self,
@@ -157,19 +143,31 @@ class Records:
             message=message,
         )
 
-    async def _publish_state(self, job: Job, event: StateEvent, patience_s: float) -> PubAck:
-        return await self._broker.publish_stored(
-            subjects.state_events(job.id),
-            encode(event),
-            {subjects.HEADER_MSG_ID: f"{job.id}/{event.state}/{event.attempt}/{event.at}"},
-            patience_s,
+    async def _publish_state(self, job: Job, event: StateEvent, patience_s: float) -> None:
+        payload = encode(event)
+        message_id = f"{job.id}/{event.state}/{event.attempt}/{event.at}"
+        headers = {**job.trace, subjects.HEADER_MSG_ID: message_id}
+        # The event first: the tokens that follow on this connection come after it.
+        await self._publish_event(job, payload, headers, patience_s)
+        await self._broker.publish_stored(
+            subjects.state(job.model, job.id), payload, headers, patience_s
         )
 
+    async def _publish_event(
+        self, job: Job, payload: bytes, headers: dict[str, str], patience_s: float
+    ) -> None:
+        """For those who follow the job. What counts is the state."""
+        subject = subjects.state_events(job.model, job.id)
+        try:
+            await self._broker.publish_stored(subject, payload, headers, patience_s)
+        except StreamRefused as error:
+            log.warning("event_not_stored", job_id=job.id, error=error.message)
 
-async def _insist(call: Callable[[], Awaitable[T]], *, if_refused: bool = True) -> T:
+
+async def _until_stored(call: Callable[[], Awaitable[T]], *, if_refused: bool = True) -> T:
     """Make ``call`` until the broker answers and has room; and, ``if_refused``, until the stream
     takes the message."""
-    told, pause_s = False, RETRY_DELAY_S
+    logged, pause_s = False, RETRY_DELAY_S
     while True:
         try:
             return await call()
@@ -178,7 +176,7 @@ async def _insist(call: Callable[[], Awaitable[T]], *, if_refused: bool = True) 
                 if not if_refused:
                     raise
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            if not told:
+            if not logged:
                 log.warning("broker_awaited", error=error.message)
-                told = True
+                logged = True
             await asyncio.sleep(pause_s)

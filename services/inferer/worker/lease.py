@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
 from shared.background import keep_running
+from shared.broker.client import client_of
 from shared.broker.connection import RETRY_DELAY_S, TRANSIENT
 from shared.logs import logger
+from shared.timestamps import NANOSECONDS
 
 RENEW_EVERY_S = 3.0
 ACK_TIMEOUT_S = 2.0
@@ -43,17 +46,20 @@ async def acknowledge(message: Msg) -> None:
     log.warning("ack_not_confirmed", subject=message.subject)
 
 
-async def hand_back(message: Msg) -> None:
-    """Let another inferer have the message at once; waits for a broker that is away.
+async def requeue(message: Msg, delay_s: float = 0.0) -> None:
+    """Let another inferer have the message, after ``delay_s``; waits for a broker that is away.
 
-    Sent again only where nobody got it: whoever has the message since would lose it. One that may
-    be lost means that the lease has to run out first.
+    It is repeated only where it certainly was not received: the inferer that has the message by
+    then would lose it. One that may have been lost means that the lease has to run out first.
     """
-    client = message._client
+    nak = Msg.Ack.Nak
+    if delay_s:
+        nak += b" " + msgspec.json.encode({"delay": round(delay_s * NANOSECONDS)})
+    client = client_of(message)
     while True:
         if client.is_connected:  # else it would be sent with all that comes later
             try:
-                await client.request(message.reply, Msg.Ack.Nak, timeout=ACK_TIMEOUT_S)
+                await client.request(message.reply, nak, timeout=ACK_TIMEOUT_S)
                 return
             except nats.errors.NoRespondersError:
                 pass  # an election

@@ -17,8 +17,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared.background import Tasks
+from shared.broker.client import all_received
 from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
 from shared.logs import logger
+from shared.timestamps import NANOSECONDS
 from shared.wire import subjects
 
 EXPIRES_S = 6
@@ -26,7 +28,6 @@ EXPIRES_S = 6
 HEARTBEAT_S = 2
 LOST_AFTER_S = 2 * HEARTBEAT_S + 1
 """A pull without two heartbeats in a row is lost."""
-NANOSECOND = 1_000_000_000
 
 ANSWER_S = 0.25
 """A class that has jobs but has reached its limit answers nothing: the pull waits, although it asks
@@ -50,9 +51,9 @@ log = logger()
 class Puller:
     """One slot's pulls: none while the slot works, and never two messages at a time.
 
-    The classes are asked one after another, the highest first; when all of them are empty, a pull
-    waits at each, and the first message ends the others. A job that comes for a pull that was
-    ended is given back.
+    The priorities are asked one after another, the highest first; when all of them are empty, a
+    pull waits at each, and the first message ends the others. A job that comes for a pull that was
+    ended is requeued.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class Puller:
         self._fair_s = fair_s
         group = {"batch": 1, "group": subjects.PRIORITY_GROUP, "priority": priority}
         self._ask = msgspec.json.encode({**group, "no_wait": True})
-        waiting = {"expires": EXPIRES_S * NANOSECOND, "idle_heartbeat": HEARTBEAT_S * NANOSECOND}
+        waiting = {"expires": EXPIRES_S * NANOSECONDS, "idle_heartbeat": HEARTBEAT_S * NANOSECONDS}
         self._wait = msgspec.json.encode({**group, **waiting})
-        self._asked_at = dict.fromkeys(subjects.CLASSES, time.monotonic())
+        self._asked_at = dict.fromkeys(subjects.PRIORITIES, time.monotonic())
         self._watchdogs: dict[str, asyncio.TimerHandle] = {}
         """One for each pull under way, by the subject that its status comes to."""
         self._job: Msg | None = None
@@ -116,11 +117,11 @@ class Puller:
             await asyncio.sleep(RETRY_DELAY_S)
             return
         try:
-            for job_class in self._in_order():
-                await self._pull(f"{inbox}.ask", (job_class,), self._ask, ANSWER_S)
+            for priority in self._in_order():
+                await self._pull(f"{inbox}.ask", (priority,), self._ask, ANSWER_S)
                 if self._job is not None:
                     return
-            await self._pull(f"{inbox}.wait", subjects.CLASSES, self._wait, LOST_AFTER_S)
+            await self._pull(f"{inbox}.wait", subjects.PRIORITIES, self._wait, LOST_AFTER_S)
         finally:
             self._withdrawals.start(self._withdraw(answers), "withdraw a pull")
 
@@ -129,7 +130,7 @@ class Puller:
 
         The last in rank need not be asked: a pull that waits is as good.
         """
-        by_rank = list(subjects.CLASSES[:-1])
+        by_rank = list(subjects.PRIORITIES[:-1])
         longest_ago = min(self._asked_at, key=self._asked_at.__getitem__)
         if time.monotonic() - self._asked_at[longest_ago] < self._fair_s:
             return by_rank
@@ -141,14 +142,14 @@ class Puller:
         """One pull at each of ``classes``, until one of them has ended in one way or another."""
         self._ended = asyncio.get_running_loop().create_future()
         try:
-            for job_class in classes:
-                self._asked_at[job_class] = time.monotonic()
-                self._watch(f"{inbox}.{job_class}", lost_after_s)
-                consumer = subjects.consumer(self._model, job_class)
+            for priority in classes:
+                self._asked_at[priority] = time.monotonic()
+                self._watch(f"{inbox}.{priority}", lost_after_s)
+                consumer = subjects.consumer(self._model, priority)
                 await self._broker.nc.publish(
                     f"$JS.API.CONSUMER.MSG.NEXT.{subjects.REQUESTS}.{consumer}",
                     request,
-                    reply=f"{inbox}.{job_class}",
+                    reply=f"{inbox}.{priority}",
                 )
             how = await self._ended
         except TRANSIENT as error:
@@ -162,12 +163,12 @@ class Puller:
         """End a subscription and with it its pulls; what is on its way still gets to `_receive`."""
         try:
             if self._broker.is_connected:
-                await self._broker.nc._send_unsubscribe(answers._id)
+                await self._broker.nc.end_at_broker(answers)
                 # What the broker had sent before comes before the echo of what it gets afterwards.
                 # The client's own flush would do, but one that is late breaks its connection.
-                # From a node that hangs it comes late, and so may a job: that is given back.
+                # From a node that hangs it comes late, and so may a job, which is requeued.
                 await self._come_back()
-                await answers._pending_queue.join()
+                await all_received(answers)
         except TRANSIENT:
             log.warning("pull_not_withdrawn")
         finally:

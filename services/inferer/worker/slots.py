@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from services.inferer.worker.pull import Puller
-from shared.background import drop
+from shared.background import drop, first_of
 
 
 class Slots:
@@ -42,7 +42,7 @@ class Slots:
             self._open.append(busy[0])
         while len(self._open) < count:
             slot = _Slot()
-            slot.task = self._group.create_task(self._serve(slot))
+            slot.task = self._group.create_task(self._serve(slot), name="slot")
             self._open.append(slot)
         surplus = sorted(self._open, key=lambda slot: slot.busy)[: len(self._open) - count]
         for slot in surplus:
@@ -54,10 +54,8 @@ class Slots:
     async def _serve(self, slot: "_Slot") -> None:
         async with self._puller() as puller:
             while not slot.closing.is_set():
-                pulled = asyncio.create_task(puller.next())
-                closing = asyncio.create_task(slot.closing.wait())
-                await asyncio.wait((pulled, closing), return_when=asyncio.FIRST_COMPLETED)
-                closing.cancel()
+                pulled = asyncio.create_task(puller.next(), name="pull a job")
+                await first_of(pulled, slot.closing)
                 if pulled.done():
                     slot.busy = True
                     await self._process(pulled.result())

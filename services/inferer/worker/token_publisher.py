@@ -13,9 +13,10 @@ FRAME_S = 0.1
 class TokenPublisher:
     """Publishes one attempt's tokens to ``subjects``. Frames may be lost: the result has it all."""
 
-    def __init__(self, broker: Broker, subjects: list[str]) -> None:
+    def __init__(self, broker: Broker, subjects: list[str], trace: dict[str, str]) -> None:
         self._broker = broker
         self._subjects = subjects
+        self._headers = trace or None
         self._index = 0
         self._texts: list[str] = []
         self._parts: list[str] = []
@@ -55,7 +56,7 @@ class TokenPublisher:
         payload = encode(frame)
         for subject in self._subjects:
             try:
-                await self._broker.nc.publish(subject, payload)
+                await self._broker.nc.publish(subject, payload, headers=self._headers)
             except TRANSIENT:
                 return
 

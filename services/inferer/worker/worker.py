@@ -11,10 +11,10 @@ from nats.aio.msg import Msg
 
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
-from services.inferer.worker.delivery import HANDED_BACK, Job, NoResult
-from services.inferer.worker.executor import Attempts
-from services.inferer.worker.job_store import Records
-from services.inferer.worker.lease import acknowledge, hand_back, lease
+from services.inferer.worker.delivery import REQUEUED, Job, NoResult
+from services.inferer.worker.executor import Executor
+from services.inferer.worker.job_store import JobStore
+from services.inferer.worker.lease import acknowledge, lease, requeue
 from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
 from services.inferer.worker.speed import Speed
@@ -31,9 +31,13 @@ from shared.wire.results import Result
 CLOSE_S = 2.0
 """How long to wait until idle slots have withdrawn their pulls."""
 
+RETRY_WITHOUT_GATEWAY_S = 5.0
+"""Short: a message that is delayed takes one of the places of its queue, which would stand still if
+it had only one."""
+
 RETURN_S = 3.0
 SETTLE_S = 5.0
-"""How long after the grace a stopping inferer tries to tell the broker what became of its jobs."""
+"""How long after the grace a stopping inferer tries to store what became of its jobs."""
 
 log = logger()
 
@@ -56,11 +60,11 @@ class Worker:
         grace_s: float,
     ) -> None:
         self._broker = broker
-        self._records = Records(broker, inferer_id)
-        self._attempts = Attempts(
+        self._store = JobStore(broker, inferer_id)
+        self._executor = Executor(
             broker,
             engine,
-            self._records,
+            self._store,
             recorder,
             inferer_id=inferer_id,
             max_attempts=max_attempts,
@@ -72,7 +76,7 @@ class Worker:
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
         self._stopping = False
-        self._handing_back = False
+        self._requeuing = False
         self._slots_at_start = slots
         self._slots: Slots | None = None
         self._idle_since = timestamp(broker.now())
@@ -84,7 +88,7 @@ class Worker:
 
     @property
     def speed(self) -> Speed:
-        return self._attempts.speed
+        return self._executor.speed
 
     @property
     def busy(self) -> int:
@@ -106,7 +110,7 @@ class Worker:
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
         """Serve until ``stopping`` is set; jobs that are then under way get their grace."""
-        cancels = await self._broker.nc.subscribe(subjects.CANCEL_WILDCARD, cb=self._hear_cancel)
+        cancels = await self._broker.nc.subscribe(subjects.cancels(self.model), cb=self._on_cancel)
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
                 self._slots = Slots(group, self._puller, self.process)
@@ -119,9 +123,9 @@ class Worker:
                 now = asyncio.get_running_loop().time()
                 limit.reschedule(now + self._grace_s + SETTLE_S)
                 await self._wait_for_jobs(self._grace_s)
-                self._handing_back = True
+                self._requeuing = True
                 for job in self._jobs.values():
-                    job.interrupt(HANDED_BACK)
+                    job.interrupt(REQUEUED)
         except TimeoutError:
             # The broker is away: the lease runs out by itself, and the job is repeated.
             log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
@@ -167,14 +171,16 @@ class Worker:
                 await self._jobs[job.id].settled.wait()
             # Before anything is looked up: a cancel that comes from now on is not missed.
             self._jobs[job.id] = job
-            if self._handing_back:
-                job.interrupt(HANDED_BACK)
+            if self._requeuing:
+                job.interrupt(REQUEUED)
             try:
-                outcome = await self._attempts.outcome(job)
-                if outcome is NoResult.HANDED_BACK:
-                    await self._return(job)
-                elif outcome is NoResult.PUT_OFF:
+                outcome = await self._executor.outcome(job)
+                if outcome is NoResult.REQUEUED:
+                    await self._requeue(job)
+                elif outcome is NoResult.RETRY_SCHEDULED:
                     await acknowledge(job.message)
+                elif outcome is NoResult.RETRY_DELAYED:
+                    await requeue(job.message, RETRY_WITHOUT_GATEWAY_S)
                 else:
                     await self._settle(job, outcome)
             finally:
@@ -183,12 +189,12 @@ class Worker:
                 job.settled.set()
 
     async def _settle(self, job: Job, result: Result) -> None:
-        """Store the result, tell who waits, and only then take the message off the queue."""
-        stored = await self._records.store(result)
+        """Store the result, send it to the caller, and only then take the message off the queue."""
+        stored = await self._store.store(job, result)
         reconnected = asyncio.Event()
         forget = self._broker.on_reconnect(reconnected.set)
         try:
-            await self._records.reply(job, stored)
+            await self._store.reply(job, stored)
             if job.announced is not None:
                 await job.announced
             await acknowledge(job.message)
@@ -196,7 +202,7 @@ class Worker:
             forget()
         if reconnected.is_set():
             # The reply may have been lost with the connection that the ack did not go over.
-            await self._records.reply(job, stored)
+            await self._store.reply(job, stored)
         usage = getattr(stored, "usage", None)
         log.info(
             "job_finished",
@@ -215,21 +221,22 @@ class Worker:
             else None,
         )
 
-    async def _return(self, job: Job) -> None:
-        """Give an unfinished job back; it does not count as an attempt."""
+    async def _requeue(self, job: Job) -> None:
+        """Leave an unfinished job to another inferer; it does not count as an attempt."""
         try:
             async with asyncio.timeout(RETURN_S):
                 # One that never started is as it was before, also where its last attempt was lost.
                 if job.announced is not None:
                     await job.announced
-                    await self._records.announce_return(job)
+                    await self._store.announce_return(job)
         except (BrokerUnavailable, TimeoutError):
             log.warning("return_not_announced", job_id=job.id)
-        await hand_back(job.message)
-        log.info("job_returned", job_id=job.id, model=self.model, attempt=job.attempt)
+        await requeue(job.message)
+        log.info("job_requeued", job_id=job.id, model=self.model, attempt=job.attempt)
 
-    async def _hear_cancel(self, message: Msg) -> None:
-        job = self._jobs.get(subjects.last_token(message.subject))
+    async def _on_cancel(self, message: Msg) -> None:
+        _, job_id = subjects.model_and_id(message.subject)
+        job = self._jobs.get(job_id)
         if job is None:
             return
         # By hand, or by a version that knows another reason: it is to be stopped all the same.

@@ -8,7 +8,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from services.gateway.jobs.idempotency import OWNER
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from tests.fuzz.attacks.attack import attack
@@ -56,7 +55,14 @@ def service(target: Target, sent: list[tuple[bytes, bytes, bytes | None, bytes]]
                 raise Fault("an answer to what is no inbox", repr(received)[:500])
 
 
-@attack(st.tuples(messages.header_blocks(), mangled(st.just(OWN_JOB))), count=15)
+def _is_survived(headers: bytes | None) -> bool:
+    """nats-server 2.15.1 itself dies of headers of one byte, where it republishes a stream."""
+    return headers is None or len(headers) != 1
+
+
+@attack(
+    st.tuples(messages.header_blocks().filter(_is_survived), mangled(st.just(OWN_JOB))), count=15
+)
 def requests(target: Target, case: tuple[bytes | None, bytes]) -> None:
     """Rubbish on the queue itself: an inferer says what is wrong with it."""
     headers, data = case
@@ -86,17 +92,17 @@ def requests(target: Target, case: tuple[bytes | None, bytes]) -> None:
 )
 def about_a_job(target: Target, case: tuple[list[tuple[str, bytes]], bytes | None]) -> None:
     """Rubbish about a job that runs: its own result is what its client gets."""
-    told, headers = case
+    printed, headers = case
     job_id = target.submit(OWN_JOB, "about_a_job")
     assert job_id is not None
     where = {
-        "state": subjects.state_events(job_id),
-        "tokens": subjects.token_events(job_id),
-        "cancel": subjects.cancel(job_id),
-        "finished": subjects.finished(job_id),
+        "state": subjects.state_events("tiny", job_id),
+        "tokens": subjects.token_events("tiny", job_id),
+        "cancel": subjects.cancel("tiny", job_id),
+        "finished": subjects.finished("tiny", job_id),
     }
     with suppress(Closed), target.nats() as connection:
-        for kind, data in told:
+        for kind, data in printed:
             connection.publish(where[kind].encode(), data, b"", headers)
         connection.settle()
     status = target.end_of(job_id)
@@ -123,7 +129,7 @@ def forged_end(target: Target, data: bytes) -> None:
     forged = data.replace(b'"x"', f'"{job_id}"'.encode(), 1)
     with suppress(Closed), target.nats() as connection:
         while waiter.is_alive():
-            connection.send(publication(subjects.finished(job_id).encode(), forged))
+            connection.send(publication(subjects.finished("tiny", job_id).encode(), forged))
             connection.settle()
             waiter.join(0.02)
     target.end_of(job_id)
@@ -135,7 +141,7 @@ def forged_end(target: Target, data: bytes) -> None:
 def idempotency_records(target: Target, data: bytes) -> None:
     """A record of a key that cannot be read: a submit with that key is refused or accepted."""
     key = new_job_id()
-    record = subjects.idempotency(sha256(f"{OWNER}\0{key}".encode()).hexdigest())
+    record = subjects.idempotency(sha256(f"{subjects.PUBLIC}\0{key}".encode()).hexdigest())
     with suppress(Closed), target.nats() as connection:
         connection.publish(record.encode(), data)
         connection.settle()

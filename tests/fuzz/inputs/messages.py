@@ -19,7 +19,7 @@ SERVICE = ("$SRV.PING", "$SRV.PING.sluice", "$SRV.INFO", "$SRV.STATS.sluice", "$
 REPLIES = (
     *(b"", b"_INBOX.a.b", b"_INBOX.\xff\xfe", b"_INBOX." + b"x" * 1_500, b"fuzz.reply"),
     *(b"$JS.API.STREAM.DELETE.EVENTS", b"$JS.API.STREAM.PURGE.REQUESTS", b"infer.queue"),
-    *(b"$JS.API.STREAM.MSG.DELETE.RESULTS", b"infer.cancel.x", b"_INBOX", b"_INBOX."),
+    *(b"$JS.API.STREAM.MSG.DELETE.RESULTS", b"infer.cancel.tiny.x", b"_INBOX", b"_INBOX."),
 )
 """None of which may get an answer but the inboxes."""
 
@@ -55,7 +55,7 @@ ENTRY = {
     "host": "h",
     "threads": 1,
     "n_ctx": 8192,
-    "chat": True,
+    "tasks": ["chat", "complete"],
     "started_at": STATE["at"],
     "version": "0",
     "jobs": [],
@@ -85,10 +85,10 @@ def result(job_id: str) -> dict[str, Any]:
         "finish_reason": "stop",
         "started_at": STATE["at"],
         "inferer": "fuzz",
-        "chat": False,
+        "task": "complete",
         "usage": {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20},
         "timings": {"queued_ms": 0.0, "prompt_ms": 10.0, "generation_ms": 10.0},
-        "work": {"prompt_bytes": 10, "max_tokens": 10, "chat": False},
+        "work": {"prompt_bytes": 10, "max_tokens": 10, "task": "complete"},
     }
 
 
@@ -104,24 +104,32 @@ def strays(draw: st.DrawFn) -> bytes:
     data: bytes
     match kind:
         case 0:
-            subject, data = f"$KV.{subjects.INFERERS}.fuzz", draw(mangled(st.just(ENTRY)))
+            subject, data = subjects.inferer("tiny", "fuzz"), draw(mangled(st.just(ENTRY)))
         case 1:
             subject = subjects.idempotency("fuzz" + "0" * 60)
             data = draw(mangled(st.just({"id": job_id, "digest": "x"})))
         case _ if kind == RESULT:
-            subject, data = subjects.result(job_id), draw(mangled(st.just(result(job_id))))
+            subject, data = subjects.result("tiny", job_id), draw(mangled(st.just(result(job_id))))
         case 3:
-            subject, data = subjects.finished(job_id), draw(mangled(st.just(result(job_id))))
+            subject, data = (
+                subjects.finished("tiny", job_id),
+                draw(mangled(st.just(result(job_id)))),
+            )
         case 4:
-            subject, data = subjects.state_events(job_id), draw(mangled(st.just(STATE)))
+            subject, data = subjects.state_events("tiny", job_id), draw(mangled(st.just(STATE)))
         case 5:
-            subject, data = subjects.token_events(job_id), draw(mangled(st.just(FRAME)))
+            subject, data = subjects.token_events("tiny", job_id), draw(mangled(st.just(FRAME)))
         case 6:
             subject, data = subjects.dead("tiny", job_id), draw(mangled(st.just(LETTER)))
         case 7:
-            subject, data = subjects.cancel(job_id), draw(mangled(st.just({"code": "cancelled"})))
+            subject, data = (
+                subjects.cancel("tiny", job_id),
+                draw(mangled(st.just({"code": "cancelled"}))),
+            )
         case 8:
-            subject = subjects.control(draw(st.sampled_from(("inferer-0", "inferer-1", "x"))))
+            subject = subjects.control(
+                "tiny", draw(st.sampled_from(("inferer-0", "inferer-1", "x")))
+            )
             concurrency = st.integers(1, 3).map(lambda slots: {"concurrency": slots})
             data = draw(mangled(concurrency))
         case _:
@@ -154,8 +162,8 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bytes, bytes | None, bytes]:
 BROKEN = (
     *(b"HPUB infer.queue _INBOX.a.b 1 1\r\nX\r\n", b"HPUB infer.queue 5 2\r\nXX\r\n"),
     *(
-        b"HPUB infer.cancel.x _INBOX.a 0 0\r\n\r\n",
-        b"HPUB infer.control.inferer-0 1 1\r\nX\r\n",
+        b"HPUB infer.cancel.tiny.x _INBOX.a 0 0\r\n\r\n",
+        b"HPUB infer.control.tiny.inferer-0 1 1\r\nX\r\n",
     ),
     *(
         b"PUB infer.queue -1\r\n\r\n",

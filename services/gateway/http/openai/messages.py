@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.accepted import AcceptedJob
 from shared.broker.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.timestamps import parse_timestamp
@@ -193,19 +193,19 @@ class ModelList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
-def completion(ticket: Ticket, result: Completed) -> Answer:
+def completion(accepted: AcceptedJob, result: Completed) -> Answer:
     """The response to a request that did not stream."""
-    if ticket.chat:
+    if accepted.task == "chat":
         message = {"role": "assistant", "content": result.text, "refusal": None}
         choice = Choice(message=message, finish_reason=result.finish_reason)
     else:
         choice = Choice(text=result.text, finish_reason=result.finish_reason)
-    kind = "chat.completion" if ticket.chat else "text_completion"
-    return _answer(ticket, kind, [choice], result.usage)
+    kind = "chat.completion" if accepted.task == "chat" else "text_completion"
+    return _answer(accepted, kind, [choice], result.usage)
 
 
 def chunk(
-    ticket: Ticket,
+    accepted: AcceptedJob,
     text: str,
     include_usage: bool,
     *,
@@ -214,7 +214,7 @@ def chunk(
 ) -> Answer:
     """One chunk of a streamed answer. With ``include_usage``, ``usage`` is null in all but the
     last."""
-    if ticket.chat:
+    if accepted.task == "chat":
         delta = {"content": text} if text or opening else {}
         choice = Choice(
             delta={"role": "assistant", **delta} if opening else delta,
@@ -222,26 +222,26 @@ def chunk(
         )
     else:
         choice = Choice(text=text, finish_reason=finish_reason)
-    return _answer(ticket, _chunk_kind(ticket), [choice], None if include_usage else UNSET)
+    return _answer(accepted, _chunk_kind(accepted), [choice], None if include_usage else UNSET)
 
 
-def usage_chunk(ticket: Ticket, usage: Usage) -> Answer:
-    return _answer(ticket, _chunk_kind(ticket), [], usage)
+def usage_chunk(accepted: AcceptedJob, usage: Usage) -> Answer:
+    return _answer(accepted, _chunk_kind(accepted), [], usage)
 
 
-def _chunk_kind(ticket: Ticket) -> str:
-    return "chat.completion.chunk" if ticket.chat else "text_completion"
+def _chunk_kind(accepted: AcceptedJob) -> str:
+    return "chat.completion.chunk" if accepted.task == "chat" else "text_completion"
 
 
 def _answer(
-    ticket: Ticket, kind: str, choices: list[Choice], usage: Usage | UnsetType | None
+    accepted: AcceptedJob, kind: str, choices: list[Choice], usage: Usage | UnsetType | None
 ) -> Answer:
-    prefix = "chatcmpl" if ticket.chat else "cmpl"
+    prefix = "chatcmpl" if accepted.task == "chat" else "cmpl"
     return Answer(
-        id=f"{prefix}-{ticket.id}",
+        id=f"{prefix}-{accepted.id}",
         object=kind,
-        created=int(parse_timestamp(ticket.queued_at).timestamp()),
-        model=ticket.model,
+        created=int(parse_timestamp(accepted.queued_at).timestamp()),
+        model=accepted.model,
         choices=choices,
         usage=usage,
     )

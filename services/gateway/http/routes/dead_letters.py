@@ -1,11 +1,12 @@
 """`/dead`: list, show, retry and drop dead letters."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import Response, delete, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.params import Parameter
 
 from services.gateway.gateway import Gateway
+from services.gateway.http.caller import caller_of
 from services.gateway.http.errors import error_responses
 from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted
 from shared.wire.results import DeadLetter
@@ -42,10 +43,12 @@ async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
     status_code=202,
     responses=error_responses(404, 409, 410, 413, 422, 429),
 )
-async def retry(job_id: str, gateway: Gateway) -> Response[JobAccepted]:
+async def retry(
+    request: Request[Any, Any, Any], job_id: str, gateway: Gateway
+) -> Response[JobAccepted]:
     """Send the request again, as a new job with `retry_of`; the dead letter is removed."""
     gateway.require_ready()
-    accepted = await gateway.dead_letters.retry(job_id)
+    accepted = await gateway.dead_letters.retry(job_id, caller_of(request, "retry"))
     return Response(accepted, status_code=202, headers={"location": accepted.status_url})
 
 

@@ -9,6 +9,7 @@ from litestar.params import Parameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
+from services.gateway.http.caller import caller_of
 from services.gateway.http.connection import (
     ClientDisconnected,
     IdempotencyKey,
@@ -51,22 +52,22 @@ async def submit(
     survives_disconnect = preferences.respond_async or idempotency_key is not None
     if preferences.wait_s and not survives_disconnect:
         await require_connected(request)
-    ticket = await gateway.idempotency.submit(data, idempotency_key)
-    location = {"location": f"/status/{ticket.id}"}
+    accepted = await gateway.idempotency.submit(data, caller_of(request), idempotency_key)
+    location = {"location": f"/status/{accepted.id}"}
     if preferences.wait_s:
-        waiting = gateway.jobs.wait(ticket.id, ticket)
+        waiting = gateway.jobs.wait(accepted.id, accepted)
         try:
             result = await while_connected(request, gateway.stopping, waiting, preferences.wait_s)
             headers = location | preferences.applied(is_finished=True)
             return Response(JobStatus.of(result), status_code=200, headers=headers)
         except ClientDisconnected:
             if not survives_disconnect:
-                gateway.abandon(ticket.id)
+                gateway.abandon(accepted.id)
             raise
         except (TimeoutError, GatewayStopping):
             pass
     headers = location | preferences.applied(is_finished=False)
-    return Response(JobAccepted.of(ticket.id, ticket.state), status_code=202, headers=headers)
+    return Response(JobAccepted.of(accepted.id, accepted.state), status_code=202, headers=headers)
 
 
 @get("/status/{job_id:str}", responses=error_responses(404, 410))

@@ -8,6 +8,7 @@ from litestar import Request, Response, get, post
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
+from services.gateway.http.caller import caller_of
 from services.gateway.http.connection import (
     ClientDisconnected,
     IdempotencyKey,
@@ -29,7 +30,7 @@ from services.gateway.http.openai.messages import (
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import KEEP_ALIVE_S, BufferedStream, GatewayStopping, OpenStreams
-from services.gateway.jobs.accepted import Ticket
+from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent, Tokens
 from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import encode
@@ -108,24 +109,26 @@ async def _answer(
         streams.require_capacity()
     if not survives_disconnect:
         await require_connected(request)
-    ticket = await gateway.idempotency.submit(body.submission(), idempotency_key)
+    accepted = await gateway.idempotency.submit(
+        body.submission(), caller_of(request, "openai"), idempotency_key
+    )
     try:
         if survives_disconnect:
             await require_connected(request)
         if body.wants_stream:
             return await _stream(
-                request, gateway, streams, ticket, body.wants_usage, survives_disconnect
+                request, gateway, streams, accepted, body.wants_usage, survives_disconnect
             )
-        waiting = gateway.jobs.wait(ticket.id, ticket)
+        waiting = gateway.jobs.wait(accepted.id, accepted)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientDisconnected:
         if not (survives_disconnect or body.wants_stream):  # a stream does it at its end
-            gateway.abandon(ticket.id)
+            gateway.abandon(accepted.id)
         raise
     except GatewayStopping:
-        return Response(_stopping_error(ticket), status_code=503, headers=NO_RETRY)
+        return Response(_stopping_error(accepted), status_code=503, headers=NO_RETRY)
     if isinstance(result, Completed):
-        return Response(completion(ticket, result))
+        return Response(completion(accepted, result))
     return _failure(result)
 
 
@@ -133,7 +136,7 @@ async def _stream(
     request: Request[Any, Any, Any],
     gateway: Gateway,
     streams: OpenStreams,
-    ticket: Ticket,
+    accepted: AcceptedJob,
     include_usage: bool,
     survives_disconnect: bool,
 ) -> Response[Any]:
@@ -141,10 +144,10 @@ async def _stream(
 
     def abandon() -> None:
         if not (is_finished or survives_disconnect):
-            gateway.abandon(ticket.id)
+            gateway.abandon(accepted.id)
 
     on_request_end(request, abandon)
-    feed = streams.open(gateway.events(ticket.id, ticket=ticket), request)
+    feed = streams.open(gateway.events(accepted.id, accepted=accepted), request)
     first: JobEvent | None = None
     with suppress(TimeoutError):
         first = await while_connected(
@@ -160,7 +163,7 @@ async def _stream(
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
         try:
-            yield _data(chunk(ticket, "", include_usage, opening=True))
+            yield _data(chunk(accepted, "", include_usage, opening=True))
             pending = first
             while True:
                 try:
@@ -170,12 +173,12 @@ async def _stream(
                     continue
                 pending = None
                 is_finished = event.event in ("result", "error")
-                for part in _parts(ticket, event, include_usage):
+                for part in _parts(accepted, event, include_usage):
                     yield part
                 if is_finished or event.event == "retrying":  # which this API cannot express
                     return
         except GatewayStopping:
-            yield _data(_stopping_error(ticket))
+            yield _data(_stopping_error(accepted))
 
     return ServerSentEvent(chunks())
 
@@ -188,13 +191,15 @@ async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
             return event
 
 
-def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerSentEventMessage]:
+def _parts(
+    accepted: AcceptedJob, event: JobEvent, include_usage: bool
+) -> list[ServerSentEventMessage]:
     """The chunks of this API for one event of the job."""
     if event.event == "retrying":
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
-        return [_data(chunk(ticket, event.data.text, include_usage))]
+        return [_data(chunk(accepted, event.data.text, include_usage))]
     if isinstance(event.data, JobError):
         return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
@@ -203,9 +208,9 @@ def _parts(ticket: Ticket, event: JobEvent, include_usage: bool) -> list[ServerS
     if status.result is None:
         assert status.error is not None
         return [_data(_error(status.error))]
-    parts = [_data(chunk(ticket, "", include_usage, finish_reason=status.result.finish_reason))]
+    parts = [_data(chunk(accepted, "", include_usage, finish_reason=status.result.finish_reason))]
     if include_usage:
-        parts.append(_data(usage_chunk(ticket, status.result.usage)))
+        parts.append(_data(usage_chunk(accepted, status.result.usage)))
     return [*parts, ServerSentEventMessage(data="[DONE]")]
 
 
@@ -218,11 +223,11 @@ def _error(why: JobError | Failed | Cancelled | Expired) -> OpenAIError:
     return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, why.message)
 
 
-def _stopping_error(ticket: Ticket) -> OpenAIError:
+def _stopping_error(accepted: AcceptedJob) -> OpenAIError:
     return openai_error(
         503,
         "gateway_stopping",
-        f"this gateway is shutting down; the job goes on, see /status/{ticket.id}",
+        f"this gateway is shutting down; the job goes on, see /status/{accepted.id}",
     )
 
 

@@ -1,0 +1,79 @@
+"""Requests of clients of wire version 1, which publish to the queue themselves: dead letters, with
+the reason, as no inferer can read them."""
+
+from shared.broker.connection import Broker, StoredMessage
+from shared.broker.results import send_result, store_letter, store_result
+from shared.errors import SluiceError
+from shared.logs import logger
+from shared.timestamps import parse_timestamp, timestamp
+from shared.wire import subjects
+from shared.wire.requests import priority_of
+from shared.wire.results import DeadLetter, Failed
+from shared.wire.trace import trace_of
+
+PAGE = 50
+PAGE_BYTES = 16 * 1024 * 1024
+
+CODE = "invalid_request"
+WHY = (
+    "it was published to {subject}, where wire version 1 of Sluice had its queue, and this is "
+    "version {version}: send it to a gateway (POST /jobs, infer.submit), or publish a request of "
+    "this version to infer.requests.<model>.<priority>.public.<id>"
+)
+
+log = logger()
+
+
+async def dead_letter_version_1(broker: Broker, patience_s: float) -> None:
+    """Take all such requests off the queue. Several gateways may do it at once. One that cannot be
+    stored elsewhere stays until the next call.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    sequence = 0
+    while found := await broker.direct_get_all(
+        subjects.REQUESTS,
+        seq=sequence + 1,
+        next_by_subj=subjects.REQUESTS_V1_WILDCARD,
+        batch=PAGE,
+        max_bytes=PAGE_BYTES,
+    ):
+        for message in found:
+            try:
+                await _dead_letter(broker, message, patience_s)
+            except SluiceError as error:
+                log.warning("version_1_request_stays", subject=message.subject, error=error.message)
+        sequence = found[-1].sequence
+
+
+async def _dead_letter(broker: Broker, message: StoredMessage, patience_s: float) -> None:
+    _, _, model, priority, job_id = message.subject.split(".")
+    now = timestamp(broker.now())
+    why = WHY.format(subject=message.subject, version=subjects.WIRE_VERSION)
+    letter = DeadLetter(
+        id=job_id,
+        model=model,
+        code=CODE,
+        message=why,
+        attempts=0,
+        at=now,
+        request=message.data.decode("utf-8", "replace"),
+        priority=priority_of(priority),
+    )
+    result = Failed(
+        id=job_id,
+        model=model,
+        attempt=0,
+        queued_at=timestamp(parse_timestamp(message.time)),
+        finished_at=now,
+        priority=priority_of(priority),
+        code=CODE,
+        message=why,
+    )
+    trace = trace_of(message.headers)
+    await store_letter(broker, letter, patience_s, trace)
+    stored = await store_result(broker, result, patience_s, trace)
+    await send_result(broker, stored, message.headers.get(subjects.HEADER_REPLY_TO), stream=False)
+    await broker.delete(subjects.REQUESTS, message.sequence)
+    log.warning("version_1_request_dead_lettered", subject=message.subject)
