@@ -34,7 +34,9 @@ def main() -> int:
         read = []
         for count in (FEW, MANY):
             stack = stacks.enter_context(running_stack(path, "tiny"))
-            client = stacks.enter_context(httpx.Client(base_url=stack.url, timeout=PATIENCE_S))
+            client = stacks.enter_context(
+                httpx.Client(base_url=stack.url, timeout=PATIENCE_S, trust_env=False)
+            )
             for _ in range(MEASURED):  # so that there is an estimate
                 stack.wait_for_end(stack.submit(prompt="measure this", max_tokens=20))
             client.put("/concurrency", json={"concurrency": 0}).raise_for_status()
