@@ -27,7 +27,7 @@ from shared.model_files import locate
 from shared.model_names import served_name, token_of
 from shared.process.lifecycle import stop_on_signals
 from shared.timestamps import timestamp
-from shared.wire.api import FleetReport
+from shared.wire.api import FleetReport, QueueReport
 
 NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 
@@ -196,7 +196,7 @@ class _Stack:
                 group.create_task(autoscaler.run())
 
     async def _wait_until_ready(self) -> None:
-        """Until the gateway is ready and, unless the minimum is 0, an inferer is live."""
+        """Until the gateway is ready and, unless the minimum is 0, a live inferer has a queue."""
         async with httpx.AsyncClient(base_url=self.http_url, timeout=2, trust_env=False) as client:
             while not await self._is_ready(client):
                 await asyncio.sleep(POLL_S)
@@ -207,11 +207,14 @@ class _Stack:
                 return False
             found = (await client.get("/inferers")).content
             inferers = msgspec.json.decode(found, type=FleetReport).inferers
+            # Its gateway has created the queues of the models that it lists.
+            found = (await client.get("/queue")).content
+            queues = {queue.model for queue in msgspec.json.decode(found, type=QueueReport).models}
         except (httpx.HTTPError, msgspec.DecodeError):
             return False
         # Entries of an earlier stack, which was killed a moment ago, may still exist.
         live = [entry for entry in inferers if entry.started_at >= self._started_at]
-        return self._scale.minimum == 0 or bool(live)
+        return self._scale.minimum == 0 or any(entry.model in queues for entry in live)
 
     async def stop(self) -> None:
         """In order: the gateway accepts no more jobs, then the inferers end, then the broker."""
