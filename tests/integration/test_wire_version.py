@@ -174,13 +174,17 @@ async def test_a_retry_comes_within_minutes_whatever_is_asked(
 
 
 async def test_nothing_but_the_job_itself_is_scheduled(queue: Broker, waiting: Waiting) -> None:
-    """Not another job's request, nor that of another model, nor one that has left the queue."""
+    """Not another job's request, nor that of another model, nor one of version 1, nor one that has
+    left the queue."""
     other = await put(queue, REQUEST)
     at = timestamp(queue.now())
     retries = Retries(queue, 5)
     for model, job_id in (("tiny", other), ("other", waiting.job_id)):
         with pytest.raises(InvalidRequest, match="is not a request of the job"):
             await retries.schedule(model, job_id, waiting.retry(at))
+    version_1 = await queue.publish_stored("infer.requests.tiny.low.x", b"{}", {}, 5)
+    with pytest.raises(InvalidRequest, match="is not a request of the job"):
+        await retries.schedule("tiny", "x", waiting.retry(at, version_1.seq))
     with pytest.raises(UnknownJob, match="not on the queue any more"):
         await retries.schedule("tiny", waiting.job_id, waiting.retry(at, waiting.sequence + 50))
     info = await queue.js.stream_info(subjects.REQUESTS, subjects_filter="infer.schedule.>")

@@ -36,8 +36,13 @@ class Retries:
         message = await self._broker.direct_get(subjects.REQUESTS, seq=wanted.sequence)
         if message is None:
             raise UnknownJob(f"the request of the job {job_id} is not on the queue any more")
-        subject = subjects.RequestSubject.parse(message.subject)
-        if (subject.model, subject.job_id, subject.is_scheduled) != (model, job_id, False):
+        try:
+            subject = subjects.RequestSubject.parse(message.subject)
+        except ValueError:  # of version 1
+            subject = None
+        if subject is None or (
+            (subject.model, subject.job_id, subject.is_scheduled) != (model, job_id, False)
+        ):
             raise InvalidRequest(f"message {wanted.sequence} is not a request of the job {job_id}")
         at = min(parse_timestamp(wanted.at), self._broker.now() + LONGEST_PAUSE)
         kept = {
