@@ -63,7 +63,7 @@ class Gateway:
         self._outage: BrokerUnavailable | None = None
         self._obstructed: list[str] = []
         self._unmended: list[str] = []
-        """What was wrong with the streams at the last look, and where it could not be mended."""
+        """What was wrong with the streams when last checked, and could not be mended."""
 
     @asynccontextmanager
     async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
@@ -161,13 +161,13 @@ class Gateway:
             while True:
                 await self.fleet.change()
                 try:
-                    await self._look()
+                    await self._refresh()
                 except BrokerUnavailable:
                     # It may come back without what it held.
                     await self._prepare_again()
 
     async def _prepare(self) -> None:
-        """Let the broker hold what it should, and look at the fleet; through outages."""
+        """Let the broker hold what it should, and read the fleet; through outages."""
         logged: set[str] = set()
         while True:
             try:
@@ -176,10 +176,10 @@ class Gateway:
                 )
                 for change in changes:
                     log.info("topology_changed", change=change)
-                await self._look()
+                await self._refresh()
                 if changes:
                     # What callers wait for may be gone.
-                    self.results.look_again()
+                    self.results.read_again()
                 return
             except BrokerUnavailable as error:
                 if error.message not in logged:
@@ -188,7 +188,7 @@ class Gateway:
                 self._outage = error
             await asyncio.sleep(RETRY_DELAY_S)
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         if missing := await missing_streams(self.broker, self.topology):
             log.warning("streams_missing", streams=missing)
             raise BrokerUnavailable(f"streams are missing: {', '.join(missing)}")
@@ -196,7 +196,7 @@ class Gateway:
         if self._obstructed and self._obstructed != self._unmended:
             raise BrokerUnavailable("; ".join(self._obstructed))
         await self.fleet.refresh()
-        await self.storage.look()
+        await self.storage.refresh()
         await dead_letter_version_1(self.broker, self.settings.patience_s)
         self._outage = None
 

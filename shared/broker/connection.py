@@ -56,7 +56,7 @@ TRANSIENT = (
 
 STORE_FULL = (10002, 10023, 10047)
 """The broker's codes for storage that is used up: the account's, the server's, what is left to
-reserve. It looks before it stores, so nothing was."""
+reserve. It checks before it stores, so nothing was."""
 
 STORED_ALREADY = (10071, 10164)
 """The broker's codes for a wrong expected last sequence; and on a cluster for a subject that is

@@ -218,7 +218,7 @@ async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
         BrokerUnavailable: no answer.
     """
 
-    async def look(wanted: StreamConfig) -> str | None:
+    async def check(wanted: StreamConfig) -> str | None:
         try:
             held = (await broker.js.stream_info(str(wanted.name))).config
         except nats.js.errors.NotFoundError:
@@ -232,7 +232,7 @@ async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
         return f"stream {wanted.name}: " + "; ".join(differences) if differences else None
 
     with unavailable_on_outage(broker):
-        found = await asyncio.gather(*map(look, streams(topology)))
+        found = await asyncio.gather(*map(check, streams(topology)))
     return [difference for difference in found if difference is not None]
 
 

@@ -12,7 +12,7 @@ from shared.wire.results import Result, StopCode
 
 
 class Cancellation:
-    """The result first, then word to who runs the job and who waits, then the message off the
+    """The result first, then a notice to the inferer and to the caller, then the message off the
     queue: in this order every race is safe."""
 
     def __init__(self, broker: Broker, patience_s: float) -> None:

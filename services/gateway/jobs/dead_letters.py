@@ -1,4 +1,4 @@
-"""Dead letters: looked at, sent again, dropped."""
+"""Dead letters: listed, retried, dropped."""
 
 from dataclasses import dataclass
 from typing import Self

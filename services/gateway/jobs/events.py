@@ -145,7 +145,8 @@ def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEven
 
 def _token_event(event_id: str, step: Step, before: int) -> JobEvent:
     if isinstance(step, Restarted):
-        # Its text follows under ``event_id``. Who is cut off between the two resumes before both.
+        # Its text follows under ``event_id``. A reader that is cut off between the two resumes
+        # before both.
         return JobEvent(str(before), "retrying", Tokens(step.attempt, 0, ""))
     return JobEvent(event_id, "tokens", Tokens(step.attempt, step.index, step.text))
 

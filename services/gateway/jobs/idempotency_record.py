@@ -23,12 +23,12 @@ log = logger()
 
 
 class Overtaken(Exception):
-    """Somebody else has written the key's entry meanwhile: look again."""
+    """Another gateway has written the key's entry meanwhile: read it again."""
 
 
 @dataclass(frozen=True)
 class IdempotencyRecord:
-    """What a key stood for at a look, and the right to write that anew, unless somebody else
+    """What a key stood for when it was read, and the right to write that anew, unless somebody else
     does before."""
 
     subject: str
@@ -43,7 +43,7 @@ class IdempotencyRecord:
         """Let the key stand for ``job_id``, which the block publishes.
 
         When the block is refused for certain the key is free again. When it is not known whether
-        the job arrived, the key stays: who comes back with it finds the job, or publishes it.
+        the job arrived, the key stays: a client that sends it again finds the job, or publishes it.
 
         Raises:
             Overtaken, BrokerUnavailable, StorageShort.
@@ -80,7 +80,7 @@ class IdempotencyRecord:
 
 
 async def read_record(broker: Broker, subject: str, digest: str) -> IdempotencyRecord:
-    """What the key at ``subject`` stands for, for who submits what has this ``digest``.
+    """What the key at ``subject`` stands for, for a request that has this ``digest``.
 
     Raises:
         KeyReused: something else was submitted under it.

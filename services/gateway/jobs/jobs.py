@@ -49,10 +49,10 @@ from shared.wire.codecs import encode
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Cancelled, Result, StopCode
 
-LOOK_AGAIN_S = 5.0
+READ_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
-FIRST_LOOK_AFTER_S = 0.25
+FIRST_READ_AFTER_S = 0.25
 """An announcement between submit and the first wait would be missed; this is what it would cost."""
 
 log = logger()
@@ -264,7 +264,7 @@ class Jobs:
                 except UnknownJob:
                     if not self._fleet.runs(job_id):
                         raise
-                pause_s = self._pause_s(deadline) if read else FIRST_LOOK_AFTER_S
+                pause_s = self._pause_s(deadline) if read else FIRST_READ_AFTER_S
                 await asyncio.wait((announced,), timeout=pause_s)
                 if announced.done() and (result := announced.result()) is not None:
                     return result
@@ -338,9 +338,9 @@ class Jobs:
 
     def _pause_s(self, deadline: datetime | None) -> float:
         if deadline is None:
-            return LOOK_AGAIN_S
+            return READ_AGAIN_S
         left = (deadline - self._broker.now()).total_seconds()
-        return min(LOOK_AGAIN_S, max(left, 0.25))
+        return min(READ_AGAIN_S, max(left, 0.25))
 
     def _encode(self, submission: JobSubmission, accepted: AcceptedJob) -> bytes:
         shared = {

@@ -21,7 +21,7 @@ MAY_ARRIVE_S = 60.0
 """For this long after a reconnect the message is searched for: a broker that hung handles earlier
 data when it recovers."""
 
-LOOK_S = 1.0
+SEARCH_EVERY_S = 1.0
 
 log = logger()
 
@@ -36,7 +36,7 @@ class Withdrawals:
         self._is_ending = False
 
     def end(self) -> None:
-        """Look for each message once more at most: what arrives later ends with the result."""
+        """Search for each message once more at most: what arrives later ends with the result."""
         self._is_ending = True
 
     def withdraw(self, accepted: AcceptedJob) -> None:
@@ -59,7 +59,7 @@ class Withdrawals:
                 if job is not None or self._is_ending:
                     break
                 give_up_at = give_up_at or time.monotonic() + MAY_ARRIVE_S
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(SEARCH_EVERY_S)
             except BrokerUnavailable:
                 give_up_at = None
                 await self._broker.until_connected()

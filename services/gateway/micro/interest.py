@@ -10,17 +10,17 @@ from nats.aio.msg import Msg
 from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable
 
-LOOKS_AT_ONCE = 100
+CHECKS_AT_ONCE = 100
 
-FIRST_LOOK_S = 0.5
+FIRST_CHECK_S = 0.5
 """Most short jobs have ended by then."""
 
-LOOK_EVERY_S = 0.5
-LOOKS_PER_S = 1000
-"""A sixth of a core; with more than 500 callers each is looked at less often."""
+CHECK_EVERY_S = 0.5
+CHECKS_PER_S = 1000
+"""A sixth of a core; with more than 500 callers each is checked less often."""
 
 LEFT_S = 3.2
-"""A caller without a subscription in two looks this far apart is gone. Clients that reconnect are
+"""A caller without a subscription in two checks this far apart is gone. Clients that reconnect are
 away for 2 s by default, some of them for up to 3 s with TLS."""
 
 INBOX = "_INBOX"
@@ -33,11 +33,11 @@ class Interest:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._watched = 0
         self._reconnects = 0
         self._reports: str | None = None
-        """The prefix of the subjects that reports come to, once somebody has been looked for."""
+        """The prefix of the subjects that reports come to, once a caller has been checked."""
         self._tokens = itertools.count()
         self._awaited: dict[str, asyncio.Future[bytes]] = {}
         broker.on_reconnect(self._count_reconnect)
@@ -46,11 +46,11 @@ class Interest:
         """Return once ``inbox`` has had no subscriber for `LEFT_S`."""
         self._watched += 1
         try:
-            pause_s, missed_at = FIRST_LOOK_S, None
+            pause_s, missed_at = FIRST_CHECK_S, None
             while True:
                 await asyncio.sleep(pause_s)
                 if await self.exists(inbox):
-                    pause_s, missed_at = max(LOOK_EVERY_S, self._watched / LOOKS_PER_S), None
+                    pause_s, missed_at = max(CHECK_EVERY_S, self._watched / CHECKS_PER_S), None
                 elif missed_at == self._reconnects:
                     return
                 else:
@@ -63,7 +63,7 @@ class Interest:
         """Whether ``inbox`` has a subscriber; True unless the broker says that it has none."""
         if not inbox.startswith(INBOX):
             return True
-        async with self._looking:
+        async with self._checking:
             try:
                 return await self._would_be_delivered(inbox)
             except (BrokerUnavailable, nats.errors.Error, TimeoutError, ValueError):

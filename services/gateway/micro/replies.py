@@ -10,7 +10,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import stored_events
-from services.gateway.jobs.jobs import LOOK_AGAIN_S, Jobs
+from services.gateway.jobs.jobs import READ_AGAIN_S, Jobs
 from services.gateway.jobs.token_merger import Added, TokenReader
 from services.gateway.micro.interest import Interest
 from services.gateway.state.fleet import Fleet
@@ -32,8 +32,8 @@ MOST_JOBS = 1_000
 MOST_CALLERS = 10_000
 """Bounds of one gateway; a job that is streamed costs a consumer, a caller little."""
 
-LOOK_S = 30.0
-"""How often a job is looked for that a NATS caller waits for: it may have been lost."""
+READ_EVERY_S = 30.0
+"""How often a job is read that a NATS caller waits for: it may have been lost."""
 
 log = logger()
 
@@ -109,11 +109,11 @@ class Replies:
         while True:
             left_s = self._seconds_to(deadline)
             with self._results.expecting(accepted.model, accepted.id) as announced:
-                await asyncio.wait((announced,), timeout=min(left_s or LOOK_AGAIN_S, LOOK_S))
+                await asyncio.wait((announced,), timeout=min(left_s or READ_AGAIN_S, READ_EVERY_S))
             if announced.done() and announced.result() is not None:
                 return
             try:
-                # Too late, it is expired by being looked at; if it runs, its inferer stops it.
+                # Too late, it expires when it is read; if it runs, its inferer stops it.
                 if not isinstance(await self._jobs.find(accepted.id), PendingJob):
                     return
             except BrokerUnavailable:

@@ -1,4 +1,4 @@
-"""The NATS micro service `sluice` (ADR-32): the gateway for those who speak NATS."""
+"""The NATS micro service `sluice` (ADR-32): the gateway for NATS clients."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -116,7 +116,7 @@ class NatsService:
             submission, _caller(request), _key(request), reply_to
         )
         if accepted.is_replay:
-            # The job in the queue names the inbox of who came first, and inferers know no other.
+            # The job in the queue names the inbox of the first caller, and inferers know no other.
             self._replies.send(accepted, reply_to, submission.stream)
         else:
             self._replies.watch(accepted, reply_to)

@@ -38,7 +38,7 @@ log = logger()
 
 
 class Fleet:
-    """The models and inferers as of the last look, at most a few seconds ago."""
+    """The models and inferers as of the last refresh, at most a few seconds ago."""
 
     def __init__(self, broker: Broker, topology: Topology, expected: list[str]) -> None:
         """``expected`` are the models that this gateway is to serve before any inferer comes."""
@@ -241,7 +241,7 @@ class Fleet:
         return model
 
     async def choose(self, name: str | None) -> ModelConsumers:
-        """The model to use, as of the last look; ``name`` may be left out if only one is served.
+        """The model to use, as of the last refresh; ``name`` may be left out if only one is served.
 
         Raises:
             UnknownModel: no such model, or none at all.

@@ -1,4 +1,4 @@
-"""Announcements of results: one subscription for everybody who waits on this gateway."""
+"""Announcements of results: one subscription for all that waits on this gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +22,7 @@ BATCH = 200
 BATCH_BYTES = 8 * 1024 * 1024
 
 Announcement = asyncio.Future[Result | None]
-"""Resolves to the stored result, or to None when one may have been missed: look it up then."""
+"""Resolves to the stored result, or to None when one may have been missed: read it then."""
 
 log = logger()
 
@@ -41,7 +41,7 @@ class ResultListener:
         self._unread: dict[str, None] = {}
         """Subjects of announced results, in their order."""
         self._arrived = asyncio.Event()
-        broker.on_reconnect(self.look_again)
+        broker.on_reconnect(self.read_again)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -54,7 +54,7 @@ class ResultListener:
 
     @contextmanager
     def expecting(self, model: str, job_id: str) -> Iterator[Announcement]:
-        """The next announcement of this job. Look for the result inside the block: then wait."""
+        """The next announcement of this job. Read the result inside the block, then wait."""
         subject = subjects.result(model, job_id)
         announcement: Announcement = asyncio.get_running_loop().create_future()
         waiting = self._expected.setdefault(subject, set())
@@ -106,8 +106,8 @@ class ResultListener:
                     now = self._broker.now()
                     self._resolve(subject, decode_stored(subject, at_leader.data, now))
 
-    def look_again(self) -> None:
-        """Let all waiting requests look up their result: an announcement may be missed, or the job
+    def read_again(self) -> None:
+        """Let all waiting requests read their result: an announcement may be missed, or the job
         gone."""
         for subject in list(self._expected):
             self._resolve(subject, None)

@@ -20,8 +20,8 @@ log = logger()
 
 
 class Storage:
-    """Whether there is room for more jobs, as of the last look, at most a few seconds ago, and of
-    what this gateway has published since."""
+    """Whether there is room for more jobs, as of the last refresh, at most a few seconds ago, and
+    of what this gateway has published since."""
 
     def __init__(self, broker: Broker, replicas: int) -> None:
         self._broker = broker
@@ -29,13 +29,13 @@ class Storage:
         self._use = StorageUse(0, None)
         self._write_errors: dict[str, str] = {}
         # Bytes that this gateway has begun to publish, that it is done with, and of those what was
-        # done before the last look.
+        # done before the last refresh.
         self._begun = 0
         self._done = 0
         self._seen = 0
         self._one_at_a_time = asyncio.Lock()
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Raises: BrokerUnavailable: no answer."""
         before = self._state
         await self._read_use()
@@ -68,7 +68,7 @@ class Storage:
     @asynccontextmanager
     async def reserved(self, size: int) -> AsyncIterator[None]:
         """Room for a job of ``size`` bytes, which the block publishes. Where it gets close, one
-        after another, each after a look of its own.
+        after another, each after a refresh of its own.
 
         Raises:
             StorageShort: there is no room.

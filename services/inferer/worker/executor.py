@@ -93,7 +93,7 @@ class Executor:
         """Run the job beside others; alone, if it may have killed its last inferer, so that other
         jobs complete and only the one at fault fails.
 
-        It starts only when its turn has come: it would otherwise look lost, too, if the job before
+        It starts only when its turn has come: it would otherwise seem lost, too, if the job before
         it kills the inferer.
         """
         turn = asyncio.create_task(
@@ -118,9 +118,9 @@ class Executor:
         job.announced = asyncio.create_task(
             self._store.announce_start(job), name=f"announce {job.id}"
         )
-        looking = None
+        checking = None
         if job.is_first_delivery:
-            looking = start(self._stop_if_cancelled(job), "look for a cancel")
+            checking = start(self._stop_if_cancelled(job), "check for a cancel")
         else:
             # Unless this is known the start does not count, and a job that kills its inferers
             # would never be seen for what it is.
@@ -134,8 +134,8 @@ class Executor:
             return await self._fail(job, error.code, error.message)
         finally:
             entry.close()
-            if looking is not None:
-                looking.cancel()
+            if checking is not None:
+                checking.cancel()
         self.speed.learn(generation)
         return job.completed(
             self._id,

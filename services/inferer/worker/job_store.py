@@ -1,4 +1,4 @@
-"""What the broker holds of each job: looked up and written through outages, however long."""
+"""What the broker holds of each job: read and written through outages, however long."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -79,7 +79,7 @@ class JobStore:
         await _until_stored(lambda: self._publish_state(job, event, PATIENCE_S), if_refused=False)
 
     async def announce_return(self, job: Job) -> None:
-        """Raises: BrokerUnavailable: after ``PATIENCE_S``; who returns a job is in a hurry."""
+        """Raises: BrokerUnavailable: after ``PATIENCE_S``; a job that is requeued cannot wait."""
         event = self._event(job, "returned", timestamp(self._broker.now()))
         await self._publish_state(job, event, PATIENCE_S)
 

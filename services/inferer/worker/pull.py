@@ -98,12 +98,12 @@ class Puller:
     async def next(self) -> Msg:
         """The next job's message, however long it takes; through outages of the broker too."""
         while self._job is None:
-            await self._look()
+            await self._pull_next()
         # Also one that came after an earlier call had been cancelled.
         job, self._job = self._job, None
         return job
 
-    async def _look(self) -> None:
+    async def _pull_next(self) -> None:
         """Ask the classes in their order, then wait at all of them until something happens."""
         if not self._broker.is_connected:
             # What is asked now would be sent, with all else, to a broker that comes back.

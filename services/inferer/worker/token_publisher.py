@@ -34,7 +34,7 @@ class TokenPublisher:
     async def run(self, attempt: int) -> None:
         """Publish frames until cancelled."""
         while True:
-            # Raised before the list is looked at: a token that is added in between is either seen
+            # Set before the list is read: a token that is added in between is either seen
             # here, or wakes us.
             self._idle = True
             if not self._texts:

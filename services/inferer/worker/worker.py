@@ -1,4 +1,4 @@
-"""One job at a time through each slot: pull, look, run, store, reply, acknowledge.
+"""One job at a time through each slot: pull, check, run, store, reply, acknowledge.
 
 The order of the steps is what makes a crash between any two of them harmless: the attempt is
 repeated, and no visible result changes.
@@ -141,7 +141,7 @@ class Worker:
         """
         if count > self._engine.slots and not self._stopping:
             await asyncio.wrap_future(self._engine.grow(count))
-        # Looked at after the growth: it may have taken a while.
+        # Checked after the growth: it may have taken a while.
         if self._slots is None or self._stopping:
             raise CommandRefused("this inferer is starting or stopping")
         closed = self._slots.set(count)
@@ -169,7 +169,7 @@ class Worker:
             while job.id in self._jobs:
                 # Its lease ran out and it came to another slot of ours: the first run decides.
                 await self._jobs[job.id].settled.wait()
-            # Before anything is looked up: a cancel that comes from now on is not missed.
+            # Before anything is read: a cancel that comes from now on is not missed.
             self._jobs[job.id] = job
             if self._requeuing:
                 job.interrupt(REQUEUED)
