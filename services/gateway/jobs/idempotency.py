@@ -66,11 +66,11 @@ class Idempotency:
         The entry of the key is written first, then the job is published under the id in it. A
         gateway that dies in between leaves a key without a job; so a gateway that finds an entry
         whose job is nowhere publishes it, under that id. This cannot make a second run with a
-        result to be seen, though the first gateway may only have been slow, and the job may be published,
-        run and finished between that read and our publishing. For two minutes the broker drops
-        the second message, because the id of the message is the job's. Later (a gateway was
-        frozen for so long) an inferer gets it, sees the first run's result while it computes,
-        and stops; what it would store is refused, as the result is written once.
+        result to be seen, though the first gateway may only have been slow, and the job may be
+        published, run and finished between that read and our publishing. For two minutes the
+        broker drops the second message, because the id of the message is the job's. Later (a
+        gateway was frozen for so long) an inferer gets it, sees the first run's result while it
+        computes, and stops; what it would store is refused, as the result is written once.
         """
         subject = subjects.idempotency(sha256(f"{caller.owner}\0{key}".encode()).hexdigest())
         digest = _digest(submission)
