@@ -185,7 +185,7 @@ class Broker:
             await self.nc.close()
 
     async def direct_get(self, stream: str, **query: Any) -> StoredMessage | None:
-        """One stored message, from any replica, or None when there is none.
+        """One stored message, from any replica; None if the stream does not hold it.
 
         ``query`` is the body of the direct get API (ADR-31), ``last_by_subj="…"`` for example.
 
@@ -207,7 +207,7 @@ class Broker:
         return _stored(answer)
 
     async def subject_get(self, stream: str, subject: str) -> StoredMessage | None:
-        """The last message of ``subject``, from any replica, or None when there is none.
+        """The last message of ``subject``, from any replica; None if the stream holds none of it.
 
         The subject is a part of the API's own: a right can be given for it. Inferers read in no
         other way.

@@ -56,7 +56,7 @@ class Admission:
         """A place in the queue of ``model`` for the job that the block publishes.
 
         Raises:
-            QueueFull: there is no place left.
+            QueueFull: as many jobs wait as may.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
         own = self._reservations[model.token]

@@ -1,4 +1,4 @@
-"""Who asks for a job, and how the request came."""
+"""The caller of a request: its owner, and the way by which the request came."""
 
 from dataclasses import dataclass, field
 

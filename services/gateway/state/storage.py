@@ -71,7 +71,7 @@ class Storage:
         after another, each after a refresh of its own.
 
         Raises:
-            StorageShort: there is no room.
+            StorageShort: the storage is too full for it.
             BrokerUnavailable: no answer.
         """
         size = (size + OVERHEAD_BYTES) * self._replicas
