@@ -1,5 +1,5 @@
-"""Replies over NATS to those whom no inferer answers: their job was somebody else's first, or its
-deadline passes while it waits. And jobs whose callers have gone."""
+"""Replies over NATS to callers that no inferer answers: another caller submitted the job before, or
+its deadline passes while it waits. And jobs whose callers have gone."""
 
 import asyncio
 from contextlib import aclosing, suppress

@@ -44,7 +44,7 @@ Handler = Callable[[Request], Awaitable[Struct | None]]
 
 
 class NatsService:
-    """Replies requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
+    """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
 
     def __init__(
         self,
