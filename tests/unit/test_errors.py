@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from litestar import Litestar
 from litestar.response import Response
 from litestar.testing import RequestFactory
 
@@ -60,7 +61,9 @@ def an_error(kind: type[SluiceError]) -> SluiceError:
 
 def response_to(error: SluiceError, path: str) -> tuple[Response[Any], dict[str, Any]]:
     """What the gateway answers on ``path``, and its body as JSON."""
-    response = handle_sluice_error(RequestFactory().get(path), error)
+    # Litestar's own logging would be set for all tests that follow in this process.
+    factory = RequestFactory(app=Litestar(logging_config=None))
+    response = handle_sluice_error(factory.get(path), error)
     return response, json.loads(msgspec.json.encode(response.content))
 
 
