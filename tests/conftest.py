@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from services.inferer.engine.model import Model
 from shared.broker.connection import Broker
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.model_files import locate
 from tests.support.processes import Child, NatsServer, Stack, scripts

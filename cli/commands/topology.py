@@ -11,7 +11,8 @@ from cli.exit_status import EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.options import DEFAULT_NATS_URL, Json, NatsUrl, Replicas
 from cli.output import out, print_json
 from shared.broker.connection import connected
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings, load
 from shared.errors import BrokerUnavailable, SettingsError, TopologyError
 from shared.logs import configure_logs

@@ -15,7 +15,8 @@ from cli.doctor.storage import examine_use, examine_writability
 from shared.broker.connection import Broker, connected, unavailable_on_outage
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s, read_models
 from shared.broker.inferers import Live, read_inferers
-from shared.broker.topology import Topology, missing_or_different, recreated_streams
+from shared.broker.streams import Topology
+from shared.broker.topology import missing_or_different, recreated_streams
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.model_names import token_of

@@ -21,7 +21,8 @@ from services.gateway.state.storage import Storage
 from services.gateway.state.waiting_jobs import WaitingJobs
 from shared.background import drop, first_of
 from shared.broker.connection import RETRY_DELAY_S, Broker
-from shared.broker.topology import Topology, ensure_topology, missing_streams, obstructed_streams
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.logs import logger

@@ -10,20 +10,18 @@ from typing import Any, TypeVar
 import msgspec
 import nats.errors
 import nats.js.errors
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
 from shared.background import keep_running
 from shared.broker.client import Connection, cancellation_kept, header_size
 from shared.broker.clock import BrokerClock
+from shared.broker.refusals import TRANSIENT, refusal_of, sentence_of
+from shared.broker.stored_messages import StoredMessage
 from shared.config import BrokerSettings
 from shared.errors import (
     BrokerUnavailable,
     RequestTooLarge,
-    StorageShort,
-    StoredAlready,
-    StreamRefused,
 )
 from shared.logs import logger
 from shared.wire.codecs import skip
@@ -43,64 +41,10 @@ PING_EVERY_S = 3
 """A server that owes two answers is left for another: after 9 s, so that a lease does not run out
 meanwhile."""
 
-TRANSIENT = (
-    nats.errors.TimeoutError,
-    nats.errors.NoRespondersError,
-    nats.errors.ConnectionClosedError,
-    nats.errors.ConnectionReconnectingError,
-    nats.errors.OutboundBufferLimitError,
-    nats.js.errors.NoStreamResponseError,
-    nats.js.errors.ServiceUnavailableError,
-)
-"""What an outage, a restart or an election looks like from the client."""
-
-STORE_FULL = (10002, 10023, 10047)
-"""The broker's codes for storage that is used up: the account's, the server's, what is left to
-reserve. It checks before it stores, so nothing was."""
-
-STORED_ALREADY = (10071, 10164)
-"""The broker's codes for a wrong expected last sequence; and on a cluster for a subject that is
-about to hold another message, which the nodes have not agreed on yet."""
-
-SAME_ID_IN_PROCESS = 10158
-"""The broker's code, on a cluster, while another message with this ``Nats-Msg-Id`` is stored."""
-
 NO_SUCH_MESSAGE = (10043, 10057)
-NO_MESSAGE_FOUND = 10037
 
 T = TypeVar("T")
 log = logger()
-
-
-class StoredMessage(msgspec.Struct, frozen=True):
-    """A message as a stream holds it; ``time`` is the broker's, RFC 3339 with nanoseconds."""
-
-    subject: str
-    sequence: int
-    time: str
-    headers: dict[str, str]
-    data: bytes
-
-
-class _LeaderMessage(msgspec.Struct, frozen=True):
-    subject: str
-    seq: int
-    time: str
-    hdrs: bytes = b""
-    data: bytes = b""
-
-
-class _LeaderError(msgspec.Struct, frozen=True):
-    err_code: int = 0
-    description: str = ""
-
-
-class _LeaderAnswer(msgspec.Struct, frozen=True):
-    message: _LeaderMessage | None = None
-    error: _LeaderError | None = None
-
-
-_decode_leader_answer = msgspec.json.Decoder(_LeaderAnswer).decode
 
 
 class Broker:
@@ -199,12 +143,7 @@ class Broker:
     async def _direct_get(self, stream: str, api: str, query: bytes) -> StoredMessage | None:
         with unavailable_on_outage(self):
             answer = await self.nc.request(api, query, REQUEST_TIMEOUT_S)
-        headers = dict(answer.headers or {})
-        if "Nats-Sequence" not in headers:
-            if headers.get("Status") == "404":
-                return None
-            raise BrokerUnavailable(f"the broker could not read {stream}: {headers}")
-        return _stored(answer)
+        return StoredMessage.of_direct_answer(stream, answer)
 
     async def subject_get(self, stream: str, subject: str) -> StoredMessage | None:
         """The last message of ``subject``, from any replica; None if the stream holds none of it.
@@ -230,19 +169,7 @@ class Broker:
                 msgspec.json.encode({"last_by_subj": last_by_subj}),
                 REQUEST_TIMEOUT_S,
             )
-        found = _decode_leader_answer(answer.data)
-        if found.message is None:
-            if found.error is not None and found.error.err_code == NO_MESSAGE_FOUND:
-                return None
-            raise BrokerUnavailable(f"the broker could not read {stream}: {found.error}")
-        message = found.message
-        return StoredMessage(
-            subject=message.subject,
-            sequence=message.seq,
-            time=message.time,
-            headers=self.nc.parse_headers(message.hdrs),
-            data=message.data,
-        )
+        return StoredMessage.of_leader_answer(stream, answer, self.nc.parse_headers)
 
     async def direct_get_all(self, stream: str, **query: Any) -> list[StoredMessage]:
         """All stored messages a batched query finds, ``multi_last=["…"]`` for example, of at most
@@ -262,13 +189,10 @@ class Broker:
                 while True:
                     with cancellation_kept():
                         answer = await answers.next_msg(REQUEST_TIMEOUT_S)
-                    headers = answer.headers or {}
-                    if "Nats-Sequence" in headers:
-                        found.append(_stored(answer))
-                    elif (status := headers.get("Status")) in ("204", "404"):
-                        return found  # the end of the batch; nothing at all
-                    else:
-                        raise BrokerUnavailable(f"the broker could not read {stream}: {status}")
+                    stored = StoredMessage.of_direct_answer(stream, answer)
+                    if stored is None:
+                        return found
+                    found.append(stored)
             finally:
                 await answers.unsubscribe()
 
@@ -283,13 +207,26 @@ class Broker:
             BrokerUnavailable: no answer, or one that broke off.
         """
         last: dict[str, StoredMessage] = {}
-        sequence = 0
-        while page := await self.direct_get_all(
-            stream, seq=sequence + 1, next_by_subj=wildcard, batch=PAGE
-        ):
+        async for page in self.pages(stream, wildcard):
             last.update((stored.subject, stored) for stored in page)
-            sequence = page[-1].sequence
         return list(last.values())
+
+    async def pages(
+        self, stream: str, wildcard: str, **bounds: int
+    ) -> AsyncIterator[list[StoredMessage]]:
+        """All messages of ``wildcard``, the oldest first, as many at a time as ``bounds`` allow:
+        ``batch``, in messages, and ``max_bytes``.
+
+        Raises:
+            BrokerUnavailable: no answer, or one that broke off.
+        """
+        sequence = 0
+        bounds = {"batch": PAGE} | bounds
+        while page := await self.direct_get_all(
+            stream, seq=sequence + 1, next_by_subj=wildcard, **bounds
+        ):
+            yield page
+            sequence = page[-1].sequence
 
     async def publish_stored(
         self, subject: str, payload: bytes, headers: dict[str, str], patience_s: float
@@ -324,7 +261,7 @@ class Broker:
                         subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
                     )
                 except (nats.js.errors.APIError, *TRANSIENT) as error:
-                    if refusal := _refusal(subject, error, may_have_landed):
+                    if refusal := refusal_of(subject, error, may_have_landed):
                         raise refusal from error
                     # Whatever becomes of the next try.
                     failure, may_have_landed = error, True
@@ -332,7 +269,7 @@ class Broker:
                 # The client would keep it, and send it long after our caller has given up.
                 failure = nats.errors.ConnectionReconnectingError()
             if time.monotonic() >= give_up_at:
-                raise BrokerUnavailable(_sentence(failure)) from failure
+                raise BrokerUnavailable(sentence_of(failure)) from failure
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def through_outages(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -366,7 +303,7 @@ class Broker:
             await self._clock.read(self.nc, REQUEST_TIMEOUT_S)
         except (nats.errors.Error, ValueError) as error:
             if not self._clock.is_known and self.is_connected:
-                log.warning("broker_time_unknown", error=_sentence(error), used="this host's")
+                log.warning("broker_time_unknown", error=sentence_of(error), used="this host's")
 
     async def _keep_reading_clock(self) -> None:
         while True:
@@ -405,41 +342,7 @@ def unavailable_on_outage(broker: Broker) -> Iterator[None]:
     try:
         yield
     except TRANSIENT as error:
-        raise BrokerUnavailable(_sentence(error)) from error
-
-
-def _stored(answer: Msg) -> StoredMessage:
-    headers = dict(answer.headers or {})
-    return StoredMessage(
-        subject=headers["Nats-Subject"],
-        sequence=int(headers["Nats-Sequence"]),
-        time=headers["Nats-Time-Stamp"],
-        headers=headers,
-        data=answer.data,
-    )
-
-
-def _refusal(
-    subject: str, error: nats.errors.Error, may_have_landed: bool
-) -> StorageShort | StreamRefused | StoredAlready | None:
-    """What a failed publish means for certain; None where the next try may succeed, or where an
-    earlier one may have landed."""
-    code = getattr(error, "err_code", None)
-    if code in STORED_ALREADY:
-        return StoredAlready(_sentence(error))
-    if may_have_landed:
-        return None
-    if code in STORE_FULL:
-        return StorageShort(_sentence(error, "the broker's storage is full"))
-    if isinstance(error, TRANSIENT) or code == SAME_ID_IN_PROCESS:
-        return None
-    return StreamRefused(_sentence(error, f"the broker refuses the message on {subject}"))
-
-
-def _sentence(error: BaseException, what: str = "the broker could not do it") -> str:
-    if isinstance(error, nats.js.errors.APIError) and error.description:
-        return f"{what}: {error.description}"
-    return f"the broker did not answer: {error or type(error).__name__}"
+        raise BrokerUnavailable(sentence_of(error)) from error
 
 
 @asynccontextmanager

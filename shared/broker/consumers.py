@@ -7,11 +7,8 @@ from datetime import datetime
 import nats.js.errors
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
-from shared.broker.connection import (
-    Broker,
-    StoredMessage,
-    unavailable_on_outage,
-)
+from shared.broker.connection import Broker, unavailable_on_outage
+from shared.broker.stored_messages import StoredMessage
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import name_of, token_of
 from shared.timestamps import parse_timestamp

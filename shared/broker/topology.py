@@ -1,31 +1,19 @@
 """The streams, consumers and buckets, and the one function that makes a broker hold them."""
 
 import asyncio
-import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import nats.js.errors
 from msgspec import Struct
 from nats.js.api import (
-    DiscardPolicy,
-    RePublish,
-    RetentionPolicy,
-    StorageType,
     StreamConfig,
-    StreamConsumerLimits,
 )
 
-from shared.broker.connection import (
-    REQUEST_TIMEOUT_S,
-    RETRY_DELAY_S,
-    STORE_FULL,
-    Broker,
-    unavailable_on_outage,
-)
+from shared.broker.connection import REQUEST_TIMEOUT_S, RETRY_DELAY_S, Broker, unavailable_on_outage
 from shared.broker.consumers import (
     OTHER_WIRE,
     ensure_consumers,
@@ -33,20 +21,15 @@ from shared.broker.consumers import (
     priority_of_consumer,
     read_models,
 )
+from shared.broker.refusals import STORE_FULL
 from shared.broker.storage import read_storage
+from shared.broker.streams import Topology, first_sequence, streams
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import is_token, token_of
-from shared.retention import DEAD_LETTER_RETENTION, IDEMPOTENCY_RETENTION, RESULT_RETENTION
 from shared.wire import subjects
 
 OLDEST_SERVER = (2, 12)
 """The first nats-server with message schedules."""
-
-PRESENCE_TTL = timedelta(seconds=10)
-DUPLICATE_WINDOW = timedelta(minutes=2)
-EVENTS_MAX_BYTES = 1024**3
-EVENTS_SHARE = 10
-"""Where the account's storage is limited, events get at most one part in so many of it."""
 
 OBSTRUCTIVE = (
     "max_msgs",
@@ -72,119 +55,6 @@ class _Names(Struct, frozen=True):
 
 
 _decode_names = msgspec.json.Decoder(_Names).decode
-
-
-@dataclass
-class Topology:
-    """What a deployment may choose. ``replicas``: 1, or 3 and 5 on a cluster."""
-
-    replicas: int = 1
-
-    @property
-    def ack_wait_s(self) -> float:
-        """The lease on a job: longer than a leader election where there can be one."""
-        return 12.0 if self.replicas == 1 else 30.0
-
-
-def streams(topology: Topology, storage_limit: int | None = None) -> list[StreamConfig]:
-    """The streams of a deployment whose account may store ``storage_limit`` bytes."""
-    shared: dict[str, Any] = {
-        "storage": StorageType.FILE,
-        "num_replicas": topology.replicas,
-        "allow_direct": True,
-        "duplicate_window": DUPLICATE_WINDOW.total_seconds(),
-        # Said, not left out: a bound that somebody has set is taken off again.
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_msg_size": -1,
-        "max_consumers": -1,
-        "consumer_limits": StreamConsumerLimits(),
-    }
-    results_s = RESULT_RETENTION.total_seconds()
-    # The broker reserves it: a stream that may become larger than the storage is refused.
-    events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
-    return [
-        # Bounded by nothing, so that no accepted job is ever dropped: the gateways refuse new
-        # ones instead.
-        StreamConfig(
-            name=subjects.REQUESTS,
-            subjects=[
-                subjects.REQUESTS_WILDCARD,
-                subjects.REQUESTS_V1_WILDCARD,
-                subjects.SCHEDULES_WILDCARD,
-            ],
-            retention=RetentionPolicy.WORK_QUEUE,
-            max_msgs_per_subject=1,
-            max_age=0,
-            allow_msg_schedules=True,
-            allow_rollup_hdrs=True,  # the broker sets it with schedules
-            republish=RePublish(
-                src=subjects.REQUESTS_WILDCARD,
-                dest="infer.accepted.{{wildcard(1)}}.{{wildcard(4)}}",
-                headers_only=True,
-            ),
-            **shared,
-        ),
-        # Apart from the events, which the tokens of busy inferers push out: attempts are counted
-        # by the states.
-        StreamConfig(
-            name=subjects.STATES,
-            subjects=[subjects.STATES_WILDCARD, subjects.DEATHS_WILDCARD],
-            retention=RetentionPolicy.LIMITS,
-            max_age=results_s,
-            max_msgs_per_subject=1,
-            **shared,
-        ),
-        StreamConfig(
-            name=subjects.EVENTS,
-            subjects=[subjects.EVENTS_WILDCARD],
-            retention=RetentionPolicy.LIMITS,
-            max_age=results_s,
-            **{**shared, "max_bytes": int(events_max_bytes)},
-        ),
-        StreamConfig(
-            name=subjects.RESULTS,
-            subjects=[subjects.RESULTS_WILDCARD],
-            retention=RetentionPolicy.LIMITS,
-            max_age=results_s,
-            max_msgs_per_subject=1,
-            discard=DiscardPolicy.NEW,
-            discard_new_per_subject=True,
-            republish=RePublish(
-                src=subjects.RESULTS_WILDCARD,
-                dest="infer.finished.{{wildcard(1)}}.{{wildcard(2)}}",
-            ),
-            **shared,
-        ),
-        StreamConfig(
-            name=subjects.DEAD,
-            subjects=[subjects.DEAD_WILDCARD],
-            retention=RetentionPolicy.LIMITS,
-            max_age=DEAD_LETTER_RETENTION.total_seconds(),
-            max_msgs_per_subject=1,
-            **shared,
-        ),
-        # The marker of one that died stays until its job has come back for certain.
-        _bucket(subjects.INFERERS, PRESENCE_TTL, shared, marker_ttl_s=2 * topology.ack_wait_s),
-        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION, shared, marker_ttl_s=1),
-    ]
-
-
-def _bucket(name: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
-    """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
-    return StreamConfig(
-        name=f"KV_{name}",
-        subjects=[f"$KV.{name}.>"],
-        retention=RetentionPolicy.LIMITS,
-        max_age=ttl.total_seconds(),
-        max_msgs_per_subject=1,
-        discard=DiscardPolicy.NEW,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        allow_msg_ttl=True,
-        subject_delete_marker_ttl=marker_ttl_s,
-        **{**shared, "duplicate_window": min(ttl, DUPLICATE_WINDOW).total_seconds()},
-    )
 
 
 async def missing_streams(broker: Broker, topology: Topology) -> list[str]:
@@ -341,7 +211,7 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     except nats.js.errors.NotFoundError:
         try:
             await broker.js.add_stream(
-                replace(wanted, first_seq=_first_sequence(wanted, broker.now()))
+                replace(wanted, first_seq=first_sequence(wanted, broker.now()))
             )
         except nats.js.errors.ServiceUnavailableError:
             raise
@@ -380,14 +250,6 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             f"that stream (nats stream rm {wanted.name}), or use another broker."
         ) from error
     return [change]
-
-
-def _first_sequence(stream: StreamConfig, now: datetime) -> int | None:
-    """Never one that the stream had before, if it was deleted: acknowledgements of its messages
-    and ids of its events are still about, and stand for nothing that is stored now."""
-    if stream.name in (subjects.REQUESTS, subjects.EVENTS):
-        return int(now.timestamp() * 1000)
-    return None
 
 
 def _differences(wanted: dict[str, Any], held: StreamConfig) -> list[str]:

@@ -11,7 +11,8 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 from nats.micro.request import ERROR_CODE_HEADER
 
-from shared.broker.connection import TRANSIENT, Broker
+from shared.broker.connection import Broker
+from shared.broker.refusals import TRANSIENT
 from shared.config import BrokerSettings
 from shared.wire import subjects
 from shared.wire.api import JobStatus

@@ -15,7 +15,7 @@ from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.worker.delivery import Job
 from services.inferer.worker.lease import acknowledge
 from shared.broker.connection import Broker
-from shared.broker.topology import streams
+from shared.broker.streams import streams
 from shared.process.lifecycle import run_process
 from shared.wire import subjects
 from shared.wire.codecs import encode

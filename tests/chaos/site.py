@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Self, TypeVar
 
-from shared.broker.topology import Topology
+from shared.broker.streams import Topology
 from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster
 from tests.chaos.ledger import Ledger

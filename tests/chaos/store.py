@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 
-from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker.connection import RETRY_DELAY_S, Broker
+from shared.broker.refusals import TRANSIENT
 from shared.wire import subjects
 from shared.wire.codecs import decode_dead_letter
 from shared.wire.results import DeadLetter

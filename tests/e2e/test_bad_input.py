@@ -283,12 +283,12 @@ def _end_of(stack: Stack, **body: Any) -> dict[str, Any]:
     """How a job ends; fails at once when the inferer does not outlive it."""
     job_id = stack.submit(**body)
 
-    def look() -> dict[str, Any] | None:
+    def check() -> dict[str, Any] | None:
         assert stack.inferers[0].popen.poll() is None, (body, stack.inferers[0].output()[-2000:])
         status = stack.status(job_id)
         return status if status["finished_at"] else None
 
-    return eventually(look, f"{body} has ended")
+    return eventually(check, f"{body} has ended")
 
 
 def test_afterwards_everything_is_as_before(shared_stack: Stack) -> None:

@@ -71,7 +71,7 @@ async def test_an_inferer_outlives_an_unreadable_result(
 async def test_an_unreadable_request_can_be_cancelled(
     gateway: Stack, js: JetStreamContext, body: bytes, deadline: str
 ) -> None:
-    """While it waits it can be looked at and taken back; its state event may be nonsense too."""
+    """While it waits it can be read and cancelled; its state event may be nonsense too."""
     job_id = new_job_id()
     headers = {subjects.HEADER_DEADLINE: deadline} if deadline else {}
     await js.publish(subjects.request("tiny", job_id), body, headers=headers)
@@ -88,7 +88,7 @@ async def test_a_foreign_consumer_is_not_a_model_and_is_left_alone(
     """It is no model, and it stays as it is."""
     mine = ConsumerConfig(durable_name="mine", filter_subject="infer.requests.other.low.*.*")
     await js.add_consumer(subjects.REQUESTS, mine)
-    for _ in range(2):  # each is a fresh look of the gateway
+    for _ in range(2):  # each is a new read by the gateway
         models = gateway.http.get("/queue").json()["models"]
         assert [model["model"] for model in models] == ["tiny"]
     gateway.submit(prompt="hi")  # without a model: only one is served

@@ -65,7 +65,7 @@ def test_sequences_begin_at_the_brokers_time(tmp_path: Path) -> None:
 def test_a_gateway_with_a_wrong_clock_gives_true_times(
     tmp_path: Path, shift_s: int, tiny_model: Path
 ) -> None:
-    """It expires no job by looking at it, and the deadlines it makes are true for the others;
+    """It expires no job by reading it, and the deadlines it makes are true for the others;
     its times and ids are the broker's."""
     with Stack(tmp_path) as stack:
         stack.start_gateway(GATEWAY_MODELS="tiny")
@@ -78,7 +78,7 @@ def test_a_gateway_with_a_wrong_clock_gives_true_times(
                     status = gateway.get(f"/status/{job_id}").json()
                     assert status["state"] == "PENDING", status
                     assert is_about_now(status["queued_at"])
-            # Both expire when their time has come, by whoever looks first.
+            # Both expire when their time has come, by the first process that checks.
             brief = [g.post("/jobs", json={**SHORT, "timeout_s": 0.5}) for g in (right, wrong)]
             for answer, gateway in zip(brief, (wrong, right), strict=True):
                 path = answer.headers["location"]

@@ -9,7 +9,8 @@ import httpx
 
 from shared.broker.connection import RETRY_DELAY_S, Broker, connected
 from shared.broker.results import find_result, store_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id

@@ -68,7 +68,7 @@ class Fleet(Stack):
         return jobs
 
     def wait_for_end(self, job_id: str) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
+        def check() -> dict[str, Any] | None:
             for number, inferer in enumerate(self.live):
                 if inferer.popen.poll() is not None:
                     self.deaths.append(inferer)
@@ -77,7 +77,7 @@ class Fleet(Stack):
             found = self.status(job_id)
             return found if found["finished_at"] else None
 
-        return eventually(look, f"{job_id} ends", patience_s=150)
+        return eventually(check, f"{job_id} ends", patience_s=150)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from services.gateway.settings import GatewaySettings
 from services.inferer.fleet.heartbeat import presence
 from services.inferer.settings import InfererSettings
 from shared.broker.connection import Broker
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings, load
 from shared.timestamps import timestamp
 from shared.wire.inferers import InfererEntry

@@ -56,7 +56,7 @@ async def test_a_broker_without_a_storage_limit_is_found(tmp_path: Path) -> None
 
 
 def test_a_missing_gateway_is_found(stack: Stack) -> None:
-    """The rest is looked at all the same."""
+    """The rest is checked all the same."""
     stack.urls[0] = f"http://127.0.0.1:{free_port()}"
     found = examine(stack)
     assert found["gateway"][0]["severity"] == "error"
@@ -190,7 +190,7 @@ def test_inferers_without_open_slots_are_found(stack: Stack) -> None:
 
 
 async def test_different_versions_and_dead_letters_are_found(stack: Stack) -> None:
-    """An inferer of another version, and a job that was given up: both are worth a look."""
+    """An inferer of another version, and a job that was given up: both are reported as warnings."""
     other = {**_inferer(stack), "id": "old", "version": "0.0.1", "cpus": []}
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         await broker.js.publish("$KV.INFERERS.tiny.old", json.dumps(other).encode())

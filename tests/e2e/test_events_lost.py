@@ -8,7 +8,8 @@ import pytest
 
 from shared.broker.connection import Broker, connected
 from shared.broker.results import store_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp

@@ -65,7 +65,7 @@ def test_inferers_that_share_cpus_are_reported(stack: Stack, tiny_model: Path) -
     assert "shares CPUs with" in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
 
     third = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
-    # The first has looked again once it knows the third, and reports none twice.
+    # The first has checked again once it knows the third, and reports nothing twice.
     assert first.wait_for("cpus_overlap", 2)["other"] == "inferer-2"
     third.terminate()
     second.terminate()
@@ -121,7 +121,7 @@ def test_the_limit_follows_a_crash(stack: Stack, tiny_model: Path) -> None:
     for job_id in ids:
         assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
     limits = [event["limit"] for event in stack.gateways[0].events("limit_set")]
-    # Two looks at one moment may both set what both have seen.
+    # Two checks at the same moment may both set what both have seen.
     assert [limit for limit, _ in groupby(limits)] == [1, 2, 1]
 
 

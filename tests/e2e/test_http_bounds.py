@@ -41,14 +41,14 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _wait_until_ready(stack: Stack) -> None:
-    def look() -> bool:
+    def check() -> bool:
         try:
             with httpx.Client() as client:
                 return client.get(f"{stack.url}/readyz").status_code == 200
         except httpx.TransportError:
             return False
 
-    eventually(look, "the gateway is ready")
+    eventually(check, "the gateway is ready")
 
 
 def _memory_mb(pid: int) -> int:

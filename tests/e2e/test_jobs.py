@@ -268,7 +268,7 @@ def test_an_openai_stream_that_is_dropped_cancels_its_job(stack: Stack) -> None:
 
 
 def test_a_reader_of_events_that_goes_away_cancels_nothing(stack: Stack) -> None:
-    """Readers of /jobs/<id>/events only look."""
+    """Readers of /jobs/<id>/events change nothing."""
     job_id = stack.submit(prompt="go on", max_tokens=1000)
     with stack.http.stream("GET", f"/jobs/{job_id}/events") as response:
         next(response.iter_lines())

@@ -22,7 +22,7 @@ Nats = Callable[..., "subprocess.CompletedProcess[str]"]
 def run_nats(shared_stack: Stack, nats_command: str) -> Nats:
     """Run the `nats` command against the shared stack; it must succeed."""
 
-    def look(arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str] | None":
+    def check(arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str] | None":
         ended = subprocess.run(
             [nats_command, "-s", shared_stack.nats.url, *arguments],
             env=clean_environment(),
@@ -34,7 +34,7 @@ def run_nats(shared_stack: Stack, nats_command: str) -> Nats:
         return None if "setup failed" in ended.stderr else ended
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        ended = eventually(lambda: look(arguments), "the nats command connects")
+        ended = eventually(lambda: check(arguments), "the nats command connects")
         assert ended.returncode == 0, ended.stderr
         return ended
 

@@ -116,7 +116,7 @@ async def test_callers_that_stay_are_not_taken_for_gone(stack: Stack, client: Cl
         client.request("infer.complete", b'{"prompt":"hi","timeout_s":12}', timeout=2 * PATIENCE_S)
     )
     await flush(client)
-    # The second has no subscriber, and shows that the gateway has looked long enough.
+    # The second has no subscriber, and shows that the gateway has checked for long enough.
     await asyncio.to_thread(stack.gateways[0].wait_for, "job_abandoned")
     await client.force_reconnect()
     outcomes = [

@@ -16,9 +16,11 @@ from services.inferer.engine.model import Model
 from services.inferer.worker.delivery import Job
 from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.pull import Puller
-from shared.broker.connection import Broker, StoredMessage, connected
+from shared.broker.connection import Broker, connected
 from shared.broker.results import read_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.stored_messages import StoredMessage
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.timestamps import timestamp
 from shared.wire import subjects
@@ -83,12 +85,12 @@ async def schedule_of(broker: Broker, job_id: str) -> StoredMessage | None:
 async def scheduled(broker: Broker, job_id: str) -> StoredMessage:
     """The job's schedule, once it is all that the queue holds of it."""
 
-    async def look() -> StoredMessage | None:
+    async def check() -> StoredMessage | None:
         if await broker.direct_get("REQUESTS", last_by_subj=subjects.request_of(job_id)):
             return None
         return await schedule_of(broker, job_id)
 
-    found: StoredMessage = await until(look, "a schedule")
+    found: StoredMessage = await until(check, "a schedule")
     return found
 
 

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from shared.broker.connection import Broker, connected
-from shared.broker.topology import Topology, ensure_topology, missing_streams, recreated_streams
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology, missing_streams, recreated_streams
 from shared.config import BrokerSettings
 from shared.wire import subjects
 from tests.support.processes import PATIENCE_S, Stack, eventually

@@ -1,4 +1,4 @@
-"""`sluice top`: a live view for a terminal, one look for everybody else."""
+"""`sluice top`: a live view for a terminal, one report where there is no terminal."""
 
 import json
 import signal
@@ -80,7 +80,7 @@ def test_once_prints_everything_once_without_escape_codes(shared_stack: Stack) -
     as JSON one object."""
     job_id = shared_stack.submit(prompt="go on", max_tokens=4000)
 
-    def look(*flags: str) -> str:
+    def check(*flags: str) -> str:
         command = [str(scripts() / "sluice"), "top", "--url", shared_stack.url, *flags]
         done = subprocess.run(
             command,
@@ -93,7 +93,7 @@ def test_once_prints_everything_once_without_escape_codes(shared_stack: Stack) -
         return done.stdout
 
     def running() -> str | None:
-        shown = look()
+        shown = check()
         return shown if job_id in shown else None
 
     shown = eventually(running, "it runs")
@@ -101,7 +101,7 @@ def test_once_prints_everything_once_without_escape_codes(shared_stack: Stack) -
     assert "inferer-0" in shown
     assert "waiting by priority" in shown
     assert "\x1b" not in shown
-    printed = json.loads(look("--json"))
+    printed = json.loads(check("--json"))
     assert printed.keys() == {"queue", "inferers", "at"}
     assert [queue["model"] for queue in printed["queue"]] == ["tiny"]
     assert [entry["id"] for entry in printed["inferers"]] == ["inferer-0"]
@@ -128,7 +128,7 @@ def test_inferers_fit_into_80_columns(shared_stack: Stack) -> None:
 
 
 def test_the_live_view_waits_for_a_gateway_and_once_is_status_3(shared_stack: Stack) -> None:
-    """The live view waits for a gateway to come; one look is status 3."""
+    """The live view waits for a gateway to come; one report has status 3."""
     url = f"http://127.0.0.1:{free_port()}"
     with terminal("top", "--url", url) as top:
         top.shows("no gateway at")

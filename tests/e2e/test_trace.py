@@ -7,7 +7,8 @@ from typing import Any
 import nats
 import pytest
 
-from shared.broker.connection import Broker, StoredMessage, connected
+from shared.broker.connection import Broker, connected
+from shared.broker.stored_messages import StoredMessage
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.wire import subjects

@@ -188,11 +188,11 @@ def test_each_inferer_has_cpus_of_its_own(tmp_path: Path, tiny_model: Path, ups:
     ups.append(up)
     up.wait_until_ready()
 
-    def look() -> list[dict[str, Any]] | None:
+    def check() -> list[dict[str, Any]] | None:
         found: list[dict[str, Any]] = up.http.get("/inferers").json()["inferers"]
         return found if len(found) == count else None
 
-    shares = [entry["cpus"] for entry in eventually(look, "all are live")]
+    shares = [entry["cpus"] for entry in eventually(check, "all are live")]
     assert sorted(cpu for share in shares for cpu in share) == own_cpus()[:count]
     assert [len(share) for share in shares] == [1] * count
     command = [str(scripts() / "sluice"), "up", "--inferers", str(count + 1), "--port", "0"]

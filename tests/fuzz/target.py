@@ -23,7 +23,7 @@ MODEL = "tiny"
 
 
 class Fault(Exception):
-    """Something answered as nothing may; hypothesis looks for the smallest case that makes it."""
+    """An answer that is not allowed; hypothesis searches for the smallest case that causes it."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")

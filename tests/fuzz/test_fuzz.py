@@ -84,7 +84,7 @@ def test_a_leak_of_a_few_kilobytes_a_case_is_noticed() -> None:
 
 
 def _growth(bytes_per_case: int, once: int) -> Growth:
-    """Of a process that is looked at once a second for an hour."""
+    """Of a process that is checked once a second for an hour."""
     memory = Memory()
     for second in range(3_600):
         case = 10 * second

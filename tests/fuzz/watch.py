@@ -1,4 +1,4 @@
-"""Everything that must hold all the while, looked at once a second."""
+"""Everything that must hold all the while, checked once a second."""
 
 import threading
 from typing import Self
@@ -14,7 +14,7 @@ EVERY_S = 1.0
 
 
 class Watch:
-    """Looks for as long as the block, on a thread of its own."""
+    """Checks until the end of the block, on a thread of its own."""
 
     def __init__(self, site: Site, target: Target, health: Health, findings: Findings) -> None:
         self.memory = Memory()

@@ -11,8 +11,10 @@ from services.gateway.gateway import Gateway
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency_record import IdempotencyRecord, Overtaken, read_record
 from services.gateway.settings import GatewaySettings
-from shared.broker.connection import Broker, StoredMessage
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.connection import Broker
+from shared.broker.stored_messages import StoredMessage
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, KeyReused, RequestTooLarge, SluiceError, StorageShort
 from shared.job_ids import new_job_id
@@ -45,7 +47,7 @@ async def hold(
 
 
 async def test_a_key_stands_for_one_job(bucket: Broker) -> None:
-    """Of ten who saw the same free key one holds it; the others, and whoever looks, see that."""
+    """Of ten who saw the same free key one holds it; the others, and all that read it, see that."""
     records = await asyncio.gather(*(read_record(bucket, KEY, "d") for _ in range(10)))
     assert {(record.job_id, record.sequence) for record in records} == {(None, 0)}
     ids = [new_job_id() for _ in records]
@@ -113,7 +115,7 @@ async def test_an_entry_that_is_no_longer_valid_is_overwritten(bucket: Broker, l
 async def test_a_job_that_is_published_while_it_is_looked_for_is_found(
     queue: Broker, nats_server: NatsServer
 ) -> None:
-    """The gateway that was first is slow: the second one finds the key, but no job. When it looks
+    """The gateway that was first is slow: the second one finds the key, but no job. When it checks
     whether the job ran, that has just been published and has started."""
     gateway = Gateway(GatewaySettings(), BrokerSettings(url=nats_server.url))
     await gateway.broker.connect()
@@ -130,7 +132,7 @@ async def test_a_job_that_is_published_while_it_is_looked_for_is_found(
     async def read_late(stream: str, **query: Any) -> StoredMessage | None:
         nonlocal reads
         reads += stream == subjects.STATES
-        if stream == subjects.STATES and reads == 1:  # after all that looks for the job
+        if stream == subjects.STATES and reads == 1:  # after every read for the job
             await queue.publish_stored(request.subject, request.data, {}, 5)
             event = StateEvent(state="started", attempt=1, at=timestamp(), inferer="first")
             await queue.js.publish(subjects.state("tiny", job_id), encode(event))

@@ -5,7 +5,8 @@ import asyncio
 from services.gateway.state.result_listener import ResultListener
 from shared.broker.connection import Broker
 from shared.broker.results import store_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from shared.broker.connection import Broker
 from shared.broker.inferers import read_inferers
 from shared.broker.results import decode_stored, find_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import codecs, subjects

@@ -80,12 +80,12 @@ async def test_after_a_reconnect_the_absence_counts_anew(
     interest: Interest, caller: Client, nats_server: NatsServer
 ) -> None:
     """Callers may have lost their connections with ours, and come back later than we do."""
-    looked = asyncio.Event()
+    checked = asyncio.Event()
 
     class Observed(Interest):
         async def exists(self, inbox: str) -> bool:
             found = await super().exists(inbox)
-            looked.set()
+            checked.set()
             return found
 
     inbox = caller.new_inbox()
@@ -93,7 +93,7 @@ async def test_after_a_reconnect_the_absence_counts_anew(
         observed = asyncio.create_task(Observed(ours).lost(inbox))
         undisturbed = asyncio.create_task(interest.lost(inbox))
         async with asyncio.timeout(PATIENCE_S):
-            await looked.wait()
+            await checked.wait()
             await ours.nc.force_reconnect()
             await undisturbed
             assert not observed.done()

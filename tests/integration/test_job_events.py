@@ -7,7 +7,8 @@ import pytest
 
 from services.gateway.jobs.events import _events_until_outage
 from shared.broker.connection import Broker, connected
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id

@@ -8,7 +8,8 @@ import pytest
 from cli.doctor.deaths import examine_deaths
 from shared.broker.connection import Broker
 from shared.broker.inferers import read_inferers
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import encode

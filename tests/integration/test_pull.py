@@ -9,7 +9,8 @@ import pytest
 
 from services.inferer.worker.pull import Puller
 from shared.broker.connection import Broker, connected
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.wire import subjects
 from tests.support.processes import NatsServer
@@ -31,9 +32,9 @@ async def pulled(puller: Puller) -> tuple[str, int]:
     return subjects.model_and_id(message.subject)[1], message.metadata.num_delivered
 
 
-async def until(look: Callable[[], Awaitable[bool]], what: str) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     give_up_at = time.monotonic() + SOON_S
-    while not await look():
+    while not await condition():
         assert time.monotonic() < give_up_at, f"not in time: {what}"
         await asyncio.sleep(0.005)
 
@@ -41,11 +42,11 @@ async def until(look: Callable[[], Awaitable[bool]], what: str) -> None:
 async def until_consumer(broker: Broker, name: str = "tiny", **expected: int) -> None:
     """Until the broker counts so many ``num_waiting`` pulls, ``num_ack_pending`` messages, …"""
 
-    async def look() -> bool:
+    async def check() -> bool:
         info: Any = await broker.js.consumer_info(subjects.REQUESTS, name)
         return all(getattr(info, name) == value for name, value in expected.items())
 
-    await until(look, str(expected))
+    await until(check, str(expected))
 
 
 async def test_waiting_jobs_and_new_ones_are_received(queue: Broker) -> None:

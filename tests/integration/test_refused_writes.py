@@ -45,12 +45,12 @@ async def logged(capsys: pytest.CaptureFixture[str], event: str) -> None:
     """Wait for the log line of ``event``."""
     lines = ""
 
-    async def look() -> bool:
+    async def check() -> bool:
         nonlocal lines
         lines += capsys.readouterr().out
         return f"] {event} " in lines  # a traceback may show where it is logged
 
-    await until(look, f"{event} in the log")
+    await until(check, f"{event} in the log")
 
 
 async def test_a_publish_is_refused(queue: Broker) -> None:
@@ -143,10 +143,10 @@ async def test_a_refused_presence_entry_is_written_again(
         await logged(capsys, "presence_not_stored")
         before = await _told_at(queue)
 
-    async def look() -> bool:
+    async def check() -> bool:
         return await _told_at(queue) != before
 
-    await until(look, "the entry is refreshed")
+    await until(check, "the entry is refreshed")
     holding.cancel()
     await asyncio.wait((holding,))
     assert (await read_inferers(queue))[0] == []

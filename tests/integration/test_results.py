@@ -7,7 +7,8 @@ import pytest
 
 from shared.broker.connection import Broker
 from shared.broker.results import read_result, send_result, store_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.errors import BrokerUnavailable, StreamRefused
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp

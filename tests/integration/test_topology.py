@@ -10,7 +10,8 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig, StreamCon
 
 from shared.broker.connection import Broker, connected
 from shared.broker.consumers import ensure_consumers, read_models
-from shared.broker.topology import Topology, ensure_topology, obstructed_streams, streams
+from shared.broker.streams import Topology, streams
+from shared.broker.topology import ensure_topology, obstructed_streams
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.wire import subjects

@@ -14,7 +14,8 @@ from shared.broker.connection import Broker
 from shared.broker.consumers import require_own_wire
 from shared.broker.inferers import read_inferers
 from shared.broker.results import read_result
-from shared.broker.topology import Topology, ensure_topology
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.errors import InvalidRequest, TopologyError, UnknownJob
 from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp

@@ -18,7 +18,7 @@ from services.inferer.worker.pull import Puller
 from shared.broker.connection import Broker, connected
 from shared.broker.consumers import ensure_consumers
 from shared.broker.results import read_result, store_result
-from shared.broker.topology import Topology
+from shared.broker.streams import Topology
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp

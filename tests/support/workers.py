@@ -87,10 +87,10 @@ async def put(broker: Broker, body: InferenceRequest | bytes, **headers: str) ->
     return job_id
 
 
-async def until(look: Callable[[], Any], what: str) -> Any:
-    """The first true value of the coroutine function ``look``."""
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of the coroutine function ``condition``."""
     give_up_at = time.monotonic() + 60
-    while not (value := await look()):
+    while not (value := await condition()):
         assert time.monotonic() < give_up_at, f"not in time: {what}"
         await asyncio.sleep(0.005)
     return value
@@ -113,10 +113,10 @@ async def states(broker: Broker, job_id: str) -> list[tuple[str, int, str]]:
 
 
 async def queue_is_empty(broker: Broker) -> None:
-    async def look() -> bool:
+    async def check() -> bool:
         return (await broker.js.stream_info("REQUESTS")).state.messages == 0
 
-    await until(look, "an empty queue")
+    await until(check, "an empty queue")
 
 
 async def dead_letter(broker: Broker, job_id: str) -> DeadLetter:

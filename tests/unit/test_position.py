@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from nats.js.api import ConsumerConfig, ConsumerInfo, SequenceInfo
 
 from services.gateway.eta.position import count_between, position_of
-from shared.broker.connection import StoredMessage
 from shared.broker.consumers import ModelConsumers
+from shared.broker.stored_messages import StoredMessage
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SEQUENCE = 50

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from shared import retention
-from shared.broker.topology import Topology, streams
+from shared.broker.streams import Topology, streams
 from shared.wire import subjects
 from shared.wire.api import TimeoutS
 

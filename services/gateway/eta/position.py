@@ -9,8 +9,9 @@ from nats.js.api import ConsumerInfo
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.waiting_jobs import WaitingJobs
-from shared.broker.connection import Broker, StoredMessage
+from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers
+from shared.broker.stored_messages import StoredMessage
 from shared.model_names import token_of
 from shared.wire import subjects
 

@@ -5,7 +5,8 @@ from typing import Self
 
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency
-from shared.broker.connection import Broker, StoredMessage
+from shared.broker.connection import Broker
+from shared.broker.stored_messages import StoredMessage
 from shared.errors import BrokerUnavailable, CannotRetry, UnknownDeadLetter
 from shared.logs import logger
 from shared.retention import MAX_JOB_LIFETIME

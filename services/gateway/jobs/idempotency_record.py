@@ -8,7 +8,8 @@ from datetime import datetime
 import msgspec
 import nats.js.errors
 
-from shared.broker.connection import REQUEST_TIMEOUT_S, TRANSIENT, Broker, unavailable_on_outage
+from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
+from shared.broker.refusals import TRANSIENT
 from shared.errors import KeyReused, RequestTooLarge, StorageShort, StoredAlready, StreamRefused
 from shared.job_ids import accepted_at, is_job_id, new_job_id
 from shared.logs import logger

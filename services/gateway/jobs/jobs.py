@@ -26,9 +26,10 @@ from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
 from services.gateway.validation.limits import check_submission
 from shared.background import Tasks
-from shared.broker.connection import Broker, StoredMessage
+from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
 from shared.broker.results import find_result, read_result
+from shared.broker.stored_messages import StoredMessage
 from shared.errors import (
     AlreadyFinished,
     BrokerUnavailable,

@@ -1,8 +1,9 @@
 """Requests of clients of wire version 1, which publish to the queue themselves: dead letters, with
 the reason, as no inferer can read them."""
 
-from shared.broker.connection import Broker, StoredMessage
+from shared.broker.connection import Broker
 from shared.broker.results import send_result, store_letter, store_result
+from shared.broker.stored_messages import StoredMessage
 from shared.errors import SluiceError
 from shared.logs import logger
 from shared.timestamps import parse_timestamp, timestamp
@@ -31,20 +32,15 @@ async def dead_letter_version_1(broker: Broker, patience_s: float) -> None:
     Raises:
         BrokerUnavailable: no answer.
     """
-    sequence = 0
-    while found := await broker.direct_get_all(
-        subjects.REQUESTS,
-        seq=sequence + 1,
-        next_by_subj=subjects.REQUESTS_V1_WILDCARD,
-        batch=PAGE,
-        max_bytes=PAGE_BYTES,
-    ):
-        for message in found:
+    pages = broker.pages(
+        subjects.REQUESTS, subjects.REQUESTS_V1_WILDCARD, batch=PAGE, max_bytes=PAGE_BYTES
+    )
+    async for page in pages:
+        for message in page:
             try:
                 await _dead_letter(broker, message, patience_s)
             except SluiceError as error:
                 log.warning("version_1_request_stays", subject=message.subject, error=error.message)
-        sequence = found[-1].sequence
 
 
 async def _dead_letter(broker: Broker, message: StoredMessage, patience_s: float) -> None:

@@ -44,7 +44,7 @@ class Withdrawals:
         self._tasks.start(self._withdraw(accepted), f"withdraw {accepted.id}")
 
     async def _withdraw(self, accepted: AcceptedJob) -> None:
-        # The result first, and without looking for the job: what arrives later ends with it.
+        # The result first, and without a search for the job: what arrives later ends with it.
         stored = await self._broker.through_outages(partial(self._store, accepted))
         if not isinstance(stored, Cancelled):
             log.warning("job_not_withdrawn", job_id=accepted.id, outcome=type(stored).__name__)

@@ -18,7 +18,8 @@ from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.result_listener import ResultListener
 from services.gateway.statuses import status_of
 from shared.background import Tasks, drop, start
-from shared.broker.connection import TRANSIENT, Broker
+from shared.broker.connection import Broker
+from shared.broker.refusals import TRANSIENT
 from shared.broker.results import send_result
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger

@@ -10,10 +10,11 @@ import time
 import msgspec
 from nats.aio.msg import Msg
 
-from shared.broker.connection import TRANSIENT, Broker, unavailable_on_outage
+from shared.broker.connection import Broker, unavailable_on_outage
 from shared.broker.consumers import ModelConsumers, ensure_consumers, read_model, read_models
 from shared.broker.inferers import find_overlaps, read_inferers
-from shared.broker.topology import Topology
+from shared.broker.refusals import TRANSIENT
+from shared.broker.streams import Topology
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
 from shared.logs import logger
 from shared.model_names import MAX_NAME_CHARS, NAME_RULE, is_name, token_of

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 from msgspec import UNSET
 
-from shared.broker.connection import Broker, StoredMessage
+from shared.broker.connection import Broker
+from shared.broker.stored_messages import StoredMessage
 from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects

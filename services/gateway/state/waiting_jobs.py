@@ -130,19 +130,14 @@ class WaitingJobs:
     async def _read(self) -> None:
         """Replace what is known by what the broker holds; what it announces meanwhile is added."""
         before, self._index = len(self._index), SequenceIndex()
-        sequence = 0
+        pages = self._broker.pages(
+            subjects.REQUESTS, subjects.REQUESTS_WILDCARD, batch=PAGE, max_bytes=PAGE_BYTES
+        )
         try:
-            while page := await self._broker.direct_get_all(
-                subjects.REQUESTS,
-                seq=sequence + 1,
-                next_by_subj=subjects.REQUESTS_WILDCARD,
-                batch=PAGE,
-                max_bytes=PAGE_BYTES,
-            ):
+            async for page in pages:
                 for message in page:
                     request = subjects.RequestSubject.parse(message.subject)
                     self._index.add(request, message.sequence)
-                sequence = page[-1].sequence
             log.info("waiting_jobs_read", before=before, found=len(self._index))
         except (BrokerUnavailable, ValueError) as error:
             log.warning("waiting_jobs_not_read", error=str(error))

@@ -8,7 +8,8 @@ from typing import Literal, TypeVar
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.inferer.worker.delivery import Job
-from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker.connection import RETRY_DELAY_S, Broker
+from shared.broker.refusals import TRANSIENT
 from shared.broker.results import read_result, send_result, store_letter, store_result
 from shared.errors import BrokerUnavailable, StreamRefused
 from shared.logs import logger

@@ -10,7 +10,8 @@ from nats.aio.msg import Msg
 
 from shared.background import keep_running
 from shared.broker.client import client_of
-from shared.broker.connection import RETRY_DELAY_S, TRANSIENT
+from shared.broker.connection import RETRY_DELAY_S
+from shared.broker.refusals import TRANSIENT
 from shared.logs import logger
 from shared.timestamps import NANOSECONDS
 

@@ -18,7 +18,8 @@ from nats.aio.subscription import Subscription
 
 from shared.background import Tasks
 from shared.broker.client import all_received
-from shared.broker.connection import RETRY_DELAY_S, TRANSIENT, Broker
+from shared.broker.connection import RETRY_DELAY_S, Broker
+from shared.broker.refusals import TRANSIENT
 from shared.logs import logger
 from shared.timestamps import NANOSECONDS
 from shared.wire import subjects

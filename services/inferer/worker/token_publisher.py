@@ -2,7 +2,8 @@
 
 import asyncio
 
-from shared.broker.connection import TRANSIENT, Broker
+from shared.broker.connection import Broker
+from shared.broker.refusals import TRANSIENT
 from shared.wire.codecs import encode
 from shared.wire.events import TokenFrame
 

@@ -1,0 +1,145 @@
+"""The streams and buckets of a deployment, as the broker is to hold them."""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from nats.js.api import (
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+    StreamConsumerLimits,
+)
+
+from shared.retention import DEAD_LETTER_RETENTION, IDEMPOTENCY_RETENTION, RESULT_RETENTION
+from shared.wire import subjects
+
+PRESENCE_TTL = timedelta(seconds=10)
+DUPLICATE_WINDOW = timedelta(minutes=2)
+EVENTS_MAX_BYTES = 1024**3
+EVENTS_SHARE = 10
+"""Where the account's storage is limited, events get at most one part in so many of it."""
+
+
+@dataclass
+class Topology:
+    """What a deployment may choose. ``replicas``: 1, or 3 and 5 on a cluster."""
+
+    replicas: int = 1
+
+    @property
+    def ack_wait_s(self) -> float:
+        """The lease on a job: longer than a leader election where there can be one."""
+        return 12.0 if self.replicas == 1 else 30.0
+
+
+def streams(topology: Topology, storage_limit: int | None = None) -> list[StreamConfig]:
+    """The streams of a deployment whose account may store ``storage_limit`` bytes."""
+    shared: dict[str, Any] = {
+        "storage": StorageType.FILE,
+        "num_replicas": topology.replicas,
+        "allow_direct": True,
+        "duplicate_window": DUPLICATE_WINDOW.total_seconds(),
+        # Said, not left out: a bound that somebody has set is taken off again.
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "consumer_limits": StreamConsumerLimits(),
+    }
+    results_s = RESULT_RETENTION.total_seconds()
+    # The broker reserves it: a stream that may become larger than the storage is refused.
+    events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
+    return [
+        # Bounded by nothing, so that no accepted job is ever dropped: the gateways refuse new
+        # ones instead.
+        StreamConfig(
+            name=subjects.REQUESTS,
+            subjects=[
+                subjects.REQUESTS_WILDCARD,
+                subjects.REQUESTS_V1_WILDCARD,
+                subjects.SCHEDULES_WILDCARD,
+            ],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_msgs_per_subject=1,
+            max_age=0,
+            allow_msg_schedules=True,
+            allow_rollup_hdrs=True,  # the broker sets it with schedules
+            republish=RePublish(
+                src=subjects.REQUESTS_WILDCARD,
+                dest="infer.accepted.{{wildcard(1)}}.{{wildcard(4)}}",
+                headers_only=True,
+            ),
+            **shared,
+        ),
+        # Apart from the events, which the tokens of busy inferers push out: attempts are counted
+        # by the states.
+        StreamConfig(
+            name=subjects.STATES,
+            subjects=[subjects.STATES_WILDCARD, subjects.DEATHS_WILDCARD],
+            retention=RetentionPolicy.LIMITS,
+            max_age=results_s,
+            max_msgs_per_subject=1,
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.EVENTS,
+            subjects=[subjects.EVENTS_WILDCARD],
+            retention=RetentionPolicy.LIMITS,
+            max_age=results_s,
+            **{**shared, "max_bytes": int(events_max_bytes)},
+        ),
+        StreamConfig(
+            name=subjects.RESULTS,
+            subjects=[subjects.RESULTS_WILDCARD],
+            retention=RetentionPolicy.LIMITS,
+            max_age=results_s,
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            republish=RePublish(
+                src=subjects.RESULTS_WILDCARD,
+                dest="infer.finished.{{wildcard(1)}}.{{wildcard(2)}}",
+            ),
+            **shared,
+        ),
+        StreamConfig(
+            name=subjects.DEAD,
+            subjects=[subjects.DEAD_WILDCARD],
+            retention=RetentionPolicy.LIMITS,
+            max_age=DEAD_LETTER_RETENTION.total_seconds(),
+            max_msgs_per_subject=1,
+            **shared,
+        ),
+        # The marker of one that died stays until its job has come back for certain.
+        _bucket(subjects.INFERERS, PRESENCE_TTL, shared, marker_ttl_s=2 * topology.ack_wait_s),
+        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION, shared, marker_ttl_s=1),
+    ]
+
+
+def _bucket(name: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
+    """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
+    return StreamConfig(
+        name=f"KV_{name}",
+        subjects=[f"$KV.{name}.>"],
+        retention=RetentionPolicy.LIMITS,
+        max_age=ttl.total_seconds(),
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=marker_ttl_s,
+        **{**shared, "duplicate_window": min(ttl, DUPLICATE_WINDOW).total_seconds()},
+    )
+
+
+def first_sequence(stream: StreamConfig, now: datetime) -> int | None:
+    """Never one that the stream had before, if it was deleted: acknowledgements of its messages
+    and ids of its events are still about, and stand for nothing that is stored now."""
+    if stream.name in (subjects.REQUESTS, subjects.EVENTS):
+        return int(now.timestamp() * 1000)
+    return None
