@@ -1,5 +1,4 @@
-"""Attempts that fail and are followed by others. llama.cpp itself runs out of room here: the
-engine's context is smaller than the engine believes."""
+"""Attempts that fail and are followed by others."""
 
 import asyncio
 import json
@@ -10,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.inferer.engine.context import Context
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
 from services.inferer.worker.delivery import Job
@@ -27,6 +25,7 @@ from shared.wire import subjects
 from shared.wire.codecs import decode_request, decode_result, decode_state_event, encode
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed, Expired, Failed
+from tests.support.cramped import N_CTX, TOO_LONG, CrampedEngine
 from tests.support.processes import Stack, server_sent_events
 from tests.support.workers import (
     dead_letter,
@@ -39,10 +38,6 @@ from tests.support.workers import (
     working,
 )
 
-N_CTX, ROOM = 8192, 256
-TOO_LONG = InferenceRequest(
-    task="complete", prompt="tell me", max_tokens=400, temperature=0, seed=1
-)
 SHORT = InferenceRequest(task="complete", prompt="hi", max_tokens=20, seed=1)
 
 
@@ -51,17 +46,6 @@ async def queue(queue: Broker) -> AsyncIterator[Broker]:
     """The queue, and what schedules retries there."""
     async with scheduling_retries(queue):
         yield queue
-
-
-class CrampedEngine(Engine):
-    """Replies up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
-
-    def _create_context(self, slots: int) -> Context:
-        believed, self.n_ctx = self.n_ctx, ROOM
-        try:
-            return super()._create_context(slots)
-        finally:
-            self.n_ctx = believed
 
 
 @pytest.fixture
