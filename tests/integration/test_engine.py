@@ -15,12 +15,14 @@ import llama_cpp
 import numpy
 import pytest
 
+from services.inferer.engine import model as model_module
+from services.inferer.engine.context import NOT_SET
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
-from services.inferer.engine.sequence import Aborted
-from shared.errors import InvalidRequest, ModelError
+from services.inferer.engine.sequence import Aborted, State
+from shared.errors import InvalidRequest, ModelError, OutOfMemory
 from shared.wire.requests import ChatMessage, JsonObject, Sampling
 from tests.support.processes import ROOT
 from tests.support.schemas import schema_format
@@ -288,6 +290,49 @@ def test_an_abort_in_the_middle_of_an_answer_leaves_the_context_clean(engine: En
     assert isinstance(run.outcome(), Aborted)
     assert len(run.texts) < N_CTX - 100
     assert answer(engine) == before
+
+
+def test_aborts_that_keep_coming_do_not_stop_a_long_prompt(model: Model) -> None:
+    """Each may break off the batch that its sequence is in, but not one batch after another."""
+    with running(model, slots=2, n_ctx=8192, n_batch=8192) as engine:
+        long = start(engine, model.tokenize("word " * 8000)[:8000], max_tokens=1)
+        give_up_at = time.monotonic() + PATIENCE_S
+        while not long.done:
+            assert time.monotonic() < give_up_at, "the long prompt is not computed"
+            victim = start(engine, model.tokenize("other " * 2000)[:2000])
+            time.sleep(0.01)
+            engine.abort(victim.sequence)
+            assert isinstance(victim.outcome(), (Aborted, Generation))
+        long.generation()
+
+
+def test_an_abort_of_a_sequence_that_waits_interrupts_nothing(model: Model) -> None:
+    with running(model) as engine:
+        run = start(engine, max_tokens=N_CTX)
+        wait_until(lambda: run.texts, "it runs")
+        waiting = start(engine)
+        wait_until(lambda: waiting.sequence.state is State.WAITING, "it waits")
+        engine.abort(waiting.sequence)
+        assert engine._abort_flag.raw[:1] == NOT_SET
+        assert isinstance(waiting.outcome(), Aborted)
+        run.generation()
+
+
+def test_a_closed_engine_answers(model: Model) -> None:
+    """Whatever is asked of it then ends at once."""
+    with running(model) as engine:
+        pass
+    assert isinstance(start(engine).outcome(), Aborted)
+    assert engine.grow(2).cancelled()
+
+
+def test_a_failure_quotes_nothing_that_was_logged_before(model: Model) -> None:
+    with running(model, n_ctx=256) as engine:
+        model_module._problems.append("an error of another job")
+        engine.n_ctx = 8192
+        outcome = start(engine, model.tokenize("word " * 400), max_tokens=1).outcome()
+        assert isinstance(outcome, OutOfMemory)
+        assert "another job" not in outcome.message
 
 
 def test_an_abort_leaves_the_other_sequences_alone(model: Model) -> None:

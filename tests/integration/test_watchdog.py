@@ -67,6 +67,26 @@ async def test_idleness_is_not_a_stall(engine: Engine) -> None:
         await asyncio.wait_for(stalled(engine, STALL_S / 4), STALL_S)
 
 
+async def test_a_growth_that_hangs_is_a_stall(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While no job runs, too."""
+    hanging = threading.Event()
+    move = engine._move_to_context
+
+    def hang(slots: int) -> None:
+        hanging.wait(PATIENCE_S)
+        move(slots)
+
+    monkeypatch.setattr(engine, "_move_to_context", hang)
+    grown = engine.grow(2)
+    await asyncio.wait_for(stalled(engine, STALL_S), PATIENCE_S)
+    hanging.set()
+    await asyncio.wait_for(asyncio.wrap_future(grown), PATIENCE_S)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(stalled(engine, STALL_S / 4), STALL_S)
+
+
 async def test_a_thread_that_does_not_come_back_is_a_stall(engine: Engine) -> None:
     """Whatever it hangs in, here in what comes before a prompt."""
     hanging = threading.Event()

@@ -8,7 +8,7 @@ from pathlib import Path
 import llama_cpp
 
 from services.inferer.engine.memory import available_bytes, dry_run
-from services.inferer.engine.model import Model, last_error
+from services.inferer.engine.model import Model, forget_problems, last_problem
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
 from shared.errors import ModelError, OutOfMemory
@@ -80,6 +80,7 @@ class Context:
                 row += 1
             self._logits[last_row] = has_output
         self._batch.n_tokens = row
+        forget_problems()
         return int(llama_cpp.llama_decode(self.handle, self._batch))
 
     def remove(self, slot: int, position: int) -> bool:
@@ -113,7 +114,7 @@ class Context:
 def decode_error(status: int) -> ModelError:
     """The error of a `Context.decode` that failed with ``status``."""
     kind = OutOfMemory if status in NO_MEMORY else ModelError
-    return kind(f"llama.cpp's decode failed with status {status}: {last_error()}")
+    return kind(f"llama.cpp's decode failed with status {status}: {last_problem()}")
 
 
 def _parameters(

@@ -59,6 +59,12 @@ class Engine:
         self._notified = False
         """Whether any of this has changed: set by any thread, reset by the compute thread, which
         also reads it without the lock, as `in_progress` does."""
+        self._growing = False
+        """Whether a growth has begun. Written by the compute thread, read by any."""
+        self._may_interrupt = True
+        """Whether an abort may break off the current batch: not two in a row, or sequences that
+        are aborted one after another would keep the others from getting on. Written by the compute
+        thread, read by any."""
         self._abort_flag = ctypes.create_string_buffer(2)
         """Set by `abort` and `close`, reset by the compute thread; llama.cpp reads it without the
         lock while it decodes."""
@@ -85,16 +91,22 @@ class Engine:
         Takes no lock: a thread that hangs may hold it.
         """
         counters = self._preparation.in_progress
-        if self._notified or not self._scheduler.is_idle:
+        if self._notified or self._growing or not self._scheduler.is_idle:
             counters["compute"] = self.steps
         return counters
 
     def submit(self, sequence: GenerationSequence) -> None:
-        """Prepare ``sequence``, then queue it; from any thread."""
+        """Prepare ``sequence``, then queue it; from any thread. Once the engine is closed, it ends
+        with `Aborted`."""
         sequence.started = time.perf_counter()
         with self._changed:
-            self._preparing.add(sequence)
-        self._preparation.submit(lambda: self._prepare(sequence))
+            closed = self._closing
+            if not closed:
+                self._preparing.add(sequence)
+        if closed:
+            sequence.on_end(Aborted())
+        else:
+            self._preparation.submit(lambda: self._prepare(sequence))
 
     def abort(self, sequence: GenerationSequence) -> None:
         """End ``sequence`` with `Aborted`, also in the middle of its prompt; from any thread."""
@@ -103,7 +115,8 @@ class Engine:
             if self._is_prepared(sequence):
                 # A batch that is aborted must be removed from all sequences in it. Where the
                 # memory cannot do that, the abort waits for the end of the batch.
-                if not self.model.is_recurrent:
+                is_computed = sequence.state is State.RUNNING
+                if is_computed and self._may_interrupt and not self.model.is_recurrent:
                     self._abort_flag[0] = SET
                 self._notify()
                 return
@@ -113,11 +126,15 @@ class Engine:
         """Have memory for ``slots`` sequences; running ones go on. From any thread, one at a time.
 
         The future raises `OutOfMemory` if there is too little memory: then nothing has changed.
+        Once the engine is closed, it is cancelled.
         """
         grown: Future[None] = Future()
         with self._changed:
-            self._growth = (slots, grown)
-            self._notify()
+            if self._closing:
+                grown.cancel()
+            else:
+                self._growth = (slots, grown)
+                self._notify()
         return grown
 
     def close(self) -> bool:
@@ -205,13 +222,16 @@ class Engine:
             self._prepared = []
             growth, self._growth = self._growth, None
             closing = self._closing
+            self._growing = growth is not None
             self._abort_flag[0] = NOT_SET
             self._notified = False
         for sequence in self._scheduler:
             if sequence.aborted or closing:
                 self._end(sequence, Aborted())
-        if growth is not None and not closing:
-            self._grow(*growth)
+        if growth is not None:
+            if not closing:
+                self._grow(*growth)
+            self._growing = False
         return not closing
 
     def _step(self) -> None:
@@ -222,6 +242,7 @@ class Engine:
         if not batch:
             return
         status = self._context.decode(batch)
+        self._may_interrupt = status != ABORTED
         if status == DECODED:
             for chunk in self._scheduler.complete(batch):
                 self._advance(chunk.sequence, chunk.last_row)
@@ -235,7 +256,8 @@ class Engine:
         """Remove an aborted batch from the context; those that go on repeat their part."""
         for sequence, *_ in batch:
             if not self._context.remove(sequence.slot, sequence.position):
-                self._end(sequence, ModelError("llama.cpp could not undo an aborted batch"))
+                error = ModelError("llama.cpp could not undo an aborted batch")
+                self._end(sequence, Aborted() if self._closing else error)
 
     def _advance(self, sequence: GenerationSequence, row: int) -> None:
         outcome: Generation | InvalidRequest | None

@@ -22,7 +22,7 @@ ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
 PIECE_BYTES = 256
 LONGEST_TEXT = 1_000_000
 """Characters. Tokenizing so many, all of one kind, took 305 MiB of stack and 480 MiB in all."""
-LEVEL_ERROR = 4
+LEVEL_WARNING, LEVEL_ERROR = 3, 4
 NO_POOLING = ("", "0", "-1")
 """A GGUF's ``pooling_type`` if the model generates text: missing, none, unspecified."""
 LOSSLESS_VOCABULARIES = (
@@ -31,31 +31,33 @@ LOSSLESS_VOCABULARIES = (
 )
 
 log = logger()
-_errors: deque[str] = deque(maxlen=8)
+_problems: deque[str] = deque(maxlen=8)
+_lines: list[str] | None = None
+"""Where `log_lines` collects; the callback stays the same, as another thread may be in it."""
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_llama(level: int, text: bytes, _data: object) -> None:
-    """Keep llama.cpp's error lines for the exceptions that quote them; drop all others."""
+    """Keep llama.cpp's errors and warnings for the exceptions that quote them, and whatever
+    `log_lines` collects; drop all others."""
     line = text.decode("utf-8", "replace").strip()
-    if level == LEVEL_ERROR and line:
-        _errors.append(line)
+    if _lines is not None:
+        _lines.append(line)
+    elif level in (LEVEL_WARNING, LEVEL_ERROR) and line:
+        _problems.append(line)
 
 
 @contextmanager
 def log_lines() -> Iterator[list[str]]:
-    """All lines that llama.cpp logs during the block, which are not kept for `last_error`."""
+    """All lines that llama.cpp logs during the block, which are not kept for `last_problem`."""
+    global _lines
+    llama_cpp.llama_log_set(_log_llama, None)
     lines: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def add(_level: int, text: bytes, _data: object) -> None:
-        lines.append(text.decode("utf-8", "replace").strip())
-
-    llama_cpp.llama_log_set(add, None)
+    _lines = lines
     try:
         yield lines
     finally:
-        llama_cpp.llama_log_set(_log_llama, None)
+        _lines = None
 
 
 class Model:
@@ -81,10 +83,10 @@ class Model:
         self.gpu_layers = _gpu_layers(gpu_layers)
         parameters.n_gpu_layers = self.gpu_layers
         parameters.use_extra_bufts = extra_buffers
-        _errors.clear()
+        forget_problems()
         self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
         if not self.handle:
-            reason = _errors[0] if _errors else "no reason given"
+            reason = _problems[0] if _problems else "no reason given"
             raise ModelError(f"llama.cpp cannot load the model {path}: {reason}")
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
@@ -250,6 +252,11 @@ def _gpu_layers(layers: int) -> int:
     return 999 if layers < 0 else layers
 
 
-def last_error() -> str:
-    """The last error that llama.cpp logged."""
-    return _errors[-1] if _errors else "no reason given"
+def forget_problems() -> None:
+    """What llama.cpp has logged so far is not the reason of what fails next."""
+    _problems.clear()
+
+
+def last_problem() -> str:
+    """The last error or warning that llama.cpp logged."""
+    return _problems[-1] if _problems else "no reason given"

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from queue import SimpleQueue
 
 STACK_BYTES = 512 * 2**20
@@ -14,6 +15,9 @@ part takes memory. Measured: docs/decisions/0019."""
 MAX_WORK_S = 0.25
 """After longer work a thread may have used much of its stack: another one replaces it."""
 
+_stack_size_lock = threading.Lock()
+"""The size is a setting of the whole process."""
+
 
 class Preparation:
     """A thread for each slot. Native code cannot be interrupted: where the work was cancelled, only
@@ -22,9 +26,11 @@ class Preparation:
     def __init__(self, threads: int) -> None:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._threads = 0
+        self._begun = count(1)
+        """Numbers for the pieces of work, each used once."""
         self._in_progress: dict[object, int] = {}
-        """How many pieces of work each busy thread has begun, by its number. Written by that
-        thread, read by any."""
+        """The piece of work of each busy thread, by the thread's number. Written by that thread,
+        read by any."""
         self.grow(threads)
 
     @property
@@ -47,12 +53,10 @@ class Preparation:
         self._work.put(work)
 
     def _run(self, number: int) -> None:
-        begun = 0
         while True:
             work = self._work.get()
             started = time.monotonic()
-            begun += 1
-            self._in_progress[number] = begun
+            self._in_progress[number] = next(self._begun)
             work()
             del self._in_progress[number]
             if time.monotonic() - started > MAX_WORK_S:
@@ -61,9 +65,11 @@ class Preparation:
                     return
 
     def _start(self, number: int) -> None:
-        before = threading.stack_size(STACK_BYTES)
-        try:
-            # A daemon: a call that never returns must not keep the process alive.
-            threading.Thread(target=self._run, args=(number,), name="prepare", daemon=True).start()
-        finally:
-            threading.stack_size(before)
+        # A daemon: a call that never returns must not keep the process alive.
+        thread = threading.Thread(target=self._run, args=(number,), name="prepare", daemon=True)
+        with _stack_size_lock:
+            before = threading.stack_size(STACK_BYTES)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(before)
