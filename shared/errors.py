@@ -111,6 +111,8 @@ class StorageShort(BrokerUnavailable):
 class StreamRefused(BrokerUnavailable):
     """The configuration of a stream does not allow this message. It was not stored."""
 
+    code = "stream_refused"
+
 
 class StoredAlready(SluiceError):
     """The last message of the subject is not the one that the publisher expected."""

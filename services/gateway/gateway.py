@@ -24,7 +24,7 @@ from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable, TopologyError
+from shared.errors import BrokerUnavailable, SluiceError, TopologyError
 from shared.logs import logger
 
 LEAST_GRACE_S = 0.5
@@ -196,10 +196,18 @@ class Gateway:
         self._obstructed = await obstructed_streams(self.broker, self.topology)
         if self._obstructed and self._obstructed != self._unmended:
             raise BrokerUnavailable("; ".join(self._obstructed))
-        await self.fleet.refresh()
-        await self.storage.refresh()
-        await dead_letter_version_1(self.broker, self.settings.patience_s)
+        for refresh in (self.fleet.refresh, self.storage.refresh, self._clear_version_1):
+            try:
+                await refresh()
+            except SluiceError:
+                raise
+            except Exception:
+                # Of whatever was found there: a gateway that ends would find it again.
+                log.exception("refresh_failed")
         self._outage = None
+
+    async def _clear_version_1(self) -> None:
+        await dead_letter_version_1(self.broker, self.settings.patience_s)
 
     async def _prepare_again(self) -> None:
         try:

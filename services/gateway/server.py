@@ -54,7 +54,7 @@ async def main() -> None:
         gateway.jobs,
         gateway.results,
         gateway.idempotency,
-        Retries(gateway.broker, settings.patience_s),
+        Retries(gateway.broker),
     )
     configure_logs("gateway")
     log = logger()

@@ -16,7 +16,7 @@ from nats.js.api import PubAck
 from shared.background import keep_running
 from shared.broker.client import Connection, cancellation_kept, header_size
 from shared.broker.clock import BrokerClock
-from shared.broker.refusals import TRANSIENT, refusal_of, sentence_of
+from shared.broker.refusals import IMPOSSIBLE, TRANSIENT, refusal_of, sentence_of
 from shared.broker.stored_messages import StoredMessage
 from shared.config import BrokerSettings
 from shared.errors import (
@@ -260,7 +260,7 @@ class Broker:
                     return await self.js.publish(
                         subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
                     )
-                except (nats.js.errors.APIError, *TRANSIENT) as error:
+                except (nats.js.errors.APIError, *TRANSIENT, *IMPOSSIBLE) as error:
                     if refusal := refusal_of(subject, error, may_have_landed):
                         raise refusal from error
                     # Whatever becomes of the next try.

@@ -3,7 +3,7 @@
 import nats.errors
 import nats.js.errors
 
-from shared.errors import StorageShort, StoredAlready, StreamRefused
+from shared.errors import RequestTooLarge, StorageShort, StoredAlready, StreamRefused
 
 TRANSIENT = (
     nats.errors.TimeoutError,
@@ -16,6 +16,13 @@ TRANSIENT = (
 )
 """What an outage, a restart or an election looks like from the client."""
 
+IMPOSSIBLE = (
+    nats.errors.BadSubjectError,
+    nats.errors.BadHeaderError,
+    nats.errors.MaxPayloadError,
+)
+"""What the client refuses to send, now and later: it would cost the connection."""
+
 STORE_FULL = (10002, 10023, 10047)
 """The broker's codes for storage that is used up: the account's, the server's, what is left to
 reserve. It checks before it stores, so nothing was."""
@@ -24,13 +31,15 @@ STORED_ALREADY = (10071, 10164)
 """The broker's codes for a wrong expected last sequence; and on a cluster for a subject that is
 about to hold another message, which the nodes have not agreed on yet."""
 
+LONGEST_QUOTED = 200
+
 SAME_ID_IN_PROCESS = 10158
 """The broker's code, on a cluster, while another message with this ``Nats-Msg-Id`` is stored."""
 
 
 def refusal_of(
     subject: str, error: nats.errors.Error, may_have_landed: bool
-) -> StorageShort | StreamRefused | StoredAlready | None:
+) -> StorageShort | StreamRefused | StoredAlready | RequestTooLarge | None:
     """What a failed publish means for certain; None where the next try may succeed, or where an
     earlier one may have landed."""
     code = getattr(error, "err_code", None)
@@ -40,6 +49,10 @@ def refusal_of(
         return None
     if code in STORE_FULL:
         return StorageShort(sentence_of(error, "the broker's storage is full"))
+    if isinstance(error, nats.errors.MaxPayloadError):
+        return RequestTooLarge(f"the message on {subject[:LONGEST_QUOTED]} is too large")
+    if isinstance(error, IMPOSSIBLE):
+        return StreamRefused(f"{subject[:LONGEST_QUOTED]} cannot be published: {error}")
     if isinstance(error, TRANSIENT) or code == SAME_ID_IN_PROCESS:
         return None
     return StreamRefused(sentence_of(error, f"the broker refuses the message on {subject}"))

@@ -13,6 +13,8 @@ from shared.wire.replies import send_reply
 from shared.wire.results import DeadLetter, Failed, Result
 from shared.wire.trace import NO_TRACE, Trace
 
+TOO_LARGE = "result_too_large"
+
 WORST_ESCAPE = 6
 """Bytes that are not text take up to so many times their size in JSON."""
 
@@ -73,7 +75,8 @@ async def store_result(
     """
     payload = encode(result)
     if len(payload) > broker.max_body:
-        return await store_result(broker, _too_large(result, len(payload)), patience_s, trace)
+        result = _too_large(result, len(payload))
+        payload = encode(result)
     try:
         await broker.publish_stored(
             subjects.result(result.model, result.id),
@@ -82,6 +85,8 @@ async def store_result(
             patience_s,
         )
     except RequestTooLarge:
+        if isinstance(result, Failed) and result.code == TOO_LARGE:
+            raise
         return await store_result(broker, _too_large(result, len(payload)), patience_s, trace)
     except StoredAlready as error:
         # Somebody's write was first; or our own, whose confirmation was lost.
@@ -95,14 +100,15 @@ async def store_result(
 async def store_letter(
     broker: Broker, letter: DeadLetter, patience_s: float, trace: Trace = NO_TRACE
 ) -> DeadLetter:
-    """Store ``letter`` unless the job has one, and return the one that is stored. Of a request
-    that is too large for a message with all else, only the beginning is kept.
+    """Store ``letter`` unless the job has one, and return the one that is stored. If it is too
+    large for a message, only the beginnings of its request and its reason are kept.
 
     Raises:
         BrokerUnavailable: not confirmed within ``patience_s``; repeating the call is safe.
     """
     if len(encode(letter)) > broker.max_body:
-        letter = replace(letter, request=letter.request[: broker.max_body // WORST_ESCAPE // 2])
+        longest = broker.max_body // WORST_ESCAPE // 3
+        letter = replace(letter, request=letter.request[:longest], message=letter.message[:longest])
     subject = subjects.dead(letter.model, letter.id)
     try:
         await broker.publish_stored(
@@ -147,7 +153,7 @@ def _too_large(result: Result, size: int) -> Failed:
         owner=result.owner,
         priority=result.priority,
         retry_of=result.retry_of,
-        code="result_too_large",
+        code=TOO_LARGE,
         message=f"the result has {size} bytes, more than the broker takes in one message; "
         "ask for fewer tokens or send less metadata",
     )

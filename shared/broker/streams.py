@@ -59,7 +59,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         StreamConfig(
             name=subjects.REQUESTS,
             subjects=[
-                subjects.REQUESTS_WILDCARD,
+                *subjects.REQUESTS_STORED,
                 subjects.REQUESTS_V1_WILDCARD,
                 subjects.SCHEDULES_WILDCARD,
             ],

@@ -200,8 +200,14 @@ async def _require_own_wire(broker: Broker) -> None:
         return
     held_subjects = held.subjects or []
     is_version_1 = subjects.REQUESTS_V1_WILDCARD in held_subjects
-    if is_version_1 and subjects.REQUESTS_WILDCARD not in held_subjects:
+    if is_version_1 and not any(map(_is_request, held_subjects)):
         raise TopologyError(OTHER_WIRE)
+
+
+def _is_request(subject: str) -> bool:
+    """Whether requests of this version have such subjects."""
+    parts = subject.split(".")
+    return parts[:2] == ["infer", "requests"] and len(parts) == 6
 
 
 async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:

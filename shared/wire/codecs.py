@@ -24,6 +24,8 @@ T = TypeVar("T")
 CANNOT_BE_READ = (ValueError, RecursionError)
 """What decoding raises: not JSON, not UTF-8, not of the type or out of range, nested too deeply."""
 
+LONGEST_REASON = 500
+
 _skipped: Counter[str] = Counter()
 
 log = logger()
@@ -48,7 +50,8 @@ class Decoder(Generic[T]):
                 data = data.decode()  # also what the type leaves out, or takes as it is
             return self._decode(data)
         except CANNOT_BE_READ as error:
-            raise Unreadable(f"no {self._what} of this version of Sluice: {error}") from None
+            why = str(error)[:LONGEST_REASON]  # it quotes what it found, however long that is
+            raise Unreadable(f"no {self._what} of this version of Sluice: {why}") from None
 
     def read(self, data: bytes | str, subject: str) -> T | None:
         """None for what cannot be read, which is skipped."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from shared.wire.fields import Count, check_times
+from shared.wire.fields import Count, InfererId, check_times
 from shared.wire.requests import Work
 from shared.wire.results import StopCode
 
@@ -20,7 +20,7 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: Literal["started", "returned", "retrying"]
     attempt: Count
     at: str
-    inferer: str
+    inferer: InfererId
     work: Work | None = None
     code: str | None = None
     message: str | None = None

@@ -13,6 +13,7 @@ SmallInt = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Milliseconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
 """Some are the difference of two hosts' clocks, and may be negative."""
 TokensPerS = Annotated[float, Meta(ge=0, le=1e12)]
+JobId = Annotated[str, Meta(min_length=1, max_length=256)]
 InfererId = Annotated[str, Meta(min_length=1, max_length=256)]
 """A part of subjects, whose length the broker bounds."""
 Metadata = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from shared.wire.fields import Count, Metadata, check_times
+from shared.wire.fields import Count, JobId, Metadata, check_times
 
 Role = Literal["system", "user", "assistant", "tool"]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Most tokens to generate.")]
@@ -111,7 +111,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     queued_at: str | None = None
     via: Via | None = None
     metadata: Metadata | UnsetType = UNSET
-    retry_of: str | None = None
+    retry_of: JobId | None = None
     model: str | None = None
     """What users call the model; the subject holds its token."""
 

@@ -52,6 +52,8 @@ BROKERS_HEADERS = "nats-"
 PRIORITY_GROUP = "g"
 
 REQUESTS_WILDCARD = "infer.requests.*.*.*.*"
+REQUESTS_STORED = [f"infer.requests.*.{priority}.*.*" for priority in PRIORITIES]
+"""No consumer delivers what has another priority, so the stream does not take it."""
 SCHEDULES_WILDCARD = "infer.schedule.*.*.*.*"
 REQUESTS_V1_WILDCARD = "infer.requests.*.*.*"
 """Where clients of wire version 1 publish."""
@@ -76,6 +78,11 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
+def is_id(text: str) -> bool:
+    """Whether ``text`` can be the id of a job, or an owner."""
+    return is_token(text) and len(text.encode()) <= LONGEST_ID
+
+
 class RequestSubject(NamedTuple):
     """What the subject of a request says, or that of a request whose retry is scheduled."""
 
@@ -91,8 +98,9 @@ class RequestSubject(NamedTuple):
         """Raises: ValueError: the subject is not of that form."""
         parts = subject.split(".")
         is_request = len(parts) == 6 and parts[0] == "infer" and parts[1] in _KINDS
-        if not is_request or len(parts[5].encode()) > LONGEST_ID:
-            raise ValueError(f"not the subject of a request: {subject}")
+        # The broker stores messages on subjects with wildcards too, and reads those as patterns.
+        if not (is_request and is_model_token(parts[2]) and all(map(is_id, parts[4:]))):
+            raise ValueError(f"not the subject of a request: {subject[:LONGEST_ID]}")
         model, priority, owner, job_id = parts[2:]
         return cls(model, priority, owner, job_id, parts[1] == "schedule")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from nats.aio.msg import Msg
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
@@ -138,6 +140,27 @@ async def _schedule_of_attempt(broker: Broker, job_id: str, attempt: int) -> Sto
     if stored and stored.headers["Nats-Msg-Id"].startswith(f"{job_id}/{attempt}/"):
         return stored
     return None
+
+
+async def test_a_gateway_that_cannot_reach_the_broker_costs_no_attempts(
+    broker: Broker, cramped: Engine
+) -> None:
+    """It says so, and the job is requeued with a delay; it is no dead letter."""
+    await ensure_topology(broker, Topology(), ["tiny"])
+    asked = asyncio.Event()
+
+    async def refuse(message: Msg) -> None:
+        asked.set()
+        headers = {ERROR_HEADER: "broker_unavailable: not now", ERROR_CODE_HEADER: "503"}
+        await broker.nc.publish(message.reply, b"", headers=headers)
+
+    await broker.nc.subscribe(subjects.RETRY_WILDCARD, cb=refuse)
+    async with working(broker, cramped):
+        job_id = await put(broker, TOO_LONG)
+        await asyncio.wait_for(asked.wait(), 60)
+        await asyncio.sleep(0.5)
+        assert await read_result(broker, "tiny", job_id) is None
+        assert await broker.subject_get(subjects.DEAD, subjects.dead("tiny", job_id)) is None
 
 
 async def test_the_reason_of_a_retry_is_in_its_event(queue: Broker, cramped: Engine) -> None:

@@ -141,3 +141,19 @@ async def test_thousands_of_inferers_are_counted(queue: Broker, nats_server: Nat
                 break
             await asyncio.sleep(0.1)
         assert len((await gateway.fleet.report()).inferers) == INFERERS
+
+
+async def test_a_refresh_that_fails_in_some_new_way_does_not_end_the_gateway(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it found would still be there at the next start."""
+
+    async def fail() -> None:
+        raise RuntimeError("something nobody expected")
+
+    async with running_gateway(nats_server.url) as gateway:
+        monkeypatch.setattr(gateway.fleet, "refresh", fail)
+        for _ in range(2):
+            await gateway._refresh()
+        assert gateway.fatal is None
+        assert _is_ready(gateway)

@@ -4,10 +4,12 @@ of messages and streams of version 1."""
 import asyncio
 import json
 from datetime import timedelta
+from typing import Literal
 
 import pytest
 from nats.js.api import RetentionPolicy, StreamConfig
 
+from services.gateway.jobs import version_1
 from services.gateway.jobs.retries import LONGEST_PAUSE, Retries
 from services.gateway.jobs.version_1 import dead_letter_version_1
 from shared.broker.connection import Broker
@@ -16,11 +18,12 @@ from shared.broker.inferers import read_inferers
 from shared.broker.results import read_result
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology
-from shared.errors import InvalidRequest, TopologyError, UnknownJob
+from shared.errors import BrokerUnavailable, InvalidRequest, TopologyError, UnknownJob
 from shared.job_ids import new_job_id
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_dead_letter, encode
+from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry
 from shared.wire.requests import InferenceRequest, RetryRequest
 from shared.wire.results import Failed
@@ -127,8 +130,15 @@ async def test_an_inferer_takes_jobs_from_a_queue_of_this_version(queue: Broker)
         await require_own_wire(queue, "tiny")
 
 
+async def publish_state(
+    broker: Broker, job_id: str, state: Literal["started", "retrying"], attempt: int
+) -> None:
+    event = StateEvent(state=state, attempt=attempt, at=timestamp(broker.now()), inferer="first")
+    await broker.publish_stored(subjects.state("tiny", job_id), encode(event), {}, 5)
+
+
 class Waiting:
-    """One request on the queue."""
+    """One request on the queue, whose first attempt has failed."""
 
     def __init__(self, job_id: str, sequence: int) -> None:
         self.job_id, self.sequence = job_id, sequence
@@ -143,6 +153,7 @@ async def waiting(queue: Broker) -> Waiting:
     headers = {subjects.HEADER_MSG_ID: job_id, "Deadline": timestamp(), **TRACE}
     subject = subjects.request("tiny", job_id, "high", "ann")
     stored = await queue.publish_stored(subject, encode(REQUEST), headers, 5)
+    await publish_state(queue, job_id, "retrying", 1)
     return Waiting(job_id, stored.seq)
 
 
@@ -150,7 +161,7 @@ async def test_a_retry_is_the_request_as_it_was(queue: Broker, waiting: Waiting)
     """Owner, priority, deadline and trace; nothing of it comes from the inferer that asks."""
     at = timestamp(queue.now() + timedelta(seconds=90))
     asked = waiting.retry(at)
-    retries = Retries(queue, 5)
+    retries = Retries(queue)
     for _ in range(2):  # asking again changes nothing
         assert (await retries.schedule("tiny", waiting.job_id, asked)).at == at
     subject = f"infer.schedule.tiny.high.ann.{waiting.job_id}"
@@ -168,7 +179,7 @@ async def test_a_retry_is_the_request_as_it_was(queue: Broker, waiting: Waiting)
 async def test_a_retry_comes_within_minutes_whatever_is_asked(
     queue: Broker, waiting: Waiting
 ) -> None:
-    scheduled = await Retries(queue, 5).schedule(
+    scheduled = await Retries(queue).schedule(
         "tiny", waiting.job_id, waiting.retry("2999-01-01T00:00:00.000000Z")
     )
     assert parse_timestamp(scheduled.at) <= queue.now() + LONGEST_PAUSE
@@ -179,17 +190,88 @@ async def test_nothing_but_the_job_itself_is_scheduled(queue: Broker, waiting: W
     left the queue."""
     other = await put(queue, REQUEST)
     at = timestamp(queue.now())
-    retries = Retries(queue, 5)
+    retries = Retries(queue)
     for model, job_id in (("tiny", other), ("other", waiting.job_id)):
         with pytest.raises(InvalidRequest, match="is not a request of the job"):
             await retries.schedule(model, job_id, waiting.retry(at))
-    version_1 = await queue.publish_stored("infer.requests.tiny.low.x", b"{}", {}, 5)
+    old = await queue.publish_stored("infer.requests.tiny.low.x", b"{}", {}, 5)
     with pytest.raises(InvalidRequest, match="is not a request of the job"):
-        await retries.schedule("tiny", "x", waiting.retry(at, version_1.seq))
+        await retries.schedule("tiny", "x", waiting.retry(at, old.seq))
     with pytest.raises(UnknownJob, match="not on the queue any more"):
         await retries.schedule("tiny", waiting.job_id, waiting.retry(at, waiting.sequence + 50))
     info = await queue.js.stream_info(subjects.REQUESTS, subjects_filter="infer.schedule.>")
     assert not info.state.subjects
+
+
+async def test_a_retry_that_is_asked_for_too_late_does_not_replace_the_next_attempt(
+    queue: Broker, waiting: Waiting
+) -> None:
+    """The inferer gave up waiting, the queue delivered the job again, and that attempt runs."""
+    await publish_state(queue, waiting.job_id, "started", 2)
+    with pytest.raises(InvalidRequest, match=r"attempt 1 of the job .* has not failed"):
+        await Retries(queue).schedule("tiny", waiting.job_id, waiting.retry(timestamp(queue.now())))
+    info = await queue.js.stream_info(subjects.REQUESTS, subjects_filter="infer.schedule.>")
+    assert not info.state.subjects
+
+
+async def _publish_raw(broker: Broker, subject: str, payload: bytes, reply: str = "") -> None:
+    """As another client would: ours refuses such subjects."""
+    headers = f"NATS/1.0\r\nReply-To: {reply}\r\n\r\n".encode() if reply else b"NATS/1.0\r\n\r\n"
+    size = len(headers) + len(payload)
+    command = f"HPUB {subject} {len(headers)} {size}\r\n".encode()
+    await broker.nc._send_command(command + headers + payload + b"\r\n")
+    await flush(broker.nc)
+
+
+@pytest.mark.parametrize("job_id", ["x" * 3900, "*", ">"])
+async def test_a_version_1_subject_that_no_letter_can_have_is_dropped(
+    queue: Broker, job_id: str
+) -> None:
+    """It would end every gateway, or take the newest result of the model for its own."""
+    inbox = queue.nc.new_inbox()
+    replies = await queue.nc.subscribe(inbox)
+    finished = new_job_id()
+    await queue.publish_stored(subjects.result("tiny", finished), b"somebody's answer", {}, 5)
+    await _publish_raw(queue, f"infer.requests.tiny.low.{job_id}", b"{}", inbox)
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 1
+    await dead_letter_version_1(queue, 5)
+    await flush(queue.nc)
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 0
+    assert replies.pending_msgs == 0
+
+
+async def test_a_call_clears_a_bounded_number_of_version_1_requests(
+    queue: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that keeps publishing them must not keep the gateway from all else."""
+    monkeypatch.setattr(version_1, "PAGE", 2)
+    for number in range(5):
+        await queue.publish_stored(f"infer.requests.tiny.low.{number}", b"{}", {}, 5)
+    await dead_letter_version_1(queue, 5)
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 3
+
+
+async def test_a_request_of_an_unknown_priority_is_not_stored(queue: Broker) -> None:
+    """No consumer would ever deliver it."""
+    with pytest.raises(BrokerUnavailable):
+        await queue.publish_stored("infer.requests.tiny.urgent.public.x", b"{}", {}, 0)
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 0
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "infer.requests.tiny.normal.public.*",
+        "infer.requests.tiny.normal.*.x",
+        "infer.requests.*.normal.public.x",
+        f"infer.requests.tiny.normal.public.{'x' * 257}",
+        f"infer.requests.tiny.normal.{'x' * 257}.x",
+        "infer.requests.tiny.normal.public.>",
+    ],
+)
+def test_a_pattern_or_a_long_part_is_not_the_subject_of_a_request(subject: str) -> None:
+    with pytest.raises(ValueError, match="not the subject of a request"):
+        subjects.RequestSubject.parse(subject)
 
 
 def entry(inferer_id: str, **changes: object) -> dict[str, object]:

@@ -1,9 +1,11 @@
 """The worker in this process: a real broker, the real engine with the tiny model."""
 
 import asyncio
+import json
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from shared.broker.connection import Broker, connected
 from shared.broker.consumers import ensure_consumers
 from shared.broker.results import read_result, store_result
 from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.timestamps import timestamp
@@ -27,8 +30,17 @@ from shared.wire.codecs import decode_result, decode_token_frame, encode
 from shared.wire.events import CancelNotice, StateEvent
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Cancelled, Completed, Expired, Failed, Usage
-from tests.support.processes import NatsServer
-from tests.support.workers import dead_letter, ended, put, queue_is_empty, states, until, working
+from tests.support.processes import CONFIGURATION, NatsServer
+from tests.support.workers import (
+    dead_letter,
+    ended,
+    put,
+    queue_is_empty,
+    scheduling_retries,
+    states,
+    until,
+    working,
+)
 
 N_CTX = 8192
 ENDLESS = InferenceRequest(
@@ -336,3 +348,42 @@ async def test_a_job_outlives_a_broker_that_is_killed(
         await queue_is_empty(queue)
     assert isinstance(result, Completed)
     assert (result.usage.completion_tokens, result.attempt) == (800, 1)
+
+
+MEGABYTE = 900_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"task": "complete", "prompt": "hi", "retry_of": "A" * MEGABYTE},
+        {"task": "A" * MEGABYTE, "prompt": "hi"},
+        {"task": "complete", "prompt": "hi", "max_tokens": 3, "model": "A" * MEGABYTE},
+    ],
+    ids=["retry_of", "task", "model"],
+)
+async def test_a_long_value_ends_its_job_alone(
+    tmp_path: Path, engine: Engine, body: dict[str, object]
+) -> None:
+    """Whatever is quoted of it fits into its result and its letter."""
+    configuration = tmp_path / "nats.conf"
+    configuration.write_text(CONFIGURATION.read_text().replace("8MB", "1MB"))
+    with NatsServer(tmp_path / "nats", configuration) as server:
+        async with connected(BrokerSettings(url=server.url), "test") as queue:
+            await ensure_topology(queue, Topology(), ["tiny"])
+            async with scheduling_retries(queue), working(queue, engine):
+                job_id = await put(queue, json.dumps(body).encode())
+                assert await ended(queue, job_id)
+                assert await ended(queue, await put(queue, SHORT))
+                await queue_is_empty(queue)
+
+
+async def test_a_stream_of_events_that_takes_nothing_does_not_stop_the_queue(
+    queue: Broker, engine: Engine
+) -> None:
+    """Only readers need it."""
+    await queue.js.delete_stream(subjects.EVENTS)
+    async with working(queue, engine):
+        for _ in range(2):
+            assert await ended(queue, await put(queue, SHORT))
+        await queue_is_empty(queue)

@@ -59,7 +59,7 @@ async def working(
 @asynccontextmanager
 async def scheduling_retries(broker: Broker) -> AsyncIterator[None]:
     """What a gateway does for an inferer whose job failed, during the block."""
-    retries = Retries(broker, patience_s=5)
+    retries = Retries(broker)
 
     async def schedule(message: Msg) -> None:
         model, job_id = subjects.model_and_id(message.subject)

@@ -33,7 +33,7 @@ TABLE = {
     "SluiceError": (500, "internal_error", "server_error"),
     "StorageShort": (503, "storage_short", "server_error"),
     "StoredAlready": (500, "internal_error", "server_error"),
-    "StreamRefused": (503, "broker_unavailable", "server_error"),
+    "StreamRefused": (503, "stream_refused", "server_error"),
     "TooManyStreams": (503, "too_many_streams", "server_error"),
     "TopologyError": (500, "incompatible_topology", "server_error"),
     "UnknownDeadLetter": (404, "letter_not_found", "invalid_request_error"),

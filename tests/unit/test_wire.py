@@ -1,5 +1,6 @@
 """Wire version 1: payloads as they are, or once were, sent. They must decode for ever."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -274,3 +275,10 @@ def test_empty_prompts_and_unknown_roles_are_refused(body: bytes) -> None:
     """There is nothing to answer to."""
     with pytest.raises(Unreadable):
         decode_request(body)
+
+
+def test_what_cannot_be_read_is_quoted_in_part() -> None:
+    """msgspec quotes a wrong value as a whole, and it may have megabytes."""
+    with pytest.raises(Unreadable) as caught:
+        decode_request(json.dumps({"task": "A" * 300_000, "prompt": "x"}).encode())
+    assert len(str(caught.value)) < 1000

@@ -4,7 +4,7 @@ the reason, as no inferer can read them."""
 from shared.broker.connection import Broker
 from shared.broker.results import send_result, store_letter, store_result
 from shared.broker.stored_messages import StoredMessage
-from shared.errors import SluiceError
+from shared.errors import BrokerUnavailable, SluiceError
 from shared.logs import logger
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
@@ -26,25 +26,35 @@ log = logger()
 
 
 async def dead_letter_version_1(broker: Broker, patience_s: float) -> None:
-    """Take all such requests off the queue. Several gateways may do it at once. One that cannot be
-    stored elsewhere stays until the next call.
+    """Take some of these requests off the queue; the next call takes more. Several gateways may do
+    it at once. A request that cannot be stored elsewhere stays until a later call.
 
     Raises:
         BrokerUnavailable: no answer.
     """
-    pages = broker.pages(
-        subjects.REQUESTS, subjects.REQUESTS_V1_WILDCARD, batch=PAGE, max_bytes=PAGE_BYTES
+    found = await broker.direct_get_all(
+        subjects.REQUESTS,
+        seq=1,
+        next_by_subj=subjects.REQUESTS_V1_WILDCARD,
+        batch=PAGE,
+        max_bytes=PAGE_BYTES,
     )
-    async for page in pages:
-        for message in page:
-            try:
-                await _dead_letter(broker, message, patience_s)
-            except SluiceError as error:
-                log.warning("version_1_request_stays", subject=message.subject, error=error.message)
+    for message in found:
+        try:
+            await _dead_letter(broker, message, patience_s)
+        except SluiceError as error:
+            log.warning("version_1_request_stays", subject=message.subject, error=error.message)
+            if isinstance(error, BrokerUnavailable):
+                return
 
 
 async def _dead_letter(broker: Broker, message: StoredMessage, patience_s: float) -> None:
     _, _, model, priority, job_id = message.subject.split(".")
+    if not (subjects.is_token(model) and subjects.is_id(job_id)):
+        # No letter can be stored for it: as part of a subject it is a pattern, or too long.
+        await broker.delete(subjects.REQUESTS, message.sequence)
+        log.warning("version_1_request_dropped", subject=message.subject[: subjects.LONGEST_ID])
+        return
     now = timestamp(broker.now())
     why = WHY.format(subject=message.subject, version=subjects.WIRE_VERSION)
     letter = DeadLetter(

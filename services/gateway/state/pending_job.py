@@ -147,7 +147,10 @@ async def find_pending_job(
     message = await find_message(get, job_id)
     if message is None:
         return None
-    subject = subjects.RequestSubject.parse(message.subject)
+    try:
+        subject = subjects.RequestSubject.parse(message.subject)
+    except ValueError:
+        return None  # nothing can be stored for it
     last = None
     if may_have_started is None or await may_have_started(subject, message):
         last = await get(subjects.STATES, last_by_subj=subjects.state(subject.model, job_id))

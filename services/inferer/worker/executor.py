@@ -58,10 +58,6 @@ class Executor:
             return await self._fail(job, "internal_error", f"a fault of the inferer: {error!r}")
 
     async def _decide(self, job: Job) -> Result | NoResult:
-        if job.malformed is not None:
-            return await self._store.result(job) or await self._dead_letter(
-                job, job.dead_lettered(InvalidRequest.code, job.malformed)
-            )
         if not job.is_first_delivery:
             stored, last, is_scheduled = await asyncio.gather(
                 self._store.result(job),
@@ -73,6 +69,10 @@ class Executor:
             if is_scheduled:
                 return NoResult.RETRY_SCHEDULED
             job.count_attempt(last)
+        if job.malformed is not None:
+            return await self._store.result(job) or await self._dead_letter(
+                job, job.dead_lettered(InvalidRequest.code, job.malformed)
+            )
         if job.interruption is not None:
             return self._stopped(job)
         if job.is_late:

@@ -149,20 +149,25 @@ class JobStore:
         message_id = f"{job.id}/{event.state}/{event.attempt}/{event.at}"
         headers = {**job.trace, subjects.HEADER_MSG_ID: message_id}
         # The event first: the tokens that follow on this connection come after it.
-        await self._publish_event(job, payload, headers, patience_s)
+        is_stored = await self._publish_event(job, payload, headers, patience_s)
         await self._broker.publish_stored(
             subjects.state(job.model, job.id), payload, headers, patience_s
         )
+        if not is_stored:  # perhaps the broker was away
+            await self._publish_event(job, payload, headers, patience_s)
 
     async def _publish_event(
         self, job: Job, payload: bytes, headers: dict[str, str], patience_s: float
-    ) -> None:
-        """For those who follow the job. What counts is the state."""
+    ) -> bool:
+        """Whether those who follow the job can see it. What counts is the state: a stream that
+        does not answer must not stop the queue."""
         subject = subjects.state_events(job.model, job.id)
         try:
             await self._broker.publish_stored(subject, payload, headers, patience_s)
-        except StreamRefused as error:
+        except BrokerUnavailable as error:
             log.warning("event_not_stored", job_id=job.id, error=error.message)
+            return False
+        return True
 
 
 async def _until_stored(call: Callable[[], Awaitable[T]], *, if_refused: bool = True) -> T:
