@@ -212,7 +212,7 @@ class Jobs:
         message = await find_message(get, job_id)
         if message is None:
             return result
-        model = subjects.RequestSubject.parse(message.subject).model
+        model = message.subject.split(".")[2]
         if model == token_of(result.model):
             return result
         return await read_result(self._broker, model, job_id)
