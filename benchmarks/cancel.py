@@ -1,6 +1,6 @@
-"""Cancel: how long from a `DELETE /jobs/<id>` being sent until the inferer runs the next job, so
-that the compute thread has let go of the one before; in the middle of an answer, and anywhere in a
-prompt of some thousand tokens. The real model, all processes on this machine and its one clock.
+"""Cancel: the time from sending `DELETE /jobs/<id>` until the inferer runs the next job, for which
+the compute thread must have released the first one; in the middle of an answer, and anywhere in a
+prompt of some thousand tokens. The real model, all processes on this machine with one clock.
 
     .venv/bin/python -m benchmarks.cancel
 """
@@ -56,7 +56,7 @@ def _report(what: str, rounds: list[tuple[float, float] | None]) -> float:
 def _cancel(stack: Stack, after_s: float, *, in_prompt: bool) -> tuple[float, float] | None:
     """Milliseconds from the cancel of a job that has run for ``after_s`` to its answer, and to the
     start of the next job; None if it was no longer, or not yet, where it should be."""
-    # The prompt of the one is computed for long, the answer of the other goes on for long.
+    # One has a prompt that takes long to compute, the other a long answer.
     body = {"prompt": PROMPT} if in_prompt else {"prompt": "Once upon a time", "max_tokens": 4000}
     job_id = stack.submit(**body)
     began = time.monotonic()

@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _run(engine: Engine) -> None:
-    """All jobs through the engine, each of so many tokens."""
+    """Run all jobs on the engine, each with ``TOKENS`` tokens."""
     ended = threading.Semaphore(0)
     for seed in range(JOBS):
         engine.submit(

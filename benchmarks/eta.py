@@ -1,9 +1,9 @@
 """How honest the estimate is: the real model, jobs of mixed length that arrive at random at 80 % of
 what the inferers can do, and each job's ETA at its submission beside the time it really took.
 
-After 20 warm-up jobs, five seeds of 40 jobs each, once with one inferer and once with two. Counted
-are the jobs that waited: those that came while every slot was taken. The true time is that from the
-answer that held the ETA to the job's end, as the ETA is.
+After 20 warm-up jobs, five seeds of 40 jobs each, once with one inferer and once with two. Only
+jobs that waited count: those that came while every slot was busy. The true time is counted, like
+the ETA, from the response with the ETA to the job's end.
 
     .venv/bin/python -m benchmarks.eta [TRACE.jsonl]
 """

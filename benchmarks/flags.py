@@ -1,9 +1,9 @@
-"""What compiling llama.cpp in another way gives: prompt and answer tokens per second of several
+"""The effect of other compiler flags for llama.cpp: prompt and answer tokens per second of several
 compiled libraries on the inferer's own engine, and their ratios to the first.
 
-Each figure comes from a process of its own, as a library is loaded once, and where in memory it
-happens to lie makes some percent of its speed. The libraries take turns; medians of all rounds.
-One thread is measured by the CPU's time, and thus on a busy machine too; more need an idle one.
+Each figure comes from its own process, because a library is loaded once, and its position in memory
+affects its speed by a few percent. The libraries take turns; the figures are medians of all rounds.
+One thread is measured in CPU time, and so also on a busy machine; more threads need an idle one.
 
     .venv/bin/python -m benchmarks.flags [--model M] [--rounds N] [--threads N] \\
         installed NAME=FOLDER ...

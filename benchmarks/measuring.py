@@ -58,7 +58,7 @@ class BareLoop:
         self._memory = llama_cpp.llama_get_memory(self._context)
 
     def run(self, prompt: str, options: Sampling, seed: int, max_tokens: int) -> int:
-        """Generate up to ``max_tokens``; how many there were."""
+        """Generate up to ``max_tokens``. Returns the number of tokens."""
         tokens = self.model.tokenize(prompt)
         sampler = Sampler(self.model, options, seed, tokens)
         llama_cpp.llama_memory_clear(self._memory, True)

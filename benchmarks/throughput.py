@@ -2,8 +2,8 @@
 llama.cpp: once when nobody reads the stream, once with a reader over server-sent events.
 
 Every run generates the same tokens from the same seed, none of which ends the text, so all
-subjects do the same work. Where in memory a process happens to lie makes some percent of its speed
-for as long as it lives, so the pairs are spread over several starts of both. Medians of alternated
+subjects do the same work. The position of a process in memory affects its speed by a few percent,
+so the pairs are spread over several starts of both. Medians of alternated
 pairs, in one run.
 
     .venv/bin/python -m benchmarks.throughput [STARTS]

@@ -58,7 +58,7 @@ def main() -> int:
 
 
 async def _fill(stack: Stack, count: int) -> str:
-    """Let ``count`` jobs wait. The id of the one in the middle."""
+    """Queue ``count`` jobs. Returns the id of the one in the middle."""
     job_id = stack.submit(prompt="wait", max_tokens=1)
     client = await nats.connect(stack.nats.url)
     stream = client.jetstream(timeout=PATIENCE_S)

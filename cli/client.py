@@ -168,7 +168,7 @@ class Client:
             problem = response.json()
             detail = problem["detail"] if isinstance(problem, dict) else response.text
             if problem.get("param") == "messages":
-                detail += " (here: --raw)"
+                detail += " (on the command line: --raw)"
         except (ValueError, KeyError, AttributeError):
             if self._proxy is not None:
                 return CommandError(

@@ -27,7 +27,7 @@ MAX_TOKENS = 80
 START_TIMEOUT_S = 120
 ADVICE = (
     "A restart would most likely fail again. If llama.cpp was compiled for another CPU, or by a "
-    "compiler that breaks it, compile it again: rm -rf .venv && make .venv. If memory ran out, "
+    "compiler with a bug, compile it again: rm -rf .venv && make .venv. If memory ran out, "
     "close other programs. `sluice up` shows the inferer's log, `sluice doctor` finds causes."
 )
 

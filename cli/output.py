@@ -121,7 +121,7 @@ def timings_line(status: JobStatus) -> str:
 
 
 def estimate_line(status: JobStatus) -> str | None:
-    """``3 jobs ahead, done in about 12 s (90 %: 20 s)``; None if nothing is known."""
+    """``3 ahead of it, done in about 12 s (90 %: 20 s)``; None if nothing is known."""
     parts = []
     if status.position is not UNSET:
         parts.append("next to run" if status.position == 0 else f"{status.position} ahead of it")

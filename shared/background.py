@@ -39,8 +39,8 @@ def keep_running(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> as
 
 
 def drop(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks whose outcome is not needed, and mark their exceptions as retrieved, which
-    asyncio would otherwise complain about."""
+    """Cancel tasks whose outcome is not needed, and mark their exceptions as retrieved: asyncio
+    would otherwise log them."""
     for task in tasks:
         task.cancel()
         task.add_done_callback(lambda task: task.cancelled() or task.exception())

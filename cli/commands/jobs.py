@@ -43,7 +43,7 @@ from cli.output import (
 )
 from shared.wire.api import JobStatus
 
-UNKNOWN_JOB = "interrupted before the gateway responded: the job may run, see sluice queue"
+UNKNOWN_JOB = "interrupted before the gateway responded; the job may run: see sluice queue"
 
 
 def ask(

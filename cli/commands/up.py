@@ -30,7 +30,7 @@ def up(
         int | None, typer.Option("--max", min=0, help="Maximum number of inferers.")
     ] = None,
     idle_s: Annotated[
-        float, typer.Option(help="Stop inferers above --min after so many idle seconds.")
+        float, typer.Option(help="Stop inferers above --min after this many idle seconds.")
     ] = 60,
     concurrency: Annotated[
         int, typer.Option(min=1, max=64, help="Jobs at once in each inferer.")

@@ -25,7 +25,7 @@ from shared.wire import subjects
 
 CONNECT_TIMEOUT_S = 3.0
 SAMPLE_S = 3.0
-"""A queue that delivers nothing, and a job without a new token, for so long is reported."""
+"""A queue that delivers nothing, or a job without a new token, for this long is reported."""
 
 
 class Snapshot(Struct, frozen=True):

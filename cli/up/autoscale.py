@@ -1,4 +1,4 @@
-"""Starts inferers when jobs wait, and stops those that have been idle for long."""
+"""Starts inferers when jobs wait, and stops those that have been idle for a while."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ POLL_WITHOUT_INFERERS_S = 0.2
 """Shorter, because it adds to the time to the first token, and no computation needs the CPU."""
 
 START_TIMEOUT_S = 300.0
-"""An inferer that is not live after so long does not count as starting any more."""
+"""An inferer that is not live after this time no longer counts as starting."""
 
 REQUEST_TIMEOUT_S = 15.0
 """A gateway waits up to 10 s for an inferer to close its slots."""

@@ -18,11 +18,11 @@ from shared.timestamps import timestamp
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 STEADY_S = 10.0
-"""A child that ran for so long is restarted after the first pause again."""
+"""A child that ran for this long is restarted after the shortest pause again."""
 MAX_FAILED_STARTS = 3
 MAX_REFUSED_RESTARTS = 5
-"""After so many failures in a row the child is given up: before the stack has ever served, and, if
-it exits with a configuration error, afterwards."""
+"""The child is given up after this many failures in a row: the first number applies until the stack
+has served, the second, to configuration errors only, afterwards."""
 
 ROOT = Path(__file__).resolve().parents[2]
 """The working directory of the services, which run as modules."""

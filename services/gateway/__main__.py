@@ -6,8 +6,8 @@ from shared.process.signals import block_signals
 
 
 def start() -> int:
-    """The exit status."""
-    block_signals()  # what is imported now takes a second
+    """Run the gateway. Returns its exit status."""
+    block_signals()  # the imports below take a second
     from services.gateway.server import main
     from shared.process.lifecycle import run_process
 

@@ -55,7 +55,7 @@ class Gateway:
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.edge: Edge | None = None
-        """What serves as soon as the broker is prepared, besides HTTP."""
+        """The edge besides HTTP, which serves once the broker is prepared."""
         self.stopping = asyncio.Event()
         self._stopped_at = math.inf
         self.fatal: Exception | None = None
@@ -64,11 +64,11 @@ class Gateway:
         self._outage: BrokerUnavailable | None = None
         self._obstructed: list[str] = []
         self._unmended: list[str] = []
-        """What was wrong with the streams when last checked, and could not be mended."""
+        """What was wrong with the streams when last checked, and could not be repaired."""
 
     @asynccontextmanager
     async def running(self, on_fatal: Callable[[], None]) -> AsyncIterator[None]:
-        """Connect, and serve NATS, in the background; a broker that is away holds up nothing."""
+        """Connect and serve NATS in the background; a broker that is away delays nothing."""
         serving = asyncio.create_task(self._serve_or_give_up(on_fatal), name="serve")
         try:
             yield
@@ -80,7 +80,7 @@ class Gateway:
             await self.broker.close()
 
     def stop(self) -> None:
-        """Let everything that is under way come to its end, within the grace."""
+        """Start the shutdown: requests in progress may finish within the grace period."""
         self._stopped_at = time.monotonic()
         self.stopping.set()
 
@@ -92,7 +92,7 @@ class Gateway:
             raise BrokerUnavailable("the gateway is still preparing the broker; try again")
 
     def require_fit(self) -> None:
-        """As `require_ready`, and a request can be served to its end, as far as is known.
+        """Like `require_ready`, and check that, as far as is known, a request can be completed.
 
         Raises:
             BrokerUnavailable: the broker does not answer, though it is connected, or cannot write
@@ -103,11 +103,11 @@ class Gateway:
             raise BrokerUnavailable(self._outage.message)
         self.storage.require_writable()
         if self.stopping.is_set():
-            raise BrokerUnavailable("the gateway is stopping")
+            raise BrokerUnavailable("this gateway is shutting down; use another one")
 
     async def in_time(self, answer: Awaitable[None], begun: asyncio.Event) -> None:
-        """``answer``, unless this gateway is shut down and the broker does not answer, so that
-        it has not ``begun`` when it is time to close. One that has begun ends by itself.
+        """Await ``answer``. During a shutdown, cut it off if it has not ``begun`` by half of the
+        grace period; one that has begun is completed.
 
         Raises:
             BrokerUnavailable: it was cut off; and whatever ``answer`` raises.
@@ -115,10 +115,10 @@ class Gateway:
         answering = asyncio.ensure_future(answer)
         try:
             await first_of(answering, self.stopping)
-            # Nearly always it is on its way: it is cut off only where it waits out an election.
+            # It nearly always begins in time; it is cut off only if it waits for an election.
             await asyncio.wait((answering,), timeout=self.settings.shutdown_s / 2)
             if not (answering.done() or begun.is_set()):
-                raise BrokerUnavailable("this gateway shuts down; ask another one")
+                raise BrokerUnavailable("this gateway is shutting down; use another one")
             await answering
         finally:
             drop(answering)
@@ -164,11 +164,11 @@ class Gateway:
                 try:
                     await self._refresh()
                 except BrokerUnavailable:
-                    # It may come back without what it held.
+                    # It may have come back without its streams.
                     await self._prepare_again()
 
     async def _prepare(self) -> None:
-        """Let the broker hold what it should, and read the fleet; through outages."""
+        """Create or repair the streams, and read the fleet; repeated until the broker answers."""
         logged: set[str] = set()
         while True:
             try:

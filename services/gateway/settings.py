@@ -17,7 +17,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 5001
     models: str = ""
-    """Names, with commas between, of models that exist before their first inferer has come."""
+    """Names, separated by commas, of models that exist before their first inferer has started."""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """Copies of every stream: 1 on a single server, 3 or 5 on a cluster."""
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
@@ -27,11 +27,11 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     max_waiting: Positive = 10_000
     """How many jobs may wait for one model; more are refused with 429 until there is room."""
     publish_patience_s: Seconds | None = None
-    """How long a submit waits out an unwilling broker before it answers 503; see `patience_s`."""
+    """How long a submit waits for a broker that does not confirm, before 503; see `patience_s`."""
     shutdown_s: Seconds = 5.0
     """How long open connections get to end after SIGTERM."""
     allowed_hosts: str = ""
-    """Names, with commas between, by which clients may call this gateway, besides ``localhost``,
+    """Names, separated by commas, by which clients may call this gateway, besides ``localhost``,
     this machine's name and addresses; ``*`` for any."""
     allowed_origins: str = ""
     """Origins, ``https://app.example.com``, whose web pages may use this gateway; ``*`` for any."""
@@ -46,7 +46,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     body_timeout_s: Seconds = 20.0
     """How long a body may take; longer while it comes at 500 bytes a second."""
     send_timeout_s: Seconds = 30.0
-    """How long a client may leave unread what has filled its connection."""
+    """How long a client may leave a full connection unread."""
 
     def __post_init__(self) -> None:
         for host in self.host_names:
@@ -63,7 +63,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     @property
     def patience_s(self) -> float:
-        """What was set for it, else longer than an election where there can be one."""
+        """The configured value; by default, on a cluster, longer than an election."""
         if self.publish_patience_s is not None:
             return self.publish_patience_s
         return 4.0 if self.replicas == 1 else 20.0
@@ -82,6 +82,6 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
 
 def _listed(text: str) -> list[str]:
-    """What stands between the commas, each once."""
+    """The names between the commas, without duplicates."""
     names = (name.strip() for name in text.split(","))
     return list(dict.fromkeys(name for name in names if name))

@@ -2,12 +2,11 @@
 
 import os
 
-# Between two calls of llama.cpp the threads of libgomp wait spinning, 18 ms unless this is set,
-# and take a core each from the broker and the gateway that the answer is on its way
-# to. This is about 0.6 ms, as long as the pause between two tokens. It is read when llama.cpp is
-# loaded, so it must be set before.
+# Between two calls of llama.cpp the threads of libgomp busy-wait, 18 ms unless this is set. Each of
+# them takes a core from the broker and the gateway, which deliver the answer. This is about 0.6 ms,
+# as long as the pause between two tokens. It is read when llama.cpp is loaded, so it is set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# When llama.cpp aborts, it attaches gdb to itself, if there is one, which takes seconds: the death
-# would be noticed so much later. Its own last words, and where we were in Python, are logged.
+# When llama.cpp aborts, it attaches gdb to itself, if installed, which takes seconds: the crash
+# would be noticed that much later. Its last output and the Python traceback are logged anyway.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")

@@ -1,7 +1,7 @@
-"""``python -m services.inferer``: the inferer as a child process, and what is known if it dies.
+"""``python -m services.inferer``: runs the inferer as a child process, and reports its crash.
 
-Nothing can catch a crash in native code from within. This process does nothing but wait, in
-14 MB; it passes signals on, ends as its child ended, and before that publishes a report.
+Nothing can catch a crash in native code from within. This process only waits and takes 14 MB. It
+passes signals on, publishes a report if the child dies, and then ends as the child ended.
 """
 
 import os
@@ -17,7 +17,7 @@ from shared.process.signals import SHUTDOWN_SIGNALS, block_signals, unblock_sign
 from shared.process.standard_descriptors import open_standard_descriptors
 
 FINE = (0, 2)
-"""Ended as asked, or refused to start with a sentence that says why: nothing to report."""
+"""Shut down, or refused to start with an error message: nothing to report."""
 EXIT_BY_SIGNAL = 128
 """What a shell adds to the number of the signal that ended a process."""
 
@@ -45,8 +45,8 @@ def main() -> int:
     status = child.wait()
     if status in FINE:
         return status
-    if -status not in SHUTDOWN_SIGNALS:  # else it was sent a second one as it ended
-        # Only now, as it takes some ten times the memory.
+    if -status not in SHUTDOWN_SIGNALS:  # otherwise a second signal ended it
+        # Imported only now, because it takes about ten times as much memory.
         from services.inferer.crash.report import report
 
         report(recorder, status)
@@ -57,8 +57,8 @@ def main() -> int:
 
 
 def _die_of(number: int) -> None:
-    """Die of this signal, without a core dump of our own. The first process of a container
-    cannot: then this returns."""
+    """Die of this signal, without a core dump. Process 1 of a container cannot; then this
+    returns."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)

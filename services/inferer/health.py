@@ -1,7 +1,7 @@
 """``python -m services.inferer.health``: whether this host's inferer is alive, by its exit status.
 
-An inferer has no port to ask. What it keeps alive is its entry in the bucket INFERERS, which goes
-10 s after the last refresh; so this finds an event loop that hangs as well as one that is gone.
+An inferer listens on no port. It refreshes its entry in the bucket INFERERS, which expires 10 s
+after the last refresh; so this detects an event loop that hangs as well as a dead process.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from shared.model_names import served_name
 from shared.wire import subjects
 
 CONNECT_TIMEOUT_S = 3.0
-"""The broker connects for ever; the engine that runs the check would kill it without a word."""
+"""`Broker.connect` never gives up; the container engine would kill the check without a reason."""
 
 
 class Unhealthy(Exception):
@@ -56,7 +56,7 @@ def main() -> int:
         asyncio.run(check())
     except (Unhealthy, SettingsError) as error:
         print(f"inferer health: {error}", file=sys.stderr)
-        return 1  # Docker keeps every other status for itself
+        return 1  # Docker reserves all other statuses
     return 0
 
 

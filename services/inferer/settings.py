@@ -35,7 +35,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job gets to end after SIGTERM, before it is requeued."""
     priority: Annotated[int, Meta(ge=0, le=9)] = 0
-    """0 is served first; one of a higher number takes what those cannot take at once."""
+    """0 is served first; inferers with a higher number take what those cannot take at once."""
     max_attempts: Positive = 3
     """Starts of one job, after which it is a dead letter."""
     retry_s: Annotated[float, Meta(gt=0, le=300)] = 1.0
@@ -48,7 +48,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     def identity(self, alias: str) -> str:
         """The id of the inferer that serves ``alias`` with these settings on this host.
 
-        A restarted container keeps its host name, so it takes the entry of the dead one over.
+        A restarted container keeps its host name, so it takes over the entry of the dead one.
         """
         host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().partition(".")[0].lower())
         return self.id or f"{host}-{token_of(alias)}"

@@ -19,8 +19,8 @@ FLUSH_TIMEOUT_S = 10.0
 LONGEST_SUBJECTS = 4000
 """Bytes of a subject and its reply together: the server hangs up on lines of more than 4,096."""
 
-# The broker takes vertical tabs and form feeds for characters of a subject, nats-py for the end of
-# it: "MSG a\v7 1 2" would be a message of two bytes for the subscription 7.
+# For the broker, vertical tabs and form feeds are part of a subject; for nats-py they end it:
+# "MSG a\v7 1 2" would be a message of two bytes for the subscription 7.
 parser.MSG_RE = re.compile(
     rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n"
 )
@@ -31,7 +31,7 @@ parser.HMSG_RE = re.compile(
 
 class Message(Msg):
     async def respond(self, data: bytes) -> None:
-        """Answer, if an answer was asked for; nats.micro answers `$SRV` requests unseen."""
+        """Answer, if there is a reply subject; nats.micro also answers requests without one."""
         if self.reply:
             await super().respond(data)
 
@@ -124,7 +124,7 @@ class Connection(Client):
         return [self._reading_task, self._flusher_task, self._ping_interval_task]
 
     async def _start_over(self) -> None:
-        self._status = Client.CONNECTED  # else nats-py takes it that a reconnect is under way
+        self._status = Client.CONNECTED  # else nats-py assumes a reconnect in progress
         await self.force_reconnect()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
@@ -146,11 +146,11 @@ class Connection(Client):
             await super()._process_connect_init()
         except (OSError, errors.Error):
             raise
-        except Exception as error:  # uvloop's RuntimeError for a reset, text that is no text
+        except Exception as error:  # uvloop's RuntimeError for a reset, invalid UTF-8
             raise errors.Error(f"nats: the handshake failed: {error}") from error
 
     async def _attempt_reconnect(self) -> None:
-        # To a peer that does not read any more, closing in good order never ends.
+        # If the peer no longer reads, a graceful close never ends.
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
@@ -177,7 +177,7 @@ class Connection(Client):
     ) -> Msg:
         return self.msg_class(
             subject=_text(subject),
-            # No other subject than the one that was meant gets the answer.
+            # An answer must not go to a subject that only resembles the intended one.
             reply=_text(reply) if _is_text(reply) else "",
             data=data,
             headers=headers,
@@ -197,15 +197,15 @@ def client_of(message: Msg) -> Client:
 
 
 def consumer_of(subscription: JetStreamContext.PushSubscription) -> str:
-    """The name of its consumer, which an ordered one replaces by others."""
+    """The name of its current consumer; an ordered subscription may replace its consumer."""
     return subscription._consumer
 
 
 @contextmanager
 def cancellation_kept() -> Iterator[None]:
-    """Raise a cancellation that was lost inside the block. Until Python 3.12 `asyncio.wait_for`,
-    with which nats-py waits, does so where the cancellation comes together with what it waits for;
-    a cancelled task would then run for ever."""
+    """Raise a cancellation that was lost inside the block. Before Python 3.12 `asyncio.wait_for`,
+    which nats-py uses, loses one that arrives together with the awaited result; the cancelled task
+    would then run for ever."""
     task = asyncio.current_task()
     assert task is not None
     known = task.cancelling()

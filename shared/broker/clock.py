@@ -45,15 +45,15 @@ class BrokerClock:
 
         Raises:
             nats.errors.Error: no answer.
-            ValueError: what answered did not say its time.
+            ValueError: the answer contains no valid time.
         """
         asked_at = _boot_time_s()
         answer = await client.request(ASK, b"", timeout_s)
         read_at = _boot_time_s()
-        # Said at some moment between the question and the answer.
+        # The broker read it at some moment between the request and the answer.
         error_s = (read_at - asked_at) / 2
         said = _decode(answer.data).server.time + timedelta(seconds=error_s)
-        # A slow answer must not spoil what a quick one said; one that contradicts it must.
+        # A slow reading does not replace a quick one, unless the two contradict each other.
         if self._time is not None and error_s > self._error_s:
             expected = self._time + timedelta(seconds=read_at - self._read_at)
             if abs((said - expected).total_seconds()) <= error_s:

@@ -1,4 +1,4 @@
-"""The consumers of each model, one a class: what is set, and what they say of their queues."""
+"""The consumers of each model, one per priority: their settings, and the state of their queues."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -44,8 +44,8 @@ def consumer(
 ) -> GroupedConsumerConfig:
     """The whole configuration of one of a model's consumers: an update replaces every field.
 
-    ``limit`` is one for each live slot, never below 1: with it the broker itself keeps a further
-    job of the class from starting. Over all classes it is the slot that holds one message.
+    ``limit`` is one for each live slot, and at least 1: the broker itself delivers no further job
+    of this priority. Across priorities, each slot holds only one message.
     """
     metadata = {} if facts is None else {FACTS: encode(facts).decode()}
     if model != token_of(model):
@@ -68,7 +68,7 @@ def consumer(
 
 @dataclass(frozen=True)
 class ModelConsumers:
-    """The consumers of one model, by class; the normal one is there, the others may be missing."""
+    """The consumers of one model, by priority; only the normal one is certain to exist."""
 
     token: str
     by_priority: dict[str, ConsumerInfo]
@@ -93,7 +93,7 @@ class ModelConsumers:
 
     @property
     def delivered(self) -> int:
-        """Deliveries so far, of whatever came more than once too."""
+        """Deliveries so far, including redeliveries."""
         infos = self.by_priority.values()
         return sum(info.delivered.consumer_seq for info in infos if info.delivered)
 
@@ -123,7 +123,7 @@ class ModelConsumers:
         return decode_model_facts.read(remembered, config.filter_subject or self.name)
 
     def is_set(self, name: str, limit: int, facts: ModelFacts | None) -> bool:
-        """Whether all classes are there, with this limit, and name and facts are remembered."""
+        """Whether all priorities have a consumer with this limit, and name and facts are stored."""
         limits = [info.config.max_ack_pending for info in self.by_priority.values()]
         return limits == [limit] * len(subjects.PRIORITIES) and (self.name, self.facts) == (
             name,
@@ -162,7 +162,7 @@ async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
 
 
 async def read_consumer(broker: Broker, model: str, priority: str) -> ConsumerInfo | None:
-    """The consumer of one class of a model's jobs; None when it does not exist.
+    """The consumer of one priority of a model's jobs; None if it does not exist.
 
     Raises:
         BrokerUnavailable: no answer.
@@ -198,7 +198,7 @@ async def require_own_wire(broker: Broker, model: str) -> None:
 
 
 async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | None:
-    """How long the first of the waiting jobs has waited, over all classes; None: none waits.
+    """How long the oldest waiting job of any priority has waited; None if no job waits.
 
     Raises:
         BrokerUnavailable: no answer.
@@ -220,7 +220,7 @@ async def oldest_waiting_s(broker: Broker, model: ModelConsumers) -> float | Non
 async def ensure_consumers(
     broker: Broker, ack_wait_s: float, model: str, limit: int, facts: ModelFacts | None
 ) -> None:
-    """Create the model's consumers, one a class, or replace their configuration.
+    """Create the model's consumers, one per priority, or replace their configuration.
 
     Raises:
         BrokerUnavailable: no answer, or no stream.
@@ -237,7 +237,7 @@ async def ensure_consumers(
         except nats.js.errors.APIError as error:
             name = config.durable_name
             raise TopologyError(
-                f"the consumer {name} on REQUESTS cannot be made Sluice's: {error.description}; "
+                f"the consumer {name} on REQUESTS cannot be changed: {error.description}; "
                 f"remove it with: nats consumer rm REQUESTS {name}"
             ) from error
 
@@ -260,7 +260,7 @@ async def list_consumers(broker: Broker) -> list[ConsumerInfo]:
 
 
 def priority_of_consumer(info: ConsumerInfo) -> str | None:
-    """The class whose jobs this consumer of REQUESTS holds; None if it is not a model's."""
+    """The priority whose jobs this consumer of REQUESTS holds; None if it is not a model's."""
     try:
         model, priority = subjects.parse_consumer(info.name)
     except ValueError:

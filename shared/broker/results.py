@@ -16,11 +16,11 @@ from shared.wire.trace import NO_TRACE, Trace
 TOO_LARGE = "result_too_large"
 
 WORST_ESCAPE = 6
-"""Bytes that are not text take up to so many times their size in JSON."""
+"""Bytes that are not text take up to this many times their size in JSON."""
 
 
 async def read_result(broker: Broker, model: str, job_id: str) -> Result | None:
-    """The stored result, or None while there is none; a replica may say so a moment too long.
+    """The stored result, or None if there is none; a replica may lag behind for a moment.
 
     Raises:
         BrokerUnavailable: no answer.
@@ -115,7 +115,7 @@ async def store_letter(
             subject, encode(letter), {**trace, subjects.HEADER_EXPECTED_LAST: "0"}, patience_s
         )
     except StoredAlready as error:
-        # By another attempt, which did not come to store its result; or by this one, and the
+        # By another attempt, which ended before it stored its result; or by this one, whose
         # confirmation was lost.
         stored = await broker.subject_get(subjects.DEAD, subject)
         if stored is None:

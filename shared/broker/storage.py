@@ -11,7 +11,7 @@ from shared.broker.connection import Broker, unavailable_on_outage
 from shared.wire import subjects
 
 SHORT_SHARE = 0.8
-"""Above it no job is taken on. The rest is for the results of those that were."""
+"""Above it, new jobs are refused. The rest is for the results of accepted jobs."""
 
 WRITTEN = (
     subjects.REQUESTS,
@@ -24,7 +24,7 @@ WRITTEN = (
 )
 
 NO_SUBJECT = "infer.nothing"
-"""Of no stream."""
+"""A subject that no stream has."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ async def read_storage(broker: Broker) -> StorageUse:
 async def read_write_errors(broker: Broker, replicas: int) -> dict[str, str]:
     """What keeps the broker from writing streams of ours, by the stream.
 
-    After one failed write (a full disk) a single server never writes that stream again, nor answers
-    who publishes to it, until it is restarted; everything else goes on as if nothing were. On a
-    cluster another node takes over, so there nothing is asked.
+    After one failed write (a full disk) a single server does not write that stream or answer
+    publishes to it until it is restarted; everything else works as usual. On a cluster another node
+    takes over, so nothing is checked there.
 
     Raises:
         BrokerUnavailable: no answer.
@@ -81,7 +81,7 @@ async def read_write_errors(broker: Broker, replicas: int) -> dict[str, str]:
 
 
 async def _write_error(broker: Broker, stream: str) -> str | None:
-    # To remove nothing is the one write that changes nothing, and the broker answers it.
+    # Purging a subject without messages is a write that changes nothing, and it is answered.
     try:
         await broker.js.purge_stream(stream, subject=NO_SUBJECT)
     except nats.js.errors.NotFoundError:

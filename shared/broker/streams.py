@@ -21,7 +21,7 @@ PRESENCE_TTL = timedelta(seconds=10)
 DUPLICATE_WINDOW = timedelta(minutes=2)
 EVENTS_MAX_BYTES = 1024**3
 EVENTS_SHARE = 10
-"""Where the account's storage is limited, events get at most one part in so many of it."""
+"""If the account's storage is limited, events get at most one part in this many of it."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         "num_replicas": topology.replicas,
         "allow_direct": True,
         "duplicate_window": DUPLICATE_WINDOW.total_seconds(),
-        # Said, not left out: a bound that somebody has set is taken off again.
+        # Set explicitly, so that a bound that somebody has set is removed again.
         "max_msgs": -1,
         "max_bytes": -1,
         "max_msg_size": -1,
@@ -114,7 +114,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
             max_msgs_per_subject=1,
             **shared,
         ),
-        # The marker of one that died stays until its job has come back for certain.
+        # The marker of a dead inferer stays until its job has certainly been redelivered.
         _bucket(subjects.INFERERS, PRESENCE_TTL, shared, marker_ttl_s=2 * topology.ack_wait_s),
         _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION, shared, marker_ttl_s=1),
     ]
@@ -138,8 +138,8 @@ def _bucket(name: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: flo
 
 
 def first_sequence(stream: StreamConfig, now: datetime) -> int | None:
-    """Never one that the stream had before, if it was deleted: acknowledgements of its messages
-    and ids of its events are still about, and stand for nothing that is stored now."""
+    """A sequence that the stream never had before, if it was deleted: old acknowledgements and
+    event ids may still be in use, and must not match new messages."""
     if stream.name in (subjects.REQUESTS, subjects.EVENTS):
         return int(now.timestamp() * 1000)
     return None

@@ -223,7 +223,7 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             raise
         except nats.js.errors.APIError as error:
             if error.err_code == NAME_IN_USE:
-                await asyncio.sleep(RETRY_DELAY_S)  # a gateway beside us was faster
+                await asyncio.sleep(RETRY_DELAY_S)  # another gateway was faster
                 return await _ensure_stream(broker, wanted)
             if error.err_code == TOO_FEW_NODES:
                 raise BrokerUnavailable(
@@ -232,7 +232,7 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             advice = (
                 "free space on its disk, or let it use more (SLUICE_STORE), and restart it"
                 if error.err_code in STORE_FULL
-                else "see what is in its way with: nats stream ls --subjects"
+                else "find the conflicting stream with: nats stream ls --subjects"
             )
             raise TopologyError(
                 f"the broker refuses the stream {wanted.name}: {error.description}; {advice}"
@@ -259,12 +259,12 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
 
 
 def _differences(wanted: dict[str, Any], held: StreamConfig) -> list[str]:
-    """What the broker holds otherwise than wanted; fields that we leave to it do not count."""
+    """The settings that differ from ``wanted``, except those that we leave to the broker."""
     holds, differences = asdict(held), []
     for name, value in wanted.items():
         if value is None or name == "name" or holds.get(name) == value:
             continue
-        if not value and not holds.get(name):  # unset, by another word
+        if not value and not holds.get(name):  # both unset, in different forms
             continue
         differences.append(f"{name} is {_plain(holds.get(name))}, should be {_plain(value)}")
     return differences

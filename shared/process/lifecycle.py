@@ -44,7 +44,7 @@ async def until_stopped(stopping: asyncio.Event, awaitable: Awaitable[T]) -> T:
     """Wait for ``awaitable``, until ``stopping`` is set.
 
     Raises:
-        Stopped: ``stopping`` was set first; ``awaitable`` is cancelled.
+        ShutdownRequested: ``stopping`` was set first; ``awaitable`` is cancelled.
     """
     work = asyncio.ensure_future(awaitable)
     await first_of(work, stopping)

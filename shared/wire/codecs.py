@@ -1,4 +1,4 @@
-"""Payloads as bytes: encoded, and decoded or else skipped, counted and logged."""
+"""Encodes and decodes payloads. Those that cannot be read are skipped, counted and logged."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -51,10 +51,10 @@ class Decoder(Generic[T]):
             return self._decode(data)
         except CANNOT_BE_READ as error:
             why = str(error)[:LONGEST_REASON]  # it quotes what it found, however long that is
-            raise Unreadable(f"no {self._what} of this version of Sluice: {why}") from None
+            raise Unreadable(f"not a valid {self._what} of this version of Sluice: {why}") from None
 
     def read(self, data: bytes | str, subject: str) -> T | None:
-        """None for what cannot be read, which is skipped."""
+        """Decode ``data``; None if it cannot be read, which is counted and logged."""
         try:
             return self(data)
         except Unreadable as error:
@@ -87,9 +87,9 @@ decode_cancel_notice = Decoder[CancelNotice]("cancel notice", CancelNotice)
 decode_idempotency_entry = Decoder[IdempotencyEntry]("idempotency entry", IdempotencyEntry)
 decode_dead_letter = Decoder[DeadLetter]("dead letter", DeadLetter)
 decode_dead_letter_head = Decoder[DeadLetterHead]("dead letter", DeadLetterHead)
-decode_concurrency = Decoder[SetConcurrency]("concurrency order", SetConcurrency)
+decode_concurrency = Decoder[SetConcurrency]("concurrency command", SetConcurrency)
 decode_concurrency_change = Decoder[ConcurrencyChange](
-    "answer to a concurrency order", ConcurrencyChange
+    "reply to a concurrency command", ConcurrencyChange
 )
 decode_inferer_entry = Decoder[InfererEntry]("entry of an inferer", InfererEntry)
 decode_model_facts = Decoder[ModelFacts]("description of a model", ModelFacts)

@@ -30,7 +30,7 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InfererDeath(Struct, frozen=True, kw_only=True):
-    """``infer.deaths.<model>.<inferer>``: an inferer that ended otherwise than it should.
+    """``infer.deaths.<model>.<inferer>``: an inferer that ended unexpectedly.
 
     ``cause`` is its signal or exit status, ``doing`` what it did for which of ``jobs``.
     """

@@ -8,10 +8,10 @@ from msgspec import Meta, Raw
 from shared.timestamps import parse_timestamp
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-"""What a double holds exactly."""
+"""Integers that a double represents exactly."""
 SmallInt = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Milliseconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
-"""Some are the difference of two hosts' clocks, and may be negative."""
+"""Sluice writes no negative ones, but other software can publish them."""
 TokensPerS = Annotated[float, Meta(ge=0, le=1e12)]
 JobId = Annotated[str, Meta(min_length=1, max_length=256)]
 InfererId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -19,12 +19,11 @@ InfererId = Annotated[str, Meta(min_length=1, max_length=256)]
 Metadata = Annotated[
     Raw,
     Meta(
-        description="An object of the caller's own, of 16 kB at most.",
+        description="Any object, 16 kB at most. It is returned with the status of the job.",
         extra_json_schema={"type": "object"},
     ),
 ]
-"""It travels as bytes, and nothing of ours reads it: 4 MB of ``[[],[],…]`` would be 100 MB of
-objects wherever they were decoded."""
+"""Passed on as bytes and never decoded: 4 MB of ``[[],[],…]`` would become 100 MB of objects."""
 
 
 NO_METADATA = Raw(b"null")

@@ -31,7 +31,7 @@ class Timings(Struct, frozen=True, kw_only=True):
 
 
 StopCode = Literal["cancelled", "client_disconnected", "deadline_passed", "timed_out"]
-"""Why a job did not come to its own end."""
+"""Why a job was ended from outside."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="outcome"):
@@ -96,15 +96,15 @@ _STOPPED: dict[StopCode, tuple[type[Cancelled | Expired], str]] = {
 
 
 def stopped(code: StopCode, **common: Any) -> Cancelled | Expired:
-    """The result of a job that did not come to its own end; ``common`` as in `Outcome`."""
+    """The result of a job that was ended from outside; ``common`` as in `Outcome`."""
     kind, message = _STOPPED[code]
     return kind(**common, code=code, message=message)
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """``infer.dead.<model>.<id>``: a request that nobody will try again, and why.
+    """``infer.dead.<model>.<id>``: a request that will not be retried, and why.
 
-    ``request`` is the body as it was received, or its beginning; bytes that are no UTF-8 are
+    ``request`` is the body as it was received, or its beginning; bytes that are not UTF-8 are
     replaced. ``timeout_s`` is what it was given from its acceptance to its end, ``retry_of`` the
     job whose dead letter was sent again as this one.
     """

@@ -1,8 +1,8 @@
 """Every subject, stream, bucket and header of the wire, version 2.
 
-A job's subjects hold its model and end in its id: rights can be given for a model, and the broker
-itself can answer what became of a job. In place of a model's name they hold the token that is
-derived from it (`shared/model_names.py`).
+A job's subjects contain its model and end in its id: permissions can be granted for a model, and
+the broker itself can answer what became of a job. In place of a model's name they contain the token
+that is derived from it (`shared/model_names.py`).
 
 Code that knows a job's model reads by the one subject. Code that knows an id alone reads by a
 wildcard (the functions whose names end in ``_of``).
@@ -74,7 +74,7 @@ _TOKEN = re.compile(r"[^\s.*>]+")
 
 
 def is_token(text: str) -> bool:
-    """Whether ``text`` can stand for itself alone as a part of a subject."""
+    """Whether ``text`` can be one token of a subject."""
     return _TOKEN.fullmatch(text) is not None
 
 
@@ -165,7 +165,7 @@ def parse_consumer(name: str) -> tuple[str, str]:
 
 
 def state(model: str, job_id: str) -> str:
-    """The last event of the job's life but its result; see `StateEvent`."""
+    """Where the job's last state before its result is stored; see `StateEvent`."""
     return f"infer.states.{token_of(model)}.{job_id}"
 
 

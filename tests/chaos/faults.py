@@ -66,7 +66,7 @@ async def kill_inferer(site: Site, strike: Strike) -> None:
 
 @fault
 async def restart_inferer(site: Site, strike: Strike) -> None:
-    """SIGTERM in the middle of a job, as in a rolling restart: it ends or hands back its job."""
+    """SIGTERM in the middle of a job, as in a rolling restart: it completes or requeues its job."""
     async with site.busy_inferer(strike.random) as (inferer, job_id):
         strike.hits(inferer, job_id)
         await _terminate(inferer)
@@ -213,8 +213,8 @@ async def reload_wrongly(site: Site, strike: Strike) -> None:
 
 @fault
 async def send_rubbish(site: Site, strike: Strike) -> None:
-    """Somebody on a connection of his own sends what no client would, to everything that is read:
-    nobody dies of it, and nobody is deaf for long."""
+    """A foreign connection sends invalid messages to every subject that is read: no process dies,
+    and none stops receiving for long."""
     node = strike.random.choice(site.cluster.nodes)
     strike.hits(node)
     await asyncio.to_thread(_send_rubbish, node, strike.random)

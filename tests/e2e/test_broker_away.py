@@ -151,7 +151,7 @@ def test_a_stack_started_while_the_broker_is_away_serves_once_it_is_there(
 
 
 INCOMPATIBLE = {
-    "REQUESTS that is no work queue": (
+    "REQUESTS that is not a work queue": (
         StreamConfig(name="REQUESTS", subjects=["infer.requests.*.*.*.*"]),
         ("REQUESTS", "retention is limits, should be workqueue", "nats stream rm REQUESTS"),
     ),

@@ -85,7 +85,7 @@ async def test_an_unreadable_request_can_be_cancelled(
 async def test_a_foreign_consumer_is_not_a_model_and_is_left_alone(
     gateway: Stack, js: JetStreamContext
 ) -> None:
-    """It is no model, and it stays as it is."""
+    """It is not listed as a model, and it is not changed."""
     mine = ConsumerConfig(durable_name="mine", filter_subject="infer.requests.other.low.*.*")
     await js.add_consumer(subjects.REQUESTS, mine)
     for _ in range(2):  # each is a new read by the gateway

@@ -1,4 +1,4 @@
-"""What is sent to the broker by hand, or done to it, leaves no process deaf."""
+"""What is sent to the broker by hand, or done to it, stops no process from receiving."""
 
 import asyncio
 import signal

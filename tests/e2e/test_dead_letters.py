@@ -151,7 +151,7 @@ async def test_a_letter_is_shown_in_full(gateway: Stack, broker: Broker) -> None
 
 
 async def test_retry_sends_the_same_request_as_a_new_job(gateway: Stack, broker: Broker) -> None:
-    """With `retry_of`, its class and its time; not with the inbox that nobody listens at now. The
+    """With `retry_of`, its priority and its time; not with the inbox, which nobody reads now. The
     letter is gone."""
     job_id = await bury(broker)
     answer = gateway.http.post(f"/dead/{job_id}/retry")

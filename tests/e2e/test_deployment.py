@@ -114,7 +114,7 @@ def test_inferers_can_be_scaled(compose: Compose) -> None:
 
 
 def test_a_job_has_its_time_when_an_inferer_stops(compose: Compose) -> None:
-    """The engine's patience is longer than the grace, or a job would be killed, not handed back."""
+    """The container engine waits for longer than the grace: the job is requeued, not killed."""
     services = compose("--profile", "gpu")["services"]
     for name in ("inferer", "inferer-gpu"):
         grace_s = load(InfererSettings, "INFERER", services[name]["environment"]).grace_s

@@ -87,7 +87,7 @@ def test_a_queue_without_an_inferer_is_found(stack: Stack) -> None:
     assert "sluice up" in finding["advice"]
 
 
-def test_a_model_without_inferer_and_jobs_is_no_error(stack: Stack) -> None:
+def test_a_model_without_inferer_and_jobs_is_not_an_error(stack: Stack) -> None:
     """Nothing is wrong: so it is with `sluice up --min 0` while nobody asks for anything."""
     stack.inferers.pop().terminate()
     (finding,) = examine(stack)["tiny"]
@@ -96,7 +96,7 @@ def test_a_model_without_inferer_and_jobs_is_no_error(stack: Stack) -> None:
 
 
 def test_an_inferer_that_hangs_is_found(stack: Stack) -> None:
-    """One that was stopped says nothing any more; since when its job runs is told."""
+    """A stopped one sends no heartbeats; doctor also reports how long its job has run."""
     stack.submit(prompt="go on", max_tokens=4000)
     eventually(lambda: _inferer(stack)["jobs"] or None, "it runs")
     stack.inferers[0].freeze()

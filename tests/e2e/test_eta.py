@@ -31,8 +31,8 @@ LONG = {"prompt": "tell me", "max_tokens": 4000, "seed": 1}  # does not end by i
 
 
 def test_positions_are_the_true_counts(stack: Stack) -> None:
-    """How many will be served before it: those that came before in its class, and all of the
-    classes before that; it falls as they are served and when one of them is cancelled."""
+    """How many will be served before it: earlier ones of its priority, and all of higher
+    priorities; it falls as they are served and when one of them is cancelled."""
     first = stack.submit(**LONG)
     stack.wait_for_state(first, "STARTED")
     assert "position" not in stack.status(first)
@@ -52,8 +52,8 @@ def test_positions_are_the_true_counts(stack: Stack) -> None:
 
 
 async def test_a_position_was_true_between_question_and_answer(stack: Stack) -> None:
-    """While the queue moves: no more than had not begun when it was asked for, no fewer than the
-    broker still had to give out afterwards."""
+    """While the queue moves: at most the jobs that had not started at the request, at least those
+    that were still undelivered after the response."""
     ids = [stack.submit(prompt="go on", max_tokens=150) for _ in range(15)]
     printed: list[tuple[str, int, int]] = []
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:

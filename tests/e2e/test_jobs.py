@@ -76,7 +76,7 @@ def test_high_before_normal_before_low(stack: Stack) -> None:
 
 
 def test_cancel_finds_jobs_of_every_priority(stack: Stack) -> None:
-    """One that waits is off the queue at once, whatever its class."""
+    """One that waits is off the queue at once, whatever its priority."""
     first = stack.submit(prompt="go on")
     stack.wait_for_state(first, "STARTED")
     ids = [stack.submit(prompt="x", priority=name) for name in ("high", "normal", "low")]

@@ -229,7 +229,7 @@ async def test_a_reply_to_header_reaches_inboxes_only(
 async def test_a_chat_without_a_reply_subject_is_refused_and_a_job_is_accepted(
     shared_stack: Stack, client: Client
 ) -> None:
-    """A chat is refused in the log; a job can be submitted without hearing its id."""
+    """A chat is refused in the log; a job can be submitted without a reply."""
     refused = len(shared_stack.gateways[0].events("nats_request_refused"))
     accepted = len(shared_stack.gateways[0].events("request_accepted"))
     for endpoint, body in (("chat", CHAT % 2), ("chat", "nonsense"), ("status", "x")):
@@ -311,7 +311,7 @@ GARBAGE = {
     "no JSON": (b"\xff\x00garbage", {}),
     "empty": (b"", {}),
     "two kinds of prompt": (b'{"prompt":"a","messages":[{"role":"user","content":"b"}]}', {}),
-    "a deadline that is no time": (b'{"prompt":"a"}', {"Deadline": "tomorrow"}),
+    "a deadline that is not a time": (b'{"prompt":"a"}', {"Deadline": "tomorrow"}),
     "a deadline without a zone": (b'{"prompt":"a"}', {"Deadline": "2040-01-01T00:00:00"}),
 }
 

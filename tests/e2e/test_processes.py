@@ -1,4 +1,4 @@
-"""Starting and stopping of the services: wrong settings, signals, models that are none."""
+"""Starting and stopping of the services: wrong settings, signals, files that are not models."""
 
 import json
 import re

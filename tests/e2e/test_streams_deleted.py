@@ -93,7 +93,7 @@ def test_the_loss_of_the_queue_is_reported_and_new_jobs_run(stack: Stack) -> Non
 def test_consumers_that_were_deleted_are_created_again(
     stack: Stack, deleted: tuple[str, ...]
 ) -> None:
-    """One, or several, beside a job that runs and one of each class that waits: all end."""
+    """One, or several, beside a job that runs and one of each priority that waits: all end."""
     ids = [stack.submit(prompt="long", max_tokens=800)]
     stack.wait_for_state(ids[0], "STARTED")
     ids += [stack.submit(prompt="hi", max_tokens=2, priority=rank) for rank in subjects.PRIORITIES]

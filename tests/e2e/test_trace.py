@@ -86,7 +86,7 @@ async def test_a_request_that_waits_has_its_trace(tmp_path: Path) -> None:
         {"traceparent": "00-é"},
     ],
 )
-async def test_headers_that_are_no_trace_are_left_out(
+async def test_invalid_trace_headers_are_left_out(
     shared_stack: Stack, headers: dict[str, str]
 ) -> None:
     """The job runs all the same."""

@@ -1,4 +1,4 @@
-"""Claims on keys against a real broker: one holder, and free again after a refusal."""
+"""Idempotency records on a real broker: one job for each key, released after a refusal."""
 
 import asyncio
 import json

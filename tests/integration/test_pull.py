@@ -137,7 +137,7 @@ async def test_priorities_are_served_in_their_order(queue: Broker) -> None:
 
 @pytest.mark.parametrize("priority", subjects.PRIORITIES)
 async def test_an_idle_slot_waits_for_every_priority(queue: Broker, priority: str) -> None:
-    """Whatever comes first is taken at once, and the pulls at the other classes are withdrawn."""
+    """Whatever comes first is taken at once, and the other pulls are withdrawn."""
     async with Puller(queue, "tiny") as puller:
         waiting = asyncio.create_task(pulled(puller))
         for name in ("tiny+high", "tiny", "tiny+low"):
@@ -149,7 +149,7 @@ async def test_an_idle_slot_waits_for_every_priority(queue: Broker, priority: st
 
 
 async def test_a_slot_takes_one_of_two_that_come_at_once(queue: Broker) -> None:
-    """Jobs of two classes reach one slot in the same moment: it keeps one, the other goes to the
+    """Jobs of two priorities reach one slot at once: it keeps one, the other goes to the
     next slot at once."""
     async with connected(queue._settings, "publisher") as publisher:
         for number in range(30):
@@ -168,7 +168,7 @@ async def test_a_slot_takes_one_of_two_that_come_at_once(queue: Broker) -> None:
 
 async def test_a_priority_at_its_limit_does_not_hold_up_the_others(queue: Broker) -> None:
     """Another slot has all that may run of `high`, and more of it waits: a normal job is taken, and
-    of the class at its limit the next as soon as there is a place."""
+    the next high one as soon as the limit allows it."""
     for name in ("high-1", "high-2"):
         await publish(queue, name, "high")
     await publish(queue, "normal")
@@ -183,7 +183,7 @@ async def test_a_priority_at_its_limit_does_not_hold_up_the_others(queue: Broker
 
 
 async def test_the_lowest_priority_does_not_starve(queue: Broker) -> None:
-    """A class that has not been asked for a while is asked first, once."""
+    """A priority that has not been pulled for a while is pulled first, once."""
     for number in range(40):
         await publish(queue, f"high-{number}", "high")
     for number in (1, 2):

@@ -68,7 +68,7 @@ async def test_the_streams_are_as_designed(broker: Broker) -> None:
 
 @pytest.mark.parametrize("priority", subjects.PRIORITIES)
 async def test_the_consumers_are_as_designed(broker: Broker, priority: str) -> None:
-    """One a class; also in the fields that the client does not know."""
+    """One per priority; also in the fields that the client does not know."""
     await ensure_topology(broker, TOPOLOGY, ["tiny"])
     name = {"high": "tiny+high", "normal": "tiny", "low": "tiny+low"}[priority]
     held = (await ask(broker, f"CONSUMER.INFO.REQUESTS.{name}"))["config"]

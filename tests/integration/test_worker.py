@@ -225,7 +225,7 @@ async def test_slots_that_close_and_open_again_run_no_more_than_there_are(
     queue: Broker, engine: Engine
 ) -> None:
     """A slot that closes while its job runs is the one that opens again: no second job beside it,
-    though the broker would give out one of another class."""
+    though the broker would deliver one of another priority."""
     async with working(queue, engine) as (worker, _):
         first = await put(queue, LONG)
         await until(lambda: states(queue, first), "started")
@@ -240,14 +240,14 @@ async def test_slots_that_close_and_open_again_run_no_more_than_there_are(
 
 
 async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> None:
-    """A job that was handed back: the next inferer finishes it, as the same attempt."""
+    """A job that was requeued: the next inferer finishes it, as the same attempt."""
     assert await read_result(queue, "tiny", job_id) is None
 
     async def begun() -> bool:
         return ("started", 1, "second") in await states(queue, job_id)
 
     async with working(queue, engine, "second"):
-        async with asyncio.timeout(9):  # less than a lease, so it was really handed back
+        async with asyncio.timeout(9):  # less than a lease, so it was really requeued
             await until(begun, "started by the second")
         result = await ended(queue, job_id)
         await queue_is_empty(queue)
@@ -258,7 +258,7 @@ async def finished_by_another(queue: Broker, engine: Engine, job_id: str) -> Non
 async def test_a_running_job_without_grace_is_requeued_and_costs_no_attempt(
     queue: Broker, engine: Engine
 ) -> None:
-    """Without grace it is handed back, which does not count as an attempt."""
+    """Without grace it is requeued, which does not count as an attempt."""
     async with working(queue, engine, grace_s=0):
         job_id = await put(queue, LONG)
         await until(lambda: states(queue, job_id), "started")
@@ -271,7 +271,7 @@ async def test_a_running_job_without_grace_is_requeued_and_costs_no_attempt(
 async def test_a_job_being_examined_when_the_inferer_stops_is_requeued(
     queue: Broker, engine: Engine, nats_server: NatsServer
 ) -> None:
-    """Before its start, while the broker is slow: handed back too, not cancelled."""
+    """Before its start, while the broker is slow: requeued too, not cancelled."""
     job_id = await put(queue, SHORT)
     async with Puller(queue, "tiny") as puller:
         message = await puller.next()

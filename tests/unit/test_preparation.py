@@ -36,16 +36,16 @@ def test_threads_that_start_at_once_all_have_the_deep_stack(
     start = threading.Thread.start
 
     def slow_start(thread: threading.Thread) -> None:
-        if thread.name == "prepare":
+        if threading.current_thread() in starting:
             time.sleep(0.02)
             sizes.append(threading.stack_size())
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", slow_start)
     with preparation._stack_size_lock:  # a thread of another test may be about to start one
         before = threading.stack_size()
     threads = Preparation(0)
     starting = [threading.Thread(target=threads._start, args=(number,)) for number in range(8)]
+    monkeypatch.setattr(threading.Thread, "start", slow_start)
     for thread in starting:
         thread.start()
     for thread in starting:

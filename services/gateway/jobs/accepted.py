@@ -1,4 +1,4 @@
-"""What a gateway knows of a job that it has just taken in."""
+"""What a gateway knows of a job that it has just accepted."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ class AcceptedJob:
 
     @classmethod
     def of_replay(cls, job: JobStatus, task: Task, caller: Caller) -> Self:
-        """For a client that submits ``job`` again, with the key of the first time."""
+        """For a client that has submitted ``job`` again, with the same key."""
         return cls(
             id=job.id,
             model=job.model,

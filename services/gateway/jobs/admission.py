@@ -1,5 +1,5 @@
-"""The bound on each model's queue: nothing that was accepted is dropped, so what is too much is
-refused before."""
+"""The limit of each model's queue. Accepted jobs are never dropped, so jobs beyond the limit are
+refused."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -26,8 +26,8 @@ def jobs_to_end(waiting: int, bound: int, slots: int) -> int:
 
 
 class Reservations:
-    """How many jobs of one model this gateway reserved a place for, and for how many of them the
-    publish has ended, one way or the other: since it started."""
+    """Counts, since this gateway started, the jobs of one model that it reserved a place for, and
+    those of them whose publish has ended, successfully or not."""
 
     def __init__(self) -> None:
         self.reserved = 0
@@ -43,7 +43,7 @@ class Reservations:
 
 
 class Admission:
-    """How many may wait. Every gateway counts for itself, so several may go over it by a little."""
+    """How many jobs may wait. Gateways count separately, so several may slightly exceed it."""
 
     def __init__(self, fleet: Fleet, forecast: Forecast, bound: int) -> None:
         self.bound = bound
@@ -56,7 +56,7 @@ class Admission:
         """A place in the queue of ``model`` for the job that the block publishes.
 
         Raises:
-            QueueFull: as many jobs wait as may.
+            QueueFull: the limit is reached.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
         own = self._reservations[model.token]

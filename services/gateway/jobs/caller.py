@@ -13,6 +13,6 @@ class Caller:
 
     via: Via
     owner: str = PUBLIC
-    """Never what a request says of itself; there are no keys yet that would distinguish owners."""
+    """Never taken from the request; there are no keys yet that would distinguish owners."""
     trace: Trace = field(default_factory=dict)
     """W3C trace context."""

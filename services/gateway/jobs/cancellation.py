@@ -12,15 +12,15 @@ from shared.wire.results import Result, StopCode
 
 
 class Cancellation:
-    """The result first, then a notice to the inferer and to the caller, then the message off the
-    queue: in this order every race is safe."""
+    """Stores the result, then notifies the inferer and the caller, then removes the message from
+    the queue: in this order every race is safe."""
 
     def __init__(self, broker: Broker, patience_s: float) -> None:
         self._broker = broker
         self._patience_s = patience_s
 
     async def stop(self, job: PendingJob, code: StopCode) -> Result:
-        """End the job; its result, which is another one if it had one already.
+        """End the job. Returns its result: the existing one, if it had one already.
 
         Raises:
             BrokerUnavailable: it may have been stopped all the same; `finish` does the rest.
@@ -46,8 +46,8 @@ class Cancellation:
     async def finish(self, job: PendingJob, stored: Result) -> None:
         """Send the result of a cancelled job to its caller, and take the job off the queue.
 
-        An inferer that holds the message sends the result once more. But whether one does may not
-        be known, and the inferer may be lost; to receive a result twice is better than not at all.
+        An inferer that holds the message sends the result, too. But it may not be known whether
+        one does, or the inferer may be dead; a result that comes twice is better than none.
 
         Raises:
             BrokerUnavailable: it may not be done.

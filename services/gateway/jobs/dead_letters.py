@@ -23,11 +23,11 @@ from shared.wire.requests import InferenceRequest
 from shared.wire.results import DeadLetter
 
 SIZE_OF_A_READ = 16 * 1024 * 1024
-"""Letters hold whole requests; the client drops what comes faster than it is read."""
+"""Letters contain whole requests, and nats-py drops messages that arrive too fast."""
 
 FIRST_WIDTH = 8
 PAGE_BYTES = 32 * 1024 * 1024
-"""A page ends with the read that passes it: letters may have several megabytes each."""
+"""A page ends with the read that exceeds this: a letter may have several megabytes."""
 
 log = logger()
 
@@ -35,21 +35,21 @@ log = logger()
 class Resubmission(
     JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """A request as it was, with what nobody outside may say of it."""
+    """A copy of an earlier request, with ``retry_of``, which clients cannot set."""
 
     retry_of: str | None = None
 
 
 class DeadLetters:
-    """The stream DEAD, as people use it."""
+    """Lists, shows, retries and drops dead letters, which are stored in the stream DEAD."""
 
     def __init__(self, broker: Broker, idempotency: Idempotency) -> None:
         self._broker = broker
         self._idempotency = idempotency
 
     async def page(self, limit: int, before: int | None = None) -> DeadLetterPage:
-        """At most ``limit`` letters, the newest first; ``before`` as the page before this one said.
-        Of large letters there are fewer on a page.
+        """At most ``limit`` letters, the newest first; ``before`` is that of the previous page.
+        A page of large letters is shorter.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -77,8 +77,8 @@ class DeadLetters:
         return _read(await self._find(job_id))
 
     async def retry(self, job_id: str, caller: Caller) -> JobAccepted:
-        """Submit the letter's request as a new job, then drop the letter. Who finds it meanwhile,
-        or afterwards as it could not be dropped, gets the same job, for 24 hours.
+        """Submit the letter's request as a new job, then drop the letter. For 24 hours another
+        retry of the same letter, at the same moment or if it was not dropped, returns that job.
 
         Raises:
             UnknownDeadLetter, BrokerUnavailable.
@@ -115,7 +115,7 @@ class DeadLetters:
                 subjects.DEAD, last_by_subj=subjects.dead_of(job_id)
             )
         if stored is None:
-            raise UnknownDeadLetter(f"no dead letter of a job {job_id}; see sluice dead list")
+            raise UnknownDeadLetter(f"there is no dead letter {job_id}; see sluice dead list")
         return stored
 
     async def _between(self, start: int, end: int) -> list["_Listed"]:
@@ -165,7 +165,7 @@ def _is_of(letter: DeadLetter | DeadLetterHead, subject: str) -> bool:
 
 
 def _read(stored: StoredMessage) -> DeadLetter:
-    """The letter. In the place of one that cannot be read, a letter that says so."""
+    """The letter; if it cannot be read, a letter that says so."""
     _, _, model, job_id = stored.subject.split(".")
     try:
         letter = decode_dead_letter(stored.data)

@@ -1,4 +1,4 @@
-"""A job's life as a stream of events that can be taken up again where it broke off."""
+"""A job's events as a stream that can be resumed where it was interrupted."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -28,7 +28,7 @@ from shared.wire.results import Completed, Result
 log = logger()
 
 TAIL = "tail"
-"""The id of tokens that came out of the result and not out of the stream."""
+"""The id of tokens that were taken from the result, not from the stream."""
 
 END = "end"
 
@@ -46,8 +46,8 @@ class JobEvent(Struct, frozen=True):
     """``id``: ``0`` for the first, else the sequence in ``EVENTS``, ``tail`` or ``end``.
 
     ``event``: ``queued``, ``started``, ``returned``, ``attempt_failed`` (another follows),
-    ``tokens``, ``retrying`` (the text begins anew), ``result``, ``error`` (the broker has lost the
-    job: there will be no result).
+    ``tokens``, ``retrying`` (the text starts again from the beginning), ``result``, ``error`` (the
+    broker has lost the job: there will be no result).
     """
 
     id: str
@@ -61,9 +61,9 @@ async def job_events(
     """Everything that happened to the job and happens from now on, ending with its result, or with
     an `error` where its stream was deleted meanwhile; through outages of the broker too.
 
-    ``after`` is the id of the last event that was received: what came before it is left out. Where
-    the broker does not hold that any more, the text begins anew, and `retrying` says so. With the
-    ``accepted`` of a job that was submitted just now, `queued` is left out.
+    ``after`` is the id of the last event that was received: events up to it are left out. If the
+    broker no longer has them, `retrying` is sent and the text starts again from the beginning. With
+    ``accepted``, for a job that was just submitted, `queued` is left out.
 
     Raises:
         UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without ``accepted``.
@@ -105,8 +105,8 @@ async def job_events(
 
 
 async def _is_event_of(broker: Broker, model: str, job_id: str, event_id: int) -> bool:
-    """Whether the broker still holds the event that the id stands for; no event of another job, nor
-    one of a stream that was there before.
+    """Whether the broker still has the event with this id, and it belongs to this job and to the
+    current stream, not to one that was deleted.
 
     Raises:
         BrokerUnavailable: no answer.
@@ -132,8 +132,8 @@ def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEven
         state = decode_state_event.read(message.data, message.subject)
         if state is None:
             return []
-        # Its text stands as long as the next attempt comes out the same.
-        # So does one that died with its inferer, where the death could be reported.
+        # The text of a failed attempt stays valid if the next attempt produces the same text. An
+        # attempt that died with its inferer is reported as a `started` with a code.
         failed = state.state == "retrying" or (state.state == "started" and state.code)
         name = "attempt_failed" if failed else state.state
         return [JobEvent(event_id, name, state)]
@@ -162,7 +162,7 @@ async def stored_events(
     read = 0
     while True:
         try:
-            # Closed here and not whenever the generator is collected: it holds a consumer.
+            # Closed here, not when it is garbage-collected: the generator holds a consumer.
             async with aclosing(_events_until_outage(broker, model, job_id, finished)) as messages:
                 async for message in messages:
                     sequence = message.metadata.sequence.stream
@@ -171,7 +171,7 @@ async def stored_events(
                         yield sequence, message
             return
         except (BrokerUnavailable, nats.js.errors.APIError) as error:
-            # The latter, where the reading's consumer has gone with its node.
+            # APIError: the node that held this reader's consumer is gone.
             log.warning("events_interrupted", job_id=job_id, error=str(error))
             await asyncio.sleep(RETRY_DELAY_S)
 
@@ -181,7 +181,7 @@ async def _events_until_outage(
 ) -> AsyncGenerator[Msg, None]:
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
-    # Named here, so that it can be deleted also where it is not known whether it was created.
+    # Named here, so that it can be deleted even if it is not known whether it was created.
     name = new_job_id()
     config = ConsumerConfig(name=name)
     subscribing = asyncio.create_task(
@@ -198,7 +198,7 @@ async def _events_until_outage(
         with unavailable_on_outage(broker):
             # Shielded: one that is cut off in the middle would leave its consumer behind.
             subscription = await asyncio.shield(subscribing)
-            # Whenever the client creates it anew it is another one, and the name may be taken.
+            # If the client recreates the consumer, this name may still be in use.
             config.name = None
             info = await subscription.consumer_info()
         # What was there when the reading began is read to its end, finished or not.

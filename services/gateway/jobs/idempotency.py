@@ -29,7 +29,7 @@ log = logger()
 
 
 class Idempotency:
-    """Takes jobs in as `Jobs.submit` does, each key once."""
+    """Accepts jobs like `Jobs.submit`, but only one job for each key."""
 
     def __init__(self, broker: Broker, jobs: Jobs) -> None:
         self._broker = broker
@@ -61,16 +61,16 @@ class Idempotency:
     async def submit_once(
         self, submission: JobSubmission, caller: Caller, key: str, reply_to: str | None = None
     ) -> AcceptedJob:
-        """As `submit`, with a key that may be one that nobody can send.
+        """Like `submit`, also for a key that no client can send.
 
-        The entry of the key is written first, then the job is published under the id in it. A
-        gateway that dies in between leaves a key without a job; so a gateway that finds an entry
-        whose job is nowhere publishes it, under that id. This cannot make a second run with a
-        result to be seen, though the first gateway may only have been slow, and the job may be
-        published, run and finished between that read and our publishing. For two minutes the
-        broker drops the second message, because the id of the message is the job's. Later (a
-        gateway was frozen for so long) an inferer gets it, sees the first run's result while it
-        computes, and stops; what it would store is refused, as the result is written once.
+        The key's record is written first, then the job is published under the id in it. A gateway
+        that dies in between leaves a key without a job. So a gateway that finds a record, but no
+        trace of its job, publishes the job under that id. This never produces a second visible
+        result, even if the first gateway was only slow, and the job is published, run and finished
+        between our read and our publish: for two minutes the broker drops the second message,
+        because the message id is the job's id. After that (a gateway was frozen for that long) an
+        inferer receives it, finds the first result while it computes, and stops; a second result
+        would be refused, because a result is written once.
         """
         subject = subjects.idempotency(sha256(f"{caller.owner}\0{key}".encode()).hexdigest())
         digest = _digest(submission)
@@ -85,7 +85,7 @@ class Idempotency:
                 continue
 
     async def _find(self, job_id: str) -> JobStatus | None:
-        """What became of the job; None when it is nowhere.
+        """The job's status; None if there is no trace of it.
 
         Raises:
             UnknownJob, JobAgedOut: it ran, and nothing else is known of it. It does not run again.

@@ -29,8 +29,8 @@ class Overtaken(Exception):
 
 @dataclass(frozen=True)
 class IdempotencyRecord:
-    """What a key stood for when it was read, and the right to write that anew, unless somebody else
-    does before."""
+    """What a key stood for when it was read. A new record replaces it by compare-and-set, which
+    fails if another gateway was first."""
 
     subject: str
     digest: str
@@ -41,10 +41,11 @@ class IdempotencyRecord:
 
     @asynccontextmanager
     async def held(self, broker: Broker, job_id: str, patience_s: float) -> AsyncIterator[None]:
-        """Let the key stand for ``job_id``, which the block publishes.
+        """Write the key's record for ``job_id``, which the block publishes.
 
-        When the block is refused for certain the key is free again. When it is not known whether
-        the job arrived, the key stays: a client that sends it again finds the job, or publishes it.
+        If the publish is definitely refused, the key is released. If it is not known whether the
+        job arrived, the record stays: a client that repeats the request finds the job, or
+        publishes it.
 
         Raises:
             Overtaken, BrokerUnavailable, StorageShort.
@@ -69,8 +70,8 @@ class IdempotencyRecord:
             raise
 
     async def _release(self, broker: Broker, sequence: int) -> None:
-        # A purge, as it needs no room; up to this sequence, so that an entry stays with which
-        # another gateway has replaced ours: its job may have been published.
+        # A purge, because it needs no storage; only up to this sequence, because another gateway
+        # may have replaced our entry since, and published its job.
         purge = {"filter": self.subject, "seq": sequence + 1}
         try:
             await broker.nc.request(
@@ -89,7 +90,7 @@ async def read_record(broker: Broker, subject: str, digest: str) -> IdempotencyR
     """
     with unavailable_on_outage(broker):
         try:
-            # Through the leader: a replica may not have yet what has just overtaken us.
+            # From the leader: a replica may not have the latest entry yet.
             stored = await broker.js.get_last_msg(BUCKET, subject)
         except nats.js.errors.NotFoundError:
             return IdempotencyRecord(subject, digest, None, 0)
@@ -105,8 +106,8 @@ async def read_record(broker: Broker, subject: str, digest: str) -> IdempotencyR
 def _read(data: bytes, subject: str, now: datetime) -> IdempotencyEntry | None:
     """The entry; None for the marker of one that has expired, and for what was put there by hand.
 
-    An entry is written anew when its job has to be published once more, and the bucket counts
-    from then; its job's id says when the key was first used.
+    An entry is written again when its job has to be published again, which restarts its TTL in
+    the bucket; the time in the job's id is that of the first use of the key.
     """
     entry = decode_idempotency_entry.read(data, subject) if data else None
     if (

@@ -1,4 +1,4 @@
-"""What a gateway can do with jobs. It holds nothing: every answer comes from the broker."""
+"""What a gateway can do with jobs. It keeps no state: every answer comes from the broker."""
 
 import asyncio
 import secrets
@@ -54,7 +54,7 @@ READ_AGAIN_S = 5.0
 """An announcement can be lost with a connection or a leader; the stored result cannot."""
 
 FIRST_READ_AFTER_S = 0.25
-"""An announcement between submit and the first wait would be missed; this is what it would cost."""
+"""An announcement between submit and the first wait would be missed; it costs this delay."""
 
 log = logger()
 
@@ -91,17 +91,17 @@ class Jobs:
     ) -> AcceptedJob:
         """Accept a job: when this returns the broker holds it, and it will have a result.
 
-        With the ``record`` to a key, as the job that the key stands for, or will: it is written to
-        the key's entry after everything else that can refuse the job.
+        With the ``record`` of a key, the job gets the id that the key stands for, if any. The
+        record is written after all checks that can refuse the job.
 
         Raises:
             InvalidRequest, RequestTooLarge, UnknownModel: it cannot run.
             QueueFull: too many wait already.
             StorageShort: the broker has too little room.
-            StreamRefused: the queue takes no such message, as somebody has set it up.
-            BrokerUnavailable: the broker did not confirm it. It is withdrawn as soon as possible,
-                in case it arrived all the same; unless somebody may come back with its key.
-            Overtaken: somebody else has used the record's key meanwhile.
+            StreamRefused: the configuration of the queue does not allow this message.
+            BrokerUnavailable: the broker did not confirm it, but it may have arrived. It is
+                withdrawn as soon as possible, unless the client may repeat it with its key.
+            Overtaken: another gateway has used the key meanwhile.
         """
         self._storage.require_room()
         model = await self._fleet.choose(submission.model)
@@ -147,7 +147,7 @@ class Jobs:
         headers: dict[str, str],
         record: IdempotencyRecord | None,
     ) -> bool:
-        """Whether the broker had the job before."""
+        """Publish the job. Returns whether the broker already had it."""
         subject = subjects.request(
             accepted.model, accepted.id, accepted.priority, accepted.caller.owner
         )
@@ -160,7 +160,7 @@ class Jobs:
             raise
         except BrokerUnavailable as error:
             # It may have arrived all the same, or be on its way to a broker that hangs.
-            unknown = f"whether the job {accepted.id} was accepted is not known: {error.message}"
+            unknown = f"it is not known whether job {accepted.id} was accepted: {error.message}"
             if accepted.survives_disconnect:
                 raise BrokerUnavailable(
                     f"{unknown}; send it again with the same key; it will not run twice"
@@ -218,7 +218,7 @@ class Jobs:
         return await read_result(self._broker, model, job_id)
 
     async def status(self, job_id: str) -> JobStatus:
-        """As `find`, in the words of ``/status``, with where it is and when it will be done."""
+        """Like `find`, in the form of ``/status``, with position, progress and ETA."""
         model: ModelConsumers | None = None
 
         async def may_have_started(
@@ -238,8 +238,8 @@ class Jobs:
     async def wait(self, job_id: str, accepted: AcceptedJob | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.
 
-        With the ``accepted`` of a job that was published just now the first read can wait: nearly
-        always the announcement comes before it.
+        With ``accepted``, for a job that was just published, the first read is delayed: nearly
+        always the announcement comes first.
 
         Raises:
             UnknownJob, JobAgedOut.
@@ -356,6 +356,7 @@ class Jobs:
         payload = encode(request)
         if len(payload) > self._broker.max_body:
             raise RequestTooLarge(
-                f"the request has {len(payload)} bytes, the broker takes {self._broker.max_body}"
+                f"the request has {len(payload)} bytes, more than the broker accepts "
+                f"({self._broker.max_body}); send a smaller one"
             )
         return payload

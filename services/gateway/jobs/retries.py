@@ -1,4 +1,5 @@
-"""Attempts that failed and are made again: an inferer asks for a schedule in the broker."""
+"""Retries of failed attempts: an inferer asks for them, and the gateway has the broker schedule
+them."""
 
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ from shared.wire.codecs import decode_state_event
 from shared.wire.requests import RetryRequest, RetryScheduled
 
 LONGEST_PAUSE = timedelta(minutes=10)
-"""Whatever an inferer asks for."""
+"""The maximum, whatever an inferer asks for."""
 
 PATIENCE_S = 2.0
 """With the time that one try takes, less than an inferer waits: it requeues the job then."""
@@ -20,7 +21,8 @@ log = logger()
 
 
 class Retries:
-    """Schedules requests that are on the queue; it takes none from the inferer that asks."""
+    """Schedules requests that are on the queue. It reads the request from the broker, and does not
+    take it from the inferer that asks."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -64,9 +66,9 @@ class Retries:
         }
         headers = {
             **kept,
-            # With the id of the request, or that of an earlier schedule, the broker would take it
-            # for a repetition and drop it, and the ack that follows would destroy the job. The
-            # attempt alone does not make it another: its number may come from a replica that lags.
+            # With the id of the request or of an earlier schedule, the broker would drop it as a
+            # duplicate, and the ack that follows would destroy the job. The attempt alone does not
+            # make the id unique: its number may come from a replica that lags.
             subjects.HEADER_MSG_ID: f"{job_id}/{wanted.attempt}/{wanted.sequence}",
             subjects.HEADER_SCHEDULE: f"@at {timestamp(at)}",
             subjects.HEADER_SCHEDULE_TARGET: subject.request,

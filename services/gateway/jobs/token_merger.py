@@ -1,4 +1,4 @@
-"""From token frames, lost, repeated or of several attempts, to text in its order."""
+"""Merges token frames, which may be lost, repeated or from several attempts, into one text."""
 
 from dataclasses import dataclass
 
@@ -25,11 +25,11 @@ Step = Added | Restarted
 
 
 class TokenReader:
-    """Follows the highest attempt, drops what it has, and lets the result fill what is missing."""
+    """Follows the highest attempt, drops repeated tokens, and fills gaps from the result."""
 
     def __init__(self, *, resumes: bool = False) -> None:
-        """With ``resumes`` some text was sent before, and which is not known: whatever comes begins
-        anew, unless `begin` is called."""
+        """With ``resumes``, unknown text was sent before: the text starts again from the
+        beginning, unless `begin` is called."""
         self._attempt = 0
         self._next = 0
         self._text = ""

@@ -1,5 +1,5 @@
-"""Requests of clients of wire version 1, which publish to the queue themselves: dead letters, with
-the reason, as no inferer can read them."""
+"""Requests of wire version 1, whose clients publish to the queue themselves. No inferer can read
+them, so they become dead letters with the reason."""
 
 from shared.broker.connection import Broker
 from shared.broker.results import send_result, store_letter, store_result

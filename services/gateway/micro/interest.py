@@ -1,4 +1,4 @@
-"""Whether anybody would still get an answer: core NATS does not say when a caller goes away."""
+"""Checks whether callers are still subscribed: core NATS does not report that they disconnect."""
 
 import asyncio
 import itertools
@@ -24,8 +24,8 @@ LEFT_S = 3.2
 away for 2 s by default, some of them for up to 3 s with TLS."""
 
 INBOX = "_INBOX"
-"""What the inboxes begin with whose subscribers the broker can see: those of another account or
-cluster are not among them."""
+"""The prefix of inboxes whose subscribers the broker can see. Those of another account or cluster
+have other prefixes."""
 
 
 class Interest:
@@ -54,7 +54,7 @@ class Interest:
                 elif missed_at == self._reconnects:
                     return
                 else:
-                    # After a reconnect of ours it counts anew: callers may not be back yet.
+                    # After our own reconnect counting starts again: callers may not be back yet.
                     pause_s, missed_at = LEFT_S, self._reconnects
         finally:
             self._watched -= 1
@@ -98,7 +98,7 @@ class Interest:
 
 
 class _Event(msgspec.Struct):
-    """``in`` where the message arrived; others are what became of it, each subscriber an ``eg``."""
+    """``in``: the message arrived. Other types say where it went, ``eg`` for each subscriber."""
 
     type: str
     error: str = ""

@@ -1,5 +1,5 @@
-"""Replies over NATS to callers that no inferer answers: another caller submitted the job before, or
-its deadline passes while it waits. And jobs whose callers have gone."""
+"""Replies over NATS to callers that no inferer answers, because another caller submitted the job
+first, or its deadline passes while it waits. Cancels jobs whose callers have disconnected."""
 
 import asyncio
 from contextlib import aclosing, suppress
@@ -31,10 +31,10 @@ from shared.wire.results import Completed, Result
 
 MOST_JOBS = 1_000
 MOST_CALLERS = 10_000
-"""Bounds of one gateway; a job that is streamed costs a consumer, a caller little."""
+"""Limits of one gateway. A streamed job costs a consumer; another caller costs little."""
 
 READ_EVERY_S = 30.0
-"""How often a job is read that a NATS caller waits for: it may have been lost."""
+"""How often a job that a NATS caller waits for is read: the broker may have lost it."""
 
 log = logger()
 
@@ -114,7 +114,8 @@ class Replies:
             if announced.done() and announced.result() is not None:
                 return
             try:
-                # Too late, it expires when it is read; if it runs, its inferer stops it.
+                # Past its deadline, a waiting job expires when it is read; a running one is
+                # ended by its inferer.
                 if not isinstance(await self._jobs.find(accepted.id), PendingJob):
                     return
             except BrokerUnavailable:
@@ -153,7 +154,7 @@ class _Reply:
         self._news.set()
 
     async def run(self) -> None:
-        """Send what is there of the answer and what comes, then the result."""
+        """Send the tokens so far and those that follow, then the result."""
         finished = asyncio.create_task(self._jobs.wait(self.job_id), name=f"wait for {self.job_id}")
         reading = asyncio.create_task(self._read(finished), name=f"read {self.job_id}")
         reading.add_done_callback(lambda _: self._news.set())
@@ -209,7 +210,7 @@ class _Reply:
 
     async def _send_frames(self) -> None:
         for number, reply_to in enumerate(self.callers):
-            # Moved on first: what is lost with the connection the result has all the same.
+            # Advanced before sending: frames lost with the connection are in the result as well.
             frames = self._frames[self._sent[number] :]
             self._sent[number] += len(frames)
             with suppress(*TRANSIENT):

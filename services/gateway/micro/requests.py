@@ -1,4 +1,5 @@
-"""How requests reach the NATS service: from inboxes only, side by side, and to the last one."""
+"""Delivers requests to the NATS service: only those with an inbox, concurrently, and before a
+shutdown all of them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,11 +17,11 @@ from shared.wire.replies import is_inbox
 
 MOST_AT_ONCE = 5000
 MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
-"""Of one endpoint's requests, which take several times as much while they are handled."""
+"""Limits of one endpoint. Requests take several times as much memory while they are handled."""
 
 SIDE_BY_SIDE = 200
-"""Of them are worked on; the others wait for their turn. Thousands of publishes at once take a busy
-broker longer than each of them has patience."""
+"""How many of them are handled concurrently; the others wait. Thousands of publishes at once would
+take a busy broker longer than the timeout of each."""
 
 CANCEL_S = 1.0
 
@@ -28,23 +29,23 @@ log = logger()
 
 
 class Requests:
-    """What nats.micro takes for its client: it subscribes and flushes here.
+    """Stands in for the client of nats.micro, which subscribes and flushes through it.
 
-    nats.micro answers to any subject, handles the requests of an endpoint one after another, and
-    forgets those that have arrived when it stops.
+    On its own, nats.micro replies to any subject, handles the requests of an endpoint one after
+    another, and loses those that have arrived when it stops.
     """
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
-        self._nuid = nc._nuid  # of which nats.micro takes the service's id
+        self._nuid = nc._nuid  # nats.micro generates the service's id with it
         self._subscriptions: list[Subscription] = []
         self._in_progress: set[asyncio.Task[None]] = set()
 
     async def subscribe(
         self, subject: str, queue: str = "", *, cb: Callable[[Msg], Awaitable[None]]
     ) -> Subscription:
-        """Call ``cb`` for each message, in a task of its own; not for one whose answer would go to
-        what is not an inbox."""
+        """Call ``cb`` for each message in its own task, unless its reply subject is not an
+        inbox."""
 
         async def receive(message: Msg) -> None:
             if message.reply and not is_inbox(message.reply):
@@ -67,7 +68,7 @@ class Requests:
         await self._nc.flush()
 
     async def drain(self, patience_s: float) -> None:
-        """Have the broker send nothing more, and end everything that it has sent before.
+        """Unsubscribe, and finish the requests that the broker has already sent.
 
         What is not done within ``patience_s`` is cancelled.
         """
@@ -115,8 +116,8 @@ class InFlight:
         """
         if self._count and (self._count >= self._most or self._bytes + size > self._most_bytes):
             raise Overloaded(
-                f"this gateway handles {self._count} such requests of {self._bytes} bytes already; "
-                "nothing was done, try again in a moment"
+                f"this gateway is already handling {self._count} such requests of {self._bytes} "
+                "bytes; nothing was done, try again in a moment"
             )
         self._count += 1
         self._bytes += size

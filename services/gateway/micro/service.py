@@ -64,7 +64,7 @@ class NatsService:
 
     @asynccontextmanager
     async def running(self, stopping: asyncio.Event, drain_s: float) -> AsyncIterator[None]:
-        """Serve until ``stopping`` is set; what has arrived by then gets ``drain_s`` to be done."""
+        """Serve until ``stopping`` is set; requests that have arrived may take ``drain_s``."""
         requests = Requests(self._broker.nc)
         service = await nats.micro.add_service(
             cast(Client, requests),
@@ -141,7 +141,7 @@ class NatsService:
         return await self._jobs.cancel(_job_id(request))
 
     async def _retry(self, request: Request) -> Struct:
-        """Of inferers, which publish nothing to REQUESTS."""
+        """Called by inferers, which do not publish to REQUESTS themselves."""
         model, job_id = subjects.model_and_id(request.subject)
         wanted = decode_body(request.data, RetryRequest)
         return await self._retries.schedule(model, job_id, wanted)
@@ -162,9 +162,10 @@ async def _drain_at(stopping: asyncio.Event, requests: Requests, patience_s: flo
 
 
 def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
-    """``handler`` with its answer sent, and its errors as service errors, which are counted.
+    """Wraps ``handler``: sends its answer, and turns its errors into service errors, which are
+    counted.
 
-    Requests are handled side by side, and so many at once that no caller can exhaust the gateway.
+    Requests are handled concurrently, up to a limit, so that no caller can exhaust the gateway.
     """
     in_flight = InFlight()
 
@@ -182,8 +183,8 @@ def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
         except asyncio.CancelledError:
             refusal = ServiceError(
                 "503",
-                "broker_unavailable: this gateway shuts down, and the broker has not answered in "
-                "time; the request may have been accepted all the same",
+                "broker_unavailable: this gateway is shutting down, and the broker has not "
+                "answered in time; the request may have been accepted all the same",
             )
         except Exception:
             log.exception("nats_request_crashed", subject=request.subject)
@@ -196,7 +197,7 @@ def _answering(handler: Handler) -> Callable[[Request], Awaitable[None]]:
 
 
 async def _respond(request: Request, answer: bytes) -> None:
-    """Raises: RequestTooLarge: no message of the broker holds the answer."""
+    """Raises: RequestTooLarge: the answer does not fit into one message."""
     try:
         await request.respond(answer)
     except nats.errors.MaxPayloadError:

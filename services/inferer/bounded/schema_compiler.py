@@ -1,4 +1,4 @@
-"""From a JSON schema to a matcher of llguidance (decision 19)."""
+"""Compiles a JSON schema to a matcher of llguidance (decision 19)."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ LIMITS = llguidance.LLParserLimits(
 """Limits that llguidance enforces. The rest of its work is limited by `schema_trial.py`."""
 
 UNREACHABLE = 2**24
-"""No answer has so many characters, items or properties: such a bound is dropped."""
+"""No answer has this many characters, items or properties: such a bound is dropped."""
 UPPER_BOUNDS = ("maxLength", "maxItems", "maxProperties")
 
 # One line, as models write JSON most often. With flexible white space a model may write it forever.

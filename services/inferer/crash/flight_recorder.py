@@ -1,7 +1,7 @@
-"""What the inferer is doing, in memory that outlives it: its supervisor reads it when it dies.
+"""What the inferer is doing, in memory that outlives it: its parent process reads it when it dies.
 
-The memory is an anonymous file that both processes map. What is written is there at once,
-whatever ends the writer a moment later.
+The memory is an anonymous file that both processes map. What was written can be read, however the
+writer dies a moment later.
 """
 
 import json
@@ -77,12 +77,12 @@ class FlightRecorder:
         self._memory = mmap.mmap(fd, SIZE)
 
     def describe(self, inferer: str, model: str, stage: str) -> None:
-        """Say who this is, and what it does apart from jobs: ``loading the model``."""
+        """Record who this is, and what it does apart from jobs: ``loading the model``."""
         text = json.dumps({"inferer": inferer, "model": model, "stage": stage}).encode()
         self._memory[:HEADER_BYTES] = text[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
 
     def open(self, job_id: str, attempt: int, alone: bool) -> Entry:
-        """An entry for a job that starts now; one that keeps nothing if there is no place left."""
+        """An entry for a job that starts now; it records nothing if no space is left."""
         name = job_id.encode()
         if len(name) > LONGEST_ID:
             return Entry(None, 0)

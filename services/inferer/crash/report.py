@@ -22,7 +22,7 @@ from shared.wire.events import InfererDeath, StateEvent
 from shared.wire.trace import trace_of
 
 PATIENCE_S = 5.0
-"""How long the broker may take to store the report. Our supervisor waits for this long."""
+"""How long the broker may take to store the report. The parent process ends only after it."""
 
 log = logger()
 
@@ -50,7 +50,7 @@ def report(recorder: FlightRecorder, status: int) -> None:
         job_ids=death.jobs,
         model=death.model,
     )
-    if death.inferer:  # it did not die before it knew its own name
+    if death.inferer:  # empty if it died before it had read its settings
         try:
             asyncio.run(asyncio.wait_for(_publish(death, running), PATIENCE_S))
         except (TimeoutError, OSError, SluiceError, nats.errors.Error) as error:
@@ -92,7 +92,7 @@ async def _publish_end(
         message=f"{death.cause} while {DOING[job.phase]}, {_company(job, running)}",
     )
     trace = trace_of(last.headers) if last else {}
-    # Of two that write at this moment the broker takes the first: another attempt may begin.
+    # If two write at the same moment, the broker keeps the first: another attempt may begin.
     headers = {**trace, subjects.HEADER_EXPECTED_LAST: str(last.sequence if last else 0)}
     with suppress(StoredAlready):
         await broker.publish_stored(subject, encode(event), headers, PATIENCE_S)

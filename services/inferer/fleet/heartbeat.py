@@ -23,8 +23,8 @@ async def presence(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Keep the entry that ``describe`` returns alive during the block, remove it at its end.
 
-    Enters once the entry is stored, which is when gateways can know of this inferer. Gives a
-    function that stores it anew at once.
+    Enters once the entry is stored, so that gateways can see this inferer. Yields a function that
+    stores the current entry at once.
     """
     own = describe()
     entry = _Entry(broker, subjects.inferer(own.model, own.id))
@@ -51,11 +51,11 @@ class _Entry:
     def __init__(self, broker: Broker, subject: str) -> None:
         self._broker = broker
         self._subject = subject
-        self._is_told = False
+        self._is_failure_logged = False
         """Whether the log says that it cannot be stored."""
 
     async def put(self, entry: InfererEntry) -> bool:
-        """Whether the broker confirmed it."""
+        """Store ``entry``. Returns whether the broker confirmed it."""
         return await self._publish(encode(entry), {})
 
     async def remove(self) -> None:
@@ -68,13 +68,13 @@ class _Entry:
         try:
             await self._broker.publish_stored(self._subject, payload, headers, patience_s=0)
         except BrokerUnavailable as error:
-            if self._broker.is_connected and not self._is_told:
-                self._is_told = True
+            if self._broker.is_connected and not self._is_failure_logged:
+                self._is_failure_logged = True
                 log.warning(
                     "presence_not_stored",
                     error=error.message,
                     hint="start a gateway, or run: sluice topology apply",
                 )
             return False
-        self._is_told = False
+        self._is_failure_logged = False
         return True

@@ -1,4 +1,4 @@
-"""The dead letter of a job: its request, and why nobody will try it again."""
+"""The dead letter of a job: its request, and why it is not retried."""
 
 from datetime import datetime
 

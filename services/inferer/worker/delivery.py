@@ -89,7 +89,7 @@ class Job:
             if subjects.HEADER_DEADLINE in headers:
                 self.deadline = parse_timestamp(headers[subjects.HEADER_DEADLINE])
         except ValueError as error:
-            self.malformed = f"the message is not a request of this version of Sluice: {error}"
+            self.malformed = f"the message cannot be read by this version of Sluice: {error}"
             self.queued_at = timestamp(message.metadata.timestamp)
 
     @property

@@ -50,12 +50,12 @@ class Executor:
         self.speed = Speed()
 
     async def outcome(self, job: Job) -> Result | NoResult:
-        """The job's result, one that is there already or a new one; or why it has none yet."""
+        """The job's result, an existing or a new one; or why it has none yet."""
         try:
             return await self._decide(job)
         except Exception as error:
             log.exception("job_crashed", job_id=job.id)
-            return await self._fail(job, "internal_error", f"a fault of the inferer: {error!r}")
+            return await self._fail(job, "internal_error", f"bug in the inferer: {error!r}")
 
     async def _decide(self, job: Job) -> Result | NoResult:
         if not job.is_first_delivery:
@@ -86,7 +86,7 @@ class Executor:
     def _why_lost(self, job: Job) -> str:
         known = job.crash.message if job.crash else None
         return f"attempt {job.attempt - 1} of {self._max_attempts} ended with its inferer" + (
-            f": {known}" if known else ", as if the job killed it"
+            f": {known}" if known else "; the job may have killed it"
         )
 
     async def _run_in_turn(self, job: Job) -> Result | NoResult:
@@ -113,8 +113,8 @@ class Executor:
 
     async def _run(self, job: Job) -> Result | NoResult:
         job.start(self._engine.n_ctx)
-        # On its way before the first token is, on the same connection, so readers see it first;
-        # nobody need wait for the broker's answer until the job leaves the queue.
+        # Sent before the first token on the same connection, so readers see it first. The broker's
+        # answer is awaited only before the job leaves the queue.
         job.announced = asyncio.create_task(
             self._store.announce_start(job), name=f"announce {job.id}"
         )
@@ -122,8 +122,8 @@ class Executor:
         if job.is_first_delivery:
             checking = start(self._stop_if_cancelled(job), "check for a cancel")
         else:
-            # Unless this is known the start does not count, and a job that kills its inferers
-            # would never be seen for what it is.
+            # An unconfirmed start would not count as an attempt, and a job that kills its inferers
+            # would never reach the limit of attempts.
             await job.announced
         entry = self._recorder.open(job.id, job.attempt, alone=job.crash is not None)
         try:
@@ -178,9 +178,9 @@ class Executor:
         if job.announced is not None:
             await job.announced
         try:
-            # Lost after the first of these two, the job comes back by its lease, as the next
-            # attempt; after the second, it comes back by either, but not twice: the schedule puts
-            # it where it is now.
+            # If this inferer dies after the first of these calls, the job is redelivered when its
+            # lease expires, as the next attempt; after the second, by the lease or the schedule,
+            # but not twice: the scheduled message replaces this one.
             await self._store.announce_retry(job, code, message)
             is_scheduled = await self._store.schedule(job, again_at)
         except StreamRefused as error:
@@ -197,8 +197,8 @@ class Executor:
         return NoResult.RETRY_SCHEDULED if is_scheduled else NoResult.RETRY_DELAYED
 
     async def _dead_letter(self, job: Job, failed: Failed) -> Failed:
-        """Lay the request aside; the result that says so. One that is laid aside stays so, with
-        the reason that was given first."""
+        """Store a dead letter, and return the result that says so. An existing letter stays, with
+        the reason that was stored first."""
         letter = await self._store.dead_letter(job, dead_letter(job, failed, self._broker.now()))
         return replace(failed, code=letter.code, message=letter.message, attempt=letter.attempts)
 

@@ -47,7 +47,7 @@ class Inference:
         job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, str]:
-        """The job's answer: how it came about, and its text. Its tokens are published meanwhile.
+        """The job's answer: its statistics and its text. Its tokens are published meanwhile.
 
         Raises:
             Interrupted: see ``job.interruption``.

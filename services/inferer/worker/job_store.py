@@ -34,8 +34,8 @@ log = logger()
 
 
 class JobStore:
-    """One inferer's view; what a job became must not be lost, so calls are made until the broker
-    does what they ask, also where somebody has to change a stream before."""
+    """One inferer's access to its jobs on the broker. Outcomes must not be lost, so calls are
+    repeated until they succeed, even if somebody has to change a stream first."""
 
     def __init__(self, broker: Broker, inferer_id: str) -> None:
         self._broker = broker
@@ -53,17 +53,18 @@ class JobStore:
         return None if stored is None else decode_state_event.read(stored.data, stored.subject)
 
     async def is_scheduled(self, job: Job) -> bool:
-        """Whether an earlier delivery of this very message has put the job off."""
+        """Whether an earlier delivery of this very message has scheduled a retry."""
         stored = await _until_stored(
             lambda: self._broker.subject_get(subjects.REQUESTS, job.subject.schedule)
         )
         # A message that a schedule has put on the queue is younger than it. A replica that lags
-        # may still show that schedule; to take it for another one would lose the job.
+        # may still show that schedule; mistaking it for a new one would lose the job.
         return stored is not None and stored.sequence > job.message.metadata.sequence.stream
 
     async def announce_start(self, job: Job) -> None:
-        """A first start that the stream refuses is left out, which costs one attempt at most; later
-        ones are not: the attempts of a job that kills its inferers would never be counted."""
+        """Publish the start. A first one that the stream refuses is left out, which costs one
+        attempt at most. Later ones are not: the attempts of a job that kills its inferers would
+        never be counted."""
         assert job.started_at is not None
         event = self._event(job, "started", job.started_at)
         try:
@@ -85,8 +86,8 @@ class JobStore:
         await self._publish_state(job, event, PATIENCE_S)
 
     async def schedule(self, job: Job, at: datetime) -> bool:
-        """Have a gateway schedule the job's next attempt; whether one did. An inferer publishes
-        nothing to REQUESTS itself: the right to do so would be the right to empty every queue.
+        """Have a gateway schedule the job's next attempt. Returns whether one did. Inferers do not
+        publish to REQUESTS: with permission for that, they could empty every queue.
 
         Raises:
             StreamRefused: the stream takes no schedules, or not this one.
@@ -110,7 +111,7 @@ class JobStore:
         return False
 
     async def store(self, job: Job, result: Result) -> Result:
-        """Store ``result`` unless the job has one; the one that is stored."""
+        """Store ``result`` unless the job has one. Returns the stored one."""
         return await _until_stored(
             lambda: store_result(self._broker, result, PATIENCE_S, job.trace)
         )
@@ -121,7 +122,7 @@ class JobStore:
         await _until_stored(lambda: send_result(self._broker, stored, job.reply_to, stream))
 
     async def dead_letter(self, job: Job, letter: DeadLetter) -> DeadLetter:
-        """Store ``letter`` unless the job has one; the one that is stored."""
+        """Store ``letter`` unless the job has one. Returns the stored one."""
         return await _until_stored(
             lambda: store_letter(self._broker, letter, PATIENCE_S, job.trace)
         )
@@ -159,8 +160,9 @@ class JobStore:
     async def _publish_event(
         self, job: Job, payload: bytes, headers: dict[str, str], patience_s: float
     ) -> bool:
-        """Whether those who follow the job can see it. What counts is the state: a stream that
-        does not answer must not stop the queue."""
+        """Store an event for readers that follow the job; whether it was stored. It may be lost:
+        attempts are counted by states, and a stream that does not answer must not stop the
+        queue."""
         subject = subjects.state_events(job.model, job.id)
         try:
             await self._broker.publish_stored(subject, payload, headers, patience_s)
@@ -171,8 +173,8 @@ class JobStore:
 
 
 async def _until_stored(call: Callable[[], Awaitable[T]], *, if_refused: bool = True) -> T:
-    """Make ``call`` until the broker answers and has room; and, ``if_refused``, until the stream
-    takes the message."""
+    """Repeat ``call`` until the broker answers and has room; and, ``if_refused``, until the stream
+    accepts the message."""
     logged, pause_s = False, RETRY_DELAY_S
     while True:
         try:

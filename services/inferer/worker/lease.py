@@ -1,4 +1,4 @@
-"""The hold on a message: renewed while its job runs, let go of with confirmation."""
+"""The lease on a message: renewed while its job runs, and released with confirmation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,8 +50,8 @@ async def acknowledge(message: Msg) -> None:
 async def requeue(message: Msg, delay_s: float = 0.0) -> None:
     """Let another inferer have the message, after ``delay_s``; waits for a broker that is away.
 
-    It is repeated only where it certainly was not received: the inferer that has the message by
-    then would lose it. One that may have been lost means that the lease has to run out first.
+    The nak is repeated only if it was certainly not received: otherwise it could take the message
+    from the inferer that has it by then. If it may have been received, the lease has to expire.
     """
     nak = Msg.Ack.Nak
     if delay_s:

@@ -25,26 +25,26 @@ from shared.timestamps import NANOSECONDS
 from shared.wire import subjects
 
 EXPIRES_S = 6
-"""Short: a job that comes for a pull behind a node that hangs is lost for a whole lease."""
+"""Short: a job that is delivered to a pull behind a hung node is lost for a whole lease."""
 HEARTBEAT_S = 2
 LOST_AFTER_S = 2 * HEARTBEAT_S + 1
 """A pull without two heartbeats in a row is lost."""
 
 ANSWER_S = 0.25
-"""A class that has jobs but has reached its limit answers nothing: the pull waits, although it asks
-not to. So the next class is asked after this time; what comes for the first still counts."""
+"""If a priority has jobs but has reached its limit, the broker does not answer: the pull waits,
+although it asks not to. So the next priority is tried after this time; a late answer counts."""
 
 ECHO_S = 2.0
 """How long a slot that closes waits for what was on its way when its pulls were withdrawn."""
 
 FAIR_S = 60.0
-"""A class that has not been asked for so long is asked first: none can starve."""
+"""A priority that has not been pulled for this long is pulled first: none can starve."""
 
 ACK_PREFIX = "$JS.ACK."
 HEARTBEAT, NONE_THERE, EXPIRED = "100", "404", "408"
 DELIVERED, RECONNECTED, LOST = "delivered", "reconnected", "lost"
 AT_ONCE = (NONE_THERE, EXPIRED, DELIVERED, RECONNECTED, LOST)
-"""Ways in which a pull ends after which the next may follow at once; not after a refusal."""
+"""Endings of a pull after which the next may follow at once; after a refusal it may not."""
 
 log = logger()
 
@@ -52,9 +52,9 @@ log = logger()
 class Puller:
     """One slot's pulls: none while the slot works, and never two messages at a time.
 
-    The priorities are asked one after another, the highest first; when all of them are empty, a
-    pull waits at each, and the first message ends the others. A job that comes for a pull that was
-    ended is requeued.
+    The priorities are pulled one after another, the highest first; when all of them are empty, a
+    pull waits at each, and the first message ends the others. A job that is delivered to a pull
+    that was ended is requeued.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Puller:
         self._forget = broker.on_reconnect(self._reconnected)
 
     async def __aenter__(self) -> Self:
-        self._echo = await self._broker.nc.subscribe(self._echo_inbox, cb=self._hear_echo)
+        self._echo = await self._broker.nc.subscribe(self._echo_inbox, cb=self._on_echo)
         return self
 
     async def __aexit__(
@@ -105,9 +105,9 @@ class Puller:
         return job
 
     async def _pull_next(self) -> None:
-        """Ask the classes in their order, then wait at all of them until something happens."""
+        """Pull the priorities in their order, then wait at all of them until something happens."""
         if not self._broker.is_connected:
-            # What is asked now would be sent, with all else, to a broker that comes back.
+            # The client would buffer a pull and send it when the broker is back.
             await asyncio.sleep(RETRY_DELAY_S)
             return
         # A subscription of its own: ending it withdraws what still waits at the broker.
@@ -127,23 +127,24 @@ class Puller:
             self._withdrawals.start(self._withdraw(answers), "withdraw a pull")
 
     def _in_order(self) -> list[str]:
-        """The classes to ask before waiting: strictly by rank, but for one whose turn is overdue.
+        """The priorities to pull before waiting: the highest first, but before all others one that
+        is overdue.
 
-        The last in rank need not be asked: a pull that waits is as good.
+        The lowest need not be pulled: a waiting pull does the same.
         """
-        by_rank = list(subjects.PRIORITIES[:-1])
+        highest_first = list(subjects.PRIORITIES[:-1])
         longest_ago = min(self._asked_at, key=self._asked_at.__getitem__)
         if time.monotonic() - self._asked_at[longest_ago] < self._fair_s:
-            return by_rank
-        return [longest_ago, *(other for other in by_rank if other != longest_ago)]
+            return highest_first
+        return [longest_ago, *(other for other in highest_first if other != longest_ago)]
 
     async def _pull(
-        self, inbox: str, classes: tuple[str, ...], request: bytes, lost_after_s: float
+        self, inbox: str, priorities: tuple[str, ...], request: bytes, lost_after_s: float
     ) -> None:
-        """One pull at each of ``classes``, until one of them has ended in one way or another."""
+        """One pull at each of ``priorities``, until one of them has ended in any way."""
         self._ended = asyncio.get_running_loop().create_future()
         try:
-            for priority in classes:
+            for priority in priorities:
                 self._asked_at[priority] = time.monotonic()
                 self._watch(f"{inbox}.{priority}", lost_after_s)
                 consumer = subjects.consumer(self._model, priority)
@@ -168,7 +169,7 @@ class Puller:
                 # What the broker had sent before comes before the echo of what it gets afterwards.
                 # The client's own flush would do, but one that is late breaks its connection.
                 # From a node that hangs it comes late, and so may a job, which is requeued.
-                await self._come_back()
+                await self._round_trip()
                 await all_received(answers)
         except TRANSIENT:
             log.warning("pull_not_withdrawn")
@@ -176,12 +177,12 @@ class Puller:
             await self._drop(answers)
 
     async def _drop(self, subscription: Subscription) -> None:
-        """Forget it here, whatever the broker knows: kept, it would be made again at reconnect."""
+        """Forget it here, whatever the broker knows: a reconnect would subscribe to it again."""
         with suppress(*TRANSIENT, nats.errors.BadSubscriptionError):
             await subscription.unsubscribe()
 
-    async def _come_back(self) -> None:
-        """Send the broker a message to ourselves, and wait for it."""
+    async def _round_trip(self) -> None:
+        """Send a message to ourselves through the broker, and wait for it."""
         token = str(next(self._tokens)).encode()
         echo = self._echoes[token] = asyncio.get_running_loop().create_future()
         try:
@@ -197,7 +198,7 @@ class Puller:
             if not echo.done():
                 echo.set_result(None)
 
-    async def _hear_echo(self, message: Msg) -> None:
+    async def _on_echo(self, message: Msg) -> None:
         echo = self._echoes.get(message.data)
         if echo is not None and not echo.done():
             echo.set_result(None)

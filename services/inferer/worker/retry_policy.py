@@ -17,11 +17,11 @@ nobody is there to decide, the lease runs out and the next inferer counts the at
 GROWTH = 4.0
 LONGEST_PAUSE_S = 300.0
 JITTER = 0.25
-"""Jobs that failed together, of one cause, do not come back together."""
+"""Jobs that failed together, for the same reason, are not retried together."""
 
 
 class Final(Enum):
-    """How a job ends whose failed attempt was its last."""
+    """How a job ends after its last attempt has failed."""
 
     FAILED = auto()
     DEAD_LETTERED = auto()

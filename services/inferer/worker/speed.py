@@ -6,7 +6,7 @@ from statistics import median
 from services.inferer.engine.generation import Generation
 
 RECENT = 5
-"""Jobs: a machine that stood still in the middle of one of them does not matter."""
+"""Jobs. One job during which the machine was suspended does not matter."""
 
 
 class Speed:

@@ -12,7 +12,7 @@ FRAME_S = 0.1
 
 
 class TokenPublisher:
-    """Publishes one attempt's tokens to ``subjects``. Frames may be lost: the result has it all."""
+    """Publishes one attempt's tokens to ``subjects``. Frames may be lost: the result has all."""
 
     def __init__(self, broker: Broker, subjects: list[str], trace: dict[str, str]) -> None:
         self._broker = broker

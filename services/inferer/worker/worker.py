@@ -32,8 +32,8 @@ CLOSE_S = 2.0
 """How long to wait until idle slots have withdrawn their pulls."""
 
 RETRY_WITHOUT_GATEWAY_S = 5.0
-"""Short: a message that is delayed takes one of the places of its queue, which would stand still if
-it had only one."""
+"""Short: a delayed message counts under the limit of its queue, and would block a queue whose limit
+is 1."""
 
 RETURN_S = 3.0
 SETTLE_S = 5.0
@@ -127,7 +127,7 @@ class Worker:
                 for job in self._jobs.values():
                     job.interrupt(REQUEUED)
         except TimeoutError:
-            # The broker is away: the lease runs out by itself, and the job is repeated.
+            # The broker is away: the lease will expire, and the job will be redelivered.
             log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
         finally:
             await cancels.unsubscribe()
@@ -137,7 +137,7 @@ class Worker:
 
         Raises:
             OutOfMemory: no room for so many contexts.
-            Refused: this inferer is starting or stopping.
+            CommandRefused: this inferer is starting or stopping.
         """
         if count > self._engine.slots and not self._stopping:
             await asyncio.wrap_future(self._engine.grow(count))
@@ -162,7 +162,7 @@ class Worker:
             try:
                 job = Job(message, self._broker.now)
             except ValueError as error:
-                # Of such an id there are no subjects to answer on.
+                # Such an id cannot be part of a subject, so no result can be sent.
                 skip("request", message.subject, error)
                 await message.term()
                 return
@@ -225,7 +225,7 @@ class Worker:
         """Leave an unfinished job to another inferer; it does not count as an attempt."""
         try:
             async with asyncio.timeout(RETURN_S):
-                # One that never started is as it was before, also where its last attempt was lost.
+                # A job that never started stays as it was, even if its last attempt was lost.
                 if job.announced is not None:
                     await job.announced
                     await self._store.announce_return(job)
@@ -239,7 +239,7 @@ class Worker:
         job = self._jobs.get(job_id)
         if job is None:
             return
-        # By hand, or by a version that knows another reason: it is to be stopped all the same.
+        # Published by hand, or by a version with other reasons: the job is cancelled all the same.
         notice = decode_cancel_notice.read(message.data, message.subject)
         notice = notice or CancelNotice(code="cancelled")
         job.interrupt(notice.code)

@@ -22,7 +22,7 @@ OWN_JOB = {"prompt": "a", "max_tokens": 30, "timeout_s": 30}
 
 @attack(st.lists(messages.strays(), min_size=1, max_size=8), count=15)
 def strays(target: Target, sent: list[bytes]) -> None:
-    """Rubbish on every subject that is read: it is survived, and nobody is deaf for it."""
+    """Invalid messages on every subject that is read: every process survives and still receives."""
     with suppress(Closed), target.nats() as connection:
         connection.send(b"".join(sent))
         connection.settle()
@@ -52,7 +52,7 @@ def service(target: Target, sent: list[tuple[bytes, bytes, bytes | None, bytes]]
             connection.settle()
         for received in connection.received:
             if b" 503" not in received.headers[:20]:  # nobody is there: the broker says so itself
-                raise Fault("an answer to what is no inbox", repr(received)[:500])
+                raise Fault("an answer to something that is not an inbox", repr(received)[:500])
 
 
 def _is_survived(headers: bytes | None) -> bool:

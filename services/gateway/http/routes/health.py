@@ -21,6 +21,6 @@ async def healthz() -> Health:
 
 @get("/readyz", responses=error_responses())
 async def readyz(gateway: Gateway) -> Health:
-    """200 while requests can be served; 503 while the broker is away or cannot write its disk."""
+    """200 while requests can be served; 503 while the broker is away or cannot write to disk."""
     gateway.require_fit()
     return Health("ready")
