@@ -33,10 +33,15 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= MAX_NAME_CHARS and text == text.strip() and text.isprintable()
 
 
-@lru_cache(1024)
 def token_of(name: str) -> str:
     """The token for ``name``: the name itself if it has the form of a token, otherwise its readable
     part and a hash. The token of a token is itself."""
+    # Only names are remembered: any client can send megabytes of something else.
+    return _token_of(name) if is_name(name) else _token_of.__wrapped__(name)
+
+
+@lru_cache(1024)
+def _token_of(name: str) -> str:
     if is_token(name):
         return name
     # Another machine may compose the same characters differently.

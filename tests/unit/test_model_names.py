@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from shared import model_names
 from shared.model_names import MAX_NAME_CHARS, is_name, is_token, name_of, token_of
 from shared.wire import subjects
 
@@ -60,6 +61,14 @@ def test_every_name_has_a_token(text: str) -> None:
     """One part of a subject, whatever the name."""
     assert is_token(token_of(text))
     assert subjects.parse_consumer(subjects.consumer(text, "high")) == (token_of(text), "high")
+
+
+def test_what_is_not_a_name_is_not_remembered() -> None:
+    """Clients may send any number of them, of megabytes each."""
+    before = model_names._token_of.cache_info().currsize
+    for number in range(10):
+        assert is_token(token_of(f"{number}/" + "x" * MAX_NAME_CHARS))
+    assert model_names._token_of.cache_info().currsize == before
 
 
 def test_a_name_is_the_same_however_it_is_composed() -> None:

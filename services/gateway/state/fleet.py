@@ -185,15 +185,16 @@ class Fleet:
         """Command inferers how many slots to have, and let the limits follow.
 
         Raises:
+            UnknownModel: the model's name is not valid.
             UnknownInferer: none that is live fits.
             BrokerUnavailable: no answer of the broker.
         """
+        model = None if wanted.model is None else _token_of_valid(wanted.model)
         live, _ = await read_inferers(self._broker)
         entries = [
             one.entry
             for one in live
-            if (wanted.model is None or token_of(wanted.model) == token_of(one.entry.model))
-            and wanted.inferer in (None, one.entry.id)
+            if model in (None, token_of(one.entry.model)) and wanted.inferer in (None, one.entry.id)
         ]
         if not entries:
             asked = [f"inferer {wanted.inferer!r}"] if wanted.inferer else ["inferer"]
@@ -231,11 +232,7 @@ class Fleet:
             UnknownModel: there are none.
             BrokerUnavailable: no answer.
         """
-        if not is_name(name):
-            raise UnknownModel(
-                f"{name[:MAX_NAME_CHARS]!r} is not a valid model name: give {NAME_RULE}"
-            )
-        model = await read_model(self._broker, name)
+        model = await read_model(self._broker, _token_of_valid(name))
         if model is None:
             known = ", ".join(self._names()) or "none yet: start an inferer"
             raise UnknownModel(f"no model {name!r} is served; known: {known}")
@@ -251,7 +248,7 @@ class Fleet:
         """
         if name is None:
             name = self._only_model()
-        return self.models.get(token_of(name)) or await self.model(name)
+        return self.models.get(_token_of_valid(name)) or await self.model(name)
 
     def _only_model(self) -> str:
         for candidates in (list(self.models), list(self._inferers), self._expected):
@@ -297,6 +294,17 @@ class Fleet:
             entries[inferer_id] = entry
         else:
             self._changed.set()
+
+
+def _token_of_valid(name: str) -> str:
+    """The token of a model that a client names.
+
+    Raises:
+        UnknownModel: no model can have this name.
+    """
+    if not is_name(name):
+        raise UnknownModel(f"{name[:MAX_NAME_CHARS]!r} is not a valid model name: give {NAME_RULE}")
+    return token_of(name)
 
 
 def _is_same(entry: InfererEntry, known: InfererEntry) -> bool:
