@@ -104,14 +104,15 @@ def find_overlaps(inferers: Iterable[InfererEntry]) -> dict[str, list[str]]:
 class Demand(NamedTuple):
     """What an inferer asks of the CPUs of its host; many ask the same."""
 
-    cpus: frozenset[int]
+    cpus: int
+    """A bit for each: every two demands of a host are compared, and there may be hundreds."""
     threads: int
 
     @classmethod
     def of(cls, inferer: InfererEntry) -> Self:
-        return cls(frozenset(inferer.cpus), inferer.threads)
+        return cls(sum(1 << cpu for cpu in set(inferer.cpus)), inferer.threads)
 
 
 def _compete(first: Demand, second: Demand) -> bool:
     cpus = first.cpus | second.cpus
-    return not first.cpus.isdisjoint(second.cpus) and first.threads + second.threads > len(cpus)
+    return bool(first.cpus & second.cpus) and first.threads + second.threads > cpus.bit_count()

@@ -9,6 +9,7 @@ from shared.timestamps import parse_timestamp
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 """Integers that a double represents exactly."""
+AtLeastOne = Annotated[int, Meta(ge=1, le=2**53)]
 SmallInt = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Milliseconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
 """Sluice writes no negative ones, but other software can publish them."""

@@ -4,10 +4,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from shared.wire.fields import Count, InfererId, SmallInt, TokensPerS, check_times
+from shared.wire.fields import AtLeastOne, Count, InfererId, SmallInt, TokensPerS, check_times
 from shared.wire.requests import Task, Work
 
 InfererState = Literal["idle", "busy", "stopping"]
+Tasks = Annotated[list[Task], Meta(max_length=16)]
+"""The broker bounds the metadata of a consumer, where a gateway keeps them."""
+Cpu = Annotated[int, Meta(ge=0, le=8191)]
+"""Linux knows no more."""
+Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
+"""Those of 32 inferers must fit into one message of 1 MB."""
 
 
 class RunningJob(Struct, frozen=True, kw_only=True):
@@ -45,14 +51,14 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     slots: Annotated[int, Meta(ge=0, le=64)]
     host: str
     threads: Annotated[int, Meta(ge=0, le=65_536)]
-    n_ctx: Count
-    tasks: list[Task]
+    n_ctx: AtLeastOne
+    tasks: Tasks
     started_at: str
     version: str
     token_bytes: Count = 0
     priority: SmallInt = 0
     state: InfererState = "idle"
-    cpus: Annotated[list[SmallInt], Meta(max_length=65_536)] = []
+    cpus: Cpus = []
     gpu_layers: SmallInt = 0
     jobs: Annotated[list[RunningJob], Meta(max_length=1024)] = []
     prompt_tokens_per_s: TokensPerS | None = None
@@ -75,8 +81,8 @@ class ModelFacts(Struct, frozen=True):
     ``n_ctx`` times that cannot fit.
     """
 
-    n_ctx: Count
-    tasks: list[Task]
+    n_ctx: AtLeastOne
+    tasks: Tasks
     token_bytes: Count = 0
 
 
@@ -104,7 +110,7 @@ class OverlappingInferer(Struct, frozen=True):
 
     id: str
     threads: int
-    cpus: list[int]
+    cpus: Cpus
 
 
 class OverlapNotice(Struct, frozen=True):

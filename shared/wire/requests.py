@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from shared.wire.fields import Count, JobId, Metadata, check_times
+from shared.wire.fields import AtLeastOne, Count, JobId, Metadata, check_times
 
 Role = Literal["system", "user", "assistant", "tool"]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Most tokens to generate.")]
@@ -138,7 +138,7 @@ class Work(Struct, frozen=True):
     """What is known of a request before it runs; estimates are learned from what came of it."""
 
     prompt_bytes: Count
-    max_tokens: Count
+    max_tokens: AtLeastOne
     task: Task
 
 

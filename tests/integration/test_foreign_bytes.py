@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.gateway.state.fleet import Fleet
 from shared.broker.connection import Broker
+from shared.broker.consumers import read_model
 from shared.broker.inferers import read_inferers
 from shared.broker.results import decode_stored, find_result
 from shared.broker.streams import Topology
@@ -21,6 +23,7 @@ from shared.wire.inferers import InfererEntry
 NOW = timestamp()
 JOB = new_job_id()
 WORK = {"prompt_bytes": 3, "max_tokens": 5, "task": "complete"}
+RUNNING = {"id": JOB, "attempt": 1, "started_at": NOW, "completion_tokens": 1, "max_tokens": 2}
 ENTRY: dict[str, Any] = {
     "id": "a",
     "model": "tiny",
@@ -33,7 +36,7 @@ ENTRY: dict[str, Any] = {
     "version": "1",
     "cpus": [0],
     "idle_since": NOW,
-    "jobs": [{"id": JOB, "attempt": 1, "started_at": NOW, "completion_tokens": 1, "max_tokens": 2}],
+    "jobs": [RUNNING],
 }
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 OUTCOME = {"id": JOB, "model": "tiny", "attempt": 1, "queued_at": NOW, "finished_at": NOW}
@@ -117,6 +120,15 @@ def test_payloads_as_they_are_sent_can_be_read(kind: str) -> None:
             for wrong in NOT_TIMES
         ),
         ("result", ("timings", "prompt_ms"), 1e300),
+        ("result", ("work", "max_tokens"), 0),
+        ("state event", ("work", "max_tokens"), 0),
+        ("inferer", ("n_ctx",), 0),
+        ("inferer", ("jobs",), [{**RUNNING, "work": {**WORK, "max_tokens": 0}}]),
+        ("inferer", ("tasks",), ["chat"] * 17),
+        ("inferer", ("cpus",), [0] * 4097),
+        ("inferer", ("cpus",), [-1]),
+        ("facts", ("n_ctx",), 0),
+        ("facts", ("tasks",), ["chat"] * 17),
         ("inferer", ("id",), ""),
         ("inferer", ("id",), "x" * 5000),
     ],
@@ -210,6 +222,21 @@ async def test_entries_by_hand_do_not_hide_a_real_one(broker: Broker) -> None:
     await broker.nc.flush()
     live, _ = await read_inferers(broker)
     assert [one.entry for one in live] == [entry]
+
+
+async def test_oversized_entries_do_not_keep_the_limit_from_following(queue: Broker) -> None:
+    """Neither fits what a gateway makes of it: a consumer's metadata, the notices of overlaps."""
+    for number in range(12):
+        oversized = {"tasks": ["chat"] * 500_000} if number % 2 else {"cpus": [2**31 - 1] * 65_536}
+        entry = {**ENTRY, "id": f"i-{number}", "threads": 65_536, "jobs": [], **oversized}
+        await queue.js.publish(subjects.inferer("tiny", entry["id"]), json.dumps(entry).encode())
+    real = InfererEntry(**{**ENTRY, "id": "real", "slots": 3, "jobs": []})
+    await queue.js.publish(subjects.inferer("tiny", "real"), encode(real))
+    fleet = Fleet(queue, Topology(), ["tiny"])
+    await fleet.refresh()
+    model = await read_model(queue, "tiny")
+    assert model is not None
+    assert (model.limit, fleet.inferers("tiny")) == (3, [real])
 
 
 async def test_headers_that_are_not_ascii_are_read_from_the_leader(broker: Broker) -> None:

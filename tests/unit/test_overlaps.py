@@ -1,10 +1,13 @@
 """Which inferers are in each other's way."""
 
 import random
+import time
 from itertools import combinations
+from typing import get_args
 
 from shared.broker.inferers import MOST_OVERLAPS, find_overlaps, overlaps
-from shared.wire.inferers import InfererEntry
+from shared.wire.codecs import encode
+from shared.wire.inferers import Cpu, Cpus, InfererEntry, OverlapNotice, OverlappingInferer
 
 
 def inferer(number: int, host: str, cpus: list[int], threads: int) -> InfererEntry:
@@ -52,3 +55,22 @@ def test_a_thousand_inferers_on_one_host_are_compared_in_little_time() -> None:
     assert len(found) == 1000
     assert all(len(set(others)) == MOST_OVERLAPS for others in found.values())
     assert not any(one in others for one, others in found.items())
+
+
+def test_inferers_with_thousands_of_cpus_each_are_compared_in_little_time() -> None:
+    """A gateway compares them every two seconds, and serves nothing meanwhile."""
+    fleet = [
+        inferer(number, "host", [number, *range(100 + number, 4195 + number)], 4000)
+        for number in range(64)
+    ]
+    began = time.process_time()
+    found = find_overlaps(fleet)
+    assert time.process_time() - began < 0.2
+    assert all(len(others) == MOST_OVERLAPS for others in found.values())
+
+
+def test_the_longest_notice_fits_into_a_message_of_a_megabyte() -> None:
+    (_, of_number), (_, of_list) = get_args(Cpu), get_args(Cpus)
+    cpus = [of_number.le] * of_list.max_length
+    others = [OverlappingInferer("i" * 256, 65_536, cpus) for _ in range(MOST_OVERLAPS)]
+    assert len(encode(OverlapNotice(others))) < 1_000_000
