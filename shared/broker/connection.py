@@ -215,7 +215,8 @@ class Broker:
         self, stream: str, wildcard: str, **bounds: int
     ) -> AsyncIterator[list[StoredMessage]]:
         """All messages of ``wildcard``, the oldest first, as many at a time as ``bounds`` allow:
-        ``batch``, in messages, and ``max_bytes``.
+        ``batch``, in messages, and ``max_bytes``. It ends with what was there when the last page
+        was read: otherwise a reading of entries that are always refreshed would go on for ever.
 
         Raises:
             BrokerUnavailable: no answer, or one that broke off.
@@ -226,6 +227,8 @@ class Broker:
             stream, seq=sequence + 1, next_by_subj=wildcard, **bounds
         ):
             yield page
+            if page[-1].pending_after == 0:
+                return
             sequence = page[-1].sequence
 
     async def publish_stored(

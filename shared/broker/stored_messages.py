@@ -21,6 +21,12 @@ class StoredMessage(msgspec.Struct, frozen=True):
     headers: dict[str, str]
     data: bytes
 
+    @property
+    def pending_after(self) -> int:
+        """How many more there were after this one when the read began that found it: one with
+        ``batch``, however few that asked for."""
+        return int(self.headers["Nats-Num-Pending"])
+
     @classmethod
     def of_direct_answer(cls, stream: str, answer: Msg) -> "StoredMessage | None":
         """A message that a direct get found (ADR-31); None where there is none, or no more.

@@ -2,9 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from services.gateway.state.result_listener import ResultListener
 from shared.broker.connection import Broker
 from shared.broker.results import store_result
+from shared.broker.stored_messages import StoredMessage
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology
 from shared.job_ids import new_job_id
@@ -74,3 +77,23 @@ async def test_many_results_at_once_all_reach_their_waiters(broker: Broker) -> N
     async with finished.listening(), asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*(wait(result) for result in results))
     assert {result.id for result in learned} >= {result.id for result in results[:-1]}
+
+
+async def test_a_result_that_a_replica_does_not_have_yet_is_read_from_the_leader(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the request that waits for it, and for the estimates."""
+    await ensure_topology(broker, Topology(replicas=1), [])
+    learned: list[Result] = []
+    finished = ResultListener(broker, learned.append)
+
+    async def find_nothing(*args: object, **query: object) -> list[StoredMessage]:
+        return []
+
+    monkeypatch.setattr(broker, "direct_get_all", find_nothing)
+    result = completed(new_job_id(), "right")
+    async with finished.listening(), asyncio.timeout(PATIENCE_S):
+        with finished.expecting("tiny", result.id) as announced:
+            await store_result(broker, result, PATIENCE_S)
+            assert await announced == result
+    assert learned == [result]

@@ -59,6 +59,18 @@ async def test_more_dead_inferers_than_one_read_returns_are_noticed(store: Broke
     assert all("of now" in finding.found for finding in found)
 
 
+async def test_a_reading_does_not_wait_for_a_pause_of_the_writers(store: Broker) -> None:
+    """Every entry is refreshed each second: of thousands one comes during every page."""
+    bucket, ids = f"KV_{subjects.INFERERS}", [f"i-{n}" for n in range(5)]
+    await _publish(store, {subjects.inferer("tiny", one): b"first" for one in ids})
+    pages = []
+    async for page in store.pages(bucket, subjects.INFERERS_WILDCARD, batch=2):
+        pages.append([subjects.model_and_id(stored.subject)[1] for stored in page])
+        if len(pages) in (1, 3):
+            await _publish(store, {subjects.inferer("tiny", "i-0"): b"again"})
+    assert pages == [["i-0", "i-1"], ["i-2", "i-3"], ["i-4", "i-0"]]
+
+
 async def _publish(broker: Broker, messages: dict[str, bytes]) -> None:
     publishing = [broker.publish_stored(*one, {}, 60) for one in messages.items()]
     await asyncio.gather(*publishing)

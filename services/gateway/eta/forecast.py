@@ -63,6 +63,7 @@ class Forecast:
         self._waiting_jobs = waiting_jobs
         self._running = RunningJobs()
         self._service_times: dict[str, ServiceTime] = {}
+        fleet.on_refresh(waiting_jobs.on_queues_read)
 
     async def start(self) -> None:
         """Read the stored results, and subscribe to the events of jobs that start and end."""
@@ -89,12 +90,11 @@ class Forecast:
     def observe(self, result: Result) -> None:
         """Add a result to the measurements."""
         self._running.end(result.id)
-        self._waiting_jobs.on_end(result.id)
+        model = token_of(result.model)
+        self._waiting_jobs.on_end(model, result.id)
         if isinstance(result, Completed):
             with suppress(ValueError):  # published by something other than an inferer
-                self._service_times.setdefault(token_of(result.model), ServiceTime()).observe(
-                    result
-                )
+                self._service_times.setdefault(model, ServiceTime()).observe(result)
 
     async def estimate(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
         """The estimate for a job that waits or runs; ``model``: its queues, as they were read for

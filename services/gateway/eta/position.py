@@ -142,11 +142,7 @@ def count_between(
     Each says in a header how many come after it. None if ``sequence`` does not wait any more."""
     if found is None or found.sequence != sequence or not following:
         return None
-    return max(_pending_after(following[0]) - _pending_after(found), 0)
-
-
-def _pending_after(message: StoredMessage) -> int:
-    return int(message.headers["Nats-Num-Pending"])
+    return max(following[0].pending_after - found.pending_after, 0)
 
 
 def _delivered(info: ConsumerInfo) -> int:

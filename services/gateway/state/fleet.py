@@ -6,6 +6,7 @@ Everything is read afresh from the broker every time, so any number of gateways 
 import asyncio
 import math
 import time
+from collections.abc import Callable
 
 import msgspec
 from nats.aio.msg import Msg
@@ -59,7 +60,12 @@ class Fleet:
         """When an inferer of the model was last seen to have started again (monotonic)."""
         self._overlaps: dict[tuple[str, str], list[str]] = {}
         """The last notice to each inferer, by its model's token and its id."""
+        self._on_refresh: list[Callable[[dict[str, ModelConsumers]], None]] = []
         broker.on_reconnect(self._changed.set)
+
+    def on_refresh(self, callback: Callable[[dict[str, ModelConsumers]], None]) -> None:
+        """Call ``callback`` with the models' consumers after each refresh."""
+        self._on_refresh.append(callback)
 
     def inferers(self, model: str) -> list[InfererEntry]:
         """Those of the model with this token."""
@@ -124,6 +130,8 @@ class Fleet:
         if entries.keys() - models.keys():
             models = await read_models(self._broker)
         self.models, self._inferers = models, entries
+        for callback in self._on_refresh:
+            callback(models)
         await self._report_overlaps([one.entry for one in live])
 
     def _note_restarts(self, entries: dict[str, dict[str, InfererEntry]]) -> None:

@@ -95,16 +95,18 @@ class ResultListener:
         missing = dict.fromkeys(batch)
         for stored in found:
             missing.pop(stored.subject, None)
-            result = decode_stored(stored.subject, stored.data, self._broker.now())
-            self._resolve(stored.subject, result)
-            self._learn(result)
+            self._pass_on(stored.subject, stored.data)
         for subject in missing:
             # Forged; or stored so lately that a replica does not have it yet.
             if subject in self._expected:
                 at_leader = await self._broker.leader_get(subjects.RESULTS, last_by_subj=subject)
                 if at_leader is not None:
-                    now = self._broker.now()
-                    self._resolve(subject, decode_stored(subject, at_leader.data, now))
+                    self._pass_on(subject, at_leader.data)
+
+    def _pass_on(self, subject: str, stored: bytes) -> None:
+        result = decode_stored(subject, stored, self._broker.now())
+        self._resolve(subject, result)
+        self._learn(result)
 
     def read_again(self) -> None:
         """Let all waiting requests read their result: an announcement may be missed, or the job
