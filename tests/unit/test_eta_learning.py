@@ -149,7 +149,7 @@ def test_a_run_that_began_in_the_future_has_just_begun() -> None:
     """And one of the year 1 has not run for two thousand years."""
     now = datetime.now(UTC)
     for started_at, elapsed_s in ((ago(-3600), 0), ("0001-01-01T00:00:00.000000Z", 86_400)):
-        assert RunningAttempt("x", "i", started_at, WORK).elapsed_s(now) == elapsed_s
+        assert RunningAttempt("x", 1, "i", started_at, WORK).elapsed_s(now) == elapsed_s
 
 
 def test_each_inferer_has_its_speed() -> None:
@@ -187,7 +187,7 @@ def test_running_jobs_are_known_from_events_and_heartbeats() -> None:
         "new": 0,
         "old": 7,
     }
-    jobs.end("old")
+    jobs.on_result("old")
     assert set(running(jobs, entry(seen))) == {"new"}
     jobs.on_state_event("new", StateEvent(state="returned", attempt=1, at=ago(0), inferer="i"))
     assert running(jobs, entry(seen)) == {}
@@ -202,3 +202,27 @@ def test_a_job_whose_end_was_missed_does_not_run_for_ever() -> None:
     jobs.on_state_event("again", started(ago(1), attempt=2))
     seen = RunningJob(id="again", attempt=1, started_at=ago(30), completion_tokens=7, max_tokens=9)
     assert running(jobs, entry(seen))["again"].tokens == 0
+
+
+def test_a_later_attempt_runs_although_its_start_was_missed() -> None:
+    """Its inferer's entry says so; what is known is the end of the one before."""
+    for state, attempt in (("retrying", 2), ("returned", 1)):
+        jobs = RunningJobs()
+        before = RunningJob(id="x", attempt=1, started_at=ago(9), completion_tokens=1, max_tokens=9)
+        jobs.on_state_event("x", StateEvent(state=state, attempt=1, at=ago(5), inferer="i"))  # type: ignore[arg-type]
+        assert running(jobs, entry(before)) == {}
+        now = msgspec.structs.replace(before, attempt=attempt, started_at=ago(2))
+        assert running(jobs, entry(now))["x"].number == attempt
+        jobs.on_result("x")
+        assert running(jobs, entry(now)) == {}
+
+
+def test_an_attempt_runs_although_the_one_before_is_reported_lost_meanwhile() -> None:
+    """The broker refuses the report of the inferer that died, but whoever subscribes gets it."""
+    jobs = RunningJobs()
+    jobs.on_state_event("x", started(ago(3), attempt=2))
+    lost = StateEvent(state="started", attempt=1, at=ago(1), inferer="i", code="worker_lost")
+    jobs.on_state_event("x", lost)
+    assert running(jobs, entry())["x"].number == 2
+    seen = RunningJob(id="x", attempt=2, started_at=ago(3), completion_tokens=5, max_tokens=9)
+    assert running(jobs, entry(seen))["x"].tokens == 5

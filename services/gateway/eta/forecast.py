@@ -89,7 +89,7 @@ class Forecast:
 
     def observe(self, result: Result) -> None:
         """Add a result to the measurements."""
-        self._running.end(result.id)
+        self._running.on_result(result.id)
         model = token_of(result.model)
         self._waiting_jobs.on_end(model, result.id)
         if isinstance(result, Completed):

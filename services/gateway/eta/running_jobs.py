@@ -1,5 +1,6 @@
 """Which jobs run on which inferer, from state events and from the inferers' heartbeats."""
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -18,14 +19,26 @@ UNCONFIRMED_S = 5.0
 does not run any more."""
 
 
+Order = tuple[float, str]
+"""The number of an attempt and a time, as the one after a requeued attempt has the same number."""
+NO_ATTEMPT: Order = (0, "")
+EVERY_ATTEMPT: Order = (math.inf, "")
+
+
 class RunningAttempt(Struct, frozen=True):
-    """One attempt that runs now; ``tokens`` is the number its inferer last reported."""
+    """One attempt that runs now, the job's first, second and so on by its ``number``; ``tokens`` is
+    how many its inferer last reported."""
 
     job_id: str
+    number: int
     inferer: str
     started_at: str
     work: Work | None
     tokens: int = 0
+
+    @property
+    def order(self) -> Order:
+        return self.number, self.started_at
 
     def elapsed_s(self, now: datetime) -> float:
         """Seconds since the start; ``now`` is the broker's time, like ``started_at``."""
@@ -37,7 +50,8 @@ class RunningJobs:
 
     def __init__(self) -> None:
         self._started: OrderedDict[str, RunningAttempt] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, Order] = OrderedDict()
+        """By job id: what was started up to here has ended; a later start may have been missed."""
         self._last_event_at = time.monotonic()
 
     @property
@@ -46,22 +60,31 @@ class RunningJobs:
         return time.monotonic() - self._last_event_at
 
     def on_state_event(self, job_id: str, event: StateEvent) -> None:
-        """A job has started, or has stopped running."""
-        self._last_event_at = time.monotonic()
+        """An attempt has started, or has stopped running."""
         if event.state == "started" and event.code is None:
+            self._last_event_at = time.monotonic()
             self._ended.pop(job_id, None)
-            self._started[job_id] = RunningAttempt(job_id, event.inferer, event.at, event.work)
+            self._started[job_id] = RunningAttempt(
+                job_id, event.attempt, event.inferer, event.at, event.work
+            )
             _discard_oldest(self._started)
         else:
-            self.end(job_id)
+            self._end(job_id, (event.attempt, event.at))
+
+    def on_result(self, job_id: str) -> None:
+        """The job has ended, whatever attempt was its last."""
+        self._end(job_id, EVERY_ATTEMPT)
 
     def knows_of(self, job_id: str) -> bool:
         return job_id in self._started or job_id in self._ended
 
-    def end(self, job_id: str) -> None:
+    def _end(self, job_id: str, last: Order) -> None:
+        """``last`` need not be the last attempt: the inferer that lost it may say so while the
+        next one runs."""
         self._last_event_at = time.monotonic()
-        self._started.pop(job_id, None)
-        self._ended[job_id] = None
+        if job_id in self._started and self._started[job_id].order <= last:
+            del self._started[job_id]
+        self._ended[job_id] = max(last, self._ended.get(job_id, NO_ATTEMPT))
         _discard_oldest(self._ended)
 
     def running_on(
@@ -71,24 +94,30 @@ class RunningJobs:
         running: dict[str, RunningAttempt] = {}
         for entry in entries:
             for job in entry.jobs:
-                if job.id not in self._ended:
-                    running[job.id] = RunningAttempt(
-                        job.id, entry.id, job.started_at, job.work, job.completion_tokens
-                    )
+                reported = RunningAttempt(
+                    job.id,
+                    job.attempt,
+                    entry.id,
+                    job.started_at,
+                    job.work,
+                    job.completion_tokens,
+                )
+                if reported.order > self._ended.get(job.id, NO_ATTEMPT):
+                    running[job.id] = reported
             for attempt in self._started.values():
                 if attempt.inferer == entry.id:
-                    reported = running.get(attempt.job_id)
+                    known = running.get(attempt.job_id)
                     # The end of an unreported attempt may have been missed; and a heartbeat may
                     # still report an earlier attempt of the same job.
-                    if (reported is None and attempt.elapsed_s(now) < UNCONFIRMED_S) or (
-                        reported is not None and reported.started_at < attempt.started_at
+                    if (known is None and attempt.elapsed_s(now) < UNCONFIRMED_S) or (
+                        known is not None and known.started_at < attempt.started_at
                     ):
                         running[attempt.job_id] = attempt
         return running
 
 
 def _discard_oldest(
-    remembered: OrderedDict[str, RunningAttempt] | OrderedDict[str, None],
+    remembered: OrderedDict[str, RunningAttempt] | OrderedDict[str, Order],
 ) -> None:
     while len(remembered) > MAX_REMEMBERED:
         remembered.popitem(last=False)
