@@ -11,11 +11,11 @@ COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.m
 
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
     """Inferers without a heartbeat, and jobs without a new token, since ``before``."""
-    last_heartbeat = {one.entry.id: one.told_at for one in before}
+    last_heartbeat = {one.entry.id: one.heartbeat_at for one in before}
     tokens = {job.id: job.completion_tokens for one in before for job in one.entry.jobs}
     for one in now:
         name = f"inferer {one.entry.id}"
-        if last_heartbeat.get(one.entry.id) == one.told_at:
+        if last_heartbeat.get(one.entry.id) == one.heartbeat_at:
             yield error(
                 name,
                 f"no heartbeat for at least {between_s:.0f} s",

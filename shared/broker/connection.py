@@ -1,4 +1,4 @@
-"""One connection to the broker: it reconnects for ever, says so, and turns outages into errors."""
+"""One connection to the broker: it always reconnects, logs outages, and turns them into errors."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ from shared.logs import logger
 from shared.wire.codecs import skip
 
 HEADER_ROOM = 8 * 1024
-"""What payloads leave for headers: the server counts both against its limit."""
+"""The room that payloads leave for headers: the server counts both against its limit."""
 
 REQUEST_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 0.2
@@ -48,7 +48,7 @@ log = logger()
 
 
 class Broker:
-    """A connection that is made in the background and made again whenever it is lost, by whatever.
+    """A connection that is made in the background, and made again whenever it is lost.
 
     Nothing here waits for an outage to end unless it says so: callers get `BrokerUnavailable`.
     """
@@ -148,8 +148,8 @@ class Broker:
     async def subject_get(self, stream: str, subject: str) -> StoredMessage | None:
         """The last message of ``subject``, from any replica; None if the stream holds none of it.
 
-        The subject is a part of the API's own: a right can be given for it. Inferers read in no
-        other way.
+        The subject of the API call contains ``subject``, so permission can be granted for it alone.
+        Inferers read in no other way.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -162,7 +162,7 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer.
         """
-        # By the raw call: the client's own gives headers that are not ASCII as objects.
+        # Not by the client's own method, which returns headers that are not ASCII as objects.
         with unavailable_on_outage(self):
             answer = await self.nc.request(
                 f"$JS.API.STREAM.MSG.GET.{stream}",
@@ -245,13 +245,13 @@ class Broker:
             StreamRefused: the stream takes no such message, and does not hold it.
             StoredAlready: the expected sequence is not the last one; possibly because an earlier
                 try of this call was stored.
-            RequestTooLarge: over what the broker takes.
+            RequestTooLarge: it is larger than the broker accepts.
         """
         size = len(payload) + header_size(headers)
         if size > self.nc.max_payload:
             raise RequestTooLarge(
-                f"the message has {size} bytes with its headers, "
-                f"the broker takes {self.nc.max_payload}"
+                f"the message has {size} bytes with its headers, more than the broker accepts "
+                f"({self.nc.max_payload})"
             )
         give_up_at = time.monotonic() + patience_s
         may_have_landed = False
@@ -276,7 +276,8 @@ class Broker:
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def through_outages(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make ``call`` until the broker answers; what it returns. Other errors are raised."""
+        """Repeat ``call`` until the broker answers, and return its result. Other errors are
+        raised."""
         while True:
             try:
                 return await call()
@@ -290,7 +291,7 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer, or it could not.
         """
-        # By the raw call: the client's own erases securely, which takes up to 150 ms.
+        # Not by the client's own method, which erases securely and takes up to 150 ms.
         with unavailable_on_outage(self):
             answer = await self.nc.request(
                 f"$JS.API.STREAM.MSG.DELETE.{stream}",
@@ -299,7 +300,9 @@ class Broker:
             )
         error = msgspec.json.decode(answer.data).get("error", {})
         if error and error.get("err_code") not in NO_SUCH_MESSAGE:
-            raise BrokerUnavailable(f"the broker could not do it: {error.get('description')}")
+            raise BrokerUnavailable(
+                f"the broker could not delete a message of {stream}: {error.get('description')}"
+            )
 
     async def _read_clock(self) -> None:
         try:

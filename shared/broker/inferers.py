@@ -1,4 +1,4 @@
-"""The fleet as the broker knows it: which inferers are live, and which are in each other's way."""
+"""The fleet as the broker knows it: which inferers are live, and which compete for CPUs."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -30,14 +30,14 @@ CLOCK_ERROR = timedelta(minutes=1)
 
 
 class Live(Struct, frozen=True):
-    """A live inferer, and the broker's time of its last word."""
+    """A live inferer, and the broker's time of its last heartbeat."""
 
     entry: InfererEntry
-    told_at: str
+    heartbeat_at: str
 
 
 async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:
-    """The live inferers, by model and id, and whether any has died of late.
+    """The live inferers, by model and id, and whether any has died recently.
 
     Raises:
         BrokerUnavailable: no answer.

@@ -58,7 +58,7 @@ def refusal_of(
     return StreamRefused(sentence_of(error, f"the broker refuses the message on {subject}"))
 
 
-def sentence_of(error: BaseException, what: str = "the broker could not do it") -> str:
+def sentence_of(error: BaseException, what: str = "the broker refused the request") -> str:
     if isinstance(error, nats.js.errors.APIError) and error.description:
         return f"{what}: {error.description}"
     return f"the broker did not answer: {error or type(error).__name__}"

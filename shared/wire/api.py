@@ -23,7 +23,7 @@ from shared.wire.results import (
 )
 
 TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
-"""Celery's words, for those who come from there."""
+"""Celery's names, for users who come from Celery."""
 TimeoutS = Annotated[
     float,
     Meta(
@@ -51,7 +51,7 @@ class JobSubmission(
     metadata: Metadata | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        if self.model == "":  # which is how some clients say nothing
+        if self.model == "":  # some clients send it for no model
             msgspec.structs.force_setattr(self, "model", None)
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either `messages` or `prompt`, and not both")
@@ -120,15 +120,15 @@ CELERY_STATES: dict[type[Outcome], TaskState] = {
 
 
 class Progress(Struct, frozen=True):
-    """How far a running job is, as of its inferer's last word, at most a second ago."""
+    """How far a running job is, as of its inferer's last heartbeat, at most a second ago."""
 
     completion_tokens: int
     max_tokens: int
 
 
 class Eta(Struct, frozen=True):
-    """When a job will be done: in ``p50_s`` seconds as likely as not, in ``p90_s`` with nine
-    chances in ten; ``at`` is the moment of the former."""
+    """When a job will be done: within ``p50_s`` seconds with a probability of 50 %, within
+    ``p90_s`` with 90 %; ``at`` is the time of the former."""
 
     p50_s: float
     p90_s: float
@@ -137,7 +137,7 @@ class Eta(Struct, frozen=True):
 
 class JobStatus(Struct, frozen=True, kw_only=True):
     """``position`` counts the jobs that will be served before this one, ``progress`` how far it
-    is; ``eta`` is left out while nothing has been measured or nobody serves the model.
+    is; ``eta`` is left out while nothing has been measured or no inferer serves the model.
     ``retry_of`` is the job whose dead letter was sent again as this one."""
 
     id: str
@@ -216,10 +216,8 @@ class ClassQueue(Struct, frozen=True, kw_only=True):
 
 
 class ModelQueue(Struct, frozen=True, kw_only=True):
-    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one a class.
-
-    With ``max_waiting`` jobs waiting the next is refused; 0 where no bound is known.
-    """
+    """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one per
+    priority."""
 
     model: str
     waiting: int
@@ -228,7 +226,7 @@ class ModelQueue(Struct, frozen=True, kw_only=True):
     inferers: int
     oldest_s: float | None
     max_waiting: int = 0
-    """How many may wait before more are refused; 0 where nobody said."""
+    """How many jobs may wait; further ones are refused. 0 if it is not known."""
     classes: dict[str, ClassQueue] = {}
 
 
@@ -237,8 +235,8 @@ class QueueReport(Struct, frozen=True):
 
 
 class FleetReport(Struct, frozen=True):
-    """Every live inferer, as of its last word, at most a second ago; ``at`` is the broker's time
-    of the report, which the times in it can be compared with."""
+    """Every live inferer, as of its last heartbeat, at most a second ago; ``at`` is the broker's
+    time of the report, for comparison with the times in it."""
 
     inferers: list[InfererEntry]
     at: str | None = None

@@ -1,4 +1,4 @@
-"""What inferers say of themselves, and the commands they take."""
+"""What inferers report about themselves, and the commands they accept."""
 
 from typing import Annotated, Literal
 
@@ -31,11 +31,11 @@ class RunningJob(Struct, frozen=True, kw_only=True):
 
 
 EXTRA_BUFFERS = ("AMX_INT8", "REPACK", "KLEIDIAI")
-"""Features of llama.cpp that rest while it computes without extra buffers."""
+"""Features that llama.cpp does not use while it computes without extra buffers."""
 
 
 class InfererEntry(Struct, frozen=True, kw_only=True):
-    """An inferer's entry in the bucket ``INFERERS``; it vanishes 10 s after the last refresh.
+    """An inferer's entry in the bucket ``INFERERS``; it expires 10 s after the last refresh.
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
     those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
@@ -96,7 +96,7 @@ class SetConcurrency(Struct, frozen=True):
 
 
 class ConcurrencyChange(Struct, frozen=True, kw_only=True):
-    """What an inferer made of it; ``refused`` says why it did not."""
+    """What an inferer did with the command; ``refused`` says why it refused it."""
 
     inferer: str
     model: str

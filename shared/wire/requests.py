@@ -8,13 +8,13 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from shared.wire.fields import AtLeastOne, Count, JobId, Metadata, check_times
 
 Role = Literal["system", "user", "assistant", "tool"]
-MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Most tokens to generate.")]
+MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Tokens to generate, at most.")]
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 always takes the likeliest token.")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
-TopK = Annotated[int, Meta(ge=0, le=2**31 - 1, description="0 switches it off.")]
+TopK = Annotated[int, Meta(ge=0, le=2**31 - 1, description="0 disables it.")]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-RepeatPenalty = Annotated[float, Meta(gt=0, le=10, description="1 switches it off.")]
+RepeatPenalty = Annotated[float, Meta(gt=0, le=10, description="1 disables it.")]
 StopString = Annotated[str, Meta(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
@@ -135,7 +135,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Work(Struct, frozen=True):
-    """What is known of a request before it runs; estimates are learned from what came of it."""
+    """The size of a request, known before it runs. Estimates are learned from finished ones."""
 
     prompt_bytes: Count
     max_tokens: AtLeastOne

@@ -97,7 +97,7 @@ async def test_a_suspect_job_runs_only_once_its_start_is_stored(
 
 
 async def test_a_job_is_requeued_although_events_are_refused(queue: Broker, engine: Engine) -> None:
-    """It goes back, though nobody can be told."""
+    """It is requeued, although the event that says so cannot be stored."""
     endless = InferenceRequest(task="complete", prompt="tell me", seed=1)
     async with (
         working(queue, engine, grace_s=0) as (worker, stopping),
@@ -107,7 +107,7 @@ async def test_a_job_is_requeued_although_events_are_refused(queue: Broker, engi
         await put(queue, endless)
         await until(lambda: _runs(worker), "it runs")
         stopping.set()
-        await until(lambda: _idle(worker), "it was handed back")
+        await until(lambda: _idle(worker), "it was requeued")
     assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 1
 
 
@@ -166,7 +166,7 @@ async def _idle(worker: Worker) -> bool:
 
 
 async def _told_at(broker: Broker) -> list[str]:
-    return [one.told_at for one in (await read_inferers(broker))[0]]
+    return [one.heartbeat_at for one in (await read_inferers(broker))[0]]
 
 
 def _entry(inferer_id: str) -> InfererEntry:

@@ -1,4 +1,4 @@
-"""The walls between the parts: `make check` reads pyproject.toml; here each of them is tried."""
+"""The import contracts of pyproject.toml, which `make check` enforces: each finds a violation."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Which inferers are in each other's way."""
+"""Which inferers compete for CPUs."""
 
 import random
 import time
@@ -50,7 +50,7 @@ def test_overlaps_are_those_of_any_two_inferers() -> None:
 
 
 def test_a_thousand_inferers_on_one_host_are_compared_in_little_time() -> None:
-    """Each names some of those that are in its way, never itself."""
+    """Each names some of those that compete with it, never itself."""
     found = find_overlaps(inferer(number, "host", [0, 1], 2) for number in range(1000))
     assert len(found) == 1000
     assert all(len(set(others)) == MOST_OVERLAPS for others in found.values())

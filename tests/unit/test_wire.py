@@ -1,4 +1,4 @@
-"""Wire version 1: payloads as they are, or once were, sent. They must decode for ever."""
+"""Payloads of wire version 2, as they are, or once were, sent: they must stay readable."""
 
 import json
 from collections.abc import Callable
@@ -258,7 +258,7 @@ def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> No
     ],
 )
 def test_options_out_of_range_or_of_another_type_are_refused(option: str) -> None:
-    """Strictly: "5" is no 5, and null is no default where there is one."""
+    """Strictly: "5" is not 5, and null does not stand for a default."""
     with pytest.raises(Unreadable):
         decode_request(b'{"task":"complete","prompt":"x",%b}' % option.encode())
 

@@ -130,7 +130,7 @@ class Forecast:
         return Estimate(position=position.ahead, eta=self._eta(simulation.serve(own), job))
 
     def knows_of(self, job_id: str) -> bool:
-        """Whether this gateway has received that an attempt of the job began or ended."""
+        """Whether this gateway knows that an attempt of the job has begun or ended."""
         return self._running.knows_of(job_id)
 
     def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:

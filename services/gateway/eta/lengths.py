@@ -10,7 +10,7 @@ from shared.wire.requests import Work
 
 MAX_SAMPLES = 400
 SAMPLES_PER_CURVE = 10
-"""A curve is computed again after so many new samples; while there are few, after each."""
+"""A curve is computed again after this many new samples; while there are few, after each."""
 
 MAX_TOKENS_DECAY, PROMPT_DECAY, OTHER_TASK_WEIGHT = 5.0, 1.0, 0.05
 """How much less an answer counts that came from a different request: the exponents for each

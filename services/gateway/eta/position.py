@@ -19,7 +19,7 @@ EVENT_DELAY_S = 0.1
 """How long the event of a started job may take to arrive here."""
 
 MAX_AHEAD = 32
-"""Jobs directly before a job that are read; the others are taken to be typical."""
+"""How many of the jobs directly before a job are read; the others are assumed to be typical."""
 AHEAD_BYTES = 1024 * 1024
 
 
@@ -99,7 +99,7 @@ async def read_next_requests(
 ) -> Sequence[StoredMessage]:
     """The first of the requests of its own priority that wait before ``job``, `MAX_AHEAD` at most.
 
-    By their subjects: of a range the broker would count how many follow it.
+    They are read by subject: for a range, the broker would also count what follows each one.
 
     Raises:
         BrokerUnavailable: no answer.

@@ -46,7 +46,8 @@ class RunningAttempt(Struct, frozen=True):
 
 
 class RunningJobs:
-    """A heartbeat is up to a second old, longer than some jobs run. So events take precedence."""
+    """The attempts that run now. Events take precedence over heartbeats, which may be older than
+    some jobs run: up to a second."""
 
     def __init__(self) -> None:
         self._started: OrderedDict[str, RunningAttempt] = OrderedDict()

@@ -18,10 +18,10 @@ MIN_NOISE = 0.03
 """Standard deviation, in log time, added to the residuals: no two jobs take equally long."""
 
 SPEED_SAMPLES = 9
-"""The speed of an inferer is the median over so many jobs, so that one absurd measurement, of a
+"""The speed of an inferer is the median of this many jobs, so that one absurd measurement, of a
 machine that was suspended during the job, does not count."""
 MIN_SPEED_SAMPLES = 3
-"""An inferer with fewer jobs of its own is filled up with the latest jobs of others."""
+"""For an inferer with fewer jobs, the latest jobs of others are added."""
 
 MAX_RESIDUAL = log(4)
 PRIOR_RESIDUALS = (0.0, 0.0, 0.0)
@@ -99,7 +99,7 @@ class ServiceTime:
             self._latest.append(latest)
 
     def speed(self, inferer: str) -> Speed:
-        """The speed of this inferer, filled up with others while it has few samples."""
+        """The speed of this inferer; while it has few samples, those of others are added."""
         assert self.is_known, "nothing has been measured"
         known = list(self._speeds.get(inferer, ()))
         if len(known) < MIN_SPEED_SAMPLES:

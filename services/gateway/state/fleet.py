@@ -55,7 +55,7 @@ class Fleet:
         """By the model's token and their ids."""
         self._reading_queues = asyncio.Lock()
         self._next_reading: asyncio.Task[dict[str, ModelConsumers]] | None = None
-        """Of the queues; None after it has started."""
+        """The next reading of the queues; None once it has started."""
         self._restarted_at: dict[str, float] = {}
         """When an inferer of the model was last seen to have started again (monotonic)."""
         self._overlaps: dict[tuple[str, str], list[str]] = {}
@@ -76,8 +76,8 @@ class Fleet:
         await self._broker.nc.subscribe(subjects.INFERERS_WILDCARD, cb=self._on_entry)
 
     async def queues(self) -> dict[str, ModelConsumers]:
-        """The models' consumers by token, as they are now: all that ask while the queues are read
-        share the reading that follows. A model that has no queue yet is left out.
+        """The models' consumers by token, as they are now: callers that come while the queues are
+        being read share the next reading. A model that has no queue yet is left out.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -103,7 +103,7 @@ class Fleet:
         self._changed.clear()
 
     async def refresh(self) -> None:
-        """Read entries and consumers, and let every consumer be as its inferers need it.
+        """Read entries and consumers, and adjust every consumer to its inferers.
 
         Raises:
             BrokerUnavailable: no answer, or what should be there is not.
@@ -146,7 +146,7 @@ class Fleet:
                 self._restarted_at[model] = time.monotonic()
 
     def _has_restarted(self, model: str) -> bool:
-        """Whether one has so lately that its earlier self may still hold a job."""
+        """Whether an inferer restarted so recently that its old process may still hold a job."""
         since_s = time.monotonic() - self._restarted_at.get(model, -math.inf)
         return since_s < self._topology.ack_wait_s + 2 * REFRESH_S
 
@@ -176,7 +176,7 @@ class Fleet:
         return any(job.id == job_id for entry in entries for job in entry.jobs)
 
     async def report(self) -> FleetReport:
-        """Every live inferer, read afresh, and with whom it shares CPUs to the harm of both.
+        """Every live inferer, as it is now, with the inferers that compete for its CPUs.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -190,11 +190,11 @@ class Fleet:
         )
 
     async def set_concurrency(self, wanted: ConcurrencyRequest) -> ConcurrencyReport:
-        """Command inferers how many slots to have, and let the limits follow.
+        """Set the number of slots of inferers, and adjust the limits.
 
         Raises:
             UnknownModel: the model's name is not valid.
-            UnknownInferer: none that is live fits.
+            UnknownInferer: no live inferer matches.
             BrokerUnavailable: no answer of the broker.
         """
         model = None if wanted.model is None else _token_of_valid(wanted.model)
@@ -290,8 +290,8 @@ class Fleet:
         log.info("limit_set", model=name, limit=limit, inferers=len(inferers))
 
     async def _on_entry(self, message: Msg) -> None:
-        """Every refresh of every entry passes here. One that comes, goes or changes its slots makes
-        a reading of all; the rest replaces what was read."""
+        """Called for every heartbeat. If an inferer joins, leaves or changes its slots, all entries
+        are read again; otherwise the entry replaces the known one."""
         model, inferer_id = subjects.model_and_id(message.subject)
         entry = None
         if message.data:
@@ -326,8 +326,8 @@ def _is_same(entry: InfererEntry, known: InfererEntry) -> bool:
 
 
 def limit_of(inferers: list[InfererEntry], in_flight: int) -> int:
-    """One job for each live slot, and never below one. A job that a dead inferer held takes a place
-    until its lease has expired, which the live ones must not lack: so one more for each of the jobs
+    """One job for each live slot, and at least one. The job of a dead inferer counts until its
+    lease has expired; so that live slots stay usable, the limit is one higher for each job
     ``in_flight`` that no inferer reports."""
     slots = sum(inferer.slots for inferer in inferers)
     reported = sum(len(inferer.jobs) for inferer in inferers)

@@ -23,7 +23,7 @@ Get = Callable[..., Awaitable[StoredMessage | None]]
 MayHaveStarted = Callable[[subjects.RequestSubject, StoredMessage], Awaitable[bool]]
 
 OVERDUE = timedelta(seconds=15)
-"""A started job that is so long past its deadline has lost its inferer."""
+"""A started job that is this long past its deadline has lost its inferer."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PendingJob:
 
     @property
     def lateness(self) -> StopCode:
-        """What to call it that ``is_late``."""
+        """The code of a job that ``is_late``."""
         return "timed_out" if self._start else "deadline_passed"
 
     def stopped(self, code: StopCode, now: datetime) -> Cancelled | Expired:
@@ -125,7 +125,7 @@ class PendingJob:
 
     @property
     def _start(self) -> StateEvent | None:
-        """How the attempt that runs began."""
+        """The `started` event of the running attempt; None if it does not run."""
         last = self.last
         return last if last is not None and last.state == "started" and not last.code else None
 
@@ -177,8 +177,8 @@ async def find_pending_job(
 
 
 async def find_message(get: Get, job_id: str) -> StoredMessage | None:
-    """The request on the queue, or in its schedule. In this order, and the queue once more: it
-    goes from the one to the other before it leaves the first, and back in one step."""
+    """The request on the queue, or in its schedule. The queue is read a second time, because the
+    request may have moved: it is scheduled before it leaves the queue, and returns in one step."""
     queue, schedule = subjects.request_of(job_id), subjects.schedule_of(job_id)
     for place in (queue, schedule, queue):
         message = await get(subjects.REQUESTS, last_by_subj=place)

@@ -1,4 +1,4 @@
-"""Announcements of results: one subscription for all that waits on this gateway."""
+"""Announcements of results: one subscription for all requests that wait at this gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -97,7 +97,7 @@ class ResultListener:
             missing.pop(stored.subject, None)
             self._pass_on(stored.subject, stored.data)
         for subject in missing:
-            # Forged; or stored so lately that a replica does not have it yet.
+            # Forged; or stored so recently that a replica does not have it yet.
             if subject in self._expected:
                 at_leader = await self._broker.leader_get(subjects.RESULTS, last_by_subj=subject)
                 if at_leader is not None:

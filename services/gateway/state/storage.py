@@ -10,8 +10,8 @@ from shared.errors import StorageShort
 from shared.logs import logger
 
 GATEWAYS = 4
-"""How many may be about to store as much as this one without the broker running full: what they
-publish at the same moment is in nobody's figures."""
+"""How many gateways may be about to store as much as this one without filling the storage: what
+they publish at the same moment is not in the broker's figures yet."""
 
 OVERHEAD_BYTES = 512
 """Of a stored message: its subject, its headers and the broker's own."""
@@ -28,8 +28,8 @@ class Storage:
         self._replicas = replicas
         self._use = StorageUse(0, None)
         self._write_errors: dict[str, str] = {}
-        # Bytes that this gateway has begun to publish, that it is done with, and of those what was
-        # done before the last refresh.
+        # Bytes whose publish has begun, those whose publish has ended, and those of the latter that
+        # had ended before the last refresh.
         self._begun = 0
         self._done = 0
         self._seen = 0
@@ -57,7 +57,7 @@ class Storage:
             )
 
     def require_room(self) -> None:
-        """Raises: StorageShort: too much of the storage is used to take another job on."""
+        """Raises: StorageShort: too much of the storage is used to accept another job."""
         self.require_writable()
         if self._use.is_short:
             raise StorageShort(
@@ -67,8 +67,8 @@ class Storage:
 
     @asynccontextmanager
     async def reserved(self, size: int) -> AsyncIterator[None]:
-        """Room for a job of ``size`` bytes, which the block publishes. Where it gets close, one
-        after another, each after a refresh of its own.
+        """Reserve room for a job of ``size`` bytes, which the block publishes. If room is short,
+        jobs are published one after another, each after its own refresh.
 
         Raises:
             StorageShort: the storage is too full for it.

@@ -1,4 +1,4 @@
-"""From the bytes of tokens to text that can be shown: whole characters, no stop strings."""
+"""Turns the bytes of tokens into text that can be shown: whole characters, no stop strings."""
 
 import codecs
 

@@ -1,8 +1,8 @@
 """The compute thread, and the hand-over between it and other threads.
 
-All running sequences go through the model in one batch. What is in it is the scheduler's decision
-(`scheduler.py`), llama.cpp's memory is the context's (`context.py`), and what becomes of an output
-is the sequence's (`generation.py`).
+All running sequences go through the model in one batch. The scheduler decides what is in it
+(`scheduler.py`), the context owns llama.cpp's memory (`context.py`), and each sequence handles its
+own outputs (`generation.py`).
 """
 
 import ctypes
@@ -123,7 +123,7 @@ class Engine:
         sequence.on_end(Aborted())
 
     def grow(self, slots: int) -> Future[None]:
-        """Have memory for ``slots`` sequences; running ones go on. From any thread, one at a time.
+        """Make room for ``slots`` sequences; running ones go on. From any thread, one at a time.
 
         The future raises `OutOfMemory` if there is too little memory: then nothing has changed.
         Once the engine is closed, it is cancelled.
@@ -191,7 +191,7 @@ class Engine:
             sequence.on_end(failure)
 
     def _is_prepared(self, sequence: GenerationSequence) -> bool:
-        """Whether its preparation is over; from now on it is. Under the lock."""
+        """Whether its preparation had already ended. Marks it as ended. Under the lock."""
         if sequence not in self._preparing:
             return True
         self._preparing.remove(sequence)
@@ -204,7 +204,7 @@ class Engine:
             try:
                 self._step()
             except Exception as error:
-                # Whatever it was, these callers get an answer, and the next sequence its chance.
+                # These callers get an error, and the engine goes on with the next sequences.
                 for sequence in self._scheduler.running:
                     self._end(sequence, _failure("inference failed", error))
             self.steps += 1
@@ -283,7 +283,9 @@ class Engine:
             self._move_to_context(slots)
         except Exception as error:
             grown.set_exception(
-                error if isinstance(error, ModelError) else ModelError(f"no growth: {error!r}")
+                error
+                if isinstance(error, ModelError)
+                else ModelError(f"the context could not be enlarged: {error!r}")
             )
             return
         self._scheduler.grow(slots)

@@ -36,7 +36,7 @@ class GenerationSequence(Sequence):
         on_phase: Callable[[Phase], None] = lambda _: None,
     ) -> None:
         """``prepare`` returns the prompt's tokens and a sampler, which the engine closes. It may
-        take long, and is not interrupted when the sequence is aborted.
+        take a long time, and is not interrupted when the sequence is aborted.
 
         ``on_text`` gets the text that each token adds, possibly empty; together they are the
         answer. ``on_phase`` gets each phase before it begins. ``on_end`` is called once: with a

@@ -1,4 +1,4 @@
-"""From ``response_format`` to the tokens that may come next, by llguidance (decision 19).
+"""Computes the tokens that ``response_format`` allows next, with llguidance (decision 19).
 
 All work here is limited: a schema that takes too much is an error of its job.
 """
@@ -45,7 +45,7 @@ class Grammar:
         bits = numpy.unpackbits(self._mask.view(numpy.uint8), bitorder="little", count=self._size)
         tokens = numpy.flatnonzero(bits)
         if not tokens.size:
-            raise InvalidRequest("the schema leaves the model nothing to write", PARAM)
+            raise InvalidRequest("the schema allows no next token; relax it", PARAM)
         return tokens
 
     def accept(self, token: int) -> None:
@@ -137,4 +137,4 @@ class _Tokens:
 
 
 def _cannot_follow(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"this schema cannot be followed: {reason}", PARAM)
+    return InvalidRequest(f"this schema cannot be enforced: {reason}", PARAM)

@@ -26,10 +26,10 @@ class Chunk(NamedTuple, Generic[S_co]):
 class Scheduler(Generic[S]):
     """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
 
-    A batch has at most ``batch_tokens`` tokens. In it come first the sequences whose prompts would
-    be computed first if each were computed alone from the time it got its slot: those that
-    generate, whose prompts are computed, then shorter prompts before longer ones. Shorter prompts
-    that keep coming cannot starve a longer one. A prompt that does not fit is continued in the next
+    A batch has at most ``batch_tokens`` tokens. Its order is that in which the prompts would be
+    done if each were computed alone from the time its sequence got a slot: first sequences that
+    generate, whose prompts are done, then shorter prompts before longer ones. Shorter prompts that
+    keep coming cannot starve a longer one. A prompt that does not fit is continued in the next
     batch. Not thread-safe: the compute thread owns it.
     """
 
@@ -62,7 +62,7 @@ class Scheduler(Generic[S]):
         self._waiting.append(sequence)
 
     def admit(self) -> list[S]:
-        """Give free slots to sequences that wait; those that got one."""
+        """Give free slots to waiting sequences. Returns those that got one."""
         admitted = []
         while self._waiting and self._free_slots:
             sequence = self._waiting.popleft()

@@ -12,7 +12,7 @@ from shared.logs import drain_logs, logger
 from shared.process.exit_status import EXIT_STALLED
 
 POLLS = 4
-"""At least so many in ``stall_s`` seconds."""
+"""At least this many in ``stall_s`` seconds."""
 MAX_POLL_S = 1.0
 
 log = logger()
