@@ -82,7 +82,7 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
     "/jobs/{job_id:str}/events",
     operation_class=StreamOperation,
     responses={
-        **error_responses(404, 410, 429),
+        **error_responses(404, 410),
         200: ResponseSpec(
             str, description="the events", media_type=EVENT_STREAM, generate_examples=False
         ),
