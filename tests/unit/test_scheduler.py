@@ -22,7 +22,7 @@ class Work(Sequence):
         self.prompt_tokens = prompt_tokens
         self.length = prompt_tokens + answer_tokens - 1
         """Tokens that are computed: the last one of an answer is not."""
-        self.pending.extend(range(prompt_tokens))
+        self.tokens += range(prompt_tokens)
         self.computed: list[int] = []
 
     @property
@@ -37,18 +37,27 @@ def scheduler_of(works: Iterable[Work], slots: int) -> Scheduler[Work]:
     return scheduler
 
 
+def admit(scheduler: Scheduler[Work]) -> list[Work]:
+    """Give the free slots to those who wait; the works that got one."""
+    admitted = []
+    while (work := scheduler.next_waiting) is not None:
+        scheduler.admit(scheduler.free_slots[-1])
+        admitted.append(work)
+    return admitted
+
+
 def compute(scheduler: Scheduler[Work]) -> list[Chunk[Work]]:
     """The engine's step without the model."""
-    scheduler.admit()
+    admit(scheduler)
     batch = scheduler.next_batch()
     for work, size, _, _ in batch:
-        work.computed += list(work.pending)[:size]
+        work.computed += work.tokens[work.position :][:size]
     for chunk in scheduler.complete(batch):
         work = chunk.sequence
         if work.position == work.length:
             scheduler.remove(work)
         else:
-            work.pending.append(work.position)
+            work.tokens.append(work.position)
     return batch
 
 
@@ -82,24 +91,24 @@ def test_slots_are_assigned_in_the_order_of_arrival() -> None:
     """Sequences beyond the slots wait; one that finishes or is aborted frees its slot."""
     works = [Work(1, answer) for answer in (1, 9, 9, 9)]
     scheduler = scheduler_of(works, slots=2)
-    assert scheduler.admit() == works[:2]
+    assert admit(scheduler) == works[:2]
     compute(scheduler)
     assert works[0].state is State.FINISHED
-    assert scheduler.admit() == [works[2]]
+    assert admit(scheduler) == [works[2]]
     scheduler.remove(works[1])
-    assert scheduler.admit() == [works[3]]
-    assert scheduler.admit() == []
+    assert admit(scheduler) == [works[3]]
+    assert admit(scheduler) == []
 
 
 def test_a_waiting_sequence_can_be_removed() -> None:
     """It never gets a slot; the others keep their order."""
     works = [Work(1, 9) for _ in range(4)]
     scheduler = scheduler_of(works, slots=1)
-    scheduler.admit()
+    admit(scheduler)
     scheduler.remove(works[2])
     assert list(scheduler) == [works[0], works[1], works[3]]
     scheduler.remove(works[0])
-    assert scheduler.admit() == [works[1]]
+    assert admit(scheduler) == [works[1]]
 
 
 def test_additional_slots_are_used_at_once() -> None:
@@ -108,7 +117,7 @@ def test_additional_slots_are_used_at_once() -> None:
     scheduler = scheduler_of(works, slots=1)
     compute(scheduler)
     scheduler.grow(3)
-    assert scheduler.admit() == works[1:3]
+    assert admit(scheduler) == works[1:3]
     assert works[0].slot == 0
     assert {work.slot for work in works[1:3]} == {1, 2}
 
@@ -117,7 +126,7 @@ def test_a_batch_that_was_not_computed_is_repeated() -> None:
     """Nothing is lost when a batch is aborted, and an aborted sequence is not in the next one."""
     aborted, other = Work(2), Work(3)
     scheduler = scheduler_of([aborted, other], slots=2)
-    scheduler.admit()
+    admit(scheduler)
     scheduler.next_batch()
     scheduler.remove(aborted)
     assert sizes(compute(scheduler)) == {other: 3}
@@ -173,7 +182,7 @@ class Scheduling(RuleBasedStateMachine):
     @rule()
     def abort_a_batch(self) -> None:
         """llama.cpp did not compute it: as if it had not been scheduled."""
-        self.scheduler.admit()
+        admit(self.scheduler)
         self.scheduler.next_batch()
 
     @precondition(lambda self: self.unfinished)
@@ -189,7 +198,7 @@ class Scheduling(RuleBasedStateMachine):
         self.scheduler.grow(self.slots)
 
     def compute(self) -> list[Chunk[Work]]:
-        self.scheduler.admit()
+        admit(self.scheduler)
         generating = {work for work in self.scheduler.running if work.is_generating}
         batch = compute(self.scheduler)
         works = sizes(batch)

@@ -1,7 +1,7 @@
 """llama.cpp's context: the memory of the running sequences, and the calls that compute."""
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from functools import lru_cache
 from pathlib import Path
 
@@ -58,6 +58,9 @@ class Context:
                 f"no memory for {slots} contexts of {n_ctx} tokens; lower INFERER_N_CTX"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._window = model.window
+        self.can_copy = bool(parameters.kv_unified)
+        """Only within one memory; between two, llama.cpp copies all or nothing."""
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
@@ -73,8 +76,9 @@ class Context:
         row = 0
         for sequence, size, last_row, has_output in batch:
             for offset in range(size):
-                self._tokens[row] = sequence.pending[offset]
-                self._positions[row] = sequence.position + offset
+                position = sequence.position + offset
+                self._tokens[row] = sequence.tokens[position]
+                self._positions[row] = position
                 self._slots[row][0] = sequence.slot
                 self._logits[row] = False
                 row += 1
@@ -83,28 +87,45 @@ class Context:
         forget_problems()
         return int(llama_cpp.llama_decode(self.handle, self._batch))
 
-    def remove(self, slot: int, position: int) -> bool:
-        """Remove what ``slot`` has from ``position`` on; -1 means everything.
+    def can_truncate(self, length: int) -> bool:
+        """See `Memory.can_truncate`."""
+        return self._window is None or length < self._window
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Keep the first ``length`` tokens of ``slot``.
 
         False if llama.cpp cannot: from a recurrent memory it removes all or nothing.
         """
-        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1))
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1))
 
-    def take_over(self, other: "Context", slots: Iterable[int]) -> None:
-        """Copy what ``slots`` have in ``other``.
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give ``target``, an empty slot, the first ``length`` tokens of ``source``."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
-        Raises:
-            ModelError: llama.cpp cannot.
-        """
-        for slot in slots:
-            size = llama_cpp.llama_state_seq_get_size(other.handle, slot)
+    def state_bytes(self, slot: int) -> int:
+        """How much `save` takes; 0 if there is too little memory for it."""
+        size = int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
+        return size if size < available_bytes() // 2 else 0
+
+    def save(self, slot: int) -> ctypes.Array[ctypes.c_uint8] | None:
+        """A copy of what ``slot`` holds; None if llama.cpp cannot, or there is no memory for it."""
+        size = llama_cpp.llama_state_seq_get_size(self.handle, slot)
+        try:
             state = (ctypes.c_uint8 * size)()
-            llama_cpp.llama_state_seq_get_data(other.handle, state, size, slot)
-            if not llama_cpp.llama_state_seq_set_data(self.handle, state, size, slot):
-                raise ModelError(
-                    "llama.cpp cannot move this model's running jobs to a larger context; try "
-                    "again when no job runs"
-                )
+        except MemoryError:
+            return None
+        written = llama_cpp.llama_state_seq_get_data(self.handle, state, size, slot)
+        return state if written else None
+
+    def load(self, slot: int, state: Sized) -> bool:
+        """Put a state of `save` into ``slot``, which is empty; False if llama.cpp cannot."""
+        assert isinstance(state, ctypes.Array)
+        return bool(llama_cpp.llama_state_seq_set_data(self.handle, state, len(state), slot))
+
+    def take_over(self, other: "Context", slot: int) -> bool:
+        """Copy what ``slot`` has in ``other``; False if llama.cpp cannot."""
+        state = other.save(slot)
+        return state is not None and self.load(slot, state)
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)

@@ -22,6 +22,7 @@ from services.inferer.engine.context import (
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.preparation import Preparation
+from services.inferer.engine.prompt_cache import PromptCache
 from services.inferer.engine.scheduler import Chunk, Scheduler
 from services.inferer.engine.sequence import Aborted, State
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
@@ -33,8 +34,18 @@ CLOSE_S = 5.0
 class Engine:
     """Runs up to ``slots`` sequences at a time; more wait for a slot, in order of arrival."""
 
-    def __init__(self, model: Model, *, slots: int, n_ctx: int, n_batch: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        n_ctx: int,
+        n_batch: int,
+        threads: int,
+        cache_bytes: int = 0,
+    ) -> None:
         """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
+        ``cache_bytes`` of host memory are for what earlier sequences have computed.
 
         Raises:
             OutOfMemory: the context does not fit.
@@ -79,6 +90,7 @@ class Engine:
         # idle, and that `close` frees the context when the thread has ended.
         self._scheduler: Scheduler[GenerationSequence] = Scheduler(slots, self._n_batch)
         self._context = self._create_context(slots)
+        self._cache = PromptCache(self._context, cache_bytes)
 
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -173,13 +185,14 @@ class Engine:
             return
         failure: Exception | None = None
         try:
-            sequence.prompt, sequence.sampler = sequence.prepare()
+            prompt, sequence.sampler = sequence.prepare()
+            sequence.tokens = list(prompt)
         except SluiceError as error:
             failure = error
         except Exception as error:  # whatever native code raises
             failure = _failure("the request could not be prepared", error)
-        sequence.pending.extend(sequence.prompt)
-        sequence.max_tokens = min(sequence.max_tokens, self.n_ctx - len(sequence.prompt))
+        sequence.prompt_tokens = len(sequence.tokens)
+        sequence.max_tokens = min(sequence.max_tokens, self.n_ctx - sequence.prompt_tokens)
         with self._changed:
             if self._is_prepared(sequence):  # aborted, and its caller was notified
                 sequence.close()
@@ -206,7 +219,7 @@ class Engine:
             except Exception as error:
                 # These callers get an error, and the engine goes on with the next sequences.
                 for sequence in self._scheduler.running:
-                    self._end(sequence, _failure("inference failed", error))
+                    self._fail(sequence, _failure("inference failed", error))
             self.steps += 1
 
     def _receive(self) -> bool:
@@ -236,28 +249,45 @@ class Engine:
 
     def _step(self) -> None:
         """Schedule a batch, compute it, and hand its outputs over."""
-        for sequence in self._scheduler.admit():
-            sequence.on_phase(Phase.PROMPT)
+        self._admit()
         batch = self._scheduler.next_batch()
         if not batch:
             return
         status = self._context.decode(batch)
         self._may_interrupt = status != ABORTED
         if status == DECODED:
-            for chunk in self._scheduler.complete(batch):
+            outputs = self._scheduler.complete(batch)
+            for sequence, *_ in batch:
+                if sequence.position == sequence.checkpoint:
+                    self._cache.save_checkpoint(sequence)
+            for chunk in outputs:
                 self._advance(chunk.sequence, chunk.last_row)
         elif status == ABORTED:
             self._undo(batch)
         else:
             for chunk in batch:
-                self._end(chunk.sequence, decode_error(status))
+                self._fail(chunk.sequence, decode_error(status))
+
+    def _admit(self) -> None:
+        """Give the free slots to sequences that wait, with what is known of their prompts."""
+        while (sequence := self._scheduler.next_waiting) is not None:
+            try:
+                slot, sequence.cached_tokens = self._cache.place(
+                    sequence, self._scheduler.free_slots, self._scheduler.running
+                )
+            except Exception as error:
+                # Only this one: it would be the next again, and fail again.
+                self._end(sequence, _failure("no slot could be prepared", error))
+                continue
+            self._scheduler.admit(slot, sequence.cached_tokens)
+            sequence.on_phase(Phase.PROMPT)
 
     def _undo(self, batch: list[Chunk[GenerationSequence]]) -> None:
         """Remove an aborted batch from the context; those that go on repeat their part."""
         for sequence, *_ in batch:
-            if not self._context.remove(sequence.slot, sequence.position):
+            if not self._context.truncate(sequence.slot, sequence.position):
                 error = ModelError("llama.cpp could not undo an aborted batch")
-                self._end(sequence, Aborted() if self._closing else error)
+                self._fail(sequence, Aborted() if self._closing else error)
 
     def _advance(self, sequence: GenerationSequence, row: int) -> None:
         outcome: Generation | InvalidRequest | None
@@ -270,10 +300,16 @@ class Engine:
 
     def _end(self, sequence: GenerationSequence, outcome: Generation | Exception) -> None:
         if sequence.state is State.RUNNING:
-            self._context.remove(sequence.slot, -1)
+            self._cache.leave(sequence)
         self._scheduler.remove(sequence)
         sequence.close()
         sequence.on_end(outcome)
+
+    def _fail(self, sequence: GenerationSequence, error: Exception) -> None:
+        """End a sequence of which the context may hold anything."""
+        self._context.truncate(sequence.slot, 0)
+        sequence.position = 0
+        self._end(sequence, error)
 
     def _grow(self, slots: int, grown: Future[None]) -> None:
         # Without the lock: it takes a while, and the event loop must not wait for it.
@@ -297,12 +333,20 @@ class Engine:
         larger = self._create_context(slots)
         try:
             self._preparation.grow(slots)
-            larger.take_over(self._context, [s.slot for s in self._scheduler.running])
+            for sequence in self._scheduler.running:
+                if not larger.take_over(self._context, sequence.slot):
+                    raise ModelError(
+                        "llama.cpp cannot move this model's running jobs to a larger context; try "
+                        "again when no job runs"
+                    )
+            for slot in self._cache.kept_slots:
+                if not larger.take_over(self._context, slot):
+                    self._cache.forget(slot)
         except BaseException:
             larger.close()
             raise
         self._context.close()
-        self._context = larger
+        self._context = self._cache.memory = larger
 
     def _create_context(self, slots: int) -> Context:
         return Context(

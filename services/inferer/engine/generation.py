@@ -18,6 +18,8 @@ class Generation:
 
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
+    cached_tokens: int
+    """Those of the prompt that were not computed again."""
     completion_tokens: int
     prompt_ms: float
     generation_ms: float
@@ -48,9 +50,10 @@ class GenerationSequence(Sequence):
         self.on_text = on_text
         self.on_end = on_end
         self.on_phase = on_phase
-        self.prompt: list[int] = []
+        self.prompt_tokens = 0
         """Written, as the sampler, by a preparation thread before the compute thread gets it."""
         self.sampler: Sampler | None = None
+        self.cached_tokens = 0
         self.completion_tokens = 0
         """Written by the compute thread, read by any."""
         self.started = 0.0
@@ -60,7 +63,7 @@ class GenerationSequence(Sequence):
 
     def advance(self, model: Model, context: object, row: int) -> Generation | None:
         """Sample a token from the logits in ``row`` of the batch that ``context`` computed last.
-        Either the token is pending then, or the generation has ended and is returned.
+        Either the token is added to the sequence, or the generation has ended and is returned.
 
         Raises:
             InvalidRequest: the schema allows no token, or takes too much work to follow.
@@ -79,7 +82,7 @@ class GenerationSequence(Sequence):
             return self._ended("stop", text)
         if self.completion_tokens >= self.max_tokens:
             return self._ended("length", text)
-        self.pending.append(token)
+        self.tokens.append(token)
         self.on_text(text)
         return None
 
@@ -89,7 +92,8 @@ class GenerationSequence(Sequence):
             self.on_text(text)
         return Generation(
             finish_reason=reason,
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             completion_tokens=self.completion_tokens,
             prompt_ms=(self.prompt_done - self.started) * 1000,
             generation_ms=(time.perf_counter() - self.prompt_done) * 1000,

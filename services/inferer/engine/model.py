@@ -140,6 +140,15 @@ class Model:
         )
 
     @property
+    def window(self) -> int | None:
+        """How many of the last tokens its memory keeps complete; None means all of them. From a
+        longer sequence no part can be removed: 0 for a recurrent model, or the size of the sliding
+        window, as llama.cpp stores other tokens in place of those that have left it."""
+        if self.is_recurrent:
+            return 0
+        return int(llama_cpp.llama_model_n_swa(self.handle)) or None
+
+    @property
     def has_original_context(self) -> bool:
         """Whether it computes differently beyond the context that it was originally trained for."""
         return bool(self._metadata(f"{self._metadata('general.architecture')}.{ORIGINAL_CONTEXT}"))

@@ -12,14 +12,14 @@ S_co = TypeVar("S_co", bound=Sequence, covariant=True)
 
 
 class Chunk(NamedTuple, Generic[S_co]):
-    """The next ``size`` pending tokens of one sequence, in consecutive rows of a batch."""
+    """The next ``size`` remaining tokens of one sequence, in consecutive rows of a batch."""
 
     sequence: S_co
     size: int
     last_row: int
     """Where the last of them is in the batch, counted from 0."""
     has_output: bool
-    """Whether these are all its pending tokens, so that the model's output in the last row is
+    """Whether these are all its remaining tokens, so that the model's output in the last row is
     wanted."""
 
 
@@ -36,7 +36,8 @@ class Scheduler(Generic[S]):
     def __init__(self, slots: int, batch_tokens: int) -> None:
         self._batch_tokens = batch_tokens
         self._slots = slots
-        self._free_slots = list(range(slots))
+        self.free_slots = list(range(slots))
+        """To be read only."""
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
         self._clock = 0
@@ -57,21 +58,25 @@ class Scheduler(Generic[S]):
         return iter([*self._running, *self._waiting])
 
     def add(self, sequence: S) -> None:
-        """Queue ``sequence``, which has pending tokens."""
+        """Queue ``sequence``, which has tokens that are not in the context."""
         sequence.state = State.WAITING
         self._waiting.append(sequence)
 
-    def admit(self) -> list[S]:
-        """Give free slots to waiting sequences. Returns those that got one."""
-        admitted = []
-        while self._waiting and self._free_slots:
-            sequence = self._waiting.popleft()
-            sequence.state = State.RUNNING
-            sequence.slot = self._free_slots.pop()
-            sequence.due = self._clock + len(sequence.pending)
-            self._running.append(sequence)
-            admitted.append(sequence)
-        return admitted
+    @property
+    def next_waiting(self) -> S | None:
+        """The sequence to `admit` next; None while no slot is free or no sequence waits."""
+        return self._waiting[0] if self._waiting and self.free_slots else None
+
+    def admit(self, slot: int, cached: int = 0) -> None:
+        """Give the next sequence ``slot``, a free one, which already has its first ``cached``
+        tokens in the context; not all of them."""
+        sequence = self._waiting.popleft()
+        sequence.state = State.RUNNING
+        sequence.slot = slot
+        sequence.position = cached
+        sequence.due = self._clock + sequence.remaining
+        self.free_slots.remove(slot)
+        self._running.append(sequence)
 
     def next_batch(self) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. `complete` it, or ask
@@ -81,33 +86,33 @@ class Scheduler(Generic[S]):
         for sequence in sorted(self._running, key=_due):
             if rows == self._batch_tokens:
                 break
-            size = min(len(sequence.pending), self._batch_tokens - rows)
+            size = min(sequence.remaining, self._batch_tokens - rows)
+            if sequence.position < sequence.checkpoint:
+                size = min(size, sequence.checkpoint - sequence.position)
             rows += size
-            batch.append(Chunk(sequence, size, rows - 1, size == len(sequence.pending)))
+            batch.append(Chunk(sequence, size, rows - 1, size == sequence.remaining))
         return batch
 
     def complete(self, batch: list[Chunk[S]]) -> list[Chunk[S]]:
         """Note that ``batch`` was computed. Returns the chunks with an output: each of their
-        sequences needs another pending token, or must be removed, before the next batch."""
+        sequences needs another token, or must be removed, before the next batch."""
         self._clock += self._batch_tokens
         for sequence, size, _, _ in batch:
             sequence.position += size
-            for _ in range(size):
-                sequence.pending.popleft()
         return [chunk for chunk in batch if chunk.has_output]
 
     def remove(self, sequence: S) -> None:
         """Forget a sequence, which may have a slot or wait for one."""
         if sequence.state is State.RUNNING:
             self._running.remove(sequence)
-            self._free_slots.append(sequence.slot)
+            self.free_slots.append(sequence.slot)
         else:
             self._waiting.remove(sequence)
         sequence.state = State.FINISHED
 
     def grow(self, slots: int) -> None:
         """Have ``slots`` slots, more than before."""
-        self._free_slots += range(self._slots, slots)
+        self.free_slots += range(self._slots, slots)
         self._slots = slots
 
 

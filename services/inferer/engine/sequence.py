@@ -4,7 +4,6 @@ What is made of the model's output is not known here: a kind of work is a subcla
 (`generation.py`).
 """
 
-from collections import deque
 from enum import Enum, auto
 
 
@@ -31,15 +30,27 @@ class Sequence:
         self.state = State.NEW
         self.slot = -1
         """The slot that it has, or had last; -1 before the first."""
+        self.tokens: list[int] = []
+        """The prompt, and what has been generated since. A preparation thread adds the prompt,
+        before the compute thread gets the sequence. Its end is not in the context yet while it is
+        scheduled."""
         self.position = 0
-        """Tokens that are in the context."""
-        self.pending: deque[int] = deque()
-        """Tokens that must go through the model before it has an output; not empty while it is
-        scheduled. A preparation thread adds the prompt, before the compute thread gets the
-        sequence."""
+        """How many of them are in the context."""
+        self.checkpoint = 0
+        """A batch ends where so many tokens are in the context: others begin with the same ones,
+        and the state there is worth keeping. 0 is nowhere."""
+        self.owner = ""
+        """What is in the context of one owner's sequences is not reused for another's."""
+        self.is_cold = False
+        """Whether nothing is reused for it."""
         self.due = 0
         """When its prompt would be computed, on the scheduler's clock, if it ran alone; the
         sequence that is due first is served first."""
         self.aborted = False
         """Set by any thread, under the engine's lock; read by the compute thread and preparation
         threads."""
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that must go through the model before it has an output."""
+        return len(self.tokens) - self.position

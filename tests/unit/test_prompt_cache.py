@@ -1,0 +1,277 @@
+"""Which tokens are reused, without a model: memories of three kinds that hold tokens for states."""
+
+from collections.abc import Sized
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as some
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from services.inferer.engine.prompt_cache import WORTH_KEEPING, PromptCache, common_prefix
+from services.inferer.engine.scheduler import Scheduler
+from services.inferer.engine.sequence import Sequence, State
+
+BATCH_TOKENS = 100
+SYSTEM = list(range(1000, 1000 + 2 * WORTH_KEEPING))
+"""The beginning of many prompts."""
+
+
+@dataclass
+class Tokens:
+    """Slots that hold tokens in place of llama.cpp's states; a token takes a byte."""
+
+    can_copy: bool = True
+    window: int | None = None
+    slots: dict[int, list[int]] = field(default_factory=dict)
+
+    def can_truncate(self, length: int) -> bool:
+        return self.window is None or length < self.window
+
+    def truncate(self, slot: int, length: int) -> bool:
+        held = self.slots.get(slot, [])
+        assert length in (0, len(held)) or self.can_truncate(len(held)), "the text would be wrong"
+        self.slots[slot] = held[:length]
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert self.can_copy
+        assert not self.slots.get(target)
+        self.slots[target] = self.slots[source][:length]
+
+    def state_bytes(self, slot: int) -> int:
+        return len(self.slots[slot])
+
+    def save(self, slot: int) -> Sized:
+        return list(self.slots[slot])
+
+    def load(self, slot: int, state: Sized) -> bool:
+        assert isinstance(state, list)
+        assert not self.slots.get(slot)
+        self.slots[slot] = list(state)
+        return True
+
+
+class Runner:
+    """The engine without the model: what a sequence computes is put into its slot."""
+
+    def __init__(self, memory: Tokens, slots: int, capacity: int = 10_000) -> None:
+        self.memory = memory
+        self.slots = slots
+        self.cache = PromptCache(memory, capacity)
+        self.scheduler: Scheduler[Sequence] = Scheduler(slots, BATCH_TOKENS)
+
+    def add(self, prompt: list[int], owner: str = "us") -> Sequence:
+        sequence = Sequence()
+        sequence.tokens, sequence.owner = list(prompt), owner
+        self.scheduler.add(sequence)
+        return sequence
+
+    def admit(self) -> None:
+        while (sequence := self.scheduler.next_waiting) is not None:
+            slot, cached = self.cache.place(
+                sequence, self.scheduler.free_slots, self.scheduler.running
+            )
+            held = self.memory.slots.get(slot, [])
+            assert held == sequence.tokens[:cached], "the slot holds what is said, and no more"
+            assert cached < len(sequence.tokens), "the last token is computed"
+            self.scheduler.admit(slot, cached)
+
+    def step(self) -> None:
+        """A batch. A sequence with an output gets another token."""
+        self.admit()
+        batch = self.scheduler.next_batch()
+        for sequence, size, *_ in batch:
+            held = self.memory.slots.setdefault(sequence.slot, [])
+            held += sequence.tokens[sequence.position :][:size]
+        for chunk in self.scheduler.complete(batch):
+            chunk.sequence.tokens.append(len(chunk.sequence.tokens))
+        for sequence, *_ in batch:
+            if sequence.position == sequence.checkpoint:
+                self.cache.save_checkpoint(sequence)
+
+    def end(self, sequence: Sequence) -> None:
+        if sequence.state is State.RUNNING:
+            self.cache.leave(sequence)
+        self.scheduler.remove(sequence)
+
+    def run(self, prompt: list[int], owner: str = "us", tokens: int = 3) -> int:
+        """Run a sequence to its end; how many tokens of its prompt were reused."""
+        sequence = self.add(prompt, owner)
+        self.admit()
+        cached = sequence.position
+        while len(sequence.tokens) < len(prompt) + tokens:
+            self.step()
+        self.end(sequence)
+        return cached
+
+
+def test_the_second_turn_computes_only_what_is_new() -> None:
+    runner = Runner(Tokens(), slots=1)
+    first = [*SYSTEM, 1, 2]
+    assert runner.run(first) == 0
+    answer = [len(first), len(first) + 1]
+    assert runner.run([*first, *answer, 9, 9, 9]) == len(first) + len(answer)
+
+
+def test_the_same_prompt_again_computes_its_last_token() -> None:
+    """As its output is wanted."""
+    runner = Runner(Tokens(), slots=1)
+    runner.run(SYSTEM)
+    assert runner.run(SYSTEM) == len(SYSTEM) - 1
+
+
+def test_a_shared_beginning_is_found_in_another_job_that_runs() -> None:
+    runner = Runner(Tokens(), slots=2)
+    running = runner.add([*SYSTEM, 1])
+    while running.remaining > 1 or running.position < len(SYSTEM):
+        runner.step()
+    assert runner.run([*SYSTEM, 2]) == len(SYSTEM)
+
+
+def test_what_made_room_comes_back_from_host_memory() -> None:
+    """Two conversations in turn on one slot."""
+    runner = Runner(Tokens(), slots=1)
+    one, other = [1, *SYSTEM], [2, *SYSTEM]
+    assert [runner.run(prompt) for prompt in (one, other, one, other)] == [
+        0,
+        0,
+        len(one) - 1,
+        len(other) - 1,
+    ]
+
+
+def test_the_store_stays_within_its_bound() -> None:
+    """What was used longest ago goes first; what is larger than the bound is not stored."""
+    long = [99, *range(1000)]
+    runner = Runner(Tokens(), slots=1, capacity=3 * len(SYSTEM))
+    prompts = [[number, *SYSTEM] for number in range(5)]
+    for prompt in [long, *prompts]:
+        runner.run(prompt)
+    assert 0 < runner.cache.stored_bytes <= 3 * len(SYSTEM)
+    assert runner.run(prompts[3]) > 0
+    assert runner.run(prompts[0]) == 0
+    assert runner.run(long) == 0
+
+
+def test_nothing_is_stored_without_a_bound() -> None:
+    runner = Runner(Tokens(), slots=1, capacity=0)
+    runner.run([1, *SYSTEM])
+    runner.run([2, *SYSTEM])
+    assert (runner.cache.stored_bytes, runner.run([1, *SYSTEM])) == (0, 0)
+
+
+def test_what_a_longer_state_contains_goes_first() -> None:
+    runner = Runner(Tokens(), slots=1)
+    turn = [1, *SYSTEM]
+    for _ in range(3):
+        runner.run(turn)
+        runner.run([2, *SYSTEM])
+        turn = [*turn, *SYSTEM]
+    # The two conversations; not the turns of the first.
+    assert runner.cache.stored_bytes < 2 * len(turn)
+
+
+def test_another_owner_finds_nothing() -> None:
+    """Neither in a slot, nor in host memory, nor in a job that runs."""
+    runner = Runner(Tokens(), slots=2)
+    runner.run(SYSTEM, "them")
+    runner.run([1, *SYSTEM], "them")
+    runner.run([2, *SYSTEM], "them")
+    running = runner.add(SYSTEM, "them")
+    runner.step()
+    runner.step()
+    assert running.position
+    assert runner.run(SYSTEM, "us") == 0
+    assert runner.run(SYSTEM, "them") > 0
+
+
+def test_a_cold_job_reuses_nothing_and_leaves_its_state() -> None:
+    runner = Runner(Tokens(), slots=1)
+    runner.run(SYSTEM)
+    cold = runner.add(SYSTEM)
+    cold.is_cold = True
+    runner.admit()
+    assert cold.position == 0
+    while len(cold.tokens) < len(SYSTEM) + 2:
+        runner.step()
+    runner.end(cold)
+    assert runner.run(SYSTEM) == len(SYSTEM) - 1
+
+
+@pytest.mark.parametrize("window", [0, 50])
+def test_a_memory_that_cannot_be_cut_reuses_whole_states_and_learns_where_prompts_part(
+    window: int,
+) -> None:
+    """A recurrent one, and a sliding window: the second prompt with the same beginning is computed,
+    and the state at its end is kept; the third begins there."""
+    runner = Runner(Tokens(can_copy=False, window=window), slots=1)
+    cached = [runner.run([*SYSTEM, number]) for number in range(1, 5)]
+    assert cached == [0, 0, len(SYSTEM), len(SYSTEM)]
+    first = [7, *SYSTEM]
+    runner.run(first)
+    answer = [len(first), len(first) + 1]
+    assert runner.run([*first, *answer, 9]) == len(first) + len(answer)
+
+
+def test_a_common_prefix_is_counted() -> None:
+    assert common_prefix([], [1]) == 0
+    assert common_prefix([1, 2], [1, 2]) == 2
+    assert common_prefix([1, 2, 3], [1, 2]) == 2
+    assert common_prefix([1, 9, 3], [1, 2, 3]) == 1
+    assert common_prefix([5, *range(100)], [6, *range(100)]) == 0
+
+
+class Reusing(RuleBasedStateMachine):
+    """Prompts with shared beginnings, ends, aborts and growth in any order: a slot never holds
+    anything but what its sequence has computed."""
+
+    @initialize(
+        slots=some.integers(1, 4),
+        can_copy=some.booleans(),
+        window=some.sampled_from([None, 0, 70, 150]),
+        capacity=some.sampled_from([0, 300, 5000]),
+    )
+    def start(self, slots: int, can_copy: bool, window: int | None, capacity: int) -> None:
+        self.runner = Runner(Tokens(can_copy, window), slots, capacity)
+        self.unfinished: list[Sequence] = []
+
+    @rule(
+        beginning=some.integers(0, 3),
+        length=some.sampled_from([1, 2, 63, 64, 65, 150, 300]),
+        end=some.integers(0, 3),
+        owner=some.sampled_from(["us", "them"]),
+        is_cold=some.booleans(),
+    )
+    def arrive(self, beginning: int, length: int, end: int, owner: str, is_cold: bool) -> None:
+        sequence = self.runner.add([beginning, *range(length), end], owner)
+        sequence.is_cold = is_cold
+        self.unfinished.append(sequence)
+
+    @rule(count=some.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.runner.step()
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=some.data())
+    def end(self, data: some.DataObject) -> None:
+        sequence = data.draw(some.sampled_from(self.unfinished))
+        self.unfinished.remove(sequence)
+        self.runner.end(sequence)
+
+    @rule(more=some.integers(1, 3))
+    def grow(self, more: int) -> None:
+        self.runner.slots += more
+        self.runner.scheduler.grow(self.runner.slots)
+
+    @invariant()
+    def slots_hold_what_their_sequences_have_computed(self) -> None:
+        for sequence in self.runner.scheduler.running:
+            held = self.runner.memory.slots.get(sequence.slot, [])
+            assert held == sequence.tokens[: sequence.position]
+        assert self.runner.cache.stored_bytes <= 5000
+
+
+TestReusing = Reusing.TestCase
+TestReusing.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
