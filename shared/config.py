@@ -83,6 +83,10 @@ def _is_service_link(variable: str, value: str) -> bool:
 
 
 def _unknown(variable: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(variable, known, n=1)
+    # Without the prefix, which all of them share.
+    prefix = os.path.commonprefix([variable, *known])
+    bare = [name.removeprefix(prefix) for name in known]
+    matches = difflib.get_close_matches(variable.removeprefix(prefix), bare, n=1)
+    close = [prefix + match for match in matches]
     hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(sorted(known))}"
     return f"{variable}: unknown setting; {hint}"

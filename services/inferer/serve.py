@@ -15,6 +15,7 @@ from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.fitness import check_fitness
 from services.inferer.engine.library import compiled_for, not_compiled_for
+from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model
 from services.inferer.engine.watchdog import watched
 from services.inferer.fleet.control import controlled
@@ -81,6 +82,8 @@ async def _serve(
         n_ctx=n_ctx,
         n_batch=settings.n_batch,
         threads=threads,
+        cache_bytes=settings.cache_mb * MIB,
+        shares_cache=settings.cache_shared,
     )
     broker = Broker(broker_settings, f"inferer {inferer_id}")
     try:

@@ -32,6 +32,12 @@ class InfererSettings(msgspec.Struct, frozen=True):
     n_batch: Positive = 128
     """Most tokens in one call of llama.cpp. On a CPU a cancel waits for the end of one operation on
     them, whose time grows with their number and the length of the prompt (decision 5)."""
+    cache_mb: Annotated[int, Meta(ge=0, le=2**40)] = 512
+    """MiB of memory for prompts whose slot is needed for others; with 0 every prompt is computed
+    whole."""
+    cache_shared: bool = False
+    """Whether prompts of one owner speed up those of others. How long a job takes then says
+    whether somebody has sent the same beginning."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job gets to end after SIGTERM, before it is requeued."""
     priority: Annotated[int, Meta(ge=0, le=9)] = 0

@@ -92,6 +92,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     response_format: ResponseFormat | None = None
+    cache_prompt: bool = True
+    """False: the whole prompt is computed, as for the first job of an inferer."""
 
     @property
     def stop_strings(self) -> list[str]:

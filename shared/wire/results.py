@@ -11,10 +11,22 @@ from shared.wire.subjects import PUBLIC
 FinishReason = Literal["stop", "length"]
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    """``cached_tokens``: those that an earlier job had computed."""
+
+    cached_tokens: Count = 0
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: Count
     completion_tokens: Count
     total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of the prompt that this job had to compute."""
+        return max(0, self.prompt_tokens - self.prompt_tokens_details.cached_tokens)
 
 
 class Timings(Struct, frozen=True, kw_only=True):

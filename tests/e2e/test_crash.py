@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_memory_kinds import write_hybrid
+from tests.support.architectures import write_hybrid
 from tests.support.doctor import examine
 from tests.support.processes import (
     ROOT,

@@ -5,8 +5,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-import gguf
-import numpy
 import pytest
 
 from services.inferer.engine.engine import Engine
@@ -16,57 +14,11 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from shared.errors import ModelError
 from shared.wire.requests import Sampling
+from tests.support.architectures import write_hybrid
 from tests.support.processes import eventually
-from tests.support.tiny_model import copy_tokenizer, write_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 PATIENCE_S = 60.0
-WIDTH, HEADS, HIDDEN, LAYERS = 32, 4, 64, 4
-
-
-def write_hybrid(path: Path) -> Path:
-    """LFM2: convolutions, whose state cannot be rewound, and attention in turn."""
-    random = numpy.random.default_rng(7)
-    writer = gguf.GGUFWriter(path, "lfm2")
-    writer.add_context_length(8192)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv([0, HEADS] * (LAYERS // 2))
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_shortconv_l_cache(3)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    vocabulary = copy_tokenizer(writer, chat=False)
-
-    def add(name: str, *shape: int, kind: type = numpy.float16) -> None:
-        writer.add_tensor(name, (random.standard_normal(shape) * 0.3).astype(kind))
-
-    def add_norm(name: str, width: int = WIDTH) -> None:
-        writer.add_tensor(name, numpy.ones(width, dtype=numpy.float32))
-
-    add("token_embd.weight", vocabulary, WIDTH)
-    add_norm("token_embd_norm.weight")
-    for layer in range(LAYERS):
-        block = f"blk.{layer}."
-        add_norm(block + "attn_norm.weight")
-        add_norm(block + "ffn_norm.weight")
-        add(block + "ffn_gate.weight", HIDDEN, WIDTH)
-        add(block + "ffn_up.weight", HIDDEN, WIDTH)
-        add(block + "ffn_down.weight", WIDTH, HIDDEN)
-        if layer % 2:
-            add_norm(block + "attn_q_norm.weight", WIDTH // HEADS)
-            add_norm(block + "attn_k_norm.weight", WIDTH // HEADS)
-            for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-                add(f"{block}{name}.weight", WIDTH, WIDTH)
-        else:
-            add(block + "shortconv.conv.weight", WIDTH, 3, kind=numpy.float32)
-            add(block + "shortconv.in_proj.weight", 3 * WIDTH, WIDTH)
-            add(block + "shortconv.out_proj.weight", WIDTH, WIDTH)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 class Run:

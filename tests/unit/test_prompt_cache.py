@@ -1,14 +1,17 @@
 """Which tokens are reused, without a model: memories of three kinds that hold tokens for states."""
 
-from collections.abc import Sized
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.inferer.engine.prompt_cache import WORTH_KEEPING, PromptCache, common_prefix
+from services.inferer.engine.prompt_cache import (
+    WORTH_KEEPING,
+    PromptCache,
+    SavedState,
+    common_prefix,
+)
 from services.inferer.engine.scheduler import Scheduler
 from services.inferer.engine.sequence import Sequence, State
 
@@ -22,34 +25,58 @@ class Tokens:
     """Slots that hold tokens in place of llama.cpp's states; a token takes a byte."""
 
     can_copy: bool = True
-    window: int | None = None
+    is_recurrent: bool = False
+    window: int = 0
     slots: dict[int, list[int]] = field(default_factory=dict)
+    first: dict[int, int] = field(default_factory=dict)
+    """Of slots whose window has forgotten the tokens before."""
 
-    def can_truncate(self, length: int) -> bool:
-        return self.window is None or length < self.window
+    def length(self, slot: int) -> int:
+        return len(self.slots.get(slot, []))
+
+    def shortest(self, slot: int) -> int:
+        if self.is_recurrent:
+            return self.length(slot)
+        first = self.first.get(slot, 0)
+        return first + self.window - 1 if first else 0
 
     def truncate(self, slot: int, length: int) -> bool:
         held = self.slots.get(slot, [])
-        assert length in (0, len(held)) or self.can_truncate(len(held)), "the text would be wrong"
+        assert length == 0 or length >= min(self.shortest(slot), len(held)), "a wrong text"
         self.slots[slot] = held[:length]
+        if not length:
+            self.first.pop(slot, None)
         return True
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert self.can_copy
         assert not self.slots.get(target)
+        assert length >= self.shortest(source), "a wrong text"
         self.slots[target] = self.slots[source][:length]
+        if source in self.first:
+            self.first[target] = self.first[source]
 
     def state_bytes(self, slot: int) -> int:
-        return len(self.slots[slot])
+        return self.length(slot)
 
-    def save(self, slot: int) -> Sized:
-        return list(self.slots[slot])
+    def save(self, slot: int) -> SavedState:
+        first = max(self.first.get(slot, 0), self.length(slot) - self.window if self.window else 0)
+        data = list(self.slots[slot])
+        shortest = self.length(slot) if self.is_recurrent else first and first + self.window - 1
+        return SavedState(data, shortest)
 
-    def load(self, slot: int, state: Sized) -> bool:
-        assert isinstance(state, list)
+    def load(self, slot: int, state: SavedState) -> bool:
+        assert isinstance(state.data, list)
         assert not self.slots.get(slot)
-        self.slots[slot] = list(state)
+        self.slots[slot] = list(state.data)
+        if state.shortest and not self.is_recurrent:
+            self.first[slot] = state.shortest - self.window + 1
         return True
+
+    def forget(self, slot: int) -> None:
+        """What is outside the window makes room for tokens of others."""
+        if self.window and self.length(slot) > self.window:
+            self.first[slot] = self.length(slot) - self.window
 
 
 class Runner:
@@ -148,7 +175,7 @@ def test_the_store_stays_within_its_bound() -> None:
     prompts = [[number, *SYSTEM] for number in range(5)]
     for prompt in [long, *prompts]:
         runner.run(prompt)
-    assert 0 < runner.cache.stored_bytes <= 3 * len(SYSTEM)
+    assert 0 < runner.cache.saved_bytes <= 3 * len(SYSTEM)
     assert runner.run(prompts[3]) > 0
     assert runner.run(prompts[0]) == 0
     assert runner.run(long) == 0
@@ -158,7 +185,7 @@ def test_nothing_is_stored_without_a_bound() -> None:
     runner = Runner(Tokens(), slots=1, capacity=0)
     runner.run([1, *SYSTEM])
     runner.run([2, *SYSTEM])
-    assert (runner.cache.stored_bytes, runner.run([1, *SYSTEM])) == (0, 0)
+    assert (runner.cache.saved_bytes, runner.run([1, *SYSTEM])) == (0, 0)
 
 
 def test_what_a_longer_state_contains_goes_first() -> None:
@@ -169,7 +196,7 @@ def test_what_a_longer_state_contains_goes_first() -> None:
         runner.run([2, *SYSTEM])
         turn = [*turn, *SYSTEM]
     # The two conversations; not the turns of the first.
-    assert runner.cache.stored_bytes < 2 * len(turn)
+    assert runner.cache.saved_bytes < 2 * len(turn)
 
 
 def test_another_owner_finds_nothing() -> None:
@@ -199,19 +226,41 @@ def test_a_cold_job_reuses_nothing_and_leaves_its_state() -> None:
     assert runner.run(SYSTEM) == len(SYSTEM) - 1
 
 
-@pytest.mark.parametrize("window", [0, 50])
-def test_a_memory_that_cannot_be_cut_reuses_whole_states_and_learns_where_prompts_part(
-    window: int,
-) -> None:
-    """A recurrent one, and a sliding window: the second prompt with the same beginning is computed,
-    and the state at its end is kept; the third begins there."""
-    runner = Runner(Tokens(can_copy=False, window=window), slots=1)
+def test_a_recurrent_state_is_reused_as_a_whole_and_kept_where_prompts_part() -> None:
+    """The second prompt with the same beginning is computed, and the state at the end of what they
+    share is saved; the third begins there."""
+    runner = Runner(Tokens(can_copy=False, is_recurrent=True), slots=1)
     cached = [runner.run([*SYSTEM, number]) for number in range(1, 5)]
     assert cached == [0, 0, len(SYSTEM), len(SYSTEM)]
     first = [7, *SYSTEM]
     runner.run(first)
     answer = [len(first), len(first) + 1]
     assert runner.run([*first, *answer, 9]) == len(first) + len(answer)
+
+
+def test_a_sliding_window_is_cut_only_to_what_it_still_covers() -> None:
+    runner = Runner(Tokens(window=50), slots=1)
+    assert runner.run([*SYSTEM, 1]) == 0
+    assert runner.run([*SYSTEM, 2]) == len(SYSTEM)
+    runner.memory.forget(0)
+    assert runner.run([*SYSTEM, 3]) == 0
+    assert runner.run([*SYSTEM, 4]) == len(SYSTEM)
+
+
+def test_a_few_common_tokens_do_not_push_a_long_prompt_out_of_its_slot() -> None:
+    """The beginning-of-text token is common to all."""
+    runner = Runner(Tokens(), slots=2)
+    runner.run([0, *SYSTEM])
+    assert runner.run([0, 1, 2]) == 0
+    assert (runner.run([0, *SYSTEM]), runner.cache.saved_bytes) == (len(SYSTEM), 0)
+
+
+def test_two_prompts_with_a_common_beginning_share_it_in_two_slots() -> None:
+    runner = Runner(Tokens(), slots=2)
+    first, second = [*SYSTEM, 1, *SYSTEM], [*SYSTEM, 2, *SYSTEM]
+    assert [runner.run(first), runner.run(second)] == [0, len(SYSTEM)]
+    assert [runner.run(first), runner.run(second)] == [len(first) - 1, len(second) - 1]
+    assert runner.cache.saved_bytes == 0
 
 
 def test_a_common_prefix_is_counted() -> None:
@@ -229,11 +278,15 @@ class Reusing(RuleBasedStateMachine):
     @initialize(
         slots=some.integers(1, 4),
         can_copy=some.booleans(),
-        window=some.sampled_from([None, 0, 70, 150]),
+        is_recurrent=some.booleans(),
+        window=some.sampled_from([0, 0, 70, 150]),
         capacity=some.sampled_from([0, 300, 5000]),
     )
-    def start(self, slots: int, can_copy: bool, window: int | None, capacity: int) -> None:
-        self.runner = Runner(Tokens(can_copy, window), slots, capacity)
+    def start(
+        self, slots: int, can_copy: bool, is_recurrent: bool, window: int, capacity: int
+    ) -> None:
+        memory = Tokens(can_copy and not is_recurrent, is_recurrent, window)
+        self.runner = Runner(memory, slots, capacity)
         self.unfinished: list[Sequence] = []
 
     @rule(
@@ -253,6 +306,10 @@ class Reusing(RuleBasedStateMachine):
         for _ in range(count):
             self.runner.step()
 
+    @rule(slot=some.integers(0, 3))
+    def forget(self, slot: int) -> None:
+        self.runner.memory.forget(slot)
+
     @precondition(lambda self: self.unfinished)
     @rule(data=some.data())
     def end(self, data: some.DataObject) -> None:
@@ -270,7 +327,7 @@ class Reusing(RuleBasedStateMachine):
         for sequence in self.runner.scheduler.running:
             held = self.runner.memory.slots.get(sequence.slot, [])
             assert held == sequence.tokens[: sequence.position]
-        assert self.runner.cache.stored_bytes <= 5000
+        assert self.runner.cache.saved_bytes <= 5000
 
 
 TestReusing = Reusing.TestCase

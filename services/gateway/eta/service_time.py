@@ -11,7 +11,7 @@ import numpy
 from services.gateway.eta.lengths import Floats, Lengths
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.requests import Work
-from shared.wire.results import Completed, Timings
+from shared.wire.results import Completed, Timings, Usage
 
 MAX_SAMPLES = 200
 MIN_NOISE = 0.03
@@ -68,6 +68,7 @@ class ServiceTime:
         if not (
             0 <= prompt_s < total_s <= MAX_JOB_LIFETIME.total_seconds()
             and 0 <= usage.prompt_tokens <= MAX_TOKENS
+            and 0 <= usage.computed_tokens <= usage.prompt_tokens
             and 0 <= usage.completion_tokens <= MAX_TOKENS
             and 0 <= work.prompt_bytes <= MAX_PROMPT_BYTES
             and 0 < work.max_tokens <= MAX_TOKENS
@@ -76,18 +77,19 @@ class ServiceTime:
         if inferer in self._speeds:
             speed = self.speed(inferer)
             expected_s = (
-                usage.prompt_tokens * speed.prompt_s + usage.completion_tokens * speed.token_s
+                usage.computed_tokens * speed.prompt_s + usage.completion_tokens * speed.token_s
             )
             if expected_s > 0:
                 residual = log(total_s / expected_s)
                 self._residuals.append(min(max(residual, -MAX_RESIDUAL), MAX_RESIDUAL))
         self._prompt_line = self._residual_array = None
         self._works.append(work)
-        self._prompts.append((work.prompt_bytes, usage.prompt_tokens))
+        self._prompts.append((work.prompt_bytes, usage.computed_tokens))
         self.lengths.observe(work, usage.completion_tokens, result.finish_reason == "length")
-        if usage.prompt_tokens > 0:
+        prompt_token_s = self._prompt_token_s(inferer, usage, prompt_s)
+        if prompt_token_s is not None:
             latest = Speed(
-                prompt_s / usage.prompt_tokens,
+                prompt_token_s,
                 # The rest of the job as a whole, so that its overhead is included.
                 (total_s - prompt_s) / max(usage.completion_tokens, 1),
             )
@@ -97,6 +99,13 @@ class ServiceTime:
                 del self._speeds[next(iter(self._speeds))]
             speeds.append(latest)
             self._latest.append(latest)
+
+    def _prompt_token_s(self, inferer: str, usage: Usage, prompt_s: float) -> float | None:
+        """Seconds per token of a prompt. Of a prompt that was mostly cached the time goes to other
+        things: then what was known before, or None."""
+        if usage.computed_tokens > usage.prompt_tokens / 2:
+            return prompt_s / usage.computed_tokens
+        return self.speed(inferer).prompt_s if self.is_known else None
 
     def speed(self, inferer: str) -> Speed:
         """The speed of this inferer; while it has few samples, those of others are added."""
@@ -111,7 +120,7 @@ class ServiceTime:
         )
 
     def prompt_tokens(self, prompt_bytes: int) -> float:
-        """The expected number of tokens of a prompt of this length."""
+        """How many tokens of a prompt of this length have to be computed, as expected."""
         if self._prompt_line is None:
             self._prompt_line = _fit(self._prompts)
         slope, intercept = self._prompt_line

@@ -1,7 +1,7 @@
 """llama.cpp's context: the memory of the running sequences, and the calls that compute."""
 
 import ctypes
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import llama_cpp
 
 from services.inferer.engine.memory import available_bytes, dry_run
 from services.inferer.engine.model import Model, forget_problems, last_problem
+from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
 from shared.errors import ModelError, OutOfMemory
@@ -59,8 +60,10 @@ class Context:
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
-        self.can_copy = bool(parameters.kv_unified)
-        """Only within one memory; between two, llama.cpp copies all or nothing."""
+        self._is_recurrent = model.is_recurrent
+        self.can_copy = bool(parameters.kv_unified) and not model.is_recurrent
+        """Where each sequence has a memory of its own, llama.cpp copies all or nothing, and of a
+        recurrent state whatever the source has by now."""
         self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
@@ -87,9 +90,20 @@ class Context:
         forget_problems()
         return int(llama_cpp.llama_decode(self.handle, self._batch))
 
-    def can_truncate(self, length: int) -> bool:
-        """See `Memory.can_truncate`."""
-        return self._window is None or length < self._window
+    def length(self, slot: int) -> int:
+        """How many tokens ``slot`` holds."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def shortest(self, slot: int) -> int:
+        """See `Memory.shortest`."""
+        first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+        return self._shortest(self.length(slot), first)
+
+    def _shortest(self, length: int, first: int) -> int:
+        """The same for a sequence that has no token before ``first`` in its window's memory."""
+        if self._is_recurrent:
+            return length
+        return first + self._window - 1 if self._window and first > 0 else 0
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep the first ``length`` tokens of ``slot``.
@@ -100,27 +114,36 @@ class Context:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give ``target``, an empty slot, the first ``length`` tokens of ``source``."""
+        assert self.can_copy
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def state_bytes(self, slot: int) -> int:
-        """How much `save` takes; 0 if there is too little memory for it."""
+        """The size of a state that `save` returns; 0 if there is too little memory for it."""
         size = int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
         return size if size < available_bytes() // 2 else 0
 
-    def save(self, slot: int) -> ctypes.Array[ctypes.c_uint8] | None:
-        """A copy of what ``slot`` holds; None if llama.cpp cannot, or there is no memory for it."""
+    def save(self, slot: int) -> SavedState | None:
+        """The state of ``slot``; None if llama.cpp cannot, or there is no memory for it."""
         size = llama_cpp.llama_state_seq_get_size(self.handle, slot)
         try:
-            state = (ctypes.c_uint8 * size)()
+            data = (ctypes.c_uint8 * size)()
         except MemoryError:
             return None
-        written = llama_cpp.llama_state_seq_get_data(self.handle, state, size, slot)
-        return state if written else None
+        if llama_cpp.llama_state_seq_get_data(self.handle, data, size, slot) != size:
+            return None
+        length = self.length(slot)
+        # What has left the window is not saved.
+        first = max(int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot)), 0)
+        if self._window:
+            first = max(first, length - self._window)
+        return SavedState(data, self._shortest(length, first))
 
-    def load(self, slot: int, state: Sized) -> bool:
-        """Put a state of `save` into ``slot``, which is empty; False if llama.cpp cannot."""
-        assert isinstance(state, ctypes.Array)
-        return bool(llama_cpp.llama_state_seq_set_data(self.handle, state, len(state), slot))
+    def load(self, slot: int, state: SavedState) -> bool:
+        """Put a saved state into ``slot``, which is empty; False if llama.cpp cannot."""
+        data = state.data
+        assert isinstance(data, ctypes.Array)
+        size = len(data)
+        return bool(llama_cpp.llama_state_seq_set_data(self.handle, data, size, slot) == size)
 
     def take_over(self, other: "Context", slot: int) -> bool:
         """Copy what ``slot`` has in ``other``; False if llama.cpp cannot."""
@@ -149,6 +172,9 @@ def _parameters(
     # by the total size: with two slots the same seed would give another text than with one, so
     # there each sequence has memory of its own.
     parameters.kv_unified = not has_original_context
+    # A smaller memory for sliding windows would forget the beginnings of prompts, and not hold
+    # tokens that sequences share.
+    parameters.swa_full = True
     parameters.n_threads = parameters.n_threads_batch = threads
     return parameters
 

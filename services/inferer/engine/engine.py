@@ -43,9 +43,11 @@ class Engine:
         n_batch: int,
         threads: int,
         cache_bytes: int = 0,
+        shares_cache: bool = False,
     ) -> None:
         """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
-        ``cache_bytes`` of host memory are for what earlier sequences have computed.
+        ``cache_bytes`` of host memory are for what earlier sequences have computed; 0 means that
+        nothing is reused. ``shares_cache``: for sequences of other owners too.
 
         Raises:
             OutOfMemory: the context does not fit.
@@ -54,6 +56,7 @@ class Engine:
         self.model = model
         self.n_ctx = n_ctx
         self.threads = threads
+        self.shares_cache = shares_cache
         self._n_batch = min(n_batch, n_ctx)
         self._preparation = Preparation(slots)
 

@@ -140,13 +140,10 @@ class Model:
         )
 
     @property
-    def window(self) -> int | None:
-        """How many of the last tokens its memory keeps complete; None means all of them. From a
-        longer sequence no part can be removed: 0 for a recurrent model, or the size of the sliding
-        window, as llama.cpp stores other tokens in place of those that have left it."""
-        if self.is_recurrent:
-            return 0
-        return int(llama_cpp.llama_model_n_swa(self.handle)) or None
+    def window(self) -> int:
+        """The size of its sliding window in tokens; 0 if it has none. llama.cpp may store other
+        tokens in place of those that have left it."""
+        return int(llama_cpp.llama_model_n_swa(self.handle))
 
     @property
     def has_original_context(self) -> bool:

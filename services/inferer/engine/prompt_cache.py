@@ -1,17 +1,27 @@
 """Tokens that need not be computed again: what earlier sequences left in the context, and states in
 host memory. No runtime: llama.cpp's memory is behind `Memory`.
 
-A sequence gets the slot, or the stored state, that begins with most of its prompt. A state moves to
-host memory when its slot is needed for other tokens.
+A sequence gets the slot, or the saved state, that begins with most of its prompt. A state moves to
+host memory when its slot is needed for other tokens. A fault here costs time, never a wrong text:
+what a slot holds is checked before it is used.
 """
 
 from collections.abc import Iterable, Sized
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from services.inferer.engine.sequence import Sequence
 
 WORTH_KEEPING = 64
-"""Tokens. Fewer are computed again about as fast as a state is stored and loaded."""
+"""Tokens. Fewer are computed again about as fast as a state is saved and loaded."""
+
+
+class SavedState(NamedTuple):
+    """A copy of what a slot held."""
+
+    data: Sized
+    """Its length is its size in bytes."""
+    shortest: int
+    """See `Memory.shortest`."""
 
 
 class Memory(Protocol):
@@ -20,9 +30,12 @@ class Memory(Protocol):
     can_copy: bool
     """Whether slots can share tokens."""
 
-    def can_truncate(self, length: int) -> bool:
-        """Whether the end of a sequence of ``length`` tokens can be removed, however much. A
-        sliding window has forgotten what it needs for that, a recurrent state has no parts."""
+    def length(self, slot: int) -> int:
+        """How many tokens ``slot`` holds."""
+
+    def shortest(self, slot: int) -> int:
+        """To how few tokens ``slot`` can be cut: 0 usually; what a sliding window has not forgotten
+        yet; all of them for a recurrent state, which has no parts."""
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep the first ``length`` tokens of ``slot``; False if llama.cpp cannot."""
@@ -31,41 +44,41 @@ class Memory(Protocol):
         """Give ``target``, an empty slot, the first ``length`` tokens of ``source``."""
 
     def state_bytes(self, slot: int) -> int:
-        """How much `save` takes; 0 if there is too little memory for it."""
+        """The size of a state that `save` returns; 0 if there is too little memory for it."""
 
-    def save(self, slot: int) -> Sized | None:
-        """The state of ``slot``, with its size in bytes as its length; None if llama.cpp cannot."""
+    def save(self, slot: int) -> SavedState | None:
+        """The state of ``slot``; None if llama.cpp cannot."""
 
-    def load(self, slot: int, state: Sized) -> bool:
-        """Put a state of `save` into ``slot``, which is empty; False if llama.cpp cannot."""
+    def load(self, slot: int, state: SavedState) -> bool:
+        """Put a saved state into ``slot``, which is empty; False if llama.cpp cannot."""
 
 
 class _Prefix:
-    """Tokens whose state is in a slot, or in ``state``."""
+    """Tokens whose state is in ``slot``, or saved."""
 
-    def __init__(self, owner: str, tokens: list[int], state: Sized = ()) -> None:
+    def __init__(
+        self, owner: str, tokens: list[int], slot: int = -1, saved: SavedState | None = None
+    ) -> None:
         self.owner = owner
         self.tokens = tokens
-        self.state = state
+        self.slot = slot
+        self.saved = saved
 
-    def common(self, sequence: Sequence) -> int:
-        """How many tokens it shares with ``sequence``'s prompt, without the prompt's last: that one
-        is always computed, as its output is wanted."""
-        if self.owner != sequence.owner:
-            return 0
-        return common_prefix(self.tokens, sequence.tokens[:-1])
+    @property
+    def size(self) -> int:
+        return len(self.saved.data) if self.saved else 0
 
 
 class PromptCache:
     """Not thread-safe: the compute thread owns it."""
 
     def __init__(self, memory: Memory, capacity: int) -> None:
-        """``capacity``: bytes of host memory for states."""
+        """``capacity``: bytes of host memory for states. With 0 nothing is reused at all."""
         self.memory = memory
         self._capacity = capacity
         self._left: dict[int, _Prefix] = {}
         """What is in the slots that no sequence has, least recently used first."""
-        self._stored: list[_Prefix] = []
+        self._saved: list[_Prefix] = []
         """In host memory, least recently used first."""
 
     @property
@@ -74,138 +87,157 @@ class PromptCache:
         return list(self._left)
 
     @property
-    def stored_bytes(self) -> int:
-        return sum(len(prefix.state) for prefix in self._stored)
+    def saved_bytes(self) -> int:
+        return sum(prefix.size for prefix in self._saved)
 
     def place(
         self, sequence: Sequence, free_slots: list[int], running: Iterable[Sequence]
     ) -> tuple[int, int]:
         """Choose one of ``free_slots`` for a sequence, which has its prompt alone, and have the
-        slot hold as much of that as is known: ``(slot, tokens)``.
+        slot hold as much of that as is known: ``(slot, tokens)``. The prompt's last token is always
+        computed, as its output is wanted.
 
         Sets the sequence's ``checkpoint`` where others begin with the same tokens, but what is
         known of those cannot be used.
         """
-        if sequence.is_cold:
-            return self._empty(free_slots), 0
-        best, tokens = self._best_of(sequence, self._left.values())
-        stored, stored_tokens = self._best_of(sequence, self._stored)
-        source, copied = self._best_running(sequence, running)
-        if stored_tokens >= max(tokens, copied) + WORTH_KEEPING and stored is not None:
-            slot, tokens = self._restore(stored, stored_tokens, free_slots)
-        elif source is not None and copied > tokens:
-            slot, tokens = self._empty(free_slots), copied
-            self.memory.copy(source.slot, slot, copied)
-        elif best is not None:
-            slot = next(slot for slot, prefix in self._left.items() if prefix is best)
-            tokens = self._reuse(slot, tokens)
+        if sequence.is_cold or not self._capacity:
+            return self._empty_slot(free_slots), 0
+        prefixes = [
+            *self._left.values(),
+            *(
+                _Prefix(other.owner, other.tokens[: other.position], other.slot)
+                for other in running
+                if self.memory.can_copy
+            ),
+            *self._saved,
+        ]
+        best, tokens = self._best(sequence, prefixes)
+        if best is None or (tokens < WORTH_KEEPING <= len(best.tokens) - tokens):
+            slot, tokens = self._empty_slot(free_slots), 0
+        elif best.saved is not None:
+            slot = self._load(best, free_slots)
+        elif best.slot in free_slots and not self._is_copied(best, tokens, free_slots):
+            slot = best.slot
+            self._make_room(slot, tokens)
         else:
-            slot = self._empty(free_slots)
+            slot = self._empty_slot(free_slots, spared=best.slot)
+            self.memory.copy(best.slot, slot, tokens)
+            if best.slot in self._left:
+                self._left[best.slot] = self._left.pop(best.slot)
+        tokens = self._cut(slot, tokens)
         if sequence.checkpoint - tokens < WORTH_KEEPING:
             sequence.checkpoint = 0
         return slot, tokens
 
     def leave(self, sequence: Sequence) -> None:
         """Keep what a sequence that has ended left in its slot."""
-        if sequence.position:
+        if self._capacity and sequence.position:
             tokens = sequence.tokens[: sequence.position]
-            self._left[sequence.slot] = _Prefix(sequence.owner, tokens)
+            self._left[sequence.slot] = _Prefix(sequence.owner, tokens, sequence.slot)
+        else:
+            self.memory.truncate(sequence.slot, 0)
 
     def save_checkpoint(self, sequence: Sequence) -> None:
         """Keep the state that a running sequence has now."""
-        self._store(sequence.slot, _Prefix(sequence.owner, sequence.tokens[: sequence.position]))
+        tokens = sequence.tokens[: sequence.position]
+        self._save(_Prefix(sequence.owner, tokens, sequence.slot))
 
     def forget(self, slot: int) -> None:
         """The slot has lost what it held."""
         self._left.pop(slot, None)
 
-    def _best_of(
-        self, sequence: Sequence, prefixes: Iterable[_Prefix]
-    ) -> tuple[_Prefix | None, int]:
+    def _best(self, sequence: Sequence, prefixes: list[_Prefix]) -> tuple[_Prefix | None, int]:
         """The prefix that saves most tokens, and how many; notes where a checkpoint would help."""
+        wanted = sequence.tokens[:-1]
         best, most = None, 0
         for prefix in prefixes:
-            common = prefix.common(sequence)
-            if common < len(prefix.tokens) and not self.memory.can_truncate(len(prefix.tokens)):
+            if prefix.owner != sequence.owner:
+                continue
+            common = common_prefix(prefix.tokens, wanted)
+            if not self._can_cut(prefix, common):
                 sequence.checkpoint = max(sequence.checkpoint, common)
-            elif common > most:
+            elif common > most + (WORTH_KEEPING if prefix.saved else 0):
                 best, most = prefix, common
         return best, most
 
-    def _best_running(
-        self, sequence: Sequence, running: Iterable[Sequence]
-    ) -> tuple[Sequence | None, int]:
-        best, most = None, 0
-        if self.memory.can_copy:
-            for other in running:
-                computed = other.tokens[: other.position]
-                common = _Prefix(other.owner, computed).common(sequence)
-                if common > most and self.memory.can_truncate(other.position):
-                    best, most = other, common
-        return best, most
+    def _can_cut(self, prefix: _Prefix, length: int) -> bool:
+        if length == len(prefix.tokens):
+            return True
+        shortest = prefix.saved.shortest if prefix.saved else self.memory.shortest(prefix.slot)
+        return length >= shortest
 
-    def _reuse(self, slot: int, tokens: int) -> int:
-        """Keep the first ``tokens`` in a free slot; how many are there now."""
-        prefix = self._left[slot]
-        if len(prefix.tokens) - tokens >= WORTH_KEEPING:
-            self._store(slot, prefix)
-        del self._left[slot]
-        if tokens < len(prefix.tokens) and not self.memory.truncate(slot, tokens):
-            self.memory.truncate(slot, 0)
-            return 0
-        return tokens
+    def _is_copied(self, prefix: _Prefix, tokens: int, free_slots: list[int]) -> bool:
+        """Whether another slot can share the first ``tokens``, so that the others stay too."""
+        is_worth_it = len(prefix.tokens) - tokens >= WORTH_KEEPING
+        has_room = any(slot not in self._left for slot in free_slots)
+        return self.memory.can_copy and is_worth_it and has_room
 
-    def _restore(self, stored: _Prefix, tokens: int, free_slots: list[int]) -> tuple[int, int]:
+    def _load(self, prefix: _Prefix, free_slots: list[int]) -> int:
+        assert prefix.saved is not None
         # Out of the list first: to empty the slot may take room in it.
-        self._stored.remove(stored)
-        slot = self._empty(free_slots)
-        self._stored.append(stored)
-        if not self.memory.load(slot, stored.state):
-            self._stored.remove(stored)
-            self.memory.truncate(slot, 0)
-            return slot, 0
-        if tokens < len(stored.tokens) and not self.memory.truncate(slot, tokens):
-            self.memory.truncate(slot, 0)
-            return slot, 0
-        return slot, tokens
-
-    def _empty(self, free_slots: list[int]) -> int:
-        """A free slot with nothing in it: one that held nothing, or what was used longest ago."""
-        for slot in free_slots:
-            if slot not in self._left:
-                return slot
-        slot = next(iter(self._left))
-        prefix = self._left[slot]
-        if len(prefix.tokens) >= WORTH_KEEPING:
-            self._store(slot, prefix)
-        del self._left[slot]
-        self.memory.truncate(slot, 0)
+        self._saved.remove(prefix)
+        slot = self._empty_slot(free_slots)
+        if self.memory.load(slot, prefix.saved):
+            self._saved.append(prefix)
+            self._drop_excess()
         return slot
 
-    def _store(self, slot: int, prefix: _Prefix) -> None:
-        """Put the state of ``slot`` into host memory, if it fits and adds something."""
-        for known in self._stored:
+    def _cut(self, slot: int, tokens: int) -> int:
+        """Keep the first ``tokens`` in a slot; how many there are then: if anything is not as
+        expected, none."""
+        memory = self.memory
+        if memory.length(slot) > tokens and not memory.truncate(slot, tokens):
+            tokens = 0
+        if memory.length(slot) != tokens:
+            memory.truncate(slot, 0)
+            tokens = 0
+        return tokens
+
+    def _empty_slot(self, free_slots: list[int], spared: int = -1) -> int:
+        """A free slot with nothing in it: one that held nothing, or what was used longest ago; not
+        ``spared``."""
+        slot = next((slot for slot in free_slots if slot not in self._left), None)
+        if slot is None:
+            slot = next(slot for slot in self._left if slot != spared)
+            self._make_room(slot, 0)
+            self.memory.truncate(slot, 0)
+        return slot
+
+    def _make_room(self, slot: int, tokens: int) -> None:
+        """Save what a slot holds, if it has much more than its first ``tokens``."""
+        prefix = self._left.pop(slot)
+        if len(prefix.tokens) - tokens >= WORTH_KEEPING:
+            self._save(prefix)
+
+    def _save(self, prefix: _Prefix) -> None:
+        """Put the state of a slot into host memory, if it fits and adds something."""
+        for known in self._saved:
             if self._contains(known, prefix):
-                self._stored.remove(known)
-                self._stored.append(known)
+                self._saved.remove(known)
+                self._saved.append(known)
                 return
-        size = self.memory.state_bytes(slot)
+        size = self.memory.state_bytes(prefix.slot)
         if not 0 < size <= self._capacity:
             return
-        self._stored = [known for known in self._stored if not self._contains(prefix, known)]
-        while self.stored_bytes + size > self._capacity:
-            del self._stored[0]
-        state = self.memory.save(slot)
-        if state is not None:
-            self._stored.append(_Prefix(prefix.owner, prefix.tokens, state))
+        saved = self.memory.save(prefix.slot)
+        if saved is None:
+            return
+        longer = _Prefix(prefix.owner, prefix.tokens, saved=saved)
+        self._saved = [known for known in self._saved if not self._contains(longer, known)]
+        self._saved.append(longer)
+        self._drop_excess()
+
+    def _drop_excess(self) -> None:
+        while self.saved_bytes > self._capacity:
+            del self._saved[0]
 
     def _contains(self, longer: _Prefix, shorter: _Prefix) -> bool:
-        """Whether whatever ``shorter`` is good for, ``longer`` is too."""
+        """Whether ``longer`` serves for everything that ``shorter`` serves for."""
         length = len(shorter.tokens)
         return (
             longer.owner == shorter.owner
             and longer.tokens[:length] == shorter.tokens
-            and (len(longer.tokens) == length or self.memory.can_truncate(len(longer.tokens)))
+            and self._can_cut(longer, length)
         )
 
 

@@ -20,7 +20,7 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
-from shared.wire.results import Failed, Result, Timings, Usage
+from shared.wire.results import Failed, PromptTokensDetails, Result, Timings, Usage
 
 log = logger()
 
@@ -145,6 +145,7 @@ class Executor:
                 prompt_tokens=generation.prompt_tokens,
                 completion_tokens=generation.completion_tokens,
                 total_tokens=generation.prompt_tokens + generation.completion_tokens,
+                prompt_tokens_details=PromptTokensDetails(generation.cached_tokens),
             ),
             _timings(job, generation),
         )

@@ -44,6 +44,9 @@ class Inference:
             on_end=self._end,
             on_phase=entry.enter,
         )
+        self._sequence.owner = "" if engine.shares_cache else job.owner
+        # Whatever made the first attempt fail, the next one computes everything itself.
+        self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
         job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, str]:

@@ -25,8 +25,11 @@ class Speed:
         return median(self._generations) if self._generations else None
 
     def learn(self, generation: Generation) -> None:
-        """Take one more job into account; one of a single token has no generation to measure."""
-        _add(self._prompts, generation.prompt_tokens, generation.prompt_ms)
+        """Take one more job into account; one of a single token has no generation to measure, and
+        of one whose prompt was cached the time goes to other things."""
+        computed = generation.prompt_tokens - generation.cached_tokens
+        if computed > generation.cached_tokens:
+            _add(self._prompts, computed, generation.prompt_ms)
         _add(self._generations, generation.completion_tokens - 1, generation.generation_ms)
 
 

@@ -215,6 +215,7 @@ class Worker:
             if stored.started_at
             else None,
             prompt_tokens=usage.prompt_tokens if usage else None,
+            cached_tokens=usage.prompt_tokens_details.cached_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
             infer_ms=round(milliseconds_between(stored.started_at, stored.finished_at), 1)
             if stored.started_at

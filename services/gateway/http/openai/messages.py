@@ -57,6 +57,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     seed: Seed | None = None
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
+    cache_prompt: bool | None = None
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
     priority: Priority | int | None = None
