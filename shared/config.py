@@ -84,7 +84,7 @@ def _is_service_link(variable: str, value: str) -> bool:
 
 def _unknown(variable: str, known: list[str]) -> str:
     # Without the prefix, which all of them share.
-    prefix = os.path.commonprefix([variable, *known])
+    prefix = variable[: variable.find("_") + 1]
     bare = [name.removeprefix(prefix) for name in known]
     matches = difflib.get_close_matches(variable.removeprefix(prefix), bare, n=1)
     close = [prefix + match for match in matches]

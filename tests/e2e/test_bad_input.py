@@ -145,7 +145,7 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
             "max_token",
             "max_token is not a field of this request; the fields are max_tokens, temperature, "
             "top_p, top_k, min_p, seed, stop, repeat_penalty, presence_penalty, frequency_penalty, "
-            "response_format, model, messages, prompt, timeout_s, priority, metadata",
+            "response_format, cache_prompt, model, messages, prompt, timeout_s, priority, metadata",
         ),
         ("{}", None, "give either `messages` or `prompt`, and not both"),
     ],

@@ -166,6 +166,27 @@ def test_all_roles_and_text_parts_are_accepted(client: openai.OpenAI) -> None:
     assert prompt_tokens({"role": "user", "content": parts}) == prompt_tokens(user)
 
 
+def test_the_second_turn_says_what_was_cached(client: openai.OpenAI) -> None:
+    """The tokens of the first one; none for a job that wants to be computed whole."""
+    question = {"role": "user", "content": "Tell me about the sea. " * 30}
+
+    def usage_of(*messages: Any, **options: Any) -> Any:
+        answer = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=4, temperature=0, **options
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage, answer.choices[0].message.content
+
+    first, text = usage_of(question)
+    turn = (question, {"role": "assistant", "content": text}, {"role": "user", "content": "More"})
+    second, _ = usage_of(*turn)
+    cold, _ = usage_of(*turn, extra_body={"cache_prompt": False})
+    assert second.prompt_tokens_details.cached_tokens >= first.prompt_tokens - 10
+    assert cold.prompt_tokens_details.cached_tokens == 0
+    assert cold.prompt_tokens == second.prompt_tokens
+
+
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     """Even a model of random weights answers with JSON valid under it."""
     schema = {

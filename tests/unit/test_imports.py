@@ -28,7 +28,7 @@ PLANTED = {
     "the engine does not import NATS": ("services/inferer/engine/engine.py", "nats"),
     "the scheduler imports no runtime": ("services/inferer/engine/scheduler.py", "llama_cpp"),
     "no runtime, directly or not": (
-        "services/inferer/engine/sequence.py",
+        "services/inferer/engine/prompt_cache.py",
         "services.inferer.engine.context",
     ),
     "only the engine calls llama.cpp": ("services/inferer/worker/worker.py", "llama_cpp"),

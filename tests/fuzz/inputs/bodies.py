@@ -44,6 +44,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "presence_penalty": _any_of(0, -2, 2),
     "frequency_penalty": _any_of(0, -2, 2),
     "response_format": FORMATS,
+    "cache_prompt": _any_of(True, False),
     "metadata": _any_of({}, {"a": 1}),
     "priority": _any_of("high", "normal", "low"),
     "model": _any_of("tiny", "nobody", "", "org/name", "qwen2.5:1.5b", "x" * 200, "a.>"),
