@@ -24,6 +24,8 @@ from shared.timestamps import milliseconds_between, parse_timestamp
 
 SEEDS, JOBS, WARM_UP, LOAD = 5, 40, 20, 0.8
 WAITED_MS = 50.0
+CACHE_MB = "512"
+"""As by default."""
 ALLOWED_ERROR, COVERAGE = 0.20, (0.80, 0.97)
 
 ARTICLE = (
@@ -46,7 +48,9 @@ def main() -> int:
     print(f"honesty of the ETA: {describe_machine()}")
     passed, trace = True, []
     for inferers in (1, 2):
-        with running_stack(locate("smollm2"), "smollm2", inferers) as stack:
+        with running_stack(
+            locate("smollm2"), "smollm2", inferers, INFERER_CACHE_MB=CACHE_MB
+        ) as stack:
             jobs = asyncio.run(_measure(stack.url, inferers))
         trace += jobs
         waited = [job for job in jobs if job["queued_s"] * 1000 > WAITED_MS]

@@ -28,7 +28,8 @@ def running_stack(
     model: Path, alias: str, inferers: int = 1, **environment: str
 ) -> Iterator[Stack]:
     """NATS, a gateway and ``inferers`` with ``model``, as processes of their own; the inferers
-    share the CPUs out among themselves. ``environment`` is theirs."""
+    share the CPUs out among themselves. ``environment`` is theirs. They compute every prompt whole,
+    unless it says otherwise: benchmarks send the same prompt again and again."""
     with (
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
         Stack(Path(folder)) as stack,
@@ -37,7 +38,12 @@ def running_stack(
         for number in range(inferers):
             cpus = own_cpus()[number::inferers]
             threads = str(min(len(cpus), THREADS))
-            own = {"INFERER_ALIAS": alias, "INFERER_THREADS": threads, **environment}
+            own = {
+                "INFERER_ALIAS": alias,
+                "INFERER_THREADS": threads,
+                "INFERER_CACHE_MB": "0",
+                **environment,
+            }
             stack.start_inferer(model, cpus, **own)
         stack.wait_until_served(alias, inferers)
         yield stack
