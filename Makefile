@@ -77,6 +77,7 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.concurrency
 	$(BIN)/python -m benchmarks.waiting
 	$(BIN)/python -m benchmarks.prompt_cache
+	$(BIN)/python -m benchmarks.long_prompt
 
 clean: ## Remove the environment and caches, but not data/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -111,7 +111,7 @@ class Runner:
         for sequence, size, *_ in batch:
             held = self.memory.slots.setdefault(sequence.slot, [])
             held += sequence.tokens[sequence.position :][:size]
-        for chunk in self.scheduler.complete(batch):
+        for chunk in self.scheduler.complete(batch, 0.01):
             chunk.sequence.tokens.append(len(chunk.sequence.tokens))
         for sequence, *_ in batch:
             if sequence.position == sequence.checkpoint:

@@ -1,12 +1,13 @@
 """Which sequences share a batch, without a model: what follows from the scheduler alone."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.inferer.engine.scheduler import Chunk, Scheduler
+from services.inferer.engine.scheduler import MAX_PAUSE_S, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
 
 BATCH_TOKENS = 4
@@ -46,13 +47,18 @@ def admit(scheduler: Scheduler[Work]) -> list[Work]:
     return admitted
 
 
-def compute(scheduler: Scheduler[Work]) -> list[Chunk[Work]]:
-    """The engine's step without the model."""
+def seconds_of(batch: list[Chunk[Work]]) -> float:
+    """How long a model takes that reads its weights in 9 ms, and computes a token in 3 ms."""
+    return 0.009 + 0.003 * (sum(chunk.size for chunk in batch) - 1)
+
+
+def compute(scheduler: Scheduler[Work], scale: float = 1.0) -> list[Chunk[Work]]:
+    """The engine's step without the model; ``scale`` is by how much the model is slower."""
     admit(scheduler)
     batch = scheduler.next_batch()
     for work, size, _, _ in batch:
         work.computed += work.tokens[work.position :][:size]
-    for chunk in scheduler.complete(batch):
+    for chunk in scheduler.complete(batch, scale * seconds_of(batch)):
         work = chunk.sequence
         if work.position == work.length:
             scheduler.remove(work)
@@ -80,11 +86,79 @@ def test_a_prompt_longer_than_a_batch_is_split() -> None:
 
 
 def test_generation_comes_before_prompts_and_short_prompts_before_long_ones() -> None:
-    """A sequence that generates is in every batch; prompts share the rest."""
+    """A sequence that generates is in every batch; prompts share the rest, in their turn."""
     generating, long, short = Work(1, 10), Work(30), Work(2)
     scheduler = scheduler_of([long, generating, short], slots=3)
     assert sizes(compute(scheduler)) == {generating: 1, short: 2, long: 1}
-    assert sizes(compute(scheduler)) == {generating: 1, long: 3}
+    batches = [sizes(compute(scheduler)) for _ in range(6)]
+    assert all(generating in batch for batch in batches)
+    assert {generating: 1, long: 3} in batches
+
+
+LARGE_BATCH = 128
+
+
+@dataclass
+class Shared:
+    """A prompt beside a sequence that generates, with `seconds_of` for a model."""
+
+    prompt_s: float
+    """Until the prompt was computed, on its own and beside the other."""
+    alone_s: float
+    speed: float
+    """Of the other meanwhile: tokens in the time of a token alone."""
+    longest_pause_s: float
+
+
+def share(prompt_tokens: int, scale: float = 1.0) -> Shared:
+    scheduler: Scheduler[Work] = Scheduler(2, LARGE_BATCH)
+    generating, prompt = Work(1, 10**6), Work(prompt_tokens)
+    scheduler.add(generating)
+    for _ in range(20):
+        compute(scheduler)
+    scheduler.add(prompt)
+    steps = []
+    while prompt.state is not State.FINISHED:
+        steps.append(scale * seconds_of(compute(scheduler, scale)))
+    alone = [min(LARGE_BATCH, prompt_tokens - at) for at in range(0, prompt_tokens, LARGE_BATCH)]
+    return Shared(
+        prompt_s=sum(steps),
+        alone_s=sum(scale * (0.009 + 0.003 * (size - 1)) for size in alone),
+        speed=len(steps) * scale * 0.009 / sum(steps),
+        longest_pause_s=max(steps[1:]),
+    )
+
+
+def test_a_long_prompt_and_a_stream_have_half_of_the_time_each() -> None:
+    """On a small model, whose steps are short."""
+    shared = share(7000)
+    assert shared.speed > 0.45
+    assert shared.prompt_s < 2.3 * shared.alone_s
+    assert shared.longest_pause_s < MAX_PAUSE_S + 0.02
+
+
+def test_on_a_large_model_a_prompt_holds_a_stream_up_for_one_step_more() -> None:
+    """A step takes 270 ms there: chunks of 50 ms would be a single token."""
+    shared = share(700, scale=30)
+    assert shared.speed > 0.45
+    assert shared.prompt_s < 2.3 * shared.alone_s
+    assert shared.longest_pause_s < 2.5 * 30 * 0.009
+
+
+def test_a_step_in_which_the_machine_slept_changes_little() -> None:
+    scheduler: Scheduler[Work] = Scheduler(2, LARGE_BATCH)
+    scheduler.add(Work(1, 10**6))
+    for _ in range(20):
+        compute(scheduler)
+    prompt = Work(2000)
+    scheduler.add(prompt)
+    for _ in range(50):
+        compute(scheduler)
+    compute(scheduler, scale=1e6)
+    before = prompt.position
+    for _ in range(200):
+        compute(scheduler)
+    assert prompt.position > before + 200
 
 
 def test_slots_are_assigned_in_the_order_of_arrival() -> None:

@@ -256,10 +256,12 @@ class Engine:
         batch = self._scheduler.next_batch()
         if not batch:
             return
+        started = time.perf_counter()
         status = self._context.decode(batch)
+        seconds = time.perf_counter() - started
         self._may_interrupt = status != ABORTED
         if status == DECODED:
-            outputs = self._scheduler.complete(batch)
+            outputs = self._scheduler.complete(batch, seconds)
             for sequence, *_ in batch:
                 if sequence.position == sequence.checkpoint:
                     self._cache.save_checkpoint(sequence)

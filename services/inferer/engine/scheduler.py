@@ -3,9 +3,20 @@
 from collections import deque
 from collections.abc import Iterator
 from operator import attrgetter
+from statistics import median
 from typing import Generic, NamedTuple, TypeVar
 
 from services.inferer.engine.sequence import Sequence, State
+
+MAX_PAUSE_S = 0.05
+"""How long prompts hold up the next tokens of others, or a step's time if that is longer."""
+MAX_DEBT_S = 1.0
+RECENT_STEPS = 5
+"""Speeds are medians of so many: one during which the machine slept does not matter."""
+LEAST_MEASURED = 8
+"""Tokens of a prompt in one step, from which the time for a token is learned."""
+FIRST_CHUNK = 16
+"""Tokens, before anything has been measured."""
 
 S = TypeVar("S", bound=Sequence)
 S_co = TypeVar("S_co", bound=Sequence, covariant=True)
@@ -23,14 +34,58 @@ class Chunk(NamedTuple, Generic[S_co]):
     wanted."""
 
 
+class PromptShare:
+    """How many tokens of prompts a batch takes beside sequences that generate: as many as are
+    computed in `MAX_PAUSE_S`, or in the time of a step without them if that is longer. Not in
+    every batch: over time, prompts get half of it. So a long prompt takes twice its time, and
+    others generate at half their speed meanwhile."""
+
+    def __init__(self) -> None:
+        self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        """Of steps without prompts."""
+        self._token_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        """For each token of a prompt."""
+        self._credit_s = 0.0
+        """How much time prompts have had less than the others; negative if more."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of prompts the next batch takes, if any sequence generates."""
+        if self._credit_s < 0:
+            return 0
+        if not self._token_s:
+            return FIRST_CHUNK
+        return max(1, round(self._pause_s / median(self._token_s)))
+
+    @property
+    def _pause_s(self) -> float:
+        return max(MAX_PAUSE_S, median(self._step_s) if self._step_s else 0.0)
+
+    def observe(self, generating: int, prompt_tokens: int, seconds: float) -> None:
+        """Learn from a step with ``generating`` sequences and tokens of prompts."""
+        if not prompt_tokens:
+            self._step_s.append(seconds)
+        step_s = median(self._step_s) if generating and self._step_s else 0.0
+        prompt_s = max(seconds - step_s, 0.0) if prompt_tokens else 0.0
+        if prompt_tokens >= LEAST_MEASURED and prompt_s:
+            self._token_s.append(prompt_s / prompt_tokens)
+        if generating:
+            credit_s = self._credit_s + (seconds - prompt_s) - prompt_s
+            # Neither saves up for long: the machine may have slept in between.
+            self._credit_s = min(max(credit_s, -MAX_DEBT_S), self._pause_s)
+        else:
+            self._credit_s = 0.0
+
+
 class Scheduler(Generic[S]):
     """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
 
-    A batch has at most ``batch_tokens`` tokens. Its order is that in which the prompts would be
-    done if each were computed alone from the time its sequence got a slot: first sequences that
-    generate, whose prompts are done, then shorter prompts before longer ones. Shorter prompts that
-    keep coming cannot starve a longer one. A prompt that does not fit is continued in the next
-    batch. Not thread-safe: the compute thread owns it.
+    A batch has at most ``batch_tokens`` tokens. First come sequences that generate. Prompts get the
+    rest, or, beside sequences that generate, a share of the time (`PromptShare`). A prompt that
+    does not fit is continued in a later batch. Prompts are in the order in which they would be done
+    if each were computed alone from the time its sequence got a slot: shorter ones before longer
+    ones, though shorter ones that keep coming cannot starve a longer one. Not thread-safe: the
+    compute thread owns it.
     """
 
     def __init__(self, slots: int, batch_tokens: int) -> None:
@@ -40,8 +95,9 @@ class Scheduler(Generic[S]):
         """To be read only."""
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
+        self._share = PromptShare()
         self._clock = 0
-        """The capacity of all batches so far, in tokens."""
+        """Tokens of prompts that were computed so far."""
 
     @property
     def is_idle(self) -> bool:
@@ -82,21 +138,33 @@ class Scheduler(Generic[S]):
         """What is to be computed next; empty if no sequence has a slot. `complete` it, or ask
         again: then nothing of it was computed."""
         batch: list[Chunk[S]] = []
+        running = sorted(self._running, key=_due)
+        generating = [sequence for sequence in running if sequence.remaining == 1]
+        prompts = [sequence for sequence in running if sequence.remaining > 1]
         rows = 0
-        for sequence in sorted(self._running, key=_due):
-            if rows == self._batch_tokens:
+        for sequence in generating[: self._batch_tokens]:
+            batch.append(Chunk(sequence, 1, rows, True))
+            rows += 1
+        end = self._batch_tokens
+        if generating:
+            end = min(end, rows + self._share.tokens)
+        for sequence in prompts:
+            if rows == end:
                 break
-            size = min(sequence.remaining, self._batch_tokens - rows)
+            size = min(sequence.remaining, end - rows)
             if sequence.position < sequence.checkpoint:
                 size = min(size, sequence.checkpoint - sequence.position)
             rows += size
             batch.append(Chunk(sequence, size, rows - 1, size == sequence.remaining))
         return batch
 
-    def complete(self, batch: list[Chunk[S]]) -> list[Chunk[S]]:
-        """Note that ``batch`` was computed. Returns the chunks with an output: each of their
-        sequences needs another token, or must be removed, before the next batch."""
-        self._clock += self._batch_tokens
+    def complete(self, batch: list[Chunk[S]], seconds: float) -> list[Chunk[S]]:
+        """Note that ``batch`` was computed, in ``seconds``. Returns the chunks with an output: each
+        of their sequences needs another token, or must be removed, before the next batch."""
+        generating = sum(sequence.remaining == 1 for sequence, *_ in batch)
+        prompt_tokens = sum(chunk.size for chunk in batch) - generating
+        self._share.observe(generating, prompt_tokens, seconds)
+        self._clock += prompt_tokens
         for sequence, size, _, _ in batch:
             sequence.position += size
         return [chunk for chunk in batch if chunk.has_output]

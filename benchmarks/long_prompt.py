@@ -1,0 +1,88 @@
+"""A prompt of 7,000 tokens beside an answer that is generated: how much each slows the other down. The
+engine with the real model and two slots, no queue.
+
+    .venv/bin/python -m benchmarks.long_prompt
+"""
+
+import statistics
+import sys
+import threading
+import time
+
+from benchmarks.measuring import THREADS, describe_machine
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
+from services.inferer.settings import InfererSettings
+from shared.model_files import locate
+from shared.wire.requests import Sampling
+
+N_CTX, PROMPT_TOKENS, STREAM_TOKENS = 8192, 7000, 200
+
+
+class Run:
+    """A sequence, and when its tokens came."""
+
+    def __init__(self, engine: Engine, tokens: list[int], max_tokens: int) -> None:
+        self.at: list[float] = []
+        self._ended = threading.Event()
+        self.sequence = GenerationSequence(
+            prepare=lambda: (tokens, Sampler(engine.model, Sampling(), 1, tokens)),
+            max_tokens=max_tokens,
+            stop=[],
+            on_text=lambda _: self.at.append(time.perf_counter()),
+            on_end=self._end,
+        )
+        self.started = time.perf_counter()
+        engine.submit(self.sequence)
+
+    def _end(self, _: Generation | Exception) -> None:
+        self.at.append(time.perf_counter())
+        self._ended.set()
+
+    def wait(self) -> float:
+        """Seconds until its end."""
+        self._ended.wait()
+        return self.at[-1] - self.started
+
+
+def main() -> int:
+    print(f"a long prompt beside an answer: {describe_machine()}")
+    model = Model(locate("smollm2"), gpu_layers=-1)
+    engine = Engine(model, slots=2, n_ctx=N_CTX, n_batch=InfererSettings().n_batch, threads=THREADS)
+    prompt = model.tokenize("The tide comes in twice a day. " * 1000)[:PROMPT_TOKENS]
+    short = model.tokenize("Once upon a time")
+    alone = Run(engine, short, STREAM_TOKENS)
+    alone.wait()
+    prompt_alone_s = Run(engine, prompt, 1).wait()
+    stream = Run(engine, short, N_CTX - 100)
+    while len(stream.at) < STREAM_TOKENS:
+        time.sleep(0.01)
+    prompt_run = Run(engine, prompt, 1)
+    prompt_s = prompt_run.wait()
+    beside = [at for at in stream.at if prompt_run.started <= at <= prompt_run.at[-1]]
+    engine.abort(stream.sequence)
+    stream.wait()
+    engine.close()
+    model.close()
+    speed_alone, speed_beside = _speed(alone.at), _speed(beside)
+    gaps = sorted(later - earlier for earlier, later in zip(beside, beside[1:], strict=False))
+    print(f"  answer   alone {speed_alone:6.1f} tokens/s   beside {speed_beside:6.1f} tokens/s")
+    print(f"           {speed_beside / speed_alone:.2f} of its speed")
+    print(
+        f"           time between two tokens: median {1000 * statistics.median(gaps):.0f} ms, ",
+        end="",
+    )
+    print(f"99 % {1000 * gaps[int(0.99 * len(gaps))]:.0f} ms")
+    print(f"  prompt   alone {prompt_alone_s:6.1f} s          beside {prompt_s:6.1f} s")
+    print(f"           {prompt_s / prompt_alone_s:.2f} times its time")
+    return 0
+
+
+def _speed(at: list[float]) -> float:
+    return (len(at) - 1) / (at[-1] - at[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
