@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+from itertools import pairwise
 
 from benchmarks.measuring import THREADS, describe_machine
 from services.inferer.engine.engine import Engine
@@ -67,14 +68,11 @@ def main() -> int:
     engine.close()
     model.close()
     speed_alone, speed_beside = _speed(alone.at), _speed(beside)
-    gaps = sorted(later - earlier for earlier, later in zip(beside, beside[1:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(beside))
     print(f"  answer   alone {speed_alone:6.1f} tokens/s   beside {speed_beside:6.1f} tokens/s")
     print(f"           {speed_beside / speed_alone:.2f} of its speed")
-    print(
-        f"           time between two tokens: median {1000 * statistics.median(gaps):.0f} ms, ",
-        end="",
-    )
-    print(f"99 % {1000 * gaps[int(0.99 * len(gaps))]:.0f} ms")
+    median_ms, p99_ms = 1000 * statistics.median(gaps), 1000 * gaps[int(0.99 * len(gaps))]
+    print(f"           between two tokens: median {median_ms:.0f} ms, 99 % {p99_ms:.0f} ms")
     print(f"  prompt   alone {prompt_alone_s:6.1f} s          beside {prompt_s:6.1f} s")
     print(f"           {prompt_s / prompt_alone_s:.2f} times its time")
     return 0
