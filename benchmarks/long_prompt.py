@@ -1,5 +1,5 @@
-"""A prompt of 7,000 tokens beside an answer that is generated: how much each slows the other down. The
-engine with the real model and two slots, no queue.
+"""A prompt of 7,000 tokens beside an answer that is generated: how much each slows the other down.
+The engine with the real model and two slots, no queue.
 
     .venv/bin/python -m benchmarks.long_prompt
 """
@@ -22,6 +22,18 @@ from shared.wire.requests import Sampling
 N_CTX, PROMPT_TOKENS, STREAM_TOKENS = 8192, 7000, 200
 
 
+class Endless(Sampler):
+    """Does not end the answer."""
+
+    def __init__(self, model: Model, prompt: list[int]) -> None:
+        super().__init__(model, Sampling(), 1, prompt)
+        self._model, self._other = model, prompt[-1]
+
+    def sample(self, context: object, row: int) -> int:
+        token = super().sample(context, row)
+        return self._other if self._model.piece(token) is None else token
+
+
 class Run:
     """A sequence, and when its tokens came."""
 
@@ -29,7 +41,7 @@ class Run:
         self.at: list[float] = []
         self._ended = threading.Event()
         self.sequence = GenerationSequence(
-            prepare=lambda: (tokens, Sampler(engine.model, Sampling(), 1, tokens)),
+            prepare=lambda: (tokens, Endless(engine.model, tokens)),
             max_tokens=max_tokens,
             stop=[],
             on_text=lambda _: self.at.append(time.perf_counter()),
