@@ -168,6 +168,9 @@ def _parameters(
     parameters.n_ctx = n_ctx * slots
     parameters.n_batch = parameters.n_ubatch = n_batch
     parameters.n_seq_max = slots
+    # One output per sequence, at most. By default there is room for one per token: 134 MB for a
+    # batch of 128 and Gemma's vocabulary.
+    parameters.n_outputs_max = slots
     # Memory that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
     # by the total size: with two slots the same seed would give another text than with one, so
     # there each sequence has memory of its own.
