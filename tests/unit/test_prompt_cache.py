@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -261,6 +262,25 @@ def test_two_prompts_with_a_common_beginning_share_it_in_two_slots() -> None:
     assert [runner.run(first), runner.run(second)] == [0, len(SYSTEM)]
     assert [runner.run(first), runner.run(second)] == [len(first) - 1, len(second) - 1]
     assert runner.cache.saved_bytes == 0
+
+
+def test_a_call_that_fails_leaves_no_slot_in_disorder() -> None:
+    """Its sequence is refused, and the next finds an empty slot."""
+    memory = Tokens()
+    runner = Runner(memory, slots=1)
+    runner.run([1, *SYSTEM])
+
+    def fail(slot: int) -> SavedState:
+        raise MemoryError
+
+    memory.save, save = fail, memory.save  # type: ignore[method-assign]
+    refused = runner.add([2, *SYSTEM])
+    with pytest.raises(MemoryError):
+        runner.admit()
+    runner.end(refused)
+    memory.save = save  # type: ignore[method-assign]
+    assert runner.run([3, *SYSTEM]) == 0
+    assert runner.run([3, *SYSTEM]) == len(SYSTEM)
 
 
 def test_a_common_prefix_is_counted() -> None:
