@@ -387,3 +387,49 @@ async def test_a_stream_of_events_that_takes_nothing_does_not_stop_the_queue(
         for _ in range(2):
             assert await ended(queue, await put(queue, SHORT))
         await queue_is_empty(queue)
+
+
+@pytest.mark.parametrize("shares_cache", [False, True])
+async def test_prompts_of_one_owner_speed_up_those_of_others_only_if_allowed(
+    queue: Broker, model: Model, shares_cache: bool
+) -> None:
+    engine = Engine(
+        model,
+        slots=1,
+        n_ctx=N_CTX,
+        n_batch=256,
+        threads=1,
+        cache_bytes=2**20,
+        shares_cache=shares_cache,
+    )
+    request = InferenceRequest(task="complete", prompt="tell me more " * 50, max_tokens=2)
+    cached = []
+    async with working(queue, engine):
+        for owner in ("ann", "bob", "ann"):
+            job_id = new_job_id()
+            subject = subjects.request("tiny", job_id, owner=owner)
+            await queue.publish_stored(subject, encode(request), {}, 5)
+            result = await ended(queue, job_id)
+            assert isinstance(result, Completed)
+            cached.append(result.usage.prompt_tokens_details.cached_tokens > 0)
+    engine.close()
+    assert cached == [False, shares_cache, True]
+
+
+async def test_a_second_attempt_computes_its_prompt_whole(queue: Broker, model: Model) -> None:
+    """Whatever made the first one fail may be in what was reused."""
+    engine = Engine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1, cache_bytes=2**20)
+    request = InferenceRequest(task="complete", prompt="tell me more " * 50, max_tokens=2)
+    async with working(queue, engine):
+        await ended(queue, await put(queue, request))
+    again = await put(queue, request)
+    async with Puller(queue, "tiny") as puller:
+        message = await puller.next()
+        event = StateEvent(state="retrying", attempt=1, at=timestamp(), inferer="another")
+        await queue.publish_stored(subjects.state("tiny", again), encode(event), {}, 5)
+        await message.nak()
+    async with working(queue, engine):
+        result = await ended(queue, again)
+    engine.close()
+    assert isinstance(result, Completed)
+    assert (result.attempt, result.usage.prompt_tokens_details.cached_tokens) == (2, 0)
