@@ -315,7 +315,9 @@ def test_an_abort_of_a_sequence_that_waits_interrupts_nothing(model: Model) -> N
         engine.abort(waiting.sequence)
         assert engine._abort_flag.raw[:1] == NOT_SET
         assert isinstance(waiting.outcome(), Aborted)
-        run.generation()
+        assert not run.done
+        engine.abort(run.sequence)
+        run.outcome()
 
 
 def test_a_closed_engine_answers(model: Model) -> None:

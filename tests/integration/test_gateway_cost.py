@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from services.gateway.gateway import Gateway
 from services.gateway.jobs.caller import Caller
 from services.gateway.settings import GatewaySettings
+from shared.broker import streams
 from shared.broker.connection import Broker
 from shared.broker.consumers import read_model
+from shared.broker.streams import Topology
+from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.timestamps import timestamp
@@ -104,12 +108,13 @@ async def test_positions_follow_cancels(queue: Broker, nats_server: NatsServer) 
         assert (await gateway.jobs.status(accepted_jobs[9].id)).position == 6
 
 
-async def test_thousands_of_inferers_are_counted(queue: Broker, nats_server: NatsServer) -> None:
+async def test_thousands_of_inferers_are_counted(
+    queue: Broker, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gateway serves, and the limit is that of all their slots."""
-    bucket = f"KV_{subjects.INFERERS}"
-    config = (await queue.js.stream_info(bucket)).config
     # Entries that stay, however slow this machine is.
-    await queue.js.update_stream(config.evolve(max_age=3600.0))
+    monkeypatch.setattr(streams, "PRESENCE_TTL", timedelta(hours=1))
+    await ensure_topology(queue, Topology(), ["tiny"])
     started_at = timestamp(queue.now())
     publishing = [
         queue.publish_stored(
