@@ -1,4 +1,4 @@
-"""A prompt of 7,000 tokens beside an answer that is generated: how much each slows the other down.
+"""A prompt of 1,500 tokens beside an answer that is generated: how much each slows the other down.
 The engine with the real model and two slots, no queue.
 
     .venv/bin/python -m benchmarks.long_prompt
@@ -19,7 +19,7 @@ from services.inferer.settings import InfererSettings
 from shared.model_files import locate
 from shared.wire.requests import Sampling
 
-N_CTX, PROMPT_TOKENS, STREAM_TOKENS = 8192, 7000, 200
+N_CTX, PROMPT_TOKENS, STREAM_TOKENS = 4096, 1500, 100
 
 
 class Endless(Sampler):

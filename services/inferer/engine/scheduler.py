@@ -8,8 +8,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 from services.inferer.engine.sequence import Sequence, State
 
-MAX_PAUSE_S = 0.05
-"""How long prompts hold up the next tokens of others, or a step's time if that is longer."""
+MAX_PAUSE_S = 0.2
+"""How long prompts hold up the next tokens of others, or a step's time if that is longer. Shorter
+chunks cost too much: the weights are read for each (decision 11)."""
 MAX_DEBT_S = 1.0
 RECENT_STEPS = 5
 """Speeds are medians of so many: one during which the machine slept does not matter."""
@@ -37,8 +38,7 @@ class Chunk(NamedTuple, Generic[S_co]):
 class PromptShare:
     """How many tokens of prompts a batch takes beside sequences that generate: as many as are
     computed in `MAX_PAUSE_S`, or in the time of a step without them if that is longer. Not in
-    every batch: over time, prompts get half of it. So a long prompt takes twice its time, and
-    others generate at half their speed meanwhile."""
+    every batch: over time, prompts get half of it."""
 
     def __init__(self) -> None:
         self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
