@@ -13,7 +13,7 @@ from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.jobs.version_1 import dead_letter_version_1
+from services.gateway.jobs.version_1 import Version1Requests
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.result_listener import ResultListener
@@ -49,6 +49,7 @@ class Gateway:
         self.forecast = Forecast(self.broker, self.fleet, self.waiting_jobs)
         self.results = ResultListener(self.broker, self.forecast.observe)
         self.storage = Storage(self.broker, settings.replicas)
+        self.version_1 = Version1Requests(self.broker, settings.patience_s)
         self.jobs = Jobs(
             self.broker, self.fleet, self.results, self.forecast, self.storage, settings
         )
@@ -196,7 +197,7 @@ class Gateway:
         self._obstructed = await obstructed_streams(self.broker, self.topology)
         if self._obstructed and self._obstructed != self._unmended:
             raise BrokerUnavailable("; ".join(self._obstructed))
-        for refresh in (self.fleet.refresh, self.storage.refresh, self._clear_version_1):
+        for refresh in (self.fleet.refresh, self.storage.refresh, self.version_1.dead_letter_some):
             try:
                 await refresh()
             except SluiceError:
@@ -205,9 +206,6 @@ class Gateway:
                 # Of whatever was found there: a gateway that ends would find it again.
                 log.exception("refresh_failed")
         self._outage = None
-
-    async def _clear_version_1(self) -> None:
-        await dead_letter_version_1(self.broker, self.settings.patience_s)
 
     async def _prepare_again(self) -> None:
         try:

@@ -89,7 +89,7 @@ async def test_1000_callers_that_go_away_leave_nothing_behind(stack: Stack, clie
                 for inbox in (literal, f"{wildcard}.{number}"):
                     body = {**LONG, "stream": number % 2 == 0}
                     await leaving.publish("infer.complete", json.dumps(body).encode(), inbox)
-            await leaving.flush()
+            await flush(leaving)
     assert json.loads((await staying).data)["outcome"] == "completed"
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         async with asyncio.timeout(4 * PATIENCE_S):

@@ -19,6 +19,7 @@ from shared.config import BrokerSettings
 from shared.wire import subjects
 from shared.wire.results import Failed
 from tests.support.cramped import N_CTX, TOO_LONG, CrampedEngine
+from tests.support.nats_client import flush
 from tests.support.processes import Stack
 from tests.support.rights import write_configuration
 from tests.support.workers import dead_letter, ended, put, states, working
@@ -120,7 +121,7 @@ async def test_the_rights_for_one_model_reach_no_other_and_not_the_queue(guarded
         client: Client = await nats.connect(url_of(guarded, "inferer"), error_cb=note)
         for subject in FORBIDDEN.values():
             await client.publish(subject, b"{}", headers={"Nats-Rollup": "all"})
-        await client.flush()
+        await flush(client)
         for subject in (
             "infer.requests.>",
             "infer.results.>",
@@ -128,7 +129,7 @@ async def test_the_rights_for_one_model_reach_no_other_and_not_the_queue(guarded
             "infer.accepted.>",
         ):
             await client.subscribe(subject)
-        await client.flush()
+        await flush(client)
         await client.close()
         for what, subject in FORBIDDEN.items():
             assert any(f'"{subject}"'.lower() in error.lower() for error in refused), what

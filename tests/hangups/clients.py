@@ -13,6 +13,7 @@ import nats
 
 from shared.job_ids import new_job_id
 from shared.wire import subjects
+from tests.support.nats_client import flush
 
 LONG = {"model": "tiny", "max_tokens": 8_000, "timeout_s": 600}
 """A job that has not ended when its client hangs up."""
@@ -152,6 +153,6 @@ async def _over_nats(
     inbox = f"_INBOX.{new_job_id()}"
     await connection.subscribe(inbox)
     await connection.publish("infer.chat", _marked(body, where), inbox, headers=headers)
-    await connection.flush()
+    await flush(connection)
     await asyncio.sleep(random.uniform(0, LONGEST_STAY_S))
     await connection.close()

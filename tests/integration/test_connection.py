@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
+from tests.support.nats_client import flush
 from tests.support.processes import NatsServer
 
 PATIENCE_S = 30.0
@@ -28,7 +29,7 @@ class Listener:
 
     async def start(self, subject: str) -> None:
         await self.broker.nc.subscribe(subject, cb=self._receive)
-        await self.broker.nc.flush()
+        await flush(self.broker.nc)
 
     async def receives(self, publish: Callable[[str], Awaitable[None]], subject: str) -> None:
         """Until a message that ``publish`` sends arrives; what is sent meanwhile may be lost."""
@@ -103,13 +104,13 @@ async def test_a_task_that_ended_is_replaced(broker: Broker, nats_server: NatsSe
                 while broker.nc.is_connected and getattr(broker.nc, name).done():
                     await asyncio.sleep(0.01)
             await listener.receives(other.nc.publish, "s")
-            await broker.nc.flush()
+            await flush(broker.nc)
         await broker.nc.force_reconnect()
         reconnecting = broker.nc._reconnection_task
         assert reconnecting is not None
         reconnecting.cancel()
         await listener.receives(other.nc.publish, "s")
-        await broker.nc.flush()
+        await flush(broker.nc)
 
 
 async def test_a_flush_comes_after_what_was_sent_before(broker: Broker) -> None:
@@ -117,7 +118,7 @@ async def test_a_flush_comes_after_what_was_sent_before(broker: Broker) -> None:
     answers = await broker.nc.subscribe("answers")
     for number in range(500):
         await broker.nc.publish("nobody.is.here", reply="answers")
-        await broker.nc.flush()
+        await flush(broker.nc)
         assert answers.pending_msgs == number + 1
 
 
@@ -161,7 +162,7 @@ async def test_a_configuration_with_a_mistake_does_not_close_the_client(
             configuration.write_text(good)
             server.process.popen.send_signal(signal.SIGHUP)
             await listener.receives(broker.nc.publish, "s")
-            await broker.nc.flush()
+            await flush(broker.nc)
 
 
 async def test_a_publish_that_the_broker_would_hang_up_for_is_refused(broker: Broker) -> None:
@@ -172,7 +173,7 @@ async def test_a_publish_that_the_broker_would_hang_up_for_is_refused(broker: Br
     for subject, headers in (("x" * 5000, None), ("s", {"Name": "x" * broker.nc.max_payload})):
         with pytest.raises(Exception, match="nats"):
             await broker.nc.publish(subject, b"x", headers=headers)
-    await broker.nc.flush()
+    await flush(broker.nc)
     assert broker.nc.stats["reconnects"] == 0
     await listener.receives(broker.nc.publish, "s")
 

@@ -19,6 +19,7 @@ from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import codecs, subjects
 from shared.wire.codecs import Decoder, Unreadable, encode
 from shared.wire.inferers import InfererEntry
+from tests.support.nats_client import flush
 
 NOW = timestamp()
 JOB = new_job_id()
@@ -219,7 +220,7 @@ async def test_entries_by_hand_do_not_hide_a_real_one(broker: Broker) -> None:
         await broker.nc.publish(
             subjects.inferer("tiny", f"fake-{number}"), payload, headers=headers
         )
-    await broker.nc.flush()
+    await flush(broker.nc)
     live, _ = await read_inferers(broker)
     assert [one.entry for one in live] == [entry]
 

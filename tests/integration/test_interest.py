@@ -12,6 +12,7 @@ from services.gateway.micro.interest import Interest
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from tests.chaos.cluster import Cluster
+from tests.support.nats_client import flush
 from tests.support.processes import PATIENCE_S, NatsServer
 
 
@@ -35,23 +36,23 @@ async def test_a_subscriber_is_found(interest: Interest, caller: Client, broker:
     assert not await interest.exists(inbox)
     subscriptions = len(broker.nc._subs)  # one for all reports
     own = await caller.subscribe(inbox)
-    await caller.flush()
+    await flush(caller)
     assert await interest.exists(inbox)
     await own.unsubscribe()
-    await caller.flush()
+    await flush(caller)
     assert not await interest.exists(inbox)
 
     all_of_them = [await caller.subscribe(f"{inbox}.{wildcard}") for wildcard in "*>"]
     for one in all_of_them:
-        await caller.flush()
+        await flush(caller)
         assert await interest.exists(f"{inbox}.1")
         await one.unsubscribe()
-    await caller.flush()
+    await flush(caller)
     assert not await interest.exists(f"{inbox}.1")
     assert [one.pending_msgs for one in (own, *all_of_them)] == [0, 0, 0]
 
     await caller.subscribe(inbox)
-    await caller.flush()
+    await flush(caller)
     assert await interest.exists(inbox)
     await caller.close()
     async with asyncio.timeout(PATIENCE_S):  # the broker notices a little later
@@ -124,7 +125,7 @@ async def test_every_subscription_that_matches_counts(
 ) -> None:
     """As NATS compares subjects: ``*`` is one token, ``>`` is one or more at the end."""
     await caller.subscribe(subscription)
-    await caller.flush()
+    await flush(caller)
     assert await interest.exists("_INBOX.id.part.7") == is_heard
 
 
@@ -168,7 +169,7 @@ async def test_a_caller_at_another_node_is_found(tmp_path: Path) -> None:
             assert not await interest.exists(inbox)
             await caller.nc.subscribe(inbox)
             await caller.nc.subscribe(f"{inbox}.*")
-            await caller.nc.flush()
+            await flush(caller.nc)
             async with asyncio.timeout(PATIENCE_S):  # the nodes notify each other
                 while not (await interest.exists(inbox) and await interest.exists(f"{inbox}.1")):
                     await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from shared.wire.results import Result
+from tests.support.nats_client import flush
 from tests.support.processes import PATIENCE_S, NatsServer, eventually
 
 
@@ -33,7 +34,7 @@ async def test_a_consumer_whose_creation_was_not_answered_is_deleted(
             f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{subjects.EVENTS}.*"
         )
         deletions = await observer.nc.subscribe(f"$JS.API.CONSUMER.DELETE.{subjects.EVENTS}.*")
-        await observer.nc.flush()
+        await flush(observer.nc)
         nats_server.process.freeze()
         eventually(lambda: _is_stopped(nats_server.process.pid), "it is frozen")
         with pytest.raises(BrokerUnavailable):

@@ -12,6 +12,7 @@ from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.wire import subjects
+from tests.support.nats_client import flush
 from tests.support.processes import PATIENCE_S, NatsServer
 
 
@@ -25,7 +26,7 @@ async def test_headers_count_towards_the_largest_message(broker: Broker) -> None
     with pytest.raises(RequestTooLarge):
         await broker.publish_stored("s", payload + b"x", headers, patience_s=5)
     assert (await broker.publish_stored("s", payload, headers, patience_s=5)).seq == 1
-    await broker.nc.flush()
+    await flush(broker.nc)
     assert broker.nc.stats["reconnects"] == 0
     assert (await broker.js.stream_info("S")).state.messages == 1
 

@@ -17,6 +17,7 @@ from services.gateway.micro.requests import InFlight, Requests
 from shared.broker.client import Connection
 from shared.broker.connection import Broker
 from shared.errors import Overloaded
+from tests.support.nats_client import flush
 from tests.support.processes import PATIENCE_S, NatsServer
 
 
@@ -98,7 +99,7 @@ async def test_nothing_is_published_to_what_is_not_an_inbox(
         await client.publish(subject, b"aimed", reply=target)
         answer = await client.request(subject, b"asked", timeout=PATIENCE_S)
         assert answer.data
-    await client.flush()
+    await flush(client)
     assert received.pending_msgs == 0
     assert served[0].started == 1
 
@@ -114,7 +115,7 @@ async def test_a_drain_answers_what_had_been_sent(
     for number in range(2000):
         await client.publish("echo", b"%d" % number, reply=inbox)
     await client.publish("echo", b"slow", reply=inbox)
-    await client.flush()  # so all of them have been sent to the service
+    await flush(client)  # so all of them have been sent to the service
     draining = asyncio.create_task(requests.drain(PATIENCE_S))
     got = {(await answers.next_msg(PATIENCE_S)).data for _ in range(2000)}
     assert got == {b"%d" % number for number in range(2000)}

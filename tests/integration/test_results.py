@@ -15,6 +15,7 @@ from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_result, encode
 from shared.wire.results import Cancelled, Completed, Failed, Usage
+from tests.support.nats_client import flush
 from tests.support.processes import NatsServer
 
 
@@ -59,8 +60,7 @@ def cancelled(job_id: str) -> Cancelled:
 
 async def received(broker: Broker, subscription: Any) -> list[bytes]:
     """Everything that was published before, by us too."""
-    for _ in range(2):  # the client's ping overtakes what it has not written yet
-        await broker.nc.flush()
+    await flush(broker.nc)
     return [(await subscription.next_msg(5)).data for _ in range(subscription.pending_msgs)]
 
 

@@ -3,6 +3,7 @@ of messages and streams of version 1."""
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
 
@@ -11,7 +12,7 @@ from nats.js.api import RetentionPolicy, StreamConfig
 
 from services.gateway.jobs import version_1
 from services.gateway.jobs.retries import LONGEST_PAUSE, Retries
-from services.gateway.jobs.version_1 import dead_letter_version_1
+from services.gateway.jobs.version_1 import Version1Requests
 from shared.broker.connection import Broker
 from shared.broker.consumers import require_own_wire
 from shared.broker.inferers import read_inferers
@@ -63,7 +64,7 @@ async def test_a_request_on_a_subject_of_version_1_becomes_a_dead_letter(queue: 
     )
     ours = await put(queue, REQUEST)
     for _ in range(2):
-        await dead_letter_version_1(queue, 5)
+        await Version1Requests(queue, 5).dead_letter_some()
     letter = await queue.subject_get(subjects.DEAD, subjects.dead("tiny", job_id))
     result = await read_result(queue, "tiny", job_id)
     assert letter is not None
@@ -88,7 +89,7 @@ async def test_bytes_on_a_subject_of_version_1_become_a_dead_letter(
 ) -> None:
     """Whatever they are, also where they would not fit into a letter as text."""
     await queue.publish_stored("infer.requests.Not_Ours.odd.x", b"\xff" * size, {}, 5)
-    await dead_letter_version_1(queue, 5)
+    await Version1Requests(queue, 5).dead_letter_some()
     assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 0
     assert (await queue.js.stream_info(subjects.DEAD)).state.messages == 1
 
@@ -234,7 +235,7 @@ async def test_a_version_1_subject_that_no_letter_can_have_is_dropped(
     await queue.publish_stored(subjects.result("tiny", finished), b"somebody's answer", {}, 5)
     await _publish_raw(queue, f"infer.requests.tiny.low.{job_id}", b"{}", inbox)
     assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 1
-    await dead_letter_version_1(queue, 5)
+    await Version1Requests(queue, 5).dead_letter_some()
     await flush(queue.nc)
     assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 0
     assert replies.pending_msgs == 0
@@ -247,8 +248,27 @@ async def test_a_call_clears_a_bounded_number_of_version_1_requests(
     monkeypatch.setattr(version_1, "PAGE", 2)
     for number in range(5):
         await queue.publish_stored(f"infer.requests.tiny.low.{number}", b"{}", {}, 5)
-    await dead_letter_version_1(queue, 5)
+    await Version1Requests(queue, 5).dead_letter_some()
     assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 3
+
+
+async def test_version_1_requests_that_cannot_be_stored_do_not_hold_up_the_others(
+    queue: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than one call takes; they get their letters when there is room."""
+    monkeypatch.setattr(version_1, "PAGE", 2)
+    dead = (await queue.js.stream_info(subjects.DEAD)).config
+    await queue.js.update_stream(replace(dead, max_msg_size=5000))
+    for number, size in enumerate([6000, 6000, 6000, 10, 10]):
+        await queue.publish_stored(f"infer.requests.tiny.low.{number}", b"x" * size, {}, 5)
+    requests = Version1Requests(queue, 5)
+    for _ in range(3):
+        await requests.dead_letter_some()
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 3
+    await queue.js.update_stream(dead)
+    for _ in range(3):
+        await requests.dead_letter_some()
+    assert (await queue.js.stream_info(subjects.REQUESTS)).state.messages == 0
 
 
 async def test_a_request_of_an_unknown_priority_is_not_stored(queue: Broker) -> None:

@@ -30,6 +30,7 @@ from shared.wire.codecs import decode_result, decode_token_frame, encode
 from shared.wire.events import CancelNotice, StateEvent
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Cancelled, Completed, Expired, Failed, Usage
+from tests.support.nats_client import flush
 from tests.support.processes import CONFIGURATION, NatsServer
 from tests.support.workers import (
     dead_letter,
@@ -66,8 +67,7 @@ async def inbox_of(broker: Broker) -> tuple[str, Any]:
 
 async def received(broker: Broker, subscription: Any) -> list[bytes]:
     """Everything that was published before."""
-    for _ in range(2):  # the client's ping overtakes what it has not written yet
-        await broker.nc.flush()
+    await flush(broker.nc)
     return [(await subscription.next_msg(5)).data for _ in range(subscription.pending_msgs)]
 
 

@@ -4,7 +4,7 @@ them, so they become dead letters with the reason."""
 from shared.broker.connection import Broker
 from shared.broker.results import send_result, store_letter, store_result
 from shared.broker.stored_messages import StoredMessage
-from shared.errors import BrokerUnavailable, SluiceError
+from shared.errors import BrokerUnavailable, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
@@ -25,27 +25,39 @@ WHY = (
 log = logger()
 
 
-async def dead_letter_version_1(broker: Broker, patience_s: float) -> None:
-    """Take some of these requests off the queue; the next call takes more. Several gateways may do
-    it at once. A request that cannot be stored elsewhere stays until a later call.
+class Version1Requests:
+    """Takes these requests off the queue, some with each call. Several gateways may do it at
+    once. A request that cannot be stored elsewhere stays, and its turn comes again after all
+    others."""
 
-    Raises:
-        BrokerUnavailable: no answer.
-    """
-    found = await broker.direct_get_all(
-        subjects.REQUESTS,
-        seq=1,
-        next_by_subj=subjects.REQUESTS_V1_WILDCARD,
-        batch=PAGE,
-        max_bytes=PAGE_BYTES,
-    )
-    for message in found:
-        try:
-            await _dead_letter(broker, message, patience_s)
-        except SluiceError as error:
-            log.warning("version_1_request_stays", subject=message.subject, error=error.message)
-            if isinstance(error, BrokerUnavailable):
-                return
+    def __init__(self, broker: Broker, patience_s: float) -> None:
+        self._broker = broker
+        self._patience_s = patience_s
+        self._next_sequence = 1
+
+    async def dead_letter_some(self) -> None:
+        """
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        found = await self._broker.direct_get_all(
+            subjects.REQUESTS,
+            seq=self._next_sequence,
+            next_by_subj=subjects.REQUESTS_V1_WILDCARD,
+            batch=PAGE,
+            max_bytes=PAGE_BYTES,
+        )
+        if not found:
+            self._next_sequence = 1
+        for message in found:
+            # Before the attempt: whatever it raises must not hold up the requests behind it.
+            self._next_sequence = message.sequence + 1
+            try:
+                await _dead_letter(self._broker, message, self._patience_s)
+            except SluiceError as error:
+                log.warning("version_1_request_stays", subject=message.subject, error=error.message)
+                if isinstance(error, BrokerUnavailable) and not isinstance(error, StreamRefused):
+                    return
 
 
 async def _dead_letter(broker: Broker, message: StoredMessage, patience_s: float) -> None:
