@@ -91,6 +91,29 @@ async def test_jobs_that_cross_with_leaving_are_requeued(
                 assert (await pulled(other))[0] == str(number)
 
 
+async def test_jobs_that_cross_with_a_withdrawal_are_requeued(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """The slot is closed and opened again: what it was sent in between goes to others at once."""
+    async with (
+        connected(BrokerSettings(nats_server.url), "other") as publisher,
+        Puller(queue, "tiny") as closed,
+        Puller(publisher, "tiny") as other,
+    ):
+        for number in range(50):
+            waiting = asyncio.create_task(closed.next())
+            await until_consumer(publisher, num_waiting=1)
+            publishing = asyncio.create_task(publish(publisher, str(number)))
+            if number % 2:
+                async with asyncio.timeout(SOON_S):
+                    while closed._job is None:  # it is here, and not yet returned
+                        await asyncio.sleep(0)
+            waiting.cancel()
+            await closed.withdraw()
+            await publishing
+            assert (await pulled(other))[0] == str(number)
+
+
 async def test_jobs_that_cross_with_giving_up_are_not_lost(
     queue: Broker, nats_server: NatsServer
 ) -> None:

@@ -35,7 +35,7 @@ ANSWER_S = 0.25
 although it asks not to. So the next priority is tried after this time; a late answer counts."""
 
 ECHO_S = 2.0
-"""How long a slot that closes waits for what was on its way when its pulls were withdrawn."""
+"""How long to wait for what was on its way when the pulls were withdrawn."""
 
 FAIR_S = 60.0
 """A priority that has not been pulled for this long is pulled first: none can starve."""
@@ -50,7 +50,7 @@ log = logger()
 
 
 class Puller:
-    """One slot's pulls: none while the slot works, and never two messages at a time.
+    """One inferer's pulls, for one message at a time.
 
     The priorities are pulled one after another, the highest first; when all of them are empty, a
     pull waits at each, and the first message ends the others. A job that is delivered to a pull
@@ -89,12 +89,18 @@ class Puller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._withdrawals.end(ECHO_S)
+        await self.withdraw()
         self._forget()
-        if self._job is not None:
-            await self._job.nak()
         if self._echo is not None:
             await self._drop(self._echo)
+
+    async def withdraw(self) -> None:
+        """Return when nothing is pulled, after a call of `next` was cancelled. A job that came all
+        the same is requeued."""
+        await self._withdrawals.end(ECHO_S)
+        if self._job is not None:
+            job, self._job = self._job, None
+            await job.nak()
 
     async def next(self) -> Msg:
         """The next job's message, however long it takes; through outages of the broker too."""
@@ -231,5 +237,5 @@ class Puller:
             self._job = message
             self._end(DELIVERED)
         else:
-            # A slot never holds two: this one came for a pull that was ended.
+            # Never two at a time: this one came for a pull that was ended.
             await message.nak()

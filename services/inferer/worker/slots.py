@@ -1,4 +1,4 @@
-"""The slots of one inferer: each pulls a job, has it done, and only then pulls the next."""
+"""The slots of one inferer: one job at a time is pulled while a slot is free, and done in it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,66 +8,73 @@ from nats.aio.msg import Msg
 from services.inferer.worker.pull import Puller
 from shared.background import drop, first_of
 
+WITHDRAWAL_S = 2.0
+"""How long to wait until a pull is withdrawn."""
+
 
 class Slots:
     """As many as were last asked for; opened and closed while jobs run."""
 
-    def __init__(
-        self,
-        group: asyncio.TaskGroup,
-        puller: Callable[[], Puller],
-        process: Callable[[Msg], Awaitable[None]],
-    ) -> None:
-        """Every slot is a task in ``group`` with a ``puller`` of its own."""
-        self._group = group
-        self._puller = puller
+    def __init__(self, process: Callable[[Msg], Awaitable[None]]) -> None:
+        """``process`` does everything that is to be done with a job."""
         self._process = process
-        self._open: list[_Slot] = []
-        self._closing: list[_Slot] = []
+        self.count = 0
+        """The slots that are open. To be changed by `set`."""
+        self.busy = 0
+        """Jobs under way: more than ``count`` while some end whose slot was closed."""
+        self._changed = asyncio.Event()
+        self._does_not_pull = asyncio.Event()
+        self._does_not_pull.set()
+        self._is_ending = False
 
-    @property
-    def count(self) -> int:
-        return len(self._open)
+    def set(self, count: int) -> None:
+        """Open or close slots until there are ``count``; a running job ends in its slot."""
+        self.count = count
+        self._changed.set()
 
-    def set(self, count: int) -> list[asyncio.Task[None]]:
-        """Open or close slots until there are ``count``; a running job ends in its slot.
+    async def settled(self) -> None:
+        """Return once no job is pulled for a slot that was closed."""
+        if self.busy >= self.count:
+            async with asyncio.timeout(WITHDRAWAL_S):
+                await self._does_not_pull.wait()
 
-        Idle ones are closed first, and busy ones that are closing opened first: no more jobs run
-        at once than there are slots, but for those that ran before. Returns the tasks of the idle
-        ones that close: once these are done none of them pulls.
-        """
-        while len(self._open) < count and (busy := [s for s in self._closing if s.busy]):
-            self._closing.remove(busy[0])
-            busy[0].closing.clear()
-            self._open.append(busy[0])
-        while len(self._open) < count:
-            slot = _Slot()
-            slot.task = self._group.create_task(self._serve(slot), name="slot")
-            self._open.append(slot)
-        surplus = sorted(self._open, key=lambda slot: slot.busy)[: len(self._open) - count]
-        for slot in surplus:
-            self._open.remove(slot)
-            self._closing.append(slot)
-            slot.closing.set()
-        return [slot.task for slot in surplus if slot.task is not None and not slot.busy]
+    def end(self) -> None:
+        """Close all slots; `serve` returns when no job is pulled any more."""
+        self._is_ending = True
+        self.set(0)
 
-    async def _serve(self, slot: "_Slot") -> None:
-        async with self._puller() as puller:
-            while not slot.closing.is_set():
-                pulled = asyncio.create_task(puller.next(), name="pull a job")
-                await first_of(pulled, slot.closing)
-                if pulled.done():
-                    slot.busy = True
-                    await self._process(pulled.result())
-                    slot.busy = False
+    async def serve(self, jobs: asyncio.TaskGroup, puller: Puller) -> None:
+        """Pull jobs, each done in a task of ``jobs``, until the end."""
+        async with puller:
+            while not self._is_ending:
+                self._changed.clear()
+                if self.busy < self.count:
+                    self._does_not_pull.clear()
+                    if (message := await self._pull(puller)) is not None:
+                        self.busy += 1
+                        jobs.create_task(self._do(message), name="do a job")
                 else:
-                    drop(pulled)
-                    await asyncio.wait((pulled,))
-        self._closing.remove(slot)
+                    self._does_not_pull.set()
+                    await self._changed.wait()
 
+    async def _pull(self, puller: Puller) -> Msg | None:
+        """The next job; None if the slot for it is closed before it comes."""
+        pulled = asyncio.create_task(puller.next(), name="pull a job")
+        while True:
+            await first_of(pulled, self._changed)
+            if pulled.done():
+                return pulled.result()
+            if self.busy >= self.count:
+                break
+            self._changed.clear()
+        drop(pulled)
+        await asyncio.wait((pulled,))
+        await puller.withdraw()
+        return None
 
-class _Slot:
-    def __init__(self) -> None:
-        self.closing = asyncio.Event()
-        self.busy = False
-        self.task: asyncio.Task[None] | None = None
+    async def _do(self, message: Msg) -> None:
+        try:
+            await self._process(message)
+        finally:
+            self.busy -= 1
+            self._changed.set()

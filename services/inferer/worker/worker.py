@@ -6,6 +6,7 @@ repeated, and no visible result changes.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from nats.aio.msg import Msg
 
@@ -27,9 +28,6 @@ from shared.wire.codecs import decode_cancel_notice, skip
 from shared.wire.events import CancelNotice
 from shared.wire.inferers import InfererState, RunningJob
 from shared.wire.results import Result
-
-CLOSE_S = 2.0
-"""How long to wait until idle slots have withdrawn their pulls."""
 
 RETRY_WITHOUT_GATEWAY_S = 5.0
 """Short: a delayed message counts under the limit of its queue, and would block a queue whose limit
@@ -75,16 +73,17 @@ class Worker:
         self._priority = priority
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
+        self._is_serving = False
         self._stopping = False
         self._requeuing = False
         self._slots_at_start = slots
-        self._slots: Slots | None = None
+        self._slots = Slots(self.process)
         self._idle_since = timestamp(broker.now())
 
     @property
     def slots(self) -> int:
         """How many jobs this inferer takes at once now."""
-        return self._slots_at_start if self._slots is None else self._slots.count
+        return self._slots.count if self._is_serving else self._slots_at_start
 
     @property
     def speed(self) -> Speed:
@@ -113,12 +112,14 @@ class Worker:
         cancels = await self._broker.nc.subscribe(subjects.cancels(self.model), cb=self._on_cancel)
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
-                self._slots = Slots(group, self._puller, self.process)
                 self._slots.set(self._slots_at_start)
+                puller = Puller(self._broker, self.model, self._priority)
+                group.create_task(self._slots.serve(group, puller), name="serve")
+                self._is_serving = True
                 on_ready()
                 await stopping.wait()
                 self._stopping = True
-                self._slots.set(0)
+                self._slots.end()
                 log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
                 now = asyncio.get_running_loop().time()
                 limit.reschedule(now + self._grace_s + SETTLE_S)
@@ -142,14 +143,11 @@ class Worker:
         if count > self._engine.slots and not self._stopping:
             await asyncio.wrap_future(self._engine.grow(count))
         # Checked after the growth: it may have taken a while.
-        if self._slots is None or self._stopping:
+        if not self._is_serving or self._stopping:
             raise CommandRefused("this inferer is starting or stopping")
-        closed = self._slots.set(count)
-        if closed:
-            await asyncio.wait(closed, timeout=CLOSE_S)
-
-    def _puller(self) -> Puller:
-        return Puller(self._broker, self.model, self._priority)
+        self._slots.set(count)
+        with suppress(TimeoutError):
+            await self._slots.settled()
 
     async def _wait_for_jobs(self, timeout_s: float) -> None:
         running = [asyncio.create_task(job.settled.wait()) for job in self._jobs.values()]
