@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +14,8 @@ from shared.errors import SettingsError
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=24 * 3600)]
+StartConcurrency = Annotated[int, msgspec.Meta(ge=1, le=64)] | Literal["auto"]
+"""How many jobs an inferer runs at once after its start."""
 
 URL_SCHEMES = ("nats", "tls", "ws", "wss")
 
@@ -67,10 +69,30 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
         try:
             msgspec.convert({name: value}, settings, strict=False)
         except msgspec.ValidationError as error:
-            why = str(error).partition(" - at")[0]
+            why = _words(settings, name) or str(error).partition(" - at")[0]
             why = why[:1].lower() + why[1:]
             raise SettingsError(f"{prefix}_{name}".upper() + f"={value!r}: {why}") from None
     return msgspec.convert(values, settings, strict=False)
+
+
+def _words(settings: type[msgspec.Struct], name: str) -> str | None:
+    """What a field takes that has words among its values; None for others."""
+    struct = msgspec.inspect.type_info(settings)
+    assert isinstance(struct, msgspec.inspect.StructType)
+    (kind,) = (field.type for field in struct.fields if field.name == name)
+    kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+    words = [
+        str(word)
+        for one in kinds
+        if isinstance(one, msgspec.inspect.LiteralType)
+        for word in one.values
+    ]
+    numbers = [
+        f"a number from {one.ge} to {one.le}"
+        for one in kinds
+        if isinstance(one, msgspec.inspect.IntType)
+    ]
+    return f"expected {' or '.join(numbers + words)}" if words else None
 
 
 def _is_service_link(variable: str, value: str) -> bool:

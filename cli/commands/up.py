@@ -10,7 +10,7 @@ from platformdirs import user_data_path
 from cli.options import Json
 from cli.output import discard_stdout, print_json
 from cli.up.log_format import LogFormat, is_plain
-from cli.up.scale import parse_scale
+from cli.up.scale import parse_concurrency, parse_scale
 from cli.up.stack import UpOptions, up_until_stopped
 
 DEFAULT_DATA = user_data_path("sluice")
@@ -33,8 +33,12 @@ def up(
         float, typer.Option(help="Stop inferers above --min after this many idle seconds.")
     ] = 60,
     concurrency: Annotated[
-        int, typer.Option(min=1, max=64, help="Jobs at once in each inferer.")
-    ] = 1,
+        str,
+        typer.Option(
+            metavar="1-64|auto",
+            help="Jobs at once in each inferer; auto: as many as are done sooner together.",
+        ),
+    ] = "1",
     host: Annotated[
         str, typer.Option(help="Address that the gateway and NATS listen on.")
     ] = "127.0.0.1",
@@ -57,7 +61,7 @@ def up(
     options = UpOptions(
         model=model,
         scale=parse_scale(inferers, minimum, maximum, idle_s),
-        concurrency=concurrency,
+        concurrency=parse_concurrency(concurrency),
         host=host,
         port=port,
         nats_port=nats_port,

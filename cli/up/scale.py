@@ -2,9 +2,11 @@
 
 import os
 
+import msgspec
 from msgspec import Struct
 
 from cli.exit_status import EXIT_USAGE, CommandError
+from shared.config import StartConcurrency
 from shared.cpus import own_cpus, usable_cpus
 
 
@@ -51,6 +53,21 @@ def parse_scale(
     if minimum > maximum:
         raise CommandError(f"--min {minimum} is more than --max {maximum}", EXIT_USAGE)
     return Scale(minimum, maximum, idle_s)
+
+
+def parse_concurrency(text: str) -> StartConcurrency:
+    """The value of ``--concurrency``.
+
+    Raises:
+        CommandError: neither a number from 1 to 64 nor ``auto``.
+    """
+    try:
+        concurrency: StartConcurrency = msgspec.convert(text, StartConcurrency, strict=False)
+    except msgspec.ValidationError:
+        raise CommandError(
+            f"--concurrency {text}: give a number from 1 to 64, or auto", EXIT_USAGE
+        ) from None
+    return concurrency
 
 
 def cpu_shares(scale: Scale) -> list[list[int]] | list[None]:

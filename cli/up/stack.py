@@ -21,6 +21,7 @@ from cli.up.disk import DiskWatch, storage_limit
 from cli.up.folder_lock import locked
 from cli.up.log_format import render_event, render_output
 from cli.up.scale import Scale, cpu_shares
+from shared.config import StartConcurrency
 from shared.errors import ModelError, SettingsError
 from shared.logs import configure_logs, logger
 from shared.model_files import locate
@@ -43,7 +44,7 @@ log = logger()
 class UpOptions(Struct, frozen=True):
     model: str
     scale: Scale
-    concurrency: int
+    concurrency: StartConcurrency
     host: str
     port: int
     nats_port: int
@@ -105,7 +106,8 @@ class _Stack:
         self.nats_url = f"nats://{host}:{nats_port}"
         self._started_at = timestamp()
         self._scale = options.scale
-        self._concurrency = options.concurrency
+        self._slots = 1 if options.concurrency == "auto" else options.concurrency
+        """Of an inferer that starts."""
         model = _absolute(options.model)
         self._alias = _alias(model)
         self._nats_folder = options.data.resolve() / "nats"
@@ -191,7 +193,7 @@ class _Stack:
             group.create_task(disk.run())
             if self._scale.varies:
                 autoscaler = Autoscaler(
-                    self.http_url, self._alias, self._concurrency, self._scale, self._inferers
+                    self.http_url, self._alias, self._slots, self._scale, self._inferers
                 )
                 group.create_task(autoscaler.run())
 

@@ -78,7 +78,7 @@ async def _serve(
     )
     engine = Engine(
         model,
-        slots=settings.concurrency,
+        slots=settings.slots,
         n_ctx=n_ctx,
         n_batch=settings.n_batch,
         threads=threads,
@@ -94,7 +94,7 @@ async def _serve(
             recorder=recorder,
             inferer_id=inferer_id,
             model=alias,
-            slots=settings.concurrency,
+            concurrency=settings.concurrency,
             priority=settings.priority,
             max_attempts=settings.max_attempts,
             retry_s=settings.retry_s,

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from shared.config import Positive, Seconds
+from shared.config import Positive, Seconds, StartConcurrency
 from shared.model_names import token_of
 
 
@@ -21,8 +21,9 @@ class InfererSettings(msgspec.Struct, frozen=True):
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,128}$")] = ""
     """Unique among live inferers, and the same again after a restart; by default the host name
     and the model."""
-    concurrency: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Jobs at once. They share each batch that goes through the model."""
+    concurrency: StartConcurrency = 1
+    """Jobs at once. They share each batch that goes through the model. ``auto``: as many as are
+    done sooner together than in turn."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Compute threads; 0 takes the CPUs this process may really use."""
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
@@ -50,6 +51,11 @@ class InfererSettings(msgspec.Struct, frozen=True):
     stall_s: Seconds = 120.0
     """Seconds in which a job that runs must show progress, one token or ``n_batch`` of its prompt;
     else the process ends, to be started again."""
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are at the start; with ``auto`` they are opened as jobs come."""
+        return 1 if self.concurrency == "auto" else self.concurrency
 
     def identity(self, alias: str) -> str:
         """The id of the inferer that serves ``alias`` with these settings on this host.

@@ -152,6 +152,25 @@ def test_concurrency_is_changed_while_running(stack: Stack, nats_command: str) -
     assert ended[2]["started_at"] >= max(job["finished_at"] for job in ended[:2])
 
 
+def test_auto_opens_slots_while_jobs_wait(tmp_path: Path, tiny_model: Path) -> None:
+    """From one on, and the limit follows; a number that is set ends it."""
+    with Stack(tmp_path) as stack:
+        stack.start_gateway()
+        stack.start_inferer(tiny_model, INFERER_CONCURRENCY="auto")
+        stack.wait_until_served("tiny")
+        assert _limit(stack) == 1
+        # More may not pay here, by what has been measured.
+        ids = [stack.submit(prompt="go on", max_tokens=4000) for _ in range(2)]
+        eventually(lambda: len(_inferers(stack)[0]["jobs"]) == 2, "both run at once")
+        eventually(lambda: _limit(stack) == _inferers(stack)[0]["slots"], "the limit follows")
+        shown = _run([str(scripts() / "sluice"), "concurrency", "1", "--url", stack.url])
+        assert shown.endswith(" → 1\n")
+        for job_id in ids:
+            stack.http.delete(f"/jobs/{job_id}")
+            assert stack.wait_for_end(job_id)["state"] == "REVOKED"
+        assert (_limit(stack), _inferers(stack)[0]["slots"]) == (1, 1)
+
+
 def test_an_inferer_without_slots_takes_nothing(stack: Stack) -> None:
     """0 lets the running job end and keeps the others waiting until there is a slot again."""
     first = stack.submit(prompt="go on", max_tokens=800)

@@ -211,6 +211,8 @@ def test_a_model_that_cannot_be_loaded_ends_with_a_reason(
         ("--inferers 1 --min 0", "give either --inferers or --min and --max"),
         ("--inferers 1 --max 1", "give either --inferers or --min and --max"),
         ("--min 2 --max 1", "--min 2 is more than --max 1"),
+        ("--concurrency 0", "give a number from 1 to 64, or auto"),
+        ("--concurrency many", "give a number from 1 to 64, or auto"),
         ("--min 0 --idle-s 0", "--idle-s 0: give more than 0 seconds"),
         ("--min 0 --max 1000", "1000 inferers: there are"),
         ("--min 1000", "1000 inferers: there are"),

@@ -209,7 +209,7 @@ async def test_the_consumers_limit_is_how_many_run_at_once(
     """Two slots: with a limit of 2 two jobs overlap, with 1 the broker keeps the second back."""
     await ensure_consumers(queue, Topology().ack_wait_s, "tiny", limit=limit, facts=None)
     ids = [await put(queue, replace(LONG, max_tokens=150)) for _ in range(2)]
-    async with working(queue, engine, slots=2):
+    async with working(queue, engine, concurrency=2):
         results = [await ended(queue, job_id) for job_id in ids]
     first, second = sorted(results, key=lambda result: str(result.started_at))
     assert (str(second.started_at) < first.finished_at) == (limit == 2)
@@ -275,7 +275,7 @@ async def test_a_job_being_examined_when_the_inferer_stops_is_requeued(
     job_id = await put(queue, SHORT)
     async with Puller(queue, "tiny") as puller:
         message = await puller.next()
-    async with working(queue, engine, slots=0, grace_s=0) as (worker, _):
+    async with working(queue, engine, concurrency=0, grace_s=0) as (worker, _):
         nats_server.process.popen.send_signal(signal.SIGSTOP)
         processing = asyncio.create_task(worker.process(message))
         async with asyncio.timeout(30):

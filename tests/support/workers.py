@@ -16,6 +16,7 @@ from services.inferer.engine.engine import Engine
 from services.inferer.worker.worker import Worker
 from shared.broker.connection import Broker
 from shared.broker.results import read_result
+from shared.config import StartConcurrency
 from shared.errors import SluiceError
 from shared.job_ids import new_job_id
 from shared.wire import subjects
@@ -30,7 +31,7 @@ async def working(
     engine: Engine,
     name: str = "first",
     *,
-    slots: int = 1,
+    concurrency: StartConcurrency = 1,
     grace_s: float = 10,
     max_attempts: int = 3,
     retry_s: float = 0.1,
@@ -42,7 +43,7 @@ async def working(
         recorder=FlightRecorder(),
         inferer_id=name,
         model="tiny",
-        slots=slots,
+        concurrency=concurrency,
         priority=0,
         max_attempts=max_attempts,
         retry_s=retry_s,

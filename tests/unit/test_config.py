@@ -21,15 +21,17 @@ def test_values_get_the_types_of_their_fields() -> None:
     assert (settings.concurrency, settings.grace_s) == (4, 2.5)
     assert type(settings.concurrency) is int
     assert settings.max_attempts == InfererSettings().max_attempts
+    assert inferer(INFERER_MODEL="tiny", INFERER_CONCURRENCY="auto").concurrency == "auto"
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "why"),
     [
-        ("INFERER_CONCURRENCY", "many", "int"),
-        ("INFERER_CONCURRENCY", "1.5", "int"),
-        ("INFERER_CONCURRENCY", "0", ">= 1"),
-        ("INFERER_CONCURRENCY", "65", "<= 64"),
+        ("INFERER_CONCURRENCY", "many", "a number from 1 to 64 or auto"),
+        ("INFERER_CONCURRENCY", "1.5", "a number from 1 to 64 or auto"),
+        ("INFERER_CONCURRENCY", "0", "a number from 1 to 64 or auto"),
+        ("INFERER_CONCURRENCY", "65", "a number from 1 to 64 or auto"),
+        ("INFERER_MAX_ATTEMPTS", "few", "int"),
         ("INFERER_GRACE_S", "-1", ">= 0"),
         ("INFERER_GRACE_S", "nan", ">= 0"),
         ("INFERER_GRACE_S", "inf", "<= 86400"),

@@ -8,6 +8,7 @@ own outputs (`generation.py`).
 import ctypes
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 from services.inferer.crash.flight_recorder import Phase
@@ -109,6 +110,12 @@ class Engine:
         if self._notified or self._growing or not self._scheduler.is_idle:
             counters["compute"] = self.steps
         return counters
+
+    @property
+    def step_s(self) -> Mapping[int, float]:
+        """Seconds of a step by the number of sequences that generate, where it was measured
+        lately."""
+        return self._scheduler.step_times.seconds
 
     def submit(self, sequence: GenerationSequence) -> None:
         """Prepare ``sequence``, then queue it; from any thread. Once the engine is closed, it ends

@@ -141,7 +141,7 @@ def _cache_key(settings: InfererSettings, path: Path) -> list[object]:
         _identity(path.resolve()),
         [cpu_model(), sorted(cpu_flags()), os.uname().release],
         [settings.gpu_layers, settings.threads or usable_cpus()],
-        [settings.n_ctx, settings.n_batch, settings.concurrency],
+        [settings.n_ctx, settings.n_batch, settings.slots],
     ]
 
 

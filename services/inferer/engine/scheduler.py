@@ -7,6 +7,7 @@ from statistics import median
 from typing import Generic, NamedTuple, TypeVar
 
 from services.inferer.engine.sequence import Sequence, State
+from services.inferer.engine.step_times import StepTimes
 
 MAX_PAUSE_S = 0.2
 """How long prompts hold up the next tokens of others, or a step's time if that is longer. Shorter
@@ -93,6 +94,7 @@ class Scheduler(Generic[S]):
         self._slots = slots
         self.free_slots = list(range(slots))
         """To be read only."""
+        self.step_times = StepTimes()
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
         self._share = PromptShare()
@@ -164,6 +166,8 @@ class Scheduler(Generic[S]):
         generating = sum(sequence.remaining == 1 for sequence, *_ in batch)
         prompt_tokens = sum(chunk.size for chunk in batch) - generating
         self._share.observe(generating, prompt_tokens, seconds)
+        if not prompt_tokens:
+            self.step_times.observe(generating, seconds)
         self._clock += prompt_tokens
         for sequence, size, _, _ in batch:
             sequence.position += size

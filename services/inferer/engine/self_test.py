@@ -54,7 +54,7 @@ def main() -> int:
         signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, MIN_STALL_S))
         engine = Engine(
             model,
-            slots=settings.concurrency,
+            slots=settings.slots,
             n_ctx=model.context_size(settings.n_ctx),
             n_batch=settings.n_batch,
             threads=settings.threads or usable_cpus(),

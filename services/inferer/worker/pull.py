@@ -7,6 +7,7 @@ a live pull behind when it is cancelled, which swallows the next job until its l
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,10 @@ FAIR_S = 60.0
 ACK_PREFIX = "$JS.ACK."
 HEARTBEAT, NONE_THERE, EXPIRED = "100", "404", "408"
 DELIVERED, RECONNECTED, LOST = "delivered", "reconnected", "lost"
+ASK: dict[str, int] = {"no_wait": True}
+WAIT = {"expires": EXPIRES_S * NANOSECONDS, "idle_heartbeat": HEARTBEAT_S * NANOSECONDS}
+"""What makes a pull one that is answered at once, or one that waits for a job."""
+
 AT_ONCE = (NONE_THERE, EXPIRED, DELIVERED, RECONNECTED, LOST)
 """Endings of a pull after which the next may follow at once; after a refusal it may not."""
 
@@ -58,15 +63,17 @@ class Puller:
     """
 
     def __init__(
-        self, broker: Broker, model: str, priority: int = 0, fair_s: float = FAIR_S
+        self,
+        broker: Broker,
+        model: str,
+        priority: Callable[[], int] = lambda: 0,
+        fair_s: float = FAIR_S,
     ) -> None:
+        """``priority`` is that of the next pull: lower ones are served first."""
         self._broker = broker
         self._model = model
         self._fair_s = fair_s
-        group = {"batch": 1, "group": subjects.PRIORITY_GROUP, "priority": priority}
-        self._ask = msgspec.json.encode({**group, "no_wait": True})
-        waiting = {"expires": EXPIRES_S * NANOSECONDS, "idle_heartbeat": HEARTBEAT_S * NANOSECONDS}
-        self._wait = msgspec.json.encode({**group, **waiting})
+        self._priority = priority
         self._asked_at = dict.fromkeys(subjects.PRIORITIES, time.monotonic())
         self._watchdogs: dict[str, asyncio.TimerHandle] = {}
         """One for each pull under way, by the subject that its status comes to."""
@@ -125,10 +132,10 @@ class Puller:
             return
         try:
             for priority in self._in_order():
-                await self._pull(f"{inbox}.ask", (priority,), self._ask, ANSWER_S)
+                await self._pull(f"{inbox}.ask", (priority,), ASK, ANSWER_S)
                 if self._job is not None:
                     return
-            await self._pull(f"{inbox}.wait", subjects.PRIORITIES, self._wait, LOST_AFTER_S)
+            await self._pull(f"{inbox}.wait", subjects.PRIORITIES, WAIT, LOST_AFTER_S)
         finally:
             self._withdrawals.start(self._withdraw(answers), "withdraw a pull")
 
@@ -145,9 +152,11 @@ class Puller:
         return [longest_ago, *(other for other in highest_first if other != longest_ago)]
 
     async def _pull(
-        self, inbox: str, priorities: tuple[str, ...], request: bytes, lost_after_s: float
+        self, inbox: str, priorities: tuple[str, ...], kind: dict[str, int], lost_after_s: float
     ) -> None:
         """One pull at each of ``priorities``, until one of them has ended in any way."""
+        group = {"batch": 1, "group": subjects.PRIORITY_GROUP, "priority": self._priority()}
+        request = msgspec.json.encode({**group, **kind})
         self._ended = asyncio.get_running_loop().create_future()
         try:
             for priority in priorities:

@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
+from services.inferer.worker.auto_concurrency import AutoConcurrency
 from services.inferer.worker.delivery import REQUEUED, Job, NoResult
 from services.inferer.worker.executor import Executor
 from services.inferer.worker.job_store import JobStore
@@ -20,6 +21,7 @@ from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
 from services.inferer.worker.speed import Speed
 from shared.broker.connection import Broker
+from shared.config import StartConcurrency
 from shared.errors import BrokerUnavailable, CommandRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
@@ -32,6 +34,9 @@ from shared.wire.results import Result
 RETRY_WITHOUT_GATEWAY_S = 5.0
 """Short: a delayed message counts under the limit of its queue, and would block a queue whose limit
 is 1."""
+
+LAST_PRIORITY = 9
+"""Of pulls, at the broker."""
 
 RETURN_S = 3.0
 SETTLE_S = 5.0
@@ -51,7 +56,7 @@ class Worker:
         recorder: FlightRecorder,
         inferer_id: str,
         model: str,
-        slots: int,
+        concurrency: StartConcurrency,
         priority: int,
         max_attempts: int,
         retry_s: float,
@@ -76,8 +81,12 @@ class Worker:
         self._is_serving = False
         self._stopping = False
         self._requeuing = False
-        self._slots_at_start = slots
+        self._slots_at_start = 1 if concurrency == "auto" else concurrency
         self._slots = Slots(self.process)
+        self._growing = asyncio.Lock()
+        self._auto = None
+        if concurrency == "auto":
+            self._auto = AutoConcurrency(engine, self._slots, self._make_room)
         self._idle_since = timestamp(broker.now())
 
     @property
@@ -113,12 +122,13 @@ class Worker:
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
                 self._slots.set(self._slots_at_start)
-                puller = Puller(self._broker, self.model, self._priority)
+                puller = Puller(self._broker, self.model, self._priority_of_pull)
                 group.create_task(self._slots.serve(group, puller), name="serve")
                 self._is_serving = True
                 on_ready()
                 await stopping.wait()
                 self._stopping = True
+                await self._end_auto()
                 self._slots.end()
                 log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
                 now = asyncio.get_running_loop().time()
@@ -140,14 +150,34 @@ class Worker:
             OutOfMemory: no room for so many contexts.
             CommandRefused: this inferer is starting or stopping.
         """
-        if count > self._engine.slots and not self._stopping:
-            await asyncio.wrap_future(self._engine.grow(count))
+        await self._make_room(count)
         # Checked after the growth: it may have taken a while.
         if not self._is_serving or self._stopping:
             raise CommandRefused("this inferer is starting or stopping")
+        await self._end_auto()
         self._slots.set(count)
         with suppress(TimeoutError):
             await self._slots.settled()
+
+    async def _make_room(self, count: int) -> None:
+        """Have the engine make room for ``count`` jobs.
+
+        Raises:
+            ModelError: it cannot; OutOfMemory: no room for so many contexts.
+        """
+        async with self._growing:
+            if count > self._engine.slots and not self._stopping:
+                await asyncio.wrap_future(self._engine.grow(count))
+
+    async def _end_auto(self) -> None:
+        auto, self._auto = self._auto, None
+        if auto:
+            await auto.end()
+
+    def _priority_of_pull(self) -> int:
+        """With ``auto`` an inferer that is busy leaves the next job to one that is not."""
+        busy = self._slots.busy if self._auto else 0
+        return min(self._priority + busy, LAST_PRIORITY)
 
     async def _wait_for_jobs(self, timeout_s: float) -> None:
         running = [asyncio.create_task(job.settled.wait()) for job in self._jobs.values()]
@@ -169,6 +199,8 @@ class Worker:
                 await self._jobs[job.id].settled.wait()
             # Before anything is read: a cancel that comes from now on is not missed.
             self._jobs[job.id] = job
+            if self._auto:
+                self._auto.adjust()
             if self._requeuing:
                 job.interrupt(REQUEUED)
             try:
@@ -185,6 +217,8 @@ class Worker:
                 del self._jobs[job.id]
                 self._idle_since = timestamp(self._broker.now())
                 job.settled.set()
+                if self._auto:
+                    self._auto.adjust()
 
     async def _settle(self, job: Job, result: Result) -> None:
         """Store the result, send it to the caller, and only then take the message off the queue."""

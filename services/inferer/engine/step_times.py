@@ -1,0 +1,43 @@
+"""How long the model takes for one more token of each of several sequences."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+
+RECENT = 16
+"""Steps of each number of sequences that are kept."""
+ENOUGH = 4
+"""Steps before their median counts: the first after a change may be slow."""
+FORGET_S = 600.0
+"""How long a measurement counts: the machine may have had other work then."""
+
+
+class StepTimes:
+    """The medians of recent steps by the number of sequences. Written by the compute thread, read
+    by any."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._steps: dict[int, deque[float]] = {}
+        self._measured: dict[int, tuple[float, float]] = {}
+        """The median, and when it was last measured."""
+
+    def observe(self, sequences: int, seconds: float) -> None:
+        """Learn from a step that computed one token of each of ``sequences``."""
+        now = self._clock()
+        _, measured_at = self._measured.get(sequences, (0.0, now))
+        if now - measured_at > FORGET_S:
+            del self._steps[sequences], self._measured[sequences]
+        steps = self._steps.setdefault(sequences, deque(maxlen=RECENT))
+        steps.append(seconds)
+        if len(steps) >= ENOUGH:
+            self._measured[sequences] = median(steps), now
+
+    @property
+    def seconds(self) -> Mapping[int, float]:
+        """Seconds of a step by the number of sequences, where it was measured lately."""
+        oldest = self._clock() - FORGET_S
+        # A copy first: it is made in one go, whatever the compute thread does.
+        measured = dict(self._measured).items()
+        return {sequences: step_s for sequences, (step_s, at) in measured if at >= oldest}

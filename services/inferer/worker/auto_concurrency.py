@@ -1,0 +1,70 @@
+"""``INFERER_CONCURRENCY=auto``: as many jobs at once as are done sooner together than in turn."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from services.inferer.engine.engine import Engine
+from services.inferer.worker.slots import Slots
+from shared.background import Tasks
+from shared.errors import ModelError
+from shared.logs import logger
+
+MOST = 8
+"""More gain little on a CPU, and each takes the memory of a context."""
+
+log = logger()
+
+
+def best_concurrency(step_s: Mapping[int, float], most: int) -> int:
+    """How many jobs to run at once while others wait, by the measured seconds of a step with so
+    many (decision 38). What has not been measured is taken to pay until it has.
+
+    Of n equal jobs in turn, each alone, the mean one ends after (n + 1) / 2 times the time of one;
+    together all of them end after as many steps of n sequences. So n jobs pay if their step takes
+    less than (n + 1) / 2 of a step alone, and the best n has the shortest step for n + 1.
+    """
+    known = {n: seconds for n, seconds in step_s.items() if n <= most}
+    if not known:
+        return most
+    best = min(known, key=lambda n: known[n] / (n + 1))
+    worse = min((n for n in known if n > best), default=None)
+    # Nothing between the two has been measured: try the middle.
+    return most if worse is None else best + (worse - best) // 2
+
+
+class AutoConcurrency:
+    """Opens and closes slots as jobs come and end."""
+
+    def __init__(
+        self, engine: Engine, slots: Slots, make_room: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """``make_room`` has the engine make room for so many jobs, or raises `ModelError`."""
+        self._engine = engine
+        self._slots = slots
+        self._make_room = make_room
+        self._most = MOST
+        self._growths = Tasks()
+        self._is_growing = False
+
+    def adjust(self) -> None:
+        """Have as many slots as pay. When all are busy, room for twice as many is made."""
+        best = best_concurrency(self._engine.step_s, self._most)
+        before, room = self._slots.count, self._engine.slots
+        if best > room <= self._slots.busy and not self._is_growing:
+            self._is_growing = True
+            self._growths.start(self._grow(min(best, 2 * room)), "make room for slots")
+        if (count := min(best, room)) != before:
+            self._slots.set(count)
+            log.info("concurrency_adjusted", before=before, concurrency=count)
+
+    async def end(self) -> None:
+        await self._growths.end(0)
+
+    async def _grow(self, count: int) -> None:
+        try:
+            await self._make_room(count)
+        except ModelError as error:
+            self._most = self._engine.slots
+            log.warning("no_more_slots", concurrency=self._most, error=error.message)
+        finally:
+            self._is_growing = False
+        self.adjust()

@@ -1,0 +1,49 @@
+"""How many jobs share a batch with ``INFERER_CONCURRENCY=auto``."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.inferer.worker.auto_concurrency import best_concurrency
+
+MOST = 8
+
+
+@pytest.mark.parametrize(
+    ("step_s", "best"),
+    [
+        ({}, MOST),
+        ({1: 0.010}, MOST),
+        ({1: 0.010, 2: 0.0127, 4: 0.018, 8: 0.0296}, MOST),  # SmolLM2 on two cores
+        ({1: 0.010, 2: 0.016}, 1),
+        ({1: 0.010, 2: 0.014, 3: 0.030}, 2),
+        ({1: 0.010, 8: 0.080}, 4),  # what lies between may pay
+        ({1: 0.010, 4: 0.040, 8: 0.080}, 2),
+        ({1: 0.010, 2: 0.020, 4: 0.040}, 1),
+        ({9: 0.010}, MOST),  # from before the limit was lowered
+    ],
+)
+def test_as_many_as_pay(step_s: dict[int, float], best: int) -> None:
+    assert best_concurrency(step_s, MOST) == best
+
+
+def test_two_share_if_both_and_their_mean_end_sooner() -> None:
+    """One alone ends after 1, the second after 2: together both must end before 1.5."""
+    assert best_concurrency({1: 1.0, 2: 1.49}, 2) == 2
+    assert best_concurrency({1: 1.0, 2: 1.51}, 2) == 1
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=MOST, max_size=MOST))
+def test_it_ends_at_a_number_that_is_not_worse_than_one(more_s: list[float]) -> None:
+    """Whatever further sequences cost: what is chosen is measured, until nothing new is chosen."""
+    true_s = {n: 1.0 + sum(more_s[1:n]) for n in range(1, MOST + 1)}
+    measured = {1: true_s[1]}
+    for _ in range(2 * MOST):
+        best = best_concurrency(measured, MOST)
+        measured[best] = true_s[best]
+    assert best == best_concurrency(measured, MOST)
+    assert true_s[best] / (best + 1) <= true_s[1] / 2
+    # Of two neighbours that were measured, none is better.
+    for other in (best - 1, best + 1):
+        if other in measured:
+            assert true_s[best] / (best + 1) <= true_s[other] / (other + 1)

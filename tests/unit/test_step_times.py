@@ -1,0 +1,39 @@
+"""What the engine remembers of the times of its steps."""
+
+from services.inferer.engine.step_times import ENOUGH, FORGET_S, RECENT, StepTimes
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_median_of_recent_steps_counts() -> None:
+    """For each number of sequences apart, and once there are enough."""
+    times = StepTimes()
+    for _ in range(ENOUGH - 1):
+        times.observe(1, 0.1)
+    times.observe(2, 0.3)
+    assert times.seconds == {}
+    times.observe(1, 60.0)  # the machine slept
+    assert times.seconds == {1: 0.1}
+    for _ in range(RECENT):
+        times.observe(1, 0.2)
+    assert times.seconds == {1: 0.2}
+
+
+def test_old_measurements_are_forgotten() -> None:
+    clock = Clock()
+    times = StepTimes(clock)
+    for _ in range(ENOUGH):
+        times.observe(1, 0.1)
+    clock.now = FORGET_S + 1
+    assert times.seconds == {}
+    for _ in range(ENOUGH - 1):
+        times.observe(1, 0.5)
+    assert times.seconds == {}
+    times.observe(1, 0.5)
+    assert times.seconds == {1: 0.5}
