@@ -127,6 +127,7 @@ async def _serve(
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,
                 tokens_per_s=worker.speed.generation,
+                slowdowns=engine.slowdowns(worker.slots),
                 idle_since=worker.idle_since,
             )
 

@@ -16,6 +16,9 @@ Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
 """Those of 32 inferers must fit into one message of 1 MB."""
 
 
+Slowdown = Annotated[float, Meta(ge=1, le=1000)]
+
+
 class RunningJob(Struct, frozen=True, kw_only=True):
     """How far a job is: ``completion_tokens`` of at most ``max_tokens``."""
 
@@ -38,7 +41,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     """An inferer's entry in the bucket ``INFERERS``; it expires 10 s after the last refresh.
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
-    those of its last jobs, None before the first. ``idle_since`` is None while it has a job.
+    those of its last jobs, None before the first. ``slowdowns`` says how many times as long a token
+    takes when 1, 2, … jobs generate at once. ``idle_since`` is None while it has a job.
     ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both, 32 at
     most; a gateway fills it in, the bucket does not hold it. ``cpu`` is the CPU's name;
     ``cpu_features`` is what llama.cpp was compiled to use of it, in llama.cpp's words, and
@@ -63,6 +67,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     jobs: Annotated[list[RunningJob], Meta(max_length=1024)] = []
     prompt_tokens_per_s: TokensPerS | None = None
     tokens_per_s: TokensPerS | None = None
+    slowdowns: Annotated[list[Slowdown], Meta(max_length=64)] = []
     idle_since: str | None = None
     overlaps: list[str] = []
     cpu: str = ""

@@ -31,7 +31,9 @@ class Usage(Struct, frozen=True):
 
 class Timings(Struct, frozen=True, kw_only=True):
     """Milliseconds, and tokens per second. ``first_token_ms`` counts from the attempt's start,
-    ``total_ms`` from there to its end, by a clock that cannot be set."""
+    ``total_ms`` from there to its end, by a clock that cannot be set. ``prompt_delay_ms`` and
+    ``generation_delay_ms`` are how much of ``prompt_ms`` and ``generation_ms`` is due to jobs that
+    ran beside it, as estimated."""
 
     queued_ms: Milliseconds
     load_ms: Milliseconds = 0.0
@@ -39,6 +41,8 @@ class Timings(Struct, frozen=True, kw_only=True):
     first_token_ms: Milliseconds | None = None
     generation_ms: Milliseconds = 0.0
     total_ms: Milliseconds | None = None
+    prompt_delay_ms: Milliseconds = 0.0
+    generation_delay_ms: Milliseconds = 0.0
     tokens_per_s: TokensPerS | None = None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import Simulation, Slot
+from services.gateway.eta.simulation import DRAWS, Simulation, Slot
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
@@ -78,7 +78,8 @@ def test_durations_over_a_clock_change_are_ignored() -> None:
 
 def p50_s(service_time: ServiceTime) -> float:
     """When a job would be done that an idle inferer begins now."""
-    done = Simulation(service_time, [Slot("i")], datetime.now(UTC)).serve(WORK)
+    simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+    done = simulation.done_s(simulation.serve(WORK), behind=0)
     assert numpy.isfinite(done).all()
     return float(numpy.median(done))
 
@@ -168,14 +169,75 @@ def test_each_inferer_has_its_speed() -> None:
 
 
 def test_a_job_goes_to_the_slot_that_is_free_first() -> None:
-    """Two equal slots take four equal jobs in the time of two."""
+    """Two equal inferers take four equal jobs in the time of two."""
     service_time = ServiceTime()
     for _ in range(20):
         service_time.observe(result(1.1))
-    simulation = Simulation(service_time, [Slot("i"), Slot("i")], datetime.now(UTC))
-    done = [float(numpy.median(simulation.serve(WORK))) for _ in range(4)]
-    assert abs(done[0] - 1.1) < 0.1
-    assert abs(done[3] - 2.2) < 0.2
+    for jobs, took_s in ((1, 1.1), (4, 2.2)):
+        simulation = Simulation(service_time, [Slot("i"), Slot("k")], datetime.now(UTC), {})
+        for _ in range(jobs):
+            slots = simulation.serve(WORK)
+        assert abs(numpy.median(simulation.done_s(slots, behind=0)) - took_s) < 0.1 * took_s
+
+
+SHARED = {"i": [1.0, 1.5]}
+"""An inferer that takes 1.5 times as long for a token of each of two jobs."""
+
+
+def learned(*, delay_ms: float = 0.0) -> ServiceTime:
+    """From jobs with 0.1 s for their prompt and 1 s for their answer, when alone; ``delay_ms`` is
+    how much longer each took because of others."""
+    service_time = ServiceTime()
+    for _ in range(20):
+        one = result(1.1 + delay_ms / 1000)
+        assert one.timings is not None
+        timings = msgspec.structs.replace(
+            one.timings, prompt_delay_ms=0.0, generation_delay_ms=delay_ms
+        )
+        service_time.observe(msgspec.structs.replace(one, timings=timings))
+    return service_time
+
+
+def shared_s(jobs: int, behind: int = 0, *, slots: int = 2, delay_ms: float = 0.0) -> float:
+    """When the last of ``jobs`` is done that wait for an inferer with ``slots``."""
+    service_time = learned(delay_ms=delay_ms)
+    simulation = Simulation(service_time, [Slot("i")] * slots, datetime.now(UTC), SHARED)
+    for _ in range(jobs):
+        last = simulation.serve(WORK)
+    return float(numpy.median(simulation.done_s(last, behind)))
+
+
+@pytest.mark.parametrize("delay_ms", [0.0, 700.0])
+def test_jobs_on_one_inferer_share_its_time(delay_ms: float) -> None:
+    """Alone 0.1 and 1 s; two at once take 2 x 0.1 and 1.5 x 1 s. However the jobs ran that this
+    was learned from."""
+    assert abs(shared_s(1, delay_ms=delay_ms) - 1.1) < 0.1
+    assert abs(shared_s(2, delay_ms=delay_ms) - 1.7) < 0.15
+    # The third begins when the first ends, and is alone as soon as the second ends, too.
+    assert abs(shared_s(3, delay_ms=delay_ms) - 2.8) < 0.25
+    # Those that wait behind it take the other slot.
+    assert abs(shared_s(3, behind=9, delay_ms=delay_ms) - 3.4) < 0.3
+
+
+def test_a_job_that_has_run_alone_is_slowed_down_by_the_next() -> None:
+    """After 0.6 s of 1.1 a second one comes: half a second more takes 0.75."""
+    service_time, now = learned(), datetime.now(UTC)
+    attempt = RunningAttempt("x", 1, "i", timestamp(now - timedelta(seconds=0.6)), WORK, 25)
+    for jobs, left_s in ((0, 0.5), (1, 0.75)):
+        simulation = Simulation(service_time, [Slot("i", attempt), Slot("i")], now, SHARED)
+        for _ in range(jobs):
+            simulation.serve(WORK)
+        first = numpy.zeros(DRAWS, dtype=int)
+        assert abs(numpy.median(simulation.done_s(first, behind=0)) - left_s) < 0.15
+
+
+def test_an_idle_inferer_comes_before_a_slot_beside_another_job() -> None:
+    service_time, now = learned(), datetime.now(UTC)
+    slots = [Slot("i"), Slot("i"), Slot("k")]
+    simulation = Simulation(service_time, slots, now, SHARED)
+    simulation.serve(WORK)
+    second = simulation.serve(WORK)
+    assert abs(numpy.median(simulation.done_s(second, behind=0)) - 1.1) < 0.1
 
 
 def test_running_jobs_are_known_from_events_and_heartbeats() -> None:

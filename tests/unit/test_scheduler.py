@@ -161,6 +161,38 @@ def test_a_step_in_which_the_machine_slept_changes_little() -> None:
     assert prompt.position > before + 200
 
 
+def test_what_others_cost_a_sequence_is_known() -> None:
+    """Alone nothing; beside another, the longer steps and the time that its prompt takes."""
+    alone = Work(1, 20)
+    scheduler = scheduler_of([alone], slots=2)
+    took_s = sum(seconds_of(compute(scheduler)) for _ in range(20))
+    assert alone.state is State.FINISHED
+    assert alone.delay_s == 0
+
+    pair = [Work(1, 40), Work(1, 40)]
+    for work in pair:
+        scheduler.add(work)
+    took_s = sum(seconds_of(compute(scheduler)) for _ in range(40))
+    for work in pair:
+        assert work.state is State.FINISHED
+        # 40 steps alone, measured before, take 9 ms each. The first few of two were not measured.
+        assert abs((took_s - work.delay_s) - 40 * 0.009) < 0.1 * took_s
+
+    stream, prompt = Work(1, 400), Work(40)
+    scheduler.add(stream)
+    for _ in range(20):
+        compute(scheduler)
+    scheduler.add(prompt)
+    together_s = 0.0
+    while prompt.state is not State.FINISHED:
+        together_s += seconds_of(compute(scheduler))
+    # What one had the other had not, except that a step of two takes less than two steps.
+    of_stream, of_prompt = together_s - stream.delay_s, together_s - prompt.delay_s
+    assert 0 < of_prompt < 40 * 0.009
+    assert 0 < of_stream < together_s
+    assert of_stream + of_prompt <= together_s * 1.05
+
+
 def test_slots_are_assigned_in_the_order_of_arrival() -> None:
     """Sequences beyond the slots wait; one that finishes or is aborted frees its slot."""
     works = [Work(1, answer) for answer in (1, 9, 9, 9)]

@@ -1,6 +1,7 @@
 """Estimates for clients: a job's position, progress and ETA, and when a full queue has room."""
 
 import math
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 
@@ -10,10 +11,10 @@ from msgspec.structs import asdict, replace
 from nats.aio.msg import Msg
 
 from services.gateway.eta.lengths import Floats
-from services.gateway.eta.position import find_position, read_next_requests
+from services.gateway.eta.position import QueuePosition, find_position, read_next_requests
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import Simulation, Slot
+from services.gateway.eta.simulation import DRAWS, Simulation, Slot
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.waiting_jobs import WaitingJobs
@@ -28,6 +29,7 @@ from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import Eta, JobStatus, Progress
 from shared.wire.codecs import decode_request, decode_state_event
+from shared.wire.inferers import InfererEntry
 from shared.wire.requests import InferenceRequest, Work
 from shared.wire.results import Completed, Result
 
@@ -38,6 +40,8 @@ QUIET_S = 2.0
 RETRY_AFTER_UNMEASURED_S = 5
 RETRY_AFTER_UNSERVED_S = 30
 """``Retry-After`` while nothing has been measured, and while no inferer serves the model."""
+
+FIRST_SLOT = numpy.zeros(DRAWS, dtype=int)
 
 log = logger()
 
@@ -106,7 +110,7 @@ class Forecast:
         if job.scheduled:
             return Estimate()
         if job.is_running:
-            return self._estimate_running(job)
+            return self._estimate_running(job, model)
         if model is None or job.priority not in model.by_priority:
             return Estimate()
         position = await find_position(
@@ -127,7 +131,8 @@ class Forecast:
             if work is not None:
                 simulation.serve(work)
         simulation.serve_typical(own_priority - len(next_requests))
-        return Estimate(position=position.ahead, eta=self._eta(simulation.serve(own), job))
+        done_s = simulation.done_s(simulation.serve(own), _waiting_behind(position))
+        return Estimate(position=position.ahead, eta=self._eta(done_s, job))
 
     def knows_of(self, job_id: str) -> bool:
         """Whether this gateway knows that an attempt of the job has begun or ended."""
@@ -141,19 +146,25 @@ class Forecast:
         if simulation is None:
             return RETRY_AFTER_UNMEASURED_S
         simulation.serve_typical(jobs - 1)
-        free_s = float(numpy.median(simulation.free_s.min(axis=0)))
+        free_s = float(numpy.median(simulation.next_free_s))
         return math.ceil(min(max(free_s, 1.0), MAX_JOB_LIFETIME.total_seconds()))
 
-    def _estimate_running(self, job: PendingJob) -> Estimate:
-        attempt = self._running_attempts(token_of(job.model)).get(job.id)
+    def _estimate_running(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
+        attempts = self._running_attempts(token_of(job.model))
+        attempt = attempts.get(job.id)
         if attempt is None or attempt.work is None:
             return Estimate()
         progress = Progress(attempt.tokens, attempt.work.max_tokens)
         service_time = self._service_times.get(token_of(job.model))
         if service_time is None or not service_time.is_known:
             return Estimate(progress=progress)
-        simulation = Simulation(service_time, [Slot(attempt.inferer, attempt)], self._broker.now())
-        return Estimate(progress=progress, eta=self._eta(simulation.free_s[0], job))
+        entries = self._fleet.inferers(token_of(job.model))
+        (entry,) = (entry for entry in entries if entry.id == attempt.inferer)
+        slots = [slot for slot in _slots(entry, attempts) if slot.attempt != attempt]
+        simulation = self._new_simulation(service_time, [Slot(entry.id, attempt), *slots], [entry])
+        waiting = 0 if model is None else model.waiting // len(entries)
+        done_s = simulation.done_s(FIRST_SLOT, waiting)
+        return Estimate(progress=progress, eta=self._eta(done_s, job))
 
     def _simulation(self, model: ModelConsumers, unreported: int) -> Simulation | None:
         """The model's slots with what they run, after serving ``unreported`` jobs that were
@@ -161,19 +172,20 @@ class Forecast:
         service_time = self._service_times.get(model.token)
         if service_time is None or not service_time.is_known:
             return None
-        running = self._running_attempts(model.token)
-        slots: list[Slot] = []
-        for entry in self._fleet.inferers(model.token):
-            attempts: list[RunningAttempt | None] = [
-                attempt for attempt in running.values() if attempt.inferer == entry.id
-            ]
-            attempts += [None] * (entry.slots - len(attempts))
-            slots += [Slot(entry.id, attempt) for attempt in attempts[: entry.slots]]
+        attempts = self._running_attempts(model.token)
+        entries = self._fleet.inferers(model.token)
+        slots = [slot for entry in entries for slot in _slots(entry, attempts)]
         if not slots:
             return None
-        simulation = Simulation(service_time, slots, self._broker.now())
+        simulation = self._new_simulation(service_time, slots, entries)
         simulation.serve_typical(unreported)
         return simulation
+
+    def _new_simulation(
+        self, service_time: ServiceTime, slots: list[Slot], entries: Iterable[InfererEntry]
+    ) -> Simulation:
+        slowdowns = {entry.id: entry.slowdowns for entry in entries}
+        return Simulation(service_time, slots, self._broker.now(), slowdowns)
 
     def _count_unreported(self, model: ModelConsumers) -> int:
         """Jobs in flight that no inferer reports: they are starting, or will be redelivered."""
@@ -201,6 +213,18 @@ class Forecast:
         event = decode_state_event.read(message.data, message.subject)
         if event is not None:
             self._running.on_state_event(subjects.model_and_id(message.subject)[1], event)
+
+
+def _slots(entry: InfererEntry, attempts: Mapping[str, RunningAttempt]) -> list[Slot]:
+    """The slots of an inferer with what they run."""
+    running = [attempt for attempt in attempts.values() if attempt.inferer == entry.id]
+    slots = [Slot(entry.id, attempt) for attempt in running]
+    return [*slots, *[Slot(entry.id)] * (entry.slots - len(slots))][: entry.slots]
+
+
+def _waiting_behind(position: QueuePosition) -> int:
+    """How many jobs of the model wait behind the one at ``position``."""
+    return max(position.model.waiting - position.waiting - 1, 0)
 
 
 def _work(request: InferenceRequest | None, model: ModelConsumers) -> Work | None:

@@ -64,7 +64,7 @@ class ServiceTime:
         timings, usage, inferer, work = result.timings, result.usage, result.inferer, result.work
         if timings is None or inferer is None or work is None:
             return
-        prompt_s, total_s = timings.prompt_ms / 1000, _total_s(timings)
+        prompt_s, total_s = _alone_s(timings)
         if not (
             0 <= prompt_s < total_s <= MAX_JOB_LIFETIME.total_seconds()
             and 0 <= usage.prompt_tokens <= MAX_TOKENS
@@ -155,9 +155,13 @@ def _fit(prompts: Iterable[tuple[int, int]]) -> tuple[float, float]:
     return slope, float(tokens.mean() - slope * sizes.mean())
 
 
-def _total_s(timings: Timings) -> float:
-    """How long the attempt ran. Inferers of earlier versions report only the parts. The difference
-    of two times of day is not used, since clocks are set and machines sleep."""
-    if timings.total_ms is not None:
-        return timings.total_ms / 1000
-    return (timings.prompt_ms + timings.generation_ms) / 1000
+def _alone_s(timings: Timings) -> tuple[float, float]:
+    """Seconds until the first token and to the end of the attempt, less what is due to other jobs.
+    Inferers of earlier versions report only the parts. The difference of two times of day is not
+    used, since clocks are set and machines sleep."""
+    total_ms = timings.total_ms
+    if total_ms is None:
+        total_ms = timings.prompt_ms + timings.generation_ms
+    prompt_ms = timings.prompt_ms - timings.prompt_delay_ms
+    total_ms -= timings.prompt_delay_ms + timings.generation_delay_ms
+    return prompt_ms / 1000, total_ms / 1000

@@ -1,9 +1,11 @@
 """Simulates the queue: when each slot becomes free, and when each waiting job is done."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy
+from numpy.typing import NDArray
 
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt
@@ -15,6 +17,16 @@ SEED = 1
 """Fixed, so that two estimates of the same queue agree."""
 ALL_DRAWS = numpy.arange(DRAWS)
 HALF = 0.5**0.5
+LEAST = 1e-9
+"""In place of 0, for a job that has not ended."""
+
+TYPICAL_GROWTH = 0.5
+"""The exponent with which the time for a token grows with the jobs that run on one inferer, where
+it has not reported that."""
+MAX_ENDS = 4
+"""How often a slot is taken by later jobs, at most, while a job beside it runs."""
+
+Ints = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True)
@@ -26,32 +38,83 @@ class Slot:
 
 
 class Simulation:
-    """A Monte Carlo simulation: each draw gives every answer a length from the distribution."""
+    """A Monte Carlo simulation: each draw gives every answer a length from the distribution.
 
-    def __init__(self, service_time: ServiceTime, slots: list[Slot], now: datetime) -> None:
+    Jobs on one inferer share its time: while n of them run, the prompt of each takes n times as
+    long as alone, and each token as many times as long as the inferer reports for n. So when a job
+    begins or ends, the ends of the others on the same inferer change.
+    """
+
+    def __init__(
+        self,
+        service_time: ServiceTime,
+        slots: list[Slot],
+        now: datetime,
+        slowdowns: Mapping[str, Sequence[float]],
+    ) -> None:
         """``slots`` must not be empty, and ``service_time`` needs at least one sample; ``now`` is
-        the broker's time."""
+        the broker's time. ``slowdowns``: those of each `InfererEntry`, by its id."""
         self._service_time = service_time
-        self._slots = slots
         self._random = numpy.random.default_rng(SEED)
         # What makes one job slow, a busy machine, also slows the next one: half of the residual is
         # common to all jobs of a draw.
         self._common = service_time.sample_residuals(self._random, DRAWS) ** HALF
         speeds = [service_time.speed(slot.inferer) for slot in slots]
-        self._prompt_s = numpy.array([speed.prompt_s for speed in speeds])
+        self._prompt_token_s = numpy.array([speed.prompt_s for speed in speeds])
         self._token_s = numpy.array([speed.token_s for speed in speeds])
-        self.free_s = numpy.stack([self._remaining_s(slot, now) for slot in slots])
-        """Seconds until each slot is free, in each draw."""
 
-    def serve(self, work: Work) -> Floats:
-        """Give ``work`` to the slot that is free first. Returns the seconds until it is done."""
-        first = self.free_s.argmin(axis=0)
-        prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-        tokens = self._sample_lengths(work, beyond=0)
-        expected_s = prompt_tokens * self._prompt_s[first] + tokens * self._token_s[first]
-        done_s: Floats = self.free_s[first, ALL_DRAWS] + expected_s * self._sample_residuals()
-        self.free_s[first, ALL_DRAWS] = done_s
-        return done_s
+        names = {name: at for at, name in enumerate(dict.fromkeys(s.inferer for s in slots))}
+        self._inferer = numpy.array([names[slot.inferer] for slot in slots])
+        sizes = numpy.bincount(self._inferer)
+        self._most = int(sizes.max())
+        # One row more than there are slots, which stays free, stands for the missing slots of
+        # smaller inferers.
+        shape = (len(slots) + 1, DRAWS)
+        self._slots_of = numpy.full((len(names), self._most), len(slots))
+        for inferer, size in enumerate(sizes):
+            self._slots_of[inferer, :size] = numpy.flatnonzero(self._inferer == inferer)
+        self._slowdown = numpy.array(
+            [_slowdowns(slowdowns.get(name, ()), self._most) for name in names]
+        )
+        self._now_s = numpy.zeros(DRAWS)
+        """When the last job began: those that wait begin in their order."""
+        self._jobs = numpy.zeros((len(names), DRAWS), dtype=int)
+        """How many run on each inferer."""
+        self._free = numpy.full(DRAWS, len(slots))
+        self._prompt_s, self._answer_s = numpy.zeros(shape), numpy.zeros(shape)
+        """What the job in each slot takes alone."""
+        self._left, self._since_s = numpy.zeros(shape), numpy.zeros(shape)
+        """The share of it that was left at a time; 0 if the slot is free."""
+        self._end_s = numpy.full(shape, numpy.inf)
+        """When it ends if no other begins or ends."""
+
+        running = [slot for slot in slots if slot.attempt is not None]
+        for at, slot in enumerate(slots):
+            if slot.attempt is not None:
+                beside = sum(other.inferer == slot.inferer for other in running)
+                remaining = self._remaining_s(at, slot.attempt, beside, now)
+                self._prompt_s[at], self._answer_s[at] = remaining
+                self._set_left(numpy.full(DRAWS, at), ALL_DRAWS, self._now_s, 1.0)
+
+    @property
+    def next_free_s(self) -> Floats:
+        """Seconds until some slot is free, in each draw."""
+        next_end_s = self._end_s.min(axis=0)
+        free_s: Floats = numpy.where(self._free > 0, self._now_s, next_end_s)
+        return free_s
+
+    def serve(self, work: Work) -> Ints:
+        """Give ``work`` to the slot that is free first, on the inferer with the fewest jobs.
+        Returns the slot, in each draw."""
+        slots: Ints = self._end_s.argmin(axis=0)
+        ending = numpy.flatnonzero(self._free == 0)
+        self._now_s[ending] = self._end_s[slots[ending], ending]
+        self._set_left(slots[ending], ending, self._now_s[ending], 0.0)
+        if ending.size < DRAWS:
+            jobs = numpy.where(self._left[:-1] > 0, self._most, self._jobs[self._inferer])
+            slots = jobs.argmin(axis=0)
+        self._begin(slots, ALL_DRAWS, work)
+        return slots
 
     def serve_typical(self, count: int) -> None:
         """Serve ``count`` jobs of unknown size, in one step."""
@@ -59,24 +122,95 @@ class Simulation:
             work = self._service_time.typical_work()
             prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
             tokens = self._sample_lengths(work, beyond=0).mean()
-            jobs_per_s = (1 / (prompt_tokens * self._prompt_s + tokens * self._token_s)).sum()
-            self.free_s += count / jobs_per_s * self._common
+            jobs = numpy.bincount(self._inferer)[self._inferer]
+            job_s = (
+                jobs * prompt_tokens * self._prompt_token_s
+                + self._slowdown[self._inferer, jobs - 1] * tokens * self._token_s
+            )
+            all_s = count / (1 / job_s).sum() * self._common
+            for times_s in (self._now_s, self._since_s, self._end_s):
+                times_s += all_s
 
-    def _remaining_s(self, slot: Slot, now: datetime) -> Floats:
-        """Seconds until the attempt in ``slot`` is done, in each draw."""
-        if slot.attempt is None:
-            return numpy.zeros(DRAWS)
-        work = slot.attempt.work or self._service_time.typical_work()
-        elapsed_s = slot.attempt.elapsed_s(now)
-        speed = self._service_time.speed(slot.inferer)
-        prompt_s = self._service_time.prompt_tokens(work.prompt_bytes) * speed.prompt_s
-        so_far = max(slot.attempt.tokens, int((elapsed_s - prompt_s) / speed.token_s), 0)
+    def done_s(self, slots: Ints, behind: int) -> Floats:
+        """Seconds until the jobs in ``slots``, one in each draw, are done, while ``behind`` jobs
+        that wait behind them take slots that become free. It ends the simulation."""
+        typical = self._service_time.typical_work()
+        inferer = self._inferer[slots]
+        waiting = numpy.full(DRAWS, behind * self._most // self._inferer.size)
+        for _ in range(MAX_ENDS * self._most):
+            slots_here = self._slots_of[inferer].T
+            first = slots_here[self._end_s[slots_here, ALL_DRAWS].argmin(axis=0), ALL_DRAWS]
+            earlier = numpy.flatnonzero(first != slots)
+            if not earlier.size:
+                break
+            self._now_s[earlier] = self._end_s[first[earlier], earlier]
+            self._set_left(first[earlier], earlier, self._now_s[earlier], 0.0)
+            taken = earlier[waiting[earlier] > 0]
+            waiting[taken] -= 1
+            self._begin(first[taken], taken, typical)
+        done_s: Floats = self._end_s[slots, ALL_DRAWS]
+        return done_s
+
+    def _begin(self, slots: Ints, draws: Ints, work: Work) -> None:
+        """Have ``work`` begin in a free slot of each of ``draws``, now."""
+        if draws.size:
+            prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
+            tokens = self._sample_lengths(work, beyond=0)[draws]
+            residuals = self._sample_residuals()[draws]
+            self._prompt_s[slots, draws] = prompt_tokens * self._prompt_token_s[slots] * residuals
+            self._answer_s[slots, draws] = tokens * self._token_s[slots] * residuals
+            self._set_left(slots, draws, self._now_s[draws], 1.0)
+
+    def _set_left(self, slots: Ints, draws: Ints, at_s: Floats, left: float) -> None:
+        """A job begins (``left`` is 1) or ends (0) at ``at_s`` in one slot of each of ``draws``."""
+        if not draws.size:
+            return
+        inferer = self._inferer[slots]
+        here = (self._slots_of[inferer].T, draws)
+        done = (at_s - self._since_s[here]) / self._durations_s(inferer, draws)
+        # What ends in the same moment ends next.
+        self._left[here] = numpy.where(
+            self._left[here] > 0, numpy.maximum(self._left[here] - done, LEAST), 0.0
+        )
+        self._left[slots, draws] = left
+        self._since_s[here] = at_s
+        change = 1 if left else -1
+        self._jobs[inferer, draws] += change
+        self._free[draws] -= change
+        end_s = at_s + self._left[here] * self._durations_s(inferer, draws)
+        self._end_s[here] = numpy.where(self._left[here] > 0, end_s, numpy.inf)
+
+    def _durations_s(self, inferer: Ints, draws: Ints) -> Floats:
+        """How long the job in each slot of an inferer takes as a whole, in each of ``draws``, while
+        as many run there as do."""
+        here = (self._slots_of[inferer].T, draws)
+        jobs = numpy.maximum(self._jobs[inferer, draws], 1)
+        answers_s = self._slowdown[inferer, jobs - 1] * self._answer_s[here]
+        durations_s: Floats = numpy.maximum(jobs * self._prompt_s[here] + answers_s, LEAST)
+        return durations_s
+
+    def _remaining_s(
+        self, slot: int, attempt: RunningAttempt, jobs: int, now: datetime
+    ) -> tuple[Floats, Floats]:
+        """What is left of an attempt that runs beside others, ``jobs`` in all: the seconds that its
+        prompt and its answer would take alone, in each draw."""
+        work = attempt.work or self._service_time.typical_work()
+        elapsed_s = attempt.elapsed_s(now)
+        token_s = self._token_s[slot]
+        prompt_s = self._service_time.prompt_tokens(work.prompt_bytes) * self._prompt_token_s[slot]
+        slowdown = self._slowdown[self._inferer[slot], jobs - 1]
+        so_far = max(attempt.tokens, int((elapsed_s - jobs * prompt_s) / (slowdown * token_s)), 0)
         so_far = min(so_far, work.max_tokens - 1)
+        # What it has done would have taken less time alone.
+        alone_s = prompt_s + so_far * token_s
+        shared_s = jobs * prompt_s + so_far * slowdown * token_s
+        done_s = elapsed_s * alone_s / max(shared_s, LEAST)
         residuals = self._sample_residuals()
         lengths = self._sample_lengths(work, beyond=so_far)
-        total_s = (prompt_s + lengths * speed.token_s) * residuals
+        left_s = (prompt_s + lengths * token_s) * residuals - done_s
+        prompt_left_s = max(prompt_s - done_s, 0.0)
         # At least the token that is being computed.
-        return numpy.maximum(total_s - elapsed_s, speed.token_s)
+        return numpy.full(DRAWS, prompt_left_s), numpy.maximum(left_s - prompt_left_s, token_s)
 
     def _sample_lengths(self, work: Work, beyond: int) -> Floats:
         uniform = self._random.random(DRAWS)
@@ -84,3 +218,10 @@ class Simulation:
 
     def _sample_residuals(self) -> Floats:
         return self._common * self._service_time.sample_residuals(self._random, DRAWS) ** HALF
+
+
+def _slowdowns(reported: Sequence[float], most: int) -> list[float]:
+    """For 1 to ``most`` jobs at once."""
+    known = [*reported[:most]] or [1.0]
+    beyond = range(len(known) + 1, most + 1)
+    return known + [known[-1] * (jobs / len(known)) ** TYPICAL_GROWTH for jobs in beyond]

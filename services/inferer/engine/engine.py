@@ -117,6 +117,11 @@ class Engine:
         lately."""
         return self._scheduler.step_times.seconds
 
+    def slowdowns(self, most: int) -> list[float]:
+        """How many times as long a token takes when 1, 2, … ``most`` sequences generate."""
+        slowdown = self._scheduler.step_times.slowdown
+        return [round(slowdown(sequences), 3) for sequences in range(1, most + 1)]
+
     def submit(self, sequence: GenerationSequence) -> None:
         """Prepare ``sequence``, then queue it; from any thread. Once the engine is closed, it ends
         with `Aborted`."""

@@ -23,6 +23,9 @@ class Generation:
     completion_tokens: int
     prompt_ms: float
     generation_ms: float
+    prompt_delay_ms: float = 0.0
+    """How much of that is due to other sequences, as estimated."""
+    generation_delay_ms: float = 0.0
 
 
 class GenerationSequence(Sequence):
@@ -59,6 +62,7 @@ class GenerationSequence(Sequence):
         self.started = 0.0
         """`time.perf_counter`, as ``prompt_done``."""
         self.prompt_done = 0.0
+        self._prompt_delay_s = 0.0
         self._detokenizer = Detokenizer(stop)
 
     def advance(self, model: Model, context: object, row: int) -> Generation | None:
@@ -72,6 +76,7 @@ class GenerationSequence(Sequence):
         token = self.sampler.sample(context, row)
         if self.completion_tokens == 0:
             self.prompt_done = time.perf_counter()
+            self._prompt_delay_s = self.delay_s
             self.on_phase(Phase.TOKENS)
         piece = model.piece(token)
         if piece is None:
@@ -97,6 +102,8 @@ class GenerationSequence(Sequence):
             completion_tokens=self.completion_tokens,
             prompt_ms=(self.prompt_done - self.started) * 1000,
             generation_ms=(time.perf_counter() - self.prompt_done) * 1000,
+            prompt_delay_ms=self._prompt_delay_s * 1000,
+            generation_delay_ms=(self.delay_s - self._prompt_delay_s) * 1000,
         )
 
     def close(self) -> None:

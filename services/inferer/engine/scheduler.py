@@ -168,10 +168,27 @@ class Scheduler(Generic[S]):
         self._share.observe(generating, prompt_tokens, seconds)
         if not prompt_tokens:
             self.step_times.observe(generating, seconds)
+        if len(self._running) > 1:
+            self._add_delays(batch, generating, prompt_tokens, seconds)
         self._clock += prompt_tokens
         for sequence, size, _, _ in batch:
             sequence.position += size
         return [chunk for chunk in batch if chunk.has_output]
+
+    def _add_delays(
+        self, batch: list[Chunk[S]], generating: int, prompt_tokens: int, seconds: float
+    ) -> None:
+        """Note how much longer each sequence has taken than it would have taken alone."""
+        generating_s = min(self.step_times.estimate(generating), seconds) if generating else 0.0
+        prompts_s = seconds - generating_s if prompt_tokens else 0.0
+        alone_s = (seconds - prompts_s) / self.step_times.slowdown(max(generating, 1))
+        for sequence in self._running:
+            sequence.delay_s += seconds
+        for sequence, size, _, _ in batch:
+            if sequence.remaining == 1:
+                sequence.delay_s -= alone_s
+            else:
+                sequence.delay_s -= prompts_s * size / prompt_tokens
 
     def remove(self, sequence: S) -> None:
         """Forget a sequence, which may have a slot or wait for one."""

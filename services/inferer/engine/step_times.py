@@ -9,6 +9,9 @@ RECENT = 16
 """Steps of each number of sequences that are kept."""
 ENOUGH = 4
 """Steps before their median counts: the first after a change may be slow."""
+TYPICAL_GROWTH = 0.5
+"""The exponent with which the time of a step grows with its sequences, where nothing is measured:
+on two cores about this for 2 to 8."""
 FORGET_S = 600.0
 """How long a measurement counts: the machine may have had other work then."""
 
@@ -33,6 +36,26 @@ class StepTimes:
         steps.append(seconds)
         if len(steps) >= ENOUGH:
             self._measured[sequences] = median(steps), now
+
+    def slowdown(self, sequences: int) -> float:
+        """How many times as long a step with so many takes as one with a single sequence."""
+        alone_s = self.estimate(1)
+        if not alone_s:
+            return float(sequences**TYPICAL_GROWTH)
+        return max(1.0, self.estimate(sequences) / alone_s)
+
+    def estimate(self, sequences: int) -> float:
+        """Seconds of a step, in between and beyond what was measured, too; 0 before the first."""
+        measured = self.seconds
+        below = max((n for n in measured if n <= sequences), default=None)
+        above = min((n for n in measured if n >= sequences), default=None)
+        if below is not None and above is not None:
+            share = (sequences - below) / (above - below) if above > below else 0.0
+            return measured[below] + share * (measured[above] - measured[below])
+        nearest = below or above
+        if nearest is None:
+            return 0.0
+        return float(measured[nearest] * (sequences / nearest) ** TYPICAL_GROWTH)
 
     @property
     def seconds(self) -> Mapping[int, float]:

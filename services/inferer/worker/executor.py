@@ -212,6 +212,8 @@ def _timings(job: Job, generation: Generation) -> Timings:
         first_token_ms=generation.prompt_ms,
         total_ms=job.running_ms,
         generation_ms=generation.generation_ms,
+        prompt_delay_ms=max(generation.prompt_delay_ms, 0.0),
+        generation_delay_ms=max(generation.generation_delay_ms, 0.0),
         tokens_per_s=(generation.completion_tokens - 1) / (generation.generation_ms / 1000)
         if generation.completion_tokens > 1
         else None,
