@@ -99,6 +99,7 @@ async def _serve(
             max_attempts=settings.max_attempts,
             retry_s=settings.retry_s,
             grace_s=settings.grace_s,
+            tested_speed=fitness.speed,
         )
         started_at = timestamp(broker.now())
         token_bytes = await asyncio.to_thread(model.longest_token_bytes)
@@ -126,7 +127,7 @@ async def _serve(
                 warning=fitness.warning,
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,
-                tokens_per_s=worker.speed.generation,
+                tokens_per_s=worker.speed.answer,
                 slowdowns=engine.slowdowns(worker.slots),
                 idle_since=worker.idle_since,
             )

@@ -41,13 +41,14 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     """An inferer's entry in the bucket ``INFERERS``; it expires 10 s after the last refresh.
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
-    those of its last jobs, None before the first. ``slowdowns`` says how many times as long a token
-    takes when 1, 2, … jobs generate at once. ``idle_since`` is None while it has a job.
-    ``overlaps`` are the ids of the inferers that it shares CPUs with, to the harm of both, 32 at
-    most; a gateway fills it in, the bucket does not hold it. ``cpu`` is the CPU's name;
-    ``cpu_features`` is what llama.cpp was compiled to use of it, in llama.cpp's words, and
-    ``cpu_features_missing`` what it could use besides. ``warning`` says why it computes more slowly
-    than it could, or None. ``tasks`` are those that the model can do.
+    those of its last jobs, or before the first of its self-test; None if neither was measured.
+    ``slowdowns`` says how many times as long a token takes when 1, 2, … jobs generate at once.
+    ``idle_since`` is None while it has a job. ``overlaps`` are the ids of the inferers that it
+    shares CPUs with, to the harm of both, 32 at most; a gateway fills it in, the bucket does not
+    hold it. ``cpu`` is the CPU's name; ``cpu_features`` is what llama.cpp was compiled to use of
+    it, in llama.cpp's words, and ``cpu_features_missing`` what it could use besides. ``warning``
+    says why it computes more slowly than it could, or None. ``tasks`` are those that the model can
+    do.
     """
 
     id: InfererId

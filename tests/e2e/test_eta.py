@@ -70,16 +70,17 @@ async def test_a_position_was_true_between_question_and_answer(stack: Stack) -> 
         assert least <= position <= sum(start > asked_at for start in starts)
 
 
-def test_there_is_no_estimate_without_data(stack: Stack) -> None:
-    """No ETA before anything was measured, nor while nobody serves the model; a position always."""
+def test_the_first_jobs_have_an_estimate(stack: Stack) -> None:
+    """From the speed that the self-test measured; none while nobody serves the model. A position
+    always."""
     first, second = stack.submit(**LONG), stack.submit(**LONG)
     running = stack.wait_for_state(first, "STARTED")
-    assert "eta" not in running
+    assert running["eta"]["p50_s"] > 0
     waiting = stack.status(second)
-    assert (waiting["position"], "eta" in waiting) == (0, False)
+    assert waiting["position"] == 0
+    assert waiting["eta"]["p50_s"] > stack.status(first)["eta"]["p50_s"]
     stack.http.delete(f"/jobs/{second}")
     stack.http.delete(f"/jobs/{first}")
-    measure(stack)
     stack.inferers[0].terminate()
     third = stack.submit(**LONG)
     status = eventually(lambda: without_eta(stack, third), "nobody is there to serve it")

@@ -43,7 +43,7 @@ def result(
     )
 
 
-def entry(*jobs: RunningJob) -> InfererEntry:
+def entry(*jobs: RunningJob, **reported: Any) -> InfererEntry:
     return InfererEntry(
         id="i",
         model="m",
@@ -55,6 +55,7 @@ def entry(*jobs: RunningJob) -> InfererEntry:
         started_at=ago(100),
         version="1",
         jobs=list(jobs),
+        **reported,
     )
 
 
@@ -74,6 +75,25 @@ def test_durations_over_a_clock_change_are_ignored() -> None:
     for took_s in (-5.0, 0.0, 0.05):
         service_time.observe(result(took_s))
     assert service_time.speed("i") == before
+
+
+def test_before_the_first_result_the_reported_speeds_count() -> None:
+    """Of 100 tokens a second the longest answers take a second; results count more; a speed that
+    cannot be true counts nothing."""
+    service_time = ServiceTime()
+    impossible = entry(prompt_tokens_per_s=1e-300, tokens_per_s=1e-300)
+    for entries in ([entry()], [entry(prompt_tokens_per_s=0.0, tokens_per_s=9.0)], [impossible]):
+        service_time.report(entries)
+        assert not service_time.is_known
+    service_time.report([entry(prompt_tokens_per_s=1000.0, tokens_per_s=100.0)])
+    simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+    done = simulation.done_s(simulation.serve(WORK), behind=0)
+    assert 0.3 < numpy.median(done) <= 1.1
+    assert 0.9 < done.max() < 1.3
+    simulation.serve_typical(10)
+    for _ in range(3):
+        service_time.observe(result(10.1))
+    assert service_time.speed("i").token_s == 10 / 50
 
 
 def p50_s(service_time: ServiceTime) -> float:

@@ -17,8 +17,12 @@ def median(lengths: Lengths, of: Work, beyond: int = 0) -> float:
     return float(numpy.median(lengths.sample(of, beyond, EVENLY)))
 
 
-def test_nothing_learned_means_as_long_as_may_be() -> None:
-    assert set(Lengths().sample(CHAT, 0, EVENLY)) == {128}
+def test_before_the_first_answer_lengths_are_assumed() -> None:
+    """Short ones, long ones, and none beyond what was asked for."""
+    assert max(Lengths().sample(CHAT, 0, EVENLY)) == 128
+    assert 100 < median(Lengths(), work(max_tokens=4096)) < 200
+    assert numpy.mean(Lengths().sample(work(max_tokens=4096), 0, EVENLY) > 100) > 0.5
+    assert min(Lengths().sample(work(max_tokens=4096), 3000, EVENLY)) == 4096
 
 
 def test_answers_that_ended_give_their_own_distribution() -> None:

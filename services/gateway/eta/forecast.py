@@ -155,10 +155,10 @@ class Forecast:
         if attempt is None or attempt.work is None:
             return Estimate()
         progress = Progress(attempt.tokens, attempt.work.max_tokens)
-        service_time = self._service_times.get(token_of(job.model))
-        if service_time is None or not service_time.is_known:
-            return Estimate(progress=progress)
         entries = self._fleet.inferers(token_of(job.model))
+        service_time = self._service_time(token_of(job.model), entries)
+        if not service_time.is_known:
+            return Estimate(progress=progress)
         (entry,) = (entry for entry in entries if entry.id == attempt.inferer)
         slots = [slot for slot in _slots(entry, attempts) if slot.attempt != attempt]
         simulation = self._new_simulation(service_time, [Slot(entry.id, attempt), *slots], [entry])
@@ -169,17 +169,22 @@ class Forecast:
     def _simulation(self, model: ModelConsumers, unreported: int) -> Simulation | None:
         """The model's slots with what they run, after serving ``unreported`` jobs that were
         delivered before; None while there are no measurements or no slots."""
-        service_time = self._service_times.get(model.token)
-        if service_time is None or not service_time.is_known:
+        entries = self._fleet.inferers(model.token)
+        service_time = self._service_time(model.token, entries)
+        if not service_time.is_known:
             return None
         attempts = self._running_attempts(model.token)
-        entries = self._fleet.inferers(model.token)
         slots = [slot for entry in entries for slot in _slots(entry, attempts)]
         if not slots:
             return None
         simulation = self._new_simulation(service_time, slots, entries)
         simulation.serve_typical(unreported)
         return simulation
+
+    def _service_time(self, model: str, entries: Iterable[InfererEntry]) -> ServiceTime:
+        service_time = self._service_times.setdefault(model, ServiceTime())
+        service_time.report(entries)
+        return service_time
 
     def _new_simulation(
         self, service_time: ServiceTime, slots: list[Slot], entries: Iterable[InfererEntry]

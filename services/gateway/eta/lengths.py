@@ -17,6 +17,11 @@ MAX_TOKENS_DECAY, PROMPT_DECAY, OTHER_TASK_WEIGHT = 5.0, 1.0, 0.05
 doubling of ``max_tokens`` and of the prompt's length, and a factor if only one is a chat."""
 
 Floats = NDArray[numpy.float64]
+
+ASSUMED_SURVIVAL: Floats = numpy.linspace(0.98, 0.02, 49)
+ASSUMED_LENGTHS: Floats = numpy.ceil(-200 * numpy.log(ASSUMED_SURVIVAL))
+"""Before there are measurements: some answers are a few tokens long, and some a thousand."""
+
 Curve = tuple[Floats, Floats]
 
 
@@ -59,7 +64,7 @@ class Lengths:
     def _curve(self, max_tokens: float, prompt: float, chat: bool) -> Curve:
         """The lengths at which answers ended by themselves, and the share that was longer."""
         if not self._samples:
-            return numpy.empty(0), numpy.empty(0)
+            return ASSUMED_LENGTHS, ASSUMED_SURVIVAL
         # Sorted so that of equal lengths those that ended come before those that were cut.
         tokens, cut, their_max, their_prompt, their_chat = numpy.array(sorted(self._samples)).T
         weights = numpy.exp(

@@ -10,6 +10,7 @@ import numpy
 
 from services.gateway.eta.lengths import Floats, Lengths
 from shared.retention import MAX_JOB_LIFETIME
+from shared.wire.inferers import InfererEntry
 from shared.wire.requests import Work
 from shared.wire.results import Completed, Timings, Usage
 
@@ -26,6 +27,13 @@ MIN_SPEED_SAMPLES = 3
 MAX_RESIDUAL = log(4)
 PRIOR_RESIDUALS = (0.0, 0.0, 0.0)
 """Assumed before there are measurements, so that the first residual is not the only one."""
+
+SLOWEST = 1e-4
+"""Tokens per second. Nothing that a client would wait for is slower."""
+
+TOKENS_PER_BYTE = 0.25
+ASSUMED_WORK = Work(prompt_bytes=400, max_tokens=256, task="complete")
+"""Assumed before there are measurements."""
 
 MAX_PROMPT_BYTES = 64 * 1024 * 1024
 """The largest message a broker can be configured for."""
@@ -47,6 +55,8 @@ class ServiceTime:
         self.lengths = Lengths()
         self._speeds: dict[str, deque[Speed]] = {}
         self._latest: deque[Speed] = deque(maxlen=SPEED_SAMPLES)
+        self._reported: dict[str, Speed] = {}
+        """What the self-tests of live inferers measured, or their last jobs."""
         self._prompts: deque[tuple[int, int]] = deque(maxlen=MAX_SAMPLES)
         self._works: deque[Work] = deque(maxlen=MAX_SAMPLES)
         self._residuals: deque[float] = deque(PRIOR_RESIDUALS, maxlen=MAX_SAMPLES)
@@ -57,7 +67,16 @@ class ServiceTime:
     @property
     def is_known(self) -> bool:
         """Whether anything has been measured."""
-        return bool(self._latest)
+        return bool(self._latest or self._reported)
+
+    def report(self, inferers: Iterable[InfererEntry]) -> None:
+        """Note the speeds that live inferers report. They count until the results of some jobs are
+        known."""
+        self._reported = {}
+        for entry in inferers:
+            prompt, answer = entry.prompt_tokens_per_s or 0.0, entry.tokens_per_s or 0.0
+            if min(prompt, answer) > SLOWEST:
+                self._reported[entry.id] = Speed(1 / prompt, 1 / answer)
 
     def observe(self, result: Completed) -> None:
         """Add a sample. Results without timings or sizes, or with impossible ones, are ignored."""
@@ -114,6 +133,9 @@ class ServiceTime:
         if len(known) < MIN_SPEED_SAMPLES:
             others = [speed for speed in self._latest if speed not in known]
             known += others[len(known) - MIN_SPEED_SAMPLES :]
+        if not known:
+            reported = self._reported.get(inferer)
+            known = [reported] if reported else [*self._reported.values()]
         return Speed(
             median_low(speed.prompt_s for speed in known),
             median_low(speed.token_s for speed in known),
@@ -122,12 +144,14 @@ class ServiceTime:
     def prompt_tokens(self, prompt_bytes: int) -> float:
         """How many tokens of a prompt of this length have to be computed, as expected."""
         if self._prompt_line is None:
-            self._prompt_line = _fit(self._prompts)
+            self._prompt_line = _fit(self._prompts) if self._prompts else (TOKENS_PER_BYTE, 0.0)
         slope, intercept = self._prompt_line
         return max(intercept + slope * prompt_bytes, 1.0)
 
     def typical_work(self) -> Work:
         """A request like the recent ones, for jobs whose size is not known."""
+        if not self._works:
+            return ASSUMED_WORK
         return Work(
             prompt_bytes=int(numpy.mean([work.prompt_bytes for work in self._works])),
             max_tokens=int(numpy.median([work.max_tokens for work in self._works])),

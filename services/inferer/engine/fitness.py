@@ -13,11 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from services.inferer.engine import self_test
 from services.inferer.engine.library import library_folder
 from services.inferer.engine.self_test_record import load_record, save_record
+from services.inferer.engine.speed import MeasuredSpeed
 from services.inferer.settings import InfererSettings
 from shared.cpus import cpu_flags, cpu_model, usable_cpus
 from shared.errors import ModelError
@@ -39,6 +41,8 @@ class Fitness(Struct, frozen=True):
 
     extra_buffers: bool = True
     warning: str | None = None
+    speed: MeasuredSpeed = MeasuredSpeed()
+    """Of the self-test."""
 
 
 class _Exit(Struct, frozen=True):
@@ -47,6 +51,7 @@ class _Exit(Struct, frozen=True):
     status: int
     loaded: bool
     last_line: str
+    speed: MeasuredSpeed = MeasuredSpeed()
 
     @property
     def was_killed(self) -> bool:
@@ -89,7 +94,7 @@ async def _test(path: Path) -> tuple[Fitness, bool]:
     """The fitness, and whether it may differ at the next start."""
     first = await _run_self_test()
     if not first.was_killed:
-        return Fitness(), False
+        return Fitness(speed=first.speed), False
     second = await _run_self_test(self_test.WITHOUT_EXTRA_BUFFERS)
     cpu = cpu_model()
     if second.was_killed:
@@ -101,6 +106,7 @@ async def _test(path: Path) -> tuple[Fitness, bool]:
         extra_buffers=False,
         warning=f"llama.cpp {first.description}, on this CPU ({cpu}), and computes without extra "
         f"buffers (AMX, repacked weights), which is slower; {HOW_TO_COMPILE}",
+        speed=second.speed,
     )
     return fitness, first.may_differ
 
@@ -121,10 +127,12 @@ async def _run_self_test(*options: str) -> _Exit:
             process.kill()
             await process.wait()
     lines = errors.decode("utf-8", "replace").strip().splitlines()
+    printed = output.decode(errors="replace").split()
     result = _Exit(
         status=process.returncode or 0,
-        loaded=self_test.LOADED in output.decode(errors="replace").split(),
+        loaded=self_test.LOADED in printed,
         last_line=lines[-1].strip() if lines else "",
+        speed=_speed(printed),
     )
     if result.status == EXIT_CONFIGURATION:
         raise ModelError(result.last_line)
@@ -133,10 +141,18 @@ async def _run_self_test(*options: str) -> _Exit:
     return result
 
 
+def _speed(printed: list[str]) -> MeasuredSpeed:
+    try:
+        return msgspec.json.decode(printed[-1], type=MeasuredSpeed)
+    except (IndexError, msgspec.DecodeError):
+        return MeasuredSpeed()  # it was killed
+
+
 def _cache_key(settings: InfererSettings, path: Path) -> list[object]:
     """Everything that the result depends on."""
     libraries = sorted(library_folder().glob("*.so*"))
     return [
+        list(Fitness.__struct_fields__),
         [_identity(library) for library in libraries],
         _identity(path.resolve()),
         [cpu_model(), sorted(cpu_flags()), os.uname().release],

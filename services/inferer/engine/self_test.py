@@ -3,7 +3,7 @@
 Reads ``INFERER_*`` as the inferer does, loads the same model and runs all kernels that jobs will
 need: those for one token, a few and many, in a context of the same size. A library that was
 compiled for another CPU, or wrongly, crashes this process and not the inferer; `fitness` reads how
-it ended.
+it ended, and how fast it was.
 """
 
 import os
@@ -12,11 +12,14 @@ import signal
 import sys
 import time
 
+import msgspec
+
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
+from services.inferer.engine.speed import MeasuredSpeed, measured_speed
 from services.inferer.settings import InfererSettings
 from shared.config import load
 from shared.cpus import usable_cpus
@@ -34,6 +37,7 @@ FEW_TOKENS = 8
 ALL_KERNELS = 72
 """Larger batches run the same kernels: the widest of llama.cpp takes 64 tokens. A few more are a
 remainder."""
+ANSWER_TOKENS = 9
 TIME_LIMIT_S = 5.0
 """A longer test is aborted: llama.cpp is slow here, but it works."""
 MIN_STALL_S = 10.0
@@ -59,7 +63,7 @@ def main() -> int:
             n_batch=settings.n_batch,
             threads=settings.threads or usable_cpus(),
         )
-        _compute(engine, settings.n_batch)
+        print(msgspec.json.encode(_compute(engine, settings.n_batch)).decode())
     except SluiceError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -68,25 +72,33 @@ def main() -> int:
     os._exit(0)
 
 
-def _compute(engine: Engine, n_batch: int) -> None:
-    """One token, a few in every slot, and a large batch, each by itself.
+def _compute(engine: Engine, n_batch: int) -> MeasuredSpeed:
+    """One token, a few in every slot, and a large batch, each by itself; the last goes on with a
+    short answer.
 
     Raises: SluiceError."""
     deadline = time.monotonic() + TIME_LIMIT_S
-    for lengths in ([1], [FEW_TOKENS] * engine.slots, [min(n_batch, ALL_KERNELS)]):
+    for lengths in ([1], [FEW_TOKENS] * engine.slots):
         if not _decode(engine, lengths, deadline):
-            break
+            return MeasuredSpeed()
+    many = _decode(engine, [min(n_batch, ALL_KERNELS)], deadline, ANSWER_TOKENS)
+    return measured_speed(many[0]) if many else MeasuredSpeed()
 
 
-def _decode(engine: Engine, lengths: list[int], deadline: float) -> bool:
-    """Compute prompts of ``lengths`` tokens at once; False if ``deadline`` came before their end.
+def _decode(
+    engine: Engine, lengths: list[int], deadline: float, max_tokens: int = 1
+) -> list[Generation]:
+    """Compute prompts of ``lengths`` tokens at once; nothing if ``deadline`` came before their end.
 
     Raises: SluiceError."""
     ended: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
-    sequences = [_sequence(engine, min(length, engine.n_ctx - 1), ended) for length in lengths]
+    sequences = [
+        _sequence(engine, min(length, engine.n_ctx - 1), max_tokens, ended) for length in lengths
+    ]
     for sequence in sequences:
         engine.submit(sequence)
     in_time = True
+    generations = []
     for _ in sequences:
         try:
             outcome = ended.get(timeout=max(0, deadline - time.monotonic()) if in_time else None)
@@ -97,17 +109,22 @@ def _decode(engine: Engine, lengths: list[int], deadline: float) -> bool:
             outcome = ended.get()
         if isinstance(outcome, Exception) and not isinstance(outcome, Aborted):
             raise outcome
-    return in_time
+        if isinstance(outcome, Generation):
+            generations.append(outcome)
+    return generations if in_time else []
 
 
 def _sequence(
-    engine: Engine, length: int, ended: "queue.SimpleQueue[Generation | Exception]"
+    engine: Engine,
+    length: int,
+    max_tokens: int,
+    ended: "queue.SimpleQueue[Generation | Exception]",
 ) -> GenerationSequence:
-    """A prompt of ``length`` arbitrary tokens, after which one is sampled."""
+    """A prompt of ``length`` arbitrary tokens, and up to ``max_tokens`` of an answer."""
     prompt = [token % engine.model.vocabulary.size for token in range(max(1, length))]
     return GenerationSequence(
         prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
-        max_tokens=1,
+        max_tokens=max_tokens,
         stop=[],
         on_text=lambda _: None,
         on_end=ended.put,

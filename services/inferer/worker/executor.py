@@ -8,12 +8,12 @@ from msgspec.structs import replace
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation
+from services.inferer.engine.speed import Speed
 from services.inferer.worker.dead_letter import dead_letter
 from services.inferer.worker.delivery import REQUEUED, Interrupted, Job, NoResult
 from services.inferer.worker.inference import Inference
 from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.retry_policy import Final, after_failure, pause_after
-from services.inferer.worker.speed import Speed
 from services.inferer.worker.turns import Turns
 from shared.background import first_of, start
 from shared.broker.connection import Broker
@@ -36,6 +36,7 @@ class Executor:
         recorder: FlightRecorder,
         *,
         inferer_id: str,
+        speed: Speed,
         max_attempts: int,
         retry_s: float,
     ) -> None:
@@ -47,7 +48,7 @@ class Executor:
         self._id = inferer_id
         self._max_attempts = max_attempts
         self._retry_s = retry_s
-        self.speed = Speed()
+        self._speed = speed
 
     async def outcome(self, job: Job) -> Result | NoResult:
         """The job's result, an existing or a new one; or why it has none yet."""
@@ -136,7 +137,7 @@ class Executor:
             entry.close()
             if checking is not None:
                 checking.cancel()
-        self.speed.learn(generation)
+        self._speed.learn(generation)
         return job.completed(
             self._id,
             text,

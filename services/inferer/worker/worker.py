@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.engine import Engine
+from services.inferer.engine.speed import MeasuredSpeed, Speed
 from services.inferer.worker.auto_concurrency import AutoConcurrency
 from services.inferer.worker.delivery import REQUEUED, Job, NoResult
 from services.inferer.worker.executor import Executor
@@ -19,7 +20,6 @@ from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.lease import acknowledge, lease, requeue
 from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
-from services.inferer.worker.speed import Speed
 from shared.broker.connection import Broker
 from shared.config import StartConcurrency
 from shared.errors import BrokerUnavailable, CommandRefused
@@ -61,15 +61,18 @@ class Worker:
         max_attempts: int,
         retry_s: float,
         grace_s: float,
+        tested_speed: MeasuredSpeed = MeasuredSpeed(),
     ) -> None:
         self._broker = broker
         self._store = JobStore(broker, inferer_id)
+        self.speed = Speed(tested_speed)
         self._executor = Executor(
             broker,
             engine,
             self._store,
             recorder,
             inferer_id=inferer_id,
+            speed=self.speed,
             max_attempts=max_attempts,
             retry_s=retry_s,
         )
@@ -93,10 +96,6 @@ class Worker:
     def slots(self) -> int:
         """How many jobs this inferer takes at once now."""
         return self._slots.count if self._is_serving else self._slots_at_start
-
-    @property
-    def speed(self) -> Speed:
-        return self._executor.speed
 
     @property
     def busy(self) -> int:
