@@ -1,11 +1,13 @@
 # Everything runs in .venv, which every target creates if needed.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench clean
+.PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench bench-peers clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SCHEMATHESIS := .venv/schemathesis/.ready
+PEERS := .venv/peers/.ready
+LLAMA_SERVER := .venv/peers/llama-server/build/bin/llama-server
 LLAMA := $(wildcard deploy/llama/*)
 
 help: ## List the targets
@@ -29,6 +31,18 @@ $(SCHEMATHESIS): tests/conformance/requirements.txt $(READY)
 	$(PYTHON) -m venv .venv/schemathesis
 	.venv/schemathesis/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement tests/conformance/requirements.txt
+	@touch $@
+
+$(PEERS): benchmarks/peers/requirements.txt $(READY)
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement benchmarks/peers/requirements.txt
+	wheel=$$($(BIN)/python deploy/llama/wheel.py constraints.txt) && .venv/peers/bin/pip install \
+		--quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheel"
+	@touch $@
+
+$(LLAMA_SERVER): constraints.txt $(LLAMA) $(wildcard benchmarks/peers/*llama_server*) | $(PEERS)
+	benchmarks/peers/build_llama_server.sh
 	@touch $@
 
 demo: $(READY) ## Two prompts at once, answered one after the other
@@ -78,6 +92,12 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.waiting
 	$(BIN)/python -m benchmarks.prompt_cache
 	$(BIN)/python -m benchmarks.long_prompt
+
+bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llama.cpp's server, fifteen minutes; ARGS="--pairs 2" for less
+	$(BIN)/python -m benchmarks.peers.servers $(ARGS)
+	$(BIN)/python -m benchmarks.peers.jobs $(ARGS)
+	$(BIN)/python -m benchmarks.peers.queues $(ARGS)
+	$(BIN)/python -m benchmarks.peers.growth $(ARGS)
 
 clean: ## Remove the environment and caches, but not data/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -5,7 +5,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -28,13 +28,14 @@ def running_stack(
     model: Path, alias: str, inferers: int = 1, **environment: str
 ) -> Iterator[Stack]:
     """NATS, a gateway and ``inferers`` with ``model``, as processes of their own; the inferers
-    share the CPUs out among themselves. ``environment`` is theirs. They compute every prompt whole,
-    unless it says otherwise: benchmarks send the same prompt again and again."""
+    share the CPUs out among themselves. ``environment`` is for all of them. The inferers compute
+    every prompt whole, unless it says otherwise: benchmarks send the same prompt again and again.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
         Stack(Path(folder)) as stack,
     ):
-        stack.start_gateway()
+        stack.start_gateway(**environment)
         for number in range(inferers):
             cpus = own_cpus()[number::inferers]
             threads = str(min(len(cpus), THREADS))
@@ -106,6 +107,16 @@ def alternated(first: Callable[[], T], second: Callable[[], T], pairs: int) -> l
         else:
             left = first()
             figures.append((left, second()))
+    return figures
+
+
+def in_turn(subjects: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """One figure of each subject a round; every other round goes backwards."""
+    figures: dict[str, list[T]] = {name: [] for name in subjects}
+    for number in range(rounds):
+        turns = list(subjects.items())
+        for name, measure in reversed(turns) if number % 2 else turns:
+            figures[name].append(measure())
     return figures
 
 

@@ -40,7 +40,7 @@ def main() -> int:
             for _ in range(MEASURED):  # so that there is an estimate
                 stack.wait_for_end(stack.submit(prompt="measure this", max_tokens=20))
             client.put("/concurrency", json={"concurrency": 0}).raise_for_status()
-            job_id = asyncio.run(_fill(stack, count))
+            job_id = asyncio.run(fill(stack, count))
             _wait_for_position(client, job_id)
             read.append((client, f"/status/{job_id}"))
         (few, few_path), (many, many_path) = read
@@ -57,7 +57,7 @@ def main() -> int:
     return 0 if ratio <= ALLOWED else 1
 
 
-async def _fill(stack: Stack, count: int) -> str:
+async def fill(stack: Stack, count: int) -> str:
     """Queue ``count`` jobs. Returns the id of the one in the middle."""
     job_id = stack.submit(prompt="wait", max_tokens=1)
     client = await nats.connect(stack.nats.url)

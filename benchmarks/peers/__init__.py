@@ -1,0 +1,1 @@
+"""Benchmarks beside other queues and servers; docs/benchmarks/README.md describes them."""

@@ -1,0 +1,114 @@
+"""Celery's client, in the environment of the peers. It waits for results with the subscription of
+the Redis backend, which wakes it when one is stored.
+
+    .venv/peers/bin/python -m benchmarks.peers.celery_client
+"""
+
+import time
+import uuid
+from typing import Any
+
+import redis
+from celery.result import AsyncResult, ResultSet
+
+from benchmarks.peers.celery_tasks import REDIS, generate, nothing
+from benchmarks.peers.commands import serve
+
+PATIENCE_S = 600
+FILL = 1_000
+"""Messages that are sent to Redis at once."""
+
+
+def latency(jobs: int) -> list[float]:
+    """Milliseconds from the submission of a job to its result, one after another."""
+    took = []
+    for _ in range(jobs):
+        started = time.perf_counter()
+        nothing.delay().get(timeout=PATIENCE_S)
+        took.append(1000 * (time.perf_counter() - started))
+    return took
+
+
+def burst(jobs: int) -> float:
+    """Seconds from the first submission to the last result of ``jobs``."""
+    started = time.perf_counter()
+    _wait([nothing.delay() for _ in range(jobs)])
+    return time.perf_counter() - started
+
+
+def complete(prompts: list[str], max_tokens: int) -> list[tuple[float, int, int]]:
+    """Of each job, in the order in which they ended: the seconds since the first was submitted, the
+    tokens of its prompt and those of its answer."""
+    started = time.perf_counter()
+    ends = _wait([generate.delay(prompt, max_tokens) for prompt in prompts])
+    return [
+        (
+            ended - started,
+            answer["usage"]["prompt_tokens"],
+            answer["usage"]["completion_tokens"],
+        )
+        for ended, answer in ends
+    ]
+
+
+def submit(jobs: int) -> list[float]:
+    """Milliseconds of each submission."""
+    took = []
+    for _ in range(jobs):
+        started = time.perf_counter()
+        nothing.delay()
+        took.append(1000 * (time.perf_counter() - started))
+    return took
+
+
+def fill(jobs: int) -> None:
+    """Queue ``jobs`` by copies of a message that Celery has sent. No worker may be running."""
+    waiting = redis.Redis.from_url(f"{REDIS}/0")
+    first = nothing.delay()
+    sent = waiting.lindex("celery", 0)
+    for begin in range(1, jobs, FILL):
+        pipeline = waiting.pipeline()
+        for _ in range(begin, min(begin + FILL, jobs)):
+            pipeline.lpush("celery", sent.replace(first.id.encode(), str(uuid.uuid4()).encode()))
+        pipeline.execute()
+
+
+def observe(jobs: int) -> float:
+    """Seconds in which ``jobs`` end, from the end of one."""
+    subscription = redis.Redis.from_url(REDIS).pubsub(ignore_subscribe_messages=True)
+    subscription.psubscribe("celery-task-meta-*")
+    started = None
+    for _ in subscription.listen():
+        if started is None:
+            started = time.perf_counter()
+        else:
+            jobs -= 1
+        if jobs == 0:
+            break
+    ended = time.perf_counter()
+    subscription.close()
+    return ended - started
+
+
+def _wait(results: list[AsyncResult]) -> list[tuple[float, Any]]:
+    """The end of each job and its result, in the order in which they ended."""
+    ends = []
+    for _, meta in ResultSet(results).iter_native(timeout=PATIENCE_S):
+        ended = time.perf_counter()
+        if meta["status"] != "SUCCESS":
+            raise RuntimeError(meta)
+        ends.append((ended, meta["result"]))
+    return ends
+
+
+if __name__ == "__main__":
+    serve(
+        {
+            "latency": latency,
+            "burst": burst,
+            "complete": complete,
+            "submit": submit,
+            "fill": fill,
+            "observe": observe,
+        }
+    )

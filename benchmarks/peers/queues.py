@@ -1,0 +1,192 @@
+"""The queue without inference, client library to client library: Sluice over NATS, where a job is
+one token of a tiny model, beside Celery with Redis and taskiq with NATS, whose jobs do nothing. The
+time of one job after another, jobs per second when many are submitted at once, and the CPU time of
+each part. All clients wait for results; none polls.
+
+    .venv/bin/python -m benchmarks.peers.queues [--pairs N]
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import nats
+from nats.aio.client import Client as Nats
+
+from benchmarks.measuring import describe_machine, in_turn, running_stack
+from benchmarks.peers.comparison import Metric, row
+from benchmarks.peers.environment import (
+    PYTHON,
+    Client,
+    celery,
+    celery_worker,
+    cpu_s,
+    machine,
+    redis,
+    require,
+    taskiq,
+    taskiq_worker,
+    versions,
+)
+from benchmarks.peers.publish import arguments, publish, told
+from tests.support.processes import NatsServer, Process
+from tests.support.tiny_model import write_tiny_model
+
+PAIRS = 12
+CONCURRENCY = (1, 4)
+BLOCK, BURST = 40, 250
+"""Jobs one after another, and at once, in each round."""
+SLUICE, CELERY, TASKIQ = "Sluice", "Celery with Redis", "taskiq with NATS"
+PATIENCE_S = 600
+BODY = msgspec.json.encode({"prompt": "one token, please", "max_tokens": 1, "seed": 1})
+
+CLIENT, WORKER, BROKER, GATEWAY = "client", "worker or inferer", "Redis or NATS", "gateway"
+
+
+class Subject(msgspec.Struct):
+    """A queue: how to measure it, and the processes of its parts."""
+
+    latency: Callable[[], list[float]]
+    burst: Callable[[], float]
+    parts: dict[str, Callable[[], list[int]]]
+
+    def measure(self) -> "Figures":
+        latency_ms = median(self.latency())
+        before = self._cpu_s()
+        took_s = self.burst()
+        after = self._cpu_s()
+        cpu_ms = {part: 1000 * (after[part] - before[part]) / BURST for part in self.parts}
+        return Figures(latency_ms, BURST / took_s, cpu_ms)
+
+    def _cpu_s(self) -> dict[str, float]:
+        return {part: cpu_s(*pids()) for part, pids in self.parts.items()}
+
+
+class Figures(msgspec.Struct):
+    latency_ms: float
+    jobs_per_s: float
+    cpu_ms: dict[str, float]
+
+    def cpu_ms_of(self, part: str) -> float | None:
+        return self.cpu_ms.get(part)
+
+    def cpu_ms_of_all(self) -> float:
+        return sum(self.cpu_ms.values())
+
+
+def main() -> int:
+    options = arguments(__doc__.partition("\n\n")[0], PAIRS).parse_args()
+    require(PYTHON, "redis-server")
+    print(f"queues: {describe_machine()}")
+    facts = machine()
+    latency = Metric("Submission to result, one job after another", "ms", False)
+    speed = Metric(f"Jobs per second, {BURST} at once", "jobs/s", True)
+    cpu = Metric(f"CPU time of a job, {BURST} at once", "ms", False)
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
+        tiny = write_tiny_model(Path(folder) / "tiny.gguf")
+        for concurrency in CONCURRENCY:
+            here = Path(folder) / str(concurrency)
+            here.mkdir()
+            with _subjects(here, tiny, concurrency) as subjects:
+                measures = {name: subject.measure for name, subject in subjects.items()}
+                in_turn(measures, 1)
+                rounds = in_turn(measures, options.pairs)
+            name = f"concurrency {concurrency}"
+            latency.rows.append(row(name, rounds, lambda found: found.latency_ms, {SLUICE: 0.75}))
+            speed.rows.append(row(name, rounds, lambda found: found.jobs_per_s, {SLUICE: 1.0}))
+            for part in (GATEWAY, WORKER, BROKER, CLIENT):
+                cpu_ms = partial(Figures.cpu_ms_of, part=part)
+                cpu.rows.append(row(f"{part}, {concurrency}", rounds, cpu_ms))
+            cpu.rows.append(row(f"all, {concurrency}", rounds, Figures.cpu_ms_of_all))
+    publish(
+        options.to,
+        "queues",
+        "The queue without inference",
+        CELERY,
+        [latency, speed, cpu],
+        facts,
+        versions(
+            "nats-py", "nats-server", "celery", "redis", "redis-server", "taskiq", "taskiq-nats"
+        ),
+        {
+            SLUICE: "INFERER_CONCURRENCY={1,4}, a model of two layers, one token",
+            CELERY: told(celery_worker(1)),
+            TASKIQ: told(taskiq_worker(1)),
+            "rounds": str(options.pairs),
+        },
+    )
+    return 0
+
+
+@contextmanager
+def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, Subject]]:
+    with ExitStack() as stack:
+        server, redis_url = stack.enter_context(redis(folder / "redis"))
+        worker = stack.enter_context(celery(folder, redis_url, concurrency))
+        client = stack.enter_context(Client("celery_client", {"PEERS_REDIS": redis_url}))
+        broker = stack.enter_context(NatsServer(folder / "nats"))
+        taskiq_process = stack.enter_context(taskiq(folder, broker.url, concurrency))
+        taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
+        environment = {"INFERER_CONCURRENCY": str(concurrency)}
+        sluice = stack.enter_context(running_stack(tiny, "tiny", **environment))
+        yield {
+            CELERY: _peer(client, worker, server),
+            TASKIQ: _peer(taskiq_client, taskiq_process, broker.process),
+            SLUICE: Subject(
+                latency=lambda: asyncio.run(_one_after_another(sluice.nats.url)),
+                burst=lambda: asyncio.run(_at_once(sluice.nats.url)),
+                parts={
+                    GATEWAY: sluice.gateways[0].family,
+                    WORKER: sluice.inferers[0].family,
+                    BROKER: sluice.nats.process.family,
+                    CLIENT: lambda: [os.getpid()],
+                },
+            ),
+        }
+
+
+def _peer(client: Client, worker: Process, broker: Process) -> Subject:
+    return Subject(
+        latency=lambda: client.ask("latency", jobs=BLOCK),
+        burst=lambda: client.ask("burst", jobs=BURST),
+        parts={WORKER: worker.family, BROKER: broker.family, CLIENT: lambda: [client.pid]},
+    )
+
+
+async def _one_after_another(url: str) -> list[float]:
+    """Milliseconds of each job."""
+    async with await nats.connect(url) as client:
+        await _run(client)
+        took = []
+        for _ in range(BLOCK):
+            started = time.perf_counter()
+            await _run(client)
+            took.append(1000 * (time.perf_counter() - started))
+        return took
+
+
+async def _at_once(url: str) -> float:
+    """Seconds until the last result."""
+    async with await nats.connect(url) as client:
+        await _run(client)
+        started = time.perf_counter()
+        await asyncio.gather(*(_run(client) for _ in range(BURST)))
+        return time.perf_counter() - started
+
+
+async def _run(client: Nats) -> None:
+    reply = await client.request("infer.complete", BODY, PATIENCE_S)
+    if reply.headers or b'"usage"' not in reply.data:
+        raise RuntimeError(f"{reply.headers} {reply.data.decode()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The tables of a comparison, from its JSON.
+
+    .venv/bin/python -m benchmarks.peers.report docs/benchmarks/NAME.json …
+
+writes ``NAME.md`` beside each file.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.peers.comparison import Comparison, Metric, Row, load
+
+
+def main() -> int:
+    for name in sys.argv[1:]:
+        path = Path(name)
+        path.with_suffix(".md").write_text(report(load(path)))
+    return 0
+
+
+def report(comparison: Comparison) -> str:
+    """A page of Markdown."""
+    machine = comparison.machine
+    facts = [
+        f"Measured {comparison.measured_at}: {machine.cpu}, {machine.usable_cpus} usable CPUs "
+        f"({', '.join(machine.features)}), {machine.memory_gib:.0f} GiB, Linux {machine.kernel}, "
+        f"Python {machine.python}, load before the run {machine.load:.2f}.",
+        "Medians with quartiles. A ratio is to "
+        f"{comparison.baseline} in the same round, and then the median of all rounds.",
+    ]
+    lines = [f"# {comparison.title}", "", *facts, ""]
+    for metric in comparison.metrics:
+        lines += [*_table(metric, comparison.subjects, comparison.baseline), ""]
+    lines += [f"![{comparison.title}]({comparison.name}.svg)", ""]
+    for title, entries in (("Settings", comparison.settings), ("Versions", comparison.versions)):
+        lines += [f"## {title}", "", "| | |", "| --- | --- |"]
+        lines += [f"| {name} | {value} |" for name, value in entries.items()]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(metric: Metric, subjects: list[str], baseline: str) -> Iterator[str]:
+    better = "more" if metric.higher_is_better else "less"
+    yield f"## {metric.name}, {metric.unit} ({better} is better)"
+    yield ""
+    present = [name for name in subjects if any(name in row.figures for row in metric.rows)]
+    compared = baseline in present and len(present) > 1
+    headings = ["", *present]
+    if compared:
+        headings += [f"ratio of {name}" for name in present if name != baseline]
+    yield "| " + " | ".join(headings) + " |"
+    yield "| --- " * len(headings) + "|"
+    for row in metric.rows:
+        cells = [row.name, *(_cell(row.figures.get(name)) for name in present)]
+        if compared:
+            cells += [_ratio(metric, row, name, baseline) for name in present if name != baseline]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _ratio(metric: Metric, row: Row, subject: str, baseline: str) -> str:
+    ratios = ratios_to(row, subject, baseline)
+    if not ratios:
+        return "-"
+    wanted = row.wanted.get(subject)
+    if wanted is None:
+        return f"{statistics.median(ratios):.2f}"
+    bound = "at least" if metric.higher_is_better else "at most"
+    return f"{statistics.median(ratios):.2f} (wanted: {bound} {wanted})"
+
+
+def ratios_to(row: Row, subject: str, baseline: str) -> list[float]:
+    """Of each round; none if one of the two has no figures, or the baseline a zero."""
+    pairs = zip(row.figures.get(subject, []), row.figures.get(baseline, []), strict=False)
+    return [this / that for this, that in pairs if that]
+
+
+def _cell(figures: list[float] | None) -> str:
+    """``median [lower quartile .. upper quartile]``, or a dash."""
+    if not figures:
+        return "-"
+    middle = statistics.median(figures)
+    if len(figures) == 1:
+        return _rounded(middle)
+    low, _, high = statistics.quantiles(figures, n=4, method="inclusive")
+    return f"{_rounded(middle)} [{_rounded(low)} .. {_rounded(high)}]"
+
+
+def _rounded(figure: float) -> str:
+    return f"{figure:.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
