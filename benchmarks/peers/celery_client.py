@@ -77,14 +77,11 @@ def observe(jobs: int) -> float:
     """Seconds in which ``jobs`` end, from the end of one."""
     subscription = redis.Redis.from_url(REDIS).pubsub(ignore_subscribe_messages=True)
     subscription.psubscribe("celery-task-meta-*")
-    started = None
-    for _ in subscription.listen():
-        if started is None:
-            started = time.perf_counter()
-        else:
-            jobs -= 1
-        if jobs == 0:
-            break
+    ends = subscription.listen()
+    next(ends)
+    started = time.perf_counter()
+    for _ in range(jobs):
+        next(ends)
     ended = time.perf_counter()
     subscription.close()
     return ended - started

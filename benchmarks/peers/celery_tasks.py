@@ -33,7 +33,14 @@ def load_model(**_: Any) -> None:
     threads = int(os.environ["PEERS_THREADS"])
     n_ctx = int(os.environ["PEERS_N_CTX"])
     models.append(
-        Llama(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False)
+        Llama(
+            path,
+            n_ctx=n_ctx,
+            n_threads=threads,
+            n_threads_batch=threads,
+            flash_attn=True,  # which llama.cpp itself, and so Sluice, uses by default
+            verbose=False,
+        )
     )
 
 

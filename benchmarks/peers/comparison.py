@@ -46,6 +46,10 @@ class Metric(Struct):
     higher_is_better: bool
     rows: list[Row] = []
 
+    @property
+    def better(self) -> str:
+        return "more" if self.higher_is_better else "less"
+
 
 class Machine(Struct):
     """What it ran on."""

@@ -74,8 +74,7 @@ def _draw(panel: Any, metric: Metric, subjects: list[str]) -> None:
             error_kw={"elinewidth": 1},
         )
     panel.set_xticks(places, [row.name for row in metric.rows])
-    better = "more" if metric.higher_is_better else "less"
-    panel.set_title(f"{metric.name} ({better} is better)", fontsize="medium")
+    panel.set_title(f"{metric.name} ({metric.better} is better)", fontsize="medium")
     panel.set_ylabel(metric.unit)
 
 

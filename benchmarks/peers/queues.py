@@ -89,7 +89,7 @@ def main() -> int:
     facts = machine()
     latency = Metric("Submission to result, one job after another", "ms", False)
     speed = Metric(f"Jobs per second, {BURST} at once", "jobs/s", True)
-    cpu = Metric(f"CPU time of a job, {BURST} at once", "ms", False)
+    cpu = []
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
         tiny = write_tiny_model(Path(folder) / "tiny.gguf")
         for concurrency in CONCURRENCY:
@@ -102,16 +102,13 @@ def main() -> int:
             name = f"concurrency {concurrency}"
             latency.rows.append(row(name, rounds, lambda found: found.latency_ms, {SLUICE: 0.75}))
             speed.rows.append(row(name, rounds, lambda found: found.jobs_per_s, {SLUICE: 1.0}))
-            for part in (GATEWAY, WORKER, BROKER, CLIENT):
-                cpu_ms = partial(Figures.cpu_ms_of, part=part)
-                cpu.rows.append(row(f"{part}, {concurrency}", rounds, cpu_ms))
-            cpu.rows.append(row(f"all, {concurrency}", rounds, Figures.cpu_ms_of_all))
+            cpu.append(_cpu(name, rounds))
     publish(
         options.to,
         "queues",
         "The queue without inference",
         CELERY,
-        [latency, speed, cpu],
+        [latency, speed, *cpu],
         facts,
         versions(
             "nats-py", "nats-server", "celery", "redis", "redis-server", "taskiq", "taskiq-nats"
@@ -124,6 +121,14 @@ def main() -> int:
         },
     )
     return 0
+
+
+def _cpu(name: str, rounds: dict[str, list[Figures]]) -> Metric:
+    metric = Metric(f"CPU time of a job, {BURST} at once, {name}", "ms", False)
+    for part in (GATEWAY, WORKER, BROKER, CLIENT):
+        metric.rows.append(row(part, rounds, partial(Figures.cpu_ms_of, part=part)))
+    metric.rows.append(row("all", rounds, Figures.cpu_ms_of_all))
+    return metric
 
 
 @contextmanager

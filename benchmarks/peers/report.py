@@ -27,8 +27,9 @@ def report(comparison: Comparison) -> str:
         f"Measured {comparison.measured_at}: {machine.cpu}, {machine.usable_cpus} usable CPUs "
         f"({', '.join(machine.features)}), {machine.memory_gib:.0f} GiB, Linux {machine.kernel}, "
         f"Python {machine.python}, load before the run {machine.load:.2f}.",
-        "Medians with quartiles. A ratio is to "
-        f"{comparison.baseline} in the same round, and then the median of all rounds.",
+        "",
+        "Medians with quartiles. A ratio is that to the figure of "
+        f"{comparison.baseline} in the same round; the median of all rounds.",
     ]
     lines = [f"# {comparison.title}", "", *facts, ""]
     for metric in comparison.metrics:
@@ -42,32 +43,18 @@ def report(comparison: Comparison) -> str:
 
 
 def _table(metric: Metric, subjects: list[str], baseline: str) -> Iterator[str]:
-    better = "more" if metric.higher_is_better else "less"
-    yield f"## {metric.name}, {metric.unit} ({better} is better)"
+    yield f"## {metric.name} ({metric.better} is better)"
     yield ""
-    present = [name for name in subjects if any(name in row.figures for row in metric.rows)]
-    compared = baseline in present and len(present) > 1
-    headings = ["", *present]
-    if compared:
-        headings += [f"ratio of {name}" for name in present if name != baseline]
-    yield "| " + " | ".join(headings) + " |"
-    yield "| --- " * len(headings) + "|"
+    yield f"| | | {metric.unit} | ratio | wanted |"
+    yield "| --- " * 5 + "|"
     for row in metric.rows:
-        cells = [row.name, *(_cell(row.figures.get(name)) for name in present)]
-        if compared:
-            cells += [_ratio(metric, row, name, baseline) for name in present if name != baseline]
-        yield "| " + " | ".join(cells) + " |"
-
-
-def _ratio(metric: Metric, row: Row, subject: str, baseline: str) -> str:
-    ratios = ratios_to(row, subject, baseline)
-    if not ratios:
-        return "-"
-    wanted = row.wanted.get(subject)
-    if wanted is None:
-        return f"{statistics.median(ratios):.2f}"
-    bound = "at least" if metric.higher_is_better else "at most"
-    return f"{statistics.median(ratios):.2f} (wanted: {bound} {wanted})"
+        for subject in filter(row.figures.get, subjects):
+            ratios = [] if subject == baseline else ratios_to(row, subject, baseline)
+            ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
+            bound = "at least" if metric.higher_is_better else "at most"
+            wanted = f"{bound} {row.wanted[subject]}" if subject in row.wanted else ""
+            cells = (row.name, subject, _spread(row.figures[subject]), ratio, wanted)
+            yield f"| {' | '.join(cells)} |"
 
 
 def ratios_to(row: Row, subject: str, baseline: str) -> list[float]:
@@ -76,10 +63,8 @@ def ratios_to(row: Row, subject: str, baseline: str) -> list[float]:
     return [this / that for this, that in pairs if that]
 
 
-def _cell(figures: list[float] | None) -> str:
-    """``median [lower quartile .. upper quartile]``, or a dash."""
-    if not figures:
-        return "-"
+def _spread(figures: list[float]) -> str:
+    """``median [lower quartile .. upper quartile]``."""
     middle = statistics.median(figures)
     if len(figures) == 1:
         return _rounded(middle)

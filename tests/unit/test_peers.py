@@ -34,8 +34,9 @@ def recorded() -> Comparison:
 def test_a_report_has_medians_quartiles_ratios_and_goals(tmp_path: Path) -> None:
     """It is made from the file alone. A ratio is that of a round, not of the medians."""
     lines = report(load(save(recorded(), tmp_path))).splitlines()
-    assert "| 1 client | 3 [2.5 .. 3.5] | 2 [2 .. 2] | 0.67 (wanted: at most 0.75) |" in lines
-    assert "| 1 client | 7.5 [7.25 .. 8.25] |" in lines
+    assert "| 1 client | Peer | 3 [2.5 .. 3.5] |  |  |" in lines
+    assert "| 1 client | Sluice | 2 [2 .. 2] | 0.67 | at most 0.75 |" in lines
+    assert "| 1 client | Sluice | 7.5 [7.25 .. 8.25] |  |  |" in lines
     assert "| peer | 1.2.3 |" in lines
     assert any("A CPU" in line and "2 usable CPUs" in line for line in lines)
 
