@@ -93,7 +93,9 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.prompt_cache
 	$(BIN)/python -m benchmarks.long_prompt
 
-bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llama.cpp's server, fifteen minutes; ARGS="--pairs 2" for less
+bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llama.cpp's server, twenty minutes; ARGS="--pairs 2" for less
+	@command -v redis-server >/dev/null || \
+		{ echo "redis-server is missing; install it: apt-get install redis-server"; exit 1; }
 	$(BIN)/python -m benchmarks.peers.servers $(ARGS)
 	$(BIN)/python -m benchmarks.peers.jobs $(ARGS)
 	$(BIN)/python -m benchmarks.peers.queues $(ARGS)

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -88,12 +89,14 @@ async def _start() -> None:
 def _on(
     loop: asyncio.AbstractEventLoop, command: Callable[..., Coroutine[Any, Any, Any]]
 ) -> Callable[..., Any]:
-    return lambda **order: loop.run_until_complete(command(**order))
+    return lambda **order: asyncio.run_coroutine_threadsafe(command(**order), loop).result()
 
 
 if __name__ == "__main__":
+    # In a thread of its own, so that the broker is answered also while there is no order.
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(_start())
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    _on(loop, _start)()
     commands = (latency, burst, submit, fill, observe)
     serve({command.__name__: _on(loop, command) for command in commands})
-    loop.run_until_complete(broker.shutdown())
+    _on(loop, broker.shutdown)()
