@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import msgspec
 import nats
 
 from benchmarks.measuring import describe_machine, in_turn, running_stack
@@ -36,6 +35,7 @@ from benchmarks.peers.environment import (
     versions,
 )
 from benchmarks.peers.publish import arguments, publish, told
+from benchmarks.peers.sluice_client import complete
 from shared.model_files import locate
 
 PAIRS, TOKENS = 4, 64
@@ -45,7 +45,6 @@ CELERY = (1, 2, 4)
 PROMPT = "The history of {}, from the beginning until today, in several chapters. Chapter 1:"
 PLACES = ["France", "Norway", "Peru", "Kenya", "Japan", "Iceland", "Chile", "Egypt"]
 """One prompt each, whose most probable answers are long."""
-PATIENCE_S = 600
 
 ONE_SLOT = {False: 0.97, True: 0.87}
 SHARED = {False: {2: 0.72, 3: 0.62, 8: 0.55}, True: {2: 0.85, 3: 0.75, 8: 0.62}}
@@ -153,20 +152,16 @@ def _run_sluice(url: str, prompts: list[str]) -> list[End]:
 
 
 async def _complete(url: str, prompts: list[str]) -> list[End]:
-    client = await nats.connect(url)
-    started = time.perf_counter()
+    async with await nats.connect(url) as client:
+        started = time.perf_counter()
 
-    async def one(prompt: str) -> End:
-        body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
-        reply = await client.request("infer.complete", msgspec.json.encode(body), PATIENCE_S)
-        ended = time.perf_counter()
-        usage = msgspec.json.decode(reply.data)["usage"]
-        return ended - started, usage["prompt_tokens"], usage["completion_tokens"]
+        async def one(prompt: str) -> End:
+            answer = await complete(client, prompt=prompt, max_tokens=TOKENS, temperature=0)
+            ended = time.perf_counter()
+            usage = answer["usage"]
+            return ended - started, usage["prompt_tokens"], usage["completion_tokens"]
 
-    try:
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
-    finally:
-        await client.close()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from statistics import median
 
 import msgspec
 import nats
-from nats.aio.client import Client as Nats
 
 from benchmarks.measuring import describe_machine, in_turn, running_stack
 from benchmarks.peers.comparison import Metric, row
@@ -37,6 +36,7 @@ from benchmarks.peers.environment import (
     versions,
 )
 from benchmarks.peers.publish import arguments, publish, told
+from benchmarks.peers.sluice_client import complete
 from tests.support.processes import NatsServer, Process
 from tests.support.tiny_model import write_tiny_model
 
@@ -45,8 +45,7 @@ CONCURRENCY = (1, 4)
 BLOCK, BURST = 40, 250
 """Jobs one after another, and at once, in each round."""
 SLUICE, CELERY, TASKIQ = "Sluice", "Celery with Redis", "taskiq with NATS"
-PATIENCE_S = 600
-BODY = msgspec.json.encode({"prompt": "one token, please", "max_tokens": 1, "seed": 1})
+JOB = {"prompt": "one token, please", "max_tokens": 1, "seed": 1}
 
 CLIENT, WORKER, BROKER, GATEWAY = "client", "worker or inferer", "Redis or NATS", "gateway"
 
@@ -169,11 +168,11 @@ def _peer(client: Client, worker: Process, broker: Process) -> Subject:
 async def _one_after_another(url: str) -> list[float]:
     """Milliseconds of each job."""
     async with await nats.connect(url) as client:
-        await _run(client)
+        await complete(client, **JOB)
         took = []
         for _ in range(BLOCK):
             started = time.perf_counter()
-            await _run(client)
+            await complete(client, **JOB)
             took.append(1000 * (time.perf_counter() - started))
         return took
 
@@ -181,16 +180,10 @@ async def _one_after_another(url: str) -> list[float]:
 async def _at_once(url: str) -> float:
     """Seconds until the last result."""
     async with await nats.connect(url) as client:
-        await _run(client)
+        await complete(client, **JOB)
         started = time.perf_counter()
-        await asyncio.gather(*(_run(client) for _ in range(BURST)))
+        await asyncio.gather(*(complete(client, **JOB) for _ in range(BURST)))
         return time.perf_counter() - started
-
-
-async def _run(client: Nats) -> None:
-    reply = await client.request("infer.complete", BODY, PATIENCE_S)
-    if reply.headers or b'"usage"' not in reply.data:
-        raise RuntimeError(f"{reply.headers} {reply.data.decode()}")
 
 
 if __name__ == "__main__":
