@@ -10,11 +10,15 @@ folder=$peers/llama-server
 pin=$(grep -i '^llama[-_]cpp[-_]python==' constraints.txt)
 
 echo "compiling llama.cpp's server; this takes several minutes, once" >&2
-rm -rf "$folder"
-mkdir -p "$folder/sdist"
-PIP_CONSTRAINT=$PWD/constraints.txt "$peers/bin/pip" download --quiet --disable-pip-version-check \
-    --no-deps --no-binary llama-cpp-python --dest "$folder/sdist" "$pin"
-tar -xzf "$folder"/sdist/*.tar.gz --strip-components=1 -C "$folder/sdist"
+if [ ! -e "$folder/$pin" ]; then # else it was interrupted, and goes on
+    rm -rf "$folder"
+    mkdir -p "$folder/sdist"
+    PIP_CONSTRAINT=$PWD/constraints.txt "$peers/bin/pip" download --quiet \
+        --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+        --dest "$folder/sdist" "$pin"
+    tar -xzf "$folder"/sdist/*.tar.gz --strip-components=1 -C "$folder/sdist"
+    touch "$folder/$pin"
+fi
 
 "$peers/bin/cmake" -S "$folder/sdist/vendor/llama.cpp" -B "$folder/build" \
     -DCMAKE_BUILD_TYPE=Release \

@@ -4,6 +4,7 @@ the Redis backend, which wakes it when one is stored.
     .venv/peers/bin/python -m benchmarks.peers.celery_client
 """
 
+import json
 import time
 import uuid
 from typing import Any
@@ -62,15 +63,22 @@ def submit(jobs: int) -> list[float]:
 
 
 def fill(jobs: int) -> None:
-    """Queue ``jobs`` by copies of a message that Celery has sent. No worker may be running."""
+    """Queue ``jobs`` by copies of a message that Celery has sent, while the worker is stopped."""
+    nothing.delay()  # Redis may still hand one to a worker that waited when it was stopped
+    last = nothing.delay()
     waiting = redis.Redis.from_url(f"{REDIS}/0")
-    first = nothing.delay()
     sent = waiting.lindex("celery", 0)
-    for begin in range(1, jobs, FILL):
-        pipeline = waiting.pipeline()
-        for _ in range(begin, min(begin + FILL, jobs)):
-            pipeline.lpush("celery", sent.replace(first.id.encode(), str(uuid.uuid4()).encode()))
-        pipeline.execute()
+    tag = json.loads(sent)["properties"]["delivery_tag"]
+
+    def copy() -> bytes:
+        return sent.replace(last.id.encode(), _new_id()).replace(tag.encode(), _new_id())
+
+    for begin in range(2, jobs, FILL):
+        waiting.lpush("celery", *(copy() for _ in range(begin, min(begin + FILL, jobs))))
+
+
+def _new_id() -> bytes:
+    return str(uuid.uuid4()).encode()
 
 
 def observe(jobs: int) -> float:
