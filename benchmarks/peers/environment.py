@@ -167,6 +167,7 @@ class Client:
     """A peer's client, which waits for orders on its stdin."""
 
     def __init__(self, module: str, environment: dict[str, str]) -> None:
+        self._module = module
         self._popen = subprocess.Popen(
             [str(PYTHON), "-m", f"benchmarks.peers.{module}"],
             cwd=ROOT,
@@ -194,7 +195,7 @@ class Client:
         self._popen.stdin.flush()
         answer = self._popen.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self._popen.args} ended")
+            raise RuntimeError(f"{self._module} ended; the reason is above")
         return json.loads(answer)
 
 

@@ -127,7 +127,7 @@ def _queues(folder: Path, tiny: Path) -> Iterator[dict[str, Subject]]:
         taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
         taskiq_process = stack.enter_context(taskiq(folder, broker.url, 1))
         most = {"GATEWAY_MAX_WAITING": str(2 * max(WAITING))}
-        sluice = stack.enter_context(running_stack(tiny, "tiny", **most))
+        sluice = stack.enter_context(running_stack(tiny, "tiny", 1, **most))
         found = {
             CELERY: _peer(client, worker, server),
             TASKIQ: _peer(taskiq_client, taskiq_process, broker.process),

@@ -72,7 +72,7 @@ def main() -> int:
             subjects[_celery(concurrency)] = partial(_run_celery, client)
         for value in options.concurrency:
             environment = {"INFERER_CONCURRENCY": value, "INFERER_N_CTX": str(N_CTX)}
-            sluice = stack.enter_context(running_stack(path, "smollm2", **environment))
+            sluice = stack.enter_context(running_stack(path, "smollm2", 1, **environment))
             subjects[_sluice(value)] = partial(_run_sluice, sluice.nats.url)
         _warm_up(subjects)
         metrics = _measure(subjects, options)

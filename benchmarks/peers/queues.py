@@ -140,7 +140,7 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
         taskiq_process = stack.enter_context(taskiq(folder, broker.url, concurrency))
         taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
         environment = {"INFERER_CONCURRENCY": str(concurrency)}
-        sluice = stack.enter_context(running_stack(tiny, "tiny", **environment))
+        sluice = stack.enter_context(running_stack(tiny, "tiny", 1, **environment))
         yield {
             CELERY: _peer(client, worker, server),
             TASKIQ: _peer(taskiq_client, taskiq_process, broker.process),

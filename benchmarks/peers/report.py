@@ -24,9 +24,9 @@ def report(comparison: Comparison) -> str:
     """A page of Markdown."""
     machine = comparison.machine
     facts = [
-        f"Measured {comparison.measured_at}: {machine.cpu}, {machine.usable_cpus} usable CPUs "
-        f"({', '.join(machine.features)}), {machine.memory_gib:.0f} GiB, Linux {machine.kernel}, "
-        f"Python {machine.python}, load before the run {machine.load:.2f}.",
+        f"Measured {comparison.measured_at}: {machine.cpu}, {machine.usable_cpus} usable CPUs, "
+        f"{machine.memory_gib:.0f} GiB, Linux {machine.kernel}, Python {machine.python}, load before "
+        f"the run {machine.load:.2f}. llama.cpp uses {', '.join(machine.features)}.",
         "",
         "Medians with quartiles. A ratio is that to the figure of "
         f"{comparison.baseline} in the same round; the median of all rounds.",

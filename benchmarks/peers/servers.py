@@ -114,7 +114,7 @@ def _subjects(path: Path, commands: dict[str, list[str]]) -> Iterator[dict[str, 
             name: Subject(stack.enter_context(http_server(command, folder / f"{number}.log")))
             for number, (name, command) in enumerate(commands.items())
         }
-        sluice = stack.enter_context(running_stack(path, "smollm2", **SETTINGS))
+        sluice = stack.enter_context(running_stack(path, "smollm2", 1, **SETTINGS))
         subjects[SLUICE] = Subject(sluice.url)
         for subject in subjects.values():
             _converse(subject, SLOTS)

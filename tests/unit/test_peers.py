@@ -14,7 +14,10 @@ PEER, OURS = "Peer", "Sluice"
 
 def recorded() -> Comparison:
     """Three rounds of a latency, one of memory that only we have."""
-    rounds = {PEER: [(4.0, None), (2.0, None), (3.0, None)], OURS: [(2.0, 7.5), (2.0, 7), (2.0, 9)]}
+    rounds: dict[str, list[tuple[float, float | None]]] = {
+        PEER: [(4.0, None), (2.0, None), (3.0, None)],
+        OURS: [(2.0, 7.5), (2.0, 7.0), (2.0, 9.0)],
+    }
     latency = Metric("Latency", "ms", False)
     latency.rows.append(row("1 client", rounds, lambda pair: pair[0], {OURS: 0.75}))
     memory = Metric("Memory", "MiB", False)
