@@ -25,8 +25,8 @@ def report(comparison: Comparison) -> str:
     machine = comparison.machine
     facts = [
         f"Measured {comparison.measured_at}: {machine.cpu}, {machine.usable_cpus} usable CPUs, "
-        f"{machine.memory_gib:.0f} GiB, Linux {machine.kernel}, Python {machine.python}, load before "
-        f"the run {machine.load:.2f}. llama.cpp uses {', '.join(machine.features)}.",
+        f"{machine.memory_gib:.0f} GiB, Linux {machine.kernel}, Python {machine.python}, load "
+        f"before the run {machine.load:.2f}. llama.cpp uses {', '.join(machine.features)}.",
         "",
         "Medians with quartiles. A ratio is that to the figure of "
         f"{comparison.baseline} in the same round; the median of all rounds.",
