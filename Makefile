@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt $(LLAMA)
 	wheel=$$($(BIN)/python deploy/llama/wheel.py constraints.txt) && $(BIN)/pip install --quiet \
 		--disable-pip-version-check --no-deps --force-reinstall "$$wheel"
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
-		--editable '.[gateway,inferer,cli,dev]'
+		--editable '.[gateway,inferer,cli,bench,dev]'
 	@rm -f $@ && touch $@
 
 $(SCHEMATHESIS): tests/conformance/requirements.txt $(READY)
@@ -88,7 +88,7 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.eta
 	$(BIN)/python -m benchmarks.cold_start
 	$(BIN)/python -m benchmarks.cancel
-	$(BIN)/python -m benchmarks.concurrency
+	$(BIN)/sluice bench
 	$(BIN)/python -m benchmarks.waiting
 	$(BIN)/python -m benchmarks.prompt_cache
 	$(BIN)/python -m benchmarks.long_prompt

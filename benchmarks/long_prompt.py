@@ -6,73 +6,32 @@ The engine with the real model and two slots, no queue.
 
 import statistics
 import sys
-import threading
 import time
 from itertools import pairwise
 
 from benchmarks.measuring import THREADS, describe_machine
 from services.inferer.engine.engine import Engine
-from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
-from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.speed_test import TEXT, TimedJob
 from services.inferer.settings import InfererSettings
 from shared.model_files import locate
-from shared.wire.requests import Sampling
 
 N_CTX, PROMPT_TOKENS, STREAM_TOKENS = 4096, 1500, 100
-
-
-class Endless(Sampler):
-    """Does not end the answer."""
-
-    def __init__(self, model: Model, prompt: list[int]) -> None:
-        super().__init__(model, Sampling(), 1, prompt)
-        self._model, self._other = model, prompt[-1]
-
-    def sample(self, context: object, row: int) -> int:
-        token = super().sample(context, row)
-        return self._other if self._model.piece(token) is None else token
-
-
-class Run:
-    """A sequence, and when its tokens came."""
-
-    def __init__(self, engine: Engine, tokens: list[int], max_tokens: int) -> None:
-        self.at: list[float] = []
-        self._ended = threading.Event()
-        self.sequence = GenerationSequence(
-            prepare=lambda: (tokens, Endless(engine.model, tokens)),
-            max_tokens=max_tokens,
-            stop=[],
-            on_text=lambda _: self.at.append(time.perf_counter()),
-            on_end=self._end,
-        )
-        self.started = time.perf_counter()
-        engine.submit(self.sequence)
-
-    def _end(self, _: Generation | Exception) -> None:
-        self.at.append(time.perf_counter())
-        self._ended.set()
-
-    def wait(self) -> float:
-        """Seconds until its end."""
-        self._ended.wait()
-        return self.at[-1] - self.started
 
 
 def main() -> int:
     print(f"a long prompt beside an answer: {describe_machine()}")
     model = Model(locate("smollm2"), gpu_layers=-1)
     engine = Engine(model, slots=2, n_ctx=N_CTX, n_batch=InfererSettings().n_batch, threads=THREADS)
-    prompt = model.tokenize("The tide comes in twice a day. " * 1000)[:PROMPT_TOKENS]
+    prompt = model.tokenize(TEXT * 1000)[:PROMPT_TOKENS]
     short = model.tokenize("Once upon a time")
-    alone = Run(engine, short, STREAM_TOKENS)
+    alone = TimedJob(engine, short, STREAM_TOKENS)
     alone.wait()
-    prompt_alone_s = Run(engine, prompt, 1).wait()
-    stream = Run(engine, short, N_CTX - 100)
+    prompt_alone_s = TimedJob(engine, prompt, 1).wait()
+    stream = TimedJob(engine, short, N_CTX - 100)
     while len(stream.at) < STREAM_TOKENS:
         time.sleep(0.01)
-    prompt_run = Run(engine, prompt, 1)
+    prompt_run = TimedJob(engine, prompt, 1)
     prompt_s = prompt_run.wait()
     beside = [at for at in stream.at if prompt_run.started <= at <= prompt_run.at[-1]]
     engine.abort(stream.sequence)

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cli.commands import dead, topology
+from cli.commands.bench import bench
 from cli.commands.doctor import doctor
 from cli.commands.fleet import concurrency, inferers, queue, top
 from cli.commands.jobs import ask, cancel, status, submit
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="LLM inference through a NATS work queue: one request at a time through each worker.",
 )
-for command in (up, ask, submit, status, cancel, queue, inferers, top, concurrency, doctor):
+for command in (up, ask, submit, status, cancel, queue, inferers, top, concurrency, doctor, bench):
     app.command()(command)
 app.add_typer(dead.app, name="dead")
 app.add_typer(topology.app, name="topology")

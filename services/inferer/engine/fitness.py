@@ -26,6 +26,7 @@ from shared.errors import ModelError
 from shared.logs import logger
 from shared.process.exit_status import describe_exit
 from shared.process.lifecycle import EXIT_CONFIGURATION
+from shared.process.parent_death import die_with_parent
 
 CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 """Signals that the same code causes again. Any other signal came from outside: memory or time was
@@ -119,6 +120,7 @@ async def _run_self_test(*options: str) -> _Exit:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the inferer, which ends this process
+        preexec_fn=die_with_parent(signal.SIGKILL),
     )
     try:
         output, errors = await process.communicate()

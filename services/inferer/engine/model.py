@@ -128,6 +128,14 @@ class Model:
             )
 
     @property
+    def quantization(self) -> str:
+        """The type of most of its weights, as llama.cpp names it: ``Q4_1``, ``Q4_K - Medium``."""
+        buffer = ctypes.create_string_buffer(128)
+        llama_cpp.llama_model_desc(self.handle, buffer, len(buffer))
+        architecture_size_type = buffer.value.decode("utf-8", "replace").split(" ", 2)
+        return architecture_size_type[-1].removeprefix("(guessed) ")
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 
