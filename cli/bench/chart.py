@@ -52,9 +52,9 @@ def check_file(file: Path) -> None:
         raise CommandError(f"--plot {file}: it cannot be written", EXIT_USAGE)
 
 
-def draw(file: Path, title: str, rows: list[Row]) -> None:
+def draw(file: Path, title: str, subtitle: str, rows: list[Row]) -> None:
     """Write a chart of ``rows`` to ``file``. Raises: CommandError: it cannot be written."""
-    shapes = list(_shapes(title, rows))
+    shapes = list(_shapes(title, subtitle, rows))
     height = max(shape.y for shape in shapes) + LINE
     try:
         if file.suffix == ".svg":
@@ -66,9 +66,10 @@ def draw(file: Path, title: str, rows: list[Row]) -> None:
         raise CommandError(f"--plot {file}: it cannot be written: {why}", EXIT_FAILED) from None
 
 
-def _shapes(title: str, rows: list[Row]) -> Iterator[Box | Label]:
-    yield Label(MARGIN, MARGIN + LINE / 2, title, size=TITLE_SIZE)
-    top = MARGIN + 2 * LINE
+def _shapes(title: str, subtitle: str, rows: list[Row]) -> Iterator[Box | Label]:
+    yield Label(MARGIN, MARGIN, title, size=TITLE_SIZE)
+    yield Label(MARGIN, MARGIN + LINE, subtitle)
+    top = MARGIN + 2.5 * LINE
     answers = [(row, row.tokens_per_s, row.tokens_per_s_each) for row in rows]
     yield from _panel(top, "answers, tokens/s: all jobs, dark: each job", answers, LIGHT)
     top += (len(rows) + 2) * LINE

@@ -37,10 +37,14 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
+        """The model."""
         size = f"{self.model_bytes / 1e6:,.0f} MB"
+        return f"{Path(self.model).name} ({self.quantization}, {size})"
+
+    @property
+    def machine(self) -> str:
         cpus = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
-        where = f"{self.cpu}, {cpus}" + (" and a GPU" if self.gpu_layers else "")
-        return f"{Path(self.model).name} ({self.quantization}, {size}) on {where}"
+        return f"{self.cpu}, {cpus}" + (" and a GPU" if self.gpu_layers else "")
 
 
 def make_report(model: Path, measured: Measured, load: float) -> Report:
@@ -62,7 +66,7 @@ def make_report(model: Path, measured: Measured, load: float) -> Report:
 
 
 def print_report(report: Report) -> None:
-    out.print(safe_text(report.title))
+    out.print(safe_text(f"{report.title} on {report.machine}"))
     out.print()
     out.print(_table(report.settings))
     out.print()

@@ -62,7 +62,7 @@ def bench(
     report = make_report(file, measured, load)
     print_json(report) if as_json else print_report(report)
     if plot is not None:
-        draw(plot, report.title, report.settings)
+        draw(plot, report.title, report.machine, report.settings)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_the_table_on_a_terminal_and_the_chart_have_the_same_figures(
     options = ("--model", str(tiny_model), "--seconds", "3", "--plot", str(chart))
     with terminal("bench", *options) as shown:
         eventually(
-            lambda: shown.output and shown.process.poll() is not None,
+            lambda: shown.output is not None and shown.process.poll() is not None,  # drains it
             "it has ended",
             SEVERAL_PROCESSES_S,
         )

@@ -102,7 +102,7 @@ def test_an_svg_chart_is_well_formed_and_has_all_figures(tmp_path: Path) -> None
     """Also with characters that XML escapes, and with rows that have no figures; the bars are as
     long as the figures say."""
     file = tmp_path / "chart.svg"
-    draw(file, TITLE, ROWS)
+    draw(file, TITLE, "a machine", ROWS)
     svg = ElementTree.parse(file).getroot()
     texts = [element.text for element in svg.findall("{*}text")]
     assert texts[0] == TITLE
@@ -118,7 +118,7 @@ def test_an_svg_chart_is_well_formed_and_has_all_figures(tmp_path: Path) -> None
 def test_a_png_chart_is_an_image(tmp_path: Path) -> None:
     """Of the same shapes, at twice the size."""
     file = tmp_path / "chart.png"
-    draw(file, TITLE, ROWS)
+    draw(file, TITLE, "a machine", ROWS)
     with Image.open(file) as image:
         image.load()
         assert (image.format, image.width) == ("PNG", 2 * WIDTH)
