@@ -1,7 +1,7 @@
 """Draws the figures of `sluice bench` as bars, into an SVG or a PNG file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -78,7 +78,7 @@ def _shapes(title: str, subtitle: str, rows: list[Row]) -> Iterator[Box | Label]
 
 
 def _panel(
-    top: float, heading: str, bars: list[tuple[Row, float | None, float | None]], colour: str
+    top: float, heading: str, bars: Sequence[tuple[Row, float | None, float | None]], colour: str
 ) -> Iterator[Box | Label]:
     """A bar for each row: its length, and that of the dark part."""
     yield Label(MARGIN, top, heading, colour=GREY)

@@ -21,7 +21,7 @@ from shared.speed_test import Done, Failed, Jobs, Ready, Reply, Subject
 
 MODULE = "services.inferer.engine.speed_test"
 
-_decoder = msgspec.json.Decoder(Reply)
+_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
 
 class NotMeasured(Exception):
