@@ -1,6 +1,6 @@
 """Models whose memory is not the usual one, with two slots: a cancel, and the same text."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from shared.errors import ModelError
 from shared.wire.requests import Sampling
-from tests.support.architectures import write_hybrid
+from tests.support.architectures import write_hybrid, write_mamba, write_rwkv
 from tests.support.processes import eventually
 from tests.support.tiny_model import write_tiny_model
 
@@ -59,16 +59,11 @@ def running(model: Model, slots: int) -> Iterator[Engine]:
         assert engine.close()
 
 
-@pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    model = Model(write_hybrid(tmp_path_factory.mktemp("hybrid") / "lfm2.gguf"), 0)
-    yield model
-    model.close()
-
-
-def test_a_cancel_fails_no_neighbour_on_a_hybrid(hybrid: Model) -> None:
+@pytest.mark.parametrize("write", [write_hybrid, write_mamba, write_rwkv])
+def test_a_cancel_fails_no_neighbour(write: Callable[[Path], Path], tmp_path: Path) -> None:
     """Whether it comes in the middle of its prompt or of its answer; the slot can be used again."""
-    with running(hybrid, slots=2) as engine:
+    model = Model(write(tmp_path / "model.gguf"), 0)
+    with running(model, slots=2) as engine:
         neighbour = Run(engine, "go on", 1000)
         for words, far in ((3000, False), (3, True), (3000, False), (3, True)):
             cancelled = Run(engine, "word " * words, 3000)
@@ -80,6 +75,7 @@ def test_a_cancel_fails_no_neighbour_on_a_hybrid(hybrid: Model) -> None:
             assert isinstance(cancelled.outcome(), Aborted)
         assert neighbour.text()
         assert Run(engine, "go on", 100).text()
+    model.close()
 
 
 def test_longrope_writes_the_same_text_with_two_slots(tmp_path: Path) -> None:

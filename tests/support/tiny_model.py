@@ -20,24 +20,26 @@ def write_tiny_model(
     *,
     chat: bool = True,
     seed: int = 7,
+    width: int = WIDTH,
     tokenizer: bool = True,
     metadata: Mapping[str, object] | None = None,
     longrope_from: int | None = None,
 ) -> Path:
     """Write a two-layer llama with the bundled model's tokenizer, unless ``tokenizer`` is false,
-    and its template if ``chat``. ``metadata`` adds fields or replaces their values. In a context of
-    more than ``longrope_from`` tokens it computes with other factors."""
+    and its template if ``chat``. Each of its 4 heads has a fourth of ``width``. ``metadata`` adds
+    fields or replaces their values. In a context of more than ``longrope_from`` tokens it computes
+    with other factors."""
     random = numpy.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
+    writer.add_embedding_length(width)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(HIDDEN)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_dimension_count(width // HEADS)
     vocabulary = copy_tokenizer(writer, chat)
 
     def add(name: str, *shape: int) -> None:
@@ -48,22 +50,22 @@ def write_tiny_model(
         writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(longrope_from)
         for which, factor in (("long", 8), ("short", 1)):
-            factors = numpy.full(WIDTH // HEADS // 2, factor, dtype=numpy.float32)
+            factors = numpy.full(width // HEADS // 2, factor, dtype=numpy.float32)
             writer.add_tensor(f"rope_factors_{which}.weight", factors)
 
     def add_norm(name: str) -> None:
-        writer.add_tensor(name, numpy.ones(WIDTH, dtype=numpy.float32))
+        writer.add_tensor(name, numpy.ones(width, dtype=numpy.float32))
 
-    add("token_embd.weight", vocabulary, WIDTH)
+    add("token_embd.weight", vocabulary, width)
     add_norm("output_norm.weight")
     for layer in range(LAYERS):
         add_norm(f"blk.{layer}.attn_norm.weight")
         add_norm(f"blk.{layer}.ffn_norm.weight")
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{layer}.{name}.weight", WIDTH, WIDTH)
-        add(f"blk.{layer}.ffn_gate.weight", HIDDEN, WIDTH)
-        add(f"blk.{layer}.ffn_up.weight", HIDDEN, WIDTH)
-        add(f"blk.{layer}.ffn_down.weight", WIDTH, HIDDEN)
+            add(f"blk.{layer}.{name}.weight", width, width)
+        add(f"blk.{layer}.ffn_gate.weight", HIDDEN, width)
+        add(f"blk.{layer}.ffn_up.weight", HIDDEN, width)
+        add(f"blk.{layer}.ffn_down.weight", width, HIDDEN)
     fields = writer.kv_data[0]
     if not tokenizer:
         for name in _tokenizer_fields():
