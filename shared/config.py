@@ -69,14 +69,14 @@ def load(settings: type[T], prefix: str, environ: Mapping[str, str] | None = Non
         try:
             msgspec.convert({name: value}, settings, strict=False)
         except msgspec.ValidationError as error:
-            why = _words(settings, name) or str(error).partition(" - at")[0]
+            why = _choices(settings, name) or str(error).partition(" - at")[0]
             why = why[:1].lower() + why[1:]
             raise SettingsError(f"{prefix}_{name}".upper() + f"={value!r}: {why}") from None
     return msgspec.convert(values, settings, strict=False)
 
 
-def _words(settings: type[msgspec.Struct], name: str) -> str | None:
-    """What a field takes that has words among its values; None for others."""
+def _choices(settings: type[msgspec.Struct], name: str) -> str | None:
+    """What to choose from, if a field has words among its values."""
     struct = msgspec.inspect.type_info(settings)
     assert isinstance(struct, msgspec.inspect.StructType)
     (kind,) = (field.type for field in struct.fields if field.name == name)
@@ -92,7 +92,7 @@ def _words(settings: type[msgspec.Struct], name: str) -> str | None:
         for one in kinds
         if isinstance(one, msgspec.inspect.IntType)
     ]
-    return f"expected {' or '.join(numbers + words)}" if words else None
+    return f"choose {' or '.join(numbers + words)}" if words else None
 
 
 def _is_service_link(variable: str, value: str) -> bool:

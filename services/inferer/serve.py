@@ -63,7 +63,12 @@ async def _serve(
     path = locate(settings.model)
     fitness = await until_stopped(stopping, check_fitness(settings, path))
     model = await asyncio.to_thread(
-        Model, path, settings.gpu_layers, extra_buffers=fitness.extra_buffers
+        Model,
+        path,
+        settings.gpu_layers,
+        split_mode=settings.split_mode,
+        main_gpu=settings.main_gpu,
+        extra_buffers=fitness.extra_buffers,
     )
     features = compiled_for()
     threads = settings.threads or usable_cpus()
@@ -82,6 +87,8 @@ async def _serve(
         n_ctx=n_ctx,
         n_batch=settings.n_batch,
         threads=threads,
+        kv_type=settings.kv_type,
+        flash_attention=settings.flash_attention,
         cache_bytes=settings.cache_mb * MIB,
         shares_cache=settings.cache_shared,
     )

@@ -2,13 +2,17 @@
 
 import re
 import socket
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from shared.config import Positive, Seconds, StartConcurrency
 from shared.model_names import token_of
+
+KvType = Literal["f16", "q8_0", "q4_0"]
+FlashAttention = Literal["auto", "on", "off"]
+SplitMode = Literal["layer", "row", "none"]
 
 
 class InfererSettings(msgspec.Struct, frozen=True):
@@ -26,10 +30,20 @@ class InfererSettings(msgspec.Struct, frozen=True):
     done sooner together than in turn."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Compute threads; 0 takes the CPUs this process may really use."""
-    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
-    """Layers to put on the GPU; -1 means all, where llama.cpp was built for one."""
-    n_ctx: Annotated[int, Meta(ge=0)] = 0
+    gpu_layers: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
+    """Layers to put on GPUs; -1 means all, where llama.cpp finds a GPU."""
+    split_mode: SplitMode = "layer"
+    """How several GPUs share a model: each has some of its layers, or some rows of each matrix;
+    with ``none`` one GPU has all of it."""
+    main_gpu: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """The number of that GPU, from 0."""
+    flash_attention: FlashAttention = "auto"
+    """``auto``: where llama.cpp can."""
+    n_ctx: Annotated[int, Meta(ge=0, le=2**24)] = 0
     """Tokens of context for each job; 0 takes what the model was trained for, 4096 at most."""
+    kv_type: KvType = "f16"
+    """How keys and values of the context are stored. ``q8_0`` takes about half of the memory, and
+    ``q4_0`` about a quarter, for less precision (decision 36)."""
     n_batch: Positive = 128
     """Most tokens in one call of llama.cpp. On a CPU a cancel waits for the end of one operation on
     them, whose time grows with their number and the length of the prompt (decision 5)."""

@@ -99,6 +99,35 @@ def test_a_model_file_that_is_not_one_is_one_line_and_its_status(
     _assert_refuses_to_start("inferer", environment, str(path), why)
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"INFERER_GPU_LAYERS": "5"}, ["INFERER_GPU_LAYERS=5", "no GPU", "docs/how-to/gpu.md"]),
+        ({"INFERER_MAIN_GPU": "1"}, ["INFERER_MAIN_GPU=1", "no GPU"]),
+        ({"INFERER_SPLIT_MODE": "none"}, ["INFERER_SPLIT_MODE=none", "no GPU"]),
+        (
+            {"INFERER_KV_TYPE": "q8_0"},
+            ["INFERER_KV_TYPE=q8_0", "n_embd_head_k=8", "set INFERER_KV_TYPE=f16"],
+        ),
+        (
+            {"INFERER_KV_TYPE": "q8_0", "INFERER_FLASH_ATTENTION": "off"},
+            ["INFERER_KV_TYPE=q8_0 needs flash attention"],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_setting_that_cannot_be_here_is_one_line_and_its_status(
+    tiny_model: Path, settings: dict[str, str], why: list[str]
+) -> None:
+    """No GPU is visible, and the model's heads have 8 numbers, where a block has 32."""
+    environment = {
+        "INFERER_MODEL": str(tiny_model),
+        "NATS_URL": f"nats://127.0.0.1:{free_port()}",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    _assert_refuses_to_start("inferer", {**environment, **settings}, *why)
+
+
 def test_an_inferer_logs_what_it_is_when_it_is_ready(stack: Stack) -> None:
     """First `model_loaded`, then one line with what it will work with; every line is JSON."""
     stack.wait_for_end(stack.submit(prompt="hi", max_tokens=2))

@@ -14,8 +14,5 @@ class CrampedEngine(Engine):
     """Replies up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
 
     def _create_context(self, slots: int) -> Context:
-        believed, self.n_ctx = self.n_ctx, ROOM
-        try:
-            return super()._create_context(slots)
-        finally:
-            self.n_ctx = believed
+        self._options = self._options._replace(n_ctx=ROOM)
+        return super()._create_context(slots)

@@ -37,6 +37,13 @@ def test_values_get_the_types_of_their_fields() -> None:
         ("INFERER_GRACE_S", "inf", "<= 86400"),
         ("INFERER_N_BATCH", "0", ">= 1"),
         ("INFERER_ID", "a.b", "[A-Za-z0-9_-]"),
+        ("INFERER_KV_TYPE", "q8", "choose f16 or q4_0 or q8_0"),
+        ("INFERER_SPLIT_MODE", "rows", "choose layer or none or row"),
+        ("INFERER_FLASH_ATTENTION", "true", "choose auto or off or on"),
+        ("INFERER_GPU_LAYERS", "-2", ">= -1"),
+        ("INFERER_GPU_LAYERS", "4294967296", "<= 2147483647"),
+        ("INFERER_MAIN_GPU", "-1", ">= 0"),
+        ("INFERER_N_CTX", "4294967297", "<= 16777216"),
     ],
 )
 def test_a_wrong_value_names_the_variable_and_why(variable: str, value: str, why: str) -> None:

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import llama_cpp
 
@@ -12,7 +13,8 @@ from services.inferer.engine.model import Model, forget_problems, last_problem
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
-from shared.errors import ModelError, OutOfMemory
+from services.inferer.settings import FlashAttention, KvType
+from shared.errors import ModelError, OutOfMemory, SettingsError
 
 SET, NOT_SET = b"\x01", b"\x00"
 """The first byte of an abort flag."""
@@ -23,6 +25,17 @@ NO_MEMORY = (1, -2)
 
 GIB = 1024**3
 
+KV_TYPES: dict[KvType, int] = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+FLASH_ATTENTION: dict[FlashAttention, int] = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
 # llama.cpp calls this function between any two operations, and aborts if the result is not 0.
 # `strlen` of a buffer whose first byte is the flag does just that without the interpreter's lock,
 # which a Python function would take a thousand times per token.
@@ -31,32 +44,51 @@ _flag_is_set = llama_cpp.ggml_abort_callback(
 )
 
 
+class ContextOptions(NamedTuple):
+    """What stays the same when a context is replaced by one with more slots."""
+
+    n_ctx: int
+    """Tokens of each slot."""
+    n_batch: int
+    threads: int
+    kv_type: KvType = "f16"
+    flash_attention: FlashAttention = "auto"
+    full_windows: bool = True
+    """Whether layers that see only the last tokens, those in a sliding window, keep all others too.
+    Otherwise a sequence cannot be cut, nor share tokens with others."""
+
+
 class Context:
-    """Memory for ``slots`` sequences of ``n_ctx`` tokens. It is native memory: close it."""
+    """Memory for ``slots`` sequences. It is native memory: close it."""
 
     def __init__(
         self,
         model: Model,
-        *,
         slots: int,
-        n_ctx: int,
-        n_batch: int,
-        threads: int,
+        options: ContextOptions,
         abort_flag: ctypes.Array[ctypes.c_char],
     ) -> None:
         """``abort_flag`` has two bytes; while the first is set, `decode` aborts.
 
         Raises:
             OutOfMemory: the context does not fit.
+            SettingsError: this model cannot have such a context.
         """
-        _require_memory(model, slots, n_ctx, n_batch)
-        parameters = _parameters(model.has_original_context, slots, n_ctx, n_batch, threads)
+        if options.flash_attention == "off" and options.kv_type != "f16":
+            raise SettingsError(
+                f"INFERER_KV_TYPE={options.kv_type} needs flash attention; do not set "
+                "INFERER_FLASH_ATTENTION=off"
+            )
+        _require_memory(model, slots, options)
+        parameters = _parameters(model.has_original_context, slots, options)
         parameters.abort_callback = _flag_is_set
         parameters.abort_callback_data = ctypes.addressof(abort_flag)
+        forget_problems()
         self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
         if not self.handle:
             raise OutOfMemory(
-                f"no memory for {slots} contexts of {n_ctx} tokens; lower INFERER_N_CTX"
+                f"no memory for {slots} contexts of {options.n_ctx} tokens ({last_problem()}); "
+                "lower INFERER_N_CTX"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
@@ -64,11 +96,11 @@ class Context:
         self.can_copy = bool(parameters.kv_unified) and not model.is_recurrent
         """Where each sequence has a memory of its own, llama.cpp copies all or nothing, and of a
         recurrent state whatever the source has by now."""
-        self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
         self._slots, self._logits = self._batch.seq_id, self._batch.logits
-        for row in range(n_batch):
+        for row in range(options.n_batch):
             self._batch.n_seq_id[row] = 1
 
     def decode(self, batch: Iterable[Chunk[Sequence]]) -> int:
@@ -162,11 +194,11 @@ def decode_error(status: int) -> ModelError:
 
 
 def _parameters(
-    has_original_context: bool, slots: int, n_ctx: int, n_batch: int, threads: int
+    has_original_context: bool, slots: int, options: ContextOptions
 ) -> llama_cpp.llama_context_params:
     parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = n_ctx * slots
-    parameters.n_batch = parameters.n_ubatch = n_batch
+    parameters.n_ctx = options.n_ctx * slots
+    parameters.n_batch = parameters.n_ubatch = options.n_batch
     parameters.n_seq_max = slots
     # One output per sequence, at most. By default there is room for one per token: 134 MB for a
     # batch of 128 and Gemma's vocabulary.
@@ -175,41 +207,55 @@ def _parameters(
     # by the total size: with two slots the same seed would give another text than with one, so
     # there each sequence has memory of its own.
     parameters.kv_unified = not has_original_context
-    # A smaller memory for sliding windows would forget the beginnings of prompts, and not hold
-    # tokens that sequences share.
-    parameters.swa_full = True
-    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.swa_full = options.full_windows
+    parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
+    parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+    parameters.n_threads = parameters.n_threads_batch = options.threads
     return parameters
 
 
-def _require_memory(model: Model, slots: int, n_ctx: int, n_batch: int) -> None:
+def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
     """Check that the context fits: the kernel allocates more memory than it has, and would kill the
     process when llama.cpp fills it.
 
     Raises:
         OutOfMemory: it does not fit.
+        SettingsError: this model cannot have such a context.
     """
     if model.gpu_layers:
         return  # most of it is on the GPU
-    required, available = _required_bytes(model, slots, n_ctx, n_batch), available_bytes()
+    required, available = _required_bytes(model, slots, options), available_bytes()
     if required > available:
         raise OutOfMemory(
-            f"no memory for {slots} contexts of {n_ctx} tokens: they take "
+            f"no memory for {slots} contexts of {options.n_ctx} tokens: they take "
             f"{required / GIB:.1f} GiB, {available / GIB:.1f} GiB are available; "
             "lower INFERER_N_CTX"
         )
 
 
-def _required_bytes(model: Model, slots: int, n_ctx: int, n_batch: int) -> int:
-    one, two = _sizes(model.path, model.has_original_context, n_ctx, n_batch)
+def _required_bytes(model: Model, slots: int, options: ContextOptions) -> int:
+    one, two = _sizes(model.path, model.has_original_context, options)
     return one + (slots - 1) * (two - one)
 
 
 @lru_cache
-def _sizes(path: Path, has_original_context: bool, n_ctx: int, n_batch: int) -> tuple[int, int]:
+def _sizes(path: Path, has_original_context: bool, options: ContextOptions) -> tuple[int, int]:
     """The bytes that a context takes with one slot, and with two; each further slot takes as many
     as the second."""
-    one, two = dry_run(
-        path, [_parameters(has_original_context, slots, n_ctx, n_batch, 1) for slots in (1, 2)]
-    )
+
+    def sizes(options: ContextOptions) -> list[int]:
+        return dry_run(
+            path, [_parameters(has_original_context, slots, options) for slots in (1, 2)]
+        )
+
+    try:
+        one, two = sizes(options)
+    except ModelError as error:
+        if options.kv_type == "f16":
+            raise
+        sizes(options._replace(kv_type="f16"))  # raises if the reason is another
+        raise SettingsError(
+            f"INFERER_KV_TYPE={options.kv_type} is not possible with this model ({error}); set "
+            "INFERER_KV_TYPE=f16"
+        ) from None
     return one, two

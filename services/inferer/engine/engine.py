@@ -18,6 +18,7 @@ from services.inferer.engine.context import (
     NOT_SET,
     SET,
     Context,
+    ContextOptions,
     decode_error,
 )
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -26,6 +27,7 @@ from services.inferer.engine.preparation import Preparation
 from services.inferer.engine.prompt_cache import PromptCache
 from services.inferer.engine.scheduler import Chunk, Scheduler
 from services.inferer.engine.sequence import Aborted, State
+from services.inferer.settings import FlashAttention, KvType
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
 CLOSE_S = 5.0
@@ -43,6 +45,8 @@ class Engine:
         n_ctx: int,
         n_batch: int,
         threads: int,
+        kv_type: KvType = "f16",
+        flash_attention: FlashAttention = "auto",
         cache_bytes: int = 0,
         shares_cache: bool = False,
     ) -> None:
@@ -52,13 +56,21 @@ class Engine:
 
         Raises:
             OutOfMemory: the context does not fit.
+            SettingsError: this model cannot have such a context.
         """
         # Never written again.
         self.model = model
         self.n_ctx = n_ctx
         self.threads = threads
         self.shares_cache = shares_cache
-        self._n_batch = min(n_batch, n_ctx)
+        self._options = ContextOptions(
+            n_ctx,
+            n_batch=min(n_batch, n_ctx),
+            threads=threads,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            full_windows=cache_bytes > 0,
+        )
         self._preparation = Preparation(slots)
 
         # Handed over between threads, under `_changed`.
@@ -92,7 +104,7 @@ class Engine:
 
         # Used by the compute thread only, except that `in_progress` reads whether the scheduler is
         # idle, and that `close` frees the context when the thread has ended.
-        self._scheduler: Scheduler[GenerationSequence] = Scheduler(slots, self._n_batch)
+        self._scheduler: Scheduler[GenerationSequence] = Scheduler(slots, self._options.n_batch)
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
 
@@ -366,14 +378,7 @@ class Engine:
         self._context = self._cache.memory = larger
 
     def _create_context(self, slots: int) -> Context:
-        return Context(
-            self.model,
-            slots=slots,
-            n_ctx=self.n_ctx,
-            n_batch=self._n_batch,
-            threads=self.threads,
-            abort_flag=self._abort_flag,
-        )
+        return Context(self.model, slots, self._options, self._abort_flag)
 
 
 def _failure(what: str, error: Exception) -> ModelError:

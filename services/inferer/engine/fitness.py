@@ -158,8 +158,9 @@ def _cache_key(settings: InfererSettings, path: Path) -> list[object]:
         [_identity(library) for library in libraries],
         _identity(path.resolve()),
         [cpu_model(), sorted(cpu_flags()), os.uname().release],
-        [settings.gpu_layers, settings.threads or usable_cpus()],
-        [settings.n_ctx, settings.n_batch, settings.slots],
+        [settings.gpu_layers, settings.split_mode, settings.main_gpu],
+        [settings.flash_attention, settings.kv_type, settings.cache_mb > 0],
+        [settings.n_ctx, settings.n_batch, settings.slots, settings.threads or usable_cpus()],
     ]
 
 

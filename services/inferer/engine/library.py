@@ -29,7 +29,8 @@ INSTRUCTION_SETS = {
 REPLACED_BY = {"AVX_VNNI": "AVX512_VNNI"}
 """If llama.cpp has the second it does not use the first."""
 
-CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
+CPU, GPU, INTEGRATED_GPU = 0, 1, 2
+"""Types of devices (`ggml_backend_dev_type`)."""
 
 
 def library_folder() -> Path:
@@ -47,16 +48,38 @@ def load_backends() -> None:
         ModelError: llama.cpp has no code for this CPU.
     """
     folder = library_folder()
-    library = ctypes.CDLL(str(folder / "libllama.so"))  # with its dependencies
-    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    library = _library()
     if library.ggml_backend_reg_count() == 0:
         library.ggml_backend_load_all_from_path(bytes(folder))
-    library.ggml_backend_dev_by_type.restype = ctypes.c_void_p
-    if not library.ggml_backend_dev_by_type(CPU_DEVICE):
+    if CPU not in _devices():
         raise ModelError(
             f"llama.cpp in {folder} has no code for this CPU ({cpu_model()}); compile it as "
             "docs/compiling.md says"
         )
+
+
+def gpus() -> int:
+    """How many GPUs llama.cpp uses: integrated ones only if there are no others. After
+    `load_backends`."""
+    devices = _devices()
+    return devices.count(GPU) or devices.count(INTEGRATED_GPU)
+
+
+def _devices() -> list[int]:
+    """The type of each device that llama.cpp has found."""
+    library = _library()
+    indices = range(library.ggml_backend_dev_count())
+    return [library.ggml_backend_dev_type(library.ggml_backend_dev_get(index)) for index in indices]
+
+
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_folder() / "libllama.so"))  # with its dependencies
+    for count in (library.ggml_backend_reg_count, library.ggml_backend_dev_count):
+        count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    return library
 
 
 def compiled_for() -> list[str]:

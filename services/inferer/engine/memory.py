@@ -43,8 +43,8 @@ def _size(model: object, parameters: llama_cpp.llama_context_params) -> int:
     with log_lines() as lines:
         context = llama_cpp.llama_init_from_model(model, parameters)
     if not context:
-        reason = lines[-1] if lines else "no reason given"
-        raise ModelError(f"llama.cpp cannot create a context of this size: {reason}")
+        _, _, reason = (lines or ["llama.cpp: no reason given"])[-1].partition(": ")
+        raise ModelError(f"llama.cpp cannot create such a context: {reason}")
     llama_cpp.llama_free(context)
     matches = (match for line in lines if (match := BUFFER_SIZE.search(line)))
     return round(sum(float(match[1] or match[2]) for match in matches) * MIB)

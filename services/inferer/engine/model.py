@@ -12,8 +12,9 @@ import llama_cpp
 
 from services.inferer.bounded.chat_template import ChatTemplate
 from services.inferer.engine.grammar import Vocabulary
-from services.inferer.engine.library import load_backends
-from shared.errors import InvalidRequest, ModelError, PromptTooLong
+from services.inferer.engine.library import gpus, load_backends
+from services.inferer.settings import SplitMode
+from shared.errors import InvalidRequest, ModelError, PromptTooLong, SettingsError
 from shared.logs import logger
 from shared.wire.requests import ChatMessage
 
@@ -28,6 +29,16 @@ NO_POOLING = ("", "0", "-1")
 LOSSLESS_VOCABULARIES = (
     llama_cpp.LLAMA_VOCAB_TYPE_SPM,
     llama_cpp.LLAMA_VOCAB_TYPE_BPE,
+)
+SPLIT_MODES: dict[SplitMode, int] = {
+    "layer": llama_cpp.LLAMA_SPLIT_MODE_LAYER,
+    "row": llama_cpp.LLAMA_SPLIT_MODE_ROW,
+    "none": llama_cpp.LLAMA_SPLIT_MODE_NONE,
+}
+ALL_LAYERS = -1
+NO_GPU = (
+    "llama.cpp finds no GPU; compile it for the one that this machine has, as docs/how-to/gpu.md "
+    "says"
 )
 
 log = logger()
@@ -64,9 +75,17 @@ class Model:
     """A loaded model. Its methods may be called from any thread; they do not run inference."""
 
     def __init__(
-        self, path: Path, gpu_layers: int, *, extra_buffers: bool = True, chat: bool = True
+        self,
+        path: Path,
+        gpu_layers: int,
+        *,
+        split_mode: SplitMode = "layer",
+        main_gpu: int = 0,
+        extra_buffers: bool = True,
+        chat: bool = True,
     ) -> None:
-        """Load the file at ``path``; ``gpu_layers`` of -1 means all, if there is a GPU.
+        """Load the file at ``path``; ``gpu_layers`` of -1 means all, if there is a GPU. How
+        several GPUs share them: see `InfererSettings`.
 
         Without ``extra_buffers`` llama.cpp leaves the weights as they are in the file, and does not
         use AMX or other code that needs them rearranged. Without ``chat`` the chat template is not
@@ -74,14 +93,17 @@ class Model:
 
         Raises:
             ModelError: llama.cpp cannot load the model, or it does not generate text.
+            SettingsError: this machine does not have that GPU.
         """
         llama_cpp.llama_log_set(_log_llama, None)
         load_backends()
         llama_cpp.llama_backend_init()
+        _require_gpus(gpus(), gpu_layers, split_mode, main_gpu)
         started = time.perf_counter()
         parameters = llama_cpp.llama_model_default_params()
-        self.gpu_layers = _gpu_layers(gpu_layers)
-        parameters.n_gpu_layers = self.gpu_layers
+        parameters.n_gpu_layers = gpu_layers
+        parameters.split_mode = SPLIT_MODES[split_mode]
+        parameters.main_gpu = main_gpu
         parameters.use_extra_bufts = extra_buffers
         forget_problems()
         self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
@@ -93,6 +115,7 @@ class Model:
         ):
             raise ModelError(f"the model {path} is not a decoder-only text generator")
         self.path = path
+        self.gpu_layers = self._layers_on_gpus(gpu_layers)
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._require_text_generator()
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
@@ -146,6 +169,13 @@ class Model:
             llama_cpp.llama_model_is_recurrent(self.handle)
             or llama_cpp.llama_model_is_hybrid(self.handle)
         )
+
+    def _layers_on_gpus(self, wanted: int) -> int:
+        """llama.cpp counts the output as one more layer."""
+        if gpus() == 0:
+            return 0
+        most = int(llama_cpp.llama_model_n_layer(self.handle)) + 1
+        return most if wanted == ALL_LAYERS else min(wanted, most)
 
     @property
     def window(self) -> int:
@@ -260,10 +290,27 @@ class Model:
         return self.read_piece(token, -length) if length < 0 else buffer.raw[:length]
 
 
-def _gpu_layers(layers: int) -> int:
-    if not llama_cpp.llama_supports_gpu_offload():
-        return 0
-    return 999 if layers < 0 else layers
+def _require_gpus(count: int, layers: int, split_mode: SplitMode, main_gpu: int) -> None:
+    """llama.cpp itself ignores layers for a GPU that it does not have.
+
+    Raises:
+        SettingsError: the settings need other GPUs than the ``count`` that there are.
+    """
+    if count == 0:
+        if layers > 0:
+            raise SettingsError(f"INFERER_GPU_LAYERS={layers}: {NO_GPU}, or set 0")
+        if main_gpu > 0 or split_mode != "layer":
+            name, value = ("MAIN_GPU", main_gpu) if main_gpu else ("SPLIT_MODE", split_mode)
+            raise SettingsError(f"INFERER_{name}={value}: {NO_GPU}, or do not set it")
+    elif main_gpu >= count:
+        raise SettingsError(
+            f"INFERER_MAIN_GPU={main_gpu}: llama.cpp finds {count} GPUs; choose 0 to {count - 1}"
+        )
+    elif main_gpu > 0 and split_mode != "none":
+        raise SettingsError(
+            f"INFERER_MAIN_GPU={main_gpu} has no effect with INFERER_SPLIT_MODE={split_mode}; set "
+            "INFERER_SPLIT_MODE=none"
+        )
 
 
 def forget_problems() -> None:

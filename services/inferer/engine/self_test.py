@@ -16,6 +16,7 @@ import msgspec
 
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
+from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
@@ -50,6 +51,8 @@ def main() -> int:
         model = Model(
             locate(settings.model),
             settings.gpu_layers,
+            split_mode=settings.split_mode,
+            main_gpu=settings.main_gpu,
             extra_buffers=WITHOUT_EXTRA_BUFFERS not in sys.argv,
             chat=False,
         )
@@ -62,6 +65,9 @@ def main() -> int:
             n_ctx=model.context_size(settings.n_ctx),
             n_batch=settings.n_batch,
             threads=settings.threads or usable_cpus(),
+            kv_type=settings.kv_type,
+            flash_attention=settings.flash_attention,
+            cache_bytes=settings.cache_mb * MIB,
         )
         print(msgspec.json.encode(_compute(engine, settings.n_batch)).decode())
     except SluiceError as error:
