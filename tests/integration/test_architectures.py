@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -112,7 +112,9 @@ def _context(model: Model, slots: int, n_ctx: int) -> Context:
     return Context(model, slots, ContextOptions(n_ctx, N_BATCH, threads=1), flag)
 
 
-def _footprints(model: Path, contexts: list[list[object]]) -> list[tuple[object, tuple[int, int]]]:
+def _footprints(
+    model: Path, contexts: Sequence[Sequence[object]]
+) -> list[tuple[object, tuple[int, int]]]:
     """For each context what the check says and what it takes, in bytes."""
     arguments = [str(model), str(N_CTX), str(N_BATCH), json.dumps(contexts)]
     done = subprocess.run(
