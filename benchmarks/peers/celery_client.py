@@ -67,7 +67,7 @@ def fill(jobs: int) -> None:
     nothing.delay()  # Redis may still hand one to a worker that waited when it was stopped
     last = nothing.delay()
     waiting = redis.Redis.from_url(f"{REDIS}/0")
-    sent = waiting.lindex("celery", 0)
+    sent: bytes = waiting.lindex("celery", 0)
     tag = json.loads(sent)["properties"]["delivery_tag"]
 
     def copy() -> bytes:

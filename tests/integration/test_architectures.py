@@ -86,7 +86,9 @@ def test_the_estimated_memory_is_what_llama_cpp_takes(
 def test_the_estimated_memory_is_what_the_process_takes(tmp_path: Path, name: str) -> None:
     """With one slot and four, both types of keys and values, and small windows for Gemma: what is
     resident when the context has computed."""
-    contexts = [[slots, kv_type, True] for slots in (1, 4) for kv_type in ("f16", "q8_0")]
+    contexts: list[list[object]] = [
+        [slots, kv_type, True] for slots in (1, 4) for kv_type in ("f16", "q8_0")
+    ]
     if name == "gemma3-270m":
         contexts += [[1, "f16", False], [4, "f16", False]]
     for context_, (said, taken) in _footprints(MODELS[name](tmp_path), contexts):
