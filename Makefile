@@ -92,6 +92,7 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.waiting
 	$(BIN)/python -m benchmarks.prompt_cache
 	$(BIN)/python -m benchmarks.long_prompt
+	$(BIN)/python -m benchmarks.speculation
 
 bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llama.cpp's server, twenty minutes; ARGS="--pairs 2" for less
 	@command -v redis-server >/dev/null || \

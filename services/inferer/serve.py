@@ -17,6 +17,7 @@ from services.inferer.engine.fitness import check_fitness
 from services.inferer.engine.library import compiled_for, not_compiled_for
 from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model
+from services.inferer.engine.speculation import Speculation
 from services.inferer.engine.watchdog import watched
 from services.inferer.fleet.control import controlled
 from services.inferer.fleet.cpu_overlap import overlaps_logged
@@ -91,6 +92,7 @@ async def _serve(
         flash_attention=settings.flash_attention,
         cache_bytes=settings.cache_mb * MIB,
         shares_cache=settings.cache_shared,
+        speculation=Speculation(),
     )
     broker = Broker(broker_settings, f"inferer {inferer_id}")
     try:

@@ -93,7 +93,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: Penalty = 0.0
     response_format: ResponseFormat | None = None
     cache_prompt: bool = True
-    """False: the whole prompt is computed, as for the first job of an inferer."""
+    """False: the whole prompt is computed, as for the first job of an inferer, and no token of the
+    answer is guessed."""
 
     @property
     def stop_strings(self) -> list[str]:

@@ -40,7 +40,9 @@ def measure(slots: int, options: ContextOptions) -> tuple[int, int]:
     context = Context(model, slots, options, ctypes.create_string_buffer(2))
     sequence = Sequence()
     sequence.slot, sequence.tokens = 0, [5] * options.n_batch
-    assert context.decode([Chunk(sequence, options.n_batch, options.n_batch - 1, True)]) == DECODED
+    assert (
+        context.decode([Chunk(sequence, options.n_batch, options.n_batch - 1, True, [])]) == DECODED
+    )
     return said, anonymous_bytes() - before
 
 

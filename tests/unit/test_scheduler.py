@@ -9,26 +9,49 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from services.inferer.engine.scheduler import MAX_PAUSE_S, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
+from services.inferer.engine.speculation import MAX_DRAFTS
 
 BATCH_TOKENS = 4
+WRONG = -1
 MAX_BATCHES = 2000
 """Far more than the work of one case takes."""
 
 
 class Work(Sequence):
-    """A prompt, and an answer of so many tokens; each token is its own position."""
+    """A prompt, and an answer of so many tokens; each token is its own position. ``guesses`` says
+    which tokens of each draft are right."""
 
-    def __init__(self, prompt_tokens: int, answer_tokens: int = 1) -> None:
+    def __init__(
+        self, prompt_tokens: int, answer_tokens: int = 1, guesses: tuple[bool, ...] = ()
+    ) -> None:
         super().__init__()
         self.prompt_tokens = prompt_tokens
         self.length = prompt_tokens + answer_tokens - 1
         """Tokens that are computed: the last one of an answer is not."""
         self.tokens += range(prompt_tokens)
         self.computed: list[int] = []
+        self.guesses = guesses
+        self.acceptance = 0.9
 
     @property
     def is_generating(self) -> bool:
         return self.position >= self.prompt_tokens
+
+    def advance(self, draft: list[int]) -> None:
+        """Take the next token, and one more for each right token that ``draft`` begins with; none
+        after the end of the answer."""
+        for token in [*draft, WRONG]:
+            if self.position == self.length:
+                break
+            self.tokens.append(self.position)
+            if token != self.position:
+                break
+            self.computed.append(token)
+            self.position += 1
+        self.draft = [
+            position if is_right else WRONG
+            for position, is_right in enumerate(self.guesses, len(self.tokens))
+        ]
 
 
 def scheduler_of(works: Iterable[Work], slots: int) -> Scheduler[Work]:
@@ -47,23 +70,23 @@ def admit(scheduler: Scheduler[Work]) -> list[Work]:
     return admitted
 
 
-def seconds_of(batch: list[Chunk[Work]]) -> float:
+def seconds_of(batch: list[Chunk[Work]], token_s: float = 0.003) -> float:
     """How long a model takes that reads its weights in 9 ms, and computes a token in 3 ms."""
-    return 0.009 + 0.003 * (sum(chunk.size for chunk in batch) - 1)
+    return 0.009 + token_s * (sum(chunk.size + len(chunk.draft) for chunk in batch) - 1)
 
 
-def compute(scheduler: Scheduler[Work], scale: float = 1.0) -> list[Chunk[Work]]:
+def compute(
+    scheduler: Scheduler[Work], scale: float = 1.0, token_s: float = 0.003
+) -> list[Chunk[Work]]:
     """The engine's step without the model; ``scale`` is by how much the model is slower."""
     admit(scheduler)
     batch = scheduler.next_batch()
-    for work, size, _, _ in batch:
+    for work, size, *_ in batch:
         work.computed += work.tokens[work.position :][:size]
-    for chunk in scheduler.complete(batch, scale * seconds_of(batch)):
-        work = chunk.sequence
-        if work.position == work.length:
-            scheduler.remove(work)
-        else:
-            work.tokens.append(work.position)
+    for chunk in scheduler.complete(batch, scale * seconds_of(batch, token_s)):
+        chunk.sequence.advance(chunk.draft)
+        if chunk.sequence.remaining == 0:
+            scheduler.remove(chunk.sequence)
     return batch
 
 
@@ -77,9 +100,9 @@ def test_a_prompt_longer_than_a_batch_is_split() -> None:
     scheduler = scheduler_of([work], slots=1)
     batches = [compute(scheduler) for _ in range(3)]
     assert [[chunk[1:] for chunk in batch] for batch in batches] == [
-        [(BATCH_TOKENS, BATCH_TOKENS - 1, False)],
-        [(BATCH_TOKENS, BATCH_TOKENS - 1, False)],
-        [(3, 2, True)],
+        [(BATCH_TOKENS, BATCH_TOKENS - 1, False, [])],
+        [(BATCH_TOKENS, BATCH_TOKENS - 1, False, [])],
+        [(3, 2, True, [])],
     ]
     assert work.computed == list(range(work.length))
     assert scheduler.is_idle
@@ -259,24 +282,57 @@ def test_batches_smaller_than_the_slots_starve_nobody() -> None:
     assert all(work.computed == list(range(work.length)) for work in works)
 
 
+def test_drafts_are_checked_and_the_answer_is_the_same() -> None:
+    """Right ones give tokens without a step of their own; what follows a wrong one is dropped."""
+    for guesses in ((), (False, True), (True, False, True), (True, True, True)):
+        work = Work(1, 100, guesses)
+        scheduler = scheduler_of([work], slots=1)
+        steps = 0
+        while not scheduler.is_idle:
+            compute(scheduler)
+            steps += 1
+        assert work.computed == list(range(work.length))
+        assert (steps < 80) == (guesses[:1] == (True,))
+
+
+def test_prompts_and_drafts_are_not_in_one_batch() -> None:
+    """How long either takes can then be measured."""
+    generating, prompt = Work(1, 100, (True,)), Work(4 * BATCH_TOKENS)
+    scheduler = scheduler_of([generating], slots=2)
+    for _ in range(20):
+        compute(scheduler)
+    scheduler.add(prompt)
+    batches = []
+    while prompt.state is not State.FINISHED:
+        batches.append(compute(scheduler))
+    with_prompt = [batch for batch in batches if len(batch) > 1]
+    assert with_prompt
+    assert not any(chunk.draft for batch in with_prompt for chunk in batch)
+    assert any(chunk.draft for chunk in compute(scheduler))
+
+
 class Scheduling(RuleBasedStateMachine):
     """Arrivals, aborts, growth and aborted batches in any order, and what holds in all of them."""
 
-    @initialize(slots=some.integers(1, 6))
-    def start(self, slots: int) -> None:
+    @initialize(slots=some.integers(1, 6), token_s=some.sampled_from((0.0, 0.0002, 0.003)))
+    def start(self, slots: int, token_s: float) -> None:
         self.slots = slots
+        self.token_s = token_s
         self.scheduler: Scheduler[Work] = Scheduler(slots, BATCH_TOKENS)
         self.unfinished: list[Work] = []
         """In the order in which they came."""
 
     @rule(
         prompt_tokens=some.integers(1, 5 * BATCH_TOKENS),
-        answer_tokens=some.integers(1, 8),
+        answer_tokens=some.integers(1, 12),
         count=some.integers(1, 3),
+        guesses=some.lists(some.booleans(), max_size=2 * MAX_DRAFTS).map(tuple),
     )
-    def arrive(self, prompt_tokens: int, answer_tokens: int, count: int) -> None:
+    def arrive(
+        self, prompt_tokens: int, answer_tokens: int, count: int, guesses: tuple[bool, ...] = ()
+    ) -> None:
         for _ in range(count):
-            work = Work(prompt_tokens, answer_tokens)
+            work = Work(prompt_tokens, answer_tokens, guesses)
             self.unfinished.append(work)
             self.scheduler.add(work)
 
@@ -306,10 +362,18 @@ class Scheduling(RuleBasedStateMachine):
     def compute(self) -> list[Chunk[Work]]:
         admit(self.scheduler)
         generating = {work for work in self.scheduler.running if work.is_generating}
-        batch = compute(self.scheduler)
+        batch = compute(self.scheduler, token_s=self.token_s)
         works = sizes(batch)
         assert len(works) == len(batch), "a sequence is in a batch once"
-        assert sum(works.values()) <= BATCH_TOKENS
+        rows = 0
+        for chunk in batch:
+            assert chunk.last_row == rows + chunk.size - 1
+            assert chunk.has_output or not chunk.draft
+            rows += chunk.size + len(chunk.draft)
+        assert rows <= BATCH_TOKENS
+        drafts = sum(len(chunk.draft) for chunk in batch)
+        assert drafts <= MAX_DRAFTS
+        assert not drafts or {*works.values()} == {1}, "no prompts beside drafts"
         assert all(size > 0 for size in works.values())
         assert bool(works) == bool(self.unfinished)
         assert generating <= works.keys(), "a sequence that generates is in every batch"

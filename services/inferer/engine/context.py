@@ -13,6 +13,7 @@ from services.inferer.engine.model import Model, forget_problems, last_problem
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
+from services.inferer.engine.speculation import MAX_DRAFTS
 from services.inferer.settings import FlashAttention, KvType
 from shared.errors import ModelError, OutOfMemory, SettingsError
 
@@ -96,6 +97,12 @@ class Context:
         self.can_copy = bool(parameters.kv_unified) and not model.is_recurrent
         """Where each sequence has a memory of its own, llama.cpp copies all or nothing, and of a
         recurrent state whatever the source has by now."""
+        self.can_speculate = not model.is_recurrent and bool(
+            parameters.kv_unified or not model.window
+        )
+        """Whether wrong drafts can be removed. Where each sequence has a memory of its own,
+        llama.cpp computes a batch in parts, and the last part may take the place of tokens that the
+        window still covers after the removal."""
         self._batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
@@ -109,15 +116,14 @@ class Context:
         If it is not `DECODED`, part of the batch may be in the context: remove it.
         """
         row = 0
-        for sequence, size, last_row, has_output in batch:
-            for offset in range(size):
-                position = sequence.position + offset
-                self._tokens[row] = sequence.tokens[position]
+        for sequence, size, last_row, has_output, draft in batch:
+            tokens = sequence.tokens[sequence.position : sequence.position + size] + draft
+            for position, token in enumerate(tokens, sequence.position):
+                self._tokens[row] = token
                 self._positions[row] = position
                 self._slots[row][0] = sequence.slot
-                self._logits[row] = False
+                self._logits[row] = has_output and row >= last_row
                 row += 1
-            self._logits[last_row] = has_output
         self._batch.n_tokens = row
         forget_problems()
         return int(llama_cpp.llama_decode(self.handle, self._batch))
@@ -200,9 +206,9 @@ def _parameters(
     parameters.n_ctx = options.n_ctx * slots
     parameters.n_batch = parameters.n_ubatch = options.n_batch
     parameters.n_seq_max = slots
-    # One output per sequence, at most. By default there is room for one per token: 134 MB for a
-    # batch of 128 and Gemma's vocabulary.
-    parameters.n_outputs_max = slots
+    # One output for each sequence and each draft. By default there is room for one per token: 134
+    # MB for a batch of 128 and Gemma's vocabulary.
+    parameters.n_outputs_max = slots + MAX_DRAFTS
     # Memory that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
     # by the total size: with two slots the same seed would give another text than with one, so
     # there each sequence has memory of its own.

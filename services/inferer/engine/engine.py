@@ -22,11 +22,13 @@ from services.inferer.engine.context import (
     decode_error,
 )
 from services.inferer.engine.generation import Generation, GenerationSequence
+from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.preparation import Preparation
 from services.inferer.engine.prompt_cache import PromptCache
 from services.inferer.engine.scheduler import Chunk, Scheduler
 from services.inferer.engine.sequence import Aborted, State
+from services.inferer.engine.speculation import Speculation
 from services.inferer.settings import FlashAttention, KvType
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
@@ -49,10 +51,12 @@ class Engine:
         flash_attention: FlashAttention = "auto",
         cache_bytes: int = 0,
         shares_cache: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
         """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
         ``cache_bytes`` of host memory are for what earlier sequences have computed; 0 means that
-        nothing is reused. ``shares_cache``: for sequences of other owners too.
+        nothing is reused. ``shares_cache``: for sequences of other owners too. ``speculation``
+        decides how many guessed tokens are checked at once; with None no token is guessed.
 
         Raises:
             OutOfMemory: the context does not fit.
@@ -104,9 +108,13 @@ class Engine:
 
         # Used by the compute thread only, except that `in_progress` reads whether the scheduler is
         # idle, and that `close` frees the context when the thread has ended.
-        self._scheduler: Scheduler[GenerationSequence] = Scheduler(slots, self._options.n_batch)
+        self._scheduler: Scheduler[GenerationSequence] = Scheduler(
+            slots, self._options.n_batch, speculation
+        )
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
+        # Never written again.
+        self._speculates = speculation is not None and self._context.can_speculate
 
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -214,6 +222,8 @@ class Engine:
         try:
             prompt, sequence.sampler = sequence.prepare()
             sequence.tokens = list(prompt)
+            if self._speculates and not sequence.is_cold:
+                sequence.lookup = Lookup(sequence.tokens)
         except SluiceError as error:
             failure = error
         except Exception as error:  # whatever native code raises
@@ -290,7 +300,7 @@ class Engine:
                 if sequence.position == sequence.checkpoint:
                     self._cache.save_checkpoint(sequence)
             for chunk in outputs:
-                self._advance(chunk.sequence, chunk.last_row)
+                self._advance(chunk)
         elif status == ABORTED:
             self._undo(batch)
         else:
@@ -318,13 +328,23 @@ class Engine:
                 error = ModelError("llama.cpp could not undo an aborted batch")
                 self._fail(sequence, Aborted() if self._closing else error)
 
-    def _advance(self, sequence: GenerationSequence, row: int) -> None:
+    def _advance(self, chunk: Chunk[GenerationSequence]) -> None:
+        """Hand over the output of a chunk's last token, then those of its draft as far as it is
+        right, and remove the rest of the draft from the context."""
+        sequence = chunk.sequence
         outcome: Generation | InvalidRequest | None
         try:
-            outcome = sequence.advance(self.model, self._context.handle, row)
+            outcome = sequence.advance(self.model, self._context.handle, chunk.last_row)
+            for row, token in enumerate(chunk.draft, chunk.last_row + 1):
+                if outcome is not None or sequence.tokens[-1] != token:
+                    break
+                sequence.position += 1
+                outcome = sequence.advance(self.model, self._context.handle, row)
         except InvalidRequest as error:
             outcome = error
-        if outcome is not None:
+        if chunk.draft and not self._context.truncate(sequence.slot, sequence.position):
+            self._fail(sequence, ModelError("llama.cpp could not remove a wrong draft"))
+        elif outcome is not None:
             self._end(sequence, outcome)
 
     def _end(self, sequence: GenerationSequence, outcome: Generation | Exception) -> None:

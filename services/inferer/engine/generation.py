@@ -7,9 +7,14 @@ from typing import Literal
 
 from services.inferer.crash.flight_recorder import Phase
 from services.inferer.engine.detokenizer import Detokenizer
+from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Sequence
+from services.inferer.engine.speculation import MAX_DRAFTS
+
+ACCEPTANCE_RATE = 0.15
+"""How much the last guess counts. An answer starts and stops copying within a few tokens."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class GenerationSequence(Sequence):
         self.prompt_tokens = 0
         """Written, as the sampler, by a preparation thread before the compute thread gets it."""
         self.sampler: Sampler | None = None
+        self.lookup: Lookup | None = None
+        """Of the sequence's tokens; None if nothing is to be guessed. Written likewise."""
         self.cached_tokens = 0
         self.completion_tokens = 0
         """Written by the compute thread, read by any."""
@@ -78,6 +85,9 @@ class GenerationSequence(Sequence):
             self.prompt_done = time.perf_counter()
             self._prompt_delay_s = self.delay_s
             self.on_phase(Phase.TOKENS)
+        if self.draft:
+            is_right = token == self.draft[0]
+            self.acceptance += ACCEPTANCE_RATE * (is_right - self.acceptance)
         piece = model.piece(token)
         if piece is None:
             return self._ended("stop", "")
@@ -88,6 +98,10 @@ class GenerationSequence(Sequence):
         if self.completion_tokens >= self.max_tokens:
             return self._ended("length", text)
         self.tokens.append(token)
+        if self.lookup is not None:
+            # The token after the last one that is right comes without a guess.
+            wanted = self.max_tokens - self.completion_tokens - 1
+            self.draft = self.lookup.continuation(min(MAX_DRAFTS, wanted))
         self.on_text(text)
         return None
 

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Generic, NamedTuple, TypeVar
 
 from services.inferer.engine.sequence import Sequence, State
+from services.inferer.engine.speculation import Speculation
 from services.inferer.engine.step_times import StepTimes
 
 MAX_PAUSE_S = 0.2
@@ -34,6 +35,9 @@ class Chunk(NamedTuple, Generic[S_co]):
     has_output: bool
     """Whether these are all its remaining tokens, so that the model's output in the last row is
     wanted."""
+    draft: list[int]
+    """Guesses of the tokens that follow, in the rows that follow. The model's output is wanted in
+    each of them, too."""
 
 
 class PromptShare:
@@ -43,7 +47,7 @@ class PromptShare:
 
     def __init__(self) -> None:
         self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
-        """Of steps without prompts."""
+        """Of steps without prompts and drafts."""
         self._token_s: deque[float] = deque(maxlen=RECENT_STEPS)
         """For each token of a prompt."""
         self._credit_s = 0.0
@@ -62,9 +66,11 @@ class PromptShare:
     def _pause_s(self) -> float:
         return max(MAX_PAUSE_S, median(self._step_s) if self._step_s else 0.0)
 
-    def observe(self, generating: int, prompt_tokens: int, seconds: float) -> None:
+    def observe(
+        self, generating: int, prompt_tokens: int, seconds: float, *, has_drafts: bool = False
+    ) -> None:
         """Learn from a step with ``generating`` sequences and tokens of prompts."""
-        if not prompt_tokens:
+        if not prompt_tokens and not has_drafts:
             self._step_s.append(seconds)
         step_s = median(self._step_s) if generating and self._step_s else 0.0
         prompt_s = max(seconds - step_s, 0.0) if prompt_tokens else 0.0
@@ -85,11 +91,14 @@ class Scheduler(Generic[S]):
     rest, or, beside sequences that generate, a share of the time (`PromptShare`). A prompt that
     does not fit is continued in a later batch. Prompts are in the order in which they would be done
     if each were computed alone from the time its sequence got a slot: shorter ones before longer
-    ones, though shorter ones that keep coming cannot starve a longer one. Not thread-safe: the
+    ones, though shorter ones that keep coming cannot starve a longer one. A batch without prompts
+    checks drafts of sequences that generate, where that pays (`Speculation`). Not thread-safe: the
     compute thread owns it.
     """
 
-    def __init__(self, slots: int, batch_tokens: int) -> None:
+    def __init__(
+        self, slots: int, batch_tokens: int, speculation: Speculation | None = None
+    ) -> None:
         self._batch_tokens = batch_tokens
         self._slots = slots
         self.free_slots = list(range(slots))
@@ -98,6 +107,7 @@ class Scheduler(Generic[S]):
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
         self._share = PromptShare()
+        self._speculation = speculation or Speculation()
         self._clock = 0
         """Tokens of prompts that were computed so far."""
 
@@ -142,14 +152,17 @@ class Scheduler(Generic[S]):
         batch: list[Chunk[S]] = []
         running = sorted(self._running, key=_due)
         generating = [sequence for sequence in running if sequence.remaining == 1]
+        generating = generating[: self._batch_tokens]
         prompts = [sequence for sequence in running if sequence.remaining > 1]
+        room = self._batch_tokens - len(generating)
+        share = min(room, self._share.tokens) if generating else room
+        has_prompts = bool(prompts and share)
+        drafts = self._speculation.counts(generating, 0 if has_prompts else room)
         rows = 0
-        for sequence in generating[: self._batch_tokens]:
-            batch.append(Chunk(sequence, 1, rows, True))
-            rows += 1
-        end = self._batch_tokens
-        if generating:
-            end = min(end, rows + self._share.tokens)
+        for sequence, count in zip(generating, drafts, strict=True):
+            batch.append(Chunk(sequence, 1, rows, True, sequence.draft[:count]))
+            rows += 1 + count
+        end = rows + share
         for sequence in prompts:
             if rows == end:
                 break
@@ -157,21 +170,25 @@ class Scheduler(Generic[S]):
             if sequence.position < sequence.checkpoint:
                 size = min(size, sequence.checkpoint - sequence.position)
             rows += size
-            batch.append(Chunk(sequence, size, rows - 1, size == sequence.remaining))
+            batch.append(Chunk(sequence, size, rows - 1, size == sequence.remaining, []))
         return batch
 
     def complete(self, batch: list[Chunk[S]], seconds: float) -> list[Chunk[S]]:
         """Note that ``batch`` was computed, in ``seconds``. Returns the chunks with an output: each
-        of their sequences needs another token, or must be removed, before the next batch."""
+        of their sequences needs another token, or must be removed, before the next batch. The
+        ``position`` of a sequence does not include its draft."""
         generating = sum(sequence.remaining == 1 for sequence, *_ in batch)
         prompt_tokens = sum(chunk.size for chunk in batch) - generating
-        self._share.observe(generating, prompt_tokens, seconds)
+        drafts = sum(len(chunk.draft) for chunk in batch)
+        self._share.observe(generating, prompt_tokens, seconds, has_drafts=drafts > 0)
         if not prompt_tokens:
-            self.step_times.observe(generating, seconds)
+            self._speculation.observe(generating, drafts, seconds)
+            if not drafts:
+                self.step_times.observe(generating, seconds)
         if len(self._running) > 1:
             self._add_delays(batch, generating, prompt_tokens, seconds)
         self._clock += prompt_tokens
-        for sequence, size, _, _ in batch:
+        for sequence, size, *_ in batch:
             sequence.position += size
         return [chunk for chunk in batch if chunk.has_output]
 
@@ -184,7 +201,7 @@ class Scheduler(Generic[S]):
         alone_s = (seconds - prompts_s) / self.step_times.slowdown(max(generating, 1))
         for sequence in self._running:
             sequence.delay_s += seconds
-        for sequence, size, _, _ in batch:
+        for sequence, size, *_ in batch:
             if sequence.remaining == 1:
                 sequence.delay_s -= alone_s
             else:

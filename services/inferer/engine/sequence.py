@@ -39,6 +39,10 @@ class Sequence:
         self.checkpoint = 0
         """A batch ends where so many tokens are in the context: others begin with the same ones,
         and the state there is worth keeping. 0 is nowhere."""
+        self.draft: list[int] = []
+        """Guesses of the tokens that follow. The next batch may check some of them."""
+        self.acceptance = 0.0
+        """How often a guess was right lately, between 0 and 1."""
         self.owner = ""
         """What is in the context of one owner's sequences is not reused for another's."""
         self.is_cold = False

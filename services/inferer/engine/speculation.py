@@ -1,0 +1,88 @@
+"""How many guessed tokens a batch checks: policy only, no runtime.
+
+A batch takes longer with guesses (drafts) in it, and gives more tokens if they are right. Both are
+measured: how often a sequence's guesses were right, whether they were checked by the batch or not,
+and how long the steps took.
+"""
+
+from collections import deque
+from collections.abc import Collection
+from statistics import median
+
+from services.inferer.engine.sequence import Sequence
+
+MAX_DRAFTS = 7
+"""In one batch. The context has room for so many more outputs."""
+MIN_GAIN = 1.1
+"""Drafts are checked if all sequences together then get so many times as many tokens per second."""
+MAX_DELAY = 1.1
+"""Beside other sequences, which wait for the same batch, it may take so many times as long."""
+RECENT_STEPS = 5
+"""Times are medians of so many."""
+LEAST_STEPS = 3
+"""What fewer steps took is not believed: the machine may have done something else."""
+FORGET_AFTER = 4096
+"""Steps. What was measured may no longer be true, and what does not pay is not measured again."""
+
+
+class Speculation:
+    """Not thread-safe: the scheduler owns it."""
+
+    def __init__(self) -> None:
+        self._plain_s: dict[int, deque[float]] = {}
+        """How long steps without drafts took, by their number of sequences."""
+        self._costs: dict[tuple[int, int], deque[float]] = {}
+        """How many times as long they took with drafts, by sequences and drafts."""
+        self._steps = 0
+
+    def counts(self, sequences: Collection[Sequence], room: int) -> list[int]:
+        """How many drafts of each of ``sequences`` the next batch checks, at most ``room`` in all.
+        All sequences generate, and nothing else is in the batch."""
+        counts = [0] * len(sequences)
+        # The likeliest first: those of a sequence are in their order, as each one needs those
+        # before it.
+        chances = sorted(
+            (
+                (sequence.acceptance**number, index)
+                for index, sequence in enumerate(sequences)
+                for number in range(1, len(sequence.draft) + 1)
+            ),
+            reverse=True,
+        )[: min(MAX_DRAFTS, room)]
+        best = self._best_count(len(sequences), [chance for chance, _ in chances])
+        for _, index in chances[:best]:
+            counts[index] += 1
+        return counts
+
+    def _best_count(self, sequences: int, chances: list[float]) -> int:
+        """How many drafts, which are right with these ``chances``, give most tokens per second."""
+        if sequences not in self._plain_s:
+            return 0
+        best, speed = 0, sequences * MIN_GAIN
+        tokens, cost = float(sequences), 1.0
+        for count, chance in enumerate(chances, 1):
+            tokens += chance
+            costs = self._costs.get((sequences, count), ())
+            is_known = len(costs) >= LEAST_STEPS
+            if is_known:
+                cost = median(costs)
+            # Until it is known, it may cost no more than one draft less.
+            if tokens / cost > speed and (sequences == 1 or cost <= MAX_DELAY):
+                best, speed = count, tokens / cost
+            if not is_known:
+                break
+        return best
+
+    def observe(self, sequences: int, drafts: int, seconds: float) -> None:
+        """Learn from a step of sequences that generate, with so many drafts in all."""
+        if drafts:
+            cost = seconds / median(self._plain_s[sequences])
+            costs = self._costs.setdefault((sequences, drafts), deque(maxlen=RECENT_STEPS))
+            costs.append(max(cost, 1.0))
+        else:
+            times = self._plain_s.setdefault(sequences, deque(maxlen=RECENT_STEPS))
+            times.append(seconds)
+        self._steps += 1
+        if self._steps % FORGET_AFTER == 0:
+            self._plain_s.clear()
+            self._costs.clear()

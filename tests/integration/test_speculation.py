@@ -1,0 +1,288 @@
+"""Guessed tokens on the real llama.cpp: the same answers as without, on four kinds of memory."""
+
+import random
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy
+import pytest
+from numpy.typing import NDArray
+
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sequence import Sequence
+from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
+from shared.wire.requests import JsonObject, Sampling
+from tests.support.architectures import write_hybrid, write_mamba, write_windowed
+from tests.support.processes import eventually
+from tests.support.tiny_model import write_tiny_model
+
+MIB = 1024**2
+PATIENCE_S = 60.0
+ROUNDING = 0.1
+"""Logits: more than batches are rounded differently, far less than lies between two texts."""
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "dense": write_tiny_model,
+    "window": write_windowed,
+    "hybrid": write_hybrid,
+    "recurrent": write_mamba,
+}
+CAN_SPECULATE = ("dense", "window")
+
+
+class Eager(Speculation):
+    """Checks drafts whatever they cost, a random number of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._choose = random.Random(7)
+        self.checked = self.right = 0
+        """Drafts, not counting the last ones of each sequence."""
+        self._before: dict[Sequence, tuple[int, int]] = {}
+        """The tokens and the drafts of a sequence when they were scheduled."""
+
+    def counts(self, sequences: Collection[Sequence], room: int) -> list[int]:
+        left = min(room, MAX_DRAFTS)
+        counts = []
+        for sequence in sequences:
+            tokens, drafts = self._before.get(sequence, (0, 0))
+            if drafts and len(sequence.tokens) > tokens:
+                self.checked += drafts
+                self.right += len(sequence.tokens) - tokens - 1
+            count = min(left, len(sequence.draft), self._choose.randint(0, MAX_DRAFTS))
+            self._before[sequence] = (len(sequence.tokens), count)
+            counts.append(count)
+            left -= count
+        return counts
+
+    def observe(self, sequences: int, drafts: int, seconds: float) -> None:
+        pass
+
+
+class Noting(Sampler):
+    """Keeps what it has chosen, and from which logits."""
+
+    def __init__(self, model: Model, options: Sampling, prompt: list[int]) -> None:
+        super().__init__(model, options, 1, prompt)
+        self._size = model.vocabulary.size
+        self.chosen: list[int] = []
+        self.logits: list[NDArray[numpy.float32]] = []
+
+    def sample(self, context: object, row: int) -> int:
+        native = llama_cpp.llama_get_logits_ith(context, row)
+        self.logits.append(numpy.ctypeslib.as_array(native, shape=(self._size,)).copy())
+        self.chosen.append(super().sample(context, row))
+        return self.chosen[-1]
+
+
+class Run:
+    """A sequence in the engine. A cold one is computed without drafts."""
+
+    def __init__(
+        self, engine: Engine, prompt: list[int], *, is_cold: bool = False, **options: Any
+    ) -> None:
+        self.prompt = prompt
+        self.options = options
+        sampling = Sampling(**{"temperature": 0, **options})
+        self.sampler = Noting(engine.model, sampling, prompt)
+        self.texts: list[str] = []
+        self._ended: Future[Generation | Exception] = Future()
+        self.sequence = GenerationSequence(
+            lambda: (prompt, self.sampler),
+            sampling.max_tokens or engine.n_ctx,
+            sampling.stop_strings,
+            self.texts.append,
+            self._ended.set_result,
+        )
+        self.sequence.is_cold = is_cold
+        engine.submit(self.sequence)
+
+    @property
+    def done(self) -> bool:
+        return self._ended.done()
+
+    def outcome(self) -> Generation | Exception:
+        return self._ended.result(PATIENCE_S)
+
+    def generation(self) -> Generation:
+        outcome = self.outcome()
+        assert isinstance(outcome, Generation), outcome
+        return outcome
+
+
+@contextmanager
+def running(
+    model: Model, speculation: Speculation, slots: int = 1, n_ctx: int = 2048, n_batch: int = 64
+) -> Iterator[Engine]:
+    engine = Engine(
+        model,
+        slots=slots,
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        threads=1,
+        cache_bytes=4 * MIB,
+        speculation=speculation,
+    )
+    try:
+        yield engine
+    finally:
+        assert engine.close()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    model = Model(KINDS[kind](tmp_path_factory.mktemp(kind) / "tiny.gguf"), 0, chat=False)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    model = Model(write_tiny_model(tmp_path_factory.mktemp("dense") / "tiny.gguf"), 0, chat=False)
+    yield model
+    model.close()
+
+
+def is_same_as_without(engine: Engine, run: Run) -> bool:
+    """Whether ``run`` has the tokens that it has without drafts. They may differ from where two
+    tokens are so nearly equally likely that rounding decides; until there, the model's outputs are
+    the same but for rounding."""
+    generation = run.generation()
+    plain = Run(engine, run.prompt, is_cold=True, **run.options)
+    expected = plain.generation()
+    mine, theirs = run.sampler, plain.sampler
+    for row, other_row, token, other in zip(
+        mine.logits, theirs.logits, mine.chosen, theirs.chosen, strict=False
+    ):
+        assert float(numpy.abs(row - other_row).max()) < ROUNDING
+        if token != other:
+            return False
+    assert mine.chosen == theirs.chosen
+    assert "".join(run.texts) == "".join(plain.texts)
+    assert generation.finish_reason == expected.finish_reason
+    assert generation.completion_tokens == expected.completion_tokens
+    return True
+
+
+def random_options(choose: random.Random, words: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {"max_tokens": choose.randint(1, 90)}
+    options |= choose.choice(
+        [
+            {},
+            {"temperature": 0.1, "repeat_penalty": 1.1},
+            {"temperature": 0.1, "top_k": 5, "top_p": 1.0},
+            {"response_format": JsonObject()},
+            {"stop": choose.sample(words, 2)},
+        ]
+    )
+    return options
+
+
+def has_begun(run: Run) -> bool:
+    return bool(run.sampler.chosen or run.done)
+
+
+def test_random_prompts_give_the_same_tokens_with_drafts(tiny: Model, kind: str) -> None:
+    """Repetitions, further turns, sampling, grammars, stop strings and aborts; two at a time."""
+    choose = random.Random(7)
+    words = ["order", "paid", "by", "card", "4711", "lantern", "Bergen", ",", ".", "\n"]
+    eager = Eager()
+    with running(tiny, eager, slots=2) as engine:
+        runs: list[Run] = []
+        for _ in range(60):
+            if runs and choose.random() < 0.3:
+                earlier = choose.choice(runs[-4:])
+                earlier.outcome()
+                prompt = [*earlier.prompt, *earlier.sampler.chosen]
+            else:
+                prompt = tiny.tokenize(" ".join(choose.choices(words, k=choose.randint(1, 80))))
+            run = Run(engine, prompt[-500:], **random_options(choose, words))
+            if choose.random() < 0.1:
+                if choose.random() < 0.5:
+                    eventually(partial(has_begun, run), "its first token")
+                engine.abort(run.sequence)
+                run.outcome()
+            else:
+                runs.append(run)
+        for run in runs:
+            run.generation()
+        checked, right = eager.checked, eager.right
+        if kind in CAN_SPECULATE:
+            assert right > 100
+            assert checked - right > 100
+        else:
+            assert checked == 0
+        same = sum(is_same_as_without(engine, run) for run in runs)
+        assert eager.checked == checked, "a cold job has no drafts"
+    assert same > 0.9 * len(runs)
+
+
+def test_what_a_slot_holds_after_drafts_is_reused(dense: Model) -> None:
+    """Neither more nor less than the tokens of the answer."""
+    eager = Eager()
+    with running(dense, eager) as engine:
+        prompt = dense.tokenize("one two three " * 30)
+        for _ in range(10):
+            run = Run(engine, prompt, max_tokens=17)
+            run.generation()
+            prompt = [*prompt, *run.sampler.chosen]
+            turn = Run(engine, [*prompt, 7], max_tokens=1)
+            assert turn.generation().cached_tokens == len(prompt) - 1
+            assert is_same_as_without(engine, turn)
+    assert eager.checked
+
+
+def test_an_answer_ends_where_the_context_ends(dense: Model) -> None:
+    eager = Eager()
+    with running(dense, eager, slots=2, n_ctx=256) as engine:
+        prompt = dense.tokenize("one two three " * 30)
+        runs = [Run(engine, prompt), Run(engine, prompt)]
+        for run in runs:
+            generation = run.generation()
+            assert generation.finish_reason == "length"
+            assert generation.completion_tokens == 256 - len(prompt)
+            assert is_same_as_without(engine, run)
+    assert eager.checked
+
+
+def test_batches_smaller_than_the_drafts(dense: Model) -> None:
+    """They take part of them, or none."""
+    eager = Eager()
+    with running(dense, eager, slots=3, n_batch=4) as engine:
+        prompt = dense.tokenize("one two three " * 30)
+        runs = [Run(engine, prompt, max_tokens=60) for _ in range(3)]
+        assert all(is_same_as_without(engine, run) for run in runs)
+    assert eager.checked
+
+
+def test_a_growth_beside_drafts(dense: Model) -> None:
+    eager = Eager()
+    with running(dense, eager) as engine:
+        run = Run(engine, dense.tokenize("one two three " * 30), max_tokens=1000)
+        eventually(lambda: len(run.sampler.chosen) > 10, "ten tokens")
+        engine.grow(2).result(PATIENCE_S)
+        other = Run(engine, dense.tokenize("one two"), max_tokens=100)
+        assert is_same_as_without(engine, other)
+        assert is_same_as_without(engine, run)
+    assert eager.checked
+
+
+def test_what_pays_is_measured(dense: Model) -> None:
+    """With the real policy: the same tokens, whatever it decides."""
+    with running(dense, Speculation()) as engine:
+        for number in range(5):
+            run = Run(engine, dense.tokenize(f"{number} one two three " * 30), max_tokens=200)
+            assert is_same_as_without(engine, run)
