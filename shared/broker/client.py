@@ -1,9 +1,11 @@
 """nats-py's client, made to live as long as its process: the one place for its private members."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from nats import errors
 from nats.aio.client import Client
@@ -15,6 +17,9 @@ from nats.protocol import parser
 CHECK_EVERY_S = 0.25
 
 FLUSH_TIMEOUT_S = 10.0
+
+MOST_WRITTEN_AT_ONCE = 64 * 1024
+"""Bytes; with more, asyncio's transports ask their writers to wait."""
 
 LONGEST_SUBJECTS = 4000
 """Bytes of a subject and its reply together: the server hangs up on lines of more than 4,096."""
@@ -53,6 +58,10 @@ class Connection(Client):
         super().__init__()
         self._on_unreadable = on_unreadable
         self._is_wanted = True
+        self._receivers: dict[int, Callable[[Msg], None]] = {}
+        """By the number of their subscription."""
+        self._request_numbers = itertools.count()
+        self._is_write_due = False
 
     async def supervise(self) -> None:
         """Reconnect whenever a task of the client has ended that should run; until cancelled."""
@@ -81,21 +90,52 @@ class Connection(Client):
             raise errors.MaxPayloadError
         await super().publish(subject, payload, reply, headers)
 
-    async def request(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        timeout: float = 0.5,
-        old_style: bool = False,
-        headers: dict[str, str] | None = None,
-    ) -> Msg:
-        """As nats-py's, but a cancellation that comes together with the answer is not lost."""
-        with cancellation_kept():
-            return await super().request(subject, payload, timeout, old_style, headers)
+    async def subscribe_directly(
+        self, subject: str, receive: Callable[[Msg], None]
+    ) -> Subscription:
+        """As `subscribe`, but ``receive`` is called as soon as a message has been read, without a
+        queue and a task in between. It must be quick: nothing else is read meanwhile."""
+        subscription = await self.subscribe(subject)
+        self._receivers[subscription._id] = receive
+        return subscription
 
     async def end_at_broker(self, subscription: Subscription) -> None:
         """Have the broker send nothing more to it; what is on its way is still received."""
         await self._send_unsubscribe(subscription._id)
+
+    async def _request_new_style(
+        self,
+        subject: str,
+        payload: bytes,
+        timeout: float = 1,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        # nats-py's uses `wait_for`, which may lose a cancellation, and takes twice the time.
+        if not self._resp_sub_prefix:
+            await self._init_request_sub()
+        assert self._resp_sub_prefix is not None
+        loop = asyncio.get_running_loop()
+        number = str(next(self._request_numbers))
+        answer = self._resp_map[number] = loop.create_future()
+        timer = loop.call_later(timeout, _give_up, answer)
+        try:
+            inbox = self._resp_sub_prefix.decode() + number
+            await self.publish(subject, payload, reply=inbox, headers=headers)
+            return await answer
+        finally:
+            timer.cancel()
+            self._resp_map.pop(number, None)
+
+    async def _init_request_sub(self) -> None:
+        prefix = f"{self.new_inbox()}."
+        self._resp_map, self._resp_sub_prefix = {}, bytearray(prefix.encode())
+
+        def receive(answer: Msg) -> None:
+            waiting = self._resp_map.get(answer.subject.removeprefix(prefix))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+        await self.subscribe_directly(f"{prefix}*", receive)
 
     def parse_headers(self, block: bytes) -> dict[str, str]:
         """The headers of a stored message, as it was sent."""
@@ -111,6 +151,31 @@ class Connection(Client):
     async def close(self) -> None:
         self._is_wanted = False
         await super().close()
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        is_little = self._pending_data_size <= MOST_WRITTEN_AT_ONCE
+        if force_flush or not (is_little and self.is_connected):
+            return await super()._flush_pending(force_flush)
+        # What is sent until the loop comes round goes out in one write.
+        if not self._is_write_due:
+            self._is_write_due = True
+            asyncio.get_running_loop().call_soon(self._write_pending)
+        return None
+
+    def _write_pending(self) -> None:
+        """Write what the client holds back, if it is little and the broker keeps up. The client's
+        own task does the rest: it waits for the broker, and handles errors."""
+        self._is_write_due = False
+        if not self._pending:
+            return
+        writer = getattr(self._transport, "_io_writer", None)
+        is_little = self._pending_data_size <= MOST_WRITTEN_AT_ONCE
+        if is_little and self.is_connected and writer is not None and _is_idle(writer.transport):
+            writer.transport.writelines(self._pending)
+            self._pending = []
+            self._pending_data_size = 0
+        elif self._flush_queue.empty():
+            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     @property
     def _vital_tasks(self) -> list[asyncio.Task[None] | None]:
@@ -160,9 +225,20 @@ class Connection(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
         try:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            receive = self._receivers.get(sid)
+            if receive is None:
+                await super()._process_msg(sid, subject, reply, data, headers)
+                return
+            self.stats["in_msgs"] += 1
+            self.stats["in_bytes"] += len(data)
+            known = await self._process_headers(headers)
+            receive(self._build_message(sid, subject, reply, data, known))
         except Exception as error:
             self._on_unreadable(_text(subject), error)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._receivers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:
@@ -220,6 +296,15 @@ def header_size(headers: dict[str, str]) -> int:
         return 0
     lines = (len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
     return len(b"NATS/1.0\r\n\r\n") + sum(lines)
+
+
+def _is_idle(transport: asyncio.WriteTransport) -> bool:
+    return not transport.is_closing() and transport.get_write_buffer_size() == 0
+
+
+def _give_up(answer: asyncio.Future[Msg]) -> None:
+    if not answer.done():
+        answer.set_exception(errors.TimeoutError())
 
 
 def _text(raw: bytes) -> str:

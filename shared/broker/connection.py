@@ -11,7 +11,6 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext
-from nats.js.api import PubAck
 
 from shared.background import keep_running
 from shared.broker.client import Connection, cancellation_kept, header_size
@@ -45,6 +44,17 @@ NO_SUCH_MESSAGE = (10043, 10057)
 
 T = TypeVar("T")
 log = logger()
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The broker's answer to a message that was published to a stream."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: dict[str, Any] = {}
+
+
+_decode_stored = msgspec.json.Decoder(Stored).decode
 
 
 class Broker:
@@ -233,7 +243,7 @@ class Broker:
 
     async def publish_stored(
         self, subject: str, payload: bytes, headers: dict[str, str], patience_s: float
-    ) -> PubAck:
+    ) -> Stored:
         """Publish and wait until a stream holds it, retrying outages for ``patience_s``.
 
         A publish that timed out can still have landed: the headers must make a retry harmless
@@ -259,10 +269,7 @@ class Broker:
             failure: nats.errors.Error
             if self.is_connected:
                 try:
-                    # A copy: the client adds to the headers it is given.
-                    return await self.js.publish(
-                        subject, payload, timeout=REQUEST_TIMEOUT_S, headers=dict(headers)
-                    )
+                    return await self._publish(subject, payload, headers)
                 except (nats.js.errors.APIError, *TRANSIENT, *IMPOSSIBLE) as error:
                     if refusal := refusal_of(subject, error, may_have_landed):
                         raise refusal from error
@@ -274,6 +281,17 @@ class Broker:
             if time.monotonic() >= give_up_at:
                 raise BrokerUnavailable(sentence_of(failure)) from failure
             await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> Stored:
+        """As the client's own `publish`, whose decoding takes ten times as long."""
+        try:
+            answer = await self.nc.request(subject, payload, REQUEST_TIMEOUT_S, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise nats.js.errors.NoStreamResponseError from None
+        stored = _decode_stored(answer.data)
+        if stored.error:
+            raise nats.js.errors.APIError.from_error(stored.error)
+        return stored
 
     async def through_outages(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat ``call`` until the broker answers, and return its result. Other errors are

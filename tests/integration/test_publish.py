@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from nats.js.api import PubAck, StreamConfig
+from nats.js.api import StreamConfig
 
-from shared.broker.connection import Broker, connected
+from shared.broker.connection import Broker, Stored, connected
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, RequestTooLarge, StorageShort
 from shared.wire import subjects
@@ -42,7 +42,7 @@ async def full_store(folder: Path) -> AsyncIterator[tuple[Broker, NatsServer]]:
             await broker.publish_stored("s.1", b"x", {subjects.HEADER_MSG_ID: "1"}, 5)
             large = [broker.publish_stored("s.2", bytes(100_000), {}, 5) for _ in range(20)]
             outcomes = await asyncio.gather(*large, return_exceptions=True)
-            assert {type(outcome) for outcome in outcomes} == {PubAck, StorageShort}
+            assert {type(outcome) for outcome in outcomes} == {Stored, StorageShort}
             yield broker, server
 
 

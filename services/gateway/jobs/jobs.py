@@ -170,7 +170,7 @@ class Jobs:
                 f"{unknown}; it is cancelled as soon as the broker answers, unless it has already "
                 "ended"
             ) from error
-        return bool(stored.duplicate)
+        return stored.duplicate
 
     async def find(
         self, job_id: str, may_have_started: MayHaveStarted | None = None
