@@ -16,7 +16,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from shared.cpus import own_cpus, usable_cpus
 from shared.wire.requests import Sampling
-from tests.support.processes import Stack
+from tests.support.processes import Process, Stack
 
 THREADS = usable_cpus()
 
@@ -89,6 +89,15 @@ class BareLoop:
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
         self.model.close()
+
+
+def cpu_ms(process: Process) -> float:
+    """The CPU time that a process and its descendants have taken so far."""
+    ticks = 0
+    for pid in process.family():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return 1000 * ticks / os.sysconf("SC_CLK_TCK")
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -1,5 +1,6 @@
 """What the pipeline adds to a job: one token of the tiny model, HTTP submit to result, against the
-same work called directly on an engine in this process.
+same work called directly on an engine in this process; and the CPU time that each part takes for
+it.
 
 One client, one job after another; blocks of jobs alternate between the two, in one run. Both
 engines are set up alike.
@@ -17,7 +18,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measuring import THREADS, alternated, describe_machine, running_stack, seconds
+from benchmarks.measuring import (
+    THREADS,
+    alternated,
+    cpu_ms,
+    describe_machine,
+    running_stack,
+    seconds,
+)
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import GenerationSequence
 from services.inferer.engine.model import Model
@@ -49,14 +57,23 @@ def main() -> int:
             def through() -> list[float]:
                 return _block(lambda: _request(connection))
 
+            parts = {
+                "gateway": stack.gateways[0],
+                "inferer": stack.inferers[0],
+                "broker": stack.nats.process,
+            }
             alternated(direct, through, WARM_UP)
+            before = {name: cpu_ms(part) for name, part in parts.items()}
             blocks = alternated(direct, through, BLOCKS)
+            used = {name: cpu_ms(part) - before[name] for name, part in parts.items()}
         engine.close()
     direct_ms = sorted(value for block, _ in blocks for value in block)
     through_ms = sorted(value for _, block in blocks for value in block)
     for name, values in (("engine directly", direct_ms), ("HTTP to result", through_ms)):
         p50, p99 = statistics.median(values), values[int(0.99 * len(values))]
         print(f"  {name:16} p50 {p50:6.2f} ms   p99 {p99:6.2f} ms   ({len(values)} jobs)")
+    per_job = "   ".join(f"{name} {ms / (BLOCKS * BLOCK):.2f}" for name, ms in used.items())
+    print(f"  CPU ms per job   {per_job}")
     added = statistics.median(through_ms) - statistics.median(direct_ms)
     print(f"  added at p50     {added:6.2f} ms   (allowed: {ALLOWED_MS} ms)")
     return 0 if added <= ALLOWED_MS else 1

@@ -156,7 +156,7 @@ async def _serve(
         async with AsyncExitStack() as stack:
             await until_stopped(stopping, require_own_wire(broker, alias))
             await stack.enter_async_context(overlaps_logged(broker, describe))
-            entering = stack.enter_async_context(presence(broker, describe))
+            entering = stack.enter_async_context(presence(broker, describe, worker.active))
             publish = await until_stopped(stopping, entering)
             await stack.enter_async_context(controlled(broker, inferer_id, worker, publish))
             await stack.enter_async_context(watched(engine, settings.stall_s))

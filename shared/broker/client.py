@@ -14,7 +14,9 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.protocol import parser
 
-CHECK_EVERY_S = 0.25
+CHECK_EVERY_S = 10.0
+RECOVERY_S = 0.25
+"""How long the client's own reaction may take before a task that has ended is replaced."""
 
 FLUSH_TIMEOUT_S = 10.0
 
@@ -66,7 +68,12 @@ class Connection(Client):
     async def supervise(self) -> None:
         """Reconnect whenever a task of the client has ended that should run; until cancelled."""
         while True:
-            await asyncio.sleep(CHECK_EVERY_S)
+            running = [task for task in self._vital_tasks if task is not None]
+            if running:
+                await asyncio.wait(
+                    running, timeout=CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+                )
+            await asyncio.sleep(RECOVERY_S)
             if self._is_wanted and any(task is None or task.done() for task in self._vital_tasks):
                 await self._error_cb(errors.Error("nats: the connection's tasks have ended"))
                 await self._start_over()
@@ -103,6 +110,13 @@ class Connection(Client):
         """Have the broker send nothing more to it; what is on its way is still received."""
         await self._send_unsubscribe(subscription._id)
 
+    async def move(self, subscription: Subscription, subject: str) -> None:
+        """Have it receive ``subject`` in place of its own; what is on its way is still received."""
+        subscription._subject = subject
+        if self.is_connected:  # else a reconnect does it
+            await self._send_unsubscribe(subscription._id)
+            await self._send_subscribe(subscription)
+
     async def _request_new_style(
         self,
         subject: str,
@@ -116,7 +130,8 @@ class Connection(Client):
         assert self._resp_sub_prefix is not None
         loop = asyncio.get_running_loop()
         number = str(next(self._request_numbers))
-        answer = self._resp_map[number] = loop.create_future()
+        answer: asyncio.Future[Msg] = loop.create_future()
+        self._resp_map[number] = answer
         timer = loop.call_later(timeout, _give_up, answer)
         try:
             inbox = self._resp_sub_prefix.decode() + number
@@ -174,7 +189,7 @@ class Connection(Client):
             writer.transport.writelines(self._pending)
             self._pending = []
             self._pending_data_size = 0
-        elif self._flush_queue.empty():
+        elif self._flush_queue is not None and self._flush_queue.empty():
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     @property
@@ -260,11 +275,6 @@ class Connection(Client):
             _client=self,
             _sid=sid,
         )
-
-
-async def all_received(subscription: Subscription) -> None:
-    """Return when its callback has returned for each message that has arrived."""
-    await subscription._pending_queue.join()
 
 
 def client_of(message: Msg) -> Client:

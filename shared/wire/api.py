@@ -235,7 +235,7 @@ class QueueReport(Struct, frozen=True):
 
 
 class FleetReport(Struct, frozen=True):
-    """Every live inferer, as of its last heartbeat, at most a second ago; ``at`` is the broker's
+    """Every live inferer, as of its last heartbeat, at most two seconds ago; ``at`` is the broker's
     time of the report, for comparison with the times in it."""
 
     inferers: list[InfererEntry]

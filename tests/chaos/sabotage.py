@@ -4,6 +4,7 @@ jobs from being lost or doubled, to show that the ledger finds out."""
 import os
 import signal
 import sys
+from contextlib import ExitStack
 
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy
@@ -53,11 +54,11 @@ def acknowledge_first() -> None:
     jobs = iter(range(1, sys.maxsize))
 
     class Hasty(worker.Worker):
-        async def _settle(self, job: Job, result: Result) -> None:
+        async def _settle(self, job: Job, result: Result, held: ExitStack) -> None:
             await acknowledge(job.message)
             if next(jobs) == DIES_AT_JOB:
                 os.kill(os.getpid(), signal.SIGKILL)
-            await super()._settle(job, result)
+            await super()._settle(job, result, held)
 
     async def acknowledged_before(message: Msg) -> None:
         """The client refuses to do it twice."""

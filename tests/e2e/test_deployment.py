@@ -1,5 +1,6 @@
 """What runs Sluice in containers, as far as it can be proven without an engine that runs them."""
 
+import asyncio
 import ipaddress
 import os
 import re
@@ -367,7 +368,7 @@ async def test_an_inferer_is_healthy_while_its_entry_lives(
     await ensure_topology(broker, Topology(), [])
     missing = (1, "inferer health: here is not among the live inferers\n")
     assert _health(environment) == missing
-    async with presence(broker, lambda: _entry("here")):
+    async with presence(broker, lambda: _entry("here"), asyncio.Event()):
         assert _health(environment) == (0, "")
         assert _health({**environment, "INFERER_ID": "elsewhere"})[0] == 1
     assert _health(environment) == missing

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from nats.aio.subscription import Subscription
 
+from services.inferer.worker import pull
 from services.inferer.worker.pull import Puller
 from shared.broker.connection import Broker, connected
 from shared.broker.streams import Topology
@@ -19,7 +21,10 @@ SOON_S = 9
 """Less than a lease, a pull's life or two missed heartbeats: none of them may be what helped."""
 
 
-async def publish(broker: Broker, job_id: str, priority: str = "normal") -> None:
+CONSUMERS = ("tiny+high", "tiny", "tiny+low")
+
+
+async def publish_job(broker: Broker, job_id: str, priority: str = "normal") -> None:
     headers = {subjects.HEADER_MSG_ID: job_id}
     await broker.publish_stored(subjects.request("tiny", job_id, priority), b"{}", headers, 30)
 
@@ -51,13 +56,13 @@ async def until_consumer(broker: Broker, name: str = "tiny", **expected: int) ->
 
 async def test_waiting_jobs_and_new_ones_are_received(queue: Broker) -> None:
     """In their order, each delivered once; in between no pull is open that could take another."""
-    await publish(queue, "first")
+    await publish_job(queue, "first")
     async with Puller(queue, "tiny") as puller:
         assert await pulled(puller) == ("first", 1)
         await until_consumer(queue, num_waiting=0)
         waiting = asyncio.create_task(pulled(puller))
         await until_consumer(queue, num_waiting=1)
-        await publish(queue, "second")
+        await publish_job(queue, "second")
         assert await waiting == ("second", 1)
 
 
@@ -68,7 +73,7 @@ async def test_leaving_withdraws_the_pull(queue: Broker) -> None:
         await until_consumer(queue, num_waiting=1)
         waiting.cancel()
     await until_consumer(queue, num_waiting=0)
-    await publish(queue, "job")
+    await publish_job(queue, "job")
     async with Puller(queue, "tiny") as other:
         assert await pulled(other) == ("job", 1)
 
@@ -83,7 +88,7 @@ async def test_jobs_that_cross_with_leaving_are_requeued(
                 waiting = asyncio.create_task(gone.next())
                 await until_consumer(queue, num_waiting=1)
                 waiting.cancel()
-                publishing = asyncio.create_task(publish(queue, str(number)))
+                publishing = asyncio.create_task(publish_job(queue, str(number)))
                 if number % 2:
                     await asyncio.sleep(0)
             await publishing
@@ -103,13 +108,14 @@ async def test_jobs_that_cross_with_a_withdrawal_are_requeued(
         for number in range(50):
             waiting = asyncio.create_task(closed.next())
             await until_consumer(publisher, num_waiting=1)
-            publishing = asyncio.create_task(publish(publisher, str(number)))
+            publishing = asyncio.create_task(publish_job(publisher, str(number)))
             if number % 2:
                 async with asyncio.timeout(SOON_S):
                     while closed._job is None:  # it is here, and not yet returned
                         await asyncio.sleep(0)
             waiting.cancel()
-            await closed.withdraw()
+            await asyncio.wait((waiting,))
+            await closed.requeue()
             await publishing
             assert (await pulled(other))[0] == str(number)
 
@@ -125,7 +131,7 @@ async def test_jobs_that_cross_with_giving_up_are_not_lost(
         for number in range(50):
             waiting = asyncio.create_task(puller.next())
             await until_consumer(queue, num_waiting=1)
-            publishing = asyncio.create_task(publish(queue, str(number)))
+            publishing = asyncio.create_task(publish_job(queue, str(number)))
             for _ in range(number % 5):
                 await asyncio.sleep(0)
             waiting.cancel()
@@ -135,8 +141,8 @@ async def test_jobs_that_cross_with_giving_up_are_not_lost(
 
 async def test_two_pullers_share_the_jobs(queue: Broker) -> None:
     """Under a limit of 1 the second gets its job when the first has acknowledged, not before."""
-    await publish(queue, "first")
-    await publish(queue, "second")
+    await publish_job(queue, "first")
+    await publish_job(queue, "second")
     async with Puller(queue, "tiny") as one, Puller(queue, "tiny") as two:
         async with asyncio.timeout(SOON_S):
             held = await one.next()
@@ -151,11 +157,51 @@ async def test_priorities_are_served_in_their_order(queue: Broker) -> None:
     """Strictly, and within each in the order of arrival, however they came in."""
     for priority in ("low", "normal", "high"):
         for number in (1, 2):
-            await publish(queue, f"{priority}-{number}", priority)
+            await publish_job(queue, f"{priority}-{number}", priority)
     async with Puller(queue, "tiny") as puller:
         served = [await pulled(puller) for _ in range(6)]
     wanted = [f"{priority}-{n}" for priority in ("high", "normal", "low") for n in (1, 2)]
     assert served == [(name, 1) for name in wanted]
+
+
+async def test_jobs_that_wait_are_pulled_with_two_messages_each(
+    queue: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One to each priority down to theirs, over one subscription for all of them."""
+    monkeypatch.setattr(pull, "ANSWER_S", 60)
+    sent: list[str] = []
+    publish, move = queue.nc.publish, queue.nc.move
+
+    async def counted(subject: str, *rest: Any, **named: Any) -> None:
+        if ".MSG.NEXT." in subject:
+            sent.append(subject.rpartition(".")[2])
+        await publish(subject, *rest, **named)
+
+    async def moved(subscription: Subscription, subject: str) -> None:
+        sent.append("another subject")
+        await move(subscription, subject)
+
+    for number in range(5):
+        await publish_job(queue, str(number))
+    vars(queue.nc).update(publish=counted, move=moved)
+    async with Puller(queue, "tiny") as puller:
+        for _ in range(5):
+            await pulled(puller)
+    assert sent == ["tiny+high", "tiny"] * 5
+
+
+async def test_waiting_pulls_that_expire_are_made_again(queue: Broker) -> None:
+    """At every priority, and the next job is delivered once."""
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(pulled(puller))
+        for name in CONSUMERS:
+            await until_consumer(queue, name, num_waiting=1)
+        before = dict.fromkeys(puller._watchdogs)
+        await until(lambda: _are_new(puller, before), "pulls that have replaced those")
+        for name in CONSUMERS:
+            await until_consumer(queue, name, num_waiting=1)
+        await publish_job(queue, "job", "low")
+        assert await waiting == ("job", 1)
 
 
 @pytest.mark.parametrize("priority", subjects.PRIORITIES)
@@ -163,11 +209,11 @@ async def test_an_idle_slot_waits_for_every_priority(queue: Broker, priority: st
     """Whatever comes first is taken at once, and the other pulls are withdrawn."""
     async with Puller(queue, "tiny") as puller:
         waiting = asyncio.create_task(pulled(puller))
-        for name in ("tiny+high", "tiny", "tiny+low"):
+        for name in CONSUMERS:
             await until_consumer(queue, name, num_waiting=1)
-        await publish(queue, "job", priority)
+        await publish_job(queue, "job", priority)
         assert await waiting == ("job", 1)
-        for name in ("tiny+high", "tiny", "tiny+low"):
+        for name in CONSUMERS:
             await until_consumer(queue, name, num_waiting=0)
 
 
@@ -180,8 +226,8 @@ async def test_a_slot_takes_one_of_two_that_come_at_once(queue: Broker) -> None:
                 held = asyncio.create_task(pulled(one))
                 await until_consumer(queue, "tiny+low", num_waiting=1)
                 await asyncio.gather(
-                    publish(publisher, f"high-{number}", "high"),
-                    publish(publisher, f"normal-{number}"),
+                    publish_job(publisher, f"high-{number}", "high"),
+                    publish_job(publisher, f"normal-{number}"),
                 )
                 first = (await held)[0]
                 async with Puller(queue, "tiny") as two:
@@ -193,8 +239,8 @@ async def test_a_priority_at_its_limit_does_not_hold_up_the_others(queue: Broker
     """Another slot has all that may run of `high`, and more of it waits: a normal job is taken, and
     the next high one as soon as the limit allows it."""
     for name in ("high-1", "high-2"):
-        await publish(queue, name, "high")
-    await publish(queue, "normal")
+        await publish_job(queue, name, "high")
+    await publish_job(queue, "normal")
     async with Puller(queue, "tiny") as one, Puller(queue, "tiny") as two:
         async with asyncio.timeout(SOON_S):
             held = await one.next()
@@ -208,9 +254,9 @@ async def test_a_priority_at_its_limit_does_not_hold_up_the_others(queue: Broker
 async def test_the_lowest_priority_does_not_starve(queue: Broker) -> None:
     """A priority that has not been pulled for a while is pulled first, once."""
     for number in range(40):
-        await publish(queue, f"high-{number}", "high")
+        await publish_job(queue, f"high-{number}", "high")
     for number in (1, 2):
-        await publish(queue, f"low-{number}", "low")
+        await publish_job(queue, f"low-{number}", "low")
     served = []
     async with Puller(queue, "tiny", fair_s=0.3) as puller:
         while "low-2" not in served:
@@ -228,7 +274,7 @@ async def test_a_restart_of_the_broker_is_survived(queue: Broker, nats_server: N
         await until_consumer(queue, num_waiting=1)
         nats_server.process.kill()
         await asyncio.to_thread(nats_server.start)
-        await publish(queue, "job")
+        await publish_job(queue, "job")
         assert await waiting == ("job", 1)
 
 
@@ -247,12 +293,12 @@ async def test_an_outage_leaves_nothing_behind(queue: Broker, nats_server: NatsS
         await asyncio.to_thread(nats_server.start)
         await until_consumer(queue, num_waiting=1)
         await until(lambda: _has_subscriptions(queue, before), "only those there were before")
-        await publish(queue, "job")
+        await publish_job(queue, "job")
         async with asyncio.timeout(SOON_S):
             message = await waiting
         assert message.metadata.num_delivered == 1
         await message.ack_sync()
-    await until(lambda: _has_subscriptions(queue, before - 2), "none of the puller's")
+    await until(lambda: _has_subscriptions(queue, before - 1), "none of the puller's")
 
 
 async def test_a_consumer_that_is_created_later_is_pulled_from(queue: Broker) -> None:
@@ -263,7 +309,7 @@ async def test_a_consumer_that_is_created_later_is_pulled_from(queue: Broker) ->
         before = queue.nc.stats["in_msgs"]
         await until(lambda: _came(queue, before + 3), "answers that there is no consumer")
         await ensure_topology(queue, Topology(), ["tiny"])
-        await publish(queue, "job")
+        await publish_job(queue, "job")
         assert await waiting == ("job", 1)
 
 
@@ -274,12 +320,16 @@ async def test_a_consumer_that_was_removed_is_pulled_from_once_it_is_back(queue:
         await until_consumer(queue, num_waiting=1)
         await queue.js.delete_consumer(subjects.REQUESTS, "tiny")
         await ensure_topology(queue, Topology(), ["tiny"])
-        await publish(queue, "job")
+        await publish_job(queue, "job")
         assert await waiting == ("job", 1)
 
 
 async def _has_subscriptions(broker: Broker, count: int) -> bool:
     return len(broker.nc._subs) <= count
+
+
+async def _are_new(puller: Puller, before: dict[str, None]) -> bool:
+    return len(puller._watchdogs) == len(before) and not before.keys() & puller._watchdogs.keys()
 
 
 async def _came(broker: Broker, messages: int) -> bool:

@@ -130,7 +130,7 @@ async def test_a_refused_presence_entry_is_written_again(
     entry = _entry("first")
 
     async def hold() -> None:
-        async with presence(queue, lambda: entry):
+        async with presence(queue, lambda: entry, asyncio.Event()):
             entered.set()
             await asyncio.Event().wait()
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
+from services.inferer.worker import executor
 from services.inferer.worker.lease import requeue
 from services.inferer.worker.pull import Puller
 from shared.broker.connection import Broker, connected
@@ -99,6 +100,33 @@ async def test_a_job_gets_its_result_its_events_and_its_reply(
     # Who asked for a stream gets the frames first, and an empty message as its end.
     expected = [*frames, encode(result), b""] if stream else [encode(result)]
     assert await received(queue, replies) == expected
+
+
+async def test_a_job_takes_five_messages_besides_its_pulls(
+    queue: Broker, engine: Engine, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start, for readers and for later attempts, its token, its result, its acknowledgement."""
+    monkeypatch.setattr(executor, "CHECK_AFTER_S", 60)
+    sent: list[str] = []
+    async with connected(BrokerSettings(nats_server.url), "own") as own:
+        publish = own.nc.publish
+
+        async def noted(subject: str, *rest: Any, **named: Any) -> None:
+            if ".MSG.NEXT." not in subject and not subject.startswith("$SYS."):
+                sent.append(subject)
+            await publish(subject, *rest, **named)
+
+        vars(own.nc)["publish"] = noted  # a request publishes, too
+        async with working(own, engine):
+            job_id = await put(queue, replace(SHORT, max_tokens=1))
+            await queue_is_empty(queue)
+    assert sent[:-1] == [
+        subjects.state_events("tiny", job_id),
+        subjects.state("tiny", job_id),
+        subjects.token_events("tiny", job_id),
+        subjects.result("tiny", job_id),
+    ]
+    assert sent[-1].startswith("$JS.ACK.REQUESTS.tiny.")
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000])

@@ -13,7 +13,7 @@ from shared.process.exit_status import EXIT_STALLED
 
 POLLS = 4
 """At least this many in ``stall_s`` seconds."""
-MAX_POLL_S = 1.0
+MAX_POLL_S = 5.0
 
 log = logger()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from shared.background import keep_running
 from shared.broker.connection import RETRY_DELAY_S, Broker
@@ -13,15 +13,18 @@ from shared.wire.codecs import encode
 from shared.wire.inferers import InfererEntry
 
 REFRESH_S = 1.0
+IDLE_REFRESH_S = 2.0
+"""Without jobs. Less than `sluice doctor` waits for a heartbeat (3 s)."""
 
 log = logger()
 
 
 @asynccontextmanager
 async def presence(
-    broker: Broker, describe: Callable[[], InfererEntry]
+    broker: Broker, describe: Callable[[], InfererEntry], active: asyncio.Event
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Keep the entry that ``describe`` returns alive during the block, remove it at its end.
+    ``active`` is set while there are jobs.
 
     Enters once the entry is stored, so that gateways can see this inferer. Yields a function that
     stores the current entry at once.
@@ -35,9 +38,17 @@ async def presence(
         await entry.put(describe())
 
     async def refresh() -> None:
+        current, now = own, asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(REFRESH_S)
-            await store()
+            is_idle = current.state == "idle"
+            due = now() + (IDLE_REFRESH_S if is_idle else REFRESH_S)
+            if is_idle:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await active.wait()
+            await asyncio.sleep(min(REFRESH_S, due - now()))
+            current = describe()
+            await entry.put(current)
 
     refreshing = keep_running(refresh, "refresh the entry")
     try:

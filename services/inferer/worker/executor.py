@@ -15,12 +15,15 @@ from services.inferer.worker.inference import Inference
 from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.retry_policy import Final, after_failure, pause_after
 from services.inferer.worker.turns import Turns
-from shared.background import first_of, start
+from shared.background import Tasks, first_of
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire.results import Failed, PromptTokensDetails, Result, Timings, Usage
+
+CHECK_AFTER_S = 0.1
+"""Of a first delivery: most short jobs end before they are checked."""
 
 log = logger()
 
@@ -45,6 +48,7 @@ class Executor:
         self._store = store
         self._recorder = recorder
         self._turns = Turns()
+        self._checks = Tasks()
         self._id = inferer_id
         self._max_attempts = max_attempts
         self._retry_s = retry_s
@@ -97,20 +101,23 @@ class Executor:
         It starts only when its turn has come: it would otherwise seem lost, too, if the job before
         it kills the inferer.
         """
-        turn = asyncio.create_task(
-            self._turns.take(alone=job.crash is not None), name=f"turn of {job.id}"
-        )
-        await first_of(turn, job.interrupting, timeout_s=job.seconds_left)
-        if not turn.done():
-            job.interrupt("deadline_passed")  # where it was not interrupted
-            turn.cancel()
-            await asyncio.wait((turn,))
-        if turn.cancelled():
+        alone = job.crash is not None
+        if not (self._turns.take_now(alone=alone) or await self._wait_for_turn(job, alone)):
             return self._stopped(job)
         try:
             return await self._run(job)
         finally:
             self._turns.leave()
+
+    async def _wait_for_turn(self, job: Job, alone: bool) -> bool:
+        """Returns whether the job has its turn; otherwise it was interrupted."""
+        turn = asyncio.create_task(self._turns.take(alone=alone), name=f"turn of {job.id}")
+        await first_of(turn, job.interrupting, timeout_s=job.seconds_left)
+        if not turn.done():
+            job.interrupt("deadline_passed")  # where it was not interrupted
+            turn.cancel()
+            await asyncio.wait((turn,))
+        return not turn.cancelled()
 
     async def _run(self, job: Job) -> Result | NoResult:
         job.start(self._engine.n_ctx)
@@ -121,7 +128,10 @@ class Executor:
         )
         checking = None
         if job.is_first_delivery:
-            checking = start(self._stop_if_cancelled(job), "check for a cancel")
+            checking = asyncio.get_running_loop().call_later(
+                CHECK_AFTER_S,
+                lambda: self._checks.start(self._stop_if_cancelled(job), "check for a cancel"),
+            )
         else:
             # An unconfirmed start would not count as an attempt, and a job that kills its inferers
             # would never reach the limit of attempts.

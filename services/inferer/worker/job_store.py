@@ -149,10 +149,12 @@ class JobStore:
         payload = encode(event)
         message_id = f"{job.id}/{event.state}/{event.attempt}/{event.at}"
         headers = {**job.trace, subjects.HEADER_MSG_ID: message_id}
-        # The event first: the tokens that follow on this connection come after it.
-        is_stored = await self._publish_event(job, payload, headers, patience_s)
-        await self._broker.publish_stored(
-            subjects.state(job.model, job.id), payload, headers, patience_s
+        # Both at once, the event first: the tokens that follow on this connection come after it.
+        is_stored, _ = await asyncio.gather(
+            self._publish_event(job, payload, headers, patience_s),
+            self._broker.publish_stored(
+                subjects.state(job.model, job.id), payload, headers, patience_s
+            ),
         )
         if not is_stored:  # perhaps the broker was away
             await self._publish_event(job, payload, headers, patience_s)

@@ -1,14 +1,12 @@
 """The lease on a message: renewed while its job runs, and released with confirmation."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from shared.background import keep_running
+from shared.background import Tasks
 from shared.broker.client import client_of
 from shared.broker.connection import RETRY_DELAY_S
 from shared.broker.refusals import TRANSIENT
@@ -22,14 +20,21 @@ ACK_ATTEMPTS = 10
 log = logger()
 
 
-@asynccontextmanager
-async def lease(message: Msg) -> AsyncIterator[None]:
-    """Keep ``message`` ours during the block; its lease is short, so a crash costs seconds."""
-    renewal = keep_running(lambda: _renew(message), "renew a lease")
-    try:
-        yield
-    finally:
-        renewal.cancel()
+class Lease:
+    """Keeps ``message`` ours until it is ended: a lease is short, so that a crash costs seconds."""
+
+    def __init__(self, message: Msg) -> None:
+        self._message = message
+        self._loop = asyncio.get_running_loop()
+        self._renewals = Tasks()
+        self._timer = self._loop.call_later(RENEW_EVERY_S, self._renew)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _renew(self) -> None:
+        self._timer = self._loop.call_later(RENEW_EVERY_S, self._renew)
+        self._renewals.start(_renew(self._message), "renew a lease")
 
 
 async def acknowledge(message: Msg) -> None:
@@ -71,9 +76,7 @@ async def requeue(message: Msg, delay_s: float = 0.0) -> None:
 
 
 async def _renew(message: Msg) -> None:
-    while True:
-        await asyncio.sleep(RENEW_EVERY_S)
-        try:
-            await message.in_progress()
-        except TRANSIENT as error:
-            log.warning("lease_not_renewed", subject=message.subject, error=str(error))
+    try:
+        await message.in_progress()
+    except TRANSIENT as error:
+        log.warning("lease_not_renewed", subject=message.subject, error=str(error))

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 
 from services.inferer.worker.pull import Puller
-from shared.background import drop, first_of
 
 WITHDRAWAL_S = 2.0
 """How long to wait until a pull is withdrawn."""
@@ -22,6 +21,7 @@ class Slots:
         """The slots that are open. To be changed by `set`."""
         self.busy = 0
         """Jobs under way: more than ``count`` while some end whose slot was closed."""
+        self._pulling: asyncio.Task[Msg] | None = None
         self._changed = asyncio.Event()
         self._does_not_pull = asyncio.Event()
         self._does_not_pull.set()
@@ -31,6 +31,8 @@ class Slots:
         """Open or close slots until there are ``count``; a running job ends in its slot."""
         self.count = count
         self._changed.set()
+        if self._pulling is not None and self.busy >= count:
+            self._pulling.cancel()
 
     async def settled(self) -> None:
         """Return once no job is pulled for a slot that was closed."""
@@ -47,7 +49,6 @@ class Slots:
         """Pull jobs, each done in a task of ``jobs``, until the end."""
         async with puller:
             while not self._is_ending:
-                self._changed.clear()
                 if self.busy < self.count:
                     self._does_not_pull.clear()
                     if (message := await self._pull(puller)) is not None:
@@ -55,21 +56,20 @@ class Slots:
                         jobs.create_task(self._do(message), name="do a job")
                 else:
                     self._does_not_pull.set()
+                    self._changed.clear()
                     await self._changed.wait()
 
     async def _pull(self, puller: Puller) -> Msg | None:
         """The next job; None if the slot for it is closed before it comes."""
-        pulled = asyncio.create_task(puller.next(), name="pull a job")
-        while True:
-            await first_of(pulled, self._changed)
-            if pulled.done():
-                return pulled.result()
-            if self.busy >= self.count:
-                break
-            self._changed.clear()
-        drop(pulled)
-        await asyncio.wait((pulled,))
-        await puller.withdraw()
+        self._pulling = asyncio.create_task(puller.next(), name="pull a job")
+        try:
+            await asyncio.wait((self._pulling,))
+            if not self._pulling.cancelled():
+                return self._pulling.result()
+        finally:
+            self._pulling.cancel()
+            self._pulling = None
+        await puller.requeue()
         return None
 
     async def _do(self, message: Msg) -> None:

@@ -19,8 +19,7 @@ class Turns:
 
     async def take(self, *, alone: bool) -> None:
         """Wait for a turn and have it until `leave`; a cancelled call gets none."""
-        if not self._waiting and self._admits(alone):
-            self._enter(alone)
+        if self.take_now(alone=alone):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((alone, turn))
@@ -34,6 +33,13 @@ class Turns:
             else:
                 self.leave()  # the turn came at the same moment
             raise
+
+    def take_now(self, *, alone: bool) -> bool:
+        """Have a turn until `leave`, if none needs to be waited for. Returns whether it is so."""
+        is_free = not self._waiting and self._admits(alone)
+        if is_free:
+            self._enter(alone)
+        return is_free
 
     def leave(self) -> None:
         self._running -= 1

@@ -6,7 +6,7 @@ repeated, and no visible result changes.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from nats.aio.msg import Msg
 
@@ -17,7 +17,7 @@ from services.inferer.worker.auto_concurrency import AutoConcurrency
 from services.inferer.worker.delivery import REQUEUED, Job, NoResult
 from services.inferer.worker.executor import Executor
 from services.inferer.worker.job_store import JobStore
-from services.inferer.worker.lease import acknowledge, lease, requeue
+from services.inferer.worker.lease import Lease, acknowledge, requeue
 from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
 from shared.broker.connection import Broker
@@ -81,11 +81,14 @@ class Worker:
         self._priority = priority
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
+        self.active = asyncio.Event()
+        """Set while there are jobs."""
         self._is_serving = False
         self._stopping = False
         self._requeuing = False
         self._slots_at_start = 1 if concurrency == "auto" else concurrency
         self._slots = Slots(self.process)
+        self._group: asyncio.TaskGroup | None = None
         self._growing = asyncio.Lock()
         self._auto = None
         if concurrency == "auto":
@@ -120,6 +123,7 @@ class Worker:
         cancels = await self._broker.nc.subscribe(subjects.cancels(self.model), cb=self._on_cancel)
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+                self._group = group
                 self._slots.set(self._slots_at_start)
                 puller = Puller(self._broker, self.model, self._priority_of_pull)
                 group.create_task(self._slots.serve(group, puller), name="serve")
@@ -184,8 +188,10 @@ class Worker:
             await asyncio.wait(running, timeout=timeout_s)
 
     async def process(self, message: Msg) -> None:
-        """Everything that happens to one delivery of one job."""
-        async with lease(message):
+        """Everything that happens to one delivery of one job. The broker's confirmation that it is
+        off the queue is awaited in the background."""
+        with ExitStack() as held:
+            held.callback(Lease(message).end)
             try:
                 job = Job(message, self._broker.now)
             except ValueError as error:
@@ -198,42 +204,57 @@ class Worker:
                 await self._jobs[job.id].settled.wait()
             # Before anything is read: a cancel that comes from now on is not missed.
             self._jobs[job.id] = job
+            self.active.set()
+            held.callback(self._forget, job)
             if self._auto:
                 self._auto.adjust()
             if self._requeuing:
                 job.interrupt(REQUEUED)
-            try:
-                outcome = await self._executor.outcome(job)
-                if outcome is NoResult.REQUEUED:
-                    await self._requeue(job)
-                elif outcome is NoResult.RETRY_SCHEDULED:
-                    await acknowledge(job.message)
-                elif outcome is NoResult.RETRY_DELAYED:
-                    await requeue(job.message, RETRY_WITHOUT_GATEWAY_S)
-                else:
-                    await self._settle(job, outcome)
-            finally:
-                del self._jobs[job.id]
-                self._idle_since = timestamp(self._broker.now())
-                job.settled.set()
-                if self._auto:
-                    self._auto.adjust()
+            outcome = await self._executor.outcome(job)
+            if outcome is NoResult.REQUEUED:
+                await self._requeue(job)
+            elif outcome is NoResult.RETRY_SCHEDULED:
+                await acknowledge(job.message)
+            elif outcome is NoResult.RETRY_DELAYED:
+                await requeue(job.message, RETRY_WITHOUT_GATEWAY_S)
+            else:
+                await self._settle(job, outcome, held)
 
-    async def _settle(self, job: Job, result: Result) -> None:
-        """Store the result, send it to the caller, and only then take the message off the queue."""
+    def _forget(self, job: Job) -> None:
+        del self._jobs[job.id]
+        if not self._jobs:
+            self.active.clear()
+        self._idle_since = timestamp(self._broker.now())
+        job.settled.set()
+        if self._auto:
+            self._auto.adjust()
+
+    async def _settle(self, job: Job, result: Result, held: ExitStack) -> None:
+        """Store the result, send it to the caller, and only then take the message off the queue.
+
+        Returns when the acknowledgement is sent, so that the next pull goes with it. What is
+        ``held`` for the job is released when it is confirmed.
+        """
         stored = await self._store.store(job, result)
         reconnected = asyncio.Event()
-        forget = self._broker.on_reconnect(reconnected.set)
-        try:
-            await self._store.reply(job, stored)
-            if job.announced is not None:
-                await job.announced
+        held.callback(self._broker.on_reconnect(reconnected.set))
+        await self._store.reply(job, stored)
+        if job.announced is not None:
+            await job.announced
+        assert self._group is not None
+        self._group.create_task(
+            self._take_off_queue(job, stored, reconnected, held.pop_all()), name=f"ack {job.id}"
+        )
+        await asyncio.sleep(0)  # it sends the acknowledgement
+
+    async def _take_off_queue(
+        self, job: Job, stored: Result, reconnected: asyncio.Event, held: ExitStack
+    ) -> None:
+        with held:
             await acknowledge(job.message)
-        finally:
-            forget()
-        if reconnected.is_set():
-            # The reply may have been lost with the connection that the ack did not go over.
-            await self._store.reply(job, stored)
+            if reconnected.is_set():
+                # The reply may have been lost with the connection that the ack did not go over.
+                await self._store.reply(job, stored)
         usage = getattr(stored, "usage", None)
         log.info(
             "job_finished",
