@@ -32,18 +32,26 @@ def main(path: str, n_ctx: str, n_batch: str, contexts: str) -> None:
 
 
 def measure(slots: int, options: ContextOptions) -> tuple[int, int]:
-    """The bytes that the check says, and those that are taken when a batch was computed."""
+    """The bytes that the check says, and those that are taken when a batch was computed that has
+    tokens of every slot."""
     said = _required_bytes(model, slots, options)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = anonymous_bytes()
     context = Context(model, slots, options, ctypes.create_string_buffer(2))
-    sequence = Sequence()
-    sequence.slot, sequence.tokens = 0, [5] * options.n_batch
-    assert (
-        context.decode([Chunk(sequence, options.n_batch, options.n_batch - 1, True, [])]) == DECODED
-    )
+    size = options.n_batch // slots
+    batch = [
+        Chunk(sequence(slot, size), size, (slot + 1) * size - 1, has_output=True, draft=[])
+        for slot in range(slots)
+    ]
+    assert context.decode(batch) == DECODED
     return said, anonymous_bytes() - before
+
+
+def sequence(slot: int, length: int) -> Sequence:
+    made = Sequence()
+    made.slot, made.tokens = slot, [5] * length
+    return made
 
 
 def anonymous_bytes() -> int:
