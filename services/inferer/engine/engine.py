@@ -114,7 +114,7 @@ class Engine:
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
         # Never written again.
-        self._speculates = speculation is not None and self._context.can_speculate
+        self.speculates = speculation is not None and self._context.can_speculate
 
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -222,7 +222,7 @@ class Engine:
         try:
             prompt, sequence.sampler = sequence.prepare()
             sequence.tokens = list(prompt)
-            if self._speculates and not sequence.is_cold:
+            if self.speculates and not sequence.is_cold:
                 sequence.lookup = Lookup(sequence.tokens)
         except SluiceError as error:
             failure = error

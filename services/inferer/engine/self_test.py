@@ -1,9 +1,9 @@
 """``python -m services.inferer.engine.self_test``: whether llama.cpp works here.
 
 Reads ``INFERER_*`` as the inferer does, loads the same model and runs all kernels that jobs will
-need: those for one token, a few and many, in a context of the same size. A library that was
-compiled for another CPU, or wrongly, crashes this process and not the inferer; `fitness` reads how
-it ended, and how fast it was.
+need: those for one token, a few and many, and for one output and a few, in a context of the same
+size. A library that was compiled for another CPU, or wrongly, crashes this process and not the
+inferer; `fitness` reads how it ended, and how fast it was.
 """
 
 import os
@@ -11,6 +11,7 @@ import queue
 import signal
 import sys
 import time
+from collections.abc import Collection
 
 import msgspec
 
@@ -19,7 +20,8 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
-from services.inferer.engine.sequence import Aborted
+from services.inferer.engine.sequence import Aborted, Sequence
+from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.speed import MeasuredSpeed, measured_speed
 from services.inferer.settings import InfererSettings
 from shared.config import load
@@ -42,6 +44,16 @@ ANSWER_TOKENS = 9
 TIME_LIMIT_S = 5.0
 """A longer test is aborted: llama.cpp is slow here, but it works."""
 MIN_STALL_S = 10.0
+
+
+class AllDrafts(Speculation):
+    """Has all drafts checked, whatever it costs."""
+
+    def counts(self, sequences: Collection[Sequence], room: int) -> list[int]:
+        return [min(len(sequence.draft), room // len(sequences)) for sequence in sequences]
+
+    def observe(self, sequences: int, drafts: int, seconds: float) -> None:
+        pass
 
 
 def main() -> int:
@@ -68,6 +80,7 @@ def main() -> int:
             kv_type=settings.kv_type,
             flash_attention=settings.flash_attention,
             cache_bytes=settings.cache_mb * MIB,
+            speculation=AllDrafts(),
         )
         print(msgspec.json.encode(_compute(engine, settings.n_batch)).decode())
     except SluiceError as error:
@@ -79,22 +92,24 @@ def main() -> int:
 
 
 def _compute(engine: Engine, n_batch: int) -> MeasuredSpeed:
-    """One token, a few in every slot, and a large batch, each by itself; the last goes on with a
-    short answer.
+    """One token, one with drafts, a few in every slot, and a large batch, each by itself; the last
+    goes on with a short answer, which is measured.
 
     Raises: SluiceError."""
     deadline = time.monotonic() + TIME_LIMIT_S
-    for lengths in ([1], [FEW_TOKENS] * engine.slots):
-        if not _decode(engine, lengths, deadline):
+    drafts = MAX_DRAFTS if engine.speculates else 0
+    for lengths, count in (([1], 0), ([1], drafts), ([FEW_TOKENS] * engine.slots, 0)):
+        if not _decode(engine, lengths, deadline, drafts=count):
             return MeasuredSpeed()
-    many = _decode(engine, [min(n_batch, ALL_KERNELS)], deadline, ANSWER_TOKENS)
+    many = _decode(engine, [min(n_batch, ALL_KERNELS)], deadline, max_tokens=ANSWER_TOKENS)
     return measured_speed(many[0]) if many else MeasuredSpeed()
 
 
 def _decode(
-    engine: Engine, lengths: list[int], deadline: float, max_tokens: int = 1
+    engine: Engine, lengths: list[int], deadline: float, *, drafts: int = 0, max_tokens: int = 1
 ) -> list[Generation]:
-    """Compute prompts of ``lengths`` tokens at once; nothing if ``deadline`` came before their end.
+    """Compute prompts of ``lengths`` tokens at once, each with so many ``drafts``; nothing if
+    ``deadline`` came before their end.
 
     Raises: SluiceError."""
     ended: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
@@ -102,6 +117,8 @@ def _decode(
         _sequence(engine, min(length, engine.n_ctx - 1), max_tokens, ended) for length in lengths
     ]
     for sequence in sequences:
+        sequence.is_cold = True  # no drafts of its own
+        sequence.draft = [0] * min(drafts, engine.n_ctx - 1)
         engine.submit(sequence)
     in_time = True
     generations = []
