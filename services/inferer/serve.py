@@ -12,11 +12,9 @@ import sys
 from contextlib import AsyncExitStack
 
 from services.inferer.crash.flight_recorder import FlightRecorder
-from services.inferer.engine.engine import Engine
 from services.inferer.engine.fitness import check_fitness
 from services.inferer.engine.library import compiled_for, not_compiled_for
-from services.inferer.engine.memory import MIB
-from services.inferer.engine.model import Model
+from services.inferer.engine.set_up import load_model, start_engine
 from services.inferer.engine.speculation import Speculation
 from services.inferer.engine.watchdog import watched
 from services.inferer.fleet.control import controlled
@@ -28,7 +26,7 @@ from shared import __version__
 from shared.broker.connection import Broker
 from shared.broker.consumers import require_own_wire
 from shared.config import BrokerSettings, load
-from shared.cpus import cpu_flags, cpu_model, own_cpus, usable_cpus
+from shared.cpus import cpu_flags, cpu_model, own_cpus
 from shared.logs import configure_logs, drain_logs, logger
 from shared.model_files import locate
 from shared.model_names import served_name
@@ -63,17 +61,8 @@ async def _serve(
     log = logger()
     path = locate(settings.model)
     fitness = await until_stopped(stopping, check_fitness(settings, path))
-    model = await asyncio.to_thread(
-        Model,
-        path,
-        settings.gpu_layers,
-        split_mode=settings.split_mode,
-        main_gpu=settings.main_gpu,
-        extra_buffers=fitness.extra_buffers,
-    )
+    model = await asyncio.to_thread(load_model, settings, path, extra_buffers=fitness.extra_buffers)
     features = compiled_for()
-    threads = settings.threads or usable_cpus()
-    n_ctx = model.context_size(settings.n_ctx)
     log.info(
         "model_loaded",
         model=alias,
@@ -82,18 +71,7 @@ async def _serve(
         cpu=cpu_model(),
         cpu_features=features,
     )
-    engine = Engine(
-        model,
-        slots=settings.slots,
-        n_ctx=n_ctx,
-        n_batch=settings.n_batch,
-        threads=threads,
-        kv_type=settings.kv_type,
-        flash_attention=settings.flash_attention,
-        cache_bytes=settings.cache_mb * MIB,
-        shares_cache=settings.cache_shared,
-        speculation=Speculation(),
-    )
+    engine = start_engine(settings, model, slots=settings.slots, speculation=Speculation())
     broker = Broker(broker_settings, f"inferer {inferer_id}")
     try:
         await until_stopped(stopping, broker.connect())
@@ -121,8 +99,8 @@ async def _serve(
                 slots=worker.slots,
                 priority=settings.priority,
                 host=socket.gethostname(),
-                threads=threads,
-                n_ctx=n_ctx,
+                threads=engine.threads,
+                n_ctx=engine.n_ctx,
                 tasks=tasks,
                 started_at=started_at,
                 version=__version__,
@@ -147,9 +125,9 @@ async def _serve(
                 "inferer_ready",
                 model=alias,
                 concurrency=settings.concurrency,
-                threads=threads,
+                threads=engine.threads,
                 gpu_layers=model.gpu_layers,
-                n_ctx=n_ctx,
+                n_ctx=engine.n_ctx,
                 tasks=tasks,
             )
 

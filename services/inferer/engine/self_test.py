@@ -17,15 +17,13 @@ import msgspec
 
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
-from services.inferer.engine.memory import MIB
-from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted, Sequence
+from services.inferer.engine.set_up import load_model, start_engine
 from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.speed import MeasuredSpeed, measured_speed
 from services.inferer.settings import InfererSettings
 from shared.config import load
-from shared.cpus import usable_cpus
 from shared.errors import SluiceError
 from shared.logs import configure_logs
 from shared.model_files import locate
@@ -60,28 +58,13 @@ def main() -> int:
     configure_logs("inferer", stream=sys.stderr)  # stdout is for `fitness`
     try:
         settings = load(InfererSettings, "INFERER")
-        model = Model(
-            locate(settings.model),
-            settings.gpu_layers,
-            split_mode=settings.split_mode,
-            main_gpu=settings.main_gpu,
-            extra_buffers=WITHOUT_EXTRA_BUFFERS not in sys.argv,
-            chat=False,
-        )
+        extra_buffers = WITHOUT_EXTRA_BUFFERS not in sys.argv
+        path = locate(settings.model)
+        model = load_model(settings, path, extra_buffers=extra_buffers, chat=False)
         print(LOADED, flush=True)
         # SIGALRM ends a test that hangs, in llama.cpp or elsewhere.
         signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, MIN_STALL_S))
-        engine = Engine(
-            model,
-            slots=settings.slots,
-            n_ctx=model.context_size(settings.n_ctx),
-            n_batch=settings.n_batch,
-            threads=settings.threads or usable_cpus(),
-            kv_type=settings.kv_type,
-            flash_attention=settings.flash_attention,
-            cache_bytes=settings.cache_mb * MIB,
-            speculation=AllDrafts(),
-        )
+        engine = start_engine(settings, model, slots=settings.slots, speculation=AllDrafts())
         print(msgspec.json.encode(_compute(engine, settings.n_batch)).decode())
     except SluiceError as error:
         print(error, file=sys.stderr)

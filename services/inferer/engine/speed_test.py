@@ -26,6 +26,7 @@ from services.inferer.engine.library import load_backends
 from services.inferer.engine.model import Model, log_lines
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
+from services.inferer.engine.set_up import load_model, start_engine
 from services.inferer.settings import InfererSettings
 from shared.config import load
 from shared.cpus import usable_cpus
@@ -69,6 +70,7 @@ class TimedJob:
             on_text=lambda _: None,
             on_end=self._end,
         )
+        self.sequence.is_cold = True
         self.started = time.perf_counter()
         engine.submit(self.sequence)
 
@@ -110,14 +112,8 @@ def main() -> int:
 
 def _serve(subject: Subject, settings: InfererSettings, path: Path, fitness: Fitness) -> None:
     """Raises: SluiceError."""
-    model = Model(path, settings.gpu_layers, extra_buffers=fitness.extra_buffers, chat=False)
-    engine = Engine(
-        model,
-        slots=subject.slots,
-        n_ctx=model.context_size(settings.n_ctx),
-        n_batch=settings.n_batch,
-        threads=settings.threads or usable_cpus(),
-    )
+    model = load_model(settings, path, extra_buffers=fitness.extra_buffers, chat=False)
+    engine = start_engine(settings, model, slots=subject.slots, speculation=None)
     _reply(
         Ready(
             quantization=model.quantization,

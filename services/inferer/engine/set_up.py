@@ -1,0 +1,46 @@
+"""A model and its engine, as ``INFERER_*`` says."""
+
+from pathlib import Path
+
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.memory import MIB
+from services.inferer.engine.model import Model
+from services.inferer.engine.speculation import Speculation
+from services.inferer.settings import InfererSettings
+from shared.cpus import usable_cpus
+
+
+def load_model(
+    settings: InfererSettings, path: Path, *, extra_buffers: bool, chat: bool = True
+) -> Model:
+    """See `Model`."""
+    return Model(
+        path,
+        settings.gpu_layers,
+        split_mode=settings.split_mode,
+        main_gpu=settings.main_gpu,
+        extra_buffers=extra_buffers,
+        chat=chat,
+    )
+
+
+def start_engine(
+    settings: InfererSettings,
+    model: Model,
+    *,
+    slots: int,
+    speculation: Speculation | None,
+) -> Engine:
+    """See `Engine`."""
+    return Engine(
+        model,
+        slots=slots,
+        n_ctx=model.context_size(settings.n_ctx),
+        n_batch=settings.n_batch,
+        threads=settings.threads or usable_cpus(),
+        kv_type=settings.kv_type,
+        flash_attention=settings.flash_attention,
+        cache_bytes=settings.cache_mb * MIB,
+        shares_cache=settings.cache_shared,
+        speculation=speculation,
+    )
