@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +120,9 @@ class Run:
         self.sequence.is_cold = is_cold
         engine.submit(self.sequence)
 
-    @property
-    def done(self) -> bool:
-        return self._ended.done()
+    def has_begun(self) -> bool:
+        """Whether it has a token; or has ended, if the first one ended it."""
+        return bool(self.sampler.chosen) or self._ended.done()
 
     def outcome(self) -> Generation | Exception:
         return self._ended.result(PATIENCE_S)
@@ -209,10 +208,6 @@ def random_options(choose: random.Random, words: list[str]) -> dict[str, Any]:
     return options
 
 
-def has_begun(run: Run) -> bool:
-    return bool(run.sampler.chosen or run.done)
-
-
 def test_random_prompts_give_the_same_tokens_with_drafts(tiny: Model, kind: str) -> None:
     """Repetitions, further turns, sampling, grammars, stop strings and aborts; two at a time."""
     choose = random.Random(7)
@@ -230,7 +225,7 @@ def test_random_prompts_give_the_same_tokens_with_drafts(tiny: Model, kind: str)
             run = Run(engine, prompt[-500:], **random_options(choose, words))
             if choose.random() < 0.1:
                 if choose.random() < 0.5:
-                    eventually(partial(has_begun, run), "its first token")
+                    eventually(run.has_begun, "its first token")
                 engine.abort(run.sequence)
                 run.outcome()
             else:
