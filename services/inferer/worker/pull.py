@@ -141,10 +141,10 @@ class Puller:
         try:
             for priority in self._in_order():
                 how = await self._pull([priority], ASK, ANSWER_S)
-                if self._job is not None:
-                    return
                 if how not in AT_ONCE:
                     await asyncio.sleep(RETRY_DELAY_S)
+                if self._job is not None:
+                    return
             await self._withdraw()  # one that was not answered, at its limit
             how = await self._wait_at_all()
         finally:
