@@ -55,8 +55,9 @@ class Engine:
     ) -> None:
         """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
         ``cache_bytes`` of host memory are for what earlier sequences have computed; 0 means that
-        nothing is reused. ``shares_cache``: for sequences of other owners too. ``speculation``
-        decides how many guessed tokens are checked at once; with None no token is guessed.
+        nothing is reused, and sliding windows then take less memory. ``shares_cache``: for
+        sequences of other owners too. ``speculation`` decides how many guessed tokens are checked
+        at once; with None no token is guessed.
 
         Raises:
             OutOfMemory: the context does not fit.
