@@ -62,13 +62,14 @@ async def _serve(
     path = locate(settings.model)
     fitness = await until_stopped(stopping, check_fitness(settings, path))
     model = await asyncio.to_thread(load_model, settings, path, extra_buffers=fitness.extra_buffers)
-    features = compiled_for()
+    cpu, features = cpu_model(), compiled_for()
+    features_missing = not_compiled_for(features, cpu_flags())
     log.info(
         "model_loaded",
         model=alias,
         path=str(path),
         load_ms=round(model.load_ms),
-        cpu=cpu_model(),
+        cpu=cpu,
         cpu_features=features,
     )
     engine = start_engine(settings, model, slots=settings.slots, speculation=Speculation())
@@ -108,9 +109,9 @@ async def _serve(
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,
-                cpu=cpu_model(),
+                cpu=cpu,
                 cpu_features=features,
-                cpu_features_missing=not_compiled_for(features, cpu_flags()),
+                cpu_features_missing=features_missing,
                 warning=fitness.warning,
                 jobs=worker.running,
                 prompt_tokens_per_s=worker.speed.prompt,

@@ -190,6 +190,21 @@ async def test_jobs_that_wait_are_pulled_with_two_messages_each(
     assert sent == ["tiny+high", "tiny"] * 5
 
 
+async def test_an_answer_that_is_read_too_late_counts(queue: Broker) -> None:
+    """This process was busy until the pull was given up: the job that had come is not requeued."""
+    publish, loop = queue.nc.publish, asyncio.get_running_loop()
+
+    async def held_up(subject: str, *rest: Any, **named: Any) -> None:
+        await publish(subject, *rest, **named)
+        if subject.endswith(".tiny"):
+            loop.call_soon(time.sleep, 2 * pull.ANSWER_S)  # once it has been written
+
+    await publish_job(queue, "job")
+    vars(queue.nc)["publish"] = held_up
+    async with Puller(queue, "tiny") as puller:
+        assert await pulled(puller) == ("job", 1)
+
+
 async def test_waiting_pulls_that_expire_are_made_again(queue: Broker) -> None:
     """At every priority, and the next job is delivered once."""
     async with Puller(queue, "tiny") as puller:
