@@ -113,7 +113,7 @@ def main() -> int:
             "nats-py", "nats-server", "celery", "redis", "redis-server", "taskiq", "taskiq-nats"
         ),
         {
-            SLUICE: "INFERER_CONCURRENCY={1,4}, a model of two layers, one token",
+            SLUICE: "INFERER_CONCURRENCY=1 and 4, a model of two layers, one token",
             CELERY: told(celery_worker(1)),
             TASKIQ: told(taskiq_worker(1)),
             "rounds": str(options.pairs),

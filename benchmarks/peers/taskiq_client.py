@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from benchmarks.peers.commands import serve
 from benchmarks.peers.taskiq_tasks import STORED, broker, nothing
 
-FILL = 500
+FILL = 100
 """Jobs that are submitted at once."""
 
 waiting: dict[str, asyncio.Future[None]] = {}
