@@ -87,8 +87,8 @@ def main() -> int:
         {
             "Celery": told(celery_worker(1)),
             "threads of each of Celery's processes": "usable CPUs / concurrency, at least 1",
-            "Sluice": f"INFERER_CONCURRENCY={' and '.join(options.concurrency)} INFERER_N_CTX={N_CTX} "
-            "INFERER_CACHE_MB=0",
+            "Sluice": f"INFERER_CONCURRENCY={' and '.join(options.concurrency)} "
+            f"INFERER_N_CTX={N_CTX} INFERER_CACHE_MB=0",
             "rounds": str(options.pairs),
             "answers": f"{TOKENS} tokens at most, temperature 0",
         },
