@@ -204,6 +204,7 @@ def test_a_model_that_dies_is_one_sentence(
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.timeout(2 * SEVERAL_PROCESSES_S)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupt_ends_the_measuring_process(
     tiny_model: Path, tmp_path: Path, how: signal.Signals
@@ -214,7 +215,7 @@ def test_an_interrupt_ends_the_measuring_process(
     library = write_shim(tmp_path / "library", source)
     running = _start(tiny_model, tmp_path, library)
     try:
-        eventually(hangs.exists, "it hangs")
+        eventually(hangs.exists, "it hangs", SEVERAL_PROCESSES_S)
         _, *others = running.family()
         assert len(others) == 1
         running.popen.send_signal(how)
