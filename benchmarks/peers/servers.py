@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measuring import describe_machine, in_turn, running_stack
-from benchmarks.peers.chat import Answer, Chat, Message
+from benchmarks.peers.chat import Answer, Message, ask
 from benchmarks.peers.comparison import Metric, row
 from benchmarks.peers.environment import (
     LLAMA_SERVER,
@@ -65,15 +65,6 @@ class Subject:
     def question(self) -> Message:
         number = next(self._numbers)
         return {"role": "user", "content": f"{number}. Tell a story about item {number}."}
-
-    @contextmanager
-    def clients(self, number: int) -> Iterator[list[Chat]]:
-        chats = [Chat(self.url) for _ in range(number)]
-        try:
-            yield chats
-        finally:
-            for chat in chats:
-                chat.close()
 
 
 def main() -> int:
@@ -137,13 +128,13 @@ def _converse(subject: Subject, clients: int) -> tuple[float, float]:
     """Tokens per second, and the median of the milliseconds to a first token."""
     system = {"role": "system", "content": FACTS}
 
-    def work(chat: Chat, questions: list[Message]) -> list[Answer]:
-        return [chat.ask([system, question], TOKENS) for question in questions]
+    def work(questions: list[Message]) -> list[Answer]:
+        return [ask(subject.url, [system, question], TOKENS) for question in questions]
 
-    with subject.clients(clients) as chats, ThreadPoolExecutor(clients) as pool:
-        questions = [[subject.question() for _ in range(REQUESTS)] for _ in chats]
+    with ThreadPoolExecutor(clients) as pool:
+        questions = [[subject.question() for _ in range(REQUESTS)] for _ in range(clients)]
         started = time.perf_counter()
-        answers = [answer for found in pool.map(work, chats, questions) for answer in found]
+        answers = [answer for found in pool.map(work, questions) for answer in found]
         took = time.perf_counter() - started
     tokens = sum(answer.tokens for answer in answers)
     return tokens / took, median(1000 * answer.first_token_s for answer in answers)
@@ -167,19 +158,26 @@ def _measure_turns(subjects: dict[str, Subject], pairs: int) -> list[Metric]:
 
 def _turns(subject: Subject) -> tuple[Answer, Answer]:
     """The second turn of a conversation, and the third, for which the slot has been lost."""
-    with subject.clients(SLOTS) as chats, ThreadPoolExecutor(SLOTS) as pool:
-        chat = chats[0]
-        first = subject.question()
-        conversation = [{"role": "user", "content": f"{first['content']} {HISTORY}"}]
-        answers = [chat.ask(conversation, TURN_TOKENS)]
-        for others in (False, True):
-            if others:
-                beginnings = [[subject.question()] for _ in chats]
-                list(pool.map(lambda chat, other: chat.ask(other, TOKENS), chats, beginnings))
-            last = {"role": "assistant", "content": answers[-1].text}
-            conversation += [last, subject.question()]
-            answers.append(chat.ask(conversation, TURN_TOKENS))
-    return answers[1], answers[2]
+    first = subject.question()
+    conversation = [{"role": "user", "content": f"{first['content']} {HISTORY}"}]
+
+    def turn() -> Answer:
+        answer = ask(subject.url, conversation, TURN_TOKENS)
+        conversation.append({"role": "assistant", "content": answer.text})
+        conversation.append(subject.question())
+        return answer
+
+    turn()
+    right_after = turn()
+    _take_slots(subject)
+    return right_after, turn()
+
+
+def _take_slots(subject: Subject) -> None:
+    """All of them, at the same time, for other conversations."""
+    questions = [subject.question() for _ in range(SLOTS)]
+    with ThreadPoolExecutor(SLOTS) as pool:
+        list(pool.map(lambda question: ask(subject.url, [question], TOKENS), questions))
 
 
 if __name__ == "__main__":
