@@ -7,6 +7,7 @@ import socket
 import sys
 import sysconfig
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -65,8 +66,9 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
     _check_grace()
     _check_model(options.model)
     with locked(options.data) as lock, stop_on_signals() as stopping:
-        http_port = _free_port(options.host, options.port, "--port")
-        nats_port = _free_port(options.host, options.nats_port, "--nats-port")
+        with ExitStack() as probes:  # both at once, or they could be the same
+            http_port = _free_port(probes, options.host, options.port, "--port")
+            nats_port = _free_port(probes, options.host, options.nats_port, "--nats-port")
         stack = _Stack(options, http_port, nats_port, lock)
         running = stack.start()
         stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
@@ -278,12 +280,12 @@ def _nats_server() -> str:
     return found
 
 
-def _free_port(host: str, port: int, option: str) -> int:
-    """``port`` if it is free, or any free port for 0."""
+def _free_port(probes: ExitStack, host: str, port: int, option: str) -> int:
+    """``port`` if it is free, or any free port for 0; taken until ``probes`` are closed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port), family=family) as probe:
-            return int(probe.getsockname()[1])
+        probe = probes.enter_context(socket.create_server((host, port), family=family))
+        return int(probe.getsockname()[1])
     except OSError as error:
         why = os.strerror(error.errno or 0)
         raise CommandError(

@@ -27,7 +27,7 @@ from tests.support.processes import (
         ("inferer", "INFERER_THREADS", "x", ("INFERER_THREADS", "'x'", "int")),
         ("inferer", "INFERER_THREADS", "-1", ("INFERER_THREADS", ">= 0")),
         ("inferer", "INFERER_TREADS", "2", ("INFERER_TREADS", "did you mean INFERER_THREADS?")),
-        ("inferer", "INFERER_CONCURRENCY", "0", ("INFERER_CONCURRENCY", ">= 1")),
+        ("inferer", "INFERER_CONCURRENCY", "0", ("INFERER_CONCURRENCY", "1 to 64")),
         ("inferer", "INFERER_GRACE_S", "nan", ("INFERER_GRACE_S",)),
         ("inferer", "INFERER_ALIAS", "tiny ", ("INFERER_ALIAS", "white space")),
         ("inferer", "INFERER_ID", "a b", ("INFERER_ID",)),

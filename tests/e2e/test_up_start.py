@@ -42,6 +42,13 @@ def refused(
     return ended.stderr.splitlines()[-1]
 
 
+def test_the_gateway_and_the_broker_do_not_share_a_port(tmp_path: Path) -> None:
+    """Also not one that was free when each asked for it."""
+    port = str(free_port())
+    line = refused("--port", port, "--nats-port", port, "--data", str(tmp_path / "data"))
+    assert "choose another with --nats-port" in line
+
+
 def up_with_broker(tmp_path: Path, content: bytes, mode: int) -> tuple[str, Path]:
     """The last line of a `sluice up` whose nats-server is this file, and the file."""
     broker = tmp_path / "nats-server"
