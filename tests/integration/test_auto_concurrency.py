@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -17,7 +18,9 @@ from shared.broker.streams import Topology
 from shared.config import BrokerSettings
 from shared.errors import OutOfMemory
 from shared.wire.requests import InferenceRequest
+from shared.wire.results import Completed
 from tests.support.processes import NatsServer
+from tests.support.tiny_model import write_tiny_model
 from tests.support.workers import ended, put, states, until, working
 
 LONG = InferenceRequest(task="complete", prompt="go on", max_tokens=4000, seed=1)
@@ -139,6 +142,24 @@ async def test_no_room_for_more_is_no_failure(
             assert (await ended(queue, job_id)).attempt == 1
         assert (worker.slots, len(tried)) == (1, 1)
     engine.close()
+
+
+async def test_a_model_whose_jobs_cannot_be_moved_gets_slots_when_it_is_idle(
+    queue: Broker, tmp_path: Path
+) -> None:
+    """Those that run go on."""
+    await ensure_consumers(queue, Topology().ack_wait_s, "tiny", limit=64, facts=None)
+    longrope = Model(write_tiny_model(tmp_path / "longrope.gguf", longrope_from=4096), 0)
+    engine = MeasuredEngine(longrope, slots=1, n_ctx=N_CTX, n_batch=128, threads=1)
+    async with working(queue, engine, concurrency="auto", grace_s=0) as (worker, _):
+        first = await put(queue, replace(LONG, max_tokens=800))
+        await until_slots(worker, 2)  # there was room for it before the job began
+        second = await put(queue, replace(LONG, max_tokens=800))
+        for job_id in (first, second):
+            assert isinstance(await ended(queue, job_id), Completed)
+        await until_slots(worker, 4)
+    engine.close()
+    longrope.close()
 
 
 async def test_a_number_ends_it(queue: Broker, engine: MeasuredEngine) -> None:

@@ -156,6 +156,19 @@ def test_impossible_durations_are_ignored(impossible: dict[str, Any]) -> None:
     assert p50_s(service_time) == expected_s
 
 
+def test_a_speed_that_cannot_be_is_bounded() -> None:
+    """Results by hand that name a live inferer: the estimate for its running job stays a number."""
+    service_time, now = ServiceTime(), datetime.now(UTC)
+    timings = Timings(queued_ms=0, prompt_ms=0, total_ms=1e-305)
+    for _ in range(3):
+        service_time.observe(
+            msgspec.structs.replace(result(2.0), timings=timings, usage=Usage(10, 10**6, 10))
+        )
+    attempt = RunningAttempt("x", 1, "i", timestamp(now - timedelta(seconds=60)), WORK)
+    simulation = Simulation(service_time, [Slot("i", attempt)], now, {})
+    assert numpy.isfinite(simulation.done_s(numpy.zeros(DRAWS, dtype=int), behind=0)).all()
+
+
 def test_an_inferer_that_has_become_slower_is_learned() -> None:
     """Robust is not stubborn: five jobs of the new speed are enough."""
     service_time = ServiceTime()

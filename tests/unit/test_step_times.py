@@ -25,6 +25,15 @@ def test_the_median_of_recent_steps_counts() -> None:
     assert times.seconds == {1: 0.2}
 
 
+def test_a_slowdown_stays_within_what_an_entry_can_say() -> None:
+    """If the machine swaps while two jobs share it: a larger one makes the entry unreadable."""
+    times = StepTimes()
+    for _ in range(ENOUGH):
+        times.observe(1, 0.001)
+        times.observe(2, 60.0)
+    assert times.slowdown(2) == 1000.0
+
+
 def test_old_measurements_are_forgotten() -> None:
     clock = Clock()
     times = StepTimes(clock)

@@ -1,7 +1,7 @@
 """Estimates for clients: a job's position, progress and ETA, and when a full queue has room."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -160,7 +160,7 @@ class Forecast:
         if not service_time.is_known:
             return Estimate(progress=progress)
         (entry,) = (entry for entry in entries if entry.id == attempt.inferer)
-        slots = [slot for slot in _slots(entry, attempts) if slot.attempt != attempt]
+        slots = [slot for slot in _slots(entry, attempts.values()) if slot.attempt != attempt]
         simulation = self._new_simulation(service_time, [Slot(entry.id, attempt), *slots], [entry])
         waiting = 0 if model is None else model.waiting // len(entries)
         done_s = simulation.done_s(FIRST_SLOT, waiting)
@@ -173,8 +173,10 @@ class Forecast:
         service_time = self._service_time(model.token, entries)
         if not service_time.is_known:
             return None
-        attempts = self._running_attempts(model.token)
-        slots = [slot for entry in entries for slot in _slots(entry, attempts)]
+        attempts: dict[str, list[RunningAttempt]] = {}
+        for attempt in self._running_attempts(model.token).values():
+            attempts.setdefault(attempt.inferer, []).append(attempt)
+        slots = [slot for entry in entries for slot in _slots(entry, attempts.get(entry.id, ()))]
         if not slots:
             return None
         simulation = self._new_simulation(service_time, slots, entries)
@@ -220,10 +222,9 @@ class Forecast:
             self._running.on_state_event(subjects.model_and_id(message.subject)[1], event)
 
 
-def _slots(entry: InfererEntry, attempts: Mapping[str, RunningAttempt]) -> list[Slot]:
-    """The slots of an inferer with what they run."""
-    running = [attempt for attempt in attempts.values() if attempt.inferer == entry.id]
-    slots = [Slot(entry.id, attempt) for attempt in running]
+def _slots(entry: InfererEntry, attempts: Iterable[RunningAttempt]) -> list[Slot]:
+    """The slots of an inferer with those of ``attempts`` that they run."""
+    slots = [Slot(entry.id, attempt) for attempt in attempts if attempt.inferer == entry.id]
     return [*slots, *[Slot(entry.id)] * (entry.slots - len(slots))][: entry.slots]
 
 

@@ -28,6 +28,8 @@ MAX_RESIDUAL = log(4)
 PRIOR_RESIDUALS = (0.0, 0.0, 0.0)
 """Assumed before there are measurements, so that the first residual is not the only one."""
 
+LEAST_TOKEN_S = 1e-9
+"""Seconds. Nothing computes a token faster, whatever a result says."""
 SLOWEST = 1e-4
 """Tokens per second. Nothing that a client would wait for is slower."""
 
@@ -110,7 +112,7 @@ class ServiceTime:
             latest = Speed(
                 prompt_token_s,
                 # The rest of the job as a whole, so that its overhead is included.
-                (total_s - prompt_s) / max(usage.completion_tokens, 1),
+                max((total_s - prompt_s) / max(usage.completion_tokens, 1), LEAST_TOKEN_S),
             )
             speeds = self._speeds.pop(inferer, deque(maxlen=SPEED_SAMPLES))
             self._speeds[inferer] = speeds

@@ -26,6 +26,9 @@ it has not reported that."""
 MAX_ENDS = 4
 """How often a slot is taken by later jobs, at most, while a job beside it runs."""
 
+MOST_STEPS = 32
+"""Of one estimate: each takes about a millisecond of the gateway's time."""
+
 Ints = NDArray[numpy.int64]
 
 
@@ -88,13 +91,23 @@ class Simulation:
         self._end_s = numpy.full(shape, numpy.inf)
         """When it ends if no other begins or ends."""
 
-        running = [slot for slot in slots if slot.attempt is not None]
-        for at, slot in enumerate(slots):
-            if slot.attempt is not None:
-                beside = sum(other.inferer == slot.inferer for other in running)
-                remaining = self._remaining_s(at, slot.attempt, beside, now)
-                self._prompt_s[at], self._answer_s[at] = remaining
-                self._set_left(numpy.full(DRAWS, at), ALL_DRAWS, self._now_s, 1.0)
+        running = [at for at, slot in enumerate(slots) if slot.attempt is not None]
+        jobs = numpy.bincount(self._inferer[running], minlength=len(names))
+        for at in running:
+            attempt = slots[at].attempt
+            assert attempt is not None
+            remaining = self._remaining_s(at, attempt, int(jobs[self._inferer[at]]), now)
+            self._prompt_s[at], self._answer_s[at] = remaining
+        beside = jobs[self._inferer[running]][:, None]
+        self._jobs += jobs[:, None]
+        self._free -= len(running)
+        self._left[running] = 1.0
+        self._end_s[running] = numpy.maximum(
+            beside * self._prompt_s[running]
+            + numpy.take_along_axis(self._slowdown[self._inferer[running]], beside - 1, axis=1)
+            * self._answer_s[running],
+            LEAST,
+        )
 
     @property
     def next_free_s(self) -> Floats:
@@ -137,7 +150,7 @@ class Simulation:
         typical = self._service_time.typical_work()
         inferer = self._inferer[slots]
         waiting = numpy.full(DRAWS, behind * self._most // self._inferer.size)
-        for _ in range(MAX_ENDS * self._most):
+        for _ in range(min(MAX_ENDS * self._most, MOST_STEPS)):
             slots_here = self._slots_of[inferer].T
             first = slots_here[self._end_s[slots_here, ALL_DRAWS].argmin(axis=0), ALL_DRAWS]
             earlier = numpy.flatnonzero(first != slots)

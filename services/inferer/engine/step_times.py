@@ -12,6 +12,8 @@ ENOUGH = 4
 TYPICAL_GROWTH = 0.5
 """The exponent with which the time of a step grows with its sequences, where nothing is measured:
 on two cores about this for 2 to 8."""
+MOST = 1000.0
+"""The largest slowdown: the machine has done something else meanwhile."""
 FORGET_S = 600.0
 """How long a measurement counts: the machine may have had other work then."""
 
@@ -42,7 +44,7 @@ class StepTimes:
         alone_s = self.estimate(1)
         if not alone_s:
             return float(sequences**TYPICAL_GROWTH)
-        return max(1.0, self.estimate(sequences) / alone_s)
+        return min(max(1.0, self.estimate(sequences) / alone_s), MOST)
 
     def estimate(self, sequences: int) -> float:
         """Seconds of a step, in between and beyond what was measured, too; 0 before the first."""

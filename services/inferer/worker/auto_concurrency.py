@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from services.inferer.engine.engine import Engine
 from services.inferer.worker.slots import Slots
 from shared.background import Tasks
-from shared.errors import ModelError
+from shared.errors import ModelError, OutOfMemory
 from shared.logs import logger
 
 MOST = 8
@@ -44,12 +44,16 @@ class AutoConcurrency:
         self._most = MOST
         self._growths = Tasks()
         self._is_growing = False
+        self._grows_when_idle = False
+        """Whether the engine cannot move running jobs of this model to a larger context."""
 
     def adjust(self) -> None:
         """Have as many slots as pay. When all are busy, room for twice as many is made."""
         best = best_concurrency(self._engine.step_s, self._most)
         before, room = self._slots.count, self._engine.slots
-        if best > room <= self._slots.busy and not self._is_growing:
+        busy = self._slots.busy
+        is_time = busy == 0 if self._grows_when_idle else busy >= room
+        if best > room and is_time and not self._is_growing:
             self._is_growing = True
             self._growths.start(self._grow(min(best, 2 * room)), "make room for slots")
         if (count := min(best, room)) != before:
@@ -62,9 +66,12 @@ class AutoConcurrency:
     async def _grow(self, count: int) -> None:
         try:
             await self._make_room(count)
-        except ModelError as error:
+        except OutOfMemory as error:
             self._most = self._engine.slots
             log.warning("no_more_slots", concurrency=self._most, error=error.message)
+        except ModelError as error:
+            self._grows_when_idle = True
+            log.warning("slots_open_when_idle", error=error.message)
         finally:
             self._is_growing = False
         self.adjust()

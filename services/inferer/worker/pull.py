@@ -129,7 +129,8 @@ class Puller:
         """Requeue a job that came although the call of `next` was cancelled."""
         if self._job is not None:
             job, self._job = self._job, None
-            await job.nak()
+            with suppress(*TRANSIENT):  # else its lease runs out
+                await job.nak()
 
     async def _pull_next(self) -> None:
         """Pull the priorities in their order, then wait at all of them until something happens."""
