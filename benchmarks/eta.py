@@ -1,9 +1,9 @@
-"""How honest the estimate is: the real model, jobs of mixed length that arrive at random at 80 % of
+"""How accurate the ETA is: the real model, jobs of mixed length that arrive at random at 80 % of
 what the inferers can do, and each job's ETA at its submission beside the time it really took.
 
 Each situation is measured by itself, after a warm-up: three seeds of 40 jobs. Only jobs that waited
 count: those that came while every slot was busy. The true time is counted, like the ETA, from the
-response with the ETA to the job's end. Beside it stands the plainest estimate: one more than the
+response with the ETA to the job's end. It is compared with the simplest estimate: one more than the
 position, times the median duration of a job so far, divided by the slots.
 
     .venv/bin/python -m benchmarks.eta [SITUATION ...]
@@ -72,13 +72,13 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in SITUATIONS]:
         print(f"no situation {unknown[0]!r}; there are: {', '.join(SITUATIONS)}", file=sys.stderr)
         return 2
-    print(f"honesty of the ETA: {describe_machine()}")
+    print(f"accuracy of the ETA: {describe_machine()}")
     print(f"allowed: a median error of p50 of {ALLOWED_ERROR:.0%}, p90 covers 85 to 95 %")
-    honest = [_is_honest(name, SITUATIONS[name]) for name in chosen]
-    return 0 if all(honest) else 1
+    passed = [_is_accurate(name, SITUATIONS[name]) for name in chosen]
+    return 0 if all(passed) else 1
 
 
-def _is_honest(name: str, situation: Situation) -> bool:
+def _is_accurate(name: str, situation: Situation) -> bool:
     with running_stack(
         locate("smollm2"), "smollm2", situation.inferers, **situation.environment
     ) as stack:
@@ -92,7 +92,7 @@ def _is_honest(name: str, situation: Situation) -> bool:
     print(f"  {name}: {len(jobs)} jobs, of which {len(waited)} waited, {silent} without an ETA")
     print(f"    true time               {spread([job['true_s'] for job in waited])} s")
     print(f"    error of p50            {spread(errors)} of the true time")
-    print(f"    error of the plain one  {spread(plain)}")
+    print(f"    error of the simplest  {spread(plain)}")
     print(f"    p90 covers              {covered:.0%}", flush=True)
     return not silent and (
         statistics.median(errors) <= ALLOWED_ERROR and COVERAGE[0] <= covered <= COVERAGE[1]

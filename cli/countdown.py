@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from msgspec import UNSET
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import Progress
 
 from cli.client import Client
 from cli.exit_status import CommandError
-from cli.output import err, estimate_line
+from cli.output import err, estimate_line, progress_line
 from shared.wire.api import JobStatus
 
 POLL_S = 1.0
-
-BAR_WIDTH = 12
-"""So that the longest estimate fits into 80 columns."""
 
 
 class Countdown:
@@ -45,18 +42,7 @@ class Countdown:
 @contextmanager
 def countdown(client: Client, job_id: str) -> Iterator[Countdown]:
     """Show the estimate of ``job_id`` during the block, read every second."""
-    progress = Progress(
-        SpinnerColumn(),
-        BarColumn(BAR_WIDTH),
-        TextColumn("{task.description}", markup=False),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-        # Otherwise it captures stdout, and writes the answer to stderr.
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with progress:
+    with progress_line() as progress:
         line = Countdown(progress)
         polling = threading.Thread(target=_poll, args=(client, job_id, line), daemon=True)
         if err.is_terminal:

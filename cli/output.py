@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
@@ -44,6 +45,8 @@ class TextConsole(Console):
 out = TextConsole(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 err = TextConsole(stderr=True, soft_wrap=True)
 
+PROGRESS_WIDTH = 12
+"""So that the longest estimate fits into 80 columns."""
 BAR_WIDTH = 10
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "STARTED": "cyan"}
 
@@ -57,6 +60,21 @@ def print_tokens(text: str) -> None:
     """Print a part of an answer, unchanged except for control characters on a terminal."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def progress_line() -> Progress:
+    """A line on stderr with a bar, removed in the end; nothing if stderr is not a terminal."""
+    return Progress(
+        SpinnerColumn(),
+        BarColumn(PROGRESS_WIDTH),
+        TextColumn("{task.description}", markup=False),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+        # Otherwise it captures stdout, and writes the answer to stderr.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def print_text(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The client of a peer: a process that obeys one order a line and prints what it measured."""
+"""The client of a peer: a process that executes one command per line and prints the result."""
 
 import json
 import sys
@@ -9,5 +9,5 @@ from typing import Any
 def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
     """Until stdin ends: read ``{"do": name, …}`` and print what ``commands[name](…)`` returns."""
     for line in sys.stdin:
-        order = json.loads(line)
-        print(json.dumps(commands[order.pop("do")](**order)), flush=True)
+        command = json.loads(line)
+        print(json.dumps(commands[command.pop("do")](**command)), flush=True)

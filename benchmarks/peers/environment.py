@@ -1,5 +1,5 @@
-"""The peers as processes: their servers, their workers, and clients that obey orders; the versions
-of everything, and how much CPU time and memory a process takes."""
+"""The peers as processes: their servers, their workers, and clients that execute commands; the
+versions of everything, and how much CPU time and memory a process takes."""
 
 import ctypes
 import importlib.metadata
@@ -164,7 +164,7 @@ def http_server(command: list[str], log: Path) -> Iterator[str]:
 
 
 class Client:
-    """A peer's client, which waits for orders on its stdin."""
+    """A peer's client, which reads commands from its stdin."""
 
     def __init__(self, module: str, environment: dict[str, str]) -> None:
         self._module = module

@@ -93,7 +93,7 @@ def _on(
 
 
 if __name__ == "__main__":
-    # In a thread of its own, so that the broker is answered also while there is no order.
+    # In a thread of its own, so that the broker is answered while the client waits for a command.
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     _on(loop, _start)()

@@ -16,9 +16,9 @@ class Recommendation(Struct, frozen=True, kw_only=True):
     """Ratios are of tokens per second, and null if something was not measured."""
 
     slots: int = 1
-    """For answers that somebody waits for."""
+    """For interactive use."""
     throughput_slots: int
-    """For the most tokens in all."""
+    """For the highest throughput."""
     halves_to_two_slots: float | None
     """Two processes with half of the CPUs each, to one with two slots."""
     shared_to_two_slots: float | None
@@ -40,10 +40,9 @@ def recommend(rows: Sequence[Row]) -> Recommendation:
     q4_0 = by_setting.get(AS_Q4_0)
     q4_0_prompt, q4_0_answer = _ratio(q4_0, one, of_prompts=True), _ratio(q4_0, one)
     sentences = [
-        f"Answers that somebody waits for: 1 slot (INFERER_CONCURRENCY=1), "
-        f"{one.tokens_per_s:.0f} tokens/s each; with INFERER_CONCURRENCY=auto, jobs share only "
-        "while others wait.",
-        f"The most tokens in all: {best.setting} (INFERER_CONCURRENCY={best.jobs}), "
+        f"Interactive use: 1 slot (INFERER_CONCURRENCY=1), {one.tokens_per_s:.0f} tokens/s; with "
+        "INFERER_CONCURRENCY=auto, jobs share a batch only when there are several.",
+        f"Highest throughput: {best.setting} (INFERER_CONCURRENCY={best.jobs}), "
         f"{best.tokens_per_s:.0f} tokens/s, {best.tokens_per_s_each:.0f} for each answer. Rule: "
         "twice as many slots must give 10 % more.",
     ]

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from cli.bench.chart import check_file, draw
 from cli.bench.measurement import Measurement
 from cli.bench.report import make_report, print_report
-from cli.countdown import BAR_WIDTH
 from cli.exit_status import EXIT_INTERRUPTED, EXIT_USAGE, CommandError
 from cli.interrupts import interrupted_by_signals
 from cli.options import Json
-from cli.output import err, print_json
+from cli.output import print_json, progress_line
 from shared.errors import ModelError
 from shared.model_files import locate
 
@@ -68,16 +66,7 @@ def bench(
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A line on stderr, if that is a terminal, with what is measured; see `Measurement.run`."""
-    progress = Progress(
-        SpinnerColumn(),
-        BarColumn(BAR_WIDTH),
-        TextColumn("{task.description}", markup=False),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
+    progress = progress_line()
     task = progress.add_task("")
 
     def show(setting: str, number: int, count: int) -> None:

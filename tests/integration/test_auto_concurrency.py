@@ -16,7 +16,6 @@ from shared.broker.connection import Broker, connected
 from shared.broker.consumers import ensure_consumers
 from shared.broker.streams import Topology
 from shared.config import BrokerSettings
-from shared.errors import OutOfMemory
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed
 from tests.support.processes import NatsServer
@@ -125,22 +124,28 @@ async def test_an_idle_inferer_gets_the_job_first(
         engine.close()
 
 
-async def test_no_room_for_more_is_no_failure(
-    queue: Broker, engine: MeasuredEngine, monkeypatch: pytest.MonkeyPatch
+class TooLarge(MeasuredEngine):
+    """Asks for far more memory than there is as soon as it grows."""
+
+    asked = 0
+
+    def _create_context(self, slots: int) -> Context:
+        if slots == 1:
+            return super()._create_context(slots)
+        self.asked += 1
+        return super()._create_context(1_000_000)
+
+
+async def test_where_there_is_no_room_for_more_slots_jobs_go_on(
+    queue: Broker, model: Model
 ) -> None:
-    """The slots that there are go on, and no more are tried."""
-
-    def refuse(*_: object, **__: object) -> None:
-        tried.append(None)
-        raise OutOfMemory("no memory")
-
-    tried: list[None] = []
+    """In the slots that there are, and no more are tried."""
+    engine = TooLarge(model, slots=1, n_ctx=N_CTX, n_batch=128, threads=1)
     async with working(queue, engine, concurrency="auto") as (worker, _):
-        monkeypatch.setattr(Context, "__init__", refuse)
         for _ in range(3):
             job_id = await put(queue, replace(LONG, max_tokens=3))
-            assert (await ended(queue, job_id)).attempt == 1
-        assert (worker.slots, len(tried)) == (1, 1)
+            assert isinstance(await ended(queue, job_id), Completed)
+        assert (worker.slots, engine.asked) == (1, 1)
     engine.close()
 
 

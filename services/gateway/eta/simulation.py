@@ -20,9 +20,6 @@ HALF = 0.5**0.5
 LEAST = 1e-9
 """In place of 0, for a job that has not ended."""
 
-TYPICAL_GROWTH = 0.5
-"""The exponent with which the time for a token grows with the jobs that run on one inferer, where
-it has not reported that."""
 MAX_ENDS = 4
 """How often a slot is taken by later jobs, at most, while a job beside it runs."""
 
@@ -234,7 +231,7 @@ class Simulation:
 
 
 def _slowdowns(reported: Sequence[float], most: int) -> list[float]:
-    """For 1 to ``most`` jobs at once."""
+    """For 1 to ``most`` jobs at once. An inferer reports as many as it has slots; one of an earlier
+    version reports none."""
     known = [*reported[:most]] or [1.0]
-    beyond = range(len(known) + 1, most + 1)
-    return known + [known[-1] * (jobs / len(known)) ** TYPICAL_GROWTH for jobs in beyond]
+    return known + [known[-1]] * (most - len(known))

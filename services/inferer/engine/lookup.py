@@ -20,7 +20,8 @@ class Lookup:
         self._index()
 
     def continuation(self, count: int) -> list[int]:
-        """``count`` tokens that may come next; none if the last ones are new together."""
+        """``count`` tokens that may come next; empty if the last ones have not occurred together
+        before."""
         self._index()
         tokens = self._tokens
         for length in LENGTHS:

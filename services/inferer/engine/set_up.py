@@ -1,4 +1,4 @@
-"""A model and its engine, as ``INFERER_*`` says."""
+"""Create a model and its engine from the ``INFERER_*`` settings."""
 
 from pathlib import Path
 

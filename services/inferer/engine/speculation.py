@@ -20,7 +20,7 @@ MAX_DELAY = 1.1
 RECENT_STEPS = 5
 """Times are medians of so many."""
 LEAST_STEPS = 3
-"""What fewer steps took is not believed: the machine may have done something else."""
+"""Fewer measurements are not trusted: the machine may have had other work."""
 FORGET_AFTER = 4096
 """Steps. What was measured may no longer be true, and what does not pay is not measured again."""
 

@@ -185,7 +185,7 @@ def run(engine: Engine, jobs: Jobs) -> Done:
         TimedJob(engine, prompt, jobs.answer_tokens, seed) for seed in range(1, engine.slots + 1)
     ]
     for job in running:
-        job.wait(until, min(jobs.answer_tokens, 2))  # with fewer there is no speed
+        job.wait(until, min(jobs.answer_tokens, 2))  # with fewer no speed can be measured
     generating = max(job.at[0] for job in running)
     ended = max(job.at[-1] for job in running)
     return Done(

@@ -1,4 +1,5 @@
-"""``INFERER_CONCURRENCY=auto``: as many jobs at once as are done sooner together than in turn."""
+"""``INFERER_CONCURRENCY=auto``: as many jobs at once as end sooner together than one after
+another."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
