@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.worker import executor
 from services.inferer.worker.lease import requeue
@@ -127,6 +129,26 @@ async def test_a_job_takes_five_messages_besides_its_pulls(
         subjects.result("tiny", job_id),
     ]
     assert sent[-1].startswith("$JS.ACK.REQUESTS.tiny.")
+
+
+async def test_a_start_is_stored_before_the_first_token(
+    queue: Broker, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the engine has the first tokens before the event loop goes on."""
+    submit = engine.submit
+
+    def submit_and_wait(sequence: GenerationSequence) -> None:
+        submit(sequence)
+        while sequence.completion_tokens < 2:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(engine, "submit", submit_and_wait)
+    async with working(queue, engine):
+        job_id = await put(queue, SHORT)
+        await queue_is_empty(queue)
+    first = await queue.direct_get("EVENTS", seq=1, next_by_subj=subjects.events("tiny", job_id))
+    assert first is not None
+    assert first.subject == subjects.state_events("tiny", job_id)
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000])

@@ -121,8 +121,8 @@ class Executor:
 
     async def _run(self, job: Job) -> Result | NoResult:
         job.start(self._engine.n_ctx)
-        # Sent before the first token on the same connection, so readers see it first. The broker's
-        # answer is awaited only before the job leaves the queue.
+        # Created before the task that publishes tokens on the same connection, so readers see the
+        # start first. The broker's answer is awaited only before the job leaves the queue.
         job.announced = asyncio.create_task(
             self._store.announce_start(job), name=f"announce {job.id}"
         )

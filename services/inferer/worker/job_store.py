@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.inferer.worker.delivery import Job
+from shared.background import drop
 from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.refusals import TRANSIENT
 from shared.broker.results import read_result, send_result, store_letter, store_result
@@ -149,13 +150,19 @@ class JobStore:
         payload = encode(event)
         message_id = f"{job.id}/{event.state}/{event.attempt}/{event.at}"
         headers = {**job.trace, subjects.HEADER_MSG_ID: message_id}
-        # Both at once, the event first: the tokens that follow on this connection come after it.
-        is_stored, _ = await asyncio.gather(
-            self._publish_event(job, payload, headers, patience_s),
+        storing = asyncio.create_task(
             self._broker.publish_stored(
                 subjects.state(job.model, job.id), payload, headers, patience_s
             ),
+            name=f"store the state of {job.id}",
         )
+        try:
+            # Not in a task of its own: what is written here goes out before everything that tasks
+            # write that were created after this one, such as the tokens.
+            is_stored = await self._publish_event(job, payload, headers, patience_s)
+            await storing
+        finally:
+            drop(storing)
         if not is_stored:  # perhaps the broker was away
             await self._publish_event(job, payload, headers, patience_s)
 
