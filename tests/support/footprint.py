@@ -1,6 +1,6 @@
 """``python -m tests.support.footprint MODEL N_CTX N_BATCH CONTEXTS``: the memory of contexts.
 
-``CONTEXTS`` is JSON: ``[slots, kv_type, full_windows]`` of each. Prints what the check before a
+``CONTEXTS`` is JSON: ``[slots, kv_type]`` of each. Prints what the check before a
 growth says and what the process then has, in bytes, as JSON.
 """
 
@@ -23,8 +23,8 @@ def main(path: str, n_ctx: str, n_batch: str, contexts: str) -> None:
     global model
     model = Model(Path(path), gpu_layers=0, chat=False)
     jobs = [
-        (slots, ContextOptions(int(n_ctx), int(n_batch), 1, kv_type, full_windows=full_windows))
-        for slots, kv_type, full_windows in json.loads(contexts)
+        (slots, ContextOptions(int(n_ctx), int(n_batch), 1, kv_type))
+        for slots, kv_type in json.loads(contexts)
     ]
     # Each in a process of its own, which finds no memory that another has freed.
     with get_context("fork").Pool(1, maxtasksperchild=1) as pool:

@@ -54,9 +54,6 @@ class ContextOptions(NamedTuple):
     threads: int
     kv_type: KvType = "f16"
     flash_attention: FlashAttention = "auto"
-    full_windows: bool = True
-    """Whether layers that see only the last tokens, those in a sliding window, keep all others too.
-    Otherwise a sequence cannot be cut, nor share tokens with others."""
 
 
 class Context:
@@ -94,9 +91,10 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent
-        self.can_copy = bool(parameters.kv_unified) and not model.is_recurrent
+        self.can_copy = bool(parameters.kv_unified and not model.is_recurrent and not model.window)
         """Where each sequence has a memory of its own, llama.cpp copies all or nothing, and of a
-        recurrent state whatever the source has by now."""
+        recurrent state whatever the source has by now. In a window's memory, shared tokens would
+        keep their place after both sequences have left them behind, until there is none left."""
         self.can_speculate = not model.is_recurrent and bool(
             parameters.kv_unified or not model.window
         )
@@ -213,7 +211,8 @@ def _parameters(
     # by the total size: with two slots the same seed would give another text than with one, so
     # there each sequence has memory of its own.
     parameters.kv_unified = not has_original_context
-    parameters.swa_full = options.full_windows
+    # Layers that see only the last tokens keep only these.
+    parameters.swa_full = False
     parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
     parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     parameters.n_threads = parameters.n_threads_batch = options.threads

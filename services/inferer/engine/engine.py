@@ -74,7 +74,6 @@ class Engine:
             threads=threads,
             kv_type=kv_type,
             flash_attention=flash_attention,
-            full_windows=cache_bytes > 0,
         )
         self._preparation = Preparation(slots)
 
