@@ -14,6 +14,7 @@ from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import MAX_DRAFTS
+from services.inferer.engine.thread_pool import ThreadPool
 from services.inferer.settings import FlashAttention, KvType
 from shared.errors import ModelError, OutOfMemory, SettingsError
 
@@ -88,6 +89,12 @@ class Context:
                 f"no memory for {slots} contexts of {options.n_ctx} tokens ({last_problem()}); "
                 "lower INFERER_N_CTX"
             )
+        try:
+            self._pool = ThreadPool(options.threads)
+        except OutOfMemory:
+            llama_cpp.llama_free(self.handle)
+            raise
+        self._pool.attach(self.handle)
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent
@@ -189,6 +196,7 @@ class Context:
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.handle)
+        self._pool.close()
 
 
 def decode_error(status: int) -> ModelError:

@@ -48,7 +48,7 @@ def load_backends() -> None:
         ModelError: llama.cpp has no code for this CPU.
     """
     folder = library_folder()
-    library = _library()
+    library = load_library()
     if library.ggml_backend_reg_count() == 0:
         library.ggml_backend_load_all_from_path(bytes(folder))
     if CPU not in _devices():
@@ -67,18 +67,25 @@ def gpus() -> int:
 
 def _devices() -> list[int]:
     """The type of each device that llama.cpp has found."""
-    library = _library()
+    library = load_library()
     indices = range(library.ggml_backend_dev_count())
     return [library.ggml_backend_dev_type(library.ggml_backend_dev_get(index)) for index in indices]
 
 
-def _library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
+    """The functions that llama_cpp does not declare."""
     library = ctypes.CDLL(str(library_folder() / "libllama.so"))  # with its dependencies
     for count in (library.ggml_backend_reg_count, library.ggml_backend_dev_count):
         count.restype = ctypes.c_size_t
     library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     library.ggml_backend_dev_get.restype = ctypes.c_void_p
     library.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    library.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    library.ggml_backend_dev_backend_reg.argtypes = [ctypes.c_void_p]
+    library.ggml_backend_dev_backend_reg.restype = ctypes.c_void_p
+    library.ggml_backend_reg_get_proc_address.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    library.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+    library.llama_attach_threadpool.argtypes = [ctypes.c_void_p] * 3
     return library
 
 
