@@ -113,7 +113,7 @@ def main() -> int:
             "nats-py", "nats-server", "celery", "redis", "redis-server", "taskiq", "taskiq-nats"
         ),
         {
-            SLUICE: "INFERER_CONCURRENCY=1 and 4, a model of two layers, one token",
+            SLUICE: "INFERER_CONCURRENCY=1 and 4, INFERER_THREADS=1, two layers, one token",
             CELERY: told(celery_worker(1)),
             TASKIQ: told(taskiq_worker(1)),
             "rounds": str(options.pairs),
@@ -139,7 +139,8 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
         broker = stack.enter_context(NatsServer(folder / "nats"))
         taskiq_process = stack.enter_context(taskiq(folder, broker.url, concurrency))
         taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
-        environment = {"INFERER_CONCURRENCY": str(concurrency)}
+        # A second thread would mostly wait for a core: the others use them, too.
+        environment = {"INFERER_CONCURRENCY": str(concurrency), "INFERER_THREADS": "1"}
         sluice = stack.enter_context(running_stack(tiny, "tiny", 1, **environment))
         yield {
             CELERY: _peer(client, worker, server),

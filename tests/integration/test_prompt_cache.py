@@ -238,8 +238,8 @@ def test_nothing_is_kept_where_there_is_no_cache(tiny: Model) -> None:
 
 
 def test_small_windows_give_the_same_text(tmp_path: Path) -> None:
-    """Without a cache, tokens that no layer sees any more make room for others; also where two
-    sequences share the room, one is aborted and another slot is opened."""
+    """Tokens that no layer sees any more make room for others, also where two sequences share the
+    room, one is aborted and another slot is opened."""
     model = Model(write_windowed(tmp_path / "window.gguf"), 0)
     prompts = [model.tokenize(f"{word} " + BEGINNING * 3) for word in ("one", "two", "three")]
     with running(model, slots=2, cache_bytes=0) as engine:

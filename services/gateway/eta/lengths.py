@@ -18,18 +18,19 @@ doubling of ``max_tokens`` and of the prompt's length, and a factor if only one 
 
 Floats = NDArray[numpy.float64]
 
-ASSUMED_SURVIVAL: Floats = numpy.linspace(0.98, 0.02, 49)
-ASSUMED_LENGTHS: Floats = numpy.ceil(-200 * numpy.log(ASSUMED_SURVIVAL))
-"""Before there are measurements: some answers are a few tokens long, and some a thousand."""
+ASSUMED_MEAN = 200.0
+"""Tokens of an answer, or of its rest, where nothing is known: exponentially distributed, so some
+have a few tokens and some a thousand."""
 
-Curve = tuple[Floats, Floats]
+Curve = tuple[Floats, Floats, float]
 
 
 class Lengths:
     """The distribution of natural answer lengths, in tokens.
 
     An answer that was cut off at its ``max_tokens`` is a censored sample: it would have been at
-    least that long. So the estimator is that of Kaplan and Meier. The more similar its request, the
+    least that long. So the estimator is that of Kaplan and Meier; how much longer, where no answer
+    ended by itself, is assumed (`ASSUMED_MEAN`). The more similar its request, the
     more an answer counts, because one part of a program tends to send the same kind of prompt with
     the same ``max_tokens``.
     """
@@ -48,23 +49,28 @@ class Lengths:
 
     def sample(self, work: Work, beyond: int, uniform: Floats) -> Floats:
         """Lengths of an answer that already has ``beyond`` tokens, one for each number in
-        ``uniform`` (0 to 1), at most ``max_tokens``."""
+        ``uniform`` (more than 0, at most 1), at most ``max_tokens``."""
         features = _features(work)
         if features not in self._curves:
             self._curves[features] = self._curve(*features)
-        ends, survival = self._curves[features]
+        ends, survival, longest = self._curves[features]
         at = int(numpy.searchsorted(ends, beyond, side="right"))
         left = survival[at - 1] if at else 1.0
         # The first length at which no more than this share of all answers is left.
         found = at + numpy.searchsorted(-survival[at:], -uniform * left)
-        natural = numpy.append(ends, numpy.inf)[found]
+        # Nobody has seen the end of those that are longer than all others.
+        unseen = survival[-1] if len(survival) else 1.0
+        rest = -ASSUMED_MEAN * numpy.log(uniform * (left / unseen if unseen else 1.0))
+        tail = numpy.ceil(max(longest, beyond) + rest)
+        natural = numpy.where(found < len(ends), numpy.append(ends, 0.0)[found], tail)
         lengths: Floats = numpy.minimum(natural, work.max_tokens)
         return lengths
 
     def _curve(self, max_tokens: float, prompt: float, chat: bool) -> Curve:
-        """The lengths at which answers ended by themselves, and the share that was longer."""
+        """The lengths at which answers ended by themselves, the share that was longer, and the
+        longest that was seen."""
         if not self._samples:
-            return ASSUMED_LENGTHS, ASSUMED_SURVIVAL
+            return numpy.empty(0), numpy.empty(0), 0.0
         # Sorted so that of equal lengths those that ended come before those that were cut.
         tokens, cut, their_max, their_prompt, their_chat = numpy.array(sorted(self._samples)).T
         weights = numpy.exp(
@@ -73,7 +79,7 @@ class Lengths:
         ) * numpy.where(their_chat == chat, 1, OTHER_TASK_WEIGHT)
         at_risk = weights[::-1].cumsum()[::-1]
         survival = numpy.cumprod(1 - numpy.where(cut, 0, weights / at_risk))
-        return tokens[cut == 0], survival[cut == 0]
+        return tokens[cut == 0], survival[cut == 0], tokens[-1]
 
 
 def _features(work: Work) -> tuple[float, float, bool]:

@@ -223,7 +223,7 @@ class Simulation:
         return numpy.full(DRAWS, prompt_left_s), numpy.maximum(left_s - prompt_left_s, token_s)
 
     def _sample_lengths(self, work: Work, beyond: int) -> Floats:
-        uniform = self._random.random(DRAWS)
+        uniform = 1 - self._random.random(DRAWS)  # never 0
         return self._service_time.lengths.sample(work, beyond, uniform)
 
     def _sample_residuals(self) -> Floats:
