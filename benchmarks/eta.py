@@ -92,7 +92,7 @@ def _is_accurate(name: str, situation: Situation) -> bool:
     print(f"  {name}: {len(jobs)} jobs, of which {len(waited)} waited, {silent} without an ETA")
     print(f"    true time               {spread([job['true_s'] for job in waited])} s")
     print(f"    error of p50            {spread(errors)} of the true time")
-    print(f"    error of the simplest  {spread(plain)}")
+    print(f"    error of the simple one {spread(plain)}")
     print(f"    p90 covers              {covered:.0%}", flush=True)
     return not silent and (
         statistics.median(errors) <= ALLOWED_ERROR and COVERAGE[0] <= covered <= COVERAGE[1]

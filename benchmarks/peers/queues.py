@@ -139,7 +139,7 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
         broker = stack.enter_context(NatsServer(folder / "nats"))
         taskiq_process = stack.enter_context(taskiq(folder, broker.url, concurrency))
         taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
-        # A second thread would mostly wait for a core: the others use them, too.
+        # A second thread would mostly wait: other processes use the cores too.
         environment = {"INFERER_CONCURRENCY": str(concurrency), "INFERER_THREADS": "1"}
         sluice = stack.enter_context(running_stack(tiny, "tiny", 1, **environment))
         yield {

@@ -22,6 +22,7 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted, State
+from services.inferer.engine.thread_pool import ThreadPool
 from shared.errors import InvalidRequest, ModelError, OutOfMemory
 from shared.wire.requests import ChatMessage, JsonObject, Sampling
 from tests.support.processes import ROOT
@@ -318,6 +319,36 @@ def test_an_abort_of_a_sequence_that_waits_interrupts_nothing(model: Model) -> N
         assert not run.done
         engine.abort(run.sequence)
         run.outcome()
+
+
+def test_threads_stay_from_one_batch_to_the_next(model: Model) -> None:
+    """Those that compute; in a larger context, too."""
+    engine = Engine(model, slots=1, n_ctx=N_CTX, n_batch=512, threads=3)
+    before = threads()
+    run = start(engine, max_tokens=1000)
+    seen: set[str] = set()
+    for _ in range(2):
+        tokens = len(run.texts)
+        while len(run.texts) < tokens + 100:
+            seen |= threads()
+        engine.grow(engine.slots + 1).result(PATIENCE_S)
+    engine.abort(run.sequence)
+    run.outcome()
+    assert engine.close()
+    # Not 2 for each of 200 batches; each growth has a thread that prepares requests.
+    assert len(seen - before) < 10
+
+
+def test_a_pool_of_threads_ends_when_it_is_closed() -> None:
+    before = threads()
+    pool = ThreadPool(4)
+    assert len(threads() - before) == 3  # the fourth is the one that calls
+    pool.close()
+    assert threads() <= before
+
+
+def threads() -> set[str]:
+    return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
 def test_a_closed_engine_answers(model: Model) -> None:

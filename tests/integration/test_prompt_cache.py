@@ -141,6 +141,16 @@ def assert_same_as_without(engine: Engine, run: Run) -> None:
 
 def test_random_prompts_give_the_same_text_with_the_cache(tiny: Model) -> None:
     """Prompts with shared beginnings, turns that continue an answer, aborts and growth."""
+    run_random_prompts(tiny)
+
+
+def test_random_prompts_where_each_sequence_has_windows_of_its_own(tmp_path: Path) -> None:
+    model = Model(write_windowed(tmp_path / "window.gguf", original_context=4096), 0)
+    run_random_prompts(model, grows=False)
+    model.close()
+
+
+def run_random_prompts(tiny: Model, *, grows: bool = True) -> None:
     choose = random.Random(7)
     beginnings = [tiny.tokenize(BEGINNING * count) for count in (1, 2, 3)]
     checked, cached = 0, 0
@@ -161,7 +171,7 @@ def test_random_prompts_give_the_same_text_with_the_cache(tiny: Model) -> None:
                 run.outcome()
                 continue
             history.append(run)
-            if number == 125:
+            if number == 125 and grows:
                 engine.grow(3).result(PATIENCE_S)
             if number % 4 == 0:
                 assert_same_as_without(engine, run)
@@ -251,7 +261,8 @@ def test_small_windows_give_the_same_text(tmp_path: Path) -> None:
         engine.grow(3).result(PATIENCE_S)
         runs = [long, *(Run(engine, prompt, 30) for prompt in prompts)]
         assert [run.cached() for run in runs] == [0] * 4
-    with running(model) as engine:
+    # With batches as long as the context, llama.cpp keeps all tokens.
+    with running(model, n_batch=2048) as engine:
         for run in runs:
             assert_same_as_without(engine, run)
     model.close()

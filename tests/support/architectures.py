@@ -154,8 +154,9 @@ def write_hybrid(path: Path, *, width: int = WIDTH) -> Path:
     return path
 
 
-def write_windowed(path: Path, *, width: int = WIDTH) -> Path:
-    """Gemma 3: five layers see the last `WINDOW` tokens, the sixth sees all."""
+def write_windowed(path: Path, *, width: int = WIDTH, original_context: int | None = None) -> Path:
+    """Gemma 3: five layers see the last `WINDOW` tokens, the sixth sees all. With
+    ``original_context`` each sequence has memory of its own."""
     random = numpy.random.default_rng(7)
     writer = gguf.GGUFWriter(path, "gemma3")
     head = width // HEADS
@@ -169,6 +170,8 @@ def write_windowed(path: Path, *, width: int = WIDTH) -> Path:
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_sliding_window(WINDOW)
+    if original_context is not None:
+        writer.add_rope_scaling_orig_ctx_len(original_context)
     vocabulary = copy_tokenizer(writer, chat=False)
 
     def add(name: str, *shape: int) -> None:

@@ -264,6 +264,21 @@ def test_a_job_that_has_run_alone_is_slowed_down_by_the_next() -> None:
         assert abs(numpy.median(simulation.done_s(first, behind=0)) - left_s) < 0.15
 
 
+def test_jobs_of_higher_priority_that_will_come_are_expected() -> None:
+    """One that waits for 11 s, while jobs of 1.1 s come every 2.2 s, begins after 22; if they come
+    every second, much later, but not never. One that begins at once is not overtaken."""
+    expected = {0.0: (12.1, 0.1), 1 / 2.2: (23.1, 2.0), 1.0: (140.0, 50.0)}
+    for per_s, (done_s, tolerance_s) in expected.items():
+        simulation = Simulation(learned(), [Slot("i")], datetime.now(UTC), {})
+        simulation.serve_arrivals(per_s)
+        for _ in range(10):
+            simulation.serve(WORK)
+        simulation.serve_arrivals(per_s)
+        done = simulation.done_s(simulation.serve(WORK), behind=0)
+        assert abs(numpy.median(done) - done_s) < tolerance_s, per_s
+        assert numpy.quantile(done, 0.9) > numpy.median(done) * (1.1 if per_s else 1.0)
+
+
 def test_an_idle_inferer_comes_before_a_slot_beside_another_job() -> None:
     service_time, now = learned(), datetime.now(UTC)
     slots = [Slot("i"), Slot("i"), Slot("k")]

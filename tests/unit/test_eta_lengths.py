@@ -56,6 +56,8 @@ def test_after_an_answer_that_was_cut_the_rest_is_assumed() -> None:
     assert min(lengths.sample(CHAT, 0, EVENLY)) > 50
     assert median(lengths, CHAT) == 128
     assert 150 < median(lengths, work(max_tokens=8192)) < 250
+    lengths.observe(work(task="complete", max_tokens=4096), 4096, was_cut=True)
+    assert min(lengths.sample(work(max_tokens=512), 0, EVENLY)) < 100
 
 
 def test_an_answer_under_way_is_at_least_as_long_as_it_is() -> None:

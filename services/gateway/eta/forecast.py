@@ -11,7 +11,12 @@ from msgspec.structs import asdict, replace
 from nats.aio.msg import Msg
 
 from services.gateway.eta.lengths import Floats
-from services.gateway.eta.position import QueuePosition, find_position, read_next_requests
+from services.gateway.eta.position import (
+    QueuePosition,
+    find_position,
+    higher_than,
+    read_next_requests,
+)
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
 from services.gateway.eta.simulation import DRAWS, Simulation, Slot
@@ -131,6 +136,9 @@ class Forecast:
             if work is not None:
                 simulation.serve(work)
         simulation.serve_typical(own_priority - len(next_requests))
+        simulation.serve_arrivals(
+            self._waiting_jobs.arrivals.per_s(position.model.token, higher_than(job.priority))
+        )
         done_s = simulation.done_s(simulation.serve(own), _waiting_behind(position))
         return Estimate(position=position.ahead, eta=self._eta(done_s, job))
 

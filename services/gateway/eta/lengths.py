@@ -22,6 +22,10 @@ ASSUMED_MEAN = 200.0
 """Tokens of an answer, or of its rest, where nothing is known: exponentially distributed, so some
 have a few tokens and some a thousand."""
 
+FAIR_SHARE = 0.05
+"""Of the weights of all answers: so much of them must be at least as long for a length to count as
+seen."""
+
 Curve = tuple[Floats, Floats, float]
 
 
@@ -29,10 +33,10 @@ class Lengths:
     """The distribution of natural answer lengths, in tokens.
 
     An answer that was cut off at its ``max_tokens`` is a censored sample: it would have been at
-    least that long. So the estimator is that of Kaplan and Meier; how much longer, where no answer
-    ended by itself, is assumed (`ASSUMED_MEAN`). The more similar its request, the
-    more an answer counts, because one part of a program tends to send the same kind of prompt with
-    the same ``max_tokens``.
+    least that long. So the estimator is that of Kaplan and Meier. Beyond the longest answer that
+    was seen, the rest is assumed (`ASSUMED_MEAN`). The more similar its request, the more an answer
+    counts, because one part of a program tends to send the same kind of prompt with the same
+    ``max_tokens``.
     """
 
     def __init__(self) -> None:
@@ -79,7 +83,8 @@ class Lengths:
         ) * numpy.where(their_chat == chat, 1, OTHER_TASK_WEIGHT)
         at_risk = weights[::-1].cumsum()[::-1]
         survival = numpy.cumprod(1 - numpy.where(cut, 0, weights / at_risk))
-        return tokens[cut == 0], survival[cut == 0], tokens[-1]
+        longest = tokens[at_risk >= FAIR_SHARE * at_risk[0]][-1]
+        return tokens[cut == 0], survival[cut == 0], longest
 
 
 def _features(work: Work) -> tuple[float, float, bool]:

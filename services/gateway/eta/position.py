@@ -150,10 +150,14 @@ def _delivered(info: ConsumerInfo) -> int:
     return info.delivered.stream_seq if info.delivered else 0
 
 
+def higher_than(priority: str) -> Sequence[str]:
+    """The priorities whose jobs are delivered before those of ``priority``."""
+    return subjects.PRIORITIES[: subjects.PRIORITIES.index(priority)]
+
+
 def _waiting_with_higher_priority(model: ModelConsumers, priority: str) -> dict[str, int]:
-    higher = subjects.PRIORITIES[: subjects.PRIORITIES.index(priority)]
     return {
         name: model.by_priority[name].num_pending or 0
-        for name in higher
+        for name in higher_than(priority)
         if name in model.by_priority
     }

@@ -23,6 +23,9 @@ LEAST = 1e-9
 MAX_ENDS = 4
 """How often a slot is taken by later jobs, at most, while a job beside it runs."""
 
+MAX_ROUNDS = 8
+"""Of arrivals while earlier arrivals are served: if more come than can be served, it never ends."""
+
 MOST_STEPS = 32
 """Of one estimate: each takes about a millisecond of the gateway's time."""
 
@@ -126,9 +129,10 @@ class Simulation:
         self._begin(slots, ALL_DRAWS, work)
         return slots
 
-    def serve_typical(self, count: int) -> None:
-        """Serve ``count`` jobs of unknown size, in one step."""
-        if count > 0:
+    def serve_typical(self, count: int | Ints) -> None:
+        """Serve ``count`` jobs of unknown size, in one step; as an array, those of each draw."""
+        count = numpy.maximum(count, 0)
+        if count.any():
             work = self._service_time.typical_work()
             prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
             tokens = self._sample_lengths(work, beyond=0).mean()
@@ -140,6 +144,17 @@ class Simulation:
             all_s = count / (1 / job_s).sum() * self._common
             for times_s in (self._now_s, self._since_s, self._end_s):
                 times_s += all_s
+
+    def serve_arrivals(self, per_s: float) -> None:
+        """Serve the jobs that come before the next slot is free and overtake those that wait, and
+        those that come meanwhile; ``per_s`` on average."""
+        free_s, waiting_s = self.next_free_s, self.next_free_s
+        for _ in range(MAX_ROUNDS):
+            count = self._random.poisson(per_s * waiting_s)
+            if not count.any():
+                break
+            self.serve_typical(count)
+            waiting_s, free_s = self.next_free_s - free_s, self.next_free_s
 
     def done_s(self, slots: Ints, behind: int) -> Floats:
         """Seconds until the jobs in ``slots``, one in each draw, are done, while ``behind`` jobs

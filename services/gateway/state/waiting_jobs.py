@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from nats.aio.msg import Msg
 
+from services.gateway.state.arrivals import Arrivals
 from shared.background import Tasks
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers
@@ -124,6 +125,7 @@ class WaitingJobs:
         self._differs_since: dict[Queue, float] = {}
         self._tasks = Tasks()
         self._read_at = -READ_AGAIN_S
+        self.arrivals = Arrivals()
         broker.on_reconnect(self._forget_all)
 
     async def follow(self) -> None:
@@ -185,6 +187,7 @@ class WaitingJobs:
         with suppress(KeyError, ValueError):  # published by something other than the broker
             request = subjects.RequestSubject.parse(headers["Nats-Subject"])
             sequence = int(headers["Nats-Sequence"])
+            self.arrivals.note((request.model, request.priority))
             for index in self._indexes():
                 index.add(request, sequence)
 

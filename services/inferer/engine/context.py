@@ -66,8 +66,10 @@ class Context:
         slots: int,
         options: ContextOptions,
         abort_flag: ctypes.Array[ctypes.c_char],
+        pool: ThreadPool | None = None,
     ) -> None:
-        """``abort_flag`` has two bytes; while the first is set, `decode` aborts.
+        """``abort_flag`` has two bytes; while the first is set, `decode` aborts. Without a ``pool``
+        llama.cpp starts its threads anew for each batch.
 
         Raises:
             OutOfMemory: the context does not fit.
@@ -89,25 +91,19 @@ class Context:
                 f"no memory for {slots} contexts of {options.n_ctx} tokens ({last_problem()}); "
                 "lower INFERER_N_CTX"
             )
-        try:
-            self._pool = ThreadPool(options.threads)
-        except OutOfMemory:
-            llama_cpp.llama_free(self.handle)
-            raise
-        self._pool.attach(self.handle)
+        if pool is not None:
+            pool.attach(self.handle)
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent
         self.can_copy = bool(parameters.kv_unified and not model.is_recurrent and not model.window)
         """Where each sequence has a memory of its own, llama.cpp copies all or nothing, and of a
         recurrent state whatever the source has by now. In a window's memory, shared tokens would
-        keep their place after both sequences have left them behind, until there is none left."""
-        self.can_speculate = not model.is_recurrent and bool(
-            parameters.kv_unified or not model.window
-        )
-        """Whether wrong drafts can be removed. Where each sequence has a memory of its own,
-        llama.cpp computes a batch in parts, and the last part may take the place of tokens that the
-        window still covers after the removal."""
+        keep their cells after both sequences have left them behind, until no cell is free."""
+        self.can_undo = bool(not model.is_recurrent and (parameters.kv_unified or not model.window))
+        """Whether the last batch can be removed again: all of it after an abort, or wrong drafts.
+        Where each sequence has a memory of its own, llama.cpp computes a batch in parts, and a
+        later part may take the place of tokens that the window still covers after the removal."""
         self._batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
@@ -196,7 +192,6 @@ class Context:
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.handle)
-        self._pool.close()
 
 
 def decode_error(status: int) -> ModelError:

@@ -29,6 +29,7 @@ from services.inferer.engine.prompt_cache import PromptCache
 from services.inferer.engine.scheduler import Chunk, Scheduler
 from services.inferer.engine.sequence import Aborted, State
 from services.inferer.engine.speculation import Speculation
+from services.inferer.engine.thread_pool import ThreadPool
 from services.inferer.settings import FlashAttention, KvType
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
@@ -55,9 +56,8 @@ class Engine:
     ) -> None:
         """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
         ``cache_bytes`` of host memory are for what earlier sequences have computed; 0 means that
-        nothing is reused, and sliding windows then take less memory. ``shares_cache``: for
-        sequences of other owners too. ``speculation`` decides how many guessed tokens are checked
-        at once; with None no token is guessed.
+        nothing is reused. ``shares_cache``: for sequences of other owners too. ``speculation``
+        decides how many guessed tokens are checked at once; with None no token is guessed.
 
         Raises:
             OutOfMemory: the context does not fit.
@@ -111,10 +111,13 @@ class Engine:
         self._scheduler: Scheduler[GenerationSequence] = Scheduler(
             slots, self._options.n_batch, speculation
         )
+        # With layers on a GPU they would have little to do, and wait for it all the time.
+        self._pool = None if model.gpu_layers else ThreadPool(threads)
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
         # Never written again.
-        self.speculates = speculation is not None and self._context.can_speculate
+        self._can_undo = self._context.can_undo
+        self.speculates = speculation is not None and self._can_undo
 
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -163,7 +166,7 @@ class Engine:
                 # A batch that is aborted must be removed from all sequences in it. Where the
                 # memory cannot do that, the abort waits for the end of the batch.
                 is_computed = sequence.state is State.RUNNING
-                if is_computed and self._may_interrupt and not self.model.is_recurrent:
+                if is_computed and self._may_interrupt and self._can_undo:
                     self._abort_flag[0] = SET
                 self._notify()
                 return
@@ -204,6 +207,8 @@ class Engine:
         if self._thread.is_alive():
             return False
         self._context.close()
+        if self._pool is not None:
+            self._pool.close()
         # Preparations that have not begun will find their sequences aborted.
         return not self._preparation.in_progress
 
@@ -398,7 +403,7 @@ class Engine:
         self._context = self._cache.memory = larger
 
     def _create_context(self, slots: int) -> Context:
-        return Context(self.model, slots, self._options, self._abort_flag)
+        return Context(self.model, slots, self._options, self._abort_flag, self._pool)
 
 
 def _failure(what: str, error: Exception) -> ModelError:

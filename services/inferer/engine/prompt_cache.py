@@ -200,8 +200,8 @@ class PromptCache:
         if slot is None:
             slot = next(slot for slot in self._left if slot != spared)
             self._make_room(slot, 0)
-        if self.memory.length(slot):  # left by the last sequence, or by a call that failed
-            self.memory.truncate(slot, 0)
+        # It may hold what a call left that failed.
+        self.memory.truncate(slot, 0)
         return slot
 
     def _make_room(self, slot: int, tokens: int) -> None:

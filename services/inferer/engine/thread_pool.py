@@ -1,7 +1,7 @@
 """Threads that compute one batch after another.
 
 Without a pool, llama.cpp starts its threads anew for each batch. The kernel often starts one on the
-core of the thread that then waits for it: with two threads, a batch takes up to a tenth longer.
+core of the thread that then waits for it, and the batch takes longer (decision 39).
 """
 
 import ctypes
@@ -9,12 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from services.inferer.engine.library import CPU, load_library
-from shared.errors import OutOfMemory
 
 WAIT = 10
 """How long a thread waits for the next batch before it sleeps, in llama.cpp's measure (``poll``):
-about 20 ms. Between two batches it is one or two, and a thread that sleeps starts late. llama.cpp's
-own 50 would keep a core busy for a tenth of a second after each job."""
+about 20 ms on the machine of decision 39. Between two batches one or two pass."""
 
 MAX_THREADS = 512
 """`GGML_MAX_N_THREADS`."""
@@ -34,21 +32,19 @@ class _Parameters(ctypes.Structure):
 
 
 class ThreadPool:
-    """Native threads: close it, after the context that it was attached to."""
+    """Native threads. Close it after the contexts that it is attached to."""
 
     def __init__(self, threads: int) -> None:
-        """Raises: OutOfMemory: llama.cpp cannot start the threads."""
         self._library = load_library()
         parameters = _Parameters()
         self._library.ggml_threadpool_params_init(ctypes.byref(parameters), threads)
         parameters.poll = WAIT
         new = self._function("ggml_threadpool_new", ctypes.c_void_p)
         self._handle = new(ctypes.byref(parameters))
-        if not self._handle:
-            raise OutOfMemory(f"llama.cpp cannot start {threads} threads; lower INFERER_THREADS")
 
     def attach(self, context: object) -> None:
-        """Have ``context`` compute with these threads; it must be set to as many."""
+        """Have ``context`` compute with these threads; it must be set to as many. Contexts that
+        share them must not compute at the same time."""
         self._library.llama_attach_threadpool(context, self._handle, self._handle)
 
     def close(self) -> None:

@@ -157,8 +157,8 @@ class JobStore:
             name=f"store the state of {job.id}",
         )
         try:
-            # Not in a task of its own: what is written here goes out before everything that tasks
-            # write that were created after this one, such as the tokens.
+            # Not in a task of its own: what is written here goes out before anything written by
+            # tasks created later, such as the one for the tokens.
             is_stored = await self._publish_event(job, payload, headers, patience_s)
             await storing
         finally:
