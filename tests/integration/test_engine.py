@@ -323,19 +323,19 @@ def test_an_abort_of_a_sequence_that_waits_interrupts_nothing(model: Model) -> N
 
 def test_threads_stay_from_one_batch_to_the_next(model: Model) -> None:
     """Those that compute; in a larger context, too."""
-    engine = Engine(model, slots=1, n_ctx=N_CTX, n_batch=512, threads=3)
+    engine = Engine(model, slots=1, n_ctx=N_CTX, n_batch=512, threads=2)
     before = threads()
     run = start(engine, max_tokens=1000)
     seen: set[str] = set()
     for _ in range(2):
         tokens = len(run.texts)
-        while len(run.texts) < tokens + 100:
+        while len(run.texts) < tokens + 20:
             seen |= threads()
         engine.grow(engine.slots + 1).result(PATIENCE_S)
     engine.abort(run.sequence)
     run.outcome()
     assert engine.close()
-    # Not 2 for each of 200 batches; each growth has a thread that prepares requests.
+    # Not one for each of 40 batches; each growth has a thread that prepares requests.
     assert len(seen - before) < 10
 
 

@@ -19,14 +19,14 @@ doubling of ``max_tokens`` and of the prompt's length, and a factor if only one 
 Floats = NDArray[numpy.float64]
 
 ASSUMED_MEAN = 200.0
-"""Tokens of an answer, or of its rest, where nothing is known: exponentially distributed, so some
-have a few tokens and some a thousand."""
+"""Tokens of an answer before one was seen. The lengths of answers that nobody has seen are taken
+for exponentially distributed: some have a few tokens, and some a thousand."""
 
 FAIR_SHARE = 0.05
 """Of the weights of all answers: so much of them must be at least as long for a length to count as
 seen."""
 
-Curve = tuple[Floats, Floats, float]
+Curve = tuple[Floats, Floats, float, float]
 
 
 class Lengths:
@@ -34,9 +34,9 @@ class Lengths:
 
     An answer that was cut off at its ``max_tokens`` is a censored sample: it would have been at
     least that long. So the estimator is that of Kaplan and Meier. Beyond the longest answer that
-    was seen, the rest is assumed (`ASSUMED_MEAN`). The more similar its request, the more an answer
-    counts, because one part of a program tends to send the same kind of prompt with the same
-    ``max_tokens``.
+    was seen, the rest is taken for exponentially distributed. The more similar its request, the
+    more an answer counts, because one part of a program tends to send the same kind of prompt with
+    the same ``max_tokens``.
     """
 
     def __init__(self) -> None:
@@ -57,24 +57,24 @@ class Lengths:
         features = _features(work)
         if features not in self._curves:
             self._curves[features] = self._curve(*features)
-        ends, survival, longest = self._curves[features]
+        ends, survival, longest, mean = self._curves[features]
         at = int(numpy.searchsorted(ends, beyond, side="right"))
         left = survival[at - 1] if at else 1.0
         # The first length at which no more than this share of all answers is left.
         found = at + numpy.searchsorted(-survival[at:], -uniform * left)
         # Nobody has seen the end of those that are longer than all others.
         unseen = survival[-1] if len(survival) else 1.0
-        rest = -ASSUMED_MEAN * numpy.log(uniform * (left / unseen if unseen else 1.0))
+        rest = -mean * numpy.log(uniform * (left / unseen if unseen else 1.0))
         tail = numpy.ceil(max(longest, beyond) + rest)
         natural = numpy.where(found < len(ends), numpy.append(ends, 0.0)[found], tail)
         lengths: Floats = numpy.minimum(natural, work.max_tokens)
         return lengths
 
     def _curve(self, max_tokens: float, prompt: float, chat: bool) -> Curve:
-        """The lengths at which answers ended by themselves, the share that was longer, and the
-        longest that was seen."""
+        """The lengths at which answers ended by themselves, the share that was longer, the
+        longest that was seen, and the mean of what is left of a longer one."""
         if not self._samples:
-            return numpy.empty(0), numpy.empty(0), 0.0
+            return numpy.empty(0), numpy.empty(0), 0.0, ASSUMED_MEAN
         # Sorted so that of equal lengths those that ended come before those that were cut.
         tokens, cut, their_max, their_prompt, their_chat = numpy.array(sorted(self._samples)).T
         weights = numpy.exp(
@@ -84,7 +84,10 @@ class Lengths:
         at_risk = weights[::-1].cumsum()[::-1]
         survival = numpy.cumprod(1 - numpy.where(cut, 0, weights / at_risk))
         longest = tokens[at_risk >= FAIR_SHARE * at_risk[0]][-1]
-        return tokens[cut == 0], survival[cut == 0], longest
+        # As many tokens for each that ended, with one more of the assumed length.
+        counts = weights / weights.max()
+        mean = (ASSUMED_MEAN + (counts * tokens).sum()) / (1 + counts[cut == 0].sum())
+        return tokens[cut == 0], survival[cut == 0], longest, mean
 
 
 def _features(work: Work) -> tuple[float, float, bool]:
