@@ -54,7 +54,7 @@ up: $(READY) ## Run the stack on 127.0.0.1:5001 and :4222 until Ctrl-C; data is 
 test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-fast: $(READY) ## Unit and integration tests, under a minute on an idle machine; ARGS as above
+test-fast: $(READY) ## Unit and integration tests, two or three minutes; ARGS as above
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
 
 coverage: $(READY) $(SCHEMATHESIS) ## All tests with coverage, and the lines that no test runs; ARGS as above
