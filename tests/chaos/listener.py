@@ -56,7 +56,9 @@ class Listener:
             return  # likewise
         job_id = subjects.model_and_id(message.subject)[1]
         self._forget(job_id)
-        if event.state == "started" and event.work is not None and job_id not in self.announced:
+        # With a code it is the report that the attempt died with its inferer.
+        runs = event.state == "started" and event.code is None and job_id not in self.announced
+        if runs and event.work is not None:
             self._running[event.inferer][job_id] = event.work.max_tokens
 
     def _forget(self, job_id: str) -> None:
