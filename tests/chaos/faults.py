@@ -9,7 +9,7 @@ from random import Random
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from tests.chaos.errands import POISONED, Errand
-from tests.chaos.parts import Inferer, Node, Part
+from tests.chaos.parts import STALL_S, Inferer, Node, Part
 from tests.chaos.site import Site
 from tests.chaos.strike import Strike
 from tests.fuzz.inputs.messages import BROKEN, HEADER_BLOCKS, REPLIES
@@ -17,6 +17,8 @@ from tests.support.raw_nats import Closed, RawNats, publication
 from tests.support.shim import HANG, POISON
 
 TOLD_WITHIN_S = 60.0
+HANGS_S = 3 * STALL_S
+"""How long an inferer hangs at most: its watchdog looks only every few seconds."""
 SERVED_WITHIN_S = 30.0
 MENDED_AFTER_S = 1.0
 GIVEN_UP_WITHIN_S = 300.0
@@ -266,6 +268,8 @@ async def _run_deadly(site: Site, strike: Strike, errand: Errand) -> None:
                     if inferer.name == name:
                         strike.hits(inferer, client.job_id)
             await ended
+            # Another delivery of the job, made around a change of leader, may still hang.
+            await asyncio.sleep(0 if strike.is_brief else HANGS_S)
             # One whose child has died first reports that, which a broker in trouble delays.
             while any(inferer.is_dying or inferer.has_died for inferer in site.inferers):
                 await asyncio.sleep(0.1)
