@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from nats import errors
@@ -19,6 +19,7 @@ RECOVERY_S = 0.25
 """How long the client's own reaction may take before a task that has ended is replaced."""
 
 FLUSH_TIMEOUT_S = 10.0
+PING_AGAIN_S = 1.0
 
 MOST_WRITTEN_AT_ONCE = 64 * 1024
 """Bytes; with more, asyncio's transports ask their writers to wait."""
@@ -132,7 +133,7 @@ class Connection(Client):
         number = str(next(self._request_numbers))
         answer: asyncio.Future[Msg] = loop.create_future()
         self._resp_map[number] = answer
-        timer = loop.call_later(timeout, _give_up, answer)
+        timer = loop.call_later(timeout, _give_up, answer, errors.TimeoutError())
         try:
             inbox = self._resp_sub_prefix.decode() + number
             await self.publish(subject, payload, reply=inbox, headers=headers)
@@ -158,10 +159,29 @@ class Connection(Client):
 
     async def flush(self, timeout: float = FLUSH_TIMEOUT_S) -> None:
         """Return when the broker has handled everything that was sent before, and what it sent in
-        turn has arrived."""
-        # nats-py writes the ping at once, ahead of what it holds back; also in `drain`.
-        await self._flush_pending(force_flush=True)
-        await super().flush(timeout)  # type: ignore[arg-type]  # any number of seconds
+        turn has arrived; through a reconnect: when the broker knows the subscriptions again.
+
+        Raises:
+            nats.errors.FlushTimeoutError: no answer for ``timeout`` seconds.
+            nats.errors.ConnectionClosedError: this client was closed.
+        """
+        loop = asyncio.get_running_loop()
+        pong: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(timeout, _give_up, pong, errors.FlushTimeoutError())
+        try:
+            while not pong.done():
+                if self.is_closed:
+                    raise errors.ConnectionClosedError
+                if self.is_connected:
+                    # A transport that is already closed raises; soon there is another.
+                    with cancellation_kept(), suppress(OSError, RuntimeError):
+                        await self._send_ping(pong)
+                # With each connection, nats-py forgets the pings that were sent on it.
+                await asyncio.wait((pong,), timeout=PING_AGAIN_S)
+            pong.result()
+        finally:
+            timer.cancel()
+            pong.cancel()
 
     async def close(self) -> None:
         self._is_wanted = False
@@ -191,6 +211,19 @@ class Connection(Client):
             self._pending_data_size = 0
         elif self._flush_queue is not None and self._flush_queue.empty():
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes the ping at once, ahead of what it holds back; also in `drain`.
+        if self._pending and self._transport is not None:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
+
+    async def _process_pong(self) -> None:
+        # nats-py's raises for a ping whose sender no longer waits, and then reads nothing more.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     @property
     def _vital_tasks(self) -> list[asyncio.Task[None] | None]:
@@ -312,9 +345,9 @@ def _is_idle(transport: asyncio.WriteTransport) -> bool:
     return not transport.is_closing() and transport.get_write_buffer_size() == 0
 
 
-def _give_up(answer: asyncio.Future[Msg]) -> None:
+def _give_up(answer: asyncio.Future[Any], error: errors.Error) -> None:
     if not answer.done():
-        answer.set_exception(errors.TimeoutError())
+        answer.set_exception(error)
 
 
 def _text(raw: bytes) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from nats import errors
 from nats.aio.msg import Msg
 
 from shared.broker.connection import Broker, connected
@@ -120,6 +121,52 @@ async def test_a_flush_comes_after_what_was_sent_before(broker: Broker) -> None:
         await broker.nc.publish("nobody.is.here", reply="answers")
         await flush(broker.nc)
         assert answers.pending_msgs == number + 1
+
+
+async def test_a_flush_outlasts_its_connection(nats_server: NatsServer, broker: Broker) -> None:
+    """The broker dies with the ping unanswered; the flush ends with the next connection, on which
+    the broker knows the subscriptions."""
+    received = await broker.nc.subscribe("s")
+    nats_server.process.freeze()
+    flushing = asyncio.create_task(broker.nc.flush(PATIENCE_S))
+    await asyncio.sleep(0.1)
+    assert not flushing.done()
+    nats_server.process.kill()
+    await asyncio.to_thread(nats_server.start)
+    await flushing
+    async with raw(nats_server) as send:
+        await send(b"PUB s 1\r\nX\r\n")
+    await broker.nc.flush()
+    assert received.pending_msgs == 1
+
+
+async def test_a_flush_that_is_given_up_costs_no_connection(
+    nats_server: NatsServer, broker: Broker
+) -> None:
+    """Its ping is answered later, when nobody waits for it; nor does a later flush take that for
+    its own answer."""
+    nats_server.process.freeze()
+    with pytest.raises(errors.FlushTimeoutError):
+        await broker.nc.flush(0.1)
+    given_up = asyncio.create_task(broker.nc.flush())
+    await asyncio.sleep(0.1)
+    given_up.cancel()
+    nats_server.process.thaw()
+    answers = await broker.nc.subscribe("answers")
+    for number in range(10):
+        await broker.nc.publish("nobody.is.here", reply="answers")
+        await broker.nc.flush()
+        assert answers.pending_msgs == number + 1
+    assert broker.nc.stats["reconnects"] == 0
+
+
+async def test_a_flush_ends_with_its_client(nats_server: NatsServer) -> None:
+    async with connected(BrokerSettings(url=nats_server.url), "test") as broker:
+        nats_server.process.freeze()
+        flushing = asyncio.create_task(broker.nc.flush(PATIENCE_S))
+        await asyncio.sleep(0.1)
+    with pytest.raises(errors.ConnectionClosedError):
+        await flushing
 
 
 async def test_only_its_owner_closes_it(broker: Broker, nats_server: NatsServer) -> None:

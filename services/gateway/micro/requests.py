@@ -65,7 +65,12 @@ class Requests:
         return subscription
 
     async def flush(self) -> None:
-        await self._nc.flush()
+        """Return when the broker knows the subscriptions, however long it is away."""
+        while True:
+            try:
+                return await self._nc.flush()
+            except nats.errors.TimeoutError as error:
+                log.warning("broker_does_not_answer", why=str(error))
 
     async def drain(self, patience_s: float) -> None:
         """Unsubscribe, and finish the requests that the broker has already sent.

@@ -19,7 +19,6 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared.background import Tasks
-from shared.broker.clock import ASK as ASK_TIME
 from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.refusals import TRANSIENT
 from shared.logs import logger
@@ -107,9 +106,8 @@ class Puller:
         if self._broker.is_connected:
             with suppress(*TRANSIENT):
                 await self._broker.nc.end_at_broker(self._answers)
-                # What the broker had sent before arrives before this answer. The client's own flush
-                # would do, but one that is late breaks its connection.
-                await self._broker.nc.request(ASK_TIME, timeout=ECHO_S)
+                # What the broker had sent before arrives before this ends.
+                await self._broker.nc.flush(ECHO_S)
         with suppress(*TRANSIENT, nats.errors.BadSubscriptionError):
             # Also where the broker is away: a reconnect would subscribe to it again.
             await self._answers.unsubscribe()
