@@ -11,6 +11,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, ClassVar, Self, TypeVar
@@ -128,8 +129,11 @@ class Process(Child):
         return found
 
     def freeze(self) -> None:
-        """SIGSTOP, for its descendants too: an inferer computes in a child."""
+        """SIGSTOP, for its descendants too: an inferer computes in a child. Returns when all their
+        threads have stopped."""
         self._signal(signal.SIGSTOP)
+        for pid in self.family():
+            eventually(partial(_is_stopped, pid), f"{pid} has stopped")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -181,6 +185,16 @@ class Process(Child):
                 self.popen.wait(10)
         if self.popen.poll() is None:
             self.kill()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Also where it has ended."""
+    try:
+        statuses = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has ended meanwhile
+        return False
+    # The state follows the name, which may contain anything.
+    return all(status.rpartition(")")[2].split()[0] in "TtZX" for status in statuses)
 
 
 class NatsServer:
