@@ -14,7 +14,10 @@ from shared.errors import SettingsError
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=24 * 3600)]
-StartConcurrency = Annotated[int, msgspec.Meta(ge=1, le=64)] | Literal["auto"]
+MAX_SLOTS = 64
+"""Jobs at a time of one inferer."""
+
+StartConcurrency = Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] | Literal["auto"]
 """How many jobs an inferer runs at once after its start."""
 
 URL_SCHEMES = ("nats", "tls", "ws", "wss")

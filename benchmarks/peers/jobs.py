@@ -4,7 +4,8 @@ answers, whose lengths may differ by rounding.
 
     .venv/bin/python -m benchmarks.peers.jobs [--pairs N] [--concurrency 1 4 auto]
 
-``--concurrency`` lists the values of INFERER_CONCURRENCY that take part.
+``--concurrency`` lists the values of INFERER_CONCURRENCY that take part with one inferer. Two
+inferers with one job at a time each, and half of the CPUs, always do.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from shared.model_files import locate
 
 PAIRS, TOKENS = 4, 64
 JOBS = (2, 3, 8)
+INFERERS = 2
 CELERY = (1, 2, 4)
 """Values of its ``--concurrency``."""
 PROMPT = "The history of {}, from the beginning until today, in several chapters. Chapter 1:"
@@ -74,6 +76,10 @@ def main() -> int:
             environment = {"INFERER_CONCURRENCY": value, "INFERER_N_CTX": str(N_CTX)}
             sluice = stack.enter_context(running_stack(path, "smollm2", 1, **environment))
             subjects[_sluice(value)] = partial(_run_sluice, sluice.nats.url)
+        sluice = stack.enter_context(
+            running_stack(path, "smollm2", INFERERS, INFERER_N_CTX=str(N_CTX))
+        )
+        subjects[f"Sluice, {INFERERS} inferers"] = partial(_run_sluice, sluice.nats.url)
         _warm_up(subjects)
         metrics = _measure(subjects, options)
     publish(

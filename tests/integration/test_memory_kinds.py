@@ -14,7 +14,7 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from shared.errors import ModelError
 from shared.wire.requests import Sampling
-from tests.support.architectures import write_hybrid, write_mamba, write_rwkv
+from tests.support.architectures import write_hybrid, write_mamba, write_rwkv, write_windowed
 from tests.support.processes import eventually
 from tests.support.tiny_model import write_tiny_model
 
@@ -79,8 +79,8 @@ def test_a_cancel_fails_no_neighbour(write: Callable[[Path], Path], tmp_path: Pa
 
 
 def test_longrope_writes_the_same_text_with_two_slots(tmp_path: Path) -> None:
-    """Its factors are chosen by the size of one job's context, not of all together. A
-    second slot opens when no job runs: llama.cpp cannot move one there, and that is said."""
+    """Its factors are chosen by the size of one job's context, not of all together. A second slot
+    opens while a job runs."""
     model = Model(write_tiny_model(tmp_path / "longrope.gguf", longrope_from=4096), 0)
     with running(model, slots=1) as engine:
         alone = Run(engine, "once upon a time", 300).text()
@@ -91,9 +91,21 @@ def test_longrope_writes_the_same_text_with_two_slots(tmp_path: Path) -> None:
     with running(model, slots=1) as engine:
         run = Run(engine, "once upon a time", 300)
         eventually(lambda: run.texts or None, "its first token")
+        engine.grow(2).result(PATIENCE_S)
+        assert run.text() == alone
+        assert Run(engine, "once upon a time", 300).text() == alone
+    model.close()
+
+
+def test_a_window_of_its_own_cannot_be_moved_to_a_larger_context(tmp_path: Path) -> None:
+    """llama.cpp cannot, and that is said; when no job runs, the second slot opens."""
+    model = Model(write_windowed(tmp_path / "window.gguf", original_context=4096), 0)
+    with running(model, slots=1) as engine:
+        run = Run(engine, "once upon a time", 300)
+        eventually(lambda: run.texts or None, "its first token")
         with pytest.raises(ModelError, match="when no job runs"):
             engine.grow(2).result(PATIENCE_S)
-        assert run.text() == alone
+        text = run.text()
         engine.grow(2).result(PATIENCE_S)
-        assert Run(engine, "once upon a time", 300).text() == alone
+        assert Run(engine, "once upon a time", 300).text() == text
     model.close()

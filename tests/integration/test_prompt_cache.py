@@ -15,7 +15,7 @@ from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
-from services.inferer.engine.sequence import Aborted
+from services.inferer.engine.sequence import Aborted, State
 from services.inferer.settings import KvType
 from shared.model_files import locate
 from shared.wire.requests import Sampling
@@ -294,17 +294,38 @@ def test_a_growth_keeps_what_is_known(tiny: Model) -> None:
         assert_same_as_without(engine, second)
 
 
-def test_longrope_with_two_slots_reuses_its_own_slots(tmp_path: Path) -> None:
-    """There llama.cpp copies nothing between slots; to ask for it would abort the process."""
+def test_running_sequences_are_moved_side_by_side(tmp_path: Path) -> None:
+    """llama.cpp computes sequences together where their slots are adjacent. What was in the slot
+    between them is kept."""
+    model = Model(write_tiny_model(tmp_path / "tiny.gguf"), 0)
+    with running(model, slots=3) as engine:
+        prompts = [model.tokenize(f"{word} {BEGINNING}") for word in ("one", "two", "three")]
+        first, short, last = (
+            Run(engine, prompt, tokens)
+            for prompt, tokens in zip(prompts, (900, 4, 900), strict=True)
+        )
+        assert short.cached() == 0
+        eventually(
+            lambda: abs(first.sequence.slot - last.sequence.slot) == 1 or None, "they are adjacent"
+        )
+        assert first.sequence.state is last.sequence.state is State.RUNNING
+        again = Run(engine, short.prompt)
+        assert again.cached() == len(short.prompt) - 1
+        for run in (again, first, last):
+            assert_same_as_without(engine, run)
+    model.close()
+
+
+def test_longrope_with_two_slots_shares_beginnings(tmp_path: Path) -> None:
     model = Model(write_tiny_model(tmp_path / "longrope.gguf", longrope_from=4096), 0)
     with running(model, slots=2) as engine:
         prompt = model.tokenize(BEGINNING)
         long = Run(engine, prompt, 300)
         eventually(long.generates, "its first token")
         other = Run(engine, prompt)
-        assert other.cached() == 0
+        assert other.cached() == len(prompt) - 1
         assert_same_as_without(engine, other)
-        assert Run(engine, prompt).cached() == len(prompt) - 1
+        assert_same_as_without(engine, long)
     model.close()
 
 

@@ -17,6 +17,7 @@ from services.inferer.engine.scheduler import Scheduler
 from services.inferer.engine.sequence import Sequence, State
 
 BATCH_TOKENS = 100
+MOST_MOVED = 10_000
 SYSTEM = list(range(1000, 1000 + 2 * WORTH_KEEPING))
 """The beginning of many prompts."""
 
@@ -105,9 +106,18 @@ class Runner:
             assert cached < len(sequence.tokens), "the last token is computed"
             self.scheduler.admit(slot, cached)
 
+    def close_gaps(self) -> None:
+        while self.memory.can_copy and (move := self.scheduler.next_move(MOST_MOVED)):
+            sequence, slot = move
+            left = {tuple(prefix.tokens) for prefix in self.cache._left.values()}
+            assert self.cache.move(sequence, slot)
+            self.scheduler.move(sequence, slot)
+            assert {tuple(prefix.tokens) for prefix in self.cache._left.values()} == left
+
     def step(self) -> None:
         """A batch. A sequence with an output gets another token."""
         self.admit()
+        self.close_gaps()
         batch = self.scheduler.next_batch()
         for sequence, size, *_ in batch:
             held = self.memory.slots.setdefault(sequence.slot, [])
@@ -264,6 +274,40 @@ def test_two_prompts_with_a_common_beginning_share_it_in_two_slots() -> None:
     assert runner.cache.saved_bytes == 0
 
 
+@pytest.mark.parametrize("fault", ["no memory", "cannot save", "cannot load", "loads too little"])
+def test_a_move_that_fails_leaves_the_sequence_where_it_is(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Tokens()
+    runner = Runner(memory, slots=3)
+    sequences = [runner.add([number, *SYSTEM]) for number in range(3)]
+    while not all(sequence.position > len(SYSTEM) for sequence in sequences):
+        runner.step()
+    runner.end(sequences[1])
+    move = runner.scheduler.next_move(MOST_MOVED)
+    assert move is not None
+    sequence, slot = move
+    assert (sequence, slot) in {(sequences[0], 1), (sequences[2], 1)}
+    held = list(memory.slots[sequence.slot])
+
+    def load(slot: int, state: SavedState) -> bool:
+        memory.slots[slot] = held[:-1]
+        return fault != "cannot load"
+
+    with monkeypatch.context() as patched:
+        if fault == "no memory":
+            patched.setattr(memory, "state_bytes", lambda _: 0)
+        elif fault == "cannot save":
+            patched.setattr(memory, "save", lambda _: None)
+        else:
+            patched.setattr(memory, "load", load)
+        assert not runner.cache.move(sequence, slot)
+    assert memory.slots[sequence.slot] == held
+    assert runner.run([1, *SYSTEM]) in (0, len(SYSTEM))
+    runner.close_gaps()
+    assert {sequences[0].slot, sequences[2].slot} in ({0, 1}, {1, 2})
+
+
 def test_a_call_that_fails_leaves_no_slot_in_disorder() -> None:
     """Its sequence is refused, and the next finds an empty slot."""
     memory = Tokens()
@@ -347,6 +391,9 @@ class Reusing(RuleBasedStateMachine):
         for sequence in self.runner.scheduler.running:
             held = self.runner.memory.slots.get(sequence.slot, [])
             assert held == sequence.tokens[: sequence.position]
+        for slot, prefix in self.runner.cache._left.items():
+            assert prefix.slot == slot
+            assert self.runner.memory.slots[slot] == prefix.tokens
         assert self.runner.cache.saved_bytes <= 5000
 
 

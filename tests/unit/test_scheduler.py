@@ -100,9 +100,9 @@ def test_a_prompt_longer_than_a_batch_is_split() -> None:
     scheduler = scheduler_of([work], slots=1)
     batches = [compute(scheduler) for _ in range(3)]
     assert [[chunk[1:] for chunk in batch] for batch in batches] == [
-        [(BATCH_TOKENS, BATCH_TOKENS - 1, False, [])],
-        [(BATCH_TOKENS, BATCH_TOKENS - 1, False, [])],
-        [(3, 2, True, [])],
+        [(BATCH_TOKENS, False, [])],
+        [(BATCH_TOKENS, False, [])],
+        [(3, True, [])],
     ]
     assert work.computed == list(range(work.length))
     assert scheduler.is_idle
@@ -311,6 +311,17 @@ def test_prompts_and_drafts_are_not_in_one_batch() -> None:
     assert any(chunk.draft for chunk in compute(scheduler))
 
 
+def test_the_shorter_sequence_is_moved_unless_it_is_too_long() -> None:
+    works = [Work(30, 90), Work(1, 40), Work(5, 90)]
+    scheduler = scheduler_of(works, slots=3)
+    while works[1].state is not State.FINISHED:
+        compute(scheduler)
+    assert {works[0].slot, works[2].slot} == {0, 2}
+    shorter = min(works[0], works[2], key=lambda work: work.position)
+    assert scheduler.next_move(most=shorter.position - 1) is None
+    assert scheduler.next_move(most=shorter.position) == (shorter, 1)
+
+
 class Scheduling(RuleBasedStateMachine):
     """Arrivals, aborts, growth and aborted batches in any order, and what holds in all of them."""
 
@@ -347,6 +358,18 @@ class Scheduling(RuleBasedStateMachine):
         admit(self.scheduler)
         self.scheduler.next_batch()
 
+    @rule()
+    def close_gaps(self) -> None:
+        """Each move brings a sequence to the others, until all are side by side."""
+        admit(self.scheduler)
+        for _ in self.scheduler.running:
+            if move := self.scheduler.next_move(10 * MAX_BATCHES):
+                self.scheduler.move(*move)
+        slots = [work.slot for work in self.scheduler.running]
+        assert not slots or max(slots) - min(slots) == len(slots) - 1
+        free = {*range(self.slots)} - {*slots}
+        assert sorted(self.scheduler.free_slots) == sorted(free)
+
     @precondition(lambda self: self.unfinished)
     @rule(data=some.data())
     def abort(self, data: some.DataObject) -> None:
@@ -367,7 +390,6 @@ class Scheduling(RuleBasedStateMachine):
         assert len(works) == len(batch), "a sequence is in a batch once"
         rows = 0
         for chunk in batch:
-            assert chunk.last_row == rows + chunk.size - 1
             assert chunk.has_output or not chunk.draft
             rows += chunk.size + len(chunk.draft)
         assert rows <= BATCH_TOKENS

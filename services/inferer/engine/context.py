@@ -16,6 +16,7 @@ from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import MAX_DRAFTS
 from services.inferer.engine.thread_pool import ThreadPool
 from services.inferer.settings import FlashAttention, KvType
+from shared.config import MAX_SLOTS
 from shared.errors import ModelError, OutOfMemory, SettingsError
 
 SET, NOT_SET = b"\x01", b"\x00"
@@ -26,6 +27,10 @@ NO_MEMORY = (1, -2)
 """No free cells for the batch; no memory for a buffer (`llama_decode`)."""
 
 GIB = 1024**3
+_NUMBER = ctypes.sizeof(ctypes.c_uint32)
+_HEADER = 2 * _NUMBER
+"""Of a sequence's state: a magic number, and the slot."""
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 KV_TYPES: dict[KvType, int] = {
     "f16": llama_cpp.GGML_TYPE_F16,
@@ -57,6 +62,22 @@ class ContextOptions(NamedTuple):
     flash_attention: FlashAttention = "auto"
 
 
+class _State:
+    """What `llama_state_seq_get_data` returned, ``begin`` to ``end`` of ``data``.
+
+    Where each sequence has a memory of its own, a state consists of two numbers (`_HEADER`), the
+    number of memories, and for each of them the number of its cells, 0 for all but the sequence's
+    own, and their content. That cannot be loaded where the number of memories is another. So only
+    the sequence's own part counts, with as much before it as the first three numbers take.
+    """
+
+    def __init__(self, data: ctypes.Array[ctypes.c_uint8], begin: int, end: int) -> None:
+        self.data, self.begin, self.end = data, begin, end
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
 class Context:
     """Memory for ``slots`` sequences. It is native memory: close it."""
 
@@ -81,7 +102,7 @@ class Context:
                 "INFERER_FLASH_ATTENTION=off"
             )
         _require_memory(model, slots, options)
-        parameters = _parameters(model.has_original_context, slots, options)
+        parameters = _parameters(_is_shared(model), slots, options)
         parameters.abort_callback = _flag_is_set
         parameters.abort_callback_data = ctypes.addressof(abort_flag)
         forget_problems()
@@ -96,13 +117,18 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent
-        self.can_copy = bool(parameters.kv_unified and not model.is_recurrent and not model.window)
-        """Where each sequence has a memory of its own, llama.cpp copies all or nothing, and of a
-        recurrent state whatever the source has by now. In a window's memory, shared tokens would
-        keep their cells after both sequences have left them behind, until no cell is free."""
+        self._memories = 1 if parameters.kv_unified else slots
+        """Of attention."""
+        empty = int(llama_cpp.llama_state_seq_get_size(self.handle, 0))
+        self._is_plain = empty == _HEADER + _NUMBER * (1 + self._memories)
+        """Whether a state is as `_State` says: attention to all tokens, and nothing else."""
+        self.can_copy = self._is_plain and not parameters.kv_unified
+        """Of a recurrent state llama.cpp copies whatever the source has by now. In a window's
+        memory, copied tokens may be overwritten while they are needed, or keep their cells when
+        they are not."""
         self.can_undo = bool(not model.is_recurrent and (parameters.kv_unified or not model.window))
         """Whether the last batch can be removed again: all of it after an abort, or wrong drafts.
-        Where each sequence has a memory of its own, llama.cpp computes a batch in parts, and a
+        Where each sequence has a window of its own, llama.cpp computes a batch in parts, and a
         later part may take the place of tokens that the window still covers after the removal."""
         self._batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
@@ -110,6 +136,7 @@ class Context:
         self._slots, self._logits = self._batch.seq_id, self._batch.logits
         for row in range(options.n_batch):
             self._batch.n_seq_id[row] = 1
+        self._output_rows: dict[int, int] = {}
 
     def decode(self, batch: Iterable[Chunk[Sequence]]) -> int:
         """Compute ``batch``. llama.cpp's status: `DECODED`, `ABORTED`, or one for `decode_error`.
@@ -117,7 +144,9 @@ class Context:
         If it is not `DECODED`, part of the batch may be in the context: remove it.
         """
         row = 0
-        for sequence, size, last_row, has_output, draft in batch:
+        # llama.cpp computes sequences together where their numbers follow one another.
+        for sequence, size, has_output, draft in sorted(batch, key=_slot):
+            last_row = self._output_rows[sequence.slot] = row + size - 1
             tokens = sequence.tokens[sequence.position : sequence.position + size] + draft
             for position, token in enumerate(tokens, sequence.position):
                 self._tokens[row] = token
@@ -128,6 +157,10 @@ class Context:
         self._batch.n_tokens = row
         forget_problems()
         return int(llama_cpp.llama_decode(self.handle, self._batch))
+
+    def output_row(self, slot: int) -> int:
+        """The row in the last batch of the last token of ``slot``, its draft not counted."""
+        return self._output_rows[slot]
 
     def length(self, slot: int) -> int:
         """How many tokens ``slot`` holds."""
@@ -154,40 +187,58 @@ class Context:
     def copy(self, source: int, target: int, length: int) -> None:
         """Give ``target``, an empty slot, the first ``length`` tokens of ``source``."""
         assert self.can_copy
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        # llama.cpp's own copy is one of all memory, of which little may be in use.
+        if self.take_over(self, source, target):
+            self.truncate(target, length)
 
     def state_bytes(self, slot: int) -> int:
         """The size of a state that `save` returns; 0 if there is too little memory for it."""
-        size = int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
+        size = self._state_bytes(slot)
         return size if size < available_bytes() // 2 else 0
+
+    def _state_bytes(self, slot: int) -> int:
+        """With room for what `load` may need after it."""
+        return int(llama_cpp.llama_state_seq_get_size(self.handle, slot)) + _NUMBER * MAX_SLOTS
 
     def save(self, slot: int) -> SavedState | None:
         """The state of ``slot``; None if llama.cpp cannot, or there is no memory for it."""
-        size = llama_cpp.llama_state_seq_get_size(self.handle, slot)
+        size = self._state_bytes(slot)
         try:
             data = (ctypes.c_uint8 * size)()
         except MemoryError:
             return None
-        if llama_cpp.llama_state_seq_get_data(self.handle, data, size, slot) != size:
+        begin, end = 0, llama_cpp.llama_state_seq_get_data(self.handle, data, size, slot)
+        if not end:
             return None
+        if self._is_plain:
+            begin, end = _NUMBER * slot, end - _NUMBER * (self._memories - slot - 1)
+            ctypes.memmove(ctypes.byref(data, begin), data, _HEADER)
         length = self.length(slot)
         # What has left the window is not saved.
         first = max(int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot)), 0)
         if self._window:
             first = max(first, length - self._window)
-        return SavedState(data, self._shortest(length, first))
+        return SavedState(_State(data, begin, end), self._shortest(length, first))
 
     def load(self, slot: int, state: SavedState) -> bool:
         """Put a saved state into ``slot``, which is empty; False if llama.cpp cannot."""
-        data = state.data
-        assert isinstance(data, ctypes.Array)
-        size = len(data)
-        return bool(llama_cpp.llama_state_seq_set_data(self.handle, data, size, slot) == size)
+        saved = state.data
+        assert isinstance(saved, _State)
+        size = saved.end - saved.begin
+        if self._is_plain:
+            number = ctypes.c_uint32.from_buffer(saved.data, saved.begin + _HEADER)
+            number.value = self._memories
+            size += _NUMBER * (self._memories - 1)
+        source = ctypes.byref(saved.data, saved.begin)
+        return bool(
+            llama_cpp.llama_state_seq_set_data(self.handle, ctypes.cast(source, _BYTES), size, slot)
+            == size
+        )
 
-    def take_over(self, other: "Context", slot: int) -> bool:
-        """Copy what ``slot`` has in ``other``; False if llama.cpp cannot."""
-        state = other.save(slot)
-        return state is not None and self.load(slot, state)
+    def take_over(self, other: "Context", source: int, target: int) -> bool:
+        """Copy what ``source`` has in ``other`` to ``target``; False if llama.cpp cannot."""
+        state = other.save(source)
+        return state is not None and self.load(target, state)
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
@@ -200,8 +251,17 @@ def decode_error(status: int) -> ModelError:
     return kind(f"llama.cpp's decode failed with status {status}: {last_problem()}")
 
 
+def _is_shared(model: Model) -> bool:
+    """Whether all sequences share one memory. With a memory for each, attention passes over no
+    other sequence's cells and is divided evenly among threads (decision 40). Windows and recurrent
+    states gain little, and could not be moved to a context with more slots. But llama.cpp chooses a
+    LongRoPE model's factors by the size of a memory: where that was the size of all, the same seed
+    would give another text with two slots than with one."""
+    return bool(model.window or model.is_recurrent) and not model.has_original_context
+
+
 def _parameters(
-    has_original_context: bool, slots: int, options: ContextOptions
+    is_shared: bool, slots: int, options: ContextOptions
 ) -> llama_cpp.llama_context_params:
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = options.n_ctx * slots
@@ -210,10 +270,7 @@ def _parameters(
     # One output for each sequence and each draft. By default there is room for one per token: 134
     # MB for a batch of 128 and Gemma's vocabulary.
     parameters.n_outputs_max = slots + MAX_DRAFTS
-    # Memory that sequences share is used better. But llama.cpp chooses a LongRoPE model's factors
-    # by the total size: with two slots the same seed would give another text than with one, so
-    # there each sequence has memory of its own.
-    parameters.kv_unified = not has_original_context
+    parameters.kv_unified = is_shared
     # Layers that see only the last tokens keep only these.
     parameters.swa_full = False
     parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
@@ -242,19 +299,17 @@ def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
 
 
 def _required_bytes(model: Model, slots: int, options: ContextOptions) -> int:
-    one, two = _sizes(model.path, model.has_original_context, options)
+    one, two = _sizes(model.path, _is_shared(model), options)
     return one + (slots - 1) * (two - one)
 
 
 @lru_cache
-def _sizes(path: Path, has_original_context: bool, options: ContextOptions) -> tuple[int, int]:
+def _sizes(path: Path, is_shared: bool, options: ContextOptions) -> tuple[int, int]:
     """The bytes that a context takes with one slot, and with two; each further slot takes as many
     as the second."""
 
     def sizes(options: ContextOptions) -> list[int]:
-        return dry_run(
-            path, [_parameters(has_original_context, slots, options) for slots in (1, 2)]
-        )
+        return dry_run(path, [_parameters(is_shared, slots, options) for slots in (1, 2)])
 
     try:
         one, two = sizes(options)
@@ -267,3 +322,7 @@ def _sizes(path: Path, has_original_context: bool, options: ContextOptions) -> t
             "INFERER_KV_TYPE=f16"
         ) from None
     return one, two
+
+
+def _slot(chunk: Chunk[Sequence]) -> int:
+    return chunk.sequence.slot

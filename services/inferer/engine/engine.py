@@ -33,6 +33,9 @@ from services.inferer.engine.thread_pool import ThreadPool
 from services.inferer.settings import FlashAttention, KvType
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
+MOST_MOVED = 8192
+"""Tokens of a sequence that is moved to another slot: about 0.1 s with SmolLM2-135M."""
+
 CLOSE_S = 5.0
 """How long the compute thread may take to return from llama.cpp."""
 
@@ -115,6 +118,7 @@ class Engine:
         self._pool = None if model.gpu_layers else ThreadPool(threads)
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
+        self._can_move = self._context.can_copy
         # Never written again.
         self._can_undo = self._context.can_undo
         self.speculates = speculation is not None and self._can_undo
@@ -292,6 +296,7 @@ class Engine:
     def _step(self) -> None:
         """Schedule a batch, compute it, and hand its outputs over."""
         self._admit()
+        self._close_gaps()
         batch = self._scheduler.next_batch()
         if not batch:
             return
@@ -326,6 +331,13 @@ class Engine:
             self._scheduler.admit(slot, sequence.cached_tokens)
             sequence.on_phase(Phase.PROMPT)
 
+    def _close_gaps(self) -> None:
+        """Move sequences to slots beside one another: others are not computed together."""
+        while self._can_move and (move := self._scheduler.next_move(MOST_MOVED)) is not None:
+            self._can_move = self._cache.move(*move)
+            if self._can_move:
+                self._scheduler.move(*move)
+
     def _undo(self, batch: list[Chunk[GenerationSequence]]) -> None:
         """Remove an aborted batch from the context; those that go on repeat their part."""
         for sequence, *_ in batch:
@@ -339,8 +351,9 @@ class Engine:
         sequence = chunk.sequence
         outcome: Generation | InvalidRequest | None
         try:
-            outcome = sequence.advance(self.model, self._context.handle, chunk.last_row)
-            for row, token in enumerate(chunk.draft, chunk.last_row + 1):
+            last_row = self._context.output_row(sequence.slot)
+            outcome = sequence.advance(self.model, self._context.handle, last_row)
+            for row, token in enumerate(chunk.draft, last_row + 1):
                 if outcome is not None or sequence.tokens[-1] != token:
                     break
                 sequence.position += 1
@@ -388,13 +401,13 @@ class Engine:
         try:
             self._preparation.grow(slots)
             for sequence in self._scheduler.running:
-                if not larger.take_over(self._context, sequence.slot):
+                if not larger.take_over(self._context, sequence.slot, sequence.slot):
                     raise ModelError(
                         "llama.cpp cannot move this model's running jobs to a larger context; try "
                         "again when no job runs"
                     )
             for slot in self._cache.kept_slots:
-                if not larger.take_over(self._context, slot):
+                if not larger.take_over(self._context, slot, slot):
                     self._cache.forget(slot)
         except BaseException:
             larger.close()

@@ -28,7 +28,7 @@ class Memory(Protocol):
     """What the context's slots hold, one sequence each."""
 
     can_copy: bool
-    """Whether slots can share tokens."""
+    """Whether tokens can be copied from slot to slot."""
 
     def length(self, slot: int) -> int:
         """How many tokens ``slot`` holds."""
@@ -137,6 +137,34 @@ class PromptCache:
         else:
             self.memory.truncate(sequence.slot, 0)
 
+    def move(self, sequence: Sequence, slot: int) -> bool:
+        """Exchange what a running sequence has in its slot for what ``slot``, a free one, holds.
+
+        False if llama.cpp cannot, or there is too little memory: then the sequence keeps its slot.
+        """
+        memory, source = self.memory, sequence.slot
+        state = self._copy_of(source)
+        if state is None and sequence.position:
+            return False
+        kept = self._left.get(slot)
+        kept_state = self._copy_of(slot) if kept else None
+        memory.truncate(slot, 0)
+        if state is not None and not memory.load(slot, state):
+            memory.truncate(slot, 0)
+        is_moved = memory.length(slot) == sequence.position
+        emptied = source if is_moved else slot
+        memory.truncate(emptied, 0)
+        if is_moved and kept and kept_state and memory.load(source, kept_state):
+            kept.slot = source
+            self._left = {prefix.slot: prefix for prefix in self._left.values()}
+        else:
+            memory.truncate(emptied, 0)
+            self.forget(slot)
+        return is_moved
+
+    def _copy_of(self, slot: int) -> SavedState | None:
+        return self.memory.save(slot) if self.memory.state_bytes(slot) else None
+
     def save_checkpoint(self, sequence: Sequence) -> None:
         """Keep the state that a running sequence has now."""
         tokens = sequence.tokens[: sequence.position]
@@ -167,7 +195,7 @@ class PromptCache:
         return length >= shortest
 
     def _is_copied(self, prefix: _Prefix, tokens: int, free_slots: list[int]) -> bool:
-        """Whether another slot can share the first ``tokens``, so that the others stay too."""
+        """Whether another slot gets the first ``tokens``, so that the others stay too."""
         is_worth_it = len(prefix.tokens) - tokens >= WORTH_KEEPING
         has_room = any(slot not in self._left for slot in free_slots)
         return self.memory.can_copy and is_worth_it and has_room

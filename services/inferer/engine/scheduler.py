@@ -26,18 +26,15 @@ S_co = TypeVar("S_co", bound=Sequence, covariant=True)
 
 
 class Chunk(NamedTuple, Generic[S_co]):
-    """The next ``size`` remaining tokens of one sequence, in consecutive rows of a batch."""
+    """The next ``size`` remaining tokens of one sequence."""
 
     sequence: S_co
     size: int
-    last_row: int
-    """Where the last of them is in the batch, counted from 0."""
     has_output: bool
-    """Whether these are all its remaining tokens, so that the model's output in the last row is
+    """Whether these are all its remaining tokens, so that the model's output after the last one is
     wanted."""
     draft: list[int]
-    """Guesses of the tokens that follow, in the rows that follow. The model's output is wanted in
-    each of them, too."""
+    """Guesses of the tokens that follow. The model's output is wanted after each of them, too."""
 
 
 class PromptShare:
@@ -146,6 +143,33 @@ class Scheduler(Generic[S]):
         self.free_slots.remove(slot)
         self._running.append(sequence)
 
+    def next_move(self, most: int) -> tuple[S, int] | None:
+        """A sequence of at most ``most`` tokens, and a free slot that it should have instead of its
+        own, so that the slots of all that run are adjacent. None if they are, or cannot be."""
+        slots = [sequence.slot for sequence in self._running]
+        size = len(slots)
+        if size < 2 or max(slots) - min(slots) < size:
+            return None
+
+        def tokens(first: int) -> int:
+            running = self._running
+            return sum(one.position for one in running if first <= one.slot < first + size)
+
+        # Where the fewest tokens have to be moved.
+        first = max(range(self._slots - size + 1), key=tokens)
+        wanted = range(first, first + size)
+        outside = [sequence for sequence in self._running if sequence.slot not in wanted]
+        sequence = min(outside, key=_position)
+        if sequence.position > most:
+            return None
+        return sequence, next(slot for slot in self.free_slots if slot in wanted)
+
+    def move(self, sequence: S, slot: int) -> None:
+        """Give a sequence that runs another slot, a free one, which has the same tokens."""
+        self.free_slots.remove(slot)
+        self.free_slots.append(sequence.slot)
+        sequence.slot = slot
+
     def next_batch(self) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. `complete` it, or ask
         again: then nothing of it was computed."""
@@ -160,7 +184,7 @@ class Scheduler(Generic[S]):
         drafts = self._speculation.counts(generating, 0 if has_prompts else room)
         rows = 0
         for sequence, count in zip(generating, drafts, strict=True):
-            batch.append(Chunk(sequence, 1, rows, True, sequence.draft[:count]))
+            batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
             rows += 1 + count
         end = rows + share
         for sequence in prompts:
@@ -170,7 +194,7 @@ class Scheduler(Generic[S]):
             if sequence.position < sequence.checkpoint:
                 size = min(size, sequence.checkpoint - sequence.position)
             rows += size
-            batch.append(Chunk(sequence, size, rows - 1, size == sequence.remaining, []))
+            batch.append(Chunk(sequence, size, size == sequence.remaining, []))
         return batch
 
     def complete(self, batch: list[Chunk[S]], seconds: float) -> list[Chunk[S]]:
@@ -223,3 +247,4 @@ class Scheduler(Generic[S]):
 
 
 _due = attrgetter("due")
+_position = attrgetter("position")
