@@ -19,7 +19,8 @@ RECOVERY_S = 0.25
 """How long the client's own reaction may take before a task that has ended is replaced."""
 
 FLUSH_TIMEOUT_S = 10.0
-PING_AGAIN_S = 1.0
+LOOK_AGAIN_S = 1.0
+"""How often a flush looks whether its ping was lost with a connection."""
 
 MOST_WRITTEN_AT_ONCE = 64 * 1024
 """Bytes; with more, asyncio's transports ask their writers to wait."""
@@ -172,12 +173,12 @@ class Connection(Client):
             while not pong.done():
                 if self.is_closed:
                     raise errors.ConnectionClosedError
-                if self.is_connected:
+                # With each connection, nats-py forgets the pings that were sent on it.
+                if self.is_connected and pong not in self._pongs:
                     # A transport that is already closed raises; soon there is another.
                     with cancellation_kept(), suppress(OSError, RuntimeError):
                         await self._send_ping(pong)
-                # With each connection, nats-py forgets the pings that were sent on it.
-                await asyncio.wait((pong,), timeout=PING_AGAIN_S)
+                await asyncio.wait((pong,), timeout=LOOK_AGAIN_S)
             pong.result()
         finally:
             timer.cancel()

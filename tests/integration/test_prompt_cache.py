@@ -300,11 +300,13 @@ def test_running_sequences_are_moved_side_by_side(tmp_path: Path) -> None:
     model = Model(write_tiny_model(tmp_path / "tiny.gguf"), 0)
     with running(model, slots=3) as engine:
         prompts = [model.tokenize(f"{word} {BEGINNING}") for word in ("one", "two", "three")]
-        first, short, last = (
-            Run(engine, prompt, tokens)
-            for prompt, tokens in zip(prompts, (900, 4, 900), strict=True)
-        )
-        assert short.cached() == 0
+        runs = []
+        for prompt in prompts:
+            runs.append(Run(engine, prompt, 1500))
+            eventually(runs[-1].generates, "its first token")
+        first, short, last = runs
+        assert [run.sequence.slot for run in runs] == [0, 1, 2]
+        engine.abort(short.sequence)
         eventually(
             lambda: abs(first.sequence.slot - last.sequence.slot) == 1 or None, "they are adjacent"
         )

@@ -126,6 +126,7 @@ async def test_a_job_takes_five_messages_besides_its_pulls(
     # Two tasks publish them.
     assert {*sent[1:3]} == {subjects.state("tiny", job_id), subjects.token_events("tiny", job_id)}
     assert sent[3] == subjects.result("tiny", job_id)
+    assert len(sent) == 5
     assert sent[-1].startswith("$JS.ACK.REQUESTS.tiny.")
 
 

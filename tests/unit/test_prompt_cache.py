@@ -8,6 +8,8 @@ from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.inferer.engine.prompt_cache import (
+    LONGEST_SOURCE,
+    MOST_MOVED,
     WORTH_KEEPING,
     PromptCache,
     SavedState,
@@ -17,7 +19,6 @@ from services.inferer.engine.scheduler import Scheduler
 from services.inferer.engine.sequence import Sequence, State
 
 BATCH_TOKENS = 100
-MOST_MOVED = 10_000
 SYSTEM = list(range(1000, 1000 + 2 * WORTH_KEEPING))
 """The beginning of many prompts."""
 
@@ -110,7 +111,8 @@ class Runner:
         while self.memory.can_copy and (move := self.scheduler.next_move(MOST_MOVED)):
             sequence, slot = move
             left = {tuple(prefix.tokens) for prefix in self.cache._left.values()}
-            assert self.cache.move(sequence, slot)
+            if not self.cache.move(sequence, slot):
+                return
             self.scheduler.move(sequence, slot)
             assert {tuple(prefix.tokens) for prefix in self.cache._left.values()} == left
 
@@ -274,20 +276,17 @@ def test_two_prompts_with_a_common_beginning_share_it_in_two_slots() -> None:
     assert runner.cache.saved_bytes == 0
 
 
-@pytest.mark.parametrize("fault", ["no memory", "cannot save", "cannot load", "loads too little"])
+FAULTS = {"no memory": True, "cannot save": True, "cannot load": False, "loads too little": False}
+"""Of a move, and whether what the other slot held is kept then."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_move_that_fails_leaves_the_sequence_where_it_is(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = Tokens()
-    runner = Runner(memory, slots=3)
-    sequences = [runner.add([number, *SYSTEM]) for number in range(3)]
-    while not all(sequence.position > len(SYSTEM) for sequence in sequences):
-        runner.step()
-    runner.end(sequences[1])
-    move = runner.scheduler.next_move(MOST_MOVED)
-    assert move is not None
-    sequence, slot = move
-    assert (sequence, slot) in {(sequences[0], 1), (sequences[2], 1)}
+    runner, sequences = three_with_a_gap()
+    memory = runner.memory
+    sequence, slot = next_move(runner)
     held = list(memory.slots[sequence.slot])
 
     def load(slot: int, state: SavedState) -> bool:
@@ -303,9 +302,45 @@ def test_a_move_that_fails_leaves_the_sequence_where_it_is(
             patched.setattr(memory, "load", load)
         assert not runner.cache.move(sequence, slot)
     assert memory.slots[sequence.slot] == held
-    assert runner.run([1, *SYSTEM]) in (0, len(SYSTEM))
+    assert runner.run([1, *SYSTEM]) == (len(SYSTEM) if FAULTS[fault] else 0)
     runner.close_gaps()
     assert {sequences[0].slot, sequences[2].slot} in ({0, 1}, {1, 2})
+
+
+def test_a_long_conversation_is_not_moved_for_a_sequence() -> None:
+    runner, _ = three_with_a_gap(length=MOST_MOVED + 1)
+    move = next_move(runner)
+    before = dict(runner.memory.slots)
+    assert not runner.cache.move(*move)
+    assert runner.memory.slots == before
+
+
+def test_a_few_tokens_of_a_long_sequence_are_not_copied() -> None:
+    """It would be copied as a whole."""
+    runner = Runner(Tokens(), slots=2, capacity=100_000)
+    long = runner.add([*SYSTEM, *range(LONGEST_SOURCE * len(SYSTEM))])
+    while long.remaining > 1:
+        runner.step()
+    assert runner.run([*SYSTEM, 1]) == 0
+    runner.end(long)
+    assert runner.run([*SYSTEM, 2, *SYSTEM]) == len(SYSTEM)
+
+
+def three_with_a_gap(length: int = 0) -> tuple[Runner, list[Sequence]]:
+    """Three sequences of which the middle one has ended; it had ``length`` tokens more."""
+    runner = Runner(Tokens(), slots=3, capacity=100_000)
+    prompts: list[list[int]] = [[0, *SYSTEM], [1, *SYSTEM, *range(length)], [2, *SYSTEM]]
+    sequences = [runner.add(prompt) for prompt in prompts]
+    while not all(sequence.remaining == 1 for sequence in sequences):
+        runner.step()
+    runner.end(sequences[1])
+    return runner, sequences
+
+
+def next_move(runner: Runner) -> tuple[Sequence, int]:
+    move = runner.scheduler.next_move(MOST_MOVED)
+    assert move is not None
+    return move
 
 
 def test_a_call_that_fails_leaves_no_slot_in_disorder() -> None:

@@ -63,12 +63,14 @@ class ContextOptions(NamedTuple):
 
 
 class _State:
-    """What `llama_state_seq_get_data` returned, ``begin`` to ``end`` of ``data``.
+    """What `llama_state_seq_get_data` returned: ``data`` from ``begin`` to ``end``.
 
-    Where each sequence has a memory of its own, a state consists of two numbers (`_HEADER`), the
-    number of memories, and for each of them the number of its cells, 0 for all but the sequence's
-    own, and their content. That cannot be loaded where the number of memories is another. So only
-    the sequence's own part counts, with as much before it as the first three numbers take.
+    Where each sequence has a memory of its own, llama.cpp writes a header (`_HEADER`), the number
+    of memories, and for each memory the number of its cells and their content; only the sequence's
+    own memory has any. It loads that only where there are as many memories. So ``begin`` and
+    ``end`` leave out the other memories: `Context.save` moves the header in front of the own part,
+    and `Context.load` fills in the number of memories. The zeros behind ``end`` stand for the
+    others.
     """
 
     def __init__(self, data: ctypes.Array[ctypes.c_uint8], begin: int, end: int) -> None:
@@ -117,15 +119,13 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent
-        self._memories = 1 if parameters.kv_unified else slots
-        """Of attention."""
+        self._memories = slots
+        """How many a state lists, if each sequence has one."""
         empty = int(llama_cpp.llama_state_seq_get_size(self.handle, 0))
-        self._is_plain = empty == _HEADER + _NUMBER * (1 + self._memories)
-        """Whether a state is as `_State` says: attention to all tokens, and nothing else."""
-        self.can_copy = self._is_plain and not parameters.kv_unified
-        """Of a recurrent state llama.cpp copies whatever the source has by now. In a window's
-        memory, copied tokens may be overwritten while they are needed, or keep their cells when
-        they are not."""
+        self.can_copy = not parameters.kv_unified and empty == _HEADER + _NUMBER * (1 + slots)
+        """Whether a state is as `_State` says: each sequence has a memory of its own, with all its
+        tokens and nothing else. What has left a window may be overwritten, and a recurrent state
+        has no parts."""
         self.can_undo = bool(not model.is_recurrent and (parameters.kv_unified or not model.window))
         """Whether the last batch can be removed again: all of it after an abort, or wrong drafts.
         Where each sequence has a window of its own, llama.cpp computes a batch in parts, and a
@@ -185,24 +185,25 @@ class Context:
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give ``target``, an empty slot, the first ``length`` tokens of ``source``."""
+        """Give ``target``, an empty slot, the first ``length`` tokens of ``source``; none if there
+        is too little memory for a copy of all its tokens."""
         assert self.can_copy
         # llama.cpp's own copy is one of all memory, of which little may be in use.
-        if self.take_over(self, source, target):
+        if self.state_bytes(source) and self.take_over(self, source, target):
             self.truncate(target, length)
 
     def state_bytes(self, slot: int) -> int:
         """The size of a state that `save` returns; 0 if there is too little memory for it."""
-        size = self._state_bytes(slot)
+        size = self._buffer_bytes(slot)
         return size if size < available_bytes() // 2 else 0
 
-    def _state_bytes(self, slot: int) -> int:
+    def _buffer_bytes(self, slot: int) -> int:
         """With room for what `load` may need after it."""
         return int(llama_cpp.llama_state_seq_get_size(self.handle, slot)) + _NUMBER * MAX_SLOTS
 
     def save(self, slot: int) -> SavedState | None:
         """The state of ``slot``; None if llama.cpp cannot, or there is no memory for it."""
-        size = self._state_bytes(slot)
+        size = self._buffer_bytes(slot)
         try:
             data = (ctypes.c_uint8 * size)()
         except MemoryError:
@@ -210,7 +211,7 @@ class Context:
         begin, end = 0, llama_cpp.llama_state_seq_get_data(self.handle, data, size, slot)
         if not end:
             return None
-        if self._is_plain:
+        if self.can_copy:
             begin, end = _NUMBER * slot, end - _NUMBER * (self._memories - slot - 1)
             ctypes.memmove(ctypes.byref(data, begin), data, _HEADER)
         length = self.length(slot)
@@ -225,7 +226,7 @@ class Context:
         saved = state.data
         assert isinstance(saved, _State)
         size = saved.end - saved.begin
-        if self._is_plain:
+        if self.can_copy:
             number = ctypes.c_uint32.from_buffer(saved.data, saved.begin + _HEADER)
             number.value = self._memories
             size += _NUMBER * (self._memories - 1)
@@ -252,11 +253,14 @@ def decode_error(status: int) -> ModelError:
 
 
 def _is_shared(model: Model) -> bool:
-    """Whether all sequences share one memory. With a memory for each, attention passes over no
-    other sequence's cells and is divided evenly among threads (decision 40). Windows and recurrent
-    states gain little, and could not be moved to a context with more slots. But llama.cpp chooses a
-    LongRoPE model's factors by the size of a memory: where that was the size of all, the same seed
-    would give another text with two slots than with one."""
+    """Whether all sequences share one memory.
+
+    With a memory for each, attention passes over no other sequence's cells and is divided evenly
+    among threads (decision 40). Sequences with windows or recurrent states could then not be moved
+    to a context with more slots, so they share one. LongRoPE models never do: llama.cpp chooses
+    their factors by the size of a memory, and with two slots the same seed would give another text
+    than with one.
+    """
     return bool(model.window or model.is_recurrent) and not model.has_original_context
 
 

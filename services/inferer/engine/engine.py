@@ -25,16 +25,13 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.preparation import Preparation
-from services.inferer.engine.prompt_cache import PromptCache
+from services.inferer.engine.prompt_cache import MOST_MOVED, PromptCache
 from services.inferer.engine.scheduler import Chunk, Scheduler
 from services.inferer.engine.sequence import Aborted, State
 from services.inferer.engine.speculation import Speculation
 from services.inferer.engine.thread_pool import ThreadPool
 from services.inferer.settings import FlashAttention, KvType
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
-
-MOST_MOVED = 8192
-"""Tokens of a sequence that is moved to another slot: about 0.1 s with SmolLM2-135M."""
 
 CLOSE_S = 5.0
 """How long the compute thread may take to return from llama.cpp."""
@@ -118,7 +115,8 @@ class Engine:
         self._pool = None if model.gpu_layers else ThreadPool(threads)
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
-        self._can_move = self._context.can_copy
+        self._failed_move: tuple[GenerationSequence, int] | None = None
+        """It is not tried again while it would be the next one."""
         # Never written again.
         self._can_undo = self._context.can_undo
         self.speculates = speculation is not None and self._can_undo
@@ -333,10 +331,20 @@ class Engine:
 
     def _close_gaps(self) -> None:
         """Move sequences to slots beside one another: others are not computed together."""
-        while self._can_move and (move := self._scheduler.next_move(MOST_MOVED)) is not None:
-            self._can_move = self._cache.move(*move)
-            if self._can_move:
-                self._scheduler.move(*move)
+        while self._context.can_copy:
+            move = self._scheduler.next_move(MOST_MOVED)
+            if move is None or move == self._failed_move:
+                return
+            sequence, slot = move
+            try:
+                is_moved = self._cache.move(sequence, slot)
+            except Exception as error:
+                self._fail(sequence, _failure("it could not be moved to another slot", error))
+                continue
+            if not is_moved:
+                self._failed_move = move
+                return
+            self._scheduler.move(sequence, slot)
 
     def _undo(self, batch: list[Chunk[GenerationSequence]]) -> None:
         """Remove an aborted batch from the context; those that go on repeat their part."""

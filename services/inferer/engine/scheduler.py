@@ -144,8 +144,9 @@ class Scheduler(Generic[S]):
         self._running.append(sequence)
 
     def next_move(self, most: int) -> tuple[S, int] | None:
-        """A sequence of at most ``most`` tokens, and a free slot that it should have instead of its
-        own, so that the slots of all that run are adjacent. None if they are, or cannot be."""
+        """A sequence that has at most ``most`` tokens in the context, and a free slot that it
+        should have instead of its own, so that the slots of all that run are adjacent. None if they
+        are, or cannot be."""
         slots = [sequence.slot for sequence in self._running]
         size = len(slots)
         if size < 2 or max(slots) - min(slots) < size:
