@@ -68,7 +68,7 @@ class Connection(Client):
         self._is_write_due = False
 
     async def supervise(self) -> None:
-        """Reconnect whenever a task of the client has ended that should run; until cancelled."""
+        """Reconnect whenever a task that the client needs has ended. Runs until cancelled."""
         while True:
             running = [task for task in self._vital_tasks if task is not None]
             if running:
@@ -87,7 +87,7 @@ class Connection(Client):
         reply: str = "",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """As nats-py's, but what the broker would hang up on for is refused here.
+        """As nats-py's, but refuses what would make the broker close the connection.
 
         Raises:
             nats.errors.MaxPayloadError: payload and headers together are too large.
@@ -160,7 +160,7 @@ class Connection(Client):
 
     async def flush(self, timeout: float = FLUSH_TIMEOUT_S) -> None:
         """Return when the broker has handled everything that was sent before, and what it sent in
-        turn has arrived; through a reconnect: when the broker knows the subscriptions again.
+        turn has arrived. After a reconnect, return when the broker has the subscriptions again.
 
         Raises:
             nats.errors.FlushTimeoutError: no answer for ``timeout`` seconds.

@@ -67,10 +67,10 @@ class _State:
 
     Where each sequence has a memory of its own, llama.cpp writes a header (`_HEADER`), the number
     of memories, and for each memory the number of its cells and their content; only the sequence's
-    own memory has any. It loads that only where there are as many memories. So ``begin`` and
-    ``end`` leave out the other memories: `Context.save` moves the header in front of the own part,
-    and `Context.load` fills in the number of memories. The zeros behind ``end`` stand for the
-    others.
+    own memory has any. It loads a state only into a context with as many memories. So ``begin``
+    and ``end`` leave out the other memories: `Context.save` moves the header to just before the
+    sequence's own part, and `Context.load` fills in the number of memories. The zeros after
+    ``end`` stand for the others.
     """
 
     def __init__(self, data: ctypes.Array[ctypes.c_uint8], begin: int, end: int) -> None:

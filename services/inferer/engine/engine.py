@@ -93,9 +93,9 @@ class Engine:
         self._growing = False
         """Whether a growth has begun. Written by the compute thread, read by any."""
         self._may_interrupt = True
-        """Whether an abort may break off the current batch: not two in a row, or sequences that
-        are aborted one after another would keep the others from getting on. Written by the compute
-        thread, read by any."""
+        """Whether an abort may break off the current batch. It may not break off two in a row:
+        otherwise a series of aborts could stop the progress of all other sequences. Written by the
+        compute thread, read by any."""
         self._abort_flag = ctypes.create_string_buffer(2)
         """Set by `abort` and `close`, reset by the compute thread; llama.cpp reads it without the
         lock while it decodes."""
@@ -116,7 +116,7 @@ class Engine:
         self._context = self._create_context(slots)
         self._cache = PromptCache(self._context, cache_bytes)
         self._failed_move: tuple[GenerationSequence, int] | None = None
-        """It is not tried again while it would be the next one."""
+        """The last one that failed; it is not tried again while the scheduler proposes it."""
         # Never written again.
         self._can_undo = self._context.can_undo
         self.speculates = speculation is not None and self._can_undo
@@ -330,7 +330,7 @@ class Engine:
             sequence.on_phase(Phase.PROMPT)
 
     def _close_gaps(self) -> None:
-        """Move sequences to slots beside one another: others are not computed together."""
+        """Move sequences to adjacent slots: llama.cpp computes only those together."""
         while self._context.can_copy:
             move = self._scheduler.next_move(MOST_MOVED)
             if move is None or move == self._failed_move:

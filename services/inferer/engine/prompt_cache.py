@@ -14,8 +14,8 @@ from services.inferer.engine.sequence import Sequence
 WORTH_KEEPING = 64
 """Tokens. Fewer are computed again about as fast as a state is saved and loaded."""
 LONGEST_SOURCE = 32
-"""A sequence of which some tokens are wanted is copied as a whole: if it has at most so many times
-as many. To copy a token takes a hundredth of the time that it takes to compute it."""
+"""A sequence is always copied as a whole, but only if it has at most this many times as many
+tokens as are wanted. Copying a token takes a hundredth of the time of computing it."""
 MOST_MOVED = 2048
 """Tokens that are moved to another slot at once: about 40 ms with SmolLM2-135M."""
 
@@ -39,8 +39,9 @@ class Memory(Protocol):
         """How many tokens ``slot`` holds."""
 
     def shortest(self, slot: int) -> int:
-        """To how few tokens ``slot`` can be cut: 0 usually; what a sliding window has not forgotten
-        yet; all of them for a recurrent state, which has no parts."""
+        """The fewest tokens that ``slot`` can be cut to: usually 0; with a sliding window, the
+        shortest length whose window is still complete; for a recurrent state, which has no parts,
+        its whole length."""
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep the first ``length`` tokens of ``slot``; False if llama.cpp cannot."""
@@ -98,12 +99,12 @@ class PromptCache:
     def place(
         self, sequence: Sequence, free_slots: list[int], running: Iterable[Sequence]
     ) -> tuple[int, int]:
-        """Choose one of ``free_slots`` for a sequence, which has its prompt alone, and have the
-        slot hold as much of that as is known: ``(slot, tokens)``. The prompt's last token is always
-        computed, as its output is wanted.
+        """Choose one of ``free_slots`` for a sequence that has only its prompt so far, and put as
+        much of that prompt into the slot as the cache has. Returns the slot and the number of
+        tokens in it. The prompt's last token is always computed, because its output is needed.
 
-        Sets the sequence's ``checkpoint`` where others begin with the same tokens, but what is
-        known of those cannot be used.
+        Sets the sequence's ``checkpoint`` where other prompts begin with the same tokens, but
+        their states cannot be cut to them.
         """
         if sequence.is_cold or not self._capacity:
             return self._empty_slot(free_slots), 0

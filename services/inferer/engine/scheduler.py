@@ -17,7 +17,7 @@ MAX_DEBT_S = 1.0
 RECENT_STEPS = 5
 """Speeds are medians of so many: one during which the machine slept does not matter."""
 LEAST_MEASURED = 8
-"""Tokens of a prompt in one step, from which the time for a token is learned."""
+"""The time per prompt token is learned only from steps with at least this many of them."""
 FIRST_CHUNK = 16
 """Tokens, before anything has been measured."""
 
@@ -172,8 +172,8 @@ class Scheduler(Generic[S]):
         sequence.slot = slot
 
     def next_batch(self) -> list[Chunk[S]]:
-        """What is to be computed next; empty if no sequence has a slot. `complete` it, or ask
-        again: then nothing of it was computed."""
+        """What is to be computed next; empty if no sequence has a slot. Then call
+        `complete`, or `next_batch` again if nothing of it was computed."""
         batch: list[Chunk[S]] = []
         running = sorted(self._running, key=_due)
         generating = [sequence for sequence in running if sequence.remaining == 1]
