@@ -102,8 +102,13 @@ def test_waiting_and_running_jobs_have_estimates_that_come_true(stack: Stack) ->
     running = eventually(lambda: with_progress(stack, ids[0]), "it reports its progress")
     assert running["progress"]["max_tokens"] == 1500
     assert running["eta"]["p50_s"] < etas[0]["p50_s"] + 1
-    ended = stack.wait_for_end(ids[2])
-    true_s = milliseconds_between(asked, ended["finished_at"]) / 1000
+    first, ended = stack.wait_for_end(ids[0]), stack.wait_for_end(ids[2])
+    first_s, true_s = (
+        milliseconds_between(asked, job["finished_at"]) / 1000 for job in (first, ended)
+    )
+    # How fast the machine is does not matter to this one.
+    relative = (etas[2]["p50_s"] / etas[0]["p50_s"]) / (true_s / first_s)
+    assert 1 / 4 < relative < 4
     # Generous: the machine is shared (7 was seen beside other tests), and speed is measured
     # elsewhere.
     assert true_s / 12 < etas[2]["p50_s"] < true_s * 12

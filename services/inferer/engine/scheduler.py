@@ -172,8 +172,8 @@ class Scheduler(Generic[S]):
         sequence.slot = slot
 
     def next_batch(self) -> list[Chunk[S]]:
-        """What is to be computed next; empty if no sequence has a slot. Then call
-        `complete`, or `next_batch` again if nothing of it was computed."""
+        """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
+        computed, or `next_batch` again if nothing of it was."""
         batch: list[Chunk[S]] = []
         running = sorted(self._running, key=_due)
         generating = [sequence for sequence in running if sequence.remaining == 1]
