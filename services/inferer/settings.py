@@ -26,8 +26,8 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Unique among live inferers, and the same again after a restart; by default the host name
     and the model."""
     concurrency: StartConcurrency = 1
-    """Jobs at once. They share each batch that goes through the model. ``auto``: as many as end
-    sooner together than one after another."""
+    """Jobs at once. They share each batch that goes through the model. ``auto``: as many as make a
+    queue end soonest."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Compute threads; 0 takes the CPUs this process may really use."""
     gpu_layers: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1

@@ -31,3 +31,13 @@ def shifted_clock(folder: Path, seconds: int) -> dict[str, str]:
             ["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True
         )
     return {"LD_PRELOAD": str(library), "CLOCK_SHIFT_S": str(seconds)}
+
+
+class Clock:
+    """A clock for code that takes one; it moves when a test says so."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now

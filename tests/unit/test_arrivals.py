@@ -1,17 +1,11 @@
 """The rate at which jobs come."""
 
 from services.gateway.state.arrivals import LEAST_SPAN_S, Arrivals
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clocks import Clock
 
 
 def test_the_rate_is_that_of_the_jobs_that_came_lately() -> None:
-    clock = Clock()
+    clock = Clock(1000.0)
     arrivals = Arrivals(clock)
     assert arrivals.per_s("m", ("high", "normal")) == 0
     for _ in range(500):
@@ -27,7 +21,7 @@ def test_the_rate_is_that_of_the_jobs_that_came_lately() -> None:
 
 
 def test_jobs_that_come_at_once_are_hardly_a_rate() -> None:
-    arrivals = Arrivals(Clock())
+    arrivals = Arrivals(Clock(1000.0))
     for _ in range(7):
         arrivals.note(("m", "high"))
     assert arrivals.per_s("m", ("high",)) == 6 / LEAST_SPAN_S

@@ -1,10 +1,12 @@
 """How many jobs share a batch with ``INFERER_CONCURRENCY=auto``."""
 
+from statistics import mean
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inferer.worker.auto_concurrency import best_concurrency
+from services.inferer.worker.auto_concurrency import QUEUE, best_concurrency
 
 MOST = 8
 
@@ -15,7 +17,8 @@ MOST = 8
         ({}, MOST),
         ({1: 0.010}, MOST),
         ({1: 0.010, 2: 0.0127, 4: 0.018, 8: 0.0296}, MOST),  # SmolLM2 on two cores
-        ({1: 0.010, 2: 0.016}, 1),
+        ({1: 0.014, 2: 0.0235, 3: 0.0299, 4: 0.0359, 5: 0.0425, 8: 0.065}, 4),  # an EPYC
+        ({1: 0.010, 2: 0.019}, 1),
         ({1: 0.010, 2: 0.014, 3: 0.030}, 2),
         ({1: 0.010, 8: 0.080}, 4),  # what lies between may pay
         ({1: 0.010, 4: 0.040, 8: 0.080}, 2),
@@ -27,10 +30,10 @@ def test_as_many_as_pay(step_s: dict[int, float], best: int) -> None:
     assert best_concurrency(step_s, MOST) == best
 
 
-def test_two_share_if_both_and_their_mean_end_sooner() -> None:
-    """One alone ends after 1, the second after 2: together both must end before 1.5."""
-    assert best_concurrency({1: 1.0, 2: 1.49}, 2) == 2
-    assert best_concurrency({1: 1.0, 2: 1.51}, 2) == 1
+def test_a_queue_ends_soonest() -> None:
+    """In turn 16 jobs end after 1, 2, … 16; in pairs, two each after 1, 2, … 8 steps of two."""
+    assert best_concurrency({1: 1.0, 2: 1.88}, 2) == 2
+    assert best_concurrency({1: 1.0, 2: 1.90}, 2) == 1
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=MOST, max_size=MOST))
@@ -42,8 +45,13 @@ def test_it_ends_at_a_number_that_is_not_worse_than_one(more_s: list[float]) -> 
         best = best_concurrency(measured, MOST)
         measured[best] = true_s[best]
     assert best == best_concurrency(measured, MOST)
-    assert true_s[best] / (best + 1) <= true_s[1] / 2
+    assert mean_end(true_s, best) <= mean_end(true_s, 1)
     # Of two neighbours that were measured, none is better.
     for other in (best - 1, best + 1):
         if other in measured:
-            assert true_s[best] / (best + 1) <= true_s[other] / (other + 1)
+            assert mean_end(true_s, best) <= mean_end(true_s, other)
+
+
+def mean_end(step_s: dict[int, float], at_once: int) -> float:
+    ends = [step_s[at_once] * (1 + job // at_once) for job in range(QUEUE)]
+    return mean(ends)

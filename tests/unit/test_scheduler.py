@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from services.inferer.engine.scheduler import MAX_PAUSE_S, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import MAX_DRAFTS
+from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
+from tests.support.clocks import Clock
 
 BATCH_TOKENS = 4
 WRONG = -1
@@ -58,6 +60,14 @@ def scheduler_of(works: Iterable[Work], slots: int) -> Scheduler[Work]:
     scheduler: Scheduler[Work] = Scheduler(slots, BATCH_TOKENS)
     for work in works:
         scheduler.add(work)
+    return scheduler
+
+
+def measured_alone(slots: int) -> Scheduler[Work]:
+    """One that knows how long a step of one sequence takes."""
+    scheduler = scheduler_of([Work(1, 20)], slots)
+    while not scheduler.is_idle:
+        compute(scheduler)
     return scheduler
 
 
@@ -272,10 +282,25 @@ def test_short_prompts_that_keep_coming_do_not_starve_a_long_one() -> None:
     assert long.state is State.FINISHED
 
 
+def test_sequences_that_share_batches_are_measured_alone_once_in_a_while() -> None:
+    """So that it is known what sharing costs: one sequence, no drafts, and only a few steps."""
+    clock = Clock()
+    works = [Work(1, 10**6, (True,)) for _ in range(3)]
+    scheduler = scheduler_of(works, slots=len(works))
+    scheduler.step_times = StepTimes(clock)
+    for _ in range(2):
+        batches = [compute(scheduler) for _ in range(2 * ENOUGH)]
+        assert [len(batch) for batch in batches] == [1] * ENOUGH + [3] * ENOUGH
+        assert not any(chunk.draft for batch in batches[:ENOUGH] for chunk in batch)
+        clock.now += REFRESH_S + 1
+
+
 def test_batches_smaller_than_the_slots_starve_nobody() -> None:
     """Sequences that generate are in every batch; prompts get a row as soon as one of them ends."""
     works = [Work(1 + number % 3, 20) for number in range(3 * BATCH_TOKENS)]
-    scheduler = scheduler_of(works, slots=len(works))
+    scheduler = measured_alone(slots=len(works))
+    for work in works:
+        scheduler.add(work)
     while not scheduler.is_idle:
         generating = {work for work in scheduler.running if work.is_generating}
         assert generating <= sizes(compute(scheduler)).keys()
@@ -325,11 +350,15 @@ def test_the_shorter_sequence_is_moved_unless_it_is_too_long() -> None:
 class Scheduling(RuleBasedStateMachine):
     """Arrivals, aborts, growth and aborted batches in any order, and what holds in all of them."""
 
-    @initialize(slots=some.integers(1, 6), token_s=some.sampled_from((0.0, 0.0002, 0.003)))
-    def start(self, slots: int, token_s: float) -> None:
+    @initialize(
+        slots=some.integers(1, 6),
+        token_s=some.sampled_from((0.0, 0.0002, 0.003)),
+        is_measured=some.booleans(),
+    )
+    def start(self, slots: int, token_s: float, is_measured: bool) -> None:
         self.slots = slots
         self.token_s = token_s
-        self.scheduler: Scheduler[Work] = Scheduler(slots, BATCH_TOKENS)
+        self.scheduler = measured_alone(slots) if is_measured else scheduler_of([], slots)
         self.unfinished: list[Work] = []
         """In the order in which they came."""
 
@@ -385,6 +414,7 @@ class Scheduling(RuleBasedStateMachine):
     def compute(self) -> list[Chunk[Work]]:
         admit(self.scheduler)
         generating = {work for work in self.scheduler.running if work.is_generating}
+        is_due = self.scheduler.step_times.is_due(1)
         batch = compute(self.scheduler, token_s=self.token_s)
         works = sizes(batch)
         assert len(works) == len(batch), "a sequence is in a batch once"
@@ -398,7 +428,8 @@ class Scheduling(RuleBasedStateMachine):
         assert not drafts or {*works.values()} == {1}, "no prompts beside drafts"
         assert all(size > 0 for size in works.values())
         assert bool(works) == bool(self.unfinished)
-        assert generating <= works.keys(), "a sequence that generates is in every batch"
+        is_measured_alone = is_due and len(works) == 1 and generating >= works.keys()
+        assert is_measured_alone or generating <= works.keys(), "those that generate are in it"
         for work in [w for w in self.unfinished if w.state is State.FINISHED]:
             assert work.computed == list(range(work.length)), "each token once and in order"
             self.unfinished.remove(work)

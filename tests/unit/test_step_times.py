@@ -1,14 +1,7 @@
 """What the engine remembers of the times of its steps."""
 
-from services.inferer.engine.step_times import ENOUGH, FORGET_S, RECENT, StepTimes
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from services.inferer.engine.step_times import ENOUGH, FORGET_S, RECENT, REFRESH_S, StepTimes
+from tests.support.clocks import Clock
 
 
 def test_the_median_of_recent_steps_counts() -> None:
@@ -45,4 +38,21 @@ def test_old_measurements_are_forgotten() -> None:
         times.observe(1, 0.5)
     assert times.seconds == {}
     times.observe(1, 0.5)
+    assert times.seconds == {1: 0.5}
+
+
+def test_a_measurement_is_due_again_after_a_while() -> None:
+    """It counts until there are enough new ones, which are not mixed with the old ones."""
+    clock = Clock()
+    times = StepTimes(clock)
+    assert times.is_due(1)
+    for _ in range(RECENT):
+        times.observe(1, 0.1)
+    assert not times.is_due(1)
+    clock.now = REFRESH_S + 1
+    for _ in range(ENOUGH):
+        assert times.is_due(1)
+        assert times.seconds == {1: 0.1}
+        times.observe(1, 0.5)
+    assert not times.is_due(1)
     assert times.seconds == {1: 0.5}

@@ -89,8 +89,9 @@ class Scheduler(Generic[S]):
     does not fit is continued in a later batch. Prompts are in the order in which they would be done
     if each were computed alone from the time its sequence got a slot: shorter ones before longer
     ones, though shorter ones that keep coming cannot starve a longer one. A batch without prompts
-    checks drafts of sequences that generate, where that pays (`Speculation`). Not thread-safe: the
-    compute thread owns it.
+    checks drafts of sequences that generate, where that pays (`Speculation`). Once a minute a few
+    steps have one sequence only, to measure how long it takes alone. Not thread-safe: the compute
+    thread owns it.
     """
 
     def __init__(
@@ -181,8 +182,11 @@ class Scheduler(Generic[S]):
         prompts = [sequence for sequence in running if sequence.remaining > 1]
         room = self._batch_tokens - len(generating)
         share = min(room, self._share.tokens) if generating else room
-        has_prompts = bool(prompts and share)
-        drafts = self._speculation.counts(generating, 0 if has_prompts else room)
+        room_for_drafts = 0 if prompts and share else room
+        if len(generating) > 1 and room_for_drafts and self.step_times.is_due(1):
+            # Everything else is compared with it, and it is seldom seen while many jobs run.
+            generating, room_for_drafts = generating[:1], 0
+        drafts = self._speculation.counts(generating, room_for_drafts)
         rows = 0
         for sequence, count in zip(generating, drafts, strict=True):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))

@@ -1,5 +1,6 @@
 """How long the model takes for one more token of each of several sequences."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ TYPICAL_GROWTH = 0.5
 on two cores about this for 2 to 8."""
 MOST = 1000.0
 """The largest slowdown: the machine has done something else meanwhile."""
+REFRESH_S = 60.0
+"""How old a measurement may be before it is due again. Older steps are not mixed with new ones."""
 FORGET_S = 600.0
 """How long a measurement counts: the machine may have had other work then."""
 
@@ -25,19 +28,25 @@ class StepTimes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._steps: dict[int, deque[float]] = {}
+        self._observed_at: dict[int, float] = {}
         self._measured: dict[int, tuple[float, float]] = {}
         """The median, and when it was last measured."""
 
     def observe(self, sequences: int, seconds: float) -> None:
         """Learn from a step that computed one token of each of ``sequences``."""
         now = self._clock()
-        _, measured_at = self._measured.get(sequences, (0.0, now))
-        if now - measured_at > FORGET_S:
-            del self._steps[sequences], self._measured[sequences]
         steps = self._steps.setdefault(sequences, deque(maxlen=RECENT))
+        if now - self._observed_at.get(sequences, now) > REFRESH_S:
+            steps.clear()
+        self._observed_at[sequences] = now
         steps.append(seconds)
         if len(steps) >= ENOUGH:
             self._measured[sequences] = median(steps), now
+
+    def is_due(self, sequences: int) -> bool:
+        """Whether the step with so many has not been measured for a while."""
+        _, measured_at = self._measured.get(sequences, (0.0, -math.inf))
+        return self._clock() - measured_at > REFRESH_S
 
     def slowdown(self, sequences: int) -> float:
         """How many times as long a step with so many takes as one with a single sequence."""

@@ -1,7 +1,8 @@
-"""``INFERER_CONCURRENCY=auto``: as many jobs at once as end sooner together than one after
-another."""
+"""``INFERER_CONCURRENCY=auto``: as many jobs at once as make a queue end soonest."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
+from statistics import mean
 
 from services.inferer.engine.engine import Engine
 from services.inferer.worker.slots import Slots
@@ -11,25 +12,30 @@ from shared.logs import logger
 
 MOST = 8
 """More gain little on a CPU, and each takes the memory of a context."""
+QUEUE = 16
+"""How many jobs there are, in the comparison of numbers of slots."""
 
 log = logger()
 
 
 def best_concurrency(step_s: Mapping[int, float], most: int) -> int:
-    """How many jobs to run at once while others wait, by the measured seconds of a step with so
+    """With how many jobs at once a queue ends soonest, by the measured seconds of a step with so
     many (decision 38). What has not been measured is taken to pay until it has.
 
-    Of n equal jobs in turn, each alone, the mean one ends after (n + 1) / 2 times the time of one;
-    together all of them end after as many steps of n sequences. So n jobs pay if their step takes
-    less than (n + 1) / 2 of a step alone, and the best n has the shortest step for n + 1.
+    Of `QUEUE` equal jobs, the first n end after as many steps of n sequences as a job needs alone,
+    the next n after twice as many, and so on: the best n has the earliest mean of these times.
     """
     known = {n: seconds for n, seconds in step_s.items() if n <= most}
     if not known:
         return most
-    best = min(known, key=lambda n: known[n] / (n + 1))
+    best = min(known, key=lambda n: known[n] * _mean_round(n))
     worse = min((n for n in known if n > best), default=None)
     # Nothing between the two has been measured: try the middle.
     return most if worse is None else best + (worse - best) // 2
+
+
+def _mean_round(at_once: int) -> float:
+    return mean(math.ceil(job / at_once) for job in range(1, QUEUE + 1))
 
 
 class AutoConcurrency:
