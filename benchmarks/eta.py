@@ -4,7 +4,10 @@ what the inferers can do, and each job's ETA at its submission beside the time i
 Each situation is measured by itself, after a warm-up: three seeds of 40 jobs. Only jobs that waited
 count: those that came while every slot was busy. The true time is counted, like the ETA, from the
 response with the ETA to the job's end. It is compared with the simplest estimate: one more than the
-position, times the median duration of a job so far, divided by the slots.
+position, times the median duration of a job so far, divided by the slots. Where jobs run strictly
+one after another, it is also compared with an estimate that nobody can make: it knows how many
+tokens each answer will have, and the average speed of the whole run. What it misses is mostly how
+the speed of the machine varied.
 
     .venv/bin/python -m benchmarks.eta [SITUATION ...]
 """
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import numpy
 
 from benchmarks.measuring import describe_machine, running_stack, spread
 from shared.model_files import locate
@@ -39,6 +43,11 @@ class Situation:
     priorities: tuple[str, ...] = ("normal",)
     shared_prompt: str = ""
     """Before every prompt."""
+
+    @property
+    def is_in_turn(self) -> bool:
+        """Whether jobs run one after another, in the order in which they came."""
+        return self.inferers == self.slots == len(self.priorities) == 1
 
 
 ARTICLE = (
@@ -93,6 +102,8 @@ def _is_accurate(name: str, situation: Situation) -> bool:
     print(f"    true time               {spread([job['true_s'] for job in waited])} s")
     print(f"    error of p50            {spread(errors)} of the true time")
     print(f"    error of the simple one {spread(plain)}")
+    if situation.is_in_turn:
+        print(f"    error with hindsight    {spread(_errors_with_hindsight(jobs, waited))}")
     print(f"    p90 covers              {covered:.0%}", flush=True)
     return not silent and (
         statistics.median(errors) <= ALLOWED_ERROR and COVERAGE[0] <= covered <= COVERAGE[1]
@@ -101,6 +112,23 @@ def _is_accurate(name: str, situation: Situation) -> bool:
 
 def _error(estimate_s: float, job: dict[str, Any]) -> float:
     return abs(estimate_s - float(job["true_s"])) / float(job["true_s"])
+
+
+def _errors_with_hindsight(jobs: list[dict[str, Any]], waited: list[dict[str, Any]]) -> list[float]:
+    """Those of the waiting jobs if each job's duration were known, but for the changes of speed."""
+    work = numpy.array([[1, job["computed_tokens"], job["completion_tokens"]] for job in jobs])
+    took = numpy.array([job["service_s"] for job in jobs])
+    costs = work @ numpy.linalg.lstsq(work, took, rcond=None)[0]
+    costed = list(zip(jobs, map(float, costs), strict=True))
+
+    def estimate(job: dict[str, Any]) -> float:
+        left_s = 0.0
+        for one, cost_s in costed:
+            if one["started"] <= job["started"] and one["finished"] > job["asked_at"]:
+                left_s += max(cost_s - max(job["asked_at"] - one["started"], 0.0), 0.0)
+        return left_s
+
+    return [_error(estimate(job), job) for job in waited]
 
 
 async def _measure(url: str, situation: Situation) -> list[dict[str, Any]]:
@@ -157,6 +185,7 @@ async def _one(
     ended.append(job["service_s"])
     return {
         **job,
+        "asked_at": asked_at,
         "eta": status.get("eta"),
         "plain_s": (status.get("position", 0) + 1) * usual_s / slots,
         "true_s": max(job["finished"] - asked_at, 0.001),
@@ -170,7 +199,12 @@ async def _finished(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     status = (await http.get(f"/status/{job_id}")).json()
     if status["state"] != "SUCCESS":
         raise RuntimeError(f"a job failed: {status}")
+    usage = status["result"]["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
     return {
+        "computed_tokens": usage["prompt_tokens"] - cached,
+        "completion_tokens": usage["completion_tokens"],
+        "started": parse_timestamp(status["started_at"]).timestamp(),
         "queued_s": milliseconds_between(status["queued_at"], status["started_at"]) / 1000,
         "service_s": milliseconds_between(status["started_at"], status["finished_at"]) / 1000,
         "finished": parse_timestamp(status["finished_at"]).timestamp(),

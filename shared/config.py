@@ -17,6 +17,9 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=24 * 3600)]
 MAX_SLOTS = 64
 """Jobs at a time of one inferer."""
 
+LAST_PRIORITY = 9
+"""Of the pulls of an inferer, at the broker; 0 is served first."""
+
 StartConcurrency = Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] | Literal["auto"]
 """How many jobs an inferer runs at once after its start."""
 

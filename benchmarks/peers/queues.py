@@ -1,12 +1,14 @@
 """The queue without inference, client library to client library: Sluice over NATS, where a job is
-one token of a tiny model, beside Celery with Redis and taskiq with NATS, whose jobs do nothing. The
-time of one job after another, jobs per second when many are submitted at once, and the CPU time of
-each part. All clients wait for results; none polls.
+one token of a tiny model, beside Celery with Redis and taskiq with NATS, whose jobs do nothing, and
+beside the least that JetStream can do (`jetstream.py`). The time of one job after another, jobs per
+second when many are submitted at once, and the CPU time of each part. All clients wait for results;
+none polls.
 
     .venv/bin/python -m benchmarks.peers.queues [--pairs N]
 """
 
 import asyncio
+import logging
 import os
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import msgspec
 import nats
 
 from benchmarks.measuring import describe_machine, in_turn, running_stack
+from benchmarks.peers import jetstream
 from benchmarks.peers.comparison import Metric, row
 from benchmarks.peers.environment import (
     PYTHON,
@@ -31,12 +34,14 @@ from benchmarks.peers.environment import (
     machine,
     redis,
     require,
+    running,
     taskiq,
     taskiq_worker,
     versions,
 )
 from benchmarks.peers.publish import arguments, publish, told
 from benchmarks.peers.sluice_client import complete
+from shared.logs import configure_logs
 from tests.support.processes import NatsServer, Process
 from tests.support.tiny_model import write_tiny_model
 
@@ -45,6 +50,7 @@ CONCURRENCY = (1, 4)
 BLOCK, BURST = 40, 250
 """Jobs one after another, and at once, in each round."""
 SLUICE, CELERY, TASKIQ = "Sluice", "Celery with Redis", "taskiq with NATS"
+ALONE = "JetStream alone"
 JOB = {"prompt": "one token, please", "max_tokens": 1, "seed": 1}
 
 CLIENT, WORKER, BROKER, GATEWAY = "client", "worker or inferer", "Redis or NATS", "gateway"
@@ -84,6 +90,7 @@ class Figures(msgspec.Struct):
 def main() -> int:
     options = arguments(__doc__.partition("\n\n")[0], PAIRS).parse_args()
     require(PYTHON, "redis-server")
+    configure_logs("benchmark", level=logging.ERROR)
     print(f"queues: {describe_machine()}")
     facts = machine()
     latency = Metric("Submission to result, one job after another", "ms", False)
@@ -116,6 +123,7 @@ def main() -> int:
             SLUICE: "INFERER_CONCURRENCY=1 and 4, INFERER_THREADS=1, two layers, one token",
             CELERY: told(celery_worker(1)),
             TASKIQ: told(taskiq_worker(1)),
+            ALONE: "stored, pulled, result stored, sent, acknowledged; no gateway, no inference",
             "rounds": str(options.pairs),
         },
     )
@@ -139,12 +147,26 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
         broker = stack.enter_context(NatsServer(folder / "nats"))
         taskiq_process = stack.enter_context(taskiq(folder, broker.url, concurrency))
         taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
+        alone = stack.enter_context(NatsServer(folder / "alone"))
+        command = [sys.executable, "-m", "benchmarks.peers.jetstream", str(concurrency)]
+        jetstream_worker = stack.enter_context(
+            running(command, folder / "jetstream.log", {"NATS_URL": alone.url})
+        )
         # A second thread would mostly wait: other processes use the cores too.
         environment = {"INFERER_CONCURRENCY": str(concurrency), "INFERER_THREADS": "1"}
         sluice = stack.enter_context(running_stack(tiny, "tiny", 1, **environment))
         yield {
             CELERY: _peer(client, worker, server),
             TASKIQ: _peer(taskiq_client, taskiq_process, broker.process),
+            ALONE: Subject(
+                latency=lambda: asyncio.run(_alone_one_after_another(alone.url)),
+                burst=lambda: asyncio.run(_alone_at_once(alone.url)),
+                parts={
+                    WORKER: jetstream_worker.family,
+                    BROKER: alone.process.family,
+                    CLIENT: lambda: [os.getpid()],
+                },
+            ),
             SLUICE: Subject(
                 latency=lambda: asyncio.run(_one_after_another(sluice.nats.url)),
                 burst=lambda: asyncio.run(_at_once(sluice.nats.url)),
@@ -185,6 +207,18 @@ async def _at_once(url: str) -> float:
         started = time.perf_counter()
         await asyncio.gather(*(complete(client, **JOB) for _ in range(BURST)))
         return time.perf_counter() - started
+
+
+async def _alone_one_after_another(url: str) -> list[float]:
+    """Milliseconds of each job."""
+    async with jetstream.client(url) as client:
+        return await client.latency(BLOCK)
+
+
+async def _alone_at_once(url: str) -> float:
+    """Seconds until the last result."""
+    async with jetstream.client(url) as client:
+        return await client.burst(BURST)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def up(
         str,
         typer.Option(
             metavar="1-64|auto",
-            help="Jobs at once in each inferer; auto: as many as make a queue end soonest.",
+            help="Jobs at once in each inferer; auto: as many as make a queue move fastest.",
         ),
     ] = "1",
     host: Annotated[

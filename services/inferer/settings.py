@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from shared.config import Positive, Seconds, StartConcurrency
+from shared.config import LAST_PRIORITY, Positive, Seconds, StartConcurrency
 from shared.model_names import token_of
 
 KvType = Literal["f16", "q8_0", "q4_0"]
@@ -26,8 +26,8 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Unique among live inferers, and the same again after a restart; by default the host name
     and the model."""
     concurrency: StartConcurrency = 1
-    """Jobs at once. They share each batch that goes through the model. ``auto``: as many as make a
-    queue end soonest."""
+    """Jobs at once. They share each batch that goes through the model. ``auto``: as many as make
+    those of a queue end soonest on average."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Compute threads; 0 takes the CPUs this process may really use."""
     gpu_layers: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
@@ -55,7 +55,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     whether somebody has sent the same beginning."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job gets to end after SIGTERM, before it is requeued."""
-    priority: Annotated[int, Meta(ge=0, le=9)] = 0
+    priority: Annotated[int, Meta(ge=0, le=LAST_PRIORITY)] = 0
     """0 is served first; inferers with a higher number take what those cannot take at once."""
     max_attempts: Positive = 3
     """Starts of one job, after which it is a dead letter."""

@@ -162,7 +162,7 @@ def test_auto_opens_slots_while_jobs_wait(tmp_path: Path, tiny_model: Path) -> N
         stack.start_inferer(tiny_model, INFERER_CONCURRENCY="auto")
         stack.wait_until_served("tiny")
         assert _limit(stack) == 1
-        # More than two may not pay here, by what has been measured; and an answer may end early.
+        # More than two may not pay here, by what has been measured. Some end by themselves.
         ids = [stack.submit(prompt="go on", max_tokens=4000) for _ in range(8)]
         eventually(lambda: len(_inferers(stack)[0]["jobs"]) >= 2, "two run at once")
         eventually(lambda: _limit(stack) == _inferers(stack)[0]["slots"], "the limit follows")
@@ -170,7 +170,7 @@ def test_auto_opens_slots_while_jobs_wait(tmp_path: Path, tiny_model: Path) -> N
         assert shown.endswith(" → 1\n")
         for job_id in ids:
             stack.http.delete(f"/jobs/{job_id}")
-            assert stack.wait_for_end(job_id)["state"] == "REVOKED"
+            assert stack.wait_for_end(job_id)["state"] in ("REVOKED", "SUCCESS")
         assert (_limit(stack), _inferers(stack)[0]["slots"]) == (1, 1)
 
 

@@ -30,7 +30,7 @@ def test_as_many_as_pay(step_s: dict[int, float], best: int) -> None:
     assert best_concurrency(step_s, MOST) == best
 
 
-def test_a_queue_ends_soonest() -> None:
+def test_the_jobs_of_a_queue_end_soonest_on_average() -> None:
     """In turn 16 jobs end after 1, 2, … 16; in pairs, two each after 1, 2, … 8 steps of two."""
     assert best_concurrency({1: 1.0, 2: 1.88}, 2) == 2
     assert best_concurrency({1: 1.0, 2: 1.90}, 2) == 1

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.inferer.engine.scheduler import MAX_PAUSE_S, Chunk, Scheduler
+from services.inferer.engine.scheduler import MAX_PAUSE_S, TOGETHER, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import MAX_DRAFTS
 from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
@@ -283,15 +284,18 @@ def test_short_prompts_that_keep_coming_do_not_starve_a_long_one() -> None:
 
 
 def test_sequences_that_share_batches_are_measured_alone_once_in_a_while() -> None:
-    """So that it is known what sharing costs: one sequence, no drafts, and only a few steps."""
+    """So that it is known what sharing costs: one sequence, no drafts, few batches, and never two
+    soon after each other."""
     clock = Clock()
     works = [Work(1, 10**6, (True,)) for _ in range(3)]
     scheduler = scheduler_of(works, slots=len(works))
     scheduler.step_times = StepTimes(clock)
     for _ in range(2):
-        batches = [compute(scheduler) for _ in range(2 * ENOUGH)]
-        assert [len(batch) for batch in batches] == [1] * ENOUGH + [3] * ENOUGH
-        assert not any(chunk.draft for batch in batches[:ENOUGH] for chunk in batch)
+        batches = [compute(scheduler) for _ in range(2 * ENOUGH * TOGETHER)]
+        alone = [number for number, batch in enumerate(batches) if len(batch) == 1]
+        assert len(alone) == ENOUGH
+        assert all(later - earlier > TOGETHER for earlier, later in pairwise(alone))
+        assert not any(chunk.draft for number in alone for chunk in batches[number])
         clock.now += REFRESH_S + 1
 
 
@@ -359,6 +363,7 @@ class Scheduling(RuleBasedStateMachine):
         self.slots = slots
         self.token_s = token_s
         self.scheduler = measured_alone(slots) if is_measured else scheduler_of([], slots)
+        self.batches_together = 20 if is_measured else 0
         self.unfinished: list[Work] = []
         """In the order in which they came."""
 
@@ -414,7 +419,6 @@ class Scheduling(RuleBasedStateMachine):
     def compute(self) -> list[Chunk[Work]]:
         admit(self.scheduler)
         generating = {work for work in self.scheduler.running if work.is_generating}
-        is_due = self.scheduler.step_times.is_due(1)
         batch = compute(self.scheduler, token_s=self.token_s)
         works = sizes(batch)
         assert len(works) == len(batch), "a sequence is in a batch once"
@@ -428,8 +432,13 @@ class Scheduling(RuleBasedStateMachine):
         assert not drafts or {*works.values()} == {1}, "no prompts beside drafts"
         assert all(size > 0 for size in works.values())
         assert bool(works) == bool(self.unfinished)
-        is_measured_alone = is_due and len(works) == 1 and generating >= works.keys()
-        assert is_measured_alone or generating <= works.keys(), "those that generate are in it"
+        if generating <= works.keys():
+            self.batches_together += 1
+        else:
+            assert len(works) == 1, "one that is measured alone"
+            assert generating >= works.keys()
+            assert self.batches_together >= TOGETHER
+            self.batches_together = 0
         for work in [w for w in self.unfinished if w.state is State.FINISHED]:
             assert work.computed == list(range(work.length)), "each token once and in order"
             self.unfinished.remove(work)

@@ -156,7 +156,10 @@ class Context:
                 row += 1
         self._batch.n_tokens = row
         forget_problems()
-        return int(llama_cpp.llama_decode(self.handle, self._batch))
+        status = int(llama_cpp.llama_decode(self.handle, self._batch))
+        # A GPU may still be computing, and how long it takes is measured.
+        llama_cpp.llama_synchronize(self.handle)
+        return status
 
     def output_row(self, slot: int) -> int:
         """The row in the last batch of the last token of ``slot``, its draft not counted."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import llama_cpp
 import numpy
+from numpy.typing import NDArray
 
 from services.inferer.engine.grammar import Tokens
 from services.inferer.engine.model import Model
@@ -39,6 +40,8 @@ class Sampler:
             Cancelled: ``cancelled`` was set before the schema was compiled.
         """
         self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
+        self._vocabulary_size = model.vocabulary.size
+        self._takes_likeliest = options.temperature == 0 and self._grammar is None
         self._candidates = _Candidates(model.vocabulary.size)
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
@@ -55,6 +58,9 @@ class Sampler:
         Raises:
             InvalidRequest: the schema allows no token, or takes too much work to follow.
         """
+        if self._takes_likeliest:
+            # llama.cpp would first copy the whole vocabulary.
+            return int(_logits(context, row, self._vocabulary_size).argmax())
         if self._grammar is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
         allowed = self._grammar.allowed()
@@ -82,6 +88,7 @@ class Sampler:
             for token in prompt[-PENALTY_WINDOW:]:
                 llama_cpp.llama_sampler_accept(penalties, token)
             self._add(penalties)
+            self._takes_likeliest = False
         if options.temperature == 0:
             self._add(llama_cpp.llama_sampler_init_greedy())
             return
@@ -106,15 +113,21 @@ class _Candidates:
         self._array = llama_cpp.llama_token_data_array()
 
     def choose(self, chain: object, context: object, row: int, allowed: Tokens) -> int:
-        logits = llama_cpp.llama_get_logits_ith(context, row)
+        logits = _logits(context, row, self._size)
         tokens = numpy.zeros(allowed.size, dtype=TOKEN_DATA)
         tokens["id"] = allowed
-        tokens["logit"] = numpy.ctypeslib.as_array(logits, shape=(self._size,))[allowed]
+        tokens["logit"] = logits[allowed]
         array = self._array
         array.data = tokens.ctypes.data_as(llama_cpp.llama_token_data_p)
         array.size, array.selected, array.sorted = tokens.size, -1, False
         llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
+
+
+def _logits(context: object, row: int, vocabulary_size: int) -> NDArray[numpy.float32]:
+    """The model's output in ``row``, in llama.cpp's memory."""
+    logits = llama_cpp.llama_get_logits_ith(context, row)
+    return numpy.ctypeslib.as_array(logits, shape=(vocabulary_size,))
 
 
 def native_seed(seed: int) -> int:

@@ -20,6 +20,8 @@ LEAST_MEASURED = 8
 """The time per prompt token is learned only from steps with at least this many of them."""
 FIRST_CHUNK = 16
 """Tokens, before anything has been measured."""
+TOGETHER = 8
+"""Batches of all sequences between two that have one sequence only, for which the others wait."""
 
 S = TypeVar("S", bound=Sequence)
 S_co = TypeVar("S_co", bound=Sequence, covariant=True)
@@ -89,9 +91,9 @@ class Scheduler(Generic[S]):
     does not fit is continued in a later batch. Prompts are in the order in which they would be done
     if each were computed alone from the time its sequence got a slot: shorter ones before longer
     ones, though shorter ones that keep coming cannot starve a longer one. A batch without prompts
-    checks drafts of sequences that generate, where that pays (`Speculation`). Once a minute a few
-    steps have one sequence only, to measure how long it takes alone. Not thread-safe: the compute
-    thread owns it.
+    checks drafts of sequences that generate, where that pays (`Speculation`). A few such batches a
+    minute have one sequence only, to measure how long it takes alone: everything else is compared
+    with that. Not thread-safe: the compute thread owns it.
     """
 
     def __init__(
@@ -108,6 +110,10 @@ class Scheduler(Generic[S]):
         self._speculation = speculation or Speculation()
         self._clock = 0
         """Tokens of prompts that were computed so far."""
+        self._is_alone = False
+        """Whether the current batch has one sequence of several, to measure how long it takes."""
+        self._batches_together = 0
+        """Since the last one like that."""
 
     @property
     def is_idle(self) -> bool:
@@ -182,11 +188,17 @@ class Scheduler(Generic[S]):
         prompts = [sequence for sequence in running if sequence.remaining > 1]
         room = self._batch_tokens - len(generating)
         share = min(room, self._share.tokens) if generating else room
-        room_for_drafts = 0 if prompts and share else room
-        if len(generating) > 1 and room_for_drafts and self.step_times.is_due(1):
-            # Everything else is compared with it, and it is seldom seen while many jobs run.
-            generating, room_for_drafts = generating[:1], 0
-        drafts = self._speculation.counts(generating, room_for_drafts)
+        has_prompts = bool(prompts and share)
+        self._is_alone = (
+            len(generating) > 1
+            and not has_prompts
+            and self._batches_together >= TOGETHER
+            and self.step_times.is_due(1)
+        )
+        if self._is_alone:
+            generating = generating[:1]
+        has_drafts = not (has_prompts or self._is_alone)
+        drafts = self._speculation.counts(generating, room if has_drafts else 0)
         rows = 0
         for sequence, count in zip(generating, drafts, strict=True):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
@@ -209,7 +221,9 @@ class Scheduler(Generic[S]):
         generating = sum(sequence.remaining == 1 for sequence, *_ in batch)
         prompt_tokens = sum(chunk.size for chunk in batch) - generating
         drafts = sum(len(chunk.draft) for chunk in batch)
-        self._share.observe(generating, prompt_tokens, seconds, has_drafts=drafts > 0)
+        self._batches_together = 0 if self._is_alone else self._batches_together + 1
+        if not self._is_alone:
+            self._share.observe(generating, prompt_tokens, seconds, has_drafts=drafts > 0)
         if not prompt_tokens:
             self._speculation.observe(generating, drafts, seconds)
             if not drafts:

@@ -1,12 +1,11 @@
 """How long the model takes for one more token of each of several sequences."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
 
-RECENT = 16
+RECENT = 8
 """Steps of each number of sequences that are kept."""
 ENOUGH = 4
 """Steps before their median counts: the first after a change may be slow."""
@@ -16,7 +15,7 @@ on two cores about this for 2 to 8."""
 MOST = 1000.0
 """The largest slowdown: the machine has done something else meanwhile."""
 REFRESH_S = 60.0
-"""How old a measurement may be before it is due again. Older steps are not mixed with new ones."""
+"""In which `ENOUGH` steps keep a measurement up to date."""
 FORGET_S = 600.0
 """How long a measurement counts: the machine may have had other work then."""
 
@@ -27,8 +26,8 @@ class StepTimes:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._steps: dict[int, deque[float]] = {}
-        self._observed_at: dict[int, float] = {}
+        self._steps: dict[int, deque[tuple[float, float]]] = {}
+        """When they were observed, and their seconds."""
         self._measured: dict[int, tuple[float, float]] = {}
         """The median, and when it was last measured."""
 
@@ -36,17 +35,16 @@ class StepTimes:
         """Learn from a step that computed one token of each of ``sequences``."""
         now = self._clock()
         steps = self._steps.setdefault(sequences, deque(maxlen=RECENT))
-        if now - self._observed_at.get(sequences, now) > REFRESH_S:
-            steps.clear()
-        self._observed_at[sequences] = now
-        steps.append(seconds)
+        while steps and now - steps[0][0] > FORGET_S:
+            steps.popleft()
+        steps.append((now, seconds))
         if len(steps) >= ENOUGH:
-            self._measured[sequences] = median(steps), now
+            self._measured[sequences] = median(seconds for _, seconds in steps), now
 
     def is_due(self, sequences: int) -> bool:
-        """Whether the step with so many has not been measured for a while."""
-        _, measured_at = self._measured.get(sequences, (0.0, -math.inf))
-        return self._clock() - measured_at > REFRESH_S
+        """Whether steps with so many have been rare lately."""
+        oldest = self._clock() - REFRESH_S
+        return sum(at >= oldest for at, _ in self._steps.get(sequences, ())) < ENOUGH
 
     def slowdown(self, sequences: int) -> float:
         """How many times as long a step with so many takes as one with a single sequence."""

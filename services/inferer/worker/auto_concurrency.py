@@ -1,4 +1,5 @@
-"""``INFERER_CONCURRENCY=auto``: as many jobs at once as make a queue end soonest."""
+"""``INFERER_CONCURRENCY=auto``: as many jobs at once as make those of a queue end soonest on
+average."""
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,8 +20,8 @@ log = logger()
 
 
 def best_concurrency(step_s: Mapping[int, float], most: int) -> int:
-    """With how many jobs at once a queue ends soonest, by the measured seconds of a step with so
-    many (decision 38). What has not been measured is taken to pay until it has.
+    """With how many at once the jobs of a queue end soonest on average, by the measured seconds of
+    a step with so many (decision 38). What has not been measured is taken to pay until it has.
 
     Of `QUEUE` equal jobs, the first n end after as many steps of n sequences as a job needs alone,
     the next n after twice as many, and so on: the best n has the earliest mean of these times.

@@ -21,7 +21,7 @@ from services.inferer.worker.lease import Lease, acknowledge, requeue
 from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
 from shared.broker.connection import Broker
-from shared.config import StartConcurrency
+from shared.config import LAST_PRIORITY, StartConcurrency
 from shared.errors import BrokerUnavailable, CommandRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
@@ -34,9 +34,6 @@ from shared.wire.results import Result
 RETRY_WITHOUT_GATEWAY_S = 5.0
 """Short: a delayed message counts under the limit of its queue, and would block a queue whose limit
 is 1."""
-
-LAST_PRIORITY = 9
-"""Of pulls, at the broker."""
 
 RETURN_S = 3.0
 SETTLE_S = 5.0
