@@ -91,6 +91,7 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/sluice bench
 	$(BIN)/python -m benchmarks.waiting
 	$(BIN)/python -m benchmarks.prompt_cache
+	$(BIN)/python -m benchmarks.conversations
 	$(BIN)/python -m benchmarks.long_prompt
 	$(BIN)/python -m benchmarks.speculation
 

@@ -1,6 +1,7 @@
-"""What it gives that idle inferers are served in a fixed order (decision 41): the time to the first
-token of the turns of a conversation, over HTTP, with two inferers of one CPU each. Two stacks with
-the real model side by side; conversations alternate between them.
+"""What it matters which of two idle inferers gets the turns of a conversation, each of which has a
+cache of its own: the time to the first token over HTTP, with one CPU for each inferer. Two stacks
+with the real model side by side; in one of them a fixed order (``INFERER_PRIORITY``) keeps a lone
+conversation at one inferer. Conversations alternate between the stacks.
 
 - One conversation.
 - Two at the same time, with pauses, as people make them.
@@ -54,7 +55,7 @@ def _stack(*priorities: str) -> Iterator[Stack]:
         Stack(Path(folder)) as stack,
     ):
         stack.start_gateway()
-        for cpu, priority in zip(own_cpus(), priorities, strict=False):
+        for cpu, priority in zip(own_cpus()[: len(priorities)], priorities, strict=True):
             stack.start_inferer(
                 locate("smollm2"), [cpu], INFERER_ALIAS="smollm2", INFERER_PRIORITY=priority
             )
@@ -86,7 +87,8 @@ def _converse(url: str, number: int, pause_s: float) -> list[float]:
         took.append(answer.first_token_s)
         conversation.append({"role": "assistant", "content": answer.text})
         conversation.append({"role": "user", "content": f"And of items {turn} to {turn + 9}?"})
-        time.sleep(pauses.uniform(0, 2 * pause_s))
+        if turn < TURNS - 1:
+            time.sleep(pauses.uniform(0, 2 * pause_s))
     return took[1:]
 
 
