@@ -162,15 +162,15 @@ def test_auto_opens_slots_while_jobs_wait(tmp_path: Path, tiny_model: Path) -> N
         stack.start_inferer(tiny_model, INFERER_CONCURRENCY="auto")
         stack.wait_until_served("tiny")
         assert _limit(stack) == 1
-        # More than two may not pay here, by what has been measured. Some end by themselves.
-        ids = [stack.submit(prompt="go on", max_tokens=4000) for _ in range(8)]
-        eventually(lambda: len(_inferers(stack)[0]["jobs"]) >= 2, "two run at once")
+        # More may not pay here, by what has been measured. With this seed none ends by itself.
+        ids = [stack.submit(prompt="tell me", max_tokens=4000, seed=1) for _ in range(2)]
+        eventually(lambda: len(_inferers(stack)[0]["jobs"]) == 2, "both run at once")
         eventually(lambda: _limit(stack) == _inferers(stack)[0]["slots"], "the limit follows")
         shown = _run([str(scripts() / "sluice"), "concurrency", "1", "--url", stack.url])
         assert shown.endswith(" → 1\n")
         for job_id in ids:
             stack.http.delete(f"/jobs/{job_id}")
-            assert stack.wait_for_end(job_id)["state"] in ("REVOKED", "SUCCESS")
+            assert stack.wait_for_end(job_id)["state"] == "REVOKED"
         assert (_limit(stack), _inferers(stack)[0]["slots"]) == (1, 1)
 
 

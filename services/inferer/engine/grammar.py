@@ -23,6 +23,9 @@ Tokens = NDArray[numpy.int64]
 
 PARAM = "response_format"
 
+LONGEST_SCHEMA = 2**20
+"""Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
+
 
 class Grammar:
     """One answer's grammar, and its state after the tokens so far."""
@@ -92,6 +95,8 @@ class Vocabulary:
         schema: dict[str, Any] = {"type": "object"}
         try:
             if isinstance(response_format, JsonSchema):
+                if len(response_format.json_schema.source) > LONGEST_SCHEMA:
+                    raise _cannot_follow(f"it has more than {LONGEST_SCHEMA} bytes")
                 schema = response_format.json_schema.schema
                 if (reason := self._trials.error(schema, cancelled)) is not None:
                     raise _cannot_follow(reason)

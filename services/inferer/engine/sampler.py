@@ -12,6 +12,8 @@ from services.inferer.engine.grammar import Tokens
 from services.inferer.engine.model import Model
 from shared.wire.requests import Sampling
 
+Logits = NDArray[numpy.float32]
+
 PENALTY_WINDOW = 64
 """The number of last tokens that penalties apply to."""
 
@@ -42,7 +44,7 @@ class Sampler:
         self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
         self._vocabulary_size = model.vocabulary.size
         self._takes_likeliest = options.temperature == 0 and self._grammar is None
-        self._candidates = _Candidates(model.vocabulary.size)
+        self._candidates = _Candidates()
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
         )
@@ -60,17 +62,23 @@ class Sampler:
         """
         if self._takes_likeliest:
             # llama.cpp would first copy the whole vocabulary.
-            return int(_logits(context, row, self._vocabulary_size).argmax())
+            return int(self._logits(context, row).argmax())
         if self._grammar is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
         allowed = self._grammar.allowed()
-        token = self._candidates.choose(self._chain, context, row, allowed)
+        logits = self._logits(context, row)[allowed]
+        token = self._candidates.choose(self._chain, allowed, logits)
         llama_cpp.llama_sampler_accept(self._chain, token)
         self._grammar.accept(token)
         return token
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
+
+    def _logits(self, context: object, row: int) -> Logits:
+        """The model's output in ``row``, in llama.cpp's memory."""
+        logits = llama_cpp.llama_get_logits_ith(context, row)
+        return numpy.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
 
     def _build(self, model: Model, options: Sampling, seed: int, prompt: Sequence[int]) -> None:
         if (
@@ -108,26 +116,19 @@ class Sampler:
 class _Candidates:
     """The tokens that a grammar allows, with their logits."""
 
-    def __init__(self, vocabulary_size: int) -> None:
-        self._size = vocabulary_size
+    def __init__(self) -> None:
         self._array = llama_cpp.llama_token_data_array()
 
-    def choose(self, chain: object, context: object, row: int, allowed: Tokens) -> int:
-        logits = _logits(context, row, self._size)
+    def choose(self, chain: object, allowed: Tokens, logits: Logits) -> int:
+        """The choice of ``chain``, which has one logit for each of the ``allowed`` tokens."""
         tokens = numpy.zeros(allowed.size, dtype=TOKEN_DATA)
         tokens["id"] = allowed
-        tokens["logit"] = logits[allowed]
+        tokens["logit"] = logits
         array = self._array
         array.data = tokens.ctypes.data_as(llama_cpp.llama_token_data_p)
         array.size, array.selected, array.sorted = tokens.size, -1, False
         llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
-
-
-def _logits(context: object, row: int, vocabulary_size: int) -> NDArray[numpy.float32]:
-    """The model's output in ``row``, in llama.cpp's memory."""
-    logits = llama_cpp.llama_get_logits_ith(context, row)
-    return numpy.ctypeslib.as_array(logits, shape=(vocabulary_size,))
 
 
 def native_seed(seed: int) -> int:

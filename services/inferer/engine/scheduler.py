@@ -197,8 +197,8 @@ class Scheduler(Generic[S]):
         )
         if self._is_alone:
             generating = generating[:1]
-        has_drafts = not (has_prompts or self._is_alone)
-        drafts = self._speculation.counts(generating, room if has_drafts else 0)
+        room_for_drafts = 0 if has_prompts or self._is_alone else room
+        drafts = self._speculation.counts(generating, room_for_drafts)
         rows = 0
         for sequence, count in zip(generating, drafts, strict=True):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
