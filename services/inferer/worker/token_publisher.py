@@ -1,4 +1,5 @@
-"""Token frames: from the compute thread to the broker, the first at once, then every 100 ms."""
+"""Token frames: from the compute thread to the broker, the first at once, then every 100 ms, at the
+same moments for all jobs: so they go out in one write and wake others once."""
 
 import asyncio
 
@@ -43,7 +44,7 @@ class TokenPublisher:
             self._idle = False
             self._arrived.clear()
             await self.flush(attempt)
-            await asyncio.sleep(FRAME_S)
+            await asyncio.sleep(FRAME_S - self._loop.time() % FRAME_S)
 
     async def flush(self, attempt: int) -> None:
         """Publish what has come since the last frame."""
