@@ -1,7 +1,8 @@
-"""What it matters which of two idle inferers gets the turns of a conversation, each of which has a
-cache of its own: the time to the first token over HTTP, with one CPU for each inferer. Two stacks
-with the real model side by side; in one of them a fixed order (``INFERER_PRIORITY``) keeps a lone
-conversation at one inferer. Conversations alternate between the stacks.
+"""How soon the turns of a conversation are answered where two inferers, each with a cache of its
+own, could take them: the time to the first token over HTTP, with one CPU for each inferer. Two
+stacks with the real model side by side; in one of them a fixed order (``INFERER_PRIORITY``) keeps a
+lone conversation at one inferer whatever becomes of its jobs. Conversations alternate between the
+stacks. Docs and figures without the handover: docs/decisions/0041-handover.md.
 
 - One conversation.
 - Two at the same time, with pauses, as people make them.

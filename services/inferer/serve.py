@@ -118,6 +118,7 @@ async def _serve(
                 tokens_per_s=worker.speed.answer,
                 slowdowns=engine.slowdowns(worker.slots),
                 idle_since=worker.idle_since,
+                beginnings=list(worker.beginnings),
             )
 
         def announce() -> None:
@@ -139,7 +140,7 @@ async def _serve(
             publish = await until_stopped(stopping, entering)
             await stack.enter_async_context(controlled(broker, inferer_id, worker, publish))
             await stack.enter_async_context(watched(engine, settings.stall_s))
-            await worker.run(stopping, announce)
+            await worker.run(stopping, announce, publish)
     finally:
         is_idle = engine.close()
         if is_idle:

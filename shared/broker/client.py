@@ -108,6 +108,17 @@ class Connection(Client):
         self._receivers[subscription._id] = receive
         return subscription
 
+    def readdressed(self, message: Msg, subject: str, reply: str, headers: dict[str, str]) -> Msg:
+        """A message with the data of ``message``, as if it had come with all the rest."""
+        return self.msg_class(
+            subject=subject,
+            reply=reply,
+            data=message.data,
+            headers=headers,
+            _client=self,
+            _sid=message._sid,
+        )
+
     async def end_at_broker(self, subscription: Subscription) -> None:
         """Have the broker send nothing more to it; what is on its way is still received."""
         await self._send_unsubscribe(subscription._id)

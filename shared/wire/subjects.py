@@ -39,6 +39,10 @@ HEADER_DEADLINE = "Deadline"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_TRACESTATE = "tracestate"
 HEADER_VERSION = "Sluice-Version"
+HEADER_NEAR = "Sluice-Near"
+HEADER_HANDED_OVER = "Sluice-Handed-Over"
+HEADER_ACK = "Sluice-Ack"
+HEADER_OFFER_ENDS = "Sluice-Offer-Ends"
 HEADER_SCHEDULE = "Nats-Schedule"
 HEADER_SCHEDULE_TARGET = "Nats-Schedule-Target"
 HEADER_SCHEDULER = "Nats-Scheduler"
@@ -215,6 +219,12 @@ def cancels(model: str) -> str:
 def control(model: str, inferer_id: str) -> str:
     """Commands to one inferer, each answered."""
     return f"infer.control.{token_of(model)}.{inferer_id}"
+
+
+def handover(model: str, inferer_id: str) -> str:
+    """Jobs that another inferer has pulled, and whose beginning this one has in its cache; each
+    answered with whether it takes it."""
+    return f"infer.handover.{token_of(model)}.{inferer_id}"
 
 
 def overlap(model: str, inferer_id: str) -> str:

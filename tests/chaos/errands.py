@@ -21,6 +21,9 @@ KINDS = {
 }
 """How many in a hundred."""
 
+BEGINNINGS = tuple(f"The {word} and the " + "rain on the copper roof, " * 20 for word in WORDS[:3])
+"""Of some prompts: long enough to be computed where one of them has been computed before."""
+
 LENGTHS = {3: 25, 20: 26, 60: 22, 150: 11, 600: 10, 1200: 6}
 """Most tokens of an answer, and how many jobs in a hundred ask for so many."""
 
@@ -64,6 +67,8 @@ def _body(number: int, kind: str, random: Random) -> dict[str, Any]:
         body["timeout_s"] = round(random.uniform(0.2, 4), 1)
     if kind == "asks_too_much":
         prompt, body["max_tokens"] = "a b c d e " * 1_000, 3
+    if random.random() < 0.3:
+        prompt = random.choice(BEGINNINGS) + prompt
     if random.random() < 0.5:
         return body | {"prompt": prompt}
     return body | {"messages": [{"role": "user", "content": prompt}]}

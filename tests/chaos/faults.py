@@ -288,6 +288,7 @@ def _send_rubbish(node: Node, random: Random) -> None:
             f"$KV.{subjects.INFERERS}.x",
             f"$KV.{subjects.IDEMPOTENCY}.x",
             "infer.control.tiny.inferer-0",
+            "infer.handover.tiny.inferer-0",
         ),
     )
     bodies = (b"", b"X", b"\xff", b"[" * 5_000, b'{"state":"\xff"}', b'{"at":"soon"}', b"{}")

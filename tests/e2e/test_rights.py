@@ -94,6 +94,7 @@ FORBIDDEN = {
     "another model's dead letter": "infer.dead.other.x",
     "another model's entry": "$KV.INFERERS.other.x",
     "another model's retry": "infer.retry.other.x",
+    "an offer to another model's inferer": "infer.handover.other.x",
     "a stored key": "$KV.IDEMPOTENCY.x",
     "another model's jobs": "$JS.API.CONSUMER.MSG.NEXT.REQUESTS.other",
     "an end of another model's job": "$JS.ACK.REQUESTS.other.1.1.1.1.0",

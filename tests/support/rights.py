@@ -22,7 +22,10 @@ def inferer_permissions(model: str) -> tuple[list[str], list[str]]:
     token = token_of(model)
     consumers = [subjects.consumer(model, priority) for priority in subjects.PRIORITIES]
     publish = [
-        *(f"infer.{kind}.{token}.*" for kind in ("results", "states", "deaths", "dead", "retry")),
+        *(
+            f"infer.{kind}.{token}.*"
+            for kind in ("results", "states", "deaths", "dead", "retry", "handover")
+        ),
         f"infer.events.{token}.*.*",
         subjects.inferer(model, "*"),
         *(
@@ -38,6 +41,7 @@ def inferer_permissions(model: str) -> tuple[list[str], list[str]]:
     subscribe = [
         "_INBOX.>",
         subjects.cancels(model),
+        subjects.handover(model, "*"),
         subjects.control(model, "*"),
         subjects.overlap(model, "*"),
     ]

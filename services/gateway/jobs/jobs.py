@@ -26,6 +26,7 @@ from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
 from services.gateway.validation.limits import check_submission
 from shared.background import Tasks
+from shared.beginnings import Near, fingerprints
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
 from shared.broker.results import find_result, read_result
@@ -126,6 +127,8 @@ class Jobs:
         }
         if reply_to is not None:
             headers[subjects.HEADER_REPLY_TO] = reply_to
+        if near := self._near(submission, model, caller):
+            headers[subjects.HEADER_NEAR] = near.header()
         payload = self._encode(submission, accepted)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
@@ -139,6 +142,15 @@ class Jobs:
             event, job_id=accepted.id, model=accepted.model, via=caller.via, bytes=len(payload)
         )
         return accepted
+
+    def _near(
+        self, submission: JobSubmission, model: ModelConsumers, caller: Caller
+    ) -> Near | None:
+        """The inferer that should get the job, if it is free."""
+        if not submission.cache_prompt or len(self._fleet.inferers(model.token)) < 2:
+            return None
+        found = fingerprints(caller.owner, submission.messages, submission.prompt)
+        return self._fleet.near(model.token, found)
 
     async def _publish(
         self,

@@ -6,11 +6,12 @@ Everything is read afresh from the broker every time, so any number of gateways 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from nats.aio.msg import Msg
 
+from shared.beginnings import Near
 from shared.broker.connection import Broker, unavailable_on_outage
 from shared.broker.consumers import ModelConsumers, ensure_consumers, read_model, read_models
 from shared.broker.inferers import find_overlaps, read_inferers
@@ -70,6 +71,19 @@ class Fleet:
     def inferers(self, model: str) -> list[InfererEntry]:
         """Those of the model with this token."""
         return list(self._inferers.get(model, {}).values())
+
+    def near(self, model: str, found: Sequence[str]) -> Near | None:
+        """Which inferer of the model with this token has computed most of a prompt with the
+        fingerprints ``found``; None if none has computed any of it. One that had a free slot at its
+        last heartbeat is preferred, then one that is served earlier."""
+        in_order = sorted(
+            self.inferers(model), key=lambda one: (len(one.jobs) >= one.slots, one.priority)
+        )
+        for fingerprint in reversed(found):
+            for entry in in_order:
+                if fingerprint in entry.beginnings:
+                    return Near(entry.id, entry.priority, fingerprint)
+        return None
 
     async def watch(self) -> None:
         """Follow the inferers that come and go."""
@@ -185,7 +199,10 @@ class Fleet:
         entries = [one.entry for one in live]
         overlaps = find_overlaps(entries)
         return FleetReport(
-            [msgspec.structs.replace(entry, overlaps=overlaps[entry.id]) for entry in entries],
+            [
+                msgspec.structs.replace(entry, overlaps=overlaps[entry.id], beginnings=[])
+                for entry in entries
+            ],
             at=timestamp(self._broker.now()),
         )
 

@@ -68,6 +68,7 @@ class Engine:
         self.n_ctx = n_ctx
         self.threads = threads
         self.shares_cache = shares_cache
+        self.has_cache = cache_bytes > 0
         self._options = ContextOptions(
             n_ctx,
             n_batch=min(n_batch, n_ctx),

@@ -1,8 +1,9 @@
 """An inferer's entry in the bucket `INFERERS`: how gateways learn of it and of its model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from shared.background import keep_running
 from shared.broker.connection import RETRY_DELAY_S, Broker
@@ -22,7 +23,7 @@ log = logger()
 @asynccontextmanager
 async def presence(
     broker: Broker, describe: Callable[[], InfererEntry], active: asyncio.Event
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
     """Keep the entry that ``describe`` returns alive during the block, remove it at its end.
     ``active`` is set while there are jobs.
 

@@ -130,6 +130,10 @@ class Puller:
             with suppress(*TRANSIENT):  # else its lease runs out
                 await job.nak()
 
+    def give_back(self, message: Msg) -> None:
+        """Requeue a job that `next` returned, without waiting for it."""
+        self._requeuing.start(message.nak(), "requeue a job")
+
     async def _pull_next(self) -> None:
         """Pull the priorities in their order, then wait at all of them until something happens."""
         if not self._broker.is_connected:
@@ -242,7 +246,7 @@ class Puller:
             self._end(DELIVERED)
         else:
             # Never two at a time: this one came for a pull that was ended.
-            self._requeuing.start(message.nak(), "requeue a job")
+            self.give_back(message)
 
 
 @lru_cache

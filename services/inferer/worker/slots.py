@@ -26,6 +26,8 @@ class Slots:
         self._does_not_pull = asyncio.Event()
         self._does_not_pull.set()
         self._is_ending = False
+        self._jobs: asyncio.TaskGroup | None = None
+        """Of `serve`, while that runs."""
 
     def set(self, count: int) -> None:
         """Open or close slots until there are ``count``; a running job ends in its slot."""
@@ -33,6 +35,15 @@ class Slots:
         self._changed.set()
         if self._pulling is not None and self.busy >= count:
             self._pulling.cancel()
+
+    def take(self, message: Msg) -> bool:
+        """Do a job that was not pulled, if a slot is free. Returns whether one is."""
+        if self._jobs is None or self.busy >= self.count:
+            return False
+        self._start(message)
+        if self._pulling is not None and self.busy >= self.count:
+            self._pulling.cancel()
+        return True
 
     async def settled(self) -> None:
         """Return once no job is pulled for a slot that was closed."""
@@ -47,13 +58,17 @@ class Slots:
 
     async def serve(self, jobs: asyncio.TaskGroup, puller: Puller) -> None:
         """Pull jobs, each done in a task of ``jobs``, until the end."""
+        self._jobs = jobs
         async with puller:
             while not self._is_ending:
                 if self.busy < self.count:
                     self._does_not_pull.clear()
-                    if (message := await self._pull(puller)) is not None:
-                        self.busy += 1
-                        jobs.create_task(self._do(message), name="do a job")
+                    if (message := await self._pull(puller)) is None:
+                        continue
+                    if self.busy < self.count:
+                        self._start(message)
+                    else:  # what was pulled came at the same moment as what took the slot
+                        puller.give_back(message)
                 else:
                     self._does_not_pull.set()
                     self._changed.clear()
@@ -71,6 +86,11 @@ class Slots:
             self._pulling = None
         await puller.requeue()
         return None
+
+    def _start(self, message: Msg) -> None:
+        assert self._jobs is not None
+        self.busy += 1
+        self._jobs.create_task(self._do(message), name="do a job")
 
     async def _do(self, message: Msg) -> None:
         try:

@@ -5,8 +5,9 @@ repeated, and no visible result changes.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
+from typing import Any
 
 from nats.aio.msg import Msg
 
@@ -16,10 +17,13 @@ from services.inferer.engine.speed import MeasuredSpeed, Speed
 from services.inferer.worker.auto_concurrency import AutoConcurrency
 from services.inferer.worker.delivery import REQUEUED, Job, NoResult
 from services.inferer.worker.executor import Executor
+from services.inferer.worker.handover import Handover
 from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.lease import Lease, acknowledge, requeue
 from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
+from shared.background import Tasks
+from shared.beginnings import Beginnings, fingerprints
 from shared.broker.connection import Broker
 from shared.config import LAST_PRIORITY, StartConcurrency
 from shared.errors import BrokerUnavailable, CommandRefused
@@ -61,6 +65,7 @@ class Worker:
         tested_speed: MeasuredSpeed = MeasuredSpeed(),
     ) -> None:
         self._broker = broker
+        self._id = inferer_id
         self._store = JobStore(broker, inferer_id)
         self.speed = Speed(tested_speed)
         self._executor = Executor(
@@ -75,6 +80,8 @@ class Worker:
         )
         self._engine = engine
         self.model = model
+        self.beginnings = Beginnings()
+        self._handover = Handover(broker, inferer_id, model, priority, self.beginnings)
         self._priority = priority
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
@@ -87,6 +94,8 @@ class Worker:
         self._slots = Slots(self.process)
         self._group: asyncio.TaskGroup | None = None
         self._growing = asyncio.Lock()
+        self._announce: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._announcing = Tasks()
         self._auto = None
         if concurrency == "auto":
             self._auto = AutoConcurrency(engine, self._slots, self._make_room)
@@ -115,9 +124,19 @@ class Worker:
         jobs = [job.progress() for job in self._jobs.values()]
         return [job for job in jobs if job is not None]
 
-    async def run(self, stopping: asyncio.Event, on_ready: Callable[[], None]) -> None:
-        """Serve until ``stopping`` is set; jobs that are then under way get their grace."""
+    async def run(
+        self,
+        stopping: asyncio.Event,
+        on_ready: Callable[[], None],
+        announce: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """Serve until ``stopping`` is set; jobs that are then under way get their grace.
+        ``announce`` stores this inferer's entry as it is now."""
+        self._announce = announce
         cancels = await self._broker.nc.subscribe(subjects.cancels(self.model), cb=self._on_cancel)
+        offers = await self._broker.nc.subscribe(
+            subjects.handover(self.model, self._id), cb=self._on_offer
+        )
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
                 self._group = group
@@ -142,6 +161,8 @@ class Worker:
             log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
         finally:
             await cancels.unsubscribe()
+            await offers.unsubscribe()
+            await self._announcing.end(RETURN_S)
 
     async def set_slots(self, count: int) -> None:
         """Open or close slots; no running job is touched, and no idle slot that closes takes one.
@@ -196,6 +217,8 @@ class Worker:
                 skip("request", message.subject, error)
                 await message.term()
                 return
+            if await self._handover.offer(job):
+                return
             while job.id in self._jobs:
                 # Its lease ran out and it came to another slot of ours: the first run decides.
                 await self._jobs[job.id].settled.wait()
@@ -207,6 +230,7 @@ class Worker:
                 self._auto.adjust()
             if self._requeuing:
                 job.interrupt(REQUEUED)
+            self._remember(job)
             outcome = await self._executor.outcome(job)
             if outcome is NoResult.REQUEUED:
                 await self._requeue(job)
@@ -216,6 +240,14 @@ class Worker:
                 await requeue(job.message, RETRY_WITHOUT_GATEWAY_S)
             else:
                 await self._settle(job, outcome, held)
+
+    def _remember(self, job: Job) -> None:
+        """Have gateways learn whose prompt is in the cache from now on."""
+        if job.malformed is not None or not (self._engine.has_cache and job.request.cache_prompt):
+            return
+        found = fingerprints(job.owner, job.request.messages, job.request.prompt)
+        if self.beginnings.add(found) and self._announce is not None:
+            self._announcing.start(self._announce(), "announce a beginning")
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.id]
@@ -283,6 +315,9 @@ class Worker:
             log.warning("return_not_announced", job_id=job.id)
         await requeue(job.message)
         log.info("job_requeued", job_id=job.id, model=self.model, attempt=job.attempt)
+
+    async def _on_offer(self, message: Msg) -> None:
+        await self._handover.serve(message, self._slots.take)
 
     async def _on_cancel(self, message: Msg) -> None:
         _, job_id = subjects.model_and_id(message.subject)

@@ -1,0 +1,90 @@
+"""Fingerprints of the beginnings of prompts: which inferer has computed part of a prompt before."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
+from shared.wire.requests import ChatMessage
+from shared.wire.subjects import is_token
+
+SHORTEST = 400
+"""Characters. What is shorter is computed in no time."""
+BLOCK = 1000
+"""Characters of a prompt without messages between two of its fingerprints."""
+MOST = 32
+"""Of one prompt, the longest."""
+PRIORITY = re.compile("[0-9]")
+REMEMBERED = 64
+"""By an inferer: a kilobyte of its entry."""
+
+
+def fingerprints(
+    owner: str, messages: Iterable[ChatMessage] | None = None, prompt: str | None = None
+) -> list[str]:
+    """Those of the beginnings of a prompt, the shortest first. Prompts of different owners have
+    none in common."""
+    digest, length = blake2b(owner.encode(), digest_size=8), 0
+    found = []
+    for part in _parts(messages, prompt or ""):
+        digest.update(part.encode() + b"\0")
+        length += len(part)
+        if length >= SHORTEST:
+            found.append(digest.copy().hexdigest())
+    return found[-MOST:]
+
+
+def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> Iterator[str]:
+    """What a prompt consists of; two that begin alike have the first ones in common."""
+    if messages is None:
+        whole = len(prompt) // BLOCK * BLOCK
+        yield from (prompt[start : start + BLOCK] for start in range(0, whole, BLOCK))
+    else:
+        yield from (f"{message.role}:{message.text}" for message in messages)
+
+
+class Near(NamedTuple):
+    """Which inferer has computed most of a prompt before, as a job's header says."""
+
+    inferer_id: str
+    priority: int
+    """Its `INFERER_PRIORITY`: none that is served earlier hands a job over to it."""
+    fingerprint: str
+
+    def header(self) -> str:
+        return f"{self.inferer_id} {self.priority} {self.fingerprint}"
+
+    @classmethod
+    def read(cls, header: str) -> "Near | None":
+        """None if there is no such header, or it cannot be read."""
+        match header.split(" "):
+            case [inferer_id, priority, fingerprint] if is_token(inferer_id) and PRIORITY.fullmatch(
+                priority
+            ):
+                return cls(inferer_id, int(priority), fingerprint)
+        return None
+
+
+class Beginnings:
+    """Those of the prompts that an inferer has computed lately."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, found: Iterable[str]) -> bool:
+        """Returns whether any of them is new."""
+        are_new = False
+        for fingerprint in found:
+            are_new |= fingerprint not in self._known
+            self._known[fingerprint] = None
+            self._known.move_to_end(fingerprint)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return are_new
+
+    def __contains__(self, fingerprint: str) -> bool:
+        return fingerprint in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)

@@ -1,0 +1,87 @@
+"""Which prompts begin alike, by their fingerprints."""
+
+import pytest
+
+from shared.beginnings import BLOCK, MOST, REMEMBERED, SHORTEST, Beginnings, Near, fingerprints
+from shared.wire.requests import ChatMessage
+
+LONG = "x" * SHORTEST
+
+
+def chat(*texts: str) -> list[ChatMessage]:
+    roles = ("system", "user", "assistant")
+    return [ChatMessage(roles[min(n, 1 + n % 2)], text) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+
+
+def test_a_turn_has_the_fingerprints_of_the_turns_before() -> None:
+    first = fingerprints("a", chat(LONG, "one"))
+    second = fingerprints("a", chat(LONG, "one", "two", "three"))
+    assert second[: len(first)] == first
+    assert len(second) == 4
+    other = fingerprints("a", chat(LONG, "eleven"))
+    assert other[0] == first[0]
+    assert other[1] != first[1]
+
+
+def test_short_beginnings_have_none() -> None:
+    assert fingerprints("a", chat("be brief", "one")) == []
+    assert len(fingerprints("a", chat("be brief", "one", LONG))) == 1
+    assert fingerprints("a", prompt="x" * (BLOCK - 1)) == []
+
+
+def test_a_text_has_one_for_each_block() -> None:
+    text = "".join(str(n % 7) for n in range(3 * BLOCK))
+    found = fingerprints("a", prompt=text + "and more")
+    assert len(found) == 3
+    assert fingerprints("a", prompt=text[: 2 * BLOCK] + "otherwise") == found[:2]
+
+
+def test_owners_have_none_in_common() -> None:
+    assert not {*fingerprints("a", chat(LONG))} & {*fingerprints("b", chat(LONG))}
+
+
+def test_a_text_is_not_taken_for_two_messages() -> None:
+    assert fingerprints("a", chat(LONG, "b")) != fingerprints("a", chat(LONG + "user:b"))
+
+
+def test_the_longest_are_kept() -> None:
+    all_texts = [LONG, *map(str, range(2 * MOST))]
+    found = fingerprints("a", chat(*all_texts))
+    assert len(found) == MOST
+    assert found[-1] == fingerprints("a", chat(*all_texts))[-1]
+
+
+def test_an_inferer_remembers_the_last_ones() -> None:
+    known = Beginnings()
+    assert known.add(map(str, range(REMEMBERED)))
+    assert not known.add(["0"])
+    assert known.add(["0", "new"])
+    assert "1" not in known
+    assert {"0", "2", "new"} <= {*known}
+    assert len(list(known)) == REMEMBERED
+
+
+def test_what_is_near_comes_through_a_header() -> None:
+    near = Near("inferer-1", 5, "0123456789abcdef")
+    assert Near.read(near.header()) == near
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        " ",
+        "a",
+        "a b",
+        "a 0",
+        "a 0 b c",
+        "a b c",
+        "a 10 b",
+        "a -1 b",
+        "a ² b",
+        "a.b 0 c",
+        "* 0 c",
+    ],
+)
+def test_another_header_is_ignored(header: str) -> None:
+    assert Near.read(header) is None
