@@ -27,21 +27,21 @@ def fingerprints(
     none in common."""
     digest, length = blake2b(owner.encode(), digest_size=8), 0
     found = []
-    for part in _parts(messages, prompt or ""):
+    parts = _parts(messages, prompt or "")
+    for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
         digest.update(part.encode() + b"\0")
         length += len(part)
-        if length >= SHORTEST:
+        if length >= SHORTEST and left <= MOST:
             found.append(digest.copy().hexdigest())
-    return found[-MOST:]
+    return found
 
 
-def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> Iterator[str]:
+def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> list[str]:
     """What a prompt consists of; two that begin alike have the first ones in common."""
     if messages is None:
         whole = len(prompt) // BLOCK * BLOCK
-        yield from (prompt[start : start + BLOCK] for start in range(0, whole, BLOCK))
-    else:
-        yield from (f"{message.role}:{message.text}" for message in messages)
+        return [prompt[start : start + BLOCK] for start in range(0, whole, BLOCK)]
+    return [f"{message.role}:{message.text}" for message in messages]
 
 
 class Near(NamedTuple):

@@ -1,27 +1,38 @@
 """The least that JetStream can do for a queue that loses nothing: a job is stored in a file before
 it is confirmed, pulled by a worker, its result stored before it is sent, and its message
-acknowledged after that. No gateway, no states, no events, no inference. Both sides have Sluice's
-own connection, which takes less time than nats-py's, and the worker its event loop. The worker:
+acknowledged after that. No states, no events, no checks, no logs. All sides have Sluice's own
+connection, which takes less time than nats-py's, and the worker its event loop. With a model, each
+job is one token of it; then the clients' requests go through a gateway that only forwards them, as
+Sluice's clients, with nats-py, send them. The processes:
 
-    NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream CONCURRENCY
+    NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream worker CONCURRENCY [MODEL]
+    NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream gateway
 """
 
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 
+import msgspec
 import uvloop
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
+from services.inferer.engine.engine import Engine
+from services.inferer.engine.generation import Generation, GenerationSequence
+from services.inferer.engine.model import Model
+from services.inferer.engine.sampler import Sampler
 from shared.background import Tasks
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings, load
+from shared.wire.requests import InferenceRequest
 
 JOBS, RESULTS, WORKER = "ALONE_JOBS", "ALONE_RESULTS", "worker"
+REQUESTS = "alone.complete"
 REPLY_TO = "Reply-To"
 PATIENCE_S = 10.0
 
@@ -29,8 +40,10 @@ PATIENCE_S = 10.0
 class Worker:
     """As many pulls as jobs at once, each for one message."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, compute: Callable[[], Awaitable[bytes]]) -> None:
+        """``compute`` returns a job's result."""
         self._broker = broker
+        self._compute = compute
         self._inbox = broker.nc.new_inbox()
         self._running = Tasks()
 
@@ -61,11 +74,65 @@ class Worker:
     async def _process(self, message: Msg) -> None:
         assert message.headers is not None
         subject = f"{RESULTS}.{message.subject.rpartition('.')[2]}"
-        await self._broker.publish_stored(subject, message.data, {}, PATIENCE_S)
+        result = await self._compute()
+        await self._broker.publish_stored(subject, result, {}, PATIENCE_S)
         # These go out in one write.
-        await self._broker.nc.publish(message.headers[REPLY_TO], message.data)
+        await self._broker.nc.publish(message.headers[REPLY_TO], result)
         await self._broker.nc.publish(message.reply, b"+ACK")
         await self._pull()
+
+
+class OneToken:
+    """A job with inference: what Sluice's own benchmark asks for, by the same engine."""
+
+    def __init__(self, path: Path, concurrency: int) -> None:
+        self._model = Model(path, gpu_layers=0)
+        self._engine = Engine(self._model, slots=concurrency, n_ctx=4096, n_batch=512, threads=1)
+        self._request = InferenceRequest(task="complete", prompt="one token, please", max_tokens=1)
+
+    async def __call__(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Generation | Exception] = loop.create_future()
+
+        def on_end(outcome: Generation | Exception) -> None:
+            loop.call_soon_threadsafe(ended.set_result, outcome)
+
+        sequence = GenerationSequence(
+            self._prepare,
+            max_tokens=1,
+            stop=[],
+            on_text=lambda _: None,
+            on_end=on_end,
+        )
+        sequence.is_cold = True
+        self._engine.submit(sequence)
+        generation = await ended
+        assert isinstance(generation, Generation)
+        return msgspec.json.encode({"usage": {"completion_tokens": generation.completion_tokens}})
+
+    def _prepare(self) -> tuple[list[int], Sampler]:
+        prompt = self._model.tokenize(self._request.prompt or "")
+        return prompt, Sampler(self._model, self._request, 1, prompt)
+
+
+class Gateway:
+    """Stores each request as a job."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._numbers = count(time.time_ns())
+        self._running = Tasks()
+
+    async def run(self) -> None:
+        await self._broker.nc.subscribe_directly(REQUESTS, self._receive)
+        await asyncio.Event().wait()
+
+    def _receive(self, message: Msg) -> None:
+        self._running.start(self._forward(message), "forward a job")
+
+    async def _forward(self, message: Msg) -> None:
+        subject, headers = f"{JOBS}.{next(self._numbers)}", {REPLY_TO: message.reply}
+        await self._broker.publish_stored(subject, message.data, headers, PATIENCE_S)
 
 
 class Client:
@@ -117,10 +184,23 @@ async def client(url: str) -> AsyncIterator[Client]:
         yield client
 
 
-async def _work(concurrency: int) -> None:
+async def _work(concurrency: int, model: str | None = None) -> None:
+    async def nothing() -> bytes:
+        return b"{}"
+
+    compute = OneToken(Path(model), concurrency) if model else nothing
     async with connected(load(BrokerSettings, "NATS"), WORKER) as broker:
-        await Worker(broker).run(concurrency)
+        await Worker(broker, compute).run(concurrency)
+
+
+async def _forward() -> None:
+    async with connected(load(BrokerSettings, "NATS"), "gateway") as broker:
+        await Gateway(broker).run()
 
 
 if __name__ == "__main__":
-    uvloop.run(_work(int(sys.argv[1])))
+    match sys.argv[1:]:
+        case ["worker", concurrency, *model]:
+            uvloop.run(_work(int(concurrency), *model))
+        case ["gateway"]:
+            uvloop.run(_forward())

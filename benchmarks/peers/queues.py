@@ -14,13 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import msgspec
 import nats
+import nats.aio.client
+import nats.errors
 
 from benchmarks.measuring import describe_machine, in_turn, running_stack
 from benchmarks.peers import jetstream
@@ -51,6 +53,8 @@ BLOCK, BURST = 40, 250
 """Jobs one after another, and at once, in each round."""
 SLUICE, CELERY, TASKIQ = "Sluice", "Celery with Redis", "taskiq with NATS"
 ALONE = "JetStream alone"
+LEAST = "JetStream and the engine"
+SUBJECT = "infer.complete"
 JOB = {"prompt": "one token, please", "max_tokens": 1, "seed": 1}
 
 CLIENT, WORKER, BROKER, GATEWAY = "client", "worker or inferer", "Redis or NATS", "gateway"
@@ -124,6 +128,7 @@ def main() -> int:
             CELERY: told(celery_worker(1)),
             TASKIQ: told(taskiq_worker(1)),
             ALONE: "stored, pulled, result stored, sent, acknowledged; no gateway, no inference",
+            LEAST: "the same, with a gateway that forwards and one token of the tiny model",
             "rounds": str(options.pairs),
         },
     )
@@ -148,9 +153,13 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
         taskiq_process = stack.enter_context(taskiq(folder, broker.url, concurrency))
         taskiq_client = stack.enter_context(Client("taskiq_client", {"NATS_URL": broker.url}))
         alone = stack.enter_context(NatsServer(folder / "alone"))
-        command = [sys.executable, "-m", "benchmarks.peers.jetstream", str(concurrency)]
         jetstream_worker = stack.enter_context(
-            running(command, folder / "jetstream.log", {"NATS_URL": alone.url})
+            _jetstream(alone, folder / "alone.log", "worker", str(concurrency))
+        )
+        least = stack.enter_context(NatsServer(folder / "least"))
+        least_gateway = stack.enter_context(_jetstream(least, folder / "gateway.log", "gateway"))
+        least_worker = stack.enter_context(
+            _jetstream(least, folder / "least.log", "worker", str(concurrency), str(tiny))
         )
         # A second thread would mostly wait: other processes use the cores too.
         environment = {"INFERER_CONCURRENCY": str(concurrency), "INFERER_THREADS": "1"}
@@ -164,6 +173,16 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
                 parts={
                     WORKER: jetstream_worker.family,
                     BROKER: alone.process.family,
+                    CLIENT: lambda: [os.getpid()],
+                },
+            ),
+            LEAST: Subject(
+                latency=lambda: asyncio.run(_one_after_another(least.url, jetstream.REQUESTS)),
+                burst=lambda: asyncio.run(_at_once(least.url, jetstream.REQUESTS)),
+                parts={
+                    GATEWAY: least_gateway.family,
+                    WORKER: least_worker.family,
+                    BROKER: least.process.family,
                     CLIENT: lambda: [os.getpid()],
                 },
             ),
@@ -188,24 +207,38 @@ def _peer(client: Client, worker: Process, broker: Process) -> Subject:
     )
 
 
-async def _one_after_another(url: str) -> list[float]:
+def _jetstream(server: NatsServer, log: Path, *arguments: str) -> AbstractContextManager[Process]:
+    command = [sys.executable, "-m", "benchmarks.peers.jetstream", *arguments]
+    return running(command, log, {"NATS_URL": server.url})
+
+
+async def _until_served(client: nats.aio.client.Client, subject: str) -> None:
+    while True:
+        try:
+            await complete(client, subject, **JOB)
+            return
+        except nats.errors.NoRespondersError:
+            await asyncio.sleep(0.1)
+
+
+async def _one_after_another(url: str, subject: str = SUBJECT) -> list[float]:
     """Milliseconds of each job."""
     async with await nats.connect(url) as client:
-        await complete(client, **JOB)
+        await _until_served(client, subject)
         took = []
         for _ in range(BLOCK):
             started = time.perf_counter()
-            await complete(client, **JOB)
+            await complete(client, subject, **JOB)
             took.append(1000 * (time.perf_counter() - started))
         return took
 
 
-async def _at_once(url: str) -> float:
+async def _at_once(url: str, subject: str = SUBJECT) -> float:
     """Seconds until the last result."""
     async with await nats.connect(url) as client:
-        await complete(client, **JOB)
+        await _until_served(client, subject)
         started = time.perf_counter()
-        await asyncio.gather(*(complete(client, **JOB) for _ in range(BURST)))
+        await asyncio.gather(*(complete(client, subject, **JOB) for _ in range(BURST)))
         return time.perf_counter() - started
 
 

@@ -1,20 +1,25 @@
 """Turns of a conversation run where its beginning is in the cache, if that inferer is free."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
+from services.inferer.worker.lease import RENEW_EVERY_S
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
 from shared.wire import subjects
 from shared.wire.codecs import encode
 from shared.wire.requests import InferenceRequest
+from shared.wire.results import Completed
 from tests.support.processes import Stack, eventually
+from tests.support.raw_nats import RawNats, publication
+from tests.support.workers import ended, put
 
 SYSTEM = "You know that " + "the ships sail east and the birds fly west, " * 10
 Message = dict[str, str]
@@ -87,12 +92,12 @@ async def test_an_inferer_that_does_not_answer_costs_a_moment(stack: Stack) -> N
         frozen.freeze()
         # Its own pull would get every other job, and keep it for a lease.
         jobs = [stack.submit(messages=messages, max_tokens=2) for _ in range(2)]
-        ended = eventually(
+        done = eventually(
             lambda: [job for job in map(stack.status, jobs) if job["state"] == "SUCCESS"] or None,
             "the one that the other inferer got",
         )
-        assert {job["attempts"] for job in ended} == {1}
-        assert {job["inferer"] for job in ended} == {f"inferer-{stack.inferers.index(other)}"}
+        assert {job["attempts"] for job in done} == {1}
+        assert {job["inferer"] for job in done} == {f"inferer-{stack.inferers.index(other)}"}
         frozen.thaw()
         for job_id in jobs:
             assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
@@ -108,15 +113,67 @@ def test_no_inferer_has_two_jobs_at_once(stack: Stack) -> None:
         if number % 6 == 5:
             for job_id in jobs[-6:]:
                 stack.wait_for_end(job_id)
-    ended = [stack.wait_for_end(job_id) for job_id in jobs]
-    assert {job["state"] for job in ended} == {"SUCCESS"}
-    assert {job["attempts"] for job in ended} == {1}
+    done = [stack.wait_for_end(job_id) for job_id in jobs]
+    assert {job["state"] for job in done} == {"SUCCESS"}
+    assert {job["attempts"] for job in done} == {1}
     for inferer in ("inferer-0", "inferer-1"):
-        spans = sorted(
-            (j["started_at"], j["finished_at"]) for j in ended if j["inferer"] == inferer
-        )
+        spans = sorted((j["started_at"], j["finished_at"]) for j in done if j["inferer"] == inferer)
         for (_, end), (start, _) in pairwise(spans):
             assert end <= start
+
+
+@pytest.fixture
+async def near_ghost(stack: Stack) -> AsyncIterator[tuple[Broker, str, asyncio.Future[Msg]]]:
+    """The id of a job for an inferer that gets offers and does not answer them, and the first
+    offer."""
+    async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
+        offered: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+        async def receive(message: Msg) -> None:
+            offered.set_result(message)
+
+        await broker.nc.subscribe(subjects.handover("tiny", "ghost"), cb=receive)
+        await broker.nc.flush()
+        request = InferenceRequest(task="complete", prompt="hi", max_tokens=1)
+        yield broker, await put(broker, request, Sluice_Near="ghost 0 f"), offered
+
+
+async def test_a_job_that_nobody_took_comes_back(
+    stack: Stack, near_ghost: tuple[Broker, str, asyncio.Future[Msg]]
+) -> None:
+    """It was offered, and neither an answer nor a renewal of its lease comes."""
+    _, job_id, offered = near_ghost
+    await offered
+    job = await asyncio.to_thread(stack.wait_for_end, job_id)
+    assert (job["state"], job["attempts"]) == ("SUCCESS", 1)
+
+
+async def test_a_job_whose_answer_was_lost_stays_where_it_is(
+    stack: Stack, near_ghost: tuple[Broker, str, asyncio.Future[Msg]]
+) -> None:
+    """The other inferer has it and renews its lease: nobody else gets it."""
+    broker, job_id, offered = near_ghost
+    ack = ((await offered).headers or {})[subjects.HEADER_ACK]
+    for _ in range(4):
+        await asyncio.sleep(RENEW_EVERY_S)
+        await broker.nc.publish(ack, Msg.Ack.Progress)
+    assert stack.status(job_id)["state"] == "PENDING"
+    await broker.nc.request(ack, Msg.Ack.Nak)
+    assert (await asyncio.to_thread(stack.wait_for_end, job_id))["state"] == "SUCCESS"
+
+
+def test_a_header_that_cannot_be_sent_on_costs_nothing(stack: Stack) -> None:
+    """The broker takes such names; nats-py receives them, and refuses to send them."""
+    job_id = new_job_id()
+    headers = b"NATS/1.0\r\nSluice-Near: nobody 0 f\r\na@b: c\r\n\r\n"
+    request = encode(InferenceRequest(task="complete", prompt="hi", max_tokens=1))
+    with RawNats(stack.nats.port) as connection:
+        connection.send(
+            publication(subjects.request("tiny", job_id).encode(), request, b"", headers)
+        )
+        connection.settle()
+    assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
+    assert all(inferer.popen.poll() is None for inferer in stack.inferers)
 
 
 JOB_ID = new_job_id()
@@ -124,6 +181,7 @@ OFFER = {
     subjects.HEADER_HANDED_OVER: f"infer.requests.tiny.normal.public.{JOB_ID}",
     subjects.HEADER_ACK: "$JS.ACK.REQUESTS.tiny.1.1.1.1789000000000000000.0",
     subjects.HEADER_OFFER_ENDS: "2999-01-01T00:00:00.000000Z",
+    subjects.HEADER_BUSY: "0",
 }
 OF_SOMETHING_ELSE: dict[str, dict[str, str]] = {
     "not a request": {subjects.HEADER_HANDED_OVER: f"infer.results.tiny.{JOB_ID}"},
@@ -140,6 +198,11 @@ OF_SOMETHING_ELSE: dict[str, dict[str, str]] = {
     "an ack without numbers": {subjects.HEADER_ACK: "$JS.ACK.REQUESTS.tiny.a.b.c.d.e"},
     "an offer that has ended": {subjects.HEADER_OFFER_ENDS: "2026-01-01T00:00:00.000000Z"},
     "an offer without a time": {subjects.HEADER_OFFER_ENDS: "soon"},
+    "an offer without a number": {subjects.HEADER_BUSY: "²"},
+    "an offer of one with less to do": {subjects.HEADER_BUSY: "-1"},
+    "a time beyond all times": {
+        subjects.HEADER_ACK: f"$JS.ACK.REQUESTS.tiny.1.1.1.{10**30}.0",
+    },
 }
 
 
@@ -155,7 +218,7 @@ async def test_an_offer_is_taken_only_as_a_whole(stack: Stack) -> None:
             headers = {name: value for name, value in OFFER.items() if name != missing}
             assert await offer(broker, headers) == b"refused"
         assert await offer(broker, OFFER) == b"taken"
-        assert stack.wait_for_end(JOB_ID)["state"] == "SUCCESS"
+        assert isinstance(await ended(broker, JOB_ID), Completed)
 
 
 @pytest.mark.parametrize("changed", OF_SOMETHING_ELSE.values(), ids=OF_SOMETHING_ELSE)

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.jobs.events import _events_until_outage
+from services.gateway.jobs.events import _events_until_outage, _live_events
+from services.gateway.jobs.token_merger import Added, TokenReader
 from shared.broker.connection import Broker, connected
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable
 from shared.job_ids import new_job_id
+from shared.timestamps import timestamp
 from shared.wire import subjects
-from shared.wire.results import Result
+from shared.wire.codecs import decode_token_frame, encode
+from shared.wire.events import TokenFrame
+from shared.wire.results import Cancelled, Result
 from tests.support.nats_client import flush
 from tests.support.processes import PATIENCE_S, NatsServer, eventually
 
@@ -47,6 +51,96 @@ async def test_a_consumer_whose_creation_was_not_answered_is_deleted(
             while (await broker.js.stream_info(subjects.EVENTS)).state.consumer_count:
                 await asyncio.sleep(0.01)
     finished.cancel()
+
+
+class LiveEvents:
+    """A job of which this reads what is published, as a gateway does for its own clients."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.job_id = new_job_id()
+        self.ended = asyncio.Event()
+        self.finished = asyncio.create_task(self._finish())
+        self.reader = TokenReader()
+        self.events = _live_events(broker, "tiny", self.job_id, self.finished, self.reader)
+        self.sequences: list[int] = []
+        self.text = ""
+
+    async def publish(self, index: int, *tokens: str) -> None:
+        frame = encode(TokenFrame(attempt=1, index=index, tokens=list(tokens)))
+        subject = subjects.token_events("tiny", self.job_id)
+        await self.broker.publish_stored(subject, frame, {}, PATIENCE_S)
+
+    async def read(self, messages: int) -> None:
+        for _ in range(messages):
+            async with asyncio.timeout(PATIENCE_S):
+                sequence, message = await anext(self.events)
+            self.sequences.append(sequence)
+            for step in self.reader.add(decode_token_frame(message.data)):
+                assert isinstance(step, Added)
+                self.text += step.text
+
+    async def _finish(self) -> Result:
+        await self.ended.wait()
+        return Cancelled(
+            id=self.job_id,
+            model="tiny",
+            attempt=1,
+            queued_at=timestamp(),
+            finished_at=timestamp(),
+            code="cancelled",
+            message="as it must",
+        )
+
+
+async def test_a_job_of_this_gateway_is_read_without_a_consumer(queue: Broker) -> None:
+    job = LiveEvents(queue)
+    reading = asyncio.create_task(job.read(2))
+    await flush(queue.nc)
+    await job.publish(0, "a")
+    await job.publish(1, "b", "c")
+    await reading
+    assert (await queue.js.stream_info(subjects.EVENTS)).state.consumer_count == 0
+    assert (job.text, job.sequences) == ("abc", [0, 0])
+    job.ended.set()
+    assert [message async for _, message in job.events] == []
+
+
+async def test_what_was_missed_is_read_from_the_stream(queue: Broker) -> None:
+    """The first frames are published before this subscribes."""
+    job = LiveEvents(queue)
+    await job.publish(0, "a")
+    await job.publish(1, "b")
+    reading = asyncio.create_task(job.read(1 + 3))
+    await flush(queue.nc)
+    await job.publish(2, "c")
+    await reading
+    assert job.text == "abc"
+    assert job.sequences[0] == 0
+    assert job.sequences[1:] == sorted(job.sequences[1:])
+    await job.publish(3, "d")
+    await job.read(1)
+    assert job.text == "abcd"
+    job.ended.set()
+    assert [message async for _, message in job.events] == []
+
+
+async def test_after_an_outage_the_stream_is_read(queue: Broker, nats_server: NatsServer) -> None:
+    """What was published during it may have been missed."""
+    job = LiveEvents(queue)
+    reading = asyncio.create_task(job.read(1))
+    await flush(queue.nc)
+    await job.publish(0, "a")
+    await reading
+    reading = asyncio.create_task(job.read(2))
+    nats_server.process.kill()
+    nats_server.start()
+    await job.publish(1, "b")
+    await reading
+    assert job.text == "ab"
+    assert 0 not in job.sequences[1:]
+    job.ended.set()
+    assert [message async for _, message in job.events] == []
 
 
 def _is_stopped(pid: int) -> bool:

@@ -54,6 +54,16 @@ def test_the_result_fills_a_gap() -> None:
     assert reader.finish(1, "abcd") == [Added(1, 1, "bcd")]
 
 
+def test_a_gap_is_noticed() -> None:
+    """From the first frame beyond it until what is missing has come."""
+    reader = TokenReader()
+    noticed = []
+    for given in (frame(1, 0, "a"), frame(1, 2, "c"), frame(1, 1, "b"), frame(2, 1, "b")):
+        reader.add(given)
+        noticed.append(reader.has_gap)
+    assert noticed == [False, True, False, True]
+
+
 def test_a_lost_frame_that_comes_late_closes_the_gap() -> None:
     """The reader goes on from where it was, with what comes from then on."""
     _, steps = read(frame(1, 0, "a"), frame(1, 2, "c"), frame(1, 1, "b", "c"), frame(1, 3, "d"))

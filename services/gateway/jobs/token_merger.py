@@ -35,6 +35,8 @@ class TokenReader:
         self._text = ""
         self._sent: str | None = None if resumes else ""
         self._sent_tokens = 0
+        self.has_gap = False
+        """Whether a frame is missing: none that follows it was added."""
 
     def begin(self) -> None:
         """Everything that was sent before is about to be added once more."""
@@ -46,7 +48,8 @@ class TokenReader:
             return []
         if frame.attempt > self._attempt:
             self._attempt, self._next, self._text = frame.attempt, 0, ""
-        if frame.index > self._next:
+        self.has_gap = frame.index > self._next
+        if self.has_gap:
             return []
         tokens = frame.tokens[self._next - frame.index :]
         self._next += len(tokens)

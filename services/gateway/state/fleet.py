@@ -76,14 +76,17 @@ class Fleet:
         """Which inferer of the model with this token has computed most of a prompt with the
         fingerprints ``found``; None if none has computed any of it. One that had a free slot at its
         last heartbeat is preferred, then one that is served earlier."""
-        in_order = sorted(
-            self.inferers(model), key=lambda one: (len(one.jobs) >= one.slots, one.priority)
-        )
-        for fingerprint in reversed(found):
-            for entry in in_order:
-                if fingerprint in entry.beginnings:
-                    return Near(entry.id, entry.priority, fingerprint)
-        return None
+        lengths = {fingerprint: length for length, fingerprint in enumerate(found)}
+        nearest = None
+        for entry in self.inferers(model):
+            known = lengths.keys() & entry.beginnings
+            if known:
+                longest = max(known, key=lengths.__getitem__)
+                is_full = len(entry.jobs) >= entry.slots
+                rank = lengths[longest], not is_full, -entry.priority
+                if nearest is None or rank > nearest[0]:
+                    nearest = rank, Near(entry.id, entry.priority, longest)
+        return nearest[1] if nearest else None
 
     async def watch(self) -> None:
         """Follow the inferers that come and go."""

@@ -5,6 +5,8 @@ has computed most of its prompt before. The inferer that gets the job offers it 
 takes it only into a slot that is free at that moment: nobody waits.
 """
 
+import asyncio
+import math
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -12,10 +14,10 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from services.inferer.worker.delivery import Job
-from services.inferer.worker.lease import requeue
+from services.inferer.worker.lease import RENEW_EVERY_S, requeue
 from shared.beginnings import Beginnings, Near
 from shared.broker.connection import Broker
-from shared.broker.refusals import TRANSIENT
+from shared.broker.refusals import IMPOSSIBLE, TRANSIENT
 from shared.logs import logger
 from shared.model_names import token_of
 from shared.timestamps import parse_timestamp, timestamp
@@ -25,6 +27,12 @@ from shared.wire.replies import send_reply
 
 ANSWER_S = 0.5
 """How long the other inferer may take to say whether it takes a job."""
+UNKNOWN_S = RENEW_EVERY_S + 1
+"""How long to wait for a sign of the job where it does not say so."""
+SILENT_S = 10.0
+"""How long an inferer that did not answer gets no other offer."""
+LARGEST = 2**20
+"""Bytes of a job that is offered: it is sent once more for that."""
 TAKEN, REFUSED = b"taken", b"refused"
 
 log = logger()
@@ -46,18 +54,14 @@ class Handover:
         self._model = model
         self._priority = priority
         self._beginnings = beginnings
+        self._silent: dict[str, float] = {}
+        """When each inferer did not answer, on the loop's clock."""
 
-    async def offer(self, job: Job) -> bool:
-        """Offer the job to the inferer that its headers name. Returns whether it is not ours any
-        more."""
+    async def offer(self, job: Job, busy: int) -> bool:
+        """Offer the job to the inferer that its headers name; this one has ``busy`` others.
+        Returns whether it is not ours any more."""
         near = Near.read(job.near)
-        if (
-            near is None
-            or near.inferer_id == self._id
-            or near.priority > self._priority
-            or near.fingerprint in self._beginnings
-            or not job.is_first_delivery
-        ):
+        if near is None or not self._is_worth_offering(job, near):
             return False
         ends_at = self._broker.now() + timedelta(seconds=ANSWER_S)
         try:
@@ -65,44 +69,61 @@ class Handover:
                 subjects.handover(self._model, near.inferer_id),
                 job.message.data,
                 ANSWER_S,
-                headers=_headers(job.message, timestamp(ends_at)),
+                headers={
+                    **_own_headers(job.message),
+                    subjects.HEADER_HANDED_OVER: job.message.subject,
+                    subjects.HEADER_ACK: job.message.reply,
+                    subjects.HEADER_OFFER_ENDS: timestamp(ends_at),
+                    subjects.HEADER_BUSY: str(busy),
+                },
             )
-        except (
-            nats.errors.NoRespondersError,
-            nats.errors.MaxPayloadError,
-            nats.errors.BadSubjectError,
-        ):
+        except (nats.errors.NoRespondersError, *IMPOSSIBLE):
             return False  # it was certainly not received
         except TRANSIENT as error:
             # Perhaps it runs there. Here it must not: two attempts with the same number would mix
-            # their tokens.
+            # their tokens. If it does, the renewal of its lease overrides this.
             log.warning(
                 "handover_not_answered", job_id=job.id, to=near.inferer_id, error=str(error)
             )
-            await requeue(job.message)
+            self._silent[near.inferer_id] = asyncio.get_running_loop().time()
+            await requeue(job.message, UNKNOWN_S)
             return True
         return answer.data == TAKEN
 
-    async def serve(self, message: Msg, take: Callable[[Msg], bool]) -> None:
-        """Answer an offer; ``take`` returns whether a slot is free for the job."""
+    def _is_worth_offering(self, job: Job, near: Near) -> bool:
+        silent_at = self._silent.get(near.inferer_id, -math.inf)
+        return (
+            near.inferer_id != self._id
+            and near.priority <= self._priority
+            and near.fingerprint not in self._beginnings
+            and job.is_first_delivery
+            and len(job.message.data) <= LARGEST
+            and asyncio.get_running_loop().time() - silent_at > SILENT_S
+        )
+
+    async def serve(self, message: Msg, take: Callable[[Msg, int], bool]) -> None:
+        """Answer an offer; ``take`` gets the job and how many others the inferer has that offers
+        it, and returns whether a slot is free for it."""
         try:
-            job = self._job_in(message)
-            is_taken = job is not None and take(job)
-        except (ValueError, KeyError, nats.errors.Error) as error:
+            job, busy = self._job_in(message)
+            is_taken = job is not None and take(job, busy)
+        except (ValueError, KeyError, OverflowError, nats.errors.Error) as error:
             skip("handover", message.subject, error)
             is_taken = False
         if message.reply:
             await send_reply(self._broker.nc, message.reply, TAKEN if is_taken else REFUSED)
 
-    def _job_in(self, message: Msg) -> Msg | None:
-        """The job as the broker delivered it; None if the offer has ended, because this inferer
-        was frozen.
+    def _job_in(self, message: Msg) -> tuple[Msg | None, int]:
+        """The job as the broker delivered it, and how many others the inferer has that offers it.
+        None if the offer has ended, because this inferer was frozen.
 
         Raises:
-            ValueError, KeyError, nats.errors.Error: it is not one of our model's queues.
+            ValueError, KeyError, OverflowError, nats.errors.Error: it is not one of our model's
+                queues.
         """
         headers = dict(message.headers or {})
         ends_at = parse_timestamp(headers.pop(subjects.HEADER_OFFER_ENDS))
+        busy = int(headers.pop(subjects.HEADER_BUSY))
         subject = headers.pop(subjects.HEADER_HANDED_OVER)
         job = self._broker.nc.readdressed(
             message, subject, headers.pop(subjects.HEADER_ACK), headers
@@ -113,18 +134,13 @@ class Handover:
             token_of(self._model)
         }:
             raise ValueError("it is not a job of this model")
-        return job if self._broker.now() < ends_at else None
+        return job if self._broker.now() < ends_at else None, busy
 
 
-def _headers(message: Msg, ends_at: str) -> dict[str, str]:
-    own = {
+def _own_headers(message: Msg) -> dict[str, str]:
+    """Without those that the broker adds: it takes some of them as commands."""
+    return {
         name: value
         for name, value in (message.headers or {}).items()
         if not name.lower().startswith(subjects.BROKERS_HEADERS)
-    }
-    return {
-        **own,
-        subjects.HEADER_HANDED_OVER: message.subject,
-        subjects.HEADER_ACK: message.reply,
-        subjects.HEADER_OFFER_ENDS: ends_at,
     }

@@ -36,9 +36,10 @@ class Slots:
         if self._pulling is not None and self.busy >= count:
             self._pulling.cancel()
 
-    def take(self, message: Msg) -> bool:
-        """Do a job that was not pulled, if a slot is free. Returns whether one is."""
-        if self._jobs is None or self.busy >= self.count:
+    def take(self, message: Msg, busy: int) -> bool:
+        """Do a job that another inferer has pulled, which has ``busy`` others, if a slot is free
+        and no more are busy here. Returns whether it is done here."""
+        if self._jobs is None or self.busy >= self.count or self.busy > busy:
             return False
         self._start(message)
         if self._pulling is not None and self.busy >= self.count:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import nats.errors
 from nats.aio.msg import Msg
 
 from services.inferer.crash.flight_recorder import FlightRecorder
@@ -135,7 +136,7 @@ class Worker:
         self._announce = announce
         cancels = await self._broker.nc.subscribe(subjects.cancels(self.model), cb=self._on_cancel)
         offers = await self._broker.nc.subscribe(
-            subjects.handover(self.model, self._id), cb=self._on_offer
+            subjects.handover(self.model, self._id), "handover", cb=self._on_offer
         )
         try:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
@@ -147,6 +148,7 @@ class Worker:
                 on_ready()
                 await stopping.wait()
                 self._stopping = True
+                await offers.unsubscribe()
                 await self._end_auto()
                 self._slots.end()
                 log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
@@ -161,7 +163,8 @@ class Worker:
             log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
         finally:
             await cancels.unsubscribe()
-            await offers.unsubscribe()
+            with suppress(nats.errors.Error):  # it was when the inferer began to stop
+                await offers.unsubscribe()
             await self._announcing.end(RETURN_S)
 
     async def set_slots(self, count: int) -> None:
@@ -217,8 +220,6 @@ class Worker:
                 skip("request", message.subject, error)
                 await message.term()
                 return
-            if await self._handover.offer(job):
-                return
             while job.id in self._jobs:
                 # Its lease ran out and it came to another slot of ours: the first run decides.
                 await self._jobs[job.id].settled.wait()
@@ -228,6 +229,8 @@ class Worker:
             held.callback(self._forget, job)
             if self._auto:
                 self._auto.adjust()
+            if await self._handover.offer(job, self._slots.busy - 1):
+                return
             if self._requeuing:
                 job.interrupt(REQUEUED)
             self._remember(job)
