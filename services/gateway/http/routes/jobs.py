@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from litestar import Request, Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
-from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.caller import caller_of
@@ -19,7 +19,7 @@ from services.gateway.http.connection import (
 from services.gateway.http.document import EVENT_STREAM, StreamOperation
 from services.gateway.http.errors import error_responses
 from services.gateway.http.preferences import Preferences
-from services.gateway.http.sse import GatewayStopping, OpenStreams
+from services.gateway.http.sse import GatewayStopping, OpenStreams, event_stream
 from services.gateway.jobs.events import END, JobEvent
 from shared.errors import BrokerUnavailable
 from shared.wire.api import JobAccepted, JobStatus, JobSubmission
@@ -118,7 +118,7 @@ async def events(
         except GatewayStopping:
             return  # the client reconnects to another gateway, with its Last-Event-ID
 
-    return ServerSentEvent(messages())
+    return event_stream(messages())
 
 
 @delete("/jobs/{job_id:str}", status_code=200, responses=error_responses(404, 409, 410))

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from litestar import Request, Response, get, post
-from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.caller import caller_of
@@ -29,7 +29,13 @@ from services.gateway.http.openai.messages import (
 )
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
-from services.gateway.http.sse import KEEP_ALIVE_S, BufferedStream, GatewayStopping, OpenStreams
+from services.gateway.http.sse import (
+    KEEP_ALIVE_S,
+    BufferedStream,
+    GatewayStopping,
+    OpenStreams,
+    event_stream,
+)
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent, Tokens
 from shared.wire.api import JobError, JobStatus
@@ -180,7 +186,7 @@ async def _stream(
         except GatewayStopping:
             yield _data(_stopping_error(accepted))
 
-    return ServerSentEvent(chunks())
+    return event_stream(chunks())
 
 
 async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
