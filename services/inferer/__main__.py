@@ -46,14 +46,23 @@ def main() -> int:
     if status in FINE:
         return status
     if -status not in SHUTDOWN_SIGNALS:  # otherwise a second signal ended it
-        # Imported only now, because it takes about ten times as much memory.
-        from services.inferer.crash.report import report
-
-        report(recorder, status)
+        _report(recorder, status)
     if status > 0:
         return status
     _die_of(-status)
     return EXIT_BY_SIGNAL - status
+
+
+def _report(recorder: FlightRecorder, status: int) -> None:
+    """Publish how the child died, unless the machine has no memory for that: then its jobs come
+    back when their leases have expired."""
+    try:
+        # Imported only now, because it takes about ten times as much memory.
+        from services.inferer.crash.report import report
+
+        report(recorder, status)
+    except (ImportError, MemoryError, OSError) as error:
+        print(f"inferer: it died ({status}), which cannot be reported: {error}", file=sys.stderr)
 
 
 def _die_of(number: int) -> None:

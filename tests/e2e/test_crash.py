@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -222,6 +223,20 @@ def test_a_death_while_the_broker_is_away_is_reported_later(stack: Stack) -> Non
     assert inferer.events("inferer_died")[0]["cause"] == "signal 6 (SIGABRT)"
     assert inferer.events("crash_report_not_published")
     assert "Fatal Python error: Aborted" in inferer.output()  # and where in our code
+
+
+def test_a_death_that_cannot_be_reported_for_lack_of_memory(stack: Stack) -> None:
+    """The report is code that is loaded only then. The process ends as its child did all the same,
+    and says why there is no report."""
+    (inferer,) = stack.inferers
+    parent, child = inferer.family()
+    pages = int(Path(f"/proc/{parent}/statm").read_text().split()[0])
+    _, most = resource.prlimit(parent, resource.RLIMIT_AS)
+    resource.prlimit(parent, resource.RLIMIT_AS, (pages * resource.getpagesize(), most))
+    os.kill(child, signal.SIGKILL)
+    assert inferer.wait() == -signal.SIGKILL
+    assert "Traceback" not in inferer.output()
+    assert "inferer: it died (-9), which cannot be reported: " in inferer.output()
 
 
 def test_the_child_ends_with_its_parent(stack: Stack) -> None:
