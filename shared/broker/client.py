@@ -104,9 +104,13 @@ class Connection(Client):
     ) -> Subscription:
         """As `subscribe`, but ``receive`` is called as soon as a message has been read, without a
         queue and a task in between. It must be quick: nothing else is read meanwhile."""
-        subscription = await self.subscribe(subject)
-        self._receivers[subscription._id] = receive
-        return subscription
+        number = self._sid + 1
+        self._receivers[number] = receive
+        try:
+            return await self.subscribe(subject)
+        except BaseException:
+            self._remove_sub(number)
+            raise
 
     def readdressed(self, message: Msg, subject: str, reply: str, headers: dict[str, str]) -> Msg:
         """A message with the data of ``message``, as if it had come with all the rest."""

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from shared.job_ids import new_job_id
 from tests.support.nats_client import flush
-from tests.support.processes import PATIENCE_S, Stack, eventually
+from tests.support.processes import PATIENCE_S, Stack, eventually, server_sent_events
 
 BODY = {"prompt": "once", "max_tokens": 3}
 LONG = {"prompt": "go on", "max_tokens": 4000}
@@ -337,6 +337,24 @@ def test_keys_outlive_gateway_and_broker(stack: Stack) -> None:
         again = _post(second, "k", BODY).json()
         assert (again["id"], again["state"]) == (job_id, "SUCCESS")
         assert second.get("/queue").json()["models"][0]["waiting"] == 0
+
+
+def test_a_stream_repeated_in_its_middle_begins_with_what_there_is(stack: Stack) -> None:
+    """Also while nothing new comes: its inferer is frozen."""
+
+    def text_of(event: dict[str, str]) -> str:
+        text: str = json.loads(event["data"])["choices"][0]["text"]
+        return text
+
+    request: dict[str, Any] = {"json": {**LONG, "stream": True}, "headers": _headers("k")}
+    with stack.http.stream("POST", "/v1/completions", **request) as first:
+        texts = map(text_of, server_sent_events(first))
+        sent = "".join(itertools.islice(filter(None, texts), 3))
+        stack.inferers[0].freeze()
+        with stack.http.stream("POST", "/v1/completions", **request) as second:
+            again = next(filter(None, map(text_of, server_sent_events(second))))
+    stack.inferers[0].thaw()
+    assert sent.startswith(again) or again.startswith(sent)
 
 
 def _set_concurrency(gateway: httpx.Client, slots: int) -> None:

@@ -39,8 +39,8 @@ class GatewayStopping(Exception):
 
 
 class OpenStreams:
-    """The open streams of a gateway, ``limit`` at most: each takes memory here and a consumer in
-    the broker."""
+    """The open streams of a gateway, ``limit`` at most: each takes memory here, and a subscription
+    or a consumer in the broker."""
 
     def __init__(self, limit: int, stopping: asyncio.Event) -> None:
         self._limit = limit

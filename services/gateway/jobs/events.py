@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 
 import nats.errors
 from msgspec import Struct
@@ -63,8 +63,8 @@ async def job_events(
 
     ``after`` is the id of the last event that was received: events up to it are left out. If the
     broker no longer has them, `retrying` is sent and the text starts again from the beginning. With
-    ``accepted``, for a job that was just submitted here, `queued` is left out, and ids mean
-    nothing: events are read as they are published, which takes less than reading the stream.
+    ``accepted``, for a job that was just submitted here, `queued` is left out. If it is new, ids
+    mean nothing: events are read as they are published, which takes less than reading the stream.
 
     Raises:
         UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without ``accepted``.
@@ -86,7 +86,7 @@ async def job_events(
         if after not in (TAIL, END):
             source = (
                 stored_events(broker, model, job_id, finished)
-                if accepted is None
+                if accepted is None or accepted.is_replay
                 else _live_events(broker, model, job_id, finished, reader)
             )
             async with aclosing(source) as messages:
@@ -171,21 +171,20 @@ async def _live_events(
         arrived.put_nowait(None)
 
     finished.add_done_callback(lambda _: arrived.put_nowait(None))
-    forget = broker.on_reconnect(miss)
-    subscription = await broker.nc.subscribe_directly(
-        subjects.events(model, job_id), arrived.put_nowait
-    )
-    try:
-        while is_whole and not reader.has_gap:
-            message = await arrived.get()
-            if message is not None:
-                yield 0, message
-            elif finished.done():
-                return
-    finally:
-        forget()
-        with suppress(nats.errors.Error):
-            await subscription.unsubscribe()
+    with ExitStack() as left:
+        left.callback(broker.on_reconnect(miss))
+        subject = subjects.events(model, job_id)
+        subscription = await broker.nc.subscribe_directly(subject, arrived.put_nowait)
+        try:
+            while is_whole and not reader.has_gap:
+                message = await arrived.get()
+                if message is not None:
+                    yield 0, message
+                elif finished.done():
+                    return
+        finally:
+            with suppress(nats.errors.Error, OSError, RuntimeError):
+                await subscription.unsubscribe()
     async with aclosing(stored_events(broker, model, job_id, finished)) as messages:
         async for sequence, message in messages:
             yield sequence, message

@@ -14,7 +14,6 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from services.inferer.worker.delivery import Job
-from services.inferer.worker.lease import RENEW_EVERY_S, requeue
 from shared.beginnings import Beginnings, Near
 from shared.broker.connection import Broker
 from shared.broker.refusals import IMPOSSIBLE, TRANSIENT
@@ -25,11 +24,9 @@ from shared.wire import subjects
 from shared.wire.codecs import skip
 from shared.wire.replies import send_reply
 
-ANSWER_S = 0.5
-"""How long the other inferer may take to say whether it takes a job."""
-UNKNOWN_S = RENEW_EVERY_S + 1
-"""How long to wait for a sign of the job where it does not say so."""
-SILENT_S = 10.0
+ANSWER_S = 2.0
+"""How long the other inferer may take to say whether it takes a job; normally a millisecond."""
+SILENT_S = 30.0
 """How long an inferer that did not answer gets no other offer."""
 LARGEST = 2**20
 """Bytes of a job that is offered: it is sent once more for that."""
@@ -81,12 +78,11 @@ class Handover:
             return False  # it was certainly not received
         except TRANSIENT as error:
             # Perhaps it runs there. Here it must not: two attempts with the same number would mix
-            # their tokens. If it does, the renewal of its lease overrides this.
+            # their tokens. If nobody renews its lease, it comes back when that expires.
             log.warning(
                 "handover_not_answered", job_id=job.id, to=near.inferer_id, error=str(error)
             )
             self._silent[near.inferer_id] = asyncio.get_running_loop().time()
-            await requeue(job.message, UNKNOWN_S)
             return True
         return answer.data == TAKEN
 

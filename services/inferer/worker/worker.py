@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 
 from services.inferer.crash.flight_recorder import FlightRecorder
@@ -26,6 +25,7 @@ from services.inferer.worker.slots import Slots
 from shared.background import Tasks
 from shared.beginnings import Beginnings, fingerprints
 from shared.broker.connection import Broker
+from shared.broker.refusals import TRANSIENT
 from shared.config import LAST_PRIORITY, StartConcurrency
 from shared.errors import BrokerUnavailable, CommandRefused
 from shared.logs import logger
@@ -148,7 +148,9 @@ class Worker:
                 on_ready()
                 await stopping.wait()
                 self._stopping = True
-                await offers.unsubscribe()
+                with suppress(*TRANSIENT):
+                    # What has arrived is refused; then others need not wait for an answer.
+                    await self._broker.nc.end_at_broker(offers)
                 await self._end_auto()
                 self._slots.end()
                 log.info("inferer_stopping", running=self.busy, grace_s=self._grace_s)
@@ -163,8 +165,7 @@ class Worker:
             log.warning("jobs_left_unsettled", job_ids=list(self._jobs))
         finally:
             await cancels.unsubscribe()
-            with suppress(nats.errors.Error):  # it was when the inferer began to stop
-                await offers.unsubscribe()
+            await offers.unsubscribe()
             await self._announcing.end(RETURN_S)
 
     async def set_slots(self, count: int) -> None:
