@@ -1,8 +1,8 @@
 """How soon the turns of a conversation are answered where two inferers, each with a cache of its
 own, could take them: the time to the first token over HTTP, with one CPU for each inferer. Two
 stacks with the real model side by side; in one of them a fixed order (``INFERER_PRIORITY``) keeps a
-lone conversation at one inferer whatever becomes of its jobs. Conversations alternate between the
-stacks. Docs and figures without the handover: docs/decisions/0041-handover.md.
+lone conversation at one inferer even without handover. Conversations alternate between the stacks.
+Figures from before there was handover: docs/decisions/0041-handover.md.
 
 - One conversation.
 - Two at the same time, with pauses, as people make them.

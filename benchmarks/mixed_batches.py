@@ -1,9 +1,8 @@
-"""What a stream and a long prompt can have at most at the same time: llama.cpp alone, without the
-engine. Of batches with one token of an answer and some of a prompt of 7,000 tokens, half of which
-is computed: the speed of the answer, and that of the prompt, as parts of their speeds alone.
-Batches of any two kinds can take turns, so any point on a line between two of these can be had as
-well, and nothing beyond. Both ways of keeping two sequences are measured: a memory for each, as
-Sluice has it, and one for both.
+"""The most throughput that a stream and a long prompt can have at the same time, with llama.cpp
+alone. Each batch has one token of an answer and a chunk of a prompt of 7,000 tokens, half of which
+has been computed. Prints both speeds as fractions of the speed that each has alone. Alternating two
+kinds of batches gives any point on the line between them, and nothing better. Measured with a KV
+cache for each sequence, as in Sluice, and with one for both.
 
     .venv/bin/python -m benchmarks.mixed_batches
 """
@@ -28,23 +27,23 @@ WANTED_OF_ANSWER, WANTED_OF_PROMPT = 0.7, 0.5
 ANSWER, PROMPT = 0, 1
 
 Point = tuple[float, float]
-"""The speed of the answer and of the prompt, each as a part of that alone."""
+"""The speed of the answer and of the prompt, each as a fraction of its speed alone."""
 
 
 def main() -> int:
     print(f"an answer beside a prompt, llama.cpp alone: {describe_machine()}")
     model = Model(locate("smollm2"), gpu_layers=-1)
     tokens = model.tokenize(TEXT * 1000)
-    for name, unified in (("a memory for each", False), ("one memory for both", True)):
-        loop = _Loop(model, tokens, unified)
-        alone_s = {chunk: loop.seconds(chunk, beside=False) for chunk in CHUNKS}
+    for name, unified in (("a cache for each", False), ("one cache for both", True)):
+        context = _TwoSequences(model, tokens, unified)
+        alone_s = {chunk: context.seconds(chunk, beside=False) for chunk in CHUNKS}
         prompt_s = min(took / chunk for chunk, took in alone_s.items())
-        answer_s = loop.seconds(0, beside=True)
+        answer_s = context.seconds(0, beside=True)
         points = [(1.0, 0.0), (0.0, 1.0)]
         print(f"  {name}: a token of the answer {1000 * answer_s:.1f} ms, of the prompt", end=" ")
         print(f"{1000 * prompt_s:.2f} ms, alone")
         for chunk in CHUNKS:
-            took = loop.seconds(chunk, beside=True)
+            took = context.seconds(chunk, beside=True)
             point = answer_s / took, chunk * prompt_s / took
             points.append(point)
             print(
@@ -56,7 +55,7 @@ def main() -> int:
             f"    where the answer has {WANTED_OF_ANSWER}, the prompt can have {most:.2f};", end=""
         )
         print(f" to end within twice its time it needs {WANTED_OF_PROMPT}")
-        loop.close()
+        context.close()
     model.close()
     return 0
 
@@ -69,7 +68,7 @@ def _at(answer: float, pair: tuple[Point, Point]) -> float:
     return of_low + (of_high - of_low) * (answer - low) / (high - low)
 
 
-class _Loop:
+class _TwoSequences:
     """A context with the two sequences."""
 
     def __init__(self, model: Model, tokens: list[int], unified: bool) -> None:

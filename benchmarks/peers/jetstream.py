@@ -1,9 +1,10 @@
 """The least that JetStream can do for a queue that loses nothing: a job is stored in a file before
 it is confirmed, pulled by a worker, its result stored before it is sent, and its message
-acknowledged after that. No states, no events, no checks, no logs. All sides have Sluice's own
-connection, which takes less time than nats-py's, and the worker its event loop. With a model, each
-job is one token of it; then the clients' requests go through a gateway that only forwards them, as
-Sluice's clients, with nats-py, send them. The processes:
+acknowledged after that. No states, no events, no checks, no logs. The worker and the gateway use
+Sluice's own connection, which takes less time than nats-py's, and its event loop. With a model,
+each job generates one token; clients then use nats-py, as in Sluice's benchmark, and send to a
+gateway that only forwards. Without one, they use Sluice's connection and submit to the queue. The
+processes:
 
     NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream worker CONCURRENCY [MODEL]
     NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream gateway

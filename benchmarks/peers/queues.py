@@ -1,8 +1,8 @@
 """The queue without inference, client library to client library: Sluice over NATS, where a job is
 one token of a tiny model, beside Celery with Redis and taskiq with NATS, whose jobs do nothing, and
-beside the least that JetStream can do (`jetstream.py`). The time of one job after another, jobs per
-second when many are submitted at once, and the CPU time of each part. All clients wait for results;
-none polls.
+beside the least that JetStream can do (`jetstream.py`), alone and with one token of that model. The
+time of one job after another, jobs per second when many are submitted at once, and the CPU time of
+each part. All clients wait for results; none polls.
 
     .venv/bin/python -m benchmarks.peers.queues [--pairs N]
 """
@@ -128,7 +128,7 @@ def main() -> int:
             CELERY: told(celery_worker(1)),
             TASKIQ: told(taskiq_worker(1)),
             ALONE: "stored, pulled, result stored, sent, acknowledged; no gateway, no inference",
-            LEAST: "the same, with a gateway that forwards and one token of the tiny model",
+            LEAST: "JetStream alone, a gateway that only forwards, and one token of the tiny model",
             "rounds": str(options.pairs),
         },
     )

@@ -62,7 +62,12 @@ def _report(recorder: FlightRecorder, status: int) -> None:
 
         report(recorder, status)
     except (ImportError, MemoryError, OSError) as error:
-        print(f"inferer: it died ({status}), which cannot be reported: {error}", file=sys.stderr)
+        why = str(error) or type(error).__name__
+        print(
+            f"inferer: the child process died (exit status {status}), and this cannot be "
+            f"reported: {why}",
+            file=sys.stderr,
+        )
 
 
 def _die_of(number: int) -> None:

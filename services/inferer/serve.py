@@ -118,7 +118,7 @@ async def _serve(
                 tokens_per_s=worker.speed.answer,
                 slowdowns=engine.slowdowns(worker.slots),
                 idle_since=worker.idle_since,
-                beginnings=list(worker.beginnings),
+                prefixes=list(worker.prefixes),
             )
 
         def announce() -> None:

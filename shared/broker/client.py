@@ -113,7 +113,7 @@ class Connection(Client):
             raise
 
     def readdressed(self, message: Msg, subject: str, reply: str, headers: dict[str, str]) -> Msg:
-        """A message with the data of ``message``, as if it had come with all the rest."""
+        """A copy of ``message`` with this subject, reply subject and headers."""
         return self.msg_class(
             subject=subject,
             reply=reply,

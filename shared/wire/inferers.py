@@ -48,8 +48,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     hold it. ``cpu`` is the CPU's name; ``cpu_features`` is what llama.cpp was compiled to use of
     it, in llama.cpp's words, and ``cpu_features_missing`` what it could use besides. ``warning``
     says why it computes more slowly than it could, or None. ``tasks`` are those that the model can
-    do. ``beginnings`` are the fingerprints of prompts that it has computed lately
-    (`shared/beginnings.py`).
+    do. ``prefixes`` are the fingerprints of prompts that it has computed recently
+    (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
 
     id: InfererId
@@ -76,7 +76,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     cpu_features: list[str] = []
     cpu_features_missing: list[str] = []
     warning: str | None = None
-    beginnings: Annotated[list[str], Meta(max_length=64)] = []
+    prefixes: Annotated[list[str], Meta(max_length=64)] = []
 
     def __post_init__(self) -> None:
         check_times(self.started_at, self.idle_since)

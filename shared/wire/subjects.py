@@ -223,8 +223,8 @@ def control(model: str, inferer_id: str) -> str:
 
 
 def handover(model: str, inferer_id: str) -> str:
-    """Jobs that another inferer has pulled, and whose beginning this one has in its cache; each
-    answered with whether it takes it."""
+    """Offers of jobs that another inferer has pulled, and whose prefix this one has in its cache.
+    The answer says whether it takes the job."""
     return f"infer.handover.{token_of(model)}.{inferer_id}"
 
 

@@ -22,7 +22,7 @@ KINDS = {
 """How many in a hundred."""
 
 BEGINNINGS = tuple(f"The {word} and the " + "rain on the copper roof, " * 20 for word in WORDS[:3])
-"""Of some prompts: long enough to be computed where one of them has been computed before."""
+"""Common prefixes of some prompts, long enough for a handover."""
 
 LENGTHS = {3: 25, 20: 26, 60: 22, 150: 11, 600: 10, 1200: 6}
 """Most tokens of an answer, and how many jobs in a hundred ask for so many."""

@@ -226,8 +226,8 @@ def test_a_death_while_the_broker_is_away_is_reported_later(stack: Stack) -> Non
 
 
 def test_a_death_that_cannot_be_reported_for_lack_of_memory(stack: Stack) -> None:
-    """The report is code that is loaded only then. The process ends as its child did all the same,
-    and says why there is no report."""
+    """The code that reports a death is imported only then, which needs memory. The process ends as
+    its child did all the same, and says why there is no report."""
     (inferer,) = stack.inferers
     parent, child = inferer.family()
     pages = int(Path(f"/proc/{parent}/statm").read_text().split()[0])
@@ -236,7 +236,7 @@ def test_a_death_that_cannot_be_reported_for_lack_of_memory(stack: Stack) -> Non
     os.kill(child, signal.SIGKILL)
     assert inferer.wait() == -signal.SIGKILL
     assert "Traceback" not in inferer.output()
-    assert "inferer: it died (-9), which cannot be reported: " in inferer.output()
+    assert "inferer: the child process died (exit status -9), and this cannot" in inferer.output()
 
 
 def test_the_child_ends_with_its_parent(stack: Stack) -> None:

@@ -81,8 +81,9 @@ async def test_it_waits_for_nobody(stack: Stack) -> None:
         stack.http.delete(f"/jobs/{long}")
 
 
-async def test_an_inferer_that_does_not_answer_costs_a_moment(stack: Stack) -> None:
-    """It is frozen: the job runs elsewhere, once, as its first attempt."""
+async def test_a_job_offered_to_a_frozen_inferer_runs_after_its_lease(stack: Stack) -> None:
+    """The frozen inferer does not answer the offer. When the lease expires, the job runs on the
+    other inferer, once, as its first attempt."""
     messages = [{"role": "user", "content": SYSTEM}]
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         first = await asyncio.to_thread(say, stack, messages)
@@ -90,7 +91,7 @@ async def test_an_inferer_that_does_not_answer_costs_a_moment(stack: Stack) -> N
         frozen = stack.inferers[int(first["inferer"].removeprefix("inferer-"))]
         other = next(inferer for inferer in stack.inferers if inferer is not frozen)
         frozen.freeze()
-        # Its own pull would get every other job, and keep it for a lease.
+        # Its waiting pull gets one of them, too, and holds it until the lease expires.
         jobs = [stack.submit(messages=messages, max_tokens=2) for _ in range(2)]
         done = eventually(
             lambda: [job for job in map(stack.status, jobs) if job["state"] == "SUCCESS"] or None,
@@ -104,7 +105,7 @@ async def test_an_inferer_that_does_not_answer_costs_a_moment(stack: Stack) -> N
 
 
 def test_no_inferer_has_two_jobs_at_once(stack: Stack) -> None:
-    """Offers and pulls that cross each other."""
+    """Offers and pulls race, and no slot gets two jobs."""
     conversations = [[{"role": "user", "content": f"{number}. {SYSTEM}"}] for number in range(3)]
     jobs = []
     for number in range(60):
@@ -124,8 +125,8 @@ def test_no_inferer_has_two_jobs_at_once(stack: Stack) -> None:
 
 @pytest.fixture
 async def near_ghost(stack: Stack) -> AsyncIterator[tuple[Broker, str, asyncio.Future[Msg]]]:
-    """The id of a job for an inferer that gets offers and does not answer them, and the first
-    offer."""
+    """A job whose header names an inferer that gets the offer and never answers: the broker, the
+    job's id, and the offer."""
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         offered: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
 
@@ -141,7 +142,7 @@ async def near_ghost(stack: Stack) -> AsyncIterator[tuple[Broker, str, asyncio.F
 async def test_a_job_that_nobody_took_comes_back(
     stack: Stack, near_ghost: tuple[Broker, str, asyncio.Future[Msg]]
 ) -> None:
-    """It was offered, and neither an answer nor a renewal of its lease comes."""
+    """Nobody answers the offer or renews the lease, so the broker redelivers the job."""
     _, job_id, offered = near_ghost
     await offered
     job = await asyncio.to_thread(stack.wait_for_end, job_id)
@@ -163,7 +164,8 @@ async def test_a_job_whose_answer_was_lost_stays_where_it_is(
 
 
 def test_a_header_that_cannot_be_sent_on_costs_nothing(stack: Stack) -> None:
-    """The broker takes such names; nats-py receives them, and refuses to send them."""
+    """The broker accepts this name, and nats-py receives it but refuses to send it. The job runs
+    where it was pulled."""
     job_id = new_job_id()
     headers = b"NATS/1.0\r\nSluice-Near: nobody 0 f\r\na@b: c\r\n\r\n"
     request = encode(InferenceRequest(task="complete", prompt="hi", max_tokens=1))
@@ -183,7 +185,7 @@ OFFER = {
     subjects.HEADER_OFFER_ENDS: "2999-01-01T00:00:00.000000Z",
     subjects.HEADER_BUSY: "0",
 }
-OF_SOMETHING_ELSE: dict[str, dict[str, str]] = {
+INVALID_OFFERS: dict[str, dict[str, str]] = {
     "not a request": {subjects.HEADER_HANDED_OVER: f"infer.results.tiny.{JOB_ID}"},
     "another model": {
         subjects.HEADER_HANDED_OVER: f"infer.requests.other.normal.public.{JOB_ID}",
@@ -212,7 +214,8 @@ async def offer(broker: Broker, headers: dict[str, str]) -> bytes:
     return (await broker.nc.request(subject, encode(request), 5, headers=headers)).data
 
 
-async def test_an_offer_is_taken_only_as_a_whole(stack: Stack) -> None:
+async def test_an_offer_that_lacks_a_header_is_refused(stack: Stack) -> None:
+    """With all of them, it is taken."""
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         for missing in OFFER:
             headers = {name: value for name, value in OFFER.items() if name != missing}
@@ -221,8 +224,8 @@ async def test_an_offer_is_taken_only_as_a_whole(stack: Stack) -> None:
         assert isinstance(await ended(broker, JOB_ID), Completed)
 
 
-@pytest.mark.parametrize("changed", OF_SOMETHING_ELSE.values(), ids=OF_SOMETHING_ELSE)
-async def test_offers_of_something_else_are_refused(stack: Stack, changed: dict[str, str]) -> None:
+@pytest.mark.parametrize("changed", INVALID_OFFERS.values(), ids=INVALID_OFFERS)
+async def test_invalid_offers_are_refused(stack: Stack, changed: dict[str, str]) -> None:
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         assert await offer(broker, OFFER | changed) == b"refused"
     assert say(stack, [{"role": "user", "content": "hi"}])["state"] == "SUCCESS"

@@ -54,7 +54,7 @@ async def test_a_consumer_whose_creation_was_not_answered_is_deleted(
 
 
 class LiveEvents:
-    """A job of which this reads what is published, as a gateway does for its own clients."""
+    """Reads a job's events as they are published, as a gateway does for its own clients."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker

@@ -64,7 +64,7 @@ async def job_events(
     ``after`` is the id of the last event that was received: events up to it are left out. If the
     broker no longer has them, `retrying` is sent and the text starts again from the beginning. With
     ``accepted``, for a job that was just submitted here, `queued` is left out. If it is new, ids
-    mean nothing: events are read as they are published, which takes less than reading the stream.
+    have no meaning: events are read as they are published, which costs less than a consumer.
 
     Raises:
         UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without ``accepted``.
@@ -160,8 +160,9 @@ def _token_event(event_id: str, step: Step, before: int) -> JobEvent:
 async def _live_events(
     broker: Broker, model: str, job_id: str, finished: asyncio.Task[Result], reader: TokenReader
 ) -> AsyncGenerator[tuple[int, Msg], None]:
-    """As `stored_events`, but the messages as they are published, with 0 for their sequences; and
-    from the stream, from the first on, once one was missed. ``reader`` gets what this yields."""
+    """Like `stored_events`, but yields messages as they are published, with 0 for their sequences.
+    Once one is missed, reads the stream from the first on. The caller passes what this yields to
+    ``reader``, which notices a missed frame."""
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     is_whole = True
 

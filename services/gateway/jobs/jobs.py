@@ -26,7 +26,6 @@ from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
 from services.gateway.validation.limits import check_submission
 from shared.background import Tasks
-from shared.beginnings import Near, fingerprints
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
 from shared.broker.results import find_result, read_result
@@ -44,6 +43,7 @@ from shared.errors import (
 from shared.job_ids import has_aged_out, is_job_id, new_job_id
 from shared.logs import logger
 from shared.model_names import is_token, token_of
+from shared.prompt_prefixes import Near, fingerprints
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport

@@ -36,7 +36,7 @@ class TokenReader:
         self._sent: str | None = None if resumes else ""
         self._sent_tokens = 0
         self.has_gap = False
-        """Whether a frame is missing: none that follows it was added."""
+        """Whether the last frame came after one that is missing; it was not added."""
 
     def begin(self) -> None:
         """Everything that was sent before is about to be added once more."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 from nats.aio.msg import Msg
 
-from shared.beginnings import Near
 from shared.broker.connection import Broker, unavailable_on_outage
 from shared.broker.consumers import ModelConsumers, ensure_consumers, read_model, read_models
 from shared.broker.inferers import find_overlaps, read_inferers
@@ -20,6 +19,7 @@ from shared.broker.streams import Topology
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
 from shared.logs import logger
 from shared.model_names import MAX_NAME_CHARS, NAME_RULE, is_name, token_of
+from shared.prompt_prefixes import Near
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport
@@ -73,13 +73,13 @@ class Fleet:
         return list(self._inferers.get(model, {}).values())
 
     def near(self, model: str, found: Sequence[str]) -> Near | None:
-        """Which inferer of the model with this token has computed most of a prompt with the
-        fingerprints ``found``; None if none has computed any of it. One that had a free slot at its
-        last heartbeat is preferred, then one that is served earlier."""
+        """Which inferer of the model with this token has computed the longest prefix of a prompt
+        with the fingerprints ``found``; None if none has computed any. Among equals, one with a
+        free slot at its last heartbeat comes first, then the smallest `INFERER_PRIORITY`."""
         lengths = {fingerprint: length for length, fingerprint in enumerate(found)}
         nearest = None
         for entry in self.inferers(model):
-            known = lengths.keys() & entry.beginnings
+            known = lengths.keys() & entry.prefixes
             if known:
                 longest = max(known, key=lengths.__getitem__)
                 is_full = len(entry.jobs) >= entry.slots
@@ -203,7 +203,7 @@ class Fleet:
         overlaps = find_overlaps(entries)
         return FleetReport(
             [
-                msgspec.structs.replace(entry, overlaps=overlaps[entry.id], beginnings=[])
+                msgspec.structs.replace(entry, overlaps=overlaps[entry.id], prefixes=[])
                 for entry in entries
             ],
             at=timestamp(self._broker.now()),

@@ -63,7 +63,7 @@ class Job:
         self.trace = trace_of(headers)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
         self.near: str = headers.get(subjects.HEADER_NEAR, "")
-        """Which inferer has computed most of its prompt before, and the fingerprint of that."""
+        """Which inferer has computed the longest prefix of its prompt; see `Near`."""
         # A message that was scheduled is a new one to the broker, and counts from 1 again.
         self.is_first_delivery = (
             message.metadata.num_delivered == 1 and subjects.HEADER_SCHEDULER not in headers

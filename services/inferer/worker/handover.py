@@ -1,8 +1,9 @@
-"""Jobs that go to the inferer that has the beginning of their prompt in its cache, if it is free.
+"""Jobs that go to the inferer that has the prefix of their prompt in its cache, if it is free.
 
 The broker gives a job to any inferer that pulls. A gateway has written into its headers which one
-has computed most of its prompt before. The inferer that gets the job offers it to that one, which
-takes it only into a slot that is free at that moment: nobody waits.
+has computed the longest prefix of its prompt. The inferer that pulled the job offers it to that
+one, which takes it only into a slot that is free at that moment; otherwise the job runs where it
+was pulled.
 """
 
 import asyncio
@@ -14,11 +15,11 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from services.inferer.worker.delivery import Job
-from shared.beginnings import Beginnings, Near
 from shared.broker.connection import Broker
 from shared.broker.refusals import IMPOSSIBLE, TRANSIENT
 from shared.logs import logger
 from shared.model_names import token_of
+from shared.prompt_prefixes import Near, PromptPrefixes
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
 from shared.wire.codecs import skip
@@ -27,9 +28,9 @@ from shared.wire.replies import send_reply
 ANSWER_S = 2.0
 """How long the other inferer may take to say whether it takes a job; normally a millisecond."""
 SILENT_S = 30.0
-"""How long an inferer that did not answer gets no other offer."""
+"""How long there is no other offer to an inferer that did not answer."""
 LARGEST = 2**20
-"""Bytes of a job that is offered: it is sent once more for that."""
+"""Larger jobs (bytes) are not offered: an offer sends the job over the network again."""
 TAKEN, REFUSED = b"taken", b"refused"
 
 log = logger()
@@ -44,19 +45,20 @@ class Handover:
         inferer_id: str,
         model: str,
         priority: int,
-        beginnings: Beginnings,
+        prefixes: PromptPrefixes,
     ) -> None:
         self._broker = broker
         self._id = inferer_id
         self._model = model
         self._priority = priority
-        self._beginnings = beginnings
+        self._prefixes = prefixes
         self._silent: dict[str, float] = {}
-        """When each inferer did not answer, on the loop's clock."""
+        """When each inferer last failed to answer, on the loop's clock."""
 
     async def offer(self, job: Job, busy: int) -> bool:
-        """Offer the job to the inferer that its headers name; this one has ``busy`` others.
-        Returns whether it is not ours any more."""
+        """Offer the job to the inferer that its headers name. ``busy`` is the number of other jobs
+        here. Returns True if this inferer must not run the job: the other one has taken it, or may
+        have."""
         near = Near.read(job.near)
         if near is None or not self._is_worth_offering(job, near):
             return False
@@ -77,8 +79,8 @@ class Handover:
         except (nats.errors.NoRespondersError, *IMPOSSIBLE):
             return False  # it was certainly not received
         except TRANSIENT as error:
-            # Perhaps it runs there. Here it must not: two attempts with the same number would mix
-            # their tokens. If nobody renews its lease, it comes back when that expires.
+            # The other inferer may run it. This one must not: two attempts with the same number
+            # would mix their tokens. If nobody renews the lease, the broker redelivers the job.
             log.warning(
                 "handover_not_answered", job_id=job.id, to=near.inferer_id, error=str(error)
             )
@@ -91,15 +93,15 @@ class Handover:
         return (
             near.inferer_id != self._id
             and near.priority <= self._priority
-            and near.fingerprint not in self._beginnings
+            and near.fingerprint not in self._prefixes
             and job.is_first_delivery
             and len(job.message.data) <= LARGEST
             and asyncio.get_running_loop().time() - silent_at > SILENT_S
         )
 
     async def serve(self, message: Msg, take: Callable[[Msg, int], bool]) -> None:
-        """Answer an offer; ``take`` gets the job and how many others the inferer has that offers
-        it, and returns whether a slot is free for it."""
+        """Answer an offer. ``take`` gets the job, and how many other jobs the offering inferer has;
+        it returns whether it has taken the job."""
         try:
             job, busy = self._job_in(message)
             is_taken = job is not None and take(job, busy)
@@ -110,12 +112,12 @@ class Handover:
             await send_reply(self._broker.nc, message.reply, TAKEN if is_taken else REFUSED)
 
     def _job_in(self, message: Msg) -> tuple[Msg | None, int]:
-        """The job as the broker delivered it, and how many others the inferer has that offers it.
-        None if the offer has ended, because this inferer was frozen.
+        """The job as the broker delivered it, and how many other jobs the offering inferer has.
+        None in place of the job if the offer has expired: this inferer was frozen.
 
         Raises:
-            ValueError, KeyError, OverflowError, nats.errors.Error: it is not one of our model's
-                queues.
+            ValueError, KeyError, OverflowError, nats.errors.Error: the offer is invalid, or not a
+                job from this model's queues.
         """
         headers = dict(message.headers or {})
         ends_at = parse_timestamp(headers.pop(subjects.HEADER_OFFER_ENDS))

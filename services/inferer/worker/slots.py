@@ -37,8 +37,8 @@ class Slots:
             self._pulling.cancel()
 
     def take(self, message: Msg, busy: int) -> bool:
-        """Do a job that another inferer has pulled, which has ``busy`` others, if a slot is free
-        and no more are busy here. Returns whether it is done here."""
+        """Run a job that another inferer has pulled, which has ``busy`` other jobs, if a slot is
+        free here and this inferer has at most as many. Returns whether it was taken."""
         if self._jobs is None or self.busy >= self.count or self.busy > busy:
             return False
         self._start(message)
@@ -68,7 +68,7 @@ class Slots:
                         continue
                     if self.busy < self.count:
                         self._start(message)
-                    else:  # what was pulled came at the same moment as what took the slot
+                    else:  # an offered job took the slot while this one was being pulled
                         puller.give_back(message)
                 else:
                     self._does_not_pull.set()

@@ -1,5 +1,6 @@
-"""Token frames: from the compute thread to the broker, the first at once, then every 100 ms, at the
-same moments for all jobs: so they go out in one write and wake others once."""
+"""Token frames, from the compute thread to the broker: the first at once, the rest every 100 ms.
+All jobs publish at the same time, so their frames go out in one write and wake the broker and the
+gateway once."""
 
 import asyncio
 

@@ -23,12 +23,12 @@ from services.inferer.worker.lease import Lease, acknowledge, requeue
 from services.inferer.worker.pull import Puller
 from services.inferer.worker.slots import Slots
 from shared.background import Tasks
-from shared.beginnings import Beginnings, fingerprints
 from shared.broker.connection import Broker
 from shared.broker.refusals import TRANSIENT
 from shared.config import LAST_PRIORITY, StartConcurrency
 from shared.errors import BrokerUnavailable, CommandRefused
 from shared.logs import logger
+from shared.prompt_prefixes import PromptPrefixes, fingerprints
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_cancel_notice, skip
@@ -81,8 +81,8 @@ class Worker:
         )
         self._engine = engine
         self.model = model
-        self.beginnings = Beginnings()
-        self._handover = Handover(broker, inferer_id, model, priority, self.beginnings)
+        self.prefixes = PromptPrefixes()
+        self._handover = Handover(broker, inferer_id, model, priority, self.prefixes)
         self._priority = priority
         self._grace_s = grace_s
         self._jobs: dict[str, Job] = {}
@@ -149,7 +149,7 @@ class Worker:
                 await stopping.wait()
                 self._stopping = True
                 with suppress(*TRANSIENT):
-                    # What has arrived is refused; then others need not wait for an answer.
+                    # Offers that have arrived are refused, so that nobody waits for an answer.
                     await self._broker.nc.end_at_broker(offers)
                 await self._end_auto()
                 self._slots.end()
@@ -246,12 +246,12 @@ class Worker:
                 await self._settle(job, outcome, held)
 
     def _remember(self, job: Job) -> None:
-        """Have gateways learn whose prompt is in the cache from now on."""
+        """Publish the fingerprints of the job's prompt, so that gateways send similar ones here."""
         if job.malformed is not None or not (self._engine.has_cache and job.request.cache_prompt):
             return
         found = fingerprints(job.owner, job.request.messages, job.request.prompt)
-        if self.beginnings.add(found) and self._announce is not None:
-            self._announcing.start(self._announce(), "announce a beginning")
+        if self.prefixes.add(found) and self._announce is not None:
+            self._announcing.start(self._announce(), "announce a prompt")
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.id]

@@ -2,7 +2,15 @@
 
 import pytest
 
-from shared.beginnings import BLOCK, MOST, REMEMBERED, SHORTEST, Beginnings, Near, fingerprints
+from shared.prompt_prefixes import (
+    BLOCK,
+    MOST,
+    REMEMBERED,
+    SHORTEST,
+    Near,
+    PromptPrefixes,
+    fingerprints,
+)
 from shared.wire.requests import ChatMessage
 
 LONG = "x" * SHORTEST
@@ -52,7 +60,7 @@ def test_the_longest_are_kept() -> None:
 
 
 def test_an_inferer_remembers_the_last_ones() -> None:
-    known = Beginnings()
+    known = PromptPrefixes()
     assert known.add(map(str, range(REMEMBERED)))
     assert not known.add(["0"])
     assert known.add(["0", "new"])

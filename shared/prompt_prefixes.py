@@ -1,4 +1,4 @@
-"""Fingerprints of the beginnings of prompts: which inferer has computed part of a prompt before."""
+"""Fingerprints of the prefixes of prompts: which inferer has computed a part of a prompt before."""
 
 import re
 from collections import OrderedDict
@@ -10,20 +10,20 @@ from shared.wire.requests import ChatMessage
 from shared.wire.subjects import is_token
 
 SHORTEST = 400
-"""Characters. What is shorter is computed in no time."""
+"""Characters. Shorter prefixes are not worth a handover."""
 BLOCK = 1000
-"""Characters of a prompt without messages between two of its fingerprints."""
+"""Characters between two fingerprints of a prompt without messages."""
 MOST = 32
-"""Of one prompt, the longest."""
+"""Fingerprints of one prompt: those of its longest prefixes."""
 PRIORITY = re.compile("[0-9]")
 REMEMBERED = 64
-"""By an inferer: a kilobyte of its entry."""
+"""Fingerprints that an inferer remembers: about a kilobyte of its entry."""
 
 
 def fingerprints(
     owner: str, messages: Iterable[ChatMessage] | None = None, prompt: str | None = None
 ) -> list[str]:
-    """Those of the beginnings of a prompt, the shortest first. Prompts of different owners have
+    """The fingerprints of a prompt's prefixes, the shortest first. Prompts of different owners have
     none in common."""
     digest, length = blake2b(owner.encode(), digest_size=8), 0
     found = []
@@ -37,7 +37,7 @@ def fingerprints(
 
 
 def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> list[str]:
-    """What a prompt consists of; two that begin alike have the first ones in common."""
+    """The parts of a prompt. Prompts that begin alike have their first parts in common."""
     if messages is None:
         whole = len(prompt) // BLOCK * BLOCK
         return [prompt[start : start + BLOCK] for start in range(0, whole, BLOCK)]
@@ -45,11 +45,11 @@ def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> list[str]:
 
 
 class Near(NamedTuple):
-    """Which inferer has computed most of a prompt before, as a job's header says."""
+    """Which inferer has computed the longest prefix of a prompt, as a job's header says."""
 
     inferer_id: str
     priority: int
-    """Its `INFERER_PRIORITY`: none that is served earlier hands a job over to it."""
+    """Its `INFERER_PRIORITY`. Inferers with a smaller number never hand a job over to it."""
     fingerprint: str
 
     def header(self) -> str:
@@ -66,8 +66,8 @@ class Near(NamedTuple):
         return None
 
 
-class Beginnings:
-    """Those of the prompts that an inferer has computed lately."""
+class PromptPrefixes:
+    """Fingerprints of the prompts that an inferer has computed recently."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, None] = OrderedDict()
