@@ -1,13 +1,10 @@
 """Fingerprints of the prefixes of prompts: which inferer has computed a part of a prompt before."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import NamedTuple
 
 from shared.wire.requests import ChatMessage
-from shared.wire.subjects import is_token
 
 SHORTEST = 400
 """Characters. Shorter prefixes are not worth a handover."""
@@ -15,7 +12,6 @@ BLOCK = 1000
 """Characters between two fingerprints of a prompt without messages."""
 MOST = 32
 """Fingerprints of one prompt: those of its longest prefixes."""
-PRIORITY = re.compile("[0-9]")
 REMEMBERED = 64
 """Fingerprints that an inferer remembers: about a kilobyte of its entry."""
 
@@ -42,28 +38,6 @@ def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> list[str]:
         whole = len(prompt) // BLOCK * BLOCK
         return [prompt[start : start + BLOCK] for start in range(0, whole, BLOCK)]
     return [f"{message.role}:{message.text}" for message in messages]
-
-
-class Near(NamedTuple):
-    """Which inferer has computed the longest prefix of a prompt, as a job's header says."""
-
-    inferer_id: str
-    priority: int
-    """Its `INFERER_PRIORITY`. Inferers with a smaller number never hand a job over to it."""
-    fingerprint: str
-
-    def header(self) -> str:
-        return f"{self.inferer_id} {self.priority} {self.fingerprint}"
-
-    @classmethod
-    def read(cls, header: str) -> "Near | None":
-        """None if there is no such header, or it cannot be read."""
-        match header.split(" "):
-            case [inferer_id, priority, fingerprint] if is_token(inferer_id) and PRIORITY.fullmatch(
-                priority
-            ):
-                return cls(inferer_id, int(priority), fingerprint)
-        return None
 
 
 class PromptPrefixes:

@@ -108,7 +108,7 @@ class Connection(Client):
         self._receivers[number] = receive
         try:
             return await self.subscribe(subject)
-        except BaseException:
+        except BaseException:  # a cancellation, too: nothing would ever unsubscribe
             self._remove_sub(number)
             raise
 

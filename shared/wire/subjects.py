@@ -9,6 +9,7 @@ wildcard (the functions whose names end in ``_of``).
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from shared.model_names import is_token as is_model_token
@@ -39,7 +40,7 @@ HEADER_DEADLINE = "Deadline"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_TRACESTATE = "tracestate"
 HEADER_VERSION = "Sluice-Version"
-HEADER_NEAR = "Sluice-Near"
+HEADER_NEAREST = "Sluice-Nearest"
 HEADER_HANDED_OVER = "Sluice-Handed-Over"
 HEADER_ACK = "Sluice-Ack"
 HEADER_OFFER_ENDS = "Sluice-Offer-Ends"
@@ -50,7 +51,7 @@ HEADER_SCHEDULER = "Nats-Scheduler"
 HEADER_MSG_ID = "Nats-Msg-Id"
 HEADER_EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
 BROKERS_HEADERS = "nats-"
-"""What the broker's own headers begin with, in lower case; they are never sent on."""
+"""What the broker's own headers begin with, in lower case."""
 
 # Every pull carries the group from the first version on: a consumer cannot change it later
 # without the inferers changing at the same moment.
@@ -220,6 +221,15 @@ def cancels(model: str) -> str:
 def control(model: str, inferer_id: str) -> str:
     """Commands to one inferer, each answered."""
     return f"infer.control.{token_of(model)}.{inferer_id}"
+
+
+def without_brokers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that may be sent on: the broker takes some of its own as commands."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.lower().startswith(BROKERS_HEADERS)
+    }
 
 
 def handover(model: str, inferer_id: str) -> str:

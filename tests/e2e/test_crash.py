@@ -226,8 +226,8 @@ def test_a_death_while_the_broker_is_away_is_reported_later(stack: Stack) -> Non
 
 
 def test_a_death_that_cannot_be_reported_for_lack_of_memory(stack: Stack) -> None:
-    """The code that reports a death is imported only then, which needs memory. The process ends as
-    its child did all the same, and says why there is no report."""
+    """The code that reports a death is imported only then, which needs memory. The process still
+    ends as its child did, and says why it could not report."""
     (inferer,) = stack.inferers
     parent, child = inferer.family()
     pages = int(Path(f"/proc/{parent}/statm").read_text().split()[0])

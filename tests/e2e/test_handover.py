@@ -136,7 +136,7 @@ async def near_ghost(stack: Stack) -> AsyncIterator[tuple[Broker, str, asyncio.F
         await broker.nc.subscribe(subjects.handover("tiny", "ghost"), cb=receive)
         await broker.nc.flush()
         request = InferenceRequest(task="complete", prompt="hi", max_tokens=1)
-        yield broker, await put(broker, request, Sluice_Near="ghost 0 f"), offered
+        yield broker, await put(broker, request, Sluice_Nearest="ghost 0 f"), offered
 
 
 async def test_a_job_that_nobody_took_comes_back(
@@ -167,7 +167,7 @@ def test_a_header_that_cannot_be_sent_on_costs_nothing(stack: Stack) -> None:
     """The broker accepts this name, and nats-py receives it but refuses to send it. The job runs
     where it was pulled."""
     job_id = new_job_id()
-    headers = b"NATS/1.0\r\nSluice-Near: nobody 0 f\r\na@b: c\r\n\r\n"
+    headers = b"NATS/1.0\r\nSluice-Nearest: nobody 0 f\r\na@b: c\r\n\r\n"
     request = encode(InferenceRequest(task="complete", prompt="hi", max_tokens=1))
     with RawNats(stack.nats.port) as connection:
         connection.send(

@@ -1,13 +1,10 @@
 """Which prompts begin alike, by their fingerprints."""
 
-import pytest
-
 from shared.prompt_prefixes import (
     BLOCK,
     MOST,
     REMEMBERED,
     SHORTEST,
-    Near,
     PromptPrefixes,
     fingerprints,
 )
@@ -67,29 +64,3 @@ def test_an_inferer_remembers_the_last_ones() -> None:
     assert "1" not in known
     assert {"0", "2", "new"} <= {*known}
     assert len(list(known)) == REMEMBERED
-
-
-def test_what_is_near_comes_through_a_header() -> None:
-    near = Near("inferer-1", 5, "0123456789abcdef")
-    assert Near.read(near.header()) == near
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "",
-        " ",
-        "a",
-        "a b",
-        "a 0",
-        "a 0 b c",
-        "a b c",
-        "a 10 b",
-        "a -1 b",
-        "a ² b",
-        "a.b 0 c",
-        "* 0 c",
-    ],
-)
-def test_another_header_is_ignored(header: str) -> None:
-    assert Near.read(header) is None

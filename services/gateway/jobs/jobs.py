@@ -43,11 +43,12 @@ from shared.errors import (
 from shared.job_ids import has_aged_out, is_job_id, new_job_id
 from shared.logs import logger
 from shared.model_names import is_token, token_of
-from shared.prompt_prefixes import Near, fingerprints
+from shared.prompt_prefixes import fingerprints
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport
 from shared.wire.codecs import encode
+from shared.wire.nearest import NearestInferer
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Cancelled, Result, StopCode
 
@@ -127,8 +128,8 @@ class Jobs:
         }
         if reply_to is not None:
             headers[subjects.HEADER_REPLY_TO] = reply_to
-        if near := self._near(submission, model, caller):
-            headers[subjects.HEADER_NEAR] = near.header()
+        if nearest := self._nearest(submission, model, caller):
+            headers[subjects.HEADER_NEAREST] = nearest.header()
         payload = self._encode(submission, accepted)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
@@ -143,14 +144,14 @@ class Jobs:
         )
         return accepted
 
-    def _near(
+    def _nearest(
         self, submission: JobSubmission, model: ModelConsumers, caller: Caller
-    ) -> Near | None:
+    ) -> NearestInferer | None:
         """The inferer that should get the job, if it is free."""
         if not submission.cache_prompt or len(self._fleet.inferers(model.token)) < 2:
             return None
         found = fingerprints(caller.owner, submission.messages, submission.prompt)
-        return self._fleet.near(model.token, found)
+        return self._fleet.nearest(model.token, found)
 
     async def _publish(
         self,

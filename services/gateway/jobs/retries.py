@@ -59,13 +59,8 @@ class Retries:
         if last is None or (last.state, last.attempt) != ("retrying", wanted.attempt):
             raise InvalidRequest(f"attempt {wanted.attempt} of the job {job_id} has not failed")
         at = min(parse_timestamp(wanted.at), self._broker.now() + LONGEST_PAUSE)
-        kept = {
-            name: value
-            for name, value in message.headers.items()
-            if not name.lower().startswith(subjects.BROKERS_HEADERS)
-        }
         headers = {
-            **kept,
+            **subjects.without_brokers(message.headers),
             # With the id of the request or of an earlier schedule, the broker would drop it as a
             # duplicate, and the ack that follows would destroy the job. The attempt alone does not
             # make the id unique: its number may come from a replica that lags.

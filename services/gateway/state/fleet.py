@@ -19,7 +19,6 @@ from shared.broker.streams import Topology
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
 from shared.logs import logger
 from shared.model_names import MAX_NAME_CHARS, NAME_RULE, is_name, token_of
-from shared.prompt_prefixes import Near
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import ConcurrencyReport, ConcurrencyRequest, FleetReport
@@ -32,6 +31,7 @@ from shared.wire.inferers import (
     OverlappingInferer,
     SetConcurrency,
 )
+from shared.wire.nearest import NearestInferer
 
 REFRESH_S = 2.0
 COMMAND_TIMEOUT_S = 10.0
@@ -72,21 +72,21 @@ class Fleet:
         """Those of the model with this token."""
         return list(self._inferers.get(model, {}).values())
 
-    def near(self, model: str, found: Sequence[str]) -> Near | None:
+    def nearest(self, model: str, found: Sequence[str]) -> NearestInferer | None:
         """Which inferer of the model with this token has computed the longest prefix of a prompt
         with the fingerprints ``found``; None if none has computed any. Among equals, one with a
         free slot at its last heartbeat comes first, then the smallest `INFERER_PRIORITY`."""
         lengths = {fingerprint: length for length, fingerprint in enumerate(found)}
-        nearest = None
+        best = None
         for entry in self.inferers(model):
             known = lengths.keys() & entry.prefixes
             if known:
                 longest = max(known, key=lengths.__getitem__)
                 is_full = len(entry.jobs) >= entry.slots
                 rank = lengths[longest], not is_full, -entry.priority
-                if nearest is None or rank > nearest[0]:
-                    nearest = rank, Near(entry.id, entry.priority, longest)
-        return nearest[1] if nearest else None
+                if best is None or rank > best[0]:
+                    best = rank, NearestInferer(entry.id, entry.priority, longest)
+        return best[1] if best else None
 
     async def watch(self) -> None:
         """Follow the inferers that come and go."""

@@ -62,8 +62,8 @@ class Job:
         self.priority = priority_of(self.subject.priority)
         self.trace = trace_of(headers)
         self.reply_to: str | None = headers.get(subjects.HEADER_REPLY_TO)
-        self.near: str = headers.get(subjects.HEADER_NEAR, "")
-        """Which inferer has computed the longest prefix of its prompt; see `Near`."""
+        self.nearest: str = headers.get(subjects.HEADER_NEAREST, "")
+        """Which inferer has computed the longest prefix of its prompt; see `NearestInferer`."""
         # A message that was scheduled is a new one to the broker, and counts from 1 again.
         self.is_first_delivery = (
             message.metadata.num_delivered == 1 and subjects.HEADER_SCHEDULER not in headers

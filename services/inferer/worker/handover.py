@@ -19,16 +19,17 @@ from shared.broker.connection import Broker
 from shared.broker.refusals import IMPOSSIBLE, TRANSIENT
 from shared.logs import logger
 from shared.model_names import token_of
-from shared.prompt_prefixes import Near, PromptPrefixes
+from shared.prompt_prefixes import PromptPrefixes
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
 from shared.wire.codecs import skip
+from shared.wire.nearest import NearestInferer
 from shared.wire.replies import send_reply
 
 ANSWER_S = 2.0
 """How long the other inferer may take to say whether it takes a job; normally a millisecond."""
 SILENT_S = 30.0
-"""How long there is no other offer to an inferer that did not answer."""
+"""How long an inferer waits before it makes another offer to one that did not answer."""
 LARGEST = 2**20
 """Larger jobs (bytes) are not offered: an offer sends the job over the network again."""
 TAKEN, REFUSED = b"taken", b"refused"
@@ -59,17 +60,17 @@ class Handover:
         """Offer the job to the inferer that its headers name. ``busy`` is the number of other jobs
         here. Returns True if this inferer must not run the job: the other one has taken it, or may
         have."""
-        near = Near.read(job.near)
-        if near is None or not self._is_worth_offering(job, near):
+        nearest = NearestInferer.read(job.nearest)
+        if nearest is None or not self._is_worth_offering(job, nearest):
             return False
         ends_at = self._broker.now() + timedelta(seconds=ANSWER_S)
         try:
             answer = await self._broker.nc.request(
-                subjects.handover(self._model, near.inferer_id),
+                subjects.handover(self._model, nearest.id),
                 job.message.data,
                 ANSWER_S,
                 headers={
-                    **_own_headers(job.message),
+                    **subjects.without_brokers(job.message.headers or {}),
                     subjects.HEADER_HANDED_OVER: job.message.subject,
                     subjects.HEADER_ACK: job.message.reply,
                     subjects.HEADER_OFFER_ENDS: timestamp(ends_at),
@@ -81,19 +82,17 @@ class Handover:
         except TRANSIENT as error:
             # The other inferer may run it. This one must not: two attempts with the same number
             # would mix their tokens. If nobody renews the lease, the broker redelivers the job.
-            log.warning(
-                "handover_not_answered", job_id=job.id, to=near.inferer_id, error=str(error)
-            )
-            self._silent[near.inferer_id] = asyncio.get_running_loop().time()
+            log.warning("handover_not_answered", job_id=job.id, to=nearest.id, error=str(error))
+            self._silent[nearest.id] = asyncio.get_running_loop().time()
             return True
         return answer.data == TAKEN
 
-    def _is_worth_offering(self, job: Job, near: Near) -> bool:
-        silent_at = self._silent.get(near.inferer_id, -math.inf)
+    def _is_worth_offering(self, job: Job, nearest: NearestInferer) -> bool:
+        silent_at = self._silent.get(nearest.id, -math.inf)
         return (
-            near.inferer_id != self._id
-            and near.priority <= self._priority
-            and near.fingerprint not in self._prefixes
+            nearest.id != self._id
+            and nearest.priority <= self._priority
+            and nearest.fingerprint not in self._prefixes
             and job.is_first_delivery
             and len(job.message.data) <= LARGEST
             and asyncio.get_running_loop().time() - silent_at > SILENT_S
@@ -133,12 +132,3 @@ class Handover:
         }:
             raise ValueError("it is not a job of this model")
         return job if self._broker.now() < ends_at else None, busy
-
-
-def _own_headers(message: Msg) -> dict[str, str]:
-    """Without those that the broker adds: it takes some of them as commands."""
-    return {
-        name: value
-        for name, value in (message.headers or {}).items()
-        if not name.lower().startswith(subjects.BROKERS_HEADERS)
-    }

@@ -95,8 +95,8 @@ class Worker:
         self._slots = Slots(self.process)
         self._group: asyncio.TaskGroup | None = None
         self._growing = asyncio.Lock()
-        self._announce: Callable[[], Coroutine[Any, Any, None]] | None = None
-        self._announcing = Tasks()
+        self._store_entry: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._storing = Tasks()
         self._auto = None
         if concurrency == "auto":
             self._auto = AutoConcurrency(engine, self._slots, self._make_room)
@@ -129,11 +129,11 @@ class Worker:
         self,
         stopping: asyncio.Event,
         on_ready: Callable[[], None],
-        announce: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        store_entry: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         """Serve until ``stopping`` is set; jobs that are then under way get their grace.
-        ``announce`` stores this inferer's entry as it is now."""
-        self._announce = announce
+        ``store_entry`` publishes this inferer's entry as it is now."""
+        self._store_entry = store_entry
         cancels = await self._broker.nc.subscribe(subjects.cancels(self.model), cb=self._on_cancel)
         offers = await self._broker.nc.subscribe(
             subjects.handover(self.model, self._id), "handover", cb=self._on_offer
@@ -166,7 +166,7 @@ class Worker:
         finally:
             await cancels.unsubscribe()
             await offers.unsubscribe()
-            await self._announcing.end(RETURN_S)
+            await self._storing.end(RETURN_S)
 
     async def set_slots(self, count: int) -> None:
         """Open or close slots; no running job is touched, and no idle slot that closes takes one.
@@ -250,8 +250,8 @@ class Worker:
         if job.malformed is not None or not (self._engine.has_cache and job.request.cache_prompt):
             return
         found = fingerprints(job.owner, job.request.messages, job.request.prompt)
-        if self.prefixes.add(found) and self._announce is not None:
-            self._announcing.start(self._announce(), "announce a prompt")
+        if self.prefixes.add(found) and self._store_entry is not None:
+            self._storing.start(self._store_entry(), "store the entry")
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.id]
