@@ -138,8 +138,8 @@ def _bucket(name: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: flo
 
 
 def first_sequence(stream: StreamConfig, now: datetime) -> int | None:
-    """A sequence that the stream never had before, if it was deleted: old acknowledgements and
-    event ids may still be in use, and must not match new messages."""
-    if stream.name in (subjects.REQUESTS, subjects.EVENTS):
+    """A sequence that the stream never had before, if it was deleted: old acknowledgements may
+    still be in use, and must not match new messages."""
+    if stream.name == subjects.REQUESTS:
         return int(now.timestamp() * 1000)
     return None

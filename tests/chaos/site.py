@@ -110,14 +110,14 @@ class Site:
 
     def tracebacks(self) -> list[str]:
         """Logs in which a service did not expect what happened. One that had no memory may say
-        that it ends of that."""
+        that it ends of that; where it could not even be imported, Python says so."""
         starved = set().union(*(inferer.starved for inferer in self.inferers))
         return [
             f"a traceback in {log}"
             for part in self.services
             for log in part.logs
             if "Traceback" in (text := log.read_text("utf-8"))
-            and not (log in starved and "MemoryError" in text)
+            and not (log in starved and ("MemoryError" in text or "ImportError" in text))
         ]
 
     async def _watch(self) -> None:

@@ -1,10 +1,18 @@
 """From frames that were lost, repeated or of several attempts, to text in its order."""
 
 import random
+from zlib import crc32
 
 import pytest
 
-from services.gateway.jobs.token_merger import Added, Restarted, Step, TokenReader
+from services.gateway.jobs.token_merger import (
+    UNKNOWN,
+    Added,
+    Restarted,
+    Sent,
+    Step,
+    TokenReader,
+)
 from shared.wire.events import TokenFrame
 
 
@@ -112,24 +120,39 @@ def test_a_second_attempt_that_is_shorter_starts_again(text: str) -> None:
 
 
 def test_after_an_unknown_text_everything_begins_anew() -> None:
-    """What a client has of a text that nobody knows any more is void, before anything is added."""
-    reader = TokenReader(resumes=True)
+    """What a client has of a text that nobody knows is void, before anything is added."""
+    reader = TokenReader(UNKNOWN)
     assert reader.add(frame(1, 3, "d")) == []
     assert reader.finish(1, "abcde") == [Restarted(1), Added(1, 0, "abcde")]
-    reader = TokenReader(resumes=True)
+    reader = TokenReader(UNKNOWN)
     assert reader.add(frame(1, 0, "")) == []
     assert reader.add(frame(1, 1, "ab")) == [Restarted(1), Added(1, 0, "ab")]
     assert reader.add(frame(1, 2, "c")) == [Added(1, 2, "c")]
     assert reader.finish(1, "abcd") == [Added(1, 3, "d")]
-    assert TokenReader(resumes=True).finish(1, "") == [Restarted(1)]
+    assert TokenReader(UNKNOWN).finish(1, "") == [Restarted(1)]
 
 
-def test_a_resumed_text_that_is_read_from_its_beginning_goes_on() -> None:
-    """Then it is known what was sent."""
-    reader = TokenReader(resumes=True)
-    reader.begin()
-    assert reader.add(frame(1, 0, "ab")) == [Added(1, 0, "ab")]
-    assert reader.finish(1, "abc") == [Added(1, 1, "c")]
+def test_another_reader_goes_on_where_one_was_cut_off() -> None:
+    """Whatever the frames are by then, also if only the result is left."""
+    first, _ = read(frame(1, 0, "a", "b"), frame(1, 2, "c"))
+    again = TokenReader(first.sent)
+    assert again.add(frame(1, 0, "a", "b")) == []
+    assert again.add(frame(1, 2, "c", "d")) == [Added(1, 3, "d")]
+    assert again.finish(1, "abcde") == [Added(1, 4, "e")]
+    assert TokenReader(first.sent).finish(1, "abcde") == [Added(1, 3, "de")]
+    assert TokenReader(first.sent).finish(1, "abc") == []
+
+
+def test_a_resumed_text_that_comes_out_differently_starts_again() -> None:
+    """Also if it is only shorter; and the text of an earlier attempt is not compared with it."""
+    sent = Sent(2, 2, 2, crc32(b"xy"))
+    reader = TokenReader(sent)
+    assert reader.add(frame(1, 0, "a", "b", "c")) == []
+    assert reader.add(frame(2, 0, "x", "y", "z")) == [Added(2, 2, "z")]
+    assert TokenReader(sent).finish(3, "x") == [Restarted(3), Added(3, 0, "x")]
+    reader = TokenReader(sent)
+    assert reader.add(frame(3, 0, "x")) == []
+    assert reader.add(frame(3, 1, "z")) == [Restarted(3), Added(3, 0, "xz")]
 
 
 def test_late_frames_of_an_earlier_attempt_are_dropped() -> None:
@@ -139,7 +162,8 @@ def test_late_frames_of_an_earlier_attempt_are_dropped() -> None:
 
 
 def test_whatever_is_lost_repeated_or_reordered_the_text_comes_out() -> None:
-    """Random frames of two attempts in random order: the client ends with the result's text."""
+    """Random frames of two attempts in random order, and a reader that is replaced by another, to
+    which the same frames may come: the client ends with the result's text."""
     for seed in range(500):
         chance = random.Random(seed)
         tokens = [chance.choices(["a", "b", "", "cd"], k=12) for _ in range(2)]
@@ -150,5 +174,7 @@ def test_whatever_is_lost_repeated_or_reordered_the_text_comes_out() -> None:
             attempt, start = chance.randint(1, 2), chance.randint(0, 11)
             frames.append(frame(attempt, start, *tokens[attempt - 1][start : start + 3]))
         reader, steps = read(*frames)
+        again = TokenReader(reader.sent)
+        steps += [step for given in chance.choices(frames, k=10) for step in again.add(given)]
         text = "".join(tokens[1])
-        assert shown(steps + reader.finish(2, text)) == text, f"seed {seed}"
+        assert shown(steps + again.finish(2, text)) == text, f"seed {seed}"

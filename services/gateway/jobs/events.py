@@ -1,8 +1,10 @@
 """A job's events as a stream that can be resumed where it was interrupted."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, aclosing, suppress
+from typing import NamedTuple
 
 import nats.errors
 from msgspec import Struct
@@ -12,7 +14,14 @@ from nats.js.api import ConsumerConfig
 
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.jobs.token_merger import Restarted, Step, TokenReader
+from services.gateway.jobs.token_merger import (
+    NOTHING,
+    UNKNOWN,
+    Restarted,
+    Sent,
+    Step,
+    TokenReader,
+)
 from shared.background import drop
 from shared.broker.client import consumer_of
 from shared.broker.connection import RETRY_DELAY_S, Broker, unavailable_on_outage
@@ -27,10 +36,10 @@ from shared.wire.results import Completed, Result
 
 log = logger()
 
-TAIL = "tail"
-"""The id of tokens that were taken from the result, not from the stream."""
-
 END = "end"
+"""The id of the last event."""
+
+EVENT_ID = re.compile(r"\d{1,9}(\.\d{1,9}){3}\.(-1|\d{1,10})", re.ASCII)
 
 ON_ITS_WAY_S = 0.05
 """How long a reader waits for each stored event once the job has finished."""
@@ -42,8 +51,31 @@ class Tokens(Struct, frozen=True):
     text: str
 
 
+class EventId(NamedTuple):
+    """How much of a job's events a client has. It is made from their content, not from the
+    broker's sequences: messages can get others when a node of a cluster fails (decision 6)."""
+
+    states: int = 0
+    """How many state events."""
+    sent: Sent = NOTHING
+
+    def __str__(self) -> str:
+        return ".".join(str(number) for number in (self.states, *self.sent))
+
+    @classmethod
+    def of(cls, text: str) -> "EventId":
+        """What ``text``, a Last-Event-ID, stands for. With one that was never given out, it is
+        unknown how much of the text the client has."""
+        if not text:
+            return cls()
+        if not EVENT_ID.fullmatch(text):
+            return cls(0, UNKNOWN)
+        states, *sent = map(int, text.split("."))
+        return cls(states, Sent(*sent))
+
+
 class JobEvent(Struct, frozen=True):
-    """``id``: ``0`` for the first, else the sequence in ``EVENTS``, ``tail`` or ``end``.
+    """``id``: an `EventId` or ``end``.
 
     ``event``: ``queued``, ``started``, ``returned``, ``attempt_failed`` (another follows),
     ``tokens``, ``retrying`` (the text starts again from the beginning), ``result``, ``error`` (the
@@ -62,47 +94,47 @@ async def job_events(
     an `error` where its stream was deleted meanwhile; through outages of the broker too.
 
     ``after`` is the id of the last event that was received: events up to it are left out. If the
-    broker no longer has them, `retrying` is sent and the text starts again from the beginning. With
-    ``accepted``, for a job that was just submitted here, `queued` is left out. If it is new, ids
-    have no meaning: events are read as they are published, which costs less than a consumer.
+    text turns out not to begin with what was received, `retrying` is sent and it starts again from
+    the beginning. With ``accepted``, for a job that was just submitted here, `queued` is left out.
+    If it is new, events are read as they are published, which costs less than a consumer.
 
     Raises:
         UnknownJob, JobAgedOut, BrokerUnavailable: before the first event, and without ``accepted``.
     """
-    seen = int(after) if after.isascii() and after.isdecimal() and len(after) < 20 else -1
-    resumes = seen > 0
     if accepted is None:
         status = await jobs.status(job_id)
         model = status.model
     else:
         status, model = None, accepted.model
-    if resumes and not await _is_event_of(broker, model, job_id, seen):
-        seen = -1
-    if status is not None and after not in (TAIL, END) and seen < 0:
-        yield JobEvent("0", "queued", status)
+    received = EventId.of(after)
+    if status is not None and (not after or received.sent == UNKNOWN):
+        yield JobEvent(str(EventId(0, received.sent)), "queued", status)
     finished = asyncio.create_task(jobs.wait(job_id, accepted), name=f"wait for {job_id}")
-    reader, read, is_whole = TokenReader(resumes=resumes), 0, not resumes
+    reader, states, read = TokenReader(received.sent), received.states, 0
     try:
-        if after not in (TAIL, END):
-            source = (
-                stored_events(broker, model, job_id, finished)
-                if accepted is None or accepted.is_replay
-                else _live_events(broker, model, job_id, finished, reader)
-            )
-            async with aclosing(source) as messages:
-                async for sequence, message in messages:
-                    if read == 0 and seen > 0 and _is_the_first(message):
-                        reader.begin()
-                        is_whole = True
-                    read = sequence
-                    for event in _translate(message, read, reader):
-                        # A text that starts again is sent as a whole.
-                        if read > seen or (isinstance(event.data, Tokens) and not is_whole):
-                            yield event
+        source = (
+            stored_events(broker, model, job_id, finished)
+            if accepted is None or accepted.is_replay
+            else _live_events(broker, model, job_id, finished, reader)
+        )
+        async with aclosing(source) as messages:
+            async for message in messages:
+                if message is None:
+                    read = 0
+                elif message.subject.endswith(".state"):
+                    state = decode_state_event.read(message.data, message.subject)
+                    read += 1
+                    if state is not None and read > states:
+                        states = read
+                        yield JobEvent(str(EventId(states, reader.sent)), _name(state), state)
+                else:
+                    frame = decode_token_frame.read(message.data, message.subject)
+                    for event in _token_events(states, reader, reader.add(frame) if frame else []):
+                        yield event
         result = await finished
-        if after not in (TAIL, END) and isinstance(result, Completed):
-            for step in reader.finish(result.attempt, result.text):
-                yield _token_event(TAIL, step, before=read)
+        if isinstance(result, Completed):
+            for event in _token_events(states, reader, reader.finish(result.attempt, result.text)):
+                yield event
         yield JobEvent(END, "result", JobStatus.of(result))
     except (UnknownJob, JobAgedOut) as error:
         yield JobEvent(END, "error", JobError(error.code, error.message))
@@ -110,59 +142,30 @@ async def job_events(
         drop(finished)
 
 
-async def _is_event_of(broker: Broker, model: str, job_id: str, event_id: int) -> bool:
-    """Whether the broker still has the event with this id, and it belongs to this job and to the
-    current stream, not to one that was deleted.
-
-    Raises:
-        BrokerUnavailable: no answer.
-    """
-    found = await broker.direct_get(
-        subjects.EVENTS, seq=event_id, next_by_subj=subjects.events(model, job_id)
-    )
-    # The id of `retrying` is the one before that of its text.
-    return found is not None and found.sequence - event_id in (0, 1)
+def _name(state: StateEvent) -> str:
+    """The text of a failed attempt stays valid if the next attempt produces the same text. An
+    attempt that died with its inferer is reported as a `started` with a code."""
+    failed = state.state == "retrying" or (state.state == "started" and state.code)
+    return "attempt_failed" if failed else state.state
 
 
-def _is_the_first(message: Msg) -> bool:
-    """Whether nothing came before it in the job's life: every attempt begins with `started`."""
-    if not message.subject.endswith(".state"):
-        return False
-    state = decode_state_event.read(message.data, message.subject)
-    return state is not None and (state.state, state.attempt, state.code) == ("started", 1, None)
-
-
-def _translate(message: Msg, sequence: int, reader: TokenReader) -> list[JobEvent]:
-    event_id = str(sequence)
-    if message.subject.endswith(".state"):
-        state = decode_state_event.read(message.data, message.subject)
-        if state is None:
-            return []
-        # The text of a failed attempt stays valid if the next attempt produces the same text. An
-        # attempt that died with its inferer is reported as a `started` with a code.
-        failed = state.state == "retrying" or (state.state == "started" and state.code)
-        name = "attempt_failed" if failed else state.state
-        return [JobEvent(event_id, name, state)]
-    frame = decode_token_frame.read(message.data, message.subject)
-    if frame is None:
-        return []
-    return [_token_event(event_id, step, before=sequence - 1) for step in reader.add(frame)]
-
-
-def _token_event(event_id: str, step: Step, before: int) -> JobEvent:
-    if isinstance(step, Restarted):
-        # Its text follows under ``event_id``. A reader that is cut off between the two resumes
-        # before both.
-        return JobEvent(str(before), "retrying", Tokens(step.attempt, 0, ""))
-    return JobEvent(event_id, "tokens", Tokens(step.attempt, step.index, step.text))
+def _token_events(states: int, reader: TokenReader, steps: list[Step]) -> Iterator[JobEvent]:
+    for step in steps:
+        if isinstance(step, Restarted):
+            # Its text follows: a reader that is cut off between the two has nothing of it.
+            event_id = EventId(states, Sent(step.attempt))
+            yield JobEvent(str(event_id), "retrying", Tokens(step.attempt, 0, ""))
+        else:
+            event_id = EventId(states, reader.sent)
+            tokens = Tokens(step.attempt, step.index, step.text)
+            yield JobEvent(str(event_id), "tokens", tokens)
 
 
 async def _live_events(
     broker: Broker, model: str, job_id: str, finished: asyncio.Task[Result], reader: TokenReader
-) -> AsyncGenerator[tuple[int, Msg], None]:
-    """Like `stored_events`, but yields messages as they are published, with 0 for their sequences.
-    Once one is missed, reads the stream from the first on. The caller passes what this yields to
-    ``reader``, which notices a missed frame."""
+) -> AsyncGenerator[Msg | None, None]:
+    """Like `stored_events`, but yields messages as they are published. Once one is missed, reads
+    the stream. The caller passes what this yields to ``reader``, which notices a missed frame."""
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     is_whole = True
 
@@ -180,35 +183,32 @@ async def _live_events(
             while is_whole and not reader.has_gap:
                 message = await arrived.get()
                 if message is not None:
-                    yield 0, message
+                    yield message
                 elif finished.done():
                     return
         finally:
             with suppress(nats.errors.Error, OSError, RuntimeError):
                 await subscription.unsubscribe()
     async with aclosing(stored_events(broker, model, job_id, finished)) as messages:
-        async for sequence, message in messages:
-            yield sequence, message
+        async for message in messages:
+            yield message
 
 
 async def stored_events(
     broker: Broker, model: str, job_id: str, finished: asyncio.Task[Result]
-) -> AsyncGenerator[tuple[int, Msg], None]:
-    """The job's messages in ``EVENTS`` with their sequences, from the first on, until the job has
-    finished; through outages of the broker.
+) -> AsyncGenerator[Msg | None, None]:
+    """The job's messages in ``EVENTS``, until the job has finished; through outages of the broker.
+    None before the first one: after an outage they come again from the first one on.
 
     Frames may be stored after the result, from which a reader takes what is missing.
     """
-    read = 0
     while True:
+        yield None
         try:
             # Closed here, not when it is garbage-collected: the generator holds a consumer.
             async with aclosing(_events_until_outage(broker, model, job_id, finished)) as messages:
                 async for message in messages:
-                    sequence = message.metadata.sequence.stream
-                    if sequence > read:  # else read before the broker went away
-                        read = sequence
-                        yield sequence, message
+                    yield message
             return
         except (BrokerUnavailable, nats.js.errors.APIError) as error:
             # APIError: the node that held this reader's consumer is gone.

@@ -1,6 +1,8 @@
 """Merges token frames, which may be lost, repeated or from several attempts, into one text."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+from zlib import crc32
 
 from shared.wire.events import TokenFrame
 
@@ -24,23 +26,46 @@ class Restarted:
 Step = Added | Restarted
 
 
+class Sent(NamedTuple):
+    """What a client has of a text: enough to recognize it when it is read again."""
+
+    attempt: int = 0
+    """From which the text came."""
+    tokens: int = 0
+    characters: int = 0
+    checksum: int = 0
+    """CRC-32 of its UTF-8."""
+
+    def begins(self, text: str) -> bool:
+        """Whether ``text`` begins with what was sent."""
+        beginning = text[: self.characters]
+        return len(beginning) == self.characters and _checksum(beginning) == self.checksum
+
+
+NOTHING = Sent()
+UNKNOWN = Sent(characters=1, checksum=-1)
+"""Some text, with which none begins."""
+
+
 class TokenReader:
     """Follows the highest attempt, drops repeated tokens, and fills gaps from the result."""
 
-    def __init__(self, *, resumes: bool = False) -> None:
-        """With ``resumes``, unknown text was sent before: the text starts again from the
-        beginning, unless `begin` is called."""
+    def __init__(self, sent: Sent = NOTHING) -> None:
+        """``sent`` was sent before, by another reader. The text goes on after it, or starts again
+        from the beginning where it turns out to be another."""
         self._attempt = 0
         self._next = 0
         self._text = ""
-        self._sent: str | None = None if resumes else ""
-        self._sent_tokens = 0
+        self._sent = sent
+        self._sent_text: str | None = None if sent.characters else ""
+        """None until enough was read to know it."""
         self.has_gap = False
         """Whether the last frame came after one that is missing; it was not added."""
 
-    def begin(self) -> None:
-        """Everything that was sent before is about to be added once more."""
-        self._sent = ""
+    @property
+    def sent(self) -> Sent:
+        """What was sent so far."""
+        return self._sent
 
     def add(self, frame: TokenFrame) -> list[Step]:
         """What to send on after ``frame``; nothing if it is late, repeated or beyond a gap."""
@@ -62,15 +87,33 @@ class TokenReader:
         return self._send(text, complete=True)
 
     def _send(self, text: str, *, complete: bool) -> list[Step]:
-        if self._sent is None:
-            if not (text or complete):
+        if self._sent_text is None:
+            is_enough = self._attempt >= self._sent.attempt and len(text) >= self._sent.characters
+            if not (is_enough or complete):
                 return []
-        elif text.startswith(self._sent):
-            added, self._sent = text[len(self._sent) :], text
-            index, self._sent_tokens = self._sent_tokens, max(self._sent_tokens, self._next)
-            return [Added(self._attempt, index, added)] if added else []
-        elif self._sent.startswith(text) and not complete:
+            if self._sent.begins(text):
+                self._sent_text = text[: self._sent.characters]
+        if self._sent_text is not None and text.startswith(self._sent_text):
+            added = self._added(text[len(self._sent_text) :])
+            return [added] if added.text else []
+        if self._sent_text is not None and self._sent_text.startswith(text) and not complete:
             return []  # a repeated attempt that has not caught up yet
-        self._sent, self._sent_tokens = text, self._next
+        self._sent_text, self._sent = "", Sent(self._attempt)
         restarted: list[Step] = [Restarted(self._attempt)]
-        return restarted + ([Added(self._attempt, 0, text)] if text else [])
+        return restarted + ([self._added(text)] if text else [])
+
+    def _added(self, text: str) -> Added:
+        assert self._sent_text is not None
+        attempt, index, characters, checksum = self._sent
+        self._sent_text += text
+        self._sent = Sent(
+            self._attempt if text else attempt,
+            max(index, self._next),
+            characters + len(text),
+            _checksum(text, checksum),
+        )
+        return Added(self._attempt, index, text)
+
+
+def _checksum(text: str, of_text_before: int = 0) -> int:
+    return crc32(text.encode(), of_text_before)

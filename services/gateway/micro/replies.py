@@ -23,7 +23,6 @@ from shared.broker.refusals import TRANSIENT
 from shared.broker.results import send_result
 from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
-from shared.wire import subjects
 from shared.wire.codecs import decode_token_frame, encode
 from shared.wire.events import TokenFrame
 from shared.wire.replies import send_reply
@@ -187,14 +186,17 @@ class _Reply:
         if not self.stream:
             await asyncio.wait((finished,))
             return
+        last = (0, -1)
         async with aclosing(
             stored_events(self._broker, self.model, self.job_id, finished)
         ) as events:
-            async for _, message in events:
-                if message.subject != subjects.token_events(self.model, self.job_id):
+            async for message in events:
+                if message is None or message.subject.endswith(".state"):
                     continue
                 frame = decode_token_frame.read(message.data, message.subject)
-                if frame is not None:
+                # After an outage they come again.
+                if frame is not None and (frame.attempt, frame.index) > last:
+                    last = frame.attempt, frame.index
                     self._reader.add(frame)
                     self._frames.append(message.data)
                     self._news.set()
