@@ -20,6 +20,9 @@ from tests.support.processes import Process, Stack
 
 THREADS = usable_cpus()
 
+SETTLE_S = 1.0
+"""Between two measurements."""
+
 T = TypeVar("T")
 
 
@@ -120,11 +123,13 @@ def alternated(first: Callable[[], T], second: Callable[[], T], pairs: int) -> l
 
 
 def in_turn(subjects: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """One figure of each subject a round; every other round goes backwards."""
+    """One figure of each subject a round; every other round goes backwards. A pause before each:
+    llama.cpp's server keeps a core busy for 0.2 s after its last answer."""
     figures: dict[str, list[T]] = {name: [] for name in subjects}
     for number in range(rounds):
         turns = list(subjects.items())
         for name, measure in reversed(turns) if number % 2 else turns:
+            time.sleep(SETTLE_S)
             figures[name].append(measure())
     return figures
 

@@ -3,10 +3,11 @@ it is confirmed, pulled by a worker, its result stored before it is sent, and it
 acknowledged after that. No states, no events, no checks, no logs. The worker and the gateway use
 Sluice's own connection, which takes less time than nats-py's, and its event loop. With a model,
 each job generates one token; clients then use nats-py, as in Sluice's benchmark, and send to a
-gateway that only forwards. Without one, they use Sluice's connection and submit to the queue. The
-processes:
+gateway that only forwards. Without one, they use Sluice's connection and submit to the queue. With
+``recorded``, the start of a job is stored before it is computed, once to count attempts and once
+for readers, and its token is published. The processes:
 
-    NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream worker CONCURRENCY [MODEL]
+    NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream worker CONCURRENCY [MODEL [recorded]]
     NATS_URL=… .venv/bin/python -m benchmarks.peers.jetstream gateway
 """
 
@@ -32,19 +33,24 @@ from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings, load
 from shared.wire.requests import InferenceRequest
 
-JOBS, RESULTS, WORKER = "ALONE_JOBS", "ALONE_RESULTS", "worker"
+JOBS, RESULTS, RECORDS, WORKER = "ALONE_JOBS", "ALONE_RESULTS", "ALONE_RECORDS", "worker"
+RECORDED = "recorded"
 REQUESTS = "alone.complete"
 REPLY_TO = "Reply-To"
 PATIENCE_S = 10.0
+RECORD = msgspec.json.encode({"state": "started", "attempt": 1, "inferer": WORKER})
 
 
 class Worker:
     """As many pulls as jobs at once, each for one message."""
 
-    def __init__(self, broker: Broker, compute: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(
+        self, broker: Broker, compute: Callable[[], Awaitable[bytes]], *, recorded: bool
+    ) -> None:
         """``compute`` returns a job's result."""
         self._broker = broker
         self._compute = compute
+        self._recorded = recorded
         self._inbox = broker.nc.new_inbox()
         self._running = Tasks()
 
@@ -59,6 +65,8 @@ class Worker:
         consumer = ConsumerConfig(durable_name=WORKER, ack_policy=AckPolicy.EXPLICIT)
         await self._broker.js.add_stream(jobs)
         await self._broker.js.add_stream(results)
+        records = StreamConfig(RECORDS, subjects=[f"{RECORDS}.>"], storage=StorageType.FILE)
+        await self._broker.js.add_stream(records)
         await self._broker.js.add_consumer(JOBS, consumer)
         await self._broker.nc.subscribe_directly(self._inbox, self._receive)
         for _ in range(concurrency):
@@ -74,13 +82,21 @@ class Worker:
 
     async def _process(self, message: Msg) -> None:
         assert message.headers is not None
-        subject = f"{RESULTS}.{message.subject.rpartition('.')[2]}"
+        job_id = message.subject.rpartition(".")[2]
+        if self._recorded:
+            await asyncio.gather(*(self._record(kind, job_id) for kind in ("state", "event")))
         result = await self._compute()
+        if self._recorded:
+            await self._broker.nc.publish(f"{RECORDS}.tokens.{job_id}", RECORD)
+        subject = f"{RESULTS}.{job_id}"
         await self._broker.publish_stored(subject, result, {}, PATIENCE_S)
         # These go out in one write.
         await self._broker.nc.publish(message.headers[REPLY_TO], result)
         await self._broker.nc.publish(message.reply, b"+ACK")
         await self._pull()
+
+    async def _record(self, kind: str, job_id: str) -> None:
+        await self._broker.publish_stored(f"{RECORDS}.{kind}.{job_id}", RECORD, {}, PATIENCE_S)
 
 
 class OneToken:
@@ -185,13 +201,13 @@ async def client(url: str) -> AsyncIterator[Client]:
         yield client
 
 
-async def _work(concurrency: int, model: str | None = None) -> None:
+async def _work(concurrency: int, model: str | None = None, recorded: str | None = None) -> None:
     async def nothing() -> bytes:
         return b"{}"
 
     compute = OneToken(Path(model), concurrency) if model else nothing
     async with connected(load(BrokerSettings, "NATS"), WORKER) as broker:
-        await Worker(broker, compute).run(concurrency)
+        await Worker(broker, compute, recorded=recorded == RECORDED).run(concurrency)
 
 
 async def _forward() -> None:

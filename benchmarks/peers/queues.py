@@ -54,6 +54,7 @@ BLOCK, BURST = 40, 250
 SLUICE, CELERY, TASKIQ = "Sluice", "Celery with Redis", "taskiq with NATS"
 ALONE = "JetStream alone"
 LEAST = "JetStream and the engine"
+RECORDED = "JetStream, the engine and records"
 SUBJECT = "infer.complete"
 JOB = {"prompt": "one token, please", "max_tokens": 1, "seed": 1}
 
@@ -129,6 +130,7 @@ def main() -> int:
             TASKIQ: told(taskiq_worker(1)),
             ALONE: "stored, pulled, result stored, sent, acknowledged; no gateway, no inference",
             LEAST: "JetStream alone, a gateway that only forwards, and one token of the tiny model",
+            RECORDED: "that, the start stored twice before it, and the token published",
             "rounds": str(options.pairs),
         },
     )
@@ -156,11 +158,9 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
         jetstream_worker = stack.enter_context(
             _jetstream(alone, folder / "alone.log", "worker", str(concurrency))
         )
-        least = stack.enter_context(NatsServer(folder / "least"))
-        least_gateway = stack.enter_context(_jetstream(least, folder / "gateway.log", "gateway"))
-        least_worker = stack.enter_context(
-            _jetstream(least, folder / "least.log", "worker", str(concurrency), str(tiny))
-        )
+        work = ("worker", str(concurrency), str(tiny))
+        least = stack.enter_context(_with_engine(folder / "least", *work))
+        recorded = stack.enter_context(_with_engine(folder / "records", *work, jetstream.RECORDED))
         # A second thread would mostly wait: other processes use the cores too.
         environment = {"INFERER_CONCURRENCY": str(concurrency), "INFERER_THREADS": "1"}
         sluice = stack.enter_context(running_stack(tiny, "tiny", 1, **environment))
@@ -176,16 +176,8 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
                     CLIENT: lambda: [os.getpid()],
                 },
             ),
-            LEAST: Subject(
-                latency=lambda: asyncio.run(_one_after_another(least.url, jetstream.REQUESTS)),
-                burst=lambda: asyncio.run(_at_once(least.url, jetstream.REQUESTS)),
-                parts={
-                    GATEWAY: least_gateway.family,
-                    WORKER: least_worker.family,
-                    BROKER: least.process.family,
-                    CLIENT: lambda: [os.getpid()],
-                },
-            ),
+            LEAST: least,
+            RECORDED: recorded,
             SLUICE: Subject(
                 latency=lambda: asyncio.run(_one_after_another(sluice.nats.url)),
                 burst=lambda: asyncio.run(_at_once(sluice.nats.url)),
@@ -197,6 +189,24 @@ def _subjects(folder: Path, tiny: Path, concurrency: int) -> Iterator[dict[str, 
                 },
             ),
         }
+
+
+@contextmanager
+def _with_engine(folder: Path, *worker: str) -> Iterator[Subject]:
+    with ExitStack() as stack:
+        server = stack.enter_context(NatsServer(folder))
+        gateway = stack.enter_context(_jetstream(server, folder / "gateway.log", "gateway"))
+        worker_process = stack.enter_context(_jetstream(server, folder / "worker.log", *worker))
+        yield Subject(
+            latency=lambda: asyncio.run(_one_after_another(server.url, jetstream.REQUESTS)),
+            burst=lambda: asyncio.run(_at_once(server.url, jetstream.REQUESTS)),
+            parts={
+                GATEWAY: gateway.family,
+                WORKER: worker_process.family,
+                BROKER: server.process.family,
+                CLIENT: lambda: [os.getpid()],
+            },
+        )
 
 
 def _peer(client: Client, worker: Process, broker: Process) -> Subject:

@@ -171,6 +171,30 @@ def test_a_long_prompt_and_a_stream_have_half_of_the_time_each() -> None:
     assert shared.longest_pause_s < MAX_PAUSE_S + 0.02
 
 
+def test_prompts_that_come_together_are_computed_at_once() -> None:
+    """In batches that still have a token of the stream every 200 ms. If more keep coming, they get
+    half of the time."""
+    scheduler: Scheduler[Work] = Scheduler(8, LARGE_BATCH)
+    stream = Work(1, 10**6)
+    scheduler.add(stream)
+    compute(scheduler)
+    prompts = [Work(80) for _ in range(4)]
+    for prompt in prompts:
+        scheduler.add(prompt)
+    batches = []
+    while any(prompt.state is not State.FINISHED for prompt in prompts):
+        batches.append(compute(scheduler))
+    assert all(len(batch) > 1 and stream in sizes(batch) for batch in batches)
+    assert max(seconds_of(batch) for batch in batches[1:]) < MAX_PAUSE_S + 0.02
+    for _ in range(20):
+        prompt = Work(80)
+        scheduler.add(prompt)
+        while prompt.state is not State.FINISHED:
+            batches.append(compute(scheduler))
+    took_s = sum(seconds_of(batch) for batch in batches)
+    assert 0.4 < len(batches) * seconds_of([Chunk(stream, 1, True, [])]) / took_s < 0.5
+
+
 def test_on_a_large_model_a_prompt_holds_a_stream_up_for_one_step_more() -> None:
     """A step takes 270 ms there: chunks of 50 ms would be a single token."""
     shared = share(700, scale=30)

@@ -13,7 +13,9 @@ from services.inferer.engine.step_times import StepTimes
 MAX_PAUSE_S = 0.2
 """How long prompts hold up the next tokens of others, or a step's time if that is longer. Shorter
 chunks cost too much: the weights are read for each (decision 11)."""
-MAX_DEBT_S = 1.0
+MAX_CREDIT_S = 1.0
+"""How far prompts, or sequences that generate, can be ahead of their half of the time: a second's
+worth of prompts that come together is computed at once. Not more: the machine may have slept."""
 RECENT_STEPS = 5
 """Speeds are medians of so many: one during which the machine slept does not matter."""
 LEAST_MEASURED = 8
@@ -49,7 +51,7 @@ class PromptShare:
         """Of steps without prompts and drafts."""
         self._token_s: deque[float] = deque(maxlen=RECENT_STEPS)
         """For each token of a prompt."""
-        self._credit_s = 0.0
+        self._credit_s = MAX_CREDIT_S
         """How much time prompts have had less than the others; negative if more."""
 
     @property
@@ -77,10 +79,9 @@ class PromptShare:
             self._token_s.append(prompt_s / prompt_tokens)
         if generating:
             credit_s = self._credit_s + (seconds - prompt_s) - prompt_s
-            # Neither saves up for long: the machine may have slept in between.
-            self._credit_s = min(max(credit_s, -MAX_DEBT_S), self._pause_s)
+            self._credit_s = min(max(credit_s, -MAX_CREDIT_S), MAX_CREDIT_S)
         else:
-            self._credit_s = 0.0
+            self._credit_s = MAX_CREDIT_S
 
 
 class Scheduler(Generic[S]):
