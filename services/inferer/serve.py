@@ -106,6 +106,7 @@ async def _serve(
                 started_at=started_at,
                 version=__version__,
                 token_bytes=token_bytes,
+                vocabulary=model.vocabulary.size,
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,

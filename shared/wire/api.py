@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.fields import NO_METADATA, Metadata, check_times
 from shared.wire.inferers import Concurrency, ConcurrencyChange, InfererEntry
+from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import Messages, Priority, Prompt, Sampling, Task
 from shared.wire.results import (
     Cancelled,
@@ -104,6 +105,7 @@ class JobResult(Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason
     usage: Usage
     message: AssistantMessage | UnsetType = UNSET
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
 
 
 class JobError(Struct, frozen=True):
@@ -168,6 +170,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
                 finish_reason=outcome.finish_reason,
                 usage=outcome.usage,
                 message=AssistantMessage(outcome.text) if outcome.task == "chat" else UNSET,
+                logprobs=UNSET if outcome.logprobs is None else outcome.logprobs,
             )
         else:
             error = JobError(code=outcome.code, message=outcome.message)

@@ -5,6 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from shared.wire.fields import Count, InfererId, check_times
+from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import Work
 from shared.wire.results import StopCode
 
@@ -47,7 +48,7 @@ class InfererDeath(Struct, frozen=True, kw_only=True):
         check_times(self.at)
 
 
-class TokenFrame(Struct, frozen=True, kw_only=True):
+class TokenFrame(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``infer.events.<model>.<id>.tokens``: the text that each of some tokens in a row added.
 
     ``index`` is that of the first one. A token whose text waits for the next (half a character,
@@ -57,6 +58,8 @@ class TokenFrame(Struct, frozen=True, kw_only=True):
     attempt: Count
     index: Count
     tokens: list[str]
+    logprobs: list[TokenLogprob | None] | None = None
+    """Of these tokens, if the request asks for them; None for text that comes without a token."""
 
 
 class CancelNotice(Struct, frozen=True):

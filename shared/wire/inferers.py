@@ -48,7 +48,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     hold it. ``cpu`` is the CPU's name; ``cpu_features`` is what llama.cpp was compiled to use of
     it, in llama.cpp's words, and ``cpu_features_missing`` what it could use besides. ``warning``
     says why it computes more slowly than it could, or None. ``tasks`` are those that the model can
-    do. ``prefixes`` are the fingerprints of prompts that it has computed recently
+    do, ``vocabulary`` is how many tokens it knows; 0 if unknown. ``prefixes`` are the fingerprints
+    of prompts that it has computed recently
     (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
 
@@ -62,6 +63,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     started_at: str
     version: str
     token_bytes: Count = 0
+    vocabulary: Count = 0
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -86,12 +88,13 @@ class ModelFacts(Struct, frozen=True):
     """What a gateway must know of a model to check requests while no inferer is alive.
 
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
-    ``n_ctx`` times that cannot fit.
+    ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown.
     """
 
     n_ctx: AtLeastOne
     tasks: Tasks
     token_bytes: Count = 0
+    vocabulary: Count = 0
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]

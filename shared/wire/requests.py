@@ -17,6 +17,18 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Meta(gt=0, le=10, description="1 disables it.")]
 StopString = Annotated[str, Meta(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+LogitBias = Annotated[
+    dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
+    Meta(max_length=1024, description="Added to the logits of tokens; -100 bans a token."),
+]
+MinTokens = Annotated[
+    int, Meta(ge=0, le=2**31 - 1, description="Before it, nothing but a stop string ends a text.")
+]
+TopLogprobs = Annotated[
+    int, Meta(ge=0, le=20, description="Likeliest tokens in place of each; needs `logprobs`.")
+]
+StopTokenIds = Annotated[list[TokenId], Meta(max_length=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Priority = Literal["high", "normal", "low"]
 """Strictly in this order, first in first out within each."""
@@ -92,6 +104,15 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     response_format: ResponseFormat | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: MinTokens = 0
+    ignore_eos: bool = False
+    """Whether the answer goes on until ``max_tokens`` or a stop, whatever the model wants."""
+    stop_token_ids: StopTokenIds | None = None
+    """Tokens that end the answer, besides those of the model. They add no text."""
+    logprobs: bool = False
+    """Whether the answer says how likely each of its tokens was."""
+    top_logprobs: TopLogprobs = 0
     cache_prompt: bool = True
     """False: the whole prompt is computed, as for the first job of an inferer, and no token of the
     answer is guessed."""

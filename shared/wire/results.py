@@ -5,6 +5,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
+from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import Priority, Task, Work
 from shared.wire.subjects import PUBLIC
 
@@ -76,6 +77,8 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     usage: Usage
     task: Task = "complete"
     work: Work | None = None
+    logprobs: list[TokenLogprob] | None = None
+    """Of the answer's tokens, if the request asks for them."""
 
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

@@ -145,7 +145,8 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
             "max_token",
             "max_token is not a field of this request; the fields are max_tokens, temperature, "
             "top_p, top_k, min_p, seed, stop, repeat_penalty, presence_penalty, frequency_penalty, "
-            "response_format, cache_prompt, model, messages, prompt, timeout_s, priority, metadata",
+            "response_format, logit_bias, min_tokens, ignore_eos, stop_token_ids, logprobs, "
+            "top_logprobs, cache_prompt, model, messages, prompt, timeout_s, priority, metadata",
         ),
         ("{}", None, "give either `messages` or `prompt`, and not both"),
     ],
@@ -254,8 +255,14 @@ def test_options_at_their_limits_are_accepted(stack: Stack) -> None:
         "top_k": (0, 1, 2**31 - 1),
         "seed": (-(2**63), 2**32 - 1, 2**63 - 1),
         "repeat_penalty": (1e-40, 1.1, 10),
+        "min_tokens": (0, 3),
     }
-    options = [{name: value} for name, values in limits.items() for value in values]
+    options: list[dict[str, Any]] = [
+        {name: value} for name, values in limits.items() for value in values
+    ]
+    options += [{"logit_bias": {"5": bias, "6": -bias}} for bias in (-100, 0, 100)]
+    options += [{"logprobs": True, "top_logprobs": top} for top in (0, 20)]
+    options += [{"ignore_eos": True}, {"stop_token_ids": [0, 5]}, {"stop_token_ids": []}]
     options += [{"presence_penalty": p, "frequency_penalty": p} for p in (-2, 2)]
     for option in options:
         ended = _end_of(stack, prompt="hi", max_tokens=3, **option)

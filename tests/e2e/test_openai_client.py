@@ -210,6 +210,98 @@ def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     assert isinstance(parsed["sure"], bool)
 
 
+def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
+    """Of each token, and of the likeliest in its place; streamed they are the same."""
+    wanted: dict[str, Any] = {
+        "model": "tiny",
+        "messages": HI,
+        "max_tokens": 30,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "extra_body": {"ignore_eos": True},
+    }
+    choice = client.chat.completions.create(**wanted).choices[0]
+    assert choice.logprobs is not None
+    whole = choice.logprobs.content
+    assert whole is not None
+    assert len(whole) == 30
+    text = b"".join(bytes(one.bytes or []) for one in whole).decode("utf-8", "replace")
+    assert text == choice.message.content
+    for one in whole:
+        assert len(one.top_logprobs) == 3
+        assert one.logprob == one.top_logprobs[0].logprob <= 0
+        assert one.token == one.top_logprobs[0].token
+    streamed = [
+        one
+        for chunk in client.chat.completions.create(**wanted, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs is not None
+        for one in chunk.choices[0].logprobs.content or []
+    ]
+    assert [one.model_dump() for one in streamed] == [one.model_dump() for one in whole]
+    del wanted["logprobs"], wanted["top_logprobs"]
+    assert client.chat.completions.create(**wanted).choices[0].logprobs is None
+
+
+def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
+    """In the form of that route: lists, with the place of each token."""
+    wanted: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 20, "seed": 3}
+    choice = client.completions.create(**wanted, logprobs=2).choices[0]
+    found = choice.logprobs
+    assert found is not None
+    assert found.tokens is not None
+    assert found.token_logprobs is not None
+    assert found.top_logprobs is not None
+    assert found.text_offset is not None
+    for token, logprob, top in zip(
+        found.tokens, found.token_logprobs, found.top_logprobs, strict=True
+    ):
+        assert len(top) == 2
+        assert logprob <= max(top.values())
+        assert top.get(token, logprob) == logprob
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+        if "\N{REPLACEMENT CHARACTER}" in choice.text:
+            break  # half of a character is longer as text
+        assert choice.text[offset:].startswith(token)
+    chunks = [
+        chunk.choices[0].logprobs
+        for chunk in client.completions.create(**wanted, logprobs=2, stream=True)
+        if chunk.choices[0].logprobs is not None
+    ]
+    assert [token for chunk in chunks for token in chunk.tokens or []] == found.tokens
+    assert [logprob for chunk in chunks for logprob in chunk.token_logprobs or []] == (
+        found.token_logprobs
+    )
+    plain = client.completions.create(**wanted, logprobs=0).choices[0].logprobs
+    assert plain is not None
+    assert (plain.tokens, plain.top_logprobs) == (found.tokens, None)
+
+
+def test_tokens_are_banned_and_forced(client: openai.OpenAI) -> None:
+    """`logit_bias` as OpenAI has it; `min_tokens`, `ignore_eos` and `stop_token_ids` as others."""
+    text = client.completions.create(
+        model="tiny", prompt="hi", max_tokens=8, temperature=0, logit_bias={"70": 100}
+    )
+    again = client.completions.create(
+        model="tiny",
+        prompt="hi",
+        max_tokens=8,
+        logit_bias={"70": 100},
+        extra_body={"stop_token_ids": [70], "min_tokens": 3},
+    )
+    assert text.usage is not None
+    assert again.usage is not None
+    assert text.usage.completion_tokens == 8
+    assert len(set(text.choices[0].text)) == 1
+    assert again.usage.completion_tokens == 3
+    assert again.choices[0].finish_reason == "stop"
+    assert text.choices[0].text[0] not in again.choices[0].text
+    whole = client.completions.create(
+        model="tiny", prompt="hi", max_tokens=50, extra_body={"ignore_eos": True}
+    )
+    assert whole.choices[0].finish_reason == "length"
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [
@@ -219,8 +311,17 @@ def test_a_schema_is_kept(client: openai.OpenAI) -> None:
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logprobs": True, "top_logprobs": 20, "max_tokens": 2_000}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"5": 1000}}, "logit_bias"),
+        ({"logit_bias": {"99999999": 1}}, "logit_bias"),
+        ({"extra_body": {"stop_token_ids": [99999999]}}, "stop_token_ids"),
+        ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, "min_tokens"),
+        (
+            {"extra_body": {"ignore_eos": True}, "response_format": {"type": "json_object"}},
+            "ignore_eos",
+        ),
     ],
     ids=str,
 )

@@ -88,4 +88,8 @@ def test_bounds_of_fields_that_may_be_null(document: dict[str, Any]) -> None:
     assert null == {"type": "null"}
     assert fields["repeat_penalty"]["exclusiveMinimum"] == 0
     assert fields["messages"]["oneOf"][0]["minItems"] == 1
+    biases, _ = fields["logit_bias"]["oneOf"]
+    assert biases["maxProperties"] == 1024
+    assert biases["additionalProperties"]["minimum"] == -100
+    assert biases["propertyNames"] == {"pattern": "^[0-9]{1,9}$"}
     assert fields["metadata"]["oneOf"][0]["type"] == "object"

@@ -107,6 +107,7 @@ class Run:
             stop=sampling.stop_strings,
             on_text=self.texts.append,
             on_end=self._ended.set_result,
+            stop_tokens=sampling.stop_token_ids or (),
         )
         engine.submit(self.sequence)
 
@@ -215,6 +216,76 @@ def test_a_stop_string_ends_an_answer(engine: Engine) -> None:
     run = start(engine, max_tokens=40, stop=[whole[-3:] + " never there"])
     assert run.generation().finish_reason == "length"
     assert run.text == whole
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_a_bias_bans_tokens_or_forces_them(engine: Engine, temperature: float) -> None:
+    """What has -100 does not come, and what has 100 nearly always does; anything in between moves
+    the choice."""
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": 60}
+    run = start(engine, **options)
+    run.generation()
+    likely = set(run.sampler.chosen)
+    banned = start(engine, logit_bias=dict.fromkeys(likely, -100.0), **options)
+    banned.generation()
+    assert not likely & set(banned.sampler.chosen)
+    (token,) = engine.model.tokenize("x", add_special=False)
+    forced = start(engine, logit_bias={token: 100.0}, **options)
+    forced.generation()
+    assert set(forced.sampler.chosen) == {token}
+    without = start(engine, logit_bias={token: 0.0}, **options)
+    without.generation()
+    assert without.sampler.chosen == run.sampler.chosen
+
+
+def test_a_schema_wins_over_a_bias(engine: Engine) -> None:
+    """Even one that bans every token the schema allows."""
+    vocabulary = range(engine.model.vocabulary.size)[:1024]
+    form = schema_format({"type": "string", "enum": ["yes", "no"]})
+    for temperature in (0, 1.0):
+        text = answer(
+            engine,
+            response_format=form,
+            logit_bias=dict.fromkeys(vocabulary, -100.0),
+            temperature=temperature,
+        )
+        assert json.loads(text) in ("yes", "no")
+
+
+def test_an_answer_goes_on_for_so_many_tokens(engine: Engine) -> None:
+    """With `min_tokens` it may end after them, with `ignore_eos` it does not end by itself."""
+    ends = engine.model.vocabulary.ends
+    wanted = dict.fromkeys(ends, 100.0)
+    run = start(engine, logit_bias=wanted, max_tokens=30)
+    assert (run.generation().completion_tokens, run.outcome().finish_reason) == (0, "stop")  # type: ignore[union-attr]
+    run = start(engine, logit_bias=wanted, min_tokens=7, max_tokens=30)
+    assert (run.generation().completion_tokens, run.generation().finish_reason) == (7, "stop")
+    run = start(engine, logit_bias=wanted, ignore_eos=True, max_tokens=30)
+    assert (run.generation().completion_tokens, run.generation().finish_reason) == (30, "length")
+
+
+def test_a_stop_token_ends_an_answer(engine: Engine) -> None:
+    """It adds no text; with `min_tokens` it cannot come before."""
+    run = start(engine, temperature=0, max_tokens=30)
+    run.generation()
+    stop = next(token for token in run.sampler.chosen[5:] if token not in run.sampler.chosen[:5])
+    at = run.sampler.chosen.index(stop)
+    stopped = start(engine, temperature=0, max_tokens=30, stop_token_ids=[stop])
+    assert stopped.generation().finish_reason == "stop"
+    assert stopped.sampler.chosen == run.sampler.chosen[: at + 1]
+    assert stopped.text == "".join(run.texts[:at])
+    later = start(engine, temperature=0, max_tokens=30, stop_token_ids=[stop], min_tokens=at + 5)
+    later.generation()
+    assert stop not in later.sampler.chosen[: at + 5]
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(engine: Engine) -> None:
+    size = engine.model.vocabulary.size
+    cases: list[tuple[str, Any]] = [("logit_bias", {size: 1.0}), ("stop_token_ids", [5, size])]
+    for param, value in cases:
+        with pytest.raises(InvalidRequest, match=f"{param}: there is no token {size}") as raised:
+            start(engine, **{param: value})
+        assert raised.value.param == param
 
 
 def test_an_answer_under_a_schema_is_valid(engine: Engine) -> None:

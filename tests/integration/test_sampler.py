@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
+import numpy
 import pytest
 
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
-from shared.wire.requests import Sampling
+from shared.wire.requests import JsonObject, Sampling
 
 STEPS = 50
 
@@ -43,3 +44,41 @@ def test_the_likeliest_token_is_the_one_that_llama_cpp_takes(model: Model, conte
     for sampler in (plain, penalized):
         sampler.close()
     llama_cpp.llama_sampler_free(native)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 1.5},
+        {"temperature": 0, "logit_bias": {70: 50.0}, "repeat_penalty": 2.0},
+        {"temperature": 1, "response_format": JsonObject()},
+    ],
+    ids=str,
+)
+def test_log_probabilities_are_those_of_the_models_output(
+    model: Model, context: Any, options: dict[str, Any]
+) -> None:
+    """A softmax of llama.cpp's logits in 64 bits, whatever the request's options do to them."""
+    prompt = tokens = model.tokenize("tell me")
+    sampler = Sampler(model, Sampling(**options, logprobs=True, top_logprobs=5), 1, prompt)
+    for _ in range(STEPS):
+        batch = llama_cpp.llama_batch_get_one(
+            (llama_cpp.llama_token * len(tokens))(*tokens), len(tokens)
+        )
+        assert llama_cpp.llama_decode(context, batch) == 0
+        native = llama_cpp.llama_get_logits_ith(context, -1)
+        logits = numpy.ctypeslib.as_array(native, shape=(model.vocabulary.size,)).astype("float64")
+        wanted = logits - numpy.log(numpy.exp(logits).sum())
+        token = sampler.sample(context, -1)
+        assert sampler.logprobs is not None
+        assert sampler.logprobs.logprob == pytest.approx(wanted[token], abs=1e-5)
+        best = sorted(range(len(wanted)), key=lambda one: (-wanted[one], one))[:5]
+        assert [one for one, _ in sampler.logprobs.top] == best
+        assert [logprob for _, logprob in sampler.logprobs.top] == pytest.approx(
+            wanted[best].tolist(), abs=1e-5
+        )
+        tokens = [token]
+        if model.piece(token) is None:
+            break
+    sampler.close()

@@ -442,7 +442,8 @@ class Scheduling(RuleBasedStateMachine):
 
     def compute(self) -> list[Chunk[Work]]:
         admit(self.scheduler)
-        generating = {work for work in self.scheduler.running if work.is_generating}
+        # The last token of a prompt takes as long as one of an answer.
+        generating = {work for work in self.scheduler.running if work.remaining == 1}
         batch = compute(self.scheduler, token_s=self.token_s)
         works = sizes(batch)
         assert len(works) == len(batch), "a sequence is in a batch once"

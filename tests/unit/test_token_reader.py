@@ -14,6 +14,7 @@ from services.gateway.jobs.token_merger import (
     TokenReader,
 )
 from shared.wire.events import TokenFrame
+from shared.wire.logprobs import TokenLogprob
 
 
 def frame(attempt: int, index: int, *tokens: str) -> TokenFrame:
@@ -141,6 +142,22 @@ def test_another_reader_goes_on_where_one_was_cut_off() -> None:
     assert again.finish(1, "abcde") == [Added(1, 4, "e")]
     assert TokenReader(first.sent).finish(1, "abcde") == [Added(1, 3, "de")]
     assert TokenReader(first.sent).finish(1, "abc") == []
+
+
+def test_log_probabilities_come_with_their_tokens() -> None:
+    """Also to a reader that takes over in the middle, and where the result fills a gap."""
+    a, b, c = (TokenLogprob(token, -1.0) for token in "abc")
+    frames = [
+        TokenFrame(attempt=1, index=0, tokens=["a", ""], logprobs=[a, b]),
+        TokenFrame(attempt=1, index=2, tokens=["bc", "!"], logprobs=[c, None]),
+    ]
+    _, steps = read(*frames)
+    assert steps == [Added(1, 0, "a", (a, b)), Added(1, 2, "bc!", (c,))]
+    first, _ = read(frames[0])
+    again = TokenReader(first.sent)
+    assert [step for one in frames for step in again.add(one)] == [Added(1, 2, "bc!", (c,))]
+    assert TokenReader(first.sent).finish(1, "abc!", [a, b, c]) == [Added(1, 2, "bc!", (c,))]
+    assert first.finish(1, "abc!", [a, b, c]) == [Added(1, 2, "bc!", (c,))]
 
 
 def test_a_resumed_text_that_comes_out_differently_starts_again() -> None:

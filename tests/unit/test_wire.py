@@ -255,6 +255,14 @@ def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> No
         '"response_format":{"type":"xml"}',
         '"response_format":{"type":"json_schema"}',
         '"stream":1',
+        '"logit_bias":{"5":101}',
+        '"logit_bias":{"a":1}',
+        '"logit_bias":{"-1":1}',
+        '"logit_bias":[[5,1]]',
+        '"min_tokens":-1',
+        '"ignore_eos":1',
+        '"stop_token_ids":[-1]',
+        '"stop_token_ids":["5"]',
     ],
 )
 def test_options_out_of_range_or_of_another_type_are_refused(option: str) -> None:

@@ -30,6 +30,7 @@ class Body(Struct, forbid_unknown_fields=True):
     shapes: list[Circle | Square] = []
     text: str | list[str] = ""
     extra: dict[str, int] = {}
+    biases: Annotated[dict[Annotated[int, Meta(ge=0)], int], Meta(max_length=2)] = {}
 
     def __post_init__(self) -> None:
         if self.count == 7 and self.is_open:
@@ -46,7 +47,7 @@ class Body(Struct, forbid_unknown_fields=True):
             '{"name":"a","colr":1}',
             "colr",
             "colr is not a field of this request; the fields are name, count, share, sizes, "
-            "colour, is_open, shapes, text, extra",
+            "colour, is_open, shapes, text, extra, biases",
         ),
         ('{"name":1}', "name", "name must be a string"),
         ('{"name":null}', "name", "name must be a string"),
@@ -76,7 +77,14 @@ class Body(Struct, forbid_unknown_fields=True):
             "shapes[0].radius is missing",
         ),
         ('{"name":"a","text":5}', "text", "text must be a string or an array"),
-        ('{"name":"a","extra":{"k":"v"}}', "extra[...]", "extra[...] must be a whole number"),
+        ('{"name":"a","extra":{"k":"v"}}', "extra", "each value of extra must be a whole number"),
+        ('{"name":"a","biases":{"k":1}}', "biases", "each key of biases must be a whole number"),
+        ('{"name":"a","biases":{"-1":1}}', "biases", "each key of biases must be at least 0"),
+        (
+            '{"name":"a","biases":{"1":1,"2":1,"3":1}}',
+            "biases",
+            "biases must have at most 2 items",
+        ),
         (
             '{"name":"a","count":7,"is_open":true}',
             None,

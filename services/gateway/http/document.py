@@ -17,7 +17,6 @@ EVENT_STREAM = "text/event-stream"
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
     "source": dict[str, Any],
-    "logit_bias": dict[str, Any] | None,
     "tools": list[Any] | None,
     "functions": list[Any] | None,
 }
@@ -79,6 +78,10 @@ def _is_raw(hint: Any) -> bool:
     return hint is Raw or any(_is_raw(part) for part in get_args(hint))
 
 
+def _is_number(kind: inspect.Type) -> bool:
+    return isinstance(kind.type if isinstance(kind, inspect.Metadata) else kind, inspect.IntType)
+
+
 def _only(name: str, names: tuple[str, ...]) -> Schema:
     """A schema that requires ``name`` and forbids the others of ``names``."""
     null = Schema(type=OpenAPIType.NULL)
@@ -110,6 +113,12 @@ def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
             schema.exclusive_minimum, schema.exclusive_maximum = kind.gt, kind.lt
         case inspect.StrType() if schema.type is OpenAPIType.STRING:
             schema.min_length, schema.max_length = kind.min_length, kind.max_length
+        case inspect.DictType() if schema.type is OpenAPIType.OBJECT:
+            schema.max_properties = kind.max_length
+            if isinstance(schema.additional_properties, Schema):
+                _constrain(kind.value_type, schema.additional_properties)
+            if _is_number(kind.key_type):
+                schema.property_names = Schema(pattern="^[0-9]{1,9}$")
         case inspect.ListType() if schema.type is OpenAPIType.ARRAY:
             schema.min_items, schema.max_items = kind.min_length, kind.max_length
             if schema.items is not None:

@@ -32,6 +32,7 @@ from shared.wire import subjects
 from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import decode_state_event, decode_token_frame
 from shared.wire.events import StateEvent
+from shared.wire.logprobs import TokenLogprob
 from shared.wire.results import Completed, Result
 
 log = logger()
@@ -45,10 +46,11 @@ ON_ITS_WAY_S = 0.05
 """How long a reader waits for each stored event once the job has finished."""
 
 
-class Tokens(Struct, frozen=True):
+class Tokens(Struct, frozen=True, omit_defaults=True):
     attempt: int
     index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class EventId(NamedTuple):
@@ -133,7 +135,8 @@ async def job_events(
                         yield event
         result = await finished
         if isinstance(result, Completed):
-            for event in _token_events(states, reader, reader.finish(result.attempt, result.text)):
+            steps = reader.finish(result.attempt, result.text, result.logprobs)
+            for event in _token_events(states, reader, steps):
                 yield event
         yield JobEvent(END, "result", JobStatus.of(result))
     except (UnknownJob, JobAgedOut) as error:
@@ -157,7 +160,7 @@ def _token_events(states: int, reader: TokenReader, steps: list[Step]) -> Iterat
             yield JobEvent(str(event_id), "retrying", Tokens(step.attempt, 0, ""))
         else:
             event_id = EventId(states, reader.sent)
-            tokens = Tokens(step.attempt, step.index, step.text)
+            tokens = Tokens(step.attempt, step.index, step.text, step.logprobs)
             yield JobEvent(str(event_id), "tokens", tokens)
 
 

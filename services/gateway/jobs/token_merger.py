@@ -5,6 +5,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from shared.wire.events import TokenFrame
+from shared.wire.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Added:
     attempt: int
     index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class TokenReader:
         self._attempt = 0
         self._next = 0
         self._text = ""
+        self._logprobs: list[TokenLogprob | None] = []
+        """Of the tokens of this attempt; empty if none were asked for."""
         self._sent = sent
         self._sent_text: str | None = None if sent.characters else ""
         """None until enough was read to know it."""
@@ -73,17 +77,24 @@ class TokenReader:
             return []
         if frame.attempt > self._attempt:
             self._attempt, self._next, self._text = frame.attempt, 0, ""
+            self._logprobs = []
         self.has_gap = frame.index > self._next
         if self.has_gap:
             return []
         tokens = frame.tokens[self._next - frame.index :]
         self._next += len(tokens)
         self._text += "".join(tokens)
+        if frame.logprobs and tokens:
+            self._logprobs += frame.logprobs[-len(tokens) :]
         return self._send(self._text, complete=False)
 
-    def finish(self, attempt: int, text: str) -> list[Step]:
-        """What to send on to end with ``text``, which is the stored result's."""
+    def finish(
+        self, attempt: int, text: str, logprobs: list[TokenLogprob] | None = None
+    ) -> list[Step]:
+        """What to send on to end with ``text``; it and ``logprobs`` are the stored result's."""
         self._attempt = max(attempt, self._attempt)
+        if logprobs is not None:
+            self._logprobs, self._next = [*logprobs], len(logprobs)
         return self._send(text, complete=True)
 
     def _send(self, text: str, *, complete: bool) -> list[Step]:
@@ -112,7 +123,8 @@ class TokenReader:
             characters + len(text),
             _checksum(text, checksum),
         )
-        return Added(self._attempt, index, text)
+        logprobs = (one for one in self._logprobs[index : self._next] if one is not None)
+        return Added(self._attempt, index, text, tuple(logprobs))
 
 
 def _checksum(text: str, of_text_before: int = 0) -> int:

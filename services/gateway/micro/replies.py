@@ -205,9 +205,14 @@ class _Reply:
         """Add the text that is in the result and in no frame that was read: frames may be lost, or
         stored after the result."""
         if self.stream and isinstance(result, Completed):
-            for step in self._reader.finish(result.attempt, result.text):
+            for step in self._reader.finish(result.attempt, result.text, result.logprobs):
                 if isinstance(step, Added):
-                    frame = TokenFrame(attempt=step.attempt, index=step.index, tokens=[step.text])
+                    frame = TokenFrame(
+                        attempt=step.attempt,
+                        index=step.index,
+                        tokens=[step.text],
+                        logprobs=list(step.logprobs) or None,
+                    )
                     self._frames.append(encode(frame))
 
     async def _send_frames(self) -> None:

@@ -10,7 +10,7 @@ from shared.errors import InvalidRequest, PromptTooLong
 from shared.wire.api import JobSubmission
 from shared.wire.codecs import encode
 from shared.wire.inferers import ModelFacts
-from shared.wire.requests import JsonSchema, NamedSchema
+from shared.wire.requests import JsonObject, JsonSchema, NamedSchema
 
 MAX_DEPTH = 64
 """Levels of nesting that every part of Sluice can decode."""
@@ -22,6 +22,9 @@ MAX_SCHEMA_BYTES = 32 * 1024
 
 MAX_WHITESPACE_FACTOR = 8
 """How many times larger a schema may be with its white space."""
+
+MAX_LOGPROBS = 12_000
+"""In a result, which is one message of the broker: each takes some 60 bytes of at most 1 MiB."""
 
 PATTERN_OPTIONS = FancyRegexOptions(size_limit=1024 * 1024)
 """Limits the size of a compiled ``pattern``, and with it the time to compile it."""
@@ -44,8 +47,13 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
     check_metadata(submission.metadata)
     if isinstance(submission.response_format, JsonSchema):
         check_schema(submission.response_format.json_schema)
+    _check_length(submission)
+    if submission.top_logprobs and not submission.logprobs:
+        raise InvalidRequest("top_logprobs: needs `logprobs`", "top_logprobs")
     if facts is None:
         return
+    _check_logprobs(submission, facts.n_ctx)
+    _check_tokens(submission, facts.vocabulary)
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
         raise InvalidRequest(
             f"max_tokens: {submission.max_tokens} is more than the model's context of "
@@ -64,6 +72,51 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "prompt" if submission.prompt is not None else "messages",
         )
+
+
+def _check_length(submission: JobSubmission) -> None:
+    """Raises: InvalidRequest: options of the answer's length contradict each other."""
+    at_least, at_most = submission.min_tokens, submission.max_tokens
+    if at_most is not None and at_least > at_most:
+        raise InvalidRequest(
+            f"min_tokens: {at_least} is more than max_tokens, {at_most}", "min_tokens"
+        )
+    if isinstance(submission.response_format, JsonSchema | JsonObject):
+        for name in ("ignore_eos", "min_tokens"):
+            if getattr(submission, name):
+                raise InvalidRequest(
+                    f"{name}: not possible with response_format, which decides where the answer "
+                    "ends",
+                    name,
+                )
+
+
+def _check_logprobs(submission: JobSubmission, n_ctx: int) -> None:
+    """Raises: InvalidRequest: the result could not be stored."""
+    if not submission.logprobs:
+        return
+    each = 1 + submission.top_logprobs
+    if min(submission.max_tokens or n_ctx, n_ctx) * each > MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"logprobs: with top_logprobs {submission.top_logprobs} an answer has at most "
+            f"{MAX_LOGPROBS // each} tokens; set max_tokens",
+            "logprobs",
+        )
+
+
+def _check_tokens(submission: JobSubmission, vocabulary: int) -> None:
+    """Raises: InvalidRequest: a token is named that is not among the ``vocabulary``, 0 if that is
+    unknown."""
+    named = {
+        "logit_bias": submission.logit_bias or (),
+        "stop_token_ids": submission.stop_token_ids or (),
+    }
+    for param, tokens in named.items():
+        largest = max(tokens, default=0)
+        if 0 < vocabulary <= largest:
+            raise InvalidRequest(
+                f"{param}: there is no token {largest}, the model has {vocabulary}", param
+            )
 
 
 def check_metadata(metadata: Raw | UnsetType) -> None:

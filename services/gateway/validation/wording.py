@@ -20,7 +20,8 @@ TYPES = {
 }
 BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
-_ERROR = re.compile(r"(.*?)(?: - at `\$\.?([^`]*)`)?", re.DOTALL)
+_ERROR = re.compile(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", re.DOTALL)
+_ANY_VALUE = "[...]"
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 _VALUE = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
 _TYPE = re.compile(r"Expected `([a-z |]+)`(?:, got `\w+`)?")
@@ -31,7 +32,11 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
     """The error for a body that could not be decoded as ``kind``."""
     parsed = _ERROR.fullmatch(str(error))
     assert parsed is not None
-    message, param = parsed[1], parsed[2] or ""
+    message, param = parsed[1], parsed[3] or ""
+    subject = f"each key of {param}" if parsed[2] else param or "the body"
+    if param.endswith(_ANY_VALUE):
+        param = param.removesuffix(_ANY_VALUE)
+        subject = f"each value of {param}"
     if match := _FIELD.fullmatch(message):
         param = f"{param}.{match[2]}".lstrip(".")[:MAX_QUOTE_CHARS]
         if match[1] == "missing required":
@@ -55,10 +60,10 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
         elif bound == "at least 1":
             requirement = "not be empty"
         else:
-            requirement = f"have {bound} {'items' if match[1] == 'array' else 'characters'}"
+            requirement = f"have {bound} {'characters' if match[1] == 'str' else 'items'}"
     if requirement is None:  # a message of our own types, about several fields
         return InvalidRequest(f"{param}: {message}" if param else message, param or None)
-    return InvalidRequest(f"{param or 'the body'} must {requirement}", param or None)
+    return InvalidRequest(f"{subject} must {requirement}", param or None)
 
 
 def _choices(kind: inspect.Type, path: list[str]) -> Iterator[str]:

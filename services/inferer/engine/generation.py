@@ -1,7 +1,7 @@
 """Generation of text: the kind of sequence that continues a prompt token by token."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,17 +44,20 @@ class GenerationSequence(Sequence):
         on_text: Callable[[str], None],
         on_end: Callable[[Generation | Exception], None],
         on_phase: Callable[[Phase], None] = lambda _: None,
+        stop_tokens: Collection[int] = (),
     ) -> None:
         """``prepare`` returns the prompt's tokens and a sampler, which the engine closes. It may
         take a long time, and is not interrupted when the sequence is aborted.
 
         ``on_text`` gets the text that each token adds, possibly empty; together they are the
-        answer. ``on_phase`` gets each phase before it begins. ``on_end`` is called once: with a
-        `Generation`, with `Aborted`, or with the `SluiceError` that ended the sequence.
+        answer. ``stop_tokens`` end it, besides those of the model, and add none. ``on_phase`` gets
+        each phase before it begins. ``on_end`` is called once: with a `Generation`, with `Aborted`,
+        or with the `SluiceError` that ended the sequence.
         """
         super().__init__()
         self.prepare = prepare
         self.max_tokens = max_tokens
+        self._stop_tokens = frozenset(stop_tokens)
         self.on_text = on_text
         self.on_end = on_end
         self.on_phase = on_phase
@@ -64,6 +67,8 @@ class GenerationSequence(Sequence):
         self.lookup: Lookup | None = None
         """Of the sequence's tokens; None if nothing is to be guessed. Written likewise."""
         self.cached_tokens = 0
+        self.last_token: int | None = None
+        """The one whose text `on_text` gets; None if what is left is passed without one."""
         self.completion_tokens = 0
         """Written by the compute thread, read by any."""
         self.started = 0.0
@@ -89,9 +94,11 @@ class GenerationSequence(Sequence):
             is_right = token == self.draft[0]
             self.acceptance += ACCEPTANCE_RATE * (is_right - self.acceptance)
         piece = model.piece(token)
-        if piece is None:
+        if piece is None or token in self._stop_tokens:
+            self.last_token = None
             return self._ended("stop", "")
         self.completion_tokens += 1
+        self.last_token = token
         text = self._detokenizer.push(piece)
         if self._detokenizer.stopped:
             return self._ended("stop", text)
@@ -107,7 +114,7 @@ class GenerationSequence(Sequence):
 
     def _ended(self, reason: Literal["stop", "length"], text: str) -> Generation:
         text += self._detokenizer.flush()
-        if text:
+        if text or self.last_token is not None:
             self.on_text(text)
         return Generation(
             finish_reason=reason,

@@ -4,6 +4,7 @@ All work here is limited: a schema that takes too much is an error of its job.
 """
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
@@ -72,7 +73,6 @@ class Vocabulary:
     def __init__(self, model: "Model") -> None:
         self._model = model
         self.size = int(llama_cpp.llama_vocab_n_tokens(model.vocab))
-        self.ends: list[int] = []
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
         self._trials = SchemaTrials()
@@ -107,12 +107,15 @@ class Vocabulary:
             raise _cannot_follow(error_text(matcher))
         return Grammar(matcher, self)
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer. The first use takes some hundredths of a second."""
+        vocab = self._model.vocab
+        return [t for t in range(self.size) if llama_cpp.llama_vocab_is_eog(vocab, t)]
+
     def _get_tokenizer(self) -> llguidance.LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
-                vocab = self._model.vocab
-                tokens = range(self.size)
-                self.ends = [t for t in tokens if llama_cpp.llama_vocab_is_eog(vocab, t)]
                 if not self.ends:
                     raise InvalidRequest("this model has no token that ends an answer", PARAM)
                 self._tokenizer = llguidance.LLTokenizer(

@@ -1,8 +1,10 @@
 """A native sampler chain for each job, in the order that llama.cpp's own tools use."""
 
 import ctypes
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import llama_cpp
 import numpy
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from services.inferer.engine.grammar import Tokens
 from services.inferer.engine.model import Model
+from shared.errors import InvalidRequest
 from shared.wire.requests import Sampling
 
 Logits = NDArray[numpy.float32]
@@ -20,8 +23,22 @@ PENALTY_WINDOW = 64
 TOKEN_DATA = numpy.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])
 """``llama_token_data`` of llama.h."""
 
+LEAST_BIAS = -100
+"""Of a token that must not come."""
+BANNED = -1e9
+"""The logit of such a token. Not minus infinity: a schema may allow no other token, and then
+llama.cpp would divide by zero."""
+
 RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp replaces this seed by a random one, which is not repeatable."""
+
+
+class Logprobs(NamedTuple):
+    """How likely a token was."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens in its place, the likeliest first."""
 
 
 class Sampler:
@@ -38,12 +55,17 @@ class Sampler:
         """Build the chain; the same ``seed`` repeats it, penalties apply to ``prompt``, too.
 
         Raises:
-            InvalidRequest: the schema of ``response_format`` cannot be followed.
+            InvalidRequest: the schema of ``response_format`` cannot be followed, or an option
+                names a token that the model does not have.
             Cancelled: ``cancelled`` was set before the schema was compiled.
         """
         self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
         self._vocabulary_size = model.vocabulary.size
         self._takes_likeliest = options.temperature == 0 and self._grammar is None
+        self._adjustments = _Adjustments(model, options)
+        self._top = options.top_logprobs if options.logprobs else None
+        self.logprobs: Logprobs | None = None
+        """Of the last token, if the request asks for them."""
         self._candidates = _Candidates()
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
@@ -56,10 +78,21 @@ class Sampler:
 
     def sample(self, context: object, row: int) -> int:
         """Choose the next token from the logits of ``row`` in the batch, and add it to the state.
+        To be called once for each row: it changes the logits.
 
         Raises:
             InvalidRequest: the schema allows no token, or takes too much work to follow.
         """
+        if self._top is None:
+            return self._sample(context, row)
+        logits = self._logits(context, row).copy()
+        token = self._sample(context, row)
+        self.logprobs = log_probabilities(logits, token, self._top)
+        return token
+
+    def _sample(self, context: object, row: int) -> int:
+        if self._adjustments.are_any:
+            self._adjustments.apply(self._logits(context, row))
         if self._takes_likeliest:
             # llama.cpp would first copy the whole vocabulary.
             return int(self._logits(context, row).argmax())
@@ -111,6 +144,52 @@ class Sampler:
 
     def _add(self, sampler: object) -> None:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+
+
+def log_probabilities(logits: Logits, token: int, top: int) -> Logprobs:
+    """The logarithms of the probabilities of ``token`` and of the ``top`` likeliest tokens, by the
+    model's output alone."""
+    most = logits.max()
+    total = float(most) + math.log(numpy.exp(logits - most).sum(dtype=numpy.float64))
+    likeliest = numpy.argpartition(logits, -top)[-top:] if top else numpy.empty(0, dtype=int)
+    ranked = sorted(likeliest.tolist(), key=lambda one: (-logits[one], one))
+    return Logprobs(
+        float(logits[token]) - total, [(one, float(logits[one]) - total) for one in ranked]
+    )
+
+
+class _Adjustments:
+    """What a request adds to the logits of single tokens, and which may not come yet."""
+
+    def __init__(self, model: Model, options: Sampling) -> None:
+        """Raises: InvalidRequest: the model does not have such a token."""
+        biases, stops = options.logit_bias or {}, options.stop_token_ids or []
+        _require_tokens("logit_bias", biases, model.vocabulary.size)
+        _require_tokens("stop_token_ids", stops, model.vocabulary.size)
+        self._biased = numpy.array(list(biases), dtype=numpy.int64)
+        self._biases = numpy.array(list(biases.values()), dtype=numpy.float32)
+        self._biases[self._biases <= LEAST_BIAS] = BANNED
+        self._min_tokens = options.min_tokens
+        ends = model.vocabulary.ends if options.min_tokens or options.ignore_eos else []
+        self._never = ends if options.ignore_eos else []
+        self._not_yet = [*ends, *stops]
+        self._tokens = 0
+        """How many were sampled."""
+        self.are_any = bool(biases or options.min_tokens or options.ignore_eos)
+
+    def apply(self, logits: Logits) -> None:
+        """Adjust the logits of the next token."""
+        logits[self._biased] += self._biases
+        logits[self._never] = BANNED
+        if self._tokens < self._min_tokens:
+            logits[self._not_yet] = BANNED
+        self._tokens += 1
+
+
+def _require_tokens(param: str, tokens: Collection[int], size: int) -> None:
+    """Raises: InvalidRequest: one is not among the ``size`` tokens of the model."""
+    if (largest := max(tokens, default=0)) >= size:
+        raise InvalidRequest(f"{param}: there is no token {largest}, the model has {size}", param)
 
 
 class _Candidates:

@@ -17,6 +17,7 @@ from shared.wire import subjects
 from shared.wire.codecs import decode_request
 from shared.wire.events import StateEvent
 from shared.wire.inferers import RunningJob
+from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import InferenceRequest, Work, priority_of
 from shared.wire.results import (
     Cancelled,
@@ -148,6 +149,7 @@ class Job:
         self,
         inferer: str,
         text: str,
+        logprobs: list[TokenLogprob] | None,
         finish_reason: FinishReason,
         usage: Usage,
         timings: Timings,
@@ -161,6 +163,7 @@ class Job:
             usage=usage,
             task=self.request.task,
             work=self.work,
+            logprobs=logprobs,
         )
 
     def failed(self, code: str, message: str, inferer: str) -> Failed:

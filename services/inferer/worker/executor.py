@@ -138,7 +138,7 @@ class Executor:
             await job.announced
         entry = self._recorder.open(job.id, job.attempt, alone=job.crash is not None)
         try:
-            generation, text = await Inference(self._broker, self._engine, job, entry).run()
+            generation, published = await Inference(self._broker, self._engine, job, entry).run()
         except Interrupted:
             return self._stopped(job)
         except SluiceError as error:
@@ -150,7 +150,8 @@ class Executor:
         self._speed.learn(generation)
         return job.completed(
             self._id,
-            text,
+            published.text,
+            published.logprobs,
             generation.finish_reason,
             Usage(
                 prompt_tokens=generation.prompt_tokens,

@@ -4,6 +4,8 @@ import asyncio
 import threading
 import zlib
 
+from msgspec.structs import replace
+
 from services.inferer.crash.flight_recorder import Entry, Phase
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -16,6 +18,7 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.logs import logger
 from shared.wire import subjects
+from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.replies import is_inbox
 
 log = logger()
@@ -35,22 +38,23 @@ class Inference:
         targets = [subjects.token_events(job.model, job.id)]
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
-        self._tokens = TokenPublisher(broker, targets, job.trace)
+        self._tokens = TokenPublisher(broker, targets, job.trace, logprobs=job.request.logprobs)
         self._sequence = GenerationSequence(
             prepare=self._prepare,
             max_tokens=job.request.max_tokens or engine.n_ctx,
             stop=job.request.stop_strings,
-            on_text=self._tokens.add,
+            on_text=self._add,
             on_end=self._end,
             on_phase=entry.enter,
+            stop_tokens=job.request.stop_token_ids or (),
         )
         self._sequence.owner = "" if engine.shares_cache else job.owner
         # Whatever made the first attempt fail, the next one computes everything itself.
         self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
         job.count_tokens = lambda: self._sequence.completion_tokens
 
-    async def run(self) -> tuple[Generation, str]:
-        """The job's answer: its statistics and its text. Its tokens are published meanwhile.
+    async def run(self) -> tuple[Generation, TokenPublisher]:
+        """How the job's answer was generated, and what was published of it meanwhile: all of it.
 
         Raises:
             Interrupted: see ``job.interruption``.
@@ -75,7 +79,22 @@ class Inference:
             raise Interrupted
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome, self._tokens.text
+        return outcome, self._tokens
+
+    def _add(self, text: str) -> None:
+        """Publish the text of one more token, and how likely it was; on the compute thread."""
+        token, sampler, model = (
+            self._sequence.last_token,
+            self._sequence.sampler,
+            self._engine.model,
+        )
+        logprobs = None if sampler is None or token is None else sampler.logprobs
+        if token is None or logprobs is None:
+            self._tokens.add(text)
+            return
+        own = TokenLogprob.of(model.piece(token) or b"", logprobs.logprob)
+        top = [TopLogprob.of(model.read_piece(one), logprob) for one, logprob in logprobs.top]
+        self._tokens.add(text, replace(own, top=top))
 
     def _prepare(self) -> tuple[list[int], Sampler]:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx

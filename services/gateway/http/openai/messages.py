@@ -1,6 +1,8 @@
 """OpenAI's request and response bodies, and their conversion from and to Sluice's."""
 
 import calendar
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -11,10 +13,13 @@ from shared.errors import InvalidRequest
 from shared.timestamps import parse_timestamp
 from shared.wire.api import JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
+from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.requests import (
     ChatMessage,
+    LogitBias,
     MaxTokens,
     Messages,
+    MinTokens,
     Penalty,
     Priority,
     Probability,
@@ -23,9 +28,11 @@ from shared.wire.requests import (
     ResponseFormat,
     Seed,
     Stop,
+    StopTokenIds,
     Temperature,
     TextPart,
     TopK,
+    TopLogprobs,
 )
 from shared.wire.results import Completed, FinishReason, Usage
 
@@ -57,6 +64,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     seed: Seed | None = None
     stop: Stop | None = None
     response_format: ResponseFormat | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: MinTokens | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: StopTokenIds | None = None
     cache_prompt: bool | None = None
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
@@ -65,8 +76,6 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
-    logit_bias: Raw | UnsetType = UNSET
-    logprobs: bool | int | None = None
 
     @property
     def wants_stream(self) -> bool:
@@ -84,10 +93,6 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         """
         if self.n not in (None, 1):
             raise _unsupported("n", "one answer per request")
-        if _is_set(self.logit_bias):
-            raise _unsupported("logit_bias", "no bias for single tokens")
-        if self.logprobs:
-            raise _unsupported("logprobs", "no probabilities")
         named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
         return {
             name: value
@@ -120,6 +125,8 @@ class OpenAIMessage(Struct, frozen=True):
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     messages: Annotated[list[OpenAIMessage], Meta(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
     tools: Raw | UnsetType = UNSET
     functions: Raw | UnsetType = UNSET
 
@@ -138,6 +145,8 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
 
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     prompt: Prompt | list[Prompt]
+    logprobs: TopLogprobs | None = None
+    """How many of the likeliest tokens to list; with 0 only those of the answer."""
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -154,6 +163,8 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         if len(prompts) != 1:
             raise InvalidRequest("prompt: give one prompt per request", "prompt")
         options = {"max_tokens": DEFAULT_COMPLETION_TOKENS, **self._options()}
+        if self.logprobs is not None:
+            options |= {"logprobs": True, "top_logprobs": self.logprobs}
         return JobSubmission(prompt=prompts[0], **options)
 
 
@@ -162,7 +173,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     message: dict[str, Any] | UnsetType = UNSET
     delta: dict[str, Any] | UnsetType = UNSET
     text: str | UnsetType = UNSET
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: FinishReason | None
 
 
@@ -196,11 +207,15 @@ class ModelList(Struct, frozen=True, kw_only=True):
 
 def completion(accepted: AcceptedJob, result: Completed) -> Answer:
     """The response to a request that did not stream."""
+    logprobs = None
+    if result.logprobs is not None:
+        logprobs = _logprobs(accepted, result.logprobs, 0)
+    reason = result.finish_reason
     if accepted.task == "chat":
         message = {"role": "assistant", "content": result.text, "refusal": None}
-        choice = Choice(message=message, finish_reason=result.finish_reason)
+        choice = Choice(message=message, logprobs=logprobs, finish_reason=reason)
     else:
-        choice = Choice(text=result.text, finish_reason=result.finish_reason)
+        choice = Choice(text=result.text, logprobs=logprobs, finish_reason=reason)
     kind = "chat.completion" if accepted.task == "chat" else "text_completion"
     return _answer(accepted, kind, [choice], result.usage)
 
@@ -212,22 +227,50 @@ def chunk(
     *,
     opening: bool = False,
     finish_reason: FinishReason | None = None,
+    logprobs: Sequence[TokenLogprob] = (),
+    offset: int = 0,
 ) -> Answer:
-    """One chunk of a streamed answer. With ``include_usage``, ``usage`` is null in all but the
-    last."""
+    """One chunk of a streamed answer, which begins at the character ``offset``. With
+    ``include_usage``, ``usage`` is null in all but the last."""
+    converted = _logprobs(accepted, logprobs, offset) if logprobs else None
     if accepted.task == "chat":
         delta = {"content": text} if text or opening else {}
         choice = Choice(
             delta={"role": "assistant", **delta} if opening else delta,
+            logprobs=converted,
             finish_reason=finish_reason,
         )
     else:
-        choice = Choice(text=text, finish_reason=finish_reason)
+        choice = Choice(text=text, logprobs=converted, finish_reason=finish_reason)
     return _answer(accepted, _chunk_kind(accepted), [choice], None if include_usage else UNSET)
 
 
 def usage_chunk(accepted: AcceptedJob, usage: Usage) -> Answer:
     return _answer(accepted, _chunk_kind(accepted), [], usage)
+
+
+def _logprobs(
+    accepted: AcceptedJob, logprobs: Sequence[TokenLogprob], offset: int
+) -> dict[str, Any]:
+    """Those of a text that begins at the character ``offset`` of the answer."""
+    if accepted.task == "chat":
+        content = [
+            {**_openai_logprob(one), "top_logprobs": [_openai_logprob(other) for other in one.top]}
+            for one in logprobs
+        ]
+        return {"content": content, "refusal": None}
+    tokens = [one.token for one in logprobs]
+    tops = [{other.token: other.logprob for other in one.top} for one in logprobs]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [one.logprob for one in logprobs],
+        "top_logprobs": tops if any(tops) else None,
+        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)),
+    }
+
+
+def _openai_logprob(one: TopLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.piece)}
 
 
 def _chunk_kind(accepted: AcceptedJob) -> str:

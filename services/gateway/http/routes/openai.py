@@ -168,6 +168,7 @@ async def _stream(
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
+        offset = 0
         try:
             yield _data(chunk(accepted, "", include_usage, opening=True))
             pending = first
@@ -179,8 +180,10 @@ async def _stream(
                     continue
                 pending = None
                 is_finished = event.event in ("result", "error")
-                for part in _parts(accepted, event, include_usage):
+                for part in _parts(accepted, event, include_usage, offset):
                     yield part
+                if isinstance(event.data, Tokens):
+                    offset += len(event.data.text)
                 if is_finished or event.event == "retrying":  # which this API cannot express
                     return
         except GatewayStopping:
@@ -198,14 +201,15 @@ async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
 
 
 def _parts(
-    accepted: AcceptedJob, event: JobEvent, include_usage: bool
+    accepted: AcceptedJob, event: JobEvent, include_usage: bool, offset: int
 ) -> list[ServerSentEventMessage]:
-    """The chunks of this API for one event of the job."""
+    """The chunks of this API for one event of the job, after ``offset`` characters."""
     if event.event == "retrying":
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
-        return [_data(chunk(accepted, event.data.text, include_usage))]
+        text, logprobs = event.data.text, event.data.logprobs
+        return [_data(chunk(accepted, text, include_usage, logprobs=logprobs, offset=offset))]
     if isinstance(event.data, JobError):
         return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
