@@ -94,8 +94,8 @@ class Subject:
 
     def run(self, task: Task) -> float:
         """Tokens per second of the answers, without their prompts."""
-        text, add_special = self._model.chat_prompt([ChatMessage("user", task.prompt)])
-        prompt = self._model.tokenize(text, add_special)
+        written = self._model.chat_prompt([ChatMessage("user", task.prompt)])
+        prompt = self._model.tokenize_prompt(written)
         self._seed += 1
         runs = [_Run(self.engine, prompt, task, self._seed + number) for number in range(task.jobs)]
         generations = [run.wait() for run in runs]

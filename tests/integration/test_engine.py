@@ -514,7 +514,7 @@ def test_a_chat_goes_through_the_models_template(model: Model, tiny_base_model: 
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert model.tokenize(*model.chat_prompt(chat)) == model.tokenize(prompt)
+    assert model.tokenize_prompt(model.chat_prompt(chat)) == model.tokenize(prompt)
     base = Model(tiny_base_model, 0)
     try:
         assert not base.has_chat_template

@@ -1,16 +1,19 @@
 """One GGUF model in llama.cpp: loading, tokens to bytes, text to tokens, chat to prompt."""
 
 import ctypes
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import llama_cpp
 
 from services.inferer.bounded.chat_template import ChatTemplate
+from services.inferer.engine.control_tokens import ControlToken, ControlTokens, Prompt
 from services.inferer.engine.grammar import Vocabulary
 from services.inferer.engine.library import gpus, load_backends
 from services.inferer.settings import SplitMode
@@ -23,6 +26,13 @@ ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
 PIECE_BYTES = 256
 LONGEST_TEXT = 1_000_000
 """Characters. Tokenizing so many, all of one kind, took 305 MiB of stack and 480 MiB in all."""
+CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+"""What llama.cpp finds in a text only if it is to parse control tokens."""
+USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+CONTROL_TEXT = re.compile(r"<\|.+\|>", re.DOTALL)
+"""Of a control token, whatever its attributes are. Others that are user-defined, such as runs of
+spaces and ``<think>``, occur in texts."""
+LEFT_STRIP, RIGHT_STRIP = llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP, llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP
 LEVEL_WARNING, LEVEL_ERROR = 3, 4
 NO_POOLING = ("", "0", "-1")
 """A GGUF's ``pooling_type`` if the model generates text: missing, none, unspecified."""
@@ -122,6 +132,8 @@ class Model:
         self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
         self._template = self._chat_template() if chat else None
         self.vocabulary = Vocabulary(self)
+        if self._template is not None:
+            _ = self._control_tokens  # not while a job waits for it
         self._pieces: dict[int, bytes | None] = {}
         self.load_ms = (time.perf_counter() - started) * 1000
 
@@ -217,23 +229,34 @@ class Model:
             piece = self._pieces[token] = None if ends else self.read_piece(token)
             return piece
 
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        """Tokens of ``text``, which may contain the model's special tokens as text.
+    def tokenize_prompt(self, prompt: Prompt) -> list[int]:
+        """Raises: PromptTooLong: see `tokenize`."""
+        _require_short(sum(len(piece.text) for piece in prompt.pieces))
+        if len(prompt.pieces) == 1:
+            return self.tokenize(prompt.pieces[0].text, prompt.add_special)
+        tokens: list[int] = []
+        if prompt.add_special and llama_cpp.llama_vocab_get_add_bos(self.vocab):
+            tokens.append(int(llama_cpp.llama_vocab_bos(self.vocab)))
+        for text, has_control in prompt.pieces:
+            tokens += self.tokenize(text, add_special=False, parse_special=has_control)
+        return tokens
+
+    def tokenize(
+        self, text: str, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Tokens of ``text``. With ``parse_special``, it may contain the model's control tokens.
 
         ``add_special`` adds the tokens that the model expects at the beginning.
 
         Raises:
             PromptTooLong: the text has more than `LONGEST_TEXT` characters.
         """
-        if len(text) > LONGEST_TEXT:
-            raise PromptTooLong(
-                f"the prompt has {len(text)} characters, more than {LONGEST_TEXT}; send less"
-            )
+        _require_short(len(text))
         data = text.encode("utf-8")
         capacity = len(data) + 8
         tokens = (llama_cpp.llama_token * capacity)()
         count = llama_cpp.llama_tokenize(
-            self.vocab, data, len(data), tokens, capacity, add_special, True
+            self.vocab, data, len(data), tokens, capacity, add_special, parse_special
         )
         if count < 0:
             raise ModelError("llama.cpp cannot tokenize the prompt")
@@ -241,9 +264,9 @@ class Model:
 
     def chat_prompt(
         self, messages: list[ChatMessage], cancelled: threading.Event | None = None
-    ) -> tuple[str, bool]:
-        """The prompt that the model's template renders from a conversation, and whether the tokens
-        that the model expects at the beginning must be added. Takes up to `RENDER_S` seconds.
+    ) -> Prompt:
+        """The prompt that the model's template renders from a conversation. Takes up to `RENDER_S`
+        seconds.
 
         Raises:
             InvalidRequest: the model has no template, or its template refuses the conversation.
@@ -259,9 +282,28 @@ class Model:
             | ({"name": message.name} if message.name else {})
             for message in messages
         ]
+        literals = self._control_tokens.literals()
+        conversation = literals.hide(conversation)
         prompt = self._template.render(conversation, cancelled or threading.Event())
         has_bos = self._bos_token != "" and prompt.startswith(self._bos_token)
-        return prompt, not has_bos
+        return Prompt(literals.pieces(prompt), not has_bos)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        """The first use takes some tenths of a second."""
+        found: dict[str, ControlToken] = {}
+        for token in range(self.vocabulary.size):
+            attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
+            if not attributes & (CONTROL | USER_DEFINED):
+                continue
+            text = self._text_of(token)
+            # gpt-oss: llama.cpp changes some of its control tokens, to show them in answers.
+            is_always_found = bool(attributes & USER_DEFINED)
+            if not is_always_found or CONTROL_TEXT.fullmatch(text):
+                found[text] = ControlToken(
+                    bool(attributes & LEFT_STRIP), bool(attributes & RIGHT_STRIP), is_always_found
+                )
+        return ControlTokens(found)
 
     def _chat_template(self) -> ChatTemplate | None:
         template = llama_cpp.llama_model_chat_template(self.handle, None)
@@ -288,6 +330,14 @@ class Model:
         buffer = ctypes.create_string_buffer(capacity)
         length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, capacity, 0, False)
         return self.read_piece(token, -length) if length < 0 else buffer.raw[:length]
+
+
+def _require_short(characters: int) -> None:
+    """Raises: PromptTooLong: a prompt has too many characters."""
+    if characters > LONGEST_TEXT:
+        raise PromptTooLong(
+            f"the prompt has {characters} characters, more than {LONGEST_TEXT}; send less"
+        )
 
 
 def _require_gpus(count: int, layers: int, split_mode: SplitMode, main_gpu: int) -> None:

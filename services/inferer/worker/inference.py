@@ -7,6 +7,7 @@ import zlib
 from msgspec.structs import replace
 
 from services.inferer.crash.flight_recorder import Entry, Phase
+from services.inferer.engine.control_tokens import Piece, Prompt
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.sampler import Sampler
@@ -100,11 +101,11 @@ class Inference:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
             self._entry.enter(Phase.TEMPLATE)
-            text, add_special = model.chat_prompt(request.messages, self._cancelled)
+            written = model.chat_prompt(request.messages, self._cancelled)
         else:
-            text, add_special = request.prompt or "", True
+            written = Prompt([Piece(request.prompt or "")])
         self._entry.enter(Phase.TOKENIZING)
-        prompt = model.tokenize(text, add_special)
+        prompt = model.tokenize_prompt(written)
         if not prompt:
             raise InvalidRequest("the prompt has no tokens for this model", "prompt")
         if len(prompt) >= n_ctx:
