@@ -1,10 +1,14 @@
 """How likely the tokens of an answer were, and which others were likely in their place."""
 
-from typing import Self
+import math
+from typing import Annotated, Self
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Bytes = bytes  # a field has that name
+
+UNLIKELY = -9999.0
+"""OpenAI's number for what JSON cannot express: a model may compute infinities."""
 
 
 class TopLogprob(Struct, frozen=True, omit_defaults=True):
@@ -14,14 +18,15 @@ class TopLogprob(Struct, frozen=True, omit_defaults=True):
 
     token: str
     logprob: float
-    bytes: list[int] | None = None
+    bytes: list[Annotated[int, Meta(ge=0, le=255)]] | None = None
 
     @classmethod
     def of(cls, piece: Bytes, logprob: float) -> Self:
         """``piece`` is what the token adds to a text."""
         text = piece.decode("utf-8", "replace")
         is_whole = text.encode("utf-8") == piece
-        return cls(text, round(logprob, 6), None if is_whole else list(piece))
+        known = round(logprob, 6) if math.isfinite(logprob) else UNLIKELY
+        return cls(text, known, None if is_whole else list(piece))
 
     @property
     def piece(self) -> Bytes:

@@ -23,7 +23,7 @@ LogitBias = Annotated[
     Meta(max_length=1024, description="Added to the logits of tokens; -100 bans a token."),
 ]
 MinTokens = Annotated[
-    int, Meta(ge=0, le=2**31 - 1, description="Before it, nothing but a stop string ends a text.")
+    int, Meta(ge=0, le=2**31 - 1, description="Before so many, only `stop` can end the answer.")
 ]
 TopLogprobs = Annotated[
     int, Meta(ge=0, le=20, description="Likeliest tokens in place of each; needs `logprobs`.")

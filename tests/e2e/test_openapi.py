@@ -91,5 +91,5 @@ def test_bounds_of_fields_that_may_be_null(document: dict[str, Any]) -> None:
     biases, _ = fields["logit_bias"]["oneOf"]
     assert biases["maxProperties"] == 1024
     assert biases["additionalProperties"]["minimum"] == -100
-    assert biases["propertyNames"] == {"pattern": "^[0-9]{1,9}$"}
+    assert biases["propertyNames"] == {"pattern": "^[0-9]{1,10}$"}
     assert fields["metadata"]["oneOf"][0]["type"] == "object"

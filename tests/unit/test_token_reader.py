@@ -51,9 +51,11 @@ def test_repeated_frames_are_dropped() -> None:
 
 
 def test_tokens_without_text_are_counted() -> None:
-    """A token that adds nothing yet moves the index, and sends nothing."""
+    """One that adds nothing yet belongs to the text that follows, and sends nothing."""
     _, steps = read(frame(1, 0, "", ""), frame(1, 2, "ab"), frame(1, 3, "c"))
-    assert steps == [Added(1, 2, "ab"), Added(1, 3, "c")]
+    assert steps == [Added(1, 0, "ab"), Added(1, 3, "c")]
+    _, steps = read(frame(1, 0, "a", ""), frame(1, 2, "b"))
+    assert steps == [Added(1, 0, "a"), Added(1, 1, "b")]
 
 
 def test_the_result_fills_a_gap() -> None:
@@ -148,16 +150,35 @@ def test_log_probabilities_come_with_their_tokens() -> None:
     """Also to a reader that takes over in the middle, and where the result fills a gap."""
     a, b, c = (TokenLogprob(token, -1.0) for token in "abc")
     frames = [
-        TokenFrame(attempt=1, index=0, tokens=["a", ""], logprobs=[a, b]),
+        TokenFrame(attempt=1, index=0, tokens=["a"], logprobs=[a]),
+        TokenFrame(attempt=1, index=1, tokens=[""], logprobs=[b]),
         TokenFrame(attempt=1, index=2, tokens=["bc", "!"], logprobs=[c, None]),
     ]
     _, steps = read(*frames)
-    assert steps == [Added(1, 0, "a", (a, b)), Added(1, 2, "bc!", (c,))]
+    rest = [Added(1, 1, "bc!", (b, c))]
+    assert steps == [Added(1, 0, "a", (a,)), *rest]
     first, _ = read(frames[0])
     again = TokenReader(first.sent)
-    assert [step for one in frames for step in again.add(one)] == [Added(1, 2, "bc!", (c,))]
-    assert TokenReader(first.sent).finish(1, "abc!", [a, b, c]) == [Added(1, 2, "bc!", (c,))]
-    assert first.finish(1, "abc!", [a, b, c]) == [Added(1, 2, "bc!", (c,))]
+    assert [step for one in frames for step in again.add(one)] == rest
+    assert TokenReader(first.sent).finish(1, "abc!", [a, b, c]) == rest
+    assert first.finish(1, "abc!", [a, b, c]) == rest
+
+
+def test_tokens_of_a_stop_string_have_no_log_probabilities() -> None:
+    """They add no text, in whichever frames they come; nor does a frame of another length count."""
+    a, b = TokenLogprob("a", -1.0), TokenLogprob("b", -1.0)
+    one = TokenFrame(attempt=1, index=0, tokens=["a", "", ""], logprobs=[a, b, b])
+    reader, steps = read(one)
+    assert steps == [Added(1, 0, "a", (a,))]
+    assert reader.finish(1, "a", [a]) == []
+    _, steps = read(TokenFrame(attempt=1, index=0, tokens=["a", "b"], logprobs=[a]))
+    assert steps == [Added(1, 0, "ab")]
+
+
+def test_a_reader_that_is_cut_off_after_a_restart_gets_nothing_of_the_attempt_before() -> None:
+    reader = TokenReader(Sent(2))
+    assert reader.add(frame(1, 0, "a", "b")) == []
+    assert reader.add(frame(2, 0, "x")) == [Added(2, 0, "x")]
 
 
 def test_a_resumed_text_that_comes_out_differently_starts_again() -> None:

@@ -30,7 +30,9 @@ class Body(Struct, forbid_unknown_fields=True):
     shapes: list[Circle | Square] = []
     text: str | list[str] = ""
     extra: dict[str, int] = {}
-    biases: Annotated[dict[Annotated[int, Meta(ge=0)], int], Meta(max_length=2)] = {}
+    biases: Annotated[
+        dict[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=-100)]], Meta(max_length=2)
+    ] = {}
 
     def __post_init__(self) -> None:
         if self.count == 7 and self.is_open:
@@ -78,6 +80,11 @@ class Body(Struct, forbid_unknown_fields=True):
         ),
         ('{"name":"a","text":5}', "text", "text must be a string or an array"),
         ('{"name":"a","extra":{"k":"v"}}', "extra", "each value of extra must be a whole number"),
+        (
+            '{"name":"a","biases":{"1":-101}}',
+            "biases",
+            "each value of biases must be at least -100",
+        ),
         ('{"name":"a","biases":{"k":1}}', "biases", "each key of biases must be a whole number"),
         ('{"name":"a","biases":{"-1":1}}', "biases", "each key of biases must be at least 0"),
         (

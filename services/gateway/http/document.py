@@ -118,7 +118,7 @@ def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
             if isinstance(schema.additional_properties, Schema):
                 _constrain(kind.value_type, schema.additional_properties)
             if _is_number(kind.key_type):
-                schema.property_names = Schema(pattern="^[0-9]{1,9}$")
+                schema.property_names = Schema(pattern="^[0-9]{1,10}$")
         case inspect.ListType() if schema.type is OpenAPIType.ARRAY:
             schema.min_items, schema.max_items = kind.min_length, kind.max_length
             if schema.items is not None:

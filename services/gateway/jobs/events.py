@@ -125,6 +125,8 @@ async def job_events(
                     read = 0
                 elif message.subject.endswith(".state"):
                     state = decode_state_event.read(message.data, message.subject)
+                    if read == 0 and not _is_the_first(state):
+                        states = 0  # events are gone: rather twice than never
                     read += 1
                     if state is not None and read > states:
                         states = read
@@ -143,6 +145,11 @@ async def job_events(
         yield JobEvent(END, "error", JobError(error.code, error.message))
     finally:
         drop(finished)
+
+
+def _is_the_first(state: StateEvent | None) -> bool:
+    """Whether a job's life begins with it."""
+    return state is not None and (state.state, state.attempt, state.code) == ("started", 1, None)
 
 
 def _name(state: StateEvent) -> str:

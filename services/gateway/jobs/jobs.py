@@ -24,7 +24,7 @@ from services.gateway.state.pending_job import (
 )
 from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
-from services.gateway.validation.limits import check_submission
+from services.gateway.validation.limits import check_submission, logprob_bytes
 from shared.background import Tasks
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
@@ -133,7 +133,9 @@ class Jobs:
         payload = self._encode(submission, accepted)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
-        async with self._admission.reserved(model), self._storage.reserved(len(payload)):
+        # Stored with the tokens, and once more in the result.
+        size = len(payload) + 2 * logprob_bytes(submission)
+        async with self._admission.reserved(model), self._storage.reserved(size):
             was_there = await self._publish(accepted, payload, headers, record)
         if record is not None and was_there:
             # Without a record it would be a retry of our own: nobody else knows the id.

@@ -10,7 +10,8 @@ from shared.wire.logprobs import TokenLogprob
 
 @dataclass(frozen=True)
 class Added:
-    """Text that follows what was sent before; ``index`` is that of its first token."""
+    """Text that follows what was sent before; ``index`` is that of its first token. Tokens without
+    text (half a character, the beginning of a stop string) belong to the text that follows them."""
 
     attempt: int
     index: int
@@ -57,6 +58,8 @@ class TokenReader:
         from the beginning where it turns out to be another."""
         self._attempt = 0
         self._next = 0
+        self._shown = 0
+        """Tokens up to the last one that added text."""
         self._text = ""
         self._logprobs: list[TokenLogprob | None] = []
         """Of the tokens of this attempt; empty if none were asked for."""
@@ -77,14 +80,17 @@ class TokenReader:
             return []
         if frame.attempt > self._attempt:
             self._attempt, self._next, self._text = frame.attempt, 0, ""
-            self._logprobs = []
+            self._shown, self._logprobs = 0, []
         self.has_gap = frame.index > self._next
         if self.has_gap:
             return []
         tokens = frame.tokens[self._next - frame.index :]
-        self._next += len(tokens)
+        for token in tokens:
+            self._next += 1
+            if token:
+                self._shown = self._next
         self._text += "".join(tokens)
-        if frame.logprobs and tokens:
+        if tokens and frame.logprobs and len(frame.logprobs) == len(frame.tokens):
             self._logprobs += frame.logprobs[-len(tokens) :]
         return self._send(self._text, complete=False)
 
@@ -94,19 +100,20 @@ class TokenReader:
         """What to send on to end with ``text``; it and ``logprobs`` are the stored result's."""
         self._attempt = max(attempt, self._attempt)
         if logprobs is not None:
-            self._logprobs, self._next = [*logprobs], len(logprobs)
+            self._logprobs, self._shown = [*logprobs], len(logprobs)
         return self._send(text, complete=True)
 
     def _send(self, text: str, *, complete: bool) -> list[Step]:
+        if self._attempt < self._sent.attempt and not complete:
+            return []
         if self._sent_text is None:
-            is_enough = self._attempt >= self._sent.attempt and len(text) >= self._sent.characters
-            if not (is_enough or complete):
+            if len(text) < self._sent.characters and not complete:
                 return []
             if self._sent.begins(text):
                 self._sent_text = text[: self._sent.characters]
         if self._sent_text is not None and text.startswith(self._sent_text):
-            added = self._added(text[len(self._sent_text) :])
-            return [added] if added.text else []
+            added = text[len(self._sent_text) :]
+            return [self._added(added)] if added else []
         if self._sent_text is not None and self._sent_text.startswith(text) and not complete:
             return []  # a repeated attempt that has not caught up yet
         self._sent_text, self._sent = "", Sent(self._attempt)
@@ -115,15 +122,15 @@ class TokenReader:
 
     def _added(self, text: str) -> Added:
         assert self._sent_text is not None
-        attempt, index, characters, checksum = self._sent
+        _, index, characters, checksum = self._sent
         self._sent_text += text
         self._sent = Sent(
-            self._attempt if text else attempt,
-            max(index, self._next),
+            self._attempt,
+            max(index, self._shown),
             characters + len(text),
             _checksum(text, checksum),
         )
-        logprobs = (one for one in self._logprobs[index : self._next] if one is not None)
+        logprobs = (one for one in self._logprobs[index : self._shown] if one is not None)
         return Added(self._attempt, index, text, tuple(logprobs))
 
 

@@ -186,7 +186,7 @@ class _Reply:
         if not self.stream:
             await asyncio.wait((finished,))
             return
-        last = (0, -1)
+        last = (0, 0)
         async with aclosing(
             stored_events(self._broker, self.model, self.job_id, finished)
         ) as events:
@@ -194,9 +194,11 @@ class _Reply:
                 if message is None or message.subject.endswith(".state"):
                     continue
                 frame = decode_token_frame.read(message.data, message.subject)
-                # After an outage they come again.
-                if frame is not None and (frame.attempt, frame.index) > last:
-                    last = frame.attempt, frame.index
+                if frame is None:
+                    continue
+                end = frame.attempt, frame.index + len(frame.tokens)
+                if end > last:  # after an outage they come again
+                    last = end
                     self._reader.add(frame)
                     self._frames.append(message.data)
                     self._news.set()
@@ -210,7 +212,7 @@ class _Reply:
                     frame = TokenFrame(
                         attempt=step.attempt,
                         index=step.index,
-                        tokens=[step.text],
+                        tokens=[step.text, *[""] * (len(step.logprobs) - 1)],
                         logprobs=list(step.logprobs) or None,
                     )
                     self._frames.append(encode(frame))

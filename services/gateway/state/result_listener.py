@@ -20,6 +20,7 @@ MOST_UNREAD = 10_000
 """Further announcements are dropped: waiting requests also poll every few seconds."""
 BATCH = 200
 BATCH_BYTES = 8 * 1024 * 1024
+LARGEST_RESULT = 1024 * 1024
 
 Announcement = asyncio.Future[Result | None]
 """Resolves to the stored result, or to None when one may have been missed: read it then."""
@@ -96,6 +97,11 @@ class ResultListener:
         for stored in found:
             missing.pop(stored.subject, None)
             self._pass_on(stored.subject, stored.data)
+        if sum(len(stored.data) for stored in found) > BATCH_BYTES - LARGEST_RESULT:
+            # The answer may have been cut there.
+            self._unread |= missing
+            self._arrived.set()
+            return
         for subject in missing:
             # Forged; or stored so recently that a replica does not have it yet.
             if subject in self._expected:

@@ -23,8 +23,11 @@ MAX_SCHEMA_BYTES = 32 * 1024
 MAX_WHITESPACE_FACTOR = 8
 """How many times larger a schema may be with its white space."""
 
+LOGPROB_BYTES = 60
+"""Of one token in a result, about."""
+
 MAX_LOGPROBS = 12_000
-"""In a result, which is one message of the broker: each takes some 60 bytes of at most 1 MiB."""
+"""In a result, which is one message of the broker, of at most 1 MiB."""
 
 PATTERN_OPTIONS = FancyRegexOptions(size_limit=1024 * 1024)
 """Limits the size of a compiled ``pattern``, and with it the time to compile it."""
@@ -47,11 +50,13 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
     check_metadata(submission.metadata)
     if isinstance(submission.response_format, JsonSchema):
         check_schema(submission.response_format.json_schema)
-    _check_length(submission)
+    _check_end(submission, facts)
     if submission.top_logprobs and not submission.logprobs:
         raise InvalidRequest("top_logprobs: needs `logprobs`", "top_logprobs")
     if facts is None:
         return
+    if facts.vocabulary == 0:
+        _refuse_new_options(submission)
     _check_logprobs(submission, facts.n_ctx)
     _check_tokens(submission, facts.vocabulary)
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
@@ -74,21 +79,43 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         )
 
 
-def _check_length(submission: JobSubmission) -> None:
-    """Raises: InvalidRequest: options of the answer's length contradict each other."""
-    at_least, at_most = submission.min_tokens, submission.max_tokens
-    if at_most is not None and at_least > at_most:
-        raise InvalidRequest(
-            f"min_tokens: {at_least} is more than max_tokens, {at_most}", "min_tokens"
-        )
+def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
+    """Raises: InvalidRequest: options of where the answer ends contradict each other."""
+    n_ctx = None if facts is None else facts.n_ctx
+    bounds = {"max_tokens": submission.max_tokens, "the model's context": n_ctx}
+    for name, bound in bounds.items():
+        if bound is not None and submission.min_tokens > bound:
+            raise InvalidRequest(
+                f"min_tokens: {submission.min_tokens} is more than {name}, {bound}", "min_tokens"
+            )
     if isinstance(submission.response_format, JsonSchema | JsonObject):
-        for name in ("ignore_eos", "min_tokens"):
+        for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
             if getattr(submission, name):
                 raise InvalidRequest(
                     f"{name}: not possible with response_format, which decides where the answer "
                     "ends",
                     name,
                 )
+
+
+def _refuse_new_options(submission: JobSubmission) -> None:
+    """Raises: InvalidRequest: an inferer without a vocabulary in its entry is of a version that
+    would ignore an option of `submission`."""
+    for name in ("logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "logprobs"):
+        if getattr(submission, name):
+            raise InvalidRequest(
+                f"{name}: the inferers of this model are of an earlier version, which ignores it; "
+                "upgrade them",
+                name,
+            )
+
+
+def logprob_bytes(submission: JobSubmission) -> int:
+    """What the log probabilities of the answer may add to its result, about."""
+    if not submission.logprobs:
+        return 0
+    most = (submission.max_tokens or MAX_LOGPROBS) * (1 + submission.top_logprobs)
+    return LOGPROB_BYTES * min(most, MAX_LOGPROBS)
 
 
 def _check_logprobs(submission: JobSubmission, n_ctx: int) -> None:

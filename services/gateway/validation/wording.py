@@ -25,7 +25,7 @@ _ANY_VALUE = "[...]"
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 _VALUE = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
 _TYPE = re.compile(r"Expected `([a-z |]+)`(?:, got `\w+`)?")
-_BOUND = re.compile(r"Expected `(\w+)` (of length )?([<>]=?) (\d+)(?:\.0)?")
+_BOUND = re.compile(r"Expected `(\w+)` (of length )?([<>]=?) (-?\d+)(?:\.0)?")
 
 
 def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:

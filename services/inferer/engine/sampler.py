@@ -26,8 +26,8 @@ TOKEN_DATA = numpy.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])
 LEAST_BIAS = -100
 """Of a token that must not come."""
 BANNED = -1e9
-"""The logit of such a token. Not minus infinity: a schema may allow no other token, and then
-llama.cpp would divide by zero."""
+"""The logit of such a token under a schema, which may allow no other: llama.cpp would divide minus
+infinities."""
 
 RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp replaces this seed by a random one, which is not repeatable."""
@@ -62,7 +62,7 @@ class Sampler:
         self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
         self._vocabulary_size = model.vocabulary.size
         self._takes_likeliest = options.temperature == 0 and self._grammar is None
-        self._adjustments = _Adjustments(model, options)
+        self._adjustments = _Adjustments(model, options, BANNED if self._grammar else -numpy.inf)
         self._top = options.top_logprobs if options.logprobs else None
         self.logprobs: Logprobs | None = None
         """Of the last token, if the request asks for them."""
@@ -149,6 +149,7 @@ class Sampler:
 def log_probabilities(logits: Logits, token: int, top: int) -> Logprobs:
     """The logarithms of the probabilities of ``token`` and of the ``top`` likeliest tokens, by the
     model's output alone."""
+    top = min(top, logits.size)
     most = logits.max()
     total = float(most) + math.log(numpy.exp(logits - most).sum(dtype=numpy.float64))
     likeliest = numpy.argpartition(logits, -top)[-top:] if top else numpy.empty(0, dtype=int)
@@ -161,14 +162,19 @@ def log_probabilities(logits: Logits, token: int, top: int) -> Logprobs:
 class _Adjustments:
     """What a request adds to the logits of single tokens, and which may not come yet."""
 
-    def __init__(self, model: Model, options: Sampling) -> None:
-        """Raises: InvalidRequest: the model does not have such a token."""
+    def __init__(self, model: Model, options: Sampling, banned: float) -> None:
+        """``banned`` is the logit of a token that must not come.
+
+        Raises:
+            InvalidRequest: the model does not have such a token.
+        """
         biases, stops = options.logit_bias or {}, options.stop_token_ids or []
         _require_tokens("logit_bias", biases, model.vocabulary.size)
         _require_tokens("stop_token_ids", stops, model.vocabulary.size)
         self._biased = numpy.array(list(biases), dtype=numpy.int64)
         self._biases = numpy.array(list(biases.values()), dtype=numpy.float32)
-        self._biases[self._biases <= LEAST_BIAS] = BANNED
+        self._biases[self._biases <= LEAST_BIAS] = banned
+        self._banned = banned
         self._min_tokens = options.min_tokens
         ends = model.vocabulary.ends if options.min_tokens or options.ignore_eos else []
         self._never = ends if options.ignore_eos else []
@@ -180,9 +186,9 @@ class _Adjustments:
     def apply(self, logits: Logits) -> None:
         """Adjust the logits of the next token."""
         logits[self._biased] += self._biases
-        logits[self._never] = BANNED
+        logits[self._never] = self._banned
         if self._tokens < self._min_tokens:
-            logits[self._not_yet] = BANNED
+            logits[self._not_yet] = self._banned
         self._tokens += 1
 
 

@@ -80,8 +80,8 @@ class PromptShare:
         if generating:
             credit_s = self._credit_s + (seconds - prompt_s) - prompt_s
             self._credit_s = min(max(credit_s, -MAX_CREDIT_S), MAX_CREDIT_S)
-        else:
-            self._credit_s = MAX_CREDIT_S
+        else:  # they held nobody up
+            self._credit_s = max(self._credit_s, 0.0)
 
 
 class Scheduler(Generic[S]):

@@ -10,7 +10,7 @@ from services.inferer.crash.flight_recorder import Entry, Phase
 from services.inferer.engine.control_tokens import Piece, Prompt
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
-from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sampler import Logprobs, Sampler
 from services.inferer.engine.sequence import Aborted
 from services.inferer.worker.delivery import Interrupted, Job
 from services.inferer.worker.token_publisher import TokenPublisher
@@ -39,7 +39,9 @@ class Inference:
         targets = [subjects.token_events(job.model, job.id)]
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
-        self._tokens = TokenPublisher(broker, targets, job.trace, logprobs=job.request.logprobs)
+        self._tokens = TokenPublisher(
+            broker, targets, job.trace, self._logprob_of if job.request.logprobs else None
+        )
         self._sequence = GenerationSequence(
             prepare=self._prepare,
             max_tokens=job.request.max_tokens or engine.n_ctx,
@@ -84,18 +86,14 @@ class Inference:
 
     def _add(self, text: str) -> None:
         """Publish the text of one more token, and how likely it was; on the compute thread."""
-        token, sampler, model = (
-            self._sequence.last_token,
-            self._sequence.sampler,
-            self._engine.model,
-        )
-        logprobs = None if sampler is None or token is None else sampler.logprobs
-        if token is None or logprobs is None:
-            self._tokens.add(text)
-            return
-        own = TokenLogprob.of(model.piece(token) or b"", logprobs.logprob)
-        top = [TopLogprob.of(model.read_piece(one), logprob) for one, logprob in logprobs.top]
-        self._tokens.add(text, replace(own, top=top))
+        sampler = self._sequence.sampler
+        assert sampler is not None
+        self._tokens.add(text, self._sequence.last_token, sampler.logprobs)
+
+    def _logprob_of(self, token: int, logprobs: Logprobs) -> TokenLogprob:
+        read = self._engine.model.read_piece
+        top = [TopLogprob.of(read(one), logprob) for one, logprob in logprobs.top]
+        return replace(TokenLogprob.of(read(token), logprobs.logprob), top=top)
 
     def _prepare(self) -> tuple[list[int], Sampler]:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx

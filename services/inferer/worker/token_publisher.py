@@ -3,7 +3,9 @@ All jobs publish at the same time, so their frames go out in one write and wake 
 gateway once."""
 
 import asyncio
+from collections.abc import Callable
 
+from services.inferer.engine.sampler import Logprobs
 from shared.broker.connection import Broker
 from shared.broker.refusals import TRANSIENT
 from shared.wire.codecs import encode
@@ -22,25 +24,25 @@ class TokenPublisher:
         broker: Broker,
         subjects: list[str],
         trace: dict[str, str],
-        *,
-        logprobs: bool = False,
+        logprob_of: Callable[[int, Logprobs], TokenLogprob] | None = None,
     ) -> None:
-        """``logprobs``: the request asks for them."""
-        self._with_logprobs = logprobs
+        """``logprob_of`` is called on the event loop, if the request asks for log probabilities."""
+        self._logprob_of = logprob_of
         self._broker = broker
         self._subjects = subjects
         self._headers = trace or None
         self._index = 0
-        self._new: list[tuple[str, TokenLogprob | None]] = []
+        self._new: list[tuple[str, int | None, Logprobs | None]] = []
         self._parts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._idle = False
 
-    def add(self, text: str, logprob: TokenLogprob | None = None) -> None:
-        """Take the text of one more token; called on the compute thread."""
-        self._new.append((text, logprob))
+    def add(self, text: str, token: int | None = None, logprobs: Logprobs | None = None) -> None:
+        """Take the text of one more token; called on the compute thread. Without a ``token``, it is
+        what is left of the text."""
+        self._new.append((text, token, logprobs))
         if self._idle:
             self._idle = False
             self._loop.call_soon_threadsafe(self._arrived.set)
@@ -64,9 +66,14 @@ class TokenPublisher:
         del self._new[: len(new)]
         if not new:
             return
-        texts = [text for text, _ in new]
-        logprobs = [logprob for _, logprob in new] if self._with_logprobs else None
-        self._logprobs += [logprob for _, logprob in new if logprob is not None]
+        texts = [text for text, *_ in new]
+        logprobs = None
+        if self._logprob_of is not None:
+            logprobs = [
+                None if token is None or found is None else self._logprob_of(token, found)
+                for _, token, found in new
+            ]
+            self._logprobs += filter(None, logprobs)
         frame = TokenFrame(attempt=attempt, index=self._index, tokens=texts, logprobs=logprobs)
         self._index += len(texts)
         self._parts += texts
@@ -85,7 +92,7 @@ class TokenPublisher:
     @property
     def logprobs(self) -> list[TokenLogprob] | None:
         """Those of the tokens that are part of the text; None if they are not asked for."""
-        if not self._with_logprobs:
+        if self._logprob_of is None:
             return None
         left, kept = len(self.text.encode("utf-8")), []
         for logprob in self._logprobs:

@@ -1,8 +1,8 @@
 """OpenAI's request and response bodies, and their conversion from and to Sluice's."""
 
 import calendar
+import codecs
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -38,6 +38,9 @@ from shared.wire.results import Completed, FinishReason, Usage
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` on /v1/completions."""
+
+CONTINUATION, CONTINUATION_BITS = 0b1100_0000, 0b1000_0000
+"""Of the bytes of a character in UTF-8, all but the first."""
 
 EMPTY = (b"null", b"[]", b"{}")
 MAX_EMPTY_BYTES = 64
@@ -162,7 +165,8 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if len(prompts) != 1:
             raise InvalidRequest("prompt: give one prompt per request", "prompt")
-        options = {"max_tokens": DEFAULT_COMPLETION_TOKENS, **self._options()}
+        most = max(DEFAULT_COMPLETION_TOKENS, self.min_tokens or 0)
+        options = {"max_tokens": most, **self._options()}
         if self.logprobs is not None:
             options |= {"logprobs": True, "top_logprobs": self.logprobs}
         return JobSubmission(prompt=prompts[0], **options)
@@ -209,7 +213,7 @@ def completion(accepted: AcceptedJob, result: Completed) -> Answer:
     """The response to a request that did not stream."""
     logprobs = None
     if result.logprobs is not None:
-        logprobs = _logprobs(accepted, result.logprobs, 0)
+        logprobs = logprobs_of(accepted, result.logprobs, TextOffsets())
     reason = result.finish_reason
     if accepted.task == "chat":
         message = {"role": "assistant", "content": result.text, "refusal": None}
@@ -227,21 +231,19 @@ def chunk(
     *,
     opening: bool = False,
     finish_reason: FinishReason | None = None,
-    logprobs: Sequence[TokenLogprob] = (),
-    offset: int = 0,
+    logprobs: dict[str, Any] | None = None,
 ) -> Answer:
-    """One chunk of a streamed answer, which begins at the character ``offset``. With
-    ``include_usage``, ``usage`` is null in all but the last."""
-    converted = _logprobs(accepted, logprobs, offset) if logprobs else None
+    """One chunk of a streamed answer. With ``include_usage``, ``usage`` is null in all but the
+    last."""
     if accepted.task == "chat":
         delta = {"content": text} if text or opening else {}
         choice = Choice(
             delta={"role": "assistant", **delta} if opening else delta,
-            logprobs=converted,
+            logprobs=logprobs,
             finish_reason=finish_reason,
         )
     else:
-        choice = Choice(text=text, logprobs=converted, finish_reason=finish_reason)
+        choice = Choice(text=text, logprobs=logprobs, finish_reason=finish_reason)
     return _answer(accepted, _chunk_kind(accepted), [choice], None if include_usage else UNSET)
 
 
@@ -249,10 +251,27 @@ def usage_chunk(accepted: AcceptedJob, usage: Usage) -> Answer:
     return _answer(accepted, _chunk_kind(accepted), [], usage)
 
 
-def _logprobs(
-    accepted: AcceptedJob, logprobs: Sequence[TokenLogprob], offset: int
+class TextOffsets:
+    """Counts the characters of an answer, token by token."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
+
+    def next(self, piece: bytes) -> int:
+        """Where the next token begins, which adds ``piece``."""
+        if piece and piece[0] & CONTINUATION != CONTINUATION_BITS:
+            # What came before was no character.
+            self._characters += len(self._decoder.decode(b"", final=True))
+        begin = self._characters
+        self._characters += len(self._decoder.decode(piece))
+        return begin
+
+
+def logprobs_of(
+    accepted: AcceptedJob, logprobs: Sequence[TokenLogprob], offsets: TextOffsets
 ) -> dict[str, Any]:
-    """Those of a text that begins at the character ``offset`` of the answer."""
+    """In the form of the route by which the job came."""
     if accepted.task == "chat":
         content = [
             {**_openai_logprob(one), "top_logprobs": [_openai_logprob(other) for other in one.top]}
@@ -265,7 +284,7 @@ def _logprobs(
         "tokens": tokens,
         "token_logprobs": [one.logprob for one in logprobs],
         "top_logprobs": tops if any(tops) else None,
-        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)),
+        "text_offset": [offsets.next(one.piece) for one in logprobs],
     }
 
 

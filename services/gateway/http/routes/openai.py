@@ -23,8 +23,10 @@ from services.gateway.http.openai.messages import (
     CompletionRequest,
     ModelCard,
     ModelList,
+    TextOffsets,
     chunk,
     completion,
+    logprobs_of,
     usage_chunk,
 )
 from services.gateway.http.preferences import Preferences
@@ -168,7 +170,7 @@ async def _stream(
 
     async def chunks() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
-        offset = 0
+        offsets = TextOffsets()
         try:
             yield _data(chunk(accepted, "", include_usage, opening=True))
             pending = first
@@ -180,10 +182,8 @@ async def _stream(
                     continue
                 pending = None
                 is_finished = event.event in ("result", "error")
-                for part in _parts(accepted, event, include_usage, offset):
+                for part in _parts(accepted, event, include_usage, offsets):
                     yield part
-                if isinstance(event.data, Tokens):
-                    offset += len(event.data.text)
                 if is_finished or event.event == "retrying":  # which this API cannot express
                     return
         except GatewayStopping:
@@ -201,15 +201,17 @@ async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
 
 
 def _parts(
-    accepted: AcceptedJob, event: JobEvent, include_usage: bool, offset: int
+    accepted: AcceptedJob, event: JobEvent, include_usage: bool, offsets: TextOffsets
 ) -> list[ServerSentEventMessage]:
-    """The chunks of this API for one event of the job, after ``offset`` characters."""
+    """The chunks of this API for one event of the job; ``offsets`` are those of its stream."""
     if event.event == "retrying":
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
-        text, logprobs = event.data.text, event.data.logprobs
-        return [_data(chunk(accepted, text, include_usage, logprobs=logprobs, offset=offset))]
+        logprobs = None
+        if event.data.logprobs:
+            logprobs = logprobs_of(accepted, event.data.logprobs, offsets)
+        return [_data(chunk(accepted, event.data.text, include_usage, logprobs=logprobs))]
     if isinstance(event.data, JobError):
         return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
