@@ -47,6 +47,10 @@ FAMILIES = {
         "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
         "{% endfor %}<start_of_turn>model\n",
     ),
+    "without any": Family(
+        ["<|im_start|>", "<|im_end|>"],
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:",
+    ),
     "gpt-oss": Family(
         ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>"],
         "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content | tojson }}<|end|>"
@@ -94,7 +98,9 @@ def test_what_looks_like_a_control_token_is_text(family: tuple[Model, list[str]]
     assert b"".join(shown).decode() == wanted
 
 
-@pytest.mark.parametrize("family", ["ChatML", "Llama 3", "Mistral", "Gemma"], indirect=True)
+@pytest.mark.parametrize(
+    "family", ["ChatML", "Llama 3", "Mistral", "Gemma", "without any"], indirect=True
+)
 def test_a_forged_text_has_the_tokens_of_plain_text(family: tuple[Model, list[str]]) -> None:
     """As llama.cpp gives them between two control tokens of the template."""
     model, control = family
@@ -131,10 +137,9 @@ def test_white_space_that_a_control_token_takes() -> None:
         }
     )
     literals = control.literals()
-    hidden = literals.hide({"role": "user", "content": ["x <a> y", "<ab>", "<c>", 5]})
-    assert not control.pattern.search(str(hidden))
-    first, second, third, number = hidden["content"]
-    assert (third, number) == ("<c>", 5)
+    first, second, third = (literals.hide(text) for text in ("x <a> y", "<ab>", "<c>"))
+    assert not control.pattern.search(first + second)
+    assert third == "<c>"
     pieces = literals.pieces(f"<ab>1<a> {first} <b> 2{second}<a> <b>3")
     assert pieces == [
         Piece("<ab>1<a>"),
@@ -152,3 +157,16 @@ def test_marks_occur_in_no_text() -> None:
     marks = [control.literals().hide("<a>") for _ in range(100)]
     assert all(one != other for one, other in pairwise(sorted(marks)))
     assert ControlTokens({}).literals().hide("<a>") == "<a>"
+
+
+def test_many_control_tokens_cost_no_more_than_few() -> None:
+    """6,000 that begin alike, and a text of nothing but their beginnings: the longest is found."""
+    texts = [f"<unused{number}>" for number in range(6_000)] + ["<unused12", "<"]
+    control = ControlTokens(dict.fromkeys(texts, ControlToken()))
+    text = "<unused12><unused1<unused59995><unused120" + "<unuse" * 100_000
+    found = [match[0] for match in control.pattern.finditer(text)]
+    assert found[:5] == ["<unused12>", "<", "<", "<unused12", "<"]
+    assert len(found) == 4 + 100_000
+    literals = control.literals()
+    (piece,) = literals.pieces(literals.hide(text))
+    assert piece == Piece(text, has_control=False)

@@ -170,6 +170,7 @@ def test_tokens_of_a_stop_string_have_no_log_probabilities() -> None:
     one = TokenFrame(attempt=1, index=0, tokens=["a", "", ""], logprobs=[a, b, b])
     reader, steps = read(one)
     assert steps == [Added(1, 0, "a", (a,))]
+    assert reader.position == (1, 3)
     assert reader.finish(1, "a", [a]) == []
     _, steps = read(TokenFrame(attempt=1, index=0, tokens=["a", "b"], logprobs=[a]))
     assert steps == [Added(1, 0, "ab")]

@@ -70,6 +70,11 @@ class TokenReader:
         """Whether the last frame came after one that is missing; it was not added."""
 
     @property
+    def position(self) -> tuple[int, int]:
+        """The attempt that it follows, and the index of the token that it expects next."""
+        return self._attempt, self._next
+
+    @property
     def sent(self) -> Sent:
         """What was sent so far."""
         return self._sent

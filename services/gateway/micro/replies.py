@@ -11,7 +11,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import stored_events
 from services.gateway.jobs.jobs import READ_AGAIN_S, Jobs
-from services.gateway.jobs.token_merger import Added, TokenReader
+from services.gateway.jobs.token_merger import Restarted, TokenReader
 from services.gateway.micro.interest import Interest
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
@@ -25,6 +25,7 @@ from shared.errors import BrokerUnavailable, Overloaded, SluiceError
 from shared.logs import logger
 from shared.wire.codecs import decode_token_frame, encode
 from shared.wire.events import TokenFrame
+from shared.wire.logprobs import TokenLogprob
 from shared.wire.replies import send_reply
 from shared.wire.results import Completed, Result
 
@@ -207,15 +208,21 @@ class _Reply:
         """Add the text that is in the result and in no frame that was read: frames may be lost, or
         stored after the result."""
         if self.stream and isinstance(result, Completed):
+            attempt, followed = self._reader.position
             for step in self._reader.finish(result.attempt, result.text, result.logprobs):
-                if isinstance(step, Added):
-                    frame = TokenFrame(
-                        attempt=step.attempt,
-                        index=step.index,
-                        tokens=[step.text, *[""] * (len(step.logprobs) - 1)],
-                        logprobs=list(step.logprobs) or None,
-                    )
-                    self._frames.append(encode(frame))
+                if isinstance(step, Restarted):
+                    followed = 0
+                    continue
+                # Callers have the last tokens without text, though their text comes only now.
+                skipped = max(0, followed - step.index) if step.attempt == attempt else 0
+                logprobs: list[TokenLogprob | None] = [*step.logprobs[skipped:]]
+                frame = TokenFrame(
+                    attempt=step.attempt,
+                    index=step.index + skipped,
+                    tokens=[step.text, *[""] * (len(logprobs) - 1)],
+                    logprobs=logprobs or None,
+                )
+                self._frames.append(encode(frame))
 
     async def _send_frames(self) -> None:
         for number, reply_to in enumerate(self.callers):

@@ -8,10 +8,12 @@ numbers are tokenized as nothing but text.
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-MARK_DIGITS = 20
+MARK_DIGITS, NUMBER_DIGITS = 20, 5
+WHITE_SPACE = " \t\n\v\f\r"
+"""What llama.cpp strips."""
 
 
 class Piece(NamedTuple):
@@ -46,8 +48,7 @@ class ControlTokens:
     def __init__(self, tokens: Mapping[str, ControlToken]) -> None:
         """``tokens`` by their text."""
         self.tokens = tokens
-        longest_first = sorted(filter(None, tokens), key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.pattern = _any_of(tokens)
 
     def literals(self) -> "Literals":
         return Literals(self)
@@ -60,18 +61,15 @@ class Literals:
         self._control = control
         # Digits: templates trim, change the case and write JSON.
         self._mark = str(secrets.randbelow(9 * 10**MARK_DIGITS) + 10**MARK_DIGITS)
+        self._marks: dict[str, str] = {}
+        """By the control tokens that they stand for."""
         self._texts: dict[str, str] = {}
-        """By their marks."""
+        """What to write in place of each mark. A mark in it is where it comes in two parts."""
+        self._marked = re.compile(rf"{self._mark}\d{{{NUMBER_DIGITS}}}")
 
-    def hide(self, value: Any) -> Any:
-        """``value``, anything JSON, with marks for the control tokens in all its strings."""
-        if isinstance(value, str):
-            return self._control.pattern.sub(self._hidden, value)
-        if isinstance(value, list):
-            return [self.hide(one) for one in value]
-        if isinstance(value, dict):
-            return {self.hide(name): self.hide(one) for name, one in value.items()}
-        return value
+    def hide(self, text: str) -> str:
+        """``text`` with marks for the control tokens in it."""
+        return self._control.pattern.sub(self._hidden, text)
 
     def pieces(self, prompt: str) -> list[Piece]:
         """``prompt``, rendered from what `hide` returned, with the control tokens again."""
@@ -87,8 +85,8 @@ class Literals:
             if text == part:
                 begun += part
             else:
-                text = text.lstrip() if before.strips_right else text
-                text = text.rstrip() if after.strips_left else text
+                text = text.lstrip(WHITE_SPACE) if before.strips_right else text
+                text = text.rstrip(WHITE_SPACE) if after.strips_left else text
                 pieces.append(Piece(begun))
                 pieces += [Piece(one, has_control=False) for one in text.split(self._mark)]
                 begun = ""
@@ -97,18 +95,35 @@ class Literals:
         return [piece for piece in [*pieces, Piece(begun)] if piece.text]
 
     def _hidden(self, match: re.Match[str]) -> str:
-        for mark, text in self._texts.items():
-            if text == match[0]:
-                return mark
-        mark = f"{self._mark}{len(self._texts):04}"
-        self._texts[mark] = match[0]
+        text = match[0]
+        mark = self._marks.get(text)
+        if mark is None:
+            mark = self._marks[text] = f"{self._mark}{len(self._marks):0{NUMBER_DIGITS}}"
+            is_always_found = self._control.tokens[text].is_always_found
+            self._texts[mark] = text[:1] + self._mark + text[1:] if is_always_found else text
         return mark
 
     def _shown(self, text: str) -> str:
-        """``text`` with the control tokens again, with a mark where one must come in two parts."""
-        for mark, literal in self._texts.items():
-            if self._control.tokens[literal].is_always_found:
-                text = text.replace(mark, literal[:1] + self._mark + literal[1:])
-            else:
-                text = text.replace(mark, literal)
-        return text
+        """``text`` with the control tokens again."""
+        if self._mark not in text:
+            return text
+        return self._marked.sub(lambda match: self._texts.get(match[0], ""), text)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of ``texts``, in a time that hardly depends on how many there are: some
+    vocabularies have 6,000 that begin alike."""
+    tree: dict[str, Any] = {}
+    for text in filter(None, texts):
+        node = tree
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}  # one ends here
+
+    def expression(node: dict[str, Any]) -> str:
+        longer = [re.escape(first) + expression(rest) for first, rest in node.items() if first]
+        if not longer:
+            return ""
+        return f"(?:{'|'.join(longer)})" + ("?" if "" in node else "")
+
+    return re.compile(expression(tree) or r"(?!)")

@@ -233,7 +233,8 @@ class Model:
         """Raises: PromptTooLong: see `tokenize`."""
         _require_short(sum(len(piece.text) for piece in prompt.pieces))
         if len(prompt.pieces) == 1:
-            return self.tokenize(prompt.pieces[0].text, prompt.add_special)
+            (only,) = prompt.pieces
+            return self.tokenize(only.text, prompt.add_special, only.has_control)
         tokens: list[int] = []
         if prompt.add_special and llama_cpp.llama_vocab_get_add_bos(self.vocab):
             tokens.append(int(llama_cpp.llama_vocab_bos(self.vocab)))
@@ -277,13 +278,13 @@ class Model:
                 "this model has no chat template in its GGUF; send `prompt` instead of `messages`",
                 "messages",
             )
+        _require_short(sum(len(message.text) for message in messages))
+        literals = self._control_tokens.literals()
         conversation = [
-            {"role": message.role, "content": message.text}
-            | ({"name": message.name} if message.name else {})
+            {"role": message.role, "content": literals.hide(message.text)}
+            | ({"name": literals.hide(message.name)} if message.name else {})
             for message in messages
         ]
-        literals = self._control_tokens.literals()
-        conversation = literals.hide(conversation)
         prompt = self._template.render(conversation, cancelled or threading.Event())
         has_bos = self._bos_token != "" and prompt.startswith(self._bos_token)
         return Prompt(literals.pieces(prompt), not has_bos)
@@ -298,7 +299,7 @@ class Model:
                 continue
             text = self._text_of(token)
             # gpt-oss: llama.cpp changes some of its control tokens, to show them in answers.
-            is_always_found = bool(attributes & USER_DEFINED)
+            is_always_found = not attributes & CONTROL
             if not is_always_found or CONTROL_TEXT.fullmatch(text):
                 found[text] = ControlToken(
                     bool(attributes & LEFT_STRIP), bool(attributes & RIGHT_STRIP), is_always_found
