@@ -155,6 +155,7 @@ async def _serve(
 
 
 if __name__ == "__main__":
-    faulthandler.enable()
+    # Of the thread that crashed: those of others change while they are read, which can crash, too.
+    faulthandler.enable(all_threads=False)
     recorder = FlightRecorder(int(sys.argv[1]))
     sys.exit(run_process("inferer", lambda: main(recorder)))
