@@ -283,7 +283,9 @@ def test_tokens_that_the_model_does_not_have_are_refused(engine: Engine) -> None
     size = engine.model.vocabulary.size
     cases: list[tuple[str, Any]] = [("logit_bias", {size: 1.0}), ("stop_token_ids", [5, size])]
     for param, value in cases:
-        with pytest.raises(InvalidRequest, match=f"{param}: there is no token {size}") as raised:
+        with pytest.raises(
+            InvalidRequest, match=f"{param}: {size} is not a token of this model"
+        ) as raised:
             start(engine, **{param: value})
         assert raised.value.param == param
 

@@ -7,6 +7,7 @@ from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationErr
 from msgspec import UNSET, Raw, UnsetType
 
 from shared.errors import InvalidRequest, PromptTooLong
+from shared.token_ids import require_token_ids
 from shared.wire.api import JobSubmission
 from shared.wire.codecs import encode
 from shared.wire.inferers import ModelFacts
@@ -55,10 +56,16 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         raise InvalidRequest("top_logprobs: needs `logprobs`", "top_logprobs")
     if facts is None:
         return
-    if facts.vocabulary == 0:
-        _refuse_new_options(submission)
+    if facts.vocabulary:
+        require_token_ids(submission, facts.vocabulary)
+    else:
+        # An inferer without a vocabulary in its entry is of a version that would ignore them.
+        _refuse(
+            submission,
+            ("logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "logprobs"),
+            "the inferers of this model are of an earlier version, which ignores it; upgrade them",
+        )
     _check_logprobs(submission, facts.n_ctx)
-    _check_tokens(submission, facts.vocabulary)
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
         raise InvalidRequest(
             f"max_tokens: {submission.max_tokens} is more than the model's context of "
@@ -89,25 +96,18 @@ def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
                 f"min_tokens: {submission.min_tokens} is more than {name}, {bound}", "min_tokens"
             )
     if isinstance(submission.response_format, JsonSchema | JsonObject):
-        for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
-            if getattr(submission, name):
-                raise InvalidRequest(
-                    f"{name}: not possible with response_format, which decides where the answer "
-                    "ends",
-                    name,
-                )
+        _refuse(
+            submission,
+            ("ignore_eos", "min_tokens", "stop_token_ids"),
+            "not possible with response_format, which decides where the answer ends",
+        )
 
 
-def _refuse_new_options(submission: JobSubmission) -> None:
-    """Raises: InvalidRequest: an inferer without a vocabulary in its entry is of a version that
-    would ignore an option of `submission`."""
-    for name in ("logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "logprobs"):
+def _refuse(submission: JobSubmission, options: tuple[str, ...], why: str) -> None:
+    """Raises: InvalidRequest: one of ``options`` is set."""
+    for name in options:
         if getattr(submission, name):
-            raise InvalidRequest(
-                f"{name}: the inferers of this model are of an earlier version, which ignores it; "
-                "upgrade them",
-                name,
-            )
+            raise InvalidRequest(f"{name}: {why}", name)
 
 
 def logprob_bytes(submission: JobSubmission) -> int:
@@ -129,21 +129,6 @@ def _check_logprobs(submission: JobSubmission, n_ctx: int) -> None:
             f"{MAX_LOGPROBS // each} tokens; set max_tokens",
             "logprobs",
         )
-
-
-def _check_tokens(submission: JobSubmission, vocabulary: int) -> None:
-    """Raises: InvalidRequest: a token is named that is not among the ``vocabulary``, 0 if that is
-    unknown."""
-    named = {
-        "logit_bias": submission.logit_bias or (),
-        "stop_token_ids": submission.stop_token_ids or (),
-    }
-    for param, tokens in named.items():
-        largest = max(tokens, default=0)
-        if 0 < vocabulary <= largest:
-            raise InvalidRequest(
-                f"{param}: there is no token {largest}, the model has {vocabulary}", param
-            )
 
 
 def check_metadata(metadata: Raw | UnsetType) -> None:

@@ -3,7 +3,7 @@
 import ctypes
 import math
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import llama_cpp
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from services.inferer.engine.grammar import Tokens
 from services.inferer.engine.model import Model
-from shared.errors import InvalidRequest
+from shared.token_ids import require_token_ids
 from shared.wire.requests import Sampling
 
 Logits = NDArray[numpy.float32]
@@ -168,9 +168,8 @@ class _Adjustments:
         Raises:
             InvalidRequest: the model does not have such a token.
         """
+        require_token_ids(options, model.vocabulary.size)
         biases, stops = options.logit_bias or {}, options.stop_token_ids or []
-        _require_tokens("logit_bias", biases, model.vocabulary.size)
-        _require_tokens("stop_token_ids", stops, model.vocabulary.size)
         self._biased = numpy.array(list(biases), dtype=numpy.int64)
         self._biases = numpy.array(list(biases.values()), dtype=numpy.float32)
         self._biases[self._biases <= LEAST_BIAS] = banned
@@ -190,12 +189,6 @@ class _Adjustments:
         if self._tokens < self._min_tokens:
             logits[self._not_yet] = self._banned
         self._tokens += 1
-
-
-def _require_tokens(param: str, tokens: Collection[int], size: int) -> None:
-    """Raises: InvalidRequest: one is not among the ``size`` tokens of the model."""
-    if (largest := max(tokens, default=0)) >= size:
-        raise InvalidRequest(f"{param}: there is no token {largest}, the model has {size}", param)
 
 
 class _Candidates:
