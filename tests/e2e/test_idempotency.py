@@ -76,6 +76,37 @@ def test_a_request_sent_again_is_the_same_job(
     assert (waited.status_code, waited.json()) == (200, ended)
 
 
+def test_every_option_is_compared(pair: tuple[httpx.Client, httpx.Client], key: str) -> None:
+    """In whatever order they are, and whatever their types."""
+    schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+    options: dict[str, Any] = {
+        "stop": ["x", "y"],
+        "logit_bias": {"5": 1, "70": -2.5},
+        "stop_token_ids": [5, 6],
+        "min_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "metadata": {"a": {"b": [1, None]}, "c": 2},
+        "priority": "low",
+    }
+    for number, body in enumerate([{**BODY, **options}, {**BODY, "response_format": schema}]):
+        other_order = {name: body[name] for name in reversed(body)}
+        if "logit_bias" in body:
+            other_order["logit_bias"] = {"70": -2.5, "5": 1}
+        ids = [
+            _post(gateway, f"{key} {number}", asked).json()["id"]
+            for gateway, asked in zip(pair, (body, other_order), strict=True)
+        ]
+        assert len({*ids}) == 1
+    changes: list[dict[str, Any]] = [
+        {"logit_bias": {"5": 1}},
+        {"min_tokens": 2},
+        {"metadata": {}},
+    ]
+    for changed in changes:
+        assert _post(pair[1], f"{key} 0", {**BODY, **options, **changed}).status_code == 422
+
+
 def test_another_request_with_the_key_is_refused(
     pair: tuple[httpx.Client, httpx.Client], key: str
 ) -> None:

@@ -119,4 +119,6 @@ def _digest(submission: JobSubmission) -> str:
     submission = replace(submission, **read)
     if isinstance(submission, NatsSubmission):
         submission = replace(submission, stream=False)
-    return sha256(_encode_canonically(submission)).hexdigest()
+    # Sorted are only keys that are strings, and token ids are numbers.
+    plain = msgspec.to_builtins(submission, str_keys=True)
+    return sha256(_encode_canonically(plain)).hexdigest()
