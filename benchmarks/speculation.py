@@ -18,7 +18,7 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.speculation import Speculation
 from services.inferer.settings import InfererSettings
 from shared.model_files import locate
-from shared.wire.requests import ChatMessage, Sampling
+from shared.wire.requests import ChatMessage, ModelRequest, Sampling
 
 N_CTX, MAX_TOKENS, PAIRS = 2048, 160, 5
 TIME_LIMIT_S = 220.0
@@ -94,8 +94,8 @@ class Subject:
 
     def run(self, task: Task) -> float:
         """Tokens per second of the answers, without their prompts."""
-        written = self._model.chat_prompt([ChatMessage("user", task.prompt)])
-        prompt = self._model.tokenize_prompt(written)
+        request = ModelRequest(messages=[ChatMessage("user", task.prompt)])
+        prompt = self._model.tokenize_prompt(self._model.chat_prompt(request).prompt)
         self._seed += 1
         runs = [_Run(self.engine, prompt, task, self._seed + number) for number in range(task.jobs)]
         generations = [run.wait() for run in runs]

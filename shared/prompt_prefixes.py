@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
-from shared.wire.requests import ChatMessage
+from shared.wire.requests import ModelRequest
 
 SHORTEST = 400
 """Characters. Shorter prefixes are not worth a handover."""
@@ -16,14 +16,12 @@ REMEMBERED = 64
 """Fingerprints that an inferer remembers: about a kilobyte of its entry."""
 
 
-def fingerprints(
-    owner: str, messages: Iterable[ChatMessage] | None = None, prompt: str | None = None
-) -> list[str]:
+def fingerprints(owner: str, request: ModelRequest) -> list[str]:
     """The fingerprints of a prompt's prefixes, the shortest first. Prompts of different owners have
     none in common."""
     digest, length = blake2b(owner.encode(), digest_size=8), 0
     found = []
-    parts = _parts(messages, prompt or "")
+    parts = _parts(request)
     for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
         digest.update(part.encode() + b"\0")
         length += len(part)
@@ -32,12 +30,15 @@ def fingerprints(
     return found
 
 
-def _parts(messages: Iterable[ChatMessage] | None, prompt: str) -> list[str]:
+def _parts(request: ModelRequest) -> list[str]:
     """The parts of a prompt. Prompts that begin alike have their first parts in common."""
-    if messages is None:
+    if request.messages is None:
+        prompt = request.prompt or ""
         whole = len(prompt) // BLOCK * BLOCK
         return [prompt[start : start + BLOCK] for start in range(0, whole, BLOCK)]
-    return [f"{message.role}:{message.text}" for message in messages]
+    tools = ["\0".join(tool.function.texts) for tool in request.offered_tools]
+    messages = [f"{message.role}:{''.join(message.texts)}" for message in request.messages]
+    return tools + messages
 
 
 class PromptPrefixes:

@@ -91,7 +91,7 @@ async def _serve(
         )
         started_at = timestamp(broker.now())
         token_bytes = await asyncio.to_thread(model.longest_token_bytes)
-        tasks: list[Task] = ["chat", "complete"] if model.has_chat_template else ["complete"]
+        tasks: list[Task] = ["chat", "complete"] if model.chat else ["complete"]
 
         def describe() -> InfererEntry:
             return InfererEntry(
@@ -107,6 +107,8 @@ async def _serve(
                 version=__version__,
                 token_bytes=token_bytes,
                 vocabulary=model.vocabulary.size,
+                format=model.chat.format if model.chat else None,
+                template_options=model.chat.options if model.chat else [],
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,

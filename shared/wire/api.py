@@ -5,11 +5,13 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from shared.answers import read_answer, tool_call
 from shared.retention import MAX_JOB_LIFETIME
+from shared.wire.answers import PLAIN
 from shared.wire.fields import NO_METADATA, Metadata, check_times
 from shared.wire.inferers import Concurrency, ConcurrencyChange, InfererEntry
 from shared.wire.logprobs import TokenLogprob
-from shared.wire.requests import Messages, Priority, Prompt, Sampling, Task
+from shared.wire.requests import ModelRequest, Priority, Task
 from shared.wire.results import (
     Cancelled,
     Completed,
@@ -22,6 +24,7 @@ from shared.wire.results import (
     Timings,
     Usage,
 )
+from shared.wire.tools import ToolCall
 
 TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
 """Celery's names, for users who come from Celery."""
@@ -40,13 +43,11 @@ CLI_USER_AGENT = "sluice-cli/"
 
 
 class JobSubmission(
-    Sampling, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+    ModelRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
     """What ``POST /jobs`` and the NATS endpoints take."""
 
     model: str | None = None
-    messages: Messages | None = None
-    prompt: Prompt | None = None
     timeout_s: TimeoutS | None = None
     priority: Priority = "normal"
     metadata: Metadata | UnsetType = UNSET
@@ -96,16 +97,47 @@ class DeadLetterPage(Struct, frozen=True, kw_only=True):
 
 
 class AssistantMessage(Struct, frozen=True):
-    content: str
+    """``content`` is null if the model only called tools."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, outcome: Completed) -> Self:
+        """What the text of ``outcome`` says."""
+        read = read_answer(outcome.text, outcome.format or PLAIN)
+        calls = [tool_call(call, outcome.id, number) for number, call in enumerate(read.calls)]
+        return cls(
+            content=None if calls and not read.content else read.content,
+            reasoning_content=read.reasoning or UNSET,
+            tool_calls=calls or UNSET,
+        )
 
 
 class JobResult(Struct, frozen=True, kw_only=True):
+    """``text`` is what the model wrote, with the marks of its reasoning and its calls of tools;
+    ``message`` is what that means."""
+
     text: str
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["tool_calls"]
     usage: Usage
     message: AssistantMessage | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, outcome: Completed) -> Self:
+        message = AssistantMessage.of(outcome) if outcome.task == "chat" else UNSET
+        calls = message is not UNSET and message.tool_calls is not UNSET
+        reason = outcome.finish_reason
+        return cls(
+            text=outcome.text,
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            usage=outcome.usage,
+            message=message,
+            logprobs=UNSET if outcome.logprobs is None else outcome.logprobs,
+        )
 
 
 class JobError(Struct, frozen=True):
@@ -165,13 +197,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
         """How a finished job is shown."""
         result, error = None, None
         if isinstance(outcome, Completed):
-            result = JobResult(
-                text=outcome.text,
-                finish_reason=outcome.finish_reason,
-                usage=outcome.usage,
-                message=AssistantMessage(outcome.text) if outcome.task == "chat" else UNSET,
-                logprobs=UNSET if outcome.logprobs is None else outcome.logprobs,
-            )
+            result = JobResult.of(outcome)
         else:
             error = JobError(code=outcome.code, message=outcome.message)
         return cls(

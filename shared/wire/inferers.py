@@ -1,15 +1,20 @@
 """What inferers report about themselves, and the commands they accept."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from msgspec import Meta, Struct
 
+from shared.wire.answers import AnswerFormat
 from shared.wire.fields import AtLeastOne, Count, InfererId, SmallInt, TokensPerS, check_times
 from shared.wire.requests import Task, Work
 
+MAX_TEMPLATE_OPTIONS = 32
 InfererState = Literal["idle", "busy", "stopping"]
 Tasks = Annotated[list[Task], Meta(max_length=16)]
 """The broker bounds the metadata of a consumer, where a gateway keeps them."""
+TemplateOptionNames = Annotated[
+    list[Annotated[str, Meta(max_length=64)]], Meta(max_length=MAX_TEMPLATE_OPTIONS)
+]
 Cpu = Annotated[int, Meta(ge=0, le=8191)]
 """Linux knows no more."""
 Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
@@ -48,9 +53,10 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     hold it. ``cpu`` is the CPU's name; ``cpu_features`` is what llama.cpp was compiled to use of
     it, in llama.cpp's words, and ``cpu_features_missing`` what it could use besides. ``warning``
     says why it computes more slowly than it could, or None. ``tasks`` are those that the model can
-    do, ``vocabulary`` is how many tokens it knows; 0 if unknown. ``prefixes`` are the fingerprints
-    of prompts that it has computed recently
-    (`shared/prompt_prefixes.py`); always empty in the HTTP API.
+    do, ``vocabulary`` is how many tokens it knows; 0 if unknown. ``format`` is that of answers in
+    conversations with tools, None if it knows none; ``template_options`` are what the model's chat
+    template takes besides. ``prefixes`` are the fingerprints of prompts that it has computed
+    recently (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
 
     id: InfererId
@@ -64,6 +70,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     version: str
     token_bytes: Count = 0
     vocabulary: Count = 0
+    format: AnswerFormat | None = None
+    template_options: TemplateOptionNames = []
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -89,12 +97,19 @@ class ModelFacts(Struct, frozen=True):
 
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown.
+    ``format`` and ``template_options`` are as in `InfererEntry`.
     """
 
     n_ctx: AtLeastOne
     tasks: Tasks
     token_bytes: Count = 0
     vocabulary: Count = 0
+    format: AnswerFormat | None = None
+    template_options: TemplateOptionNames = []
+
+    @classmethod
+    def of(cls, inferer: InfererEntry) -> Self:
+        return cls(*(getattr(inferer, name) for name in cls.__struct_fields__))
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]

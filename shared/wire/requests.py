@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec.structs import force_setattr
 
 from shared.wire.fields import AtLeastOne, Count, JobId, Metadata, check_times
+from shared.wire.tools import Tool, ToolCall, ToolCallId, ToolChoice, Tools
 
 Role = Literal["system", "user", "assistant", "tool"]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Tokens to generate, at most.")]
@@ -44,18 +46,45 @@ class TextPart(Struct, frozen=True):
 
 
 class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    """``tool_calls`` and ``reasoning_content`` are those of an assistant, which may have called
+    tools without a word; ``tool_call_id`` says which call a tool's message is the result of."""
+
     role: Role
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: ToolCallId | None = None
+    reasoning_content: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None:
+            if not self.tool_calls:
+                raise ValueError("a message needs `content`, unless it has `tool_calls`")
+            force_setattr(self, "content", "")
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def texts(self) -> list[str]:
+        """Everything in it that reaches the prompt."""
+        calls = [call.function for call in self.tool_calls or []]
+        found = [self.text, self.reasoning_content or ""]
+        return found + [text for call in calls for text in (call.name, call.arguments)]
 
 
 Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
+TemplateOptionName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$(?!\n)")]
+TemplateOptions = Annotated[
+    dict[TemplateOptionName, bool | int | float | str | None],
+    Meta(
+        max_length=32,
+        description="Options of the model's chat template, such as `enable_thinking`.",
+    ),
+]
 
 
 class PlainText(Struct, frozen=True, tag_field="type", tag="text"):
@@ -124,12 +153,34 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
-class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
+class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
+    """What a model is asked."""
+
+    messages: Messages | None = None
+    prompt: Prompt | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    """False: at most one call in an answer."""
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Those that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def texts(self) -> list[str]:
+        """Everything that becomes part of the prompt."""
+        found = [self.prompt or ""]
+        found += [text for message in self.messages or [] for text in message.texts]
+        return found + [text for tool in self.offered_tools for text in tool.function.texts]
+
+
+class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=True):
     """The body of a message on ``REQUESTS``. Its id, owner and priority are in the subject."""
 
     task: Task
-    messages: Messages | None = None
-    prompt: Prompt | None = None
     stream: bool = False
     """Whether token frames go to ``Reply-To`` too."""
     queued_at: str | None = None
@@ -150,9 +201,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
 
     def work(self, n_ctx: int) -> "Work":
         """How much there is to do for a model with ``n_ctx`` tokens of context."""
-        texts = [self.prompt or "", *(message.text for message in self.messages or [])]
         return Work(
-            prompt_bytes=sum(len(text.encode("utf-8")) for text in texts),
+            prompt_bytes=sum(len(text.encode("utf-8")) for text in self.texts),
             max_tokens=min(self.max_tokens or n_ctx, n_ctx),
             task=self.task,
         )

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from shared.wire.answers import AnswerFormat
 from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
 from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import Priority, Task, Work
@@ -79,6 +80,8 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     work: Work | None = None
     logprobs: list[TokenLogprob] | None = None
     """Of the answer's tokens, if the request asks for them."""
+    format: AnswerFormat | None = None
+    """How reasoning and calls of tools are marked in the text; None if there are none."""
 
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

@@ -16,13 +16,14 @@ import pytest
 
 from services.inferer.bounded.chat_template import ChatTemplate
 from services.inferer.bounded.process import Cancelled
+from services.inferer.engine.constraint import constraint
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import LONGEST_TEXT, Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
-from shared.wire.requests import Sampling
+from shared.wire.requests import ModelRequest, Sampling
 from tests.support.processes import eventually
 from tests.support.schemas import schema_format
 from tests.support.tiny_model import write_tiny_model
@@ -45,11 +46,12 @@ def run(engine: Engine, text: str, schema: Any = None, max_tokens: int = 40) -> 
     ended: Future[Generation | Exception] = Future()
     texts: list[str] = []
     form = None if schema is None else schema_format(schema)
-    options = Sampling(response_format=form, temperature=1.0)
+    options = ModelRequest(prompt="x", response_format=form, temperature=1.0)
 
     def prepare() -> tuple[list[int], Sampler]:
         tokens = engine.model.tokenize(text)[:1000]
-        return tokens, Sampler(engine.model, options, 7, tokens)
+        grammar = constraint(engine.model, options)
+        return tokens, Sampler(engine.model, options, 7, tokens, grammar)
 
     engine.submit(GenerationSequence(prepare, max_tokens, [], texts.append, ended.set_result))
     return ended.result(PATIENCE_S), "".join(texts)

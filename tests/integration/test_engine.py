@@ -16,6 +16,7 @@ import numpy
 import pytest
 
 from services.inferer.engine import model as model_module
+from services.inferer.engine.constraint import constraint
 from services.inferer.engine.context import NOT_SET
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -24,7 +25,7 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted, State
 from services.inferer.engine.thread_pool import ThreadPool
 from shared.errors import InvalidRequest, ModelError, OutOfMemory
-from shared.wire.requests import ChatMessage, JsonObject, Sampling
+from shared.wire.requests import ChatMessage, JsonObject, ModelRequest, Sampling
 from tests.support.processes import ROOT
 from tests.support.schemas import schema_format
 
@@ -95,12 +96,13 @@ class Run:
     """A sequence on its way: the text of each token, and how it ends."""
 
     def __init__(self, engine: Engine, prompt: str | list[int], options: dict[str, Any]) -> None:
-        sampling = Sampling(**{"max_tokens": 20, "seed": 1, **options})
+        sampling = ModelRequest(prompt="x", **{"max_tokens": 20, "seed": 1, **options})
         tokens = engine.model.tokenize(prompt) if isinstance(prompt, str) else prompt
         self.texts: list[str] = []
         self._ended: Future[Generation | Exception] = Future()
         self.prompt = tokens
-        self.sampler = sampler = Noting(engine.model, sampling, sampling.seed or 0, tokens)
+        grammar = constraint(engine.model, sampling)
+        self.sampler = sampler = Noting(engine.model, sampling, sampling.seed or 0, tokens, grammar)
         self.sequence = GenerationSequence(
             prepare=lambda: (tokens, sampler),
             max_tokens=sampling.max_tokens or 0,
@@ -511,15 +513,15 @@ def test_the_pieces_of_tokens_are_the_text(model: Model) -> None:
 
 def test_a_chat_goes_through_the_models_template(model: Model, tiny_base_model: Path) -> None:
     """A conversation becomes its prompt; a model without a template refuses it."""
-    chat = [ChatMessage("user", "hi")]
+    chat = ModelRequest(messages=[ChatMessage("user", "hi")])
     prompt = (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert model.tokenize_prompt(model.chat_prompt(chat)) == model.tokenize(prompt)
+    assert model.tokenize_prompt(model.chat_prompt(chat).prompt) == model.tokenize(prompt)
     base = Model(tiny_base_model, 0)
     try:
-        assert not base.has_chat_template
+        assert base.chat is None
         with pytest.raises(InvalidRequest, match="no chat template") as raised:
             base.chat_prompt(chat)
         assert raised.value.param == "messages"

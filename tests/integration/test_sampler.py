@@ -7,9 +7,10 @@ import llama_cpp
 import numpy
 import pytest
 
+from services.inferer.engine.constraint import constraint
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
-from shared.wire.requests import JsonObject, Sampling
+from shared.wire.requests import JsonObject, ModelRequest, Sampling
 
 STEPS = 50
 
@@ -61,7 +62,8 @@ def test_log_probabilities_are_those_of_the_models_output(
 ) -> None:
     """A softmax of llama.cpp's logits in 64 bits, whatever the request's options do to them."""
     prompt = tokens = model.tokenize("tell me")
-    sampler = Sampler(model, Sampling(**options, logprobs=True, top_logprobs=5), 1, prompt)
+    request = ModelRequest(prompt="x", **options, logprobs=True, top_logprobs=5)
+    sampler = Sampler(model, request, 1, prompt, constraint(model, request))
     for _ in range(STEPS):
         batch = llama_cpp.llama_batch_get_one(
             (llama_cpp.llama_token * len(tokens))(*tokens), len(tokens)

@@ -12,6 +12,7 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
+from services.inferer.engine.constraint import constraint
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.lookup import Lookup
@@ -19,7 +20,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
-from shared.wire.requests import JsonObject, Sampling
+from shared.wire.requests import JsonObject, ModelRequest
 from tests.support.architectures import write_hybrid, write_mamba, write_windowed
 from tests.support.processes import eventually
 from tests.support.tiny_model import write_tiny_model
@@ -71,8 +72,10 @@ class Noting(Sampler):
     """Keeps what it has chosen, and from which logits. Random weights copy nothing: with a share of
     ``copies`` it chooses what followed the last tokens before, instead of what the model says."""
 
-    def __init__(self, model: Model, options: Sampling, prompt: list[int], copies: float) -> None:
-        super().__init__(model, options, 1, prompt)
+    def __init__(
+        self, model: Model, options: ModelRequest, prompt: list[int], copies: float
+    ) -> None:
+        super().__init__(model, options, 1, prompt, constraint(model, options))
         self._size = model.vocabulary.size
         self._copies = copies
         self._choose = random.Random(7)
@@ -106,7 +109,7 @@ class Run:
     ) -> None:
         self.prompt = prompt
         self.options = {"copies": copies, **options}
-        sampling = Sampling(**{"temperature": 0, **options})
+        sampling = ModelRequest(prompt="x", **{"temperature": 0, **options})
         self.sampler = Noting(engine.model, sampling, prompt, copies)
         self.texts: list[str] = []
         self._ended: Future[Generation | Exception] = Future()

@@ -9,9 +9,9 @@ from msgspec import Raw
 from services.gateway.validation.limits import (
     MAX_METADATA_BYTES,
     check_metadata,
-    check_schema,
     check_submission,
 )
+from services.gateway.validation.schemas import check_schema
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission
 from shared.wire.requests import JsonSchema, NamedSchema
@@ -97,7 +97,7 @@ def test_a_costly_schema_is_checked_in_little_time(schema: dict[str, Any]) -> No
 def test_a_schema_is_a_small_object(source: bytes) -> None:
     """Whatever else it is, it is refused before it takes memory."""
     with pytest.raises(InvalidRequest) as refused:
-        check_schema(NamedSchema(Raw(source)))
+        check_schema(Raw(source), lambda: NamedSchema(Raw(source)).schema, "response_format")
     assert refused.value.param == "response_format"
 
 

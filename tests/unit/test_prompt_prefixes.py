@@ -8,14 +8,19 @@ from shared.prompt_prefixes import (
     PromptPrefixes,
     fingerprints,
 )
-from shared.wire.requests import ChatMessage
+from shared.wire.requests import ChatMessage, ModelRequest
 
 LONG = "x" * SHORTEST
 
 
-def chat(*texts: str) -> list[ChatMessage]:
+def chat(*texts: str) -> ModelRequest:
     roles = ("system", "user", "assistant")
-    return [ChatMessage(roles[min(n, 1 + n % 2)], text) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    return ModelRequest(
+        messages=[
+            ChatMessage(roles[min(n, 1 + n % 2)], text)  # type: ignore[arg-type]
+            for n, text in enumerate(texts)
+        ]
+    )
 
 
 def test_a_turn_has_the_fingerprints_of_the_turns_before() -> None:
@@ -31,14 +36,14 @@ def test_a_turn_has_the_fingerprints_of_the_turns_before() -> None:
 def test_short_beginnings_have_none() -> None:
     assert fingerprints("a", chat("be brief", "one")) == []
     assert len(fingerprints("a", chat("be brief", "one", LONG))) == 1
-    assert fingerprints("a", prompt="x" * (BLOCK - 1)) == []
+    assert fingerprints("a", ModelRequest(prompt="x" * (BLOCK - 1))) == []
 
 
 def test_a_text_has_one_for_each_block() -> None:
     text = "".join(str(n % 7) for n in range(3 * BLOCK))
-    found = fingerprints("a", prompt=text + "and more")
+    found = fingerprints("a", ModelRequest(prompt=text + "and more"))
     assert len(found) == 3
-    assert fingerprints("a", prompt=text[: 2 * BLOCK] + "otherwise") == found[:2]
+    assert fingerprints("a", ModelRequest(prompt=text[: 2 * BLOCK] + "otherwise")) == found[:2]
 
 
 def test_owners_have_none_in_common() -> None:

@@ -113,6 +113,7 @@ def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
             schema.exclusive_minimum, schema.exclusive_maximum = kind.gt, kind.lt
         case inspect.StrType() if schema.type is OpenAPIType.STRING:
             schema.min_length, schema.max_length = kind.min_length, kind.max_length
+            schema.pattern = kind.pattern
         case inspect.DictType() if schema.type is OpenAPIType.OBJECT:
             schema.max_properties = kind.max_length
             if isinstance(schema.additional_properties, Schema):

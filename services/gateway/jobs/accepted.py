@@ -5,7 +5,10 @@ from datetime import datetime
 from typing import Self
 
 from services.gateway.jobs.caller import Caller
-from shared.wire.api import JobStatus, TaskState
+from shared.answers import format_of
+from shared.wire.answers import PLAIN, AnswerFormat
+from shared.wire.api import JobStatus, JobSubmission, TaskState
+from shared.wire.inferers import ModelFacts
 from shared.wire.requests import Priority, Task
 
 
@@ -21,6 +24,8 @@ class AcceptedJob:
     """None where it would have to be looked up."""
     task: Task
     caller: Caller
+    format: AnswerFormat = PLAIN
+    """How the answer is written."""
     state: TaskState = "PENDING"
     survives_disconnect: bool = False
     """Whether it goes on when its client disconnects: the client may come back with its key."""
@@ -28,7 +33,7 @@ class AcceptedJob:
     """Whether another submit with the same key came first: the inferer replies to that caller."""
 
     @classmethod
-    def of_replay(cls, job: JobStatus, task: Task, caller: Caller) -> Self:
+    def of_replay(cls, job: JobStatus, task: Task, caller: Caller, format: AnswerFormat) -> Self:
         """For a client that has submitted ``job`` again, with the same key."""
         return cls(
             id=job.id,
@@ -38,7 +43,14 @@ class AcceptedJob:
             deadline=None,
             task=task,
             caller=caller,
+            format=format,
             state=job.state,
             survives_disconnect=True,
             is_replay=True,
         )
+
+
+def format_in(submission: JobSubmission, facts: ModelFacts | None) -> AnswerFormat:
+    """How a model with these ``facts`` writes its answer to a submission."""
+    known = facts.format if facts else None
+    return format_of(submission, known or PLAIN)

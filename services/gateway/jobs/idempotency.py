@@ -12,7 +12,9 @@ from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency_record import Overtaken, read_record
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.state.pending_job import PendingJob
-from services.gateway.validation.limits import check_metadata, check_schema
+from services.gateway.validation.limits import check_metadata
+from services.gateway.validation.schemas import check_schema
+from services.gateway.validation.tools import check_tools
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
 from shared.logs import logger
@@ -20,6 +22,7 @@ from shared.wire import subjects
 from shared.wire.api import JobStatus, JobSubmission, NatsSubmission
 from shared.wire.fields import NO_METADATA
 from shared.wire.requests import JsonSchema
+from shared.wire.tools import Tool
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -78,7 +81,8 @@ class Idempotency:
             record = await read_record(self._broker, subject, digest)
             if record.job_id is not None and (job := await self._find(record.job_id)) is not None:
                 log.info("request_repeated", job_id=job.id, model=job.model, state=job.state)
-                return AcceptedJob.of_replay(job, submission.task, caller)
+                format = self._jobs.answer_format(job.model, submission)
+                return AcceptedJob.of_replay(job, submission.task, caller, format)
             try:
                 return await self._jobs.submit(submission, caller, reply_to, record)
             except Overtaken:
@@ -114,8 +118,15 @@ def _digest(submission: JobSubmission) -> str:
     read: dict[str, Any] = {"metadata": msgspec.json.decode(submission.metadata or NO_METADATA)}
     if isinstance(submission.response_format, JsonSchema):
         named = submission.response_format.json_schema
-        check_schema(named)
-        read["response_format"] = JsonSchema(replace(named, source=named.schema))
+        schema = check_schema(named.source, lambda: named.schema, "response_format")
+        read["response_format"] = JsonSchema(replace(named, source=schema))
+    if submission.tools:
+        check_tools(submission)
+        functions = [tool.function for tool in submission.tools]
+        read["tools"] = [
+            Tool("function", replace(function, parameters=function.schema))
+            for function in functions
+        ]
     submission = replace(submission, **read)
     if isinstance(submission, NatsSubmission):
         submission = replace(submission, stream=False)

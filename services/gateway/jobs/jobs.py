@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from services.gateway.eta.forecast import Forecast
-from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.accepted import AcceptedJob, format_in
 from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.cancellation import Cancellation
@@ -46,6 +46,7 @@ from shared.model_names import is_token, token_of
 from shared.prompt_prefixes import fingerprints
 from shared.timestamps import timestamp
 from shared.wire import subjects
+from shared.wire.answers import AnswerFormat
 from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport
 from shared.wire.codecs import encode
 from shared.wire.nearest import NearestInferer
@@ -119,6 +120,7 @@ class Jobs:
             task=submission.task,
             caller=caller,
             survives_disconnect=record is not None,
+            format=format_in(submission, model.facts),
         )
         headers = {
             **caller.trace,
@@ -146,13 +148,18 @@ class Jobs:
         )
         return accepted
 
+    def answer_format(self, model: str, submission: JobSubmission) -> AnswerFormat:
+        """How the answer to a submission is written, as far as that is known now."""
+        known = self._fleet.models.get(token_of(model))
+        return format_in(submission, known.facts if known else None)
+
     def _nearest(
         self, submission: JobSubmission, model: ModelConsumers, caller: Caller
     ) -> NearestInferer | None:
         """The inferer that should get the job, if it is free."""
         if not submission.cache_prompt or len(self._fleet.inferers(model.token)) < 2:
             return None
-        found = fingerprints(caller.owner, submission.messages, submission.prompt)
+        found = fingerprints(caller.owner, submission)
         return self._fleet.nearest(model.token, found)
 
     async def _publish(

@@ -3,42 +3,23 @@
 from typing import Any
 
 import msgspec
-from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
 from msgspec import UNSET, Raw, UnsetType
 
+from services.gateway.validation.schemas import MAX_DEPTH, check_schema, is_deeper
+from services.gateway.validation.tools import check_template, check_tools
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_token_ids
 from shared.wire.api import JobSubmission
-from shared.wire.codecs import encode
 from shared.wire.inferers import ModelFacts
-from shared.wire.requests import JsonObject, JsonSchema, NamedSchema
-
-MAX_DEPTH = 64
-"""Levels of nesting that every part of Sluice can decode."""
+from shared.wire.requests import JsonObject, JsonSchema
 
 MAX_METADATA_BYTES = 16 * 1024
-
-MAX_SCHEMA_BYTES = 32 * 1024
-"""The time to compile a schema to a grammar can grow with the square of its size."""
-
-MAX_WHITESPACE_FACTOR = 8
-"""How many times larger a schema may be with its white space."""
 
 LOGPROB_BYTES = 60
 """Of one token in a result, about."""
 
 MAX_LOGPROBS = 12_000
 """In a result, which is one message of the broker, of at most 1 MiB."""
-
-PATTERN_OPTIONS = FancyRegexOptions(size_limit=1024 * 1024)
-"""Limits the size of a compiled ``pattern``, and with it the time to compile it."""
-
-MAX_REASON_CHARS = 200
-"""A reason quotes the invalid part of the schema."""
-
-_META_SCHEMA = Draft202012Validator(
-    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, offline=True
-)
 
 
 def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> None:
@@ -50,7 +31,9 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
     """
     check_metadata(submission.metadata)
     if isinstance(submission.response_format, JsonSchema):
-        check_schema(submission.response_format.json_schema)
+        named = submission.response_format.json_schema
+        check_schema(named.source, lambda: named.schema, "response_format")
+    check_tools(submission)
     _check_end(submission, facts)
     if submission.top_logprobs and not submission.logprobs:
         raise InvalidRequest("top_logprobs: needs `logprobs`", "top_logprobs")
@@ -76,8 +59,8 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         raise InvalidRequest(
             "this model has no chat template; send `prompt` instead of `messages`", "messages"
         )
-    texts = [submission.prompt or ""] + [message.text for message in submission.messages or []]
-    size = max(len(text.encode("utf-8")) for text in texts)
+    check_template(submission, facts)
+    size = max(len(text.encode("utf-8")) for text in submission.texts)
     if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
         raise PromptTooLong(
             f"the prompt has {size} bytes and cannot fit into the model's context of "
@@ -95,11 +78,14 @@ def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
             raise InvalidRequest(
                 f"min_tokens: {submission.min_tokens} is more than {name}, {bound}", "min_tokens"
             )
+    deciding = ["tools"] if submission.offered_tools else []
     if isinstance(submission.response_format, JsonSchema | JsonObject):
+        deciding.append("response_format")
+    if deciding:
         _refuse(
             submission,
             ("ignore_eos", "min_tokens", "stop_token_ids"),
-            "not possible with response_format, which decides where the answer ends",
+            f"not possible with {deciding[-1]}, by which it is decided where the answer ends",
         )
 
 
@@ -147,46 +133,5 @@ def check_metadata(metadata: Raw | UnsetType) -> None:
         raise InvalidRequest("metadata must be an object", "metadata") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"metadata: cannot be read: {error}", "metadata") from None
-    if _is_deeper(value, MAX_DEPTH):
+    if is_deeper(value, MAX_DEPTH):
         raise InvalidRequest(f"metadata: nested more than {MAX_DEPTH} levels deep", "metadata")
-
-
-def check_schema(named: NamedSchema) -> None:
-    """Raises: InvalidRequest: it is not a valid schema, is too large or nested too deeply."""
-    too_large = InvalidRequest(
-        f"response_format: the schema has more than {MAX_SCHEMA_BYTES} bytes", "response_format"
-    )
-    if len(named.source) > MAX_WHITESPACE_FACTOR * MAX_SCHEMA_BYTES:
-        raise too_large
-    try:
-        schema = named.schema
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(
-            f"response_format: the schema cannot be read: {error}", "response_format"
-        ) from None
-    if _is_deeper(schema, MAX_DEPTH):
-        raise InvalidRequest(
-            f"response_format: the schema is nested more than {MAX_DEPTH} levels deep",
-            "response_format",
-        )
-    if len(encode(schema)) > MAX_SCHEMA_BYTES:
-        raise too_large
-    try:
-        _META_SCHEMA.validate(schema)
-        # Compiling finds invalid patterns and references.
-        Draft202012Validator(schema, offline=True, pattern_options=PATTERN_OPTIONS)
-    except ValidationError as error:
-        reason = error.message
-        if len(reason) > MAX_REASON_CHARS:
-            reason = reason[:MAX_REASON_CHARS] + "…"
-        raise InvalidRequest(
-            f"response_format: not a valid JSON schema: {reason}", "response_format"
-        ) from None
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    if isinstance(value, dict):
-        return levels == 0 or any(_is_deeper(item, levels - 1) for item in value.values())
-    if isinstance(value, list):
-        return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
-    return False

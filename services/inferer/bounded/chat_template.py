@@ -29,30 +29,49 @@ class ChatTemplate:
         self._renderers = BoundedProcesses(self._start)
         self._renderers.start_one()
 
-    def render(self, messages: list[dict[str, Any]], cancelled: threading.Event) -> str:
-        """The prompt of a conversation.
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        cancelled: threading.Event,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation. ``options`` are further variables of the template.
 
         Raises:
             InvalidRequest: the template refuses the messages, or exceeds a limit.
             ModelError: no process could be started, or they are killed from outside.
             Cancelled: ``cancelled`` was set.
         """
-        try:
-            response = self._renderers.request(json.dumps(messages), self._render_s, cancelled)
-        except LimitExceeded as error:
-            raise InvalidRequest(
-                f"the model's chat template takes {error} for these messages", FIELD
-            ) from None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"the chat template's process failed: {error}") from error
+        request = {"messages": messages, "tools": tools, "options": options or {}}
+        response = self._request(request, cancelled)
         if "refused" in response:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {response['refused']}", FIELD
             )
         return str(response["prompt"])
 
+    def options(self) -> list[str]:
+        """The names of the options that the template has, and of what it gets anyway.
+
+        Raises:
+            InvalidRequest, ModelError: as `render`.
+        """
+        return list(self._request(None, threading.Event()))
+
     def close(self) -> None:
         self._renderers.close()
+
+    def _request(self, request: dict[str, Any] | None, cancelled: threading.Event) -> Any:
+        try:
+            return self._renderers.request(json.dumps(request), self._render_s, cancelled)
+        except LimitExceeded as error:
+            raise InvalidRequest(
+                f"the model's chat template takes {error} for these messages", FIELD
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the chat template's process failed: {error}") from error
 
     def _start(self) -> BoundedProcess:
         return BoundedProcess.start("services.inferer.bounded.template_renderer", self._setup)

@@ -41,10 +41,30 @@ def compile_schema(
     Raises:
         ValueError, RecursionError: the schema cannot be followed.
     """
-    has_all_of = '"allOf":' in json.dumps(schema, separators=(",", ":"))
-    text = json.dumps(_prepared(schema, closes=not has_all_of))
+    text = json.dumps(_prepared_schema(schema))
     grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+
+
+def compile_lark(text: str, tokenizer: llguidance.LLTokenizer) -> llguidance.LLMatcher:
+    """A matcher for a grammar in llguidance's dialect of Lark. Its error must be checked."""
+    grammar = llguidance.LLMatcher.grammar_from_lark(text)
+    return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+
+
+def lark_json(schema: dict[str, Any]) -> str:
+    """What stands for JSON valid under ``schema`` in such a grammar.
+
+    Raises:
+        ValueError, RecursionError: as `compile_schema`.
+    """
+    return f"%json {json.dumps({**_prepared_schema(schema), 'x-guidance': OPTIONS})}"
+
+
+def _prepared_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    has_all_of = '"allOf":' in json.dumps(schema, separators=(",", ":"))
+    prepared: dict[str, Any] = _prepared(schema, closes=not has_all_of)
+    return prepared
 
 
 def error_text(matcher: llguidance.LLMatcher) -> str:

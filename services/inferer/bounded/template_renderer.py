@@ -3,8 +3,10 @@
 The template comes with the model and the messages from the client: together they may loop for hours
 or fill the memory. Here they run in a process with limits, which its inferer can kill.
 
-The first request is the template; the response is null or an error. Each further request is the
-messages of a conversation; the response is `{"prompt": …}` or `{"refused": …}`.
+The first request is the template; the response is null or an error. Each further request has the
+`messages` of a conversation, the `tools` and the `options` of the template; the response is
+`{"prompt": …}` or `{"refused": …}`. A request of null asks for the names of the template's options;
+the response is a list.
 """
 
 import json
@@ -13,8 +15,9 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
+from jinja2.nodes import Name, Node, Template, Test
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -35,8 +38,12 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def load(template: str, bos_token: str, eos_token: str) -> Callable[[list[dict[str, Any]]], str]:
-    """The function from messages to a prompt, with what templates of Hugging Face expect.
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, dict[str, Any]], str]
+
+
+def load(template: str, bos_token: str, eos_token: str) -> tuple[Render, list[str]]:
+    """The function from messages, tools and options to a prompt, with what templates of Hugging
+    Face expect; and the names of the template's options.
 
     Raises:
         jinja2.TemplateError: the template is not valid.
@@ -47,21 +54,38 @@ def load(template: str, bos_token: str, eos_token: str) -> Callable[[list[dict[s
     environment.filters["tojson"] = _to_json
     loaded = environment.from_string(template)
 
-    def render(messages: list[dict[str, Any]]) -> str:
-        return loaded.render(
-            messages=messages,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            add_generation_prompt=True,
-            raise_exception=_refuse,
-            strftime_now=lambda form: datetime.now().strftime(form),
-            tools=None,
-            tool_choice=None,
-            functions=None,
-            function_call=None,
-        )
+    def render(
+        messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
+    ) -> str:
+        variables = {
+            **options,
+            "messages": messages,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": True,
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+            "tools": tools,
+            "tool_choice": None,
+            "functions": None,
+            "function_call": None,
+        }
+        return loaded.render(variables)
 
-    return render
+    return render, _options(environment.parse(template))
+
+
+def _options(template: Template) -> list[str]:
+    """The variables that a template reads and nobody sets, or that it asks for before it sets
+    them."""
+    asked = {
+        test.node.name
+        for test in template.find_all(Test)
+        if test.name in ("defined", "undefined") and isinstance(test.node, Name)
+    }
+    own = {name.name for name in template.find_all(Name) if name.ctx in ("store", "param")}
+    read = jinja2.meta.find_undeclared_variables(template)
+    return sorted((read & asked) | (read - own))
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -75,14 +99,18 @@ def _refuse(message: str) -> None:
 def main() -> None:
     limit_memory(MEMORY_BYTES)
     try:
-        render = load(**read_request())
+        render, options = load(**read_request())
     except jinja2.TemplateError as error:
         respond(str(error))
         return
     respond(None)
     for request in requests(CPU_S):
         try:
-            respond({"prompt": render(json.loads(request))})
+            asked = json.loads(request)
+            if asked is None:
+                respond(options)
+            else:
+                respond({"prompt": render(asked["messages"], asked["tools"], asked["options"])})
         except MemoryError:
             respond({"refused": f"it takes more than {MEMORY_BYTES // 2**20} MiB of memory"})
         except Exception as error:  # a template may raise anything

@@ -71,6 +71,16 @@ class Literals:
         """``text`` with marks for the control tokens in it."""
         return self._control.pattern.sub(self._hidden, text)
 
+    def hide_all(self, value: Any) -> Any:
+        """A value of JSON with `hide` for all texts in it."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, dict):
+            return {self.hide(key): self.hide_all(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.hide_all(item) for item in value]
+        return value
+
     def pieces(self, prompt: str) -> list[Piece]:
         """``prompt``, rendered from what `hide` returned, with the control tokens again."""
         if not self._texts:

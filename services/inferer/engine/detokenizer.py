@@ -2,6 +2,8 @@
 
 import codecs
 
+from shared.partial_match import overlap
+
 
 class Detokenizer:
     """Joins the bytes of one answer's tokens and returns the text that each of them completes.
@@ -44,15 +46,7 @@ class Detokenizer:
             self.stopped = True
             text, self._buffer = self._buffer[: min(found)[1]], ""
             return text
-        overlap = max(_overlap(self._buffer, stop) for stop in self._stop)
-        end = len(self._buffer) - overlap
+        held = max(overlap(self._buffer, stop) for stop in self._stop)
+        end = len(self._buffer) - held
         text, self._buffer = self._buffer[:end], self._buffer[end:]
         return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest suffix of ``text`` that is a prefix of ``stop``, not all of it."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

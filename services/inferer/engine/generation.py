@@ -1,8 +1,9 @@
 """Generation of text: the kind of sequence that continues a prompt token by token."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from services.inferer.crash.flight_recorder import Phase
@@ -45,19 +46,22 @@ class GenerationSequence(Sequence):
         on_end: Callable[[Generation | Exception], None],
         on_phase: Callable[[Phase], None] = lambda _: None,
         stop_tokens: Collection[int] = (),
+        shown_tokens: Mapping[int, bytes] = MappingProxyType({}),
     ) -> None:
         """``prepare`` returns the prompt's tokens and a sampler, which the engine closes. It may
         take a long time, and is not interrupted when the sequence is aborted.
 
         ``on_text`` gets the text that each token adds, possibly empty; together they are the
-        answer. ``stop_tokens`` end it, besides those of the model, and add none. ``on_phase`` gets
-        each phase before it begins. ``on_end`` is called once: with a `Generation`, with `Aborted`,
-        or with the `SluiceError` that ended the sequence.
+        answer. ``stop_tokens`` end it, besides those of the model, and add none. ``shown_tokens``
+        are control tokens that add a text. ``on_phase`` gets each phase before it begins.
+        ``on_end`` is called once: with a `Generation`, with `Aborted`, or with the `SluiceError`
+        that ended the sequence.
         """
         super().__init__()
         self.prepare = prepare
         self.max_tokens = max_tokens
         self._stop_tokens = frozenset(stop_tokens)
+        self._shown_tokens = shown_tokens
         self.on_text = on_text
         self.on_end = on_end
         self.on_phase = on_phase
@@ -99,7 +103,7 @@ class GenerationSequence(Sequence):
             return self._ended("stop", "")
         self.completion_tokens += 1
         self.last_token = token
-        text = self._detokenizer.push(piece)
+        text = self._detokenizer.push(piece or self._shown_tokens.get(token, b""))
         if self._detokenizer.stopped:
             return self._ended("stop", text)
         if self.completion_tokens >= self.max_tokens:

@@ -1,9 +1,10 @@
-"""Computes the tokens that ``response_format`` allows next, with llguidance (decision 19).
+"""Computes the tokens that a request allows next, with llguidance (decision 19).
 
 All work here is limited: a schema that takes too much is an error of its job.
 """
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +13,23 @@ import llguidance
 import numpy
 from numpy.typing import NDArray
 
-from services.inferer.bounded.schema_compiler import compile_schema, error_text
+from services.inferer.bounded.schema_compiler import compile_lark, compile_schema, error_text
 from services.inferer.bounded.schema_trials import SchemaTrials
 from shared.errors import InvalidRequest
-from shared.wire.requests import JsonObject, JsonSchema, ResponseFormat
 
 if TYPE_CHECKING:
     from services.inferer.engine.model import Model
 
 Tokens = NDArray[numpy.int64]
 
-PARAM = "response_format"
-
-LONGEST_SCHEMA = 2**20
-"""Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
-
 
 class Grammar:
     """One answer's grammar, and its state after the tokens so far."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: "Vocabulary") -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: "Vocabulary", param: str) -> None:
+        """``param`` is the field of the request that the grammar comes from."""
         self._matcher = matcher
+        self._param = param
         self._size, self._end = vocabulary.size, vocabulary.ends[0]
         self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
 
@@ -49,7 +46,7 @@ class Grammar:
         bits = numpy.unpackbits(self._mask.view(numpy.uint8), bitorder="little", count=self._size)
         tokens = numpy.flatnonzero(bits)
         if not tokens.size:
-            raise InvalidRequest("the schema allows no next token; relax it", PARAM)
+            raise InvalidRequest("the schema allows no next token; relax it", self._param)
         return tokens
 
     def accept(self, token: int) -> None:
@@ -64,7 +61,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _cannot_follow(error_text(self._matcher))
+            raise cannot_enforce(error_text(self._matcher), self._param)
 
 
 class Vocabulary:
@@ -80,32 +77,38 @@ class Vocabulary:
     def close(self) -> None:
         self._trials.close()
 
-    def grammar(
-        self, response_format: ResponseFormat | None, cancelled: threading.Event | None = None
-    ) -> Grammar | None:
-        """The grammar for answers of this format; None if any answer is allowed.
+    def schema_error(
+        self, schema: dict[str, Any], cancelled: threading.Event | None = None
+    ) -> str | None:
+        """Why ``schema`` cannot be enforced; None if it can. Compiling it has limits meanwhile.
 
         Raises:
-            InvalidRequest: the schema contradicts itself, uses what is not supported, or is too
-                large.
             Cancelled: ``cancelled`` was set.
         """
-        if not isinstance(response_format, JsonSchema | JsonObject):
-            return None
-        schema: dict[str, Any] = {"type": "object"}
+        return self._trials.error(schema, cancelled)
+
+    def grammar_of_schema(self, schema: dict[str, Any], param: str) -> Grammar:
+        """The grammar for JSON valid under ``schema``, which has no `schema_error`.
+
+        Raises:
+            InvalidRequest: it cannot be enforced with this vocabulary.
+        """
+        return self._grammar(lambda tokenizer: compile_schema(schema, tokenizer), param)
+
+    def grammar_of_lark(self, text: str, param: str) -> Grammar:
+        """The same for a grammar in llguidance's dialect of Lark."""
+        return self._grammar(lambda tokenizer: compile_lark(text, tokenizer), param)
+
+    def _grammar(
+        self, compiled: Callable[[llguidance.LLTokenizer], llguidance.LLMatcher], param: str
+    ) -> Grammar:
         try:
-            if isinstance(response_format, JsonSchema):
-                if len(response_format.json_schema.source) > LONGEST_SCHEMA:
-                    raise _cannot_follow(f"it has more than {LONGEST_SCHEMA} bytes")
-                schema = response_format.json_schema.schema
-                if (reason := self._trials.error(schema, cancelled)) is not None:
-                    raise _cannot_follow(reason)
-            matcher = compile_schema(schema, self._get_tokenizer())
+            matcher = compiled(self._get_tokenizer(param))
         except (ValueError, RecursionError) as error:
-            raise _cannot_follow(str(error)) from error
+            raise cannot_enforce(str(error), param) from error
         if matcher.is_error():
-            raise _cannot_follow(error_text(matcher))
-        return Grammar(matcher, self)
+            raise cannot_enforce(error_text(matcher), param)
+        return Grammar(matcher, self, param)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -113,11 +116,11 @@ class Vocabulary:
         vocab = self._model.vocab
         return [t for t in range(self.size) if llama_cpp.llama_vocab_is_eog(vocab, t)]
 
-    def _get_tokenizer(self) -> llguidance.LLTokenizer:
+    def _get_tokenizer(self, param: str) -> llguidance.LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
                 if not self.ends:
-                    raise InvalidRequest("this model has no token that ends an answer", PARAM)
+                    raise InvalidRequest("this model has no token that ends an answer", param)
                 self._tokenizer = llguidance.LLTokenizer(
                     llguidance.TokenizerWrapper(_Tokens(self._model, self.size, self.ends)),
                     n_vocab=self.size,
@@ -141,8 +144,9 @@ class _Tokens:
     def __call__(self, text: bytes | str) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
-        return self._model.tokenize(text, add_special=False)
+        # Without control tokens: it asks how text is written.
+        return self._model.tokenize(text, add_special=False, parse_special=False)
 
 
-def _cannot_follow(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"this schema cannot be enforced: {reason}", PARAM)
+def cannot_enforce(reason: str, param: str, what: str = "this schema") -> InvalidRequest:
+    return InvalidRequest(f"{what} cannot be enforced: {reason}", param)

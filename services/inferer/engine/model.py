@@ -12,14 +12,16 @@ from pathlib import Path
 
 import llama_cpp
 
-from services.inferer.bounded.chat_template import ChatTemplate
+from services.inferer.engine.chat import Chat, ChatPrompt
 from services.inferer.engine.control_tokens import ControlToken, ControlTokens, Prompt
 from services.inferer.engine.grammar import Vocabulary
 from services.inferer.engine.library import gpus, load_backends
 from services.inferer.settings import SplitMode
+from shared.answers import format_of, marks
 from shared.errors import InvalidRequest, ModelError, PromptTooLong, SettingsError
 from shared.logs import logger
-from shared.wire.requests import ChatMessage
+from shared.wire.answers import PLAIN, AnswerFormat
+from shared.wire.requests import ModelRequest
 
 LARGEST_DEFAULT_CONTEXT = 4096
 ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
@@ -130,16 +132,15 @@ class Model:
         self._require_text_generator()
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
-        self._template = self._chat_template() if chat else None
         self.vocabulary = Vocabulary(self)
-        if self._template is not None:
-            _ = self._control_tokens  # not while a job waits for it
+        self.chat = self._load_chat() if chat else None
         self._pieces: dict[int, bytes | None] = {}
+        self._control_ids: dict[str, int | None] = {}
         self.load_ms = (time.perf_counter() - started) * 1000
 
     def close(self) -> None:
-        if self._template is not None:
-            self._template.close()
+        if self.chat is not None:
+            self.chat.close()
         self.vocabulary.close()
         llama_cpp.llama_model_free(self.handle)
 
@@ -169,10 +170,6 @@ class Model:
         llama_cpp.llama_model_desc(self.handle, buffer, len(buffer))
         architecture_size_type = buffer.value.decode("utf-8", "replace").split(" ", 2)
         return architecture_size_type[-1].removeprefix("(guessed) ")
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self._template is not None
 
     @property
     def is_recurrent(self) -> bool:
@@ -264,8 +261,8 @@ class Model:
         return list(tokens[:count])
 
     def chat_prompt(
-        self, messages: list[ChatMessage], cancelled: threading.Event | None = None
-    ) -> Prompt:
+        self, request: ModelRequest, cancelled: threading.Event | None = None
+    ) -> ChatPrompt:
         """The prompt that the model's template renders from a conversation. Takes up to `RENDER_S`
         seconds.
 
@@ -273,21 +270,35 @@ class Model:
             InvalidRequest: the model has no template, or its template refuses the conversation.
             Cancelled: ``cancelled`` was set.
         """
-        if self._template is None:
+        if self.chat is None:
             raise InvalidRequest(
                 "this model has no chat template in its GGUF; send `prompt` instead of `messages`",
                 "messages",
             )
-        _require_short(sum(len(message.text) for message in messages))
-        literals = self._control_tokens.literals()
-        conversation = [
-            {"role": message.role, "content": literals.hide(message.text)}
-            | ({"name": literals.hide(message.name)} if message.name else {})
-            for message in messages
-        ]
-        prompt = self._template.render(conversation, cancelled or threading.Event())
-        has_bos = self._bos_token != "" and prompt.startswith(self._bos_token)
-        return Prompt(literals.pieces(prompt), not has_bos)
+        _require_short(sum(map(len, request.texts)))
+        written = self.chat.prompt(request, cancelled or threading.Event())
+        prompt = written.prompt
+        begin = prompt.pieces[0].text if prompt.pieces else ""
+        has_bos = self._bos_token != "" and begin.startswith(self._bos_token)
+        return written._replace(prompt=prompt._replace(add_special=not has_bos))
+
+    def answer_format(self, request: ModelRequest) -> AnswerFormat:
+        """How the answer to ``request`` is written."""
+        return format_of(request, self.chat.format if self.chat else PLAIN)
+
+    def shown_tokens(self, format: AnswerFormat) -> dict[int, bytes]:
+        """The control tokens that tell the parts of such an answer apart, with their text, which
+        `piece` leaves out."""
+        tokens = {mark: self.control_token(mark) for mark in marks(format)}
+        return {token: mark.encode() for mark, token in tokens.items() if token is not None}
+
+    def control_token(self, text: str) -> int | None:
+        """The token that is written ``text``, if it is one that adds nothing to an answer."""
+        if text not in self._control_ids:
+            found = self.tokenize(text, add_special=False)
+            is_one = len(found) == 1 and self.read_piece(found[0]) == b""
+            self._control_ids[text] = found[0] if is_one else None
+        return self._control_ids[text]
 
     @cached_property
     def _control_tokens(self) -> ControlTokens:
@@ -306,17 +317,18 @@ class Model:
                 )
         return ControlTokens(found)
 
-    def _chat_template(self) -> ChatTemplate | None:
+    def _load_chat(self) -> Chat | None:
         template = llama_cpp.llama_model_chat_template(self.handle, None)
         if not template:
             return None
         try:
-            return ChatTemplate(
+            return Chat(
                 template.decode("utf-8"),
                 self._bos_token,
                 self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
+                self._control_tokens,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, InvalidRequest, ModelError) as error:
             log.warning("chat_template_unusable", error=str(error))
             return None
 

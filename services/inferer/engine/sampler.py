@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import llama_cpp
 import numpy
 from numpy.typing import NDArray
 
-from services.inferer.engine.grammar import Tokens
+from services.inferer.engine.grammar import Grammar, Tokens
 from services.inferer.engine.model import Model
 from shared.token_ids import require_token_ids
 from shared.wire.requests import Sampling
@@ -50,16 +49,15 @@ class Sampler:
         options: Sampling,
         seed: int,
         prompt: Sequence[int],
-        cancelled: threading.Event | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
-        """Build the chain; the same ``seed`` repeats it, penalties apply to ``prompt``, too.
+        """Build the chain; the same ``seed`` repeats it, penalties apply to ``prompt``, too. Only
+        what ``grammar`` allows is chosen.
 
         Raises:
-            InvalidRequest: the schema of ``response_format`` cannot be followed, or an option
-                names a token that the model does not have.
-            Cancelled: ``cancelled`` was set before the schema was compiled.
+            InvalidRequest: an option names a token that the model does not have.
         """
-        self._grammar = model.vocabulary.grammar(options.response_format, cancelled)
+        self._grammar = grammar
         self._vocabulary_size = model.vocabulary.size
         self._takes_likeliest = options.temperature == 0 and self._grammar is None
         self._adjustments = _Adjustments(model, options, BANNED if self._grammar else -numpy.inf)

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
+from shared.wire.answers import PLAIN, AnswerFormat
 from shared.wire.codecs import decode_request
 from shared.wire.events import StateEvent
 from shared.wire.inferers import RunningJob
@@ -153,6 +154,7 @@ class Job:
         finish_reason: FinishReason,
         usage: Usage,
         timings: Timings,
+        answer_format: AnswerFormat,
     ) -> Completed:
         return Completed(
             **self._common(),
@@ -164,6 +166,7 @@ class Job:
             task=self.request.task,
             work=self.work,
             logprobs=logprobs,
+            format=None if answer_format == PLAIN else answer_format,
         )
 
     def failed(self, code: str, message: str, inferer: str) -> Failed:

@@ -160,6 +160,7 @@ class Executor:
                 prompt_tokens_details=PromptTokensDetails(generation.cached_tokens),
             ),
             _timings(job, generation),
+            self._engine.model.answer_format(job.request),
         )
 
     async def _stop_if_cancelled(self, job: Job) -> None:

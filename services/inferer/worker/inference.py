@@ -7,6 +7,8 @@ import zlib
 from msgspec.structs import replace
 
 from services.inferer.crash.flight_recorder import Entry, Phase
+from services.inferer.engine.chat import ChatPrompt
+from services.inferer.engine.constraint import constraint
 from services.inferer.engine.control_tokens import Piece, Prompt
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -42,6 +44,8 @@ class Inference:
         self._tokens = TokenPublisher(
             broker, targets, job.trace, self._logprob_of if job.request.logprobs else None
         )
+        format = engine.model.answer_format(job.request)
+        self._shown_tokens = engine.model.shown_tokens(format)
         self._sequence = GenerationSequence(
             prepare=self._prepare,
             max_tokens=job.request.max_tokens or engine.n_ctx,
@@ -50,6 +54,7 @@ class Inference:
             on_end=self._end,
             on_phase=entry.enter,
             stop_tokens=job.request.stop_token_ids or (),
+            shown_tokens=self._shown_tokens,
         )
         self._sequence.owner = "" if engine.shares_cache else job.owner
         # Whatever made the first attempt fail, the next one computes everything itself.
@@ -91,7 +96,9 @@ class Inference:
         self._tokens.add(text, self._sequence.last_token, sampler.logprobs)
 
     def _logprob_of(self, token: int, logprobs: Logprobs) -> TokenLogprob:
-        read = self._engine.model.read_piece
+        def read(one: int) -> bytes:
+            return self._engine.model.read_piece(one) or self._shown_tokens.get(one, b"")
+
         top = [TopLogprob.of(read(one), logprob) for one, logprob in logprobs.top]
         return replace(TokenLogprob.of(read(token), logprobs.logprob), top=top)
 
@@ -99,11 +106,11 @@ class Inference:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
             self._entry.enter(Phase.TEMPLATE)
-            written = model.chat_prompt(request.messages, self._cancelled)
+            written = model.chat_prompt(request, self._cancelled)
         else:
-            written = Prompt([Piece(request.prompt or "")])
+            written = ChatPrompt(Prompt([Piece(request.prompt or "")]))
         self._entry.enter(Phase.TOKENIZING)
-        prompt = model.tokenize_prompt(written)
+        prompt = model.tokenize_prompt(written.prompt)
         if not prompt:
             raise InvalidRequest("the prompt has no tokens for this model", "prompt")
         if len(prompt) >= n_ctx:
@@ -114,7 +121,18 @@ class Inference:
         # Without a seed of its own a job must still come out the same on its next attempt.
         seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
         self._entry.enter(Phase.SCHEMA)
-        return prompt, Sampler(model, request, seed, prompt, self._cancelled)
+        grammar = constraint(
+            model,
+            request,
+            opened=written.opened != "",
+            is_closed=written.is_closed,
+            cancelled=self._cancelled,
+        )
+        sampler = Sampler(model, request, seed, prompt, grammar)
+        if written.opened:
+            # The answer goes on with what the prompt has begun: only both together can be read.
+            self._tokens.open(written.opened)
+        return prompt, sampler
 
     def _end(self, outcome: Generation | Exception) -> None:
         """Hand the outcome from the compute thread to the event loop, if that still runs."""

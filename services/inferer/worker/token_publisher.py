@@ -31,6 +31,7 @@ class TokenPublisher:
         self._broker = broker
         self._subjects = subjects
         self._headers = trace or None
+        self._opened = ""
         self._index = 0
         self._new: list[tuple[str, int | None, Logprobs | None]] = []
         self._parts: list[str] = []
@@ -38,6 +39,11 @@ class TokenPublisher:
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._idle = False
+
+    def open(self, text: str) -> None:
+        """Begin with ``text``, of which no token is; called once, before the first `add`."""
+        self._opened = text
+        self.add(text)
 
     def add(self, text: str, token: int | None = None, logprobs: Logprobs | None = None) -> None:
         """Take the text of one more token; called on the compute thread. Without a ``token``, it is
@@ -94,7 +100,7 @@ class TokenPublisher:
         """Those of the tokens that are part of the text; None if they are not asked for."""
         if self._logprob_of is None:
             return None
-        left, kept = len(self.text.encode("utf-8")), []
+        left, kept = len(self.text.encode("utf-8")) - len(self._opened.encode("utf-8")), []
         for logprob in self._logprobs:
             if left <= 0:  # of a stop string
                 break

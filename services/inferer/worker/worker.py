@@ -249,7 +249,7 @@ class Worker:
         """Publish the fingerprints of the job's prompt, so that gateways send similar ones here."""
         if job.malformed is not None or not (self._engine.has_cache and job.request.cache_prompt):
             return
-        found = fingerprints(job.owner, job.request.messages, job.request.prompt)
+        found = fingerprints(job.owner, job.request)
         if self.prefixes.add(found) and self._store_entry is not None:
             self._storing.start(self._store_entry(), "store the entry")
 

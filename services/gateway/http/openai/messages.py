@@ -5,13 +5,14 @@ import codecs
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, to_builtins
 
 from services.gateway.jobs.accepted import AcceptedJob
+from shared.answers import AnswerReader, Call, Content, Part, Reasoning, tool_call
 from shared.broker.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.timestamps import parse_timestamp
-from shared.wire.api import JobSubmission, TimeoutS
+from shared.wire.api import JobResult, JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.requests import (
@@ -30,11 +31,13 @@ from shared.wire.requests import (
     Stop,
     StopTokenIds,
     Temperature,
+    TemplateOptions,
     TextPart,
     TopK,
     TopLogprobs,
 )
 from shared.wire.results import Completed, FinishReason, Usage
+from shared.wire.tools import ToolCall, ToolCallId, ToolChoice, Tools
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` on /v1/completions."""
@@ -45,6 +48,9 @@ CONTINUATION, CONTINUATION_BITS = 0b1100_0000, 0b1000_0000
 EMPTY = (b"null", b"[]", b"{}")
 MAX_EMPTY_BYTES = 64
 """With white space."""
+
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class StreamOptions(Struct, frozen=True):
@@ -111,6 +117,9 @@ class OpenAIMessage(Struct, frozen=True):
     content: str | list[TextPart] | None = None
     """Absent or null if an assistant only called tools."""
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: ToolCallId | None = None
+    reasoning_content: str | None = None
 
     def to_chat_message(self, number: int) -> ChatMessage:
         """``number`` is its index in the list, for the error.
@@ -122,7 +131,14 @@ class OpenAIMessage(Struct, frozen=True):
             param = f"messages[{number}].content"
             raise InvalidRequest(f"{param} is missing", param)
         role: Any = "system" if self.role == "developer" else self.role
-        return ChatMessage(role, self.content or "", self.name)
+        return ChatMessage(
+            role,
+            self.content or "",
+            self.name,
+            self.tool_calls or None,
+            self.tool_call_id,
+            self.reasoning_content,
+        )
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
@@ -130,20 +146,40 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    tools: Raw | UnsetType = UNSET
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    enable_thinking: bool | None = None
+    """As in ``chat_template_kwargs``, like ``reasoning_effort``."""
+    reasoning_effort: ReasoningEffort | None = None
     functions: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
 
     def submission(self) -> JobSubmission:
         """Raises: InvalidRequest: a parameter is not supported."""
-        if _is_set(self.tools) or _is_set(self.functions):
-            raise _unsupported("tools", "no tools; use response_format for structured output")
+        for name in ("functions", "function_call"):
+            if _is_set(getattr(self, name)):
+                raise _unsupported(name, "`tools` and `tool_choice` instead")
         options = self._options()
         if self.max_completion_tokens is not None:
             options["max_tokens"] = self.max_completion_tokens
+        if template_options := self._template_options():
+            options["chat_template_kwargs"] = template_options
         messages: Messages = [
             message.to_chat_message(number) for number, message in enumerate(self.messages)
         ]
         return JobSubmission(messages=messages, **options)
+
+    def _template_options(self) -> TemplateOptions:
+        options: TemplateOptions = {}
+        if self.reasoning_effort == "none":
+            options["enable_thinking"] = False
+        elif self.reasoning_effort is not None:
+            options["reasoning_effort"] = self.reasoning_effort
+        if self.enable_thinking is not None:
+            options["enable_thinking"] = self.enable_thinking
+        return options | (self.chat_template_kwargs or {})
 
 
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
@@ -178,7 +214,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     delta: dict[str, Any] | UnsetType = UNSET
     text: str | UnsetType = UNSET
     logprobs: dict[str, Any] | None = None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -214,9 +250,10 @@ def completion(accepted: AcceptedJob, result: Completed) -> Answer:
     logprobs = None
     if result.logprobs is not None:
         logprobs = logprobs_of(accepted, result.logprobs, TextOffsets())
-    reason = result.finish_reason
-    if accepted.task == "chat":
-        message = {"role": "assistant", "content": result.text, "refusal": None}
+    read = JobResult.of(result)
+    reason = read.finish_reason
+    if read.message is not UNSET:
+        message = {"refusal": None, **to_builtins(read.message)}
         choice = Choice(message=message, logprobs=logprobs, finish_reason=reason)
     else:
         choice = Choice(text=result.text, logprobs=logprobs, finish_reason=reason)
@@ -224,31 +261,67 @@ def completion(accepted: AcceptedJob, result: Completed) -> Answer:
     return _answer(accepted, kind, [choice], result.usage)
 
 
-def chunk(
-    accepted: AcceptedJob,
-    text: str,
-    include_usage: bool,
-    *,
-    opening: bool = False,
-    finish_reason: FinishReason | None = None,
-    logprobs: dict[str, Any] | None = None,
-) -> Answer:
-    """One chunk of a streamed answer. With ``include_usage``, ``usage`` is null in all but the
+class Chunks:
+    """The chunks of one streamed answer. With ``include_usage``, ``usage`` is null in all but the
     last."""
-    if accepted.task == "chat":
-        delta = {"content": text} if text or opening else {}
-        choice = Choice(
-            delta={"role": "assistant", **delta} if opening else delta,
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-        )
-    else:
-        choice = Choice(text=text, logprobs=logprobs, finish_reason=finish_reason)
-    return _answer(accepted, _chunk_kind(accepted), [choice], None if include_usage else UNSET)
 
+    def __init__(self, accepted: AcceptedJob, include_usage: bool) -> None:
+        self._accepted = accepted
+        self._include_usage = include_usage
+        self._offsets = TextOffsets()
+        self._reader = AnswerReader(accepted.format)
+        self._calls = 0
 
-def usage_chunk(accepted: AcceptedJob, usage: Usage) -> Answer:
-    return _answer(accepted, _chunk_kind(accepted), [], usage)
+    def opening(self) -> Answer:
+        """The first one."""
+        if self._accepted.task != "chat":
+            return self._chunk(text="")
+        return self._chunk(delta={"role": "assistant", "content": ""})
+
+    def text(self, text: str, logprobs: Sequence[TokenLogprob]) -> list[Answer]:
+        """Those for what the model wrote next."""
+        known = logprobs_of(self._accepted, logprobs, self._offsets) if logprobs else None
+        if self._accepted.task != "chat":
+            return [self._chunk(text=text, logprobs=known)]
+        deltas = self._deltas(self._reader.add(text)) or ([{}] if known else [])
+        return [
+            self._chunk(delta=delta, logprobs=None if number else known)
+            for number, delta in enumerate(deltas)
+        ]
+
+    def end(self, result: JobResult) -> list[Answer]:
+        """The last ones."""
+        reason = result.finish_reason
+        if self._accepted.task == "chat":
+            left = self._deltas(self._reader.finish())
+            chunks = [self._chunk(delta=delta) for delta in left]
+            chunks.append(self._chunk(delta={}, finish_reason=reason))
+        else:
+            chunks = [self._chunk(text="", finish_reason=reason)]
+        if self._include_usage:
+            kind = _chunk_kind(self._accepted)
+            chunks.append(_answer(self._accepted, kind, [], result.usage))
+        return chunks
+
+    def _deltas(self, parts: list[Part]) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = []
+        for part in parts:
+            match part:
+                case Reasoning(text):
+                    deltas.append({"reasoning_content": text})
+                case Content(text):
+                    deltas.append({"content": text})
+                case Call():
+                    call = tool_call(part, self._accepted.id, self._calls)
+                    delta = {"index": self._calls, **to_builtins(call)}
+                    deltas.append({"tool_calls": [delta]})
+                    self._calls += 1
+        return deltas
+
+    def _chunk(self, *, finish_reason: Any = None, **content: Any) -> Answer:
+        choice = Choice(finish_reason=finish_reason, **content)
+        usage = None if self._include_usage else UNSET
+        return _answer(self._accepted, _chunk_kind(self._accepted), [choice], usage)
 
 
 class TextOffsets:

@@ -20,14 +20,11 @@ from services.gateway.http.errors import OpenAIError, openai_error, openai_error
 from services.gateway.http.openai.messages import (
     Answer,
     ChatRequest,
+    Chunks,
     CompletionRequest,
     ModelCard,
     ModelList,
-    TextOffsets,
-    chunk,
     completion,
-    logprobs_of,
-    usage_chunk,
 )
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
@@ -168,11 +165,11 @@ async def _stream(
         is_finished = True
         return _failure(error)
 
-    async def chunks() -> AsyncIterator[ServerSentEventMessage]:
+    async def messages() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
-        offsets = TextOffsets()
+        chunks = Chunks(accepted, include_usage)
         try:
-            yield _data(chunk(accepted, "", include_usage, opening=True))
+            yield _data(chunks.opening())
             pending = first
             while True:
                 try:
@@ -182,14 +179,14 @@ async def _stream(
                     continue
                 pending = None
                 is_finished = event.event in ("result", "error")
-                for part in _parts(accepted, event, include_usage, offsets):
+                for part in _parts(chunks, event):
                     yield part
                 if is_finished or event.event == "retrying":  # which this API cannot express
                     return
         except GatewayStopping:
             yield _data(_stopping_error(accepted))
 
-    return event_stream(chunks())
+    return event_stream(messages())
 
 
 async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
@@ -200,18 +197,13 @@ async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
             return event
 
 
-def _parts(
-    accepted: AcceptedJob, event: JobEvent, include_usage: bool, offsets: TextOffsets
-) -> list[ServerSentEventMessage]:
-    """The chunks of this API for one event of the job; ``offsets`` are those of its stream."""
+def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
+    """What this API sends for one event of the job."""
     if event.event == "retrying":
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
-        logprobs = None
-        if event.data.logprobs:
-            logprobs = logprobs_of(accepted, event.data.logprobs, offsets)
-        return [_data(chunk(accepted, event.data.text, include_usage, logprobs=logprobs))]
+        return list(map(_data, chunks.text(event.data.text, event.data.logprobs)))
     if isinstance(event.data, JobError):
         return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
@@ -220,9 +212,7 @@ def _parts(
     if status.result is None:
         assert status.error is not None
         return [_data(_error(status.error))]
-    parts = [_data(chunk(accepted, "", include_usage, finish_reason=status.result.finish_reason))]
-    if include_usage:
-        parts.append(_data(usage_chunk(accepted, status.result.usage)))
+    parts = list(map(_data, chunks.end(status.result)))
     return [*parts, ServerSentEventMessage(data="[DONE]")]
 
 

@@ -1,0 +1,257 @@
+"""What a request allows in its answer, as a grammar: JSON under a schema, calls of tools, and the
+reasoning that may come before them.
+
+A schema alone is compiled as it is. Everything else is written in llguidance's dialect of Lark, in
+the syntax of the model's family. Where the model may choose, the text before a call is free; from
+the mark that opens the call on, only a call is possible.
+"""
+
+import json
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from services.inferer.bounded.schema_compiler import lark_json
+from services.inferer.engine.grammar import Grammar, cannot_enforce
+from services.inferer.engine.model import Model
+from shared.answers import (
+    ARGS,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    END_TOOL_CALL,
+    HARMONY,
+    HERMES,
+    LLAMA,
+    MESSAGE,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PYTHON_TAG,
+    REASONING,
+    START,
+    TOOL_CALL,
+    TOOL_CALLS,
+)
+from shared.errors import InvalidRequest
+from shared.wire.answers import PLAIN
+from shared.wire.requests import JsonObject, JsonSchema, ModelRequest
+from shared.wire.tools import ChosenTool, Tool
+
+LONGEST_SCHEMA = 2**20
+"""Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
+RESPONSE_FORMAT, TOOLS = "response_format", "tools"
+ANY_ARGUMENTS = {"type": "object"}
+
+
+def constraint(
+    model: Model,
+    request: ModelRequest,
+    *,
+    opened: bool = False,
+    is_closed: bool = False,
+    cancelled: threading.Event | None = None,
+) -> Grammar | None:
+    """The grammar of the answer to ``request``; None if any answer is allowed. ``opened`` and
+    ``is_closed``: whether the prompt has begun the model's reasoning, or ended it.
+
+    Raises:
+        InvalidRequest: a schema contradicts itself, uses what is not supported, or is too large.
+        Cancelled: ``cancelled`` was set.
+    """
+    rules = _Rules(model, request, cancelled)
+    if rules.schema is None and not request.offered_tools:
+        return None
+    if rules.schema is not None and rules.format == PLAIN:
+        return model.vocabulary.grammar_of_schema(rules.schema, RESPONSE_FORMAT)
+    param = TOOLS if request.offered_tools else RESPONSE_FORMAT
+    return model.vocabulary.grammar_of_lark(rules.text(opened, is_closed), param)
+
+
+class _Rules:
+    """Writes the grammar of one answer."""
+
+    def __init__(
+        self, model: Model, request: ModelRequest, cancelled: threading.Event | None
+    ) -> None:
+        self._model = model
+        self._cancelled = cancelled
+        self.format = model.answer_format(request)
+        self.schema = self._response_schema(request)
+        self._tools = _callable(request)
+        self._must_call = request.tool_choice not in ("none", "auto")
+        self._many = "*" if request.parallel_tool_calls else "?"
+        self._lines: list[str] = []
+
+    def text(self, opened: bool, is_closed: bool) -> str:
+        if self.schema is not None:
+            self._lines.append(f"schema: {lark_json(self.schema)}")
+        for number, tool in enumerate(self._tools):
+            self._lines.append(f"arguments_{number}: {lark_json(self._parameters(tool))}")
+        self._lines.append("WS: /[ \\n]{0,4}/")
+        if self.format.reasoning == HARMONY:
+            self._harmony()
+        else:
+            self._lines.append(f"answer: {self._answer()}")
+            self._lines.append(f"start: {self._thought(opened, is_closed)} answer")
+        return "\n".join(self._lines)
+
+    def _thought(self, opened: bool, is_closed: bool) -> str:
+        """The reasoning before the answer."""
+        found = REASONING.get(self.format.reasoning)
+        if found is None or is_closed:
+            return ""
+        opening, closing = found
+        self._lines.append(f"thought: {self._up_to('REASON', closing)} WS")
+        return "thought" if opened else f"({self._mark(opening)} thought)?"
+
+    def _answer(self) -> str:
+        """What comes after the reasoning: text, JSON or calls."""
+        if not self._tools:
+            return "schema"
+        opening, call, separator = {
+            HERMES: (TOOL_CALL, f"WS one WS {self._mark(END_TOOL_CALL)}", "WS"),
+            LLAMA: ("", "one", ""),
+            MISTRAL: (TOOL_CALLS, 'WS "[" one (", " one)* "]"', ""),
+            MISTRAL_ARGS: (TOOL_CALLS, "one", ""),
+        }[self.format.tools]
+        key = "parameters" if self.format.tools == LLAMA else "arguments"
+        for number, tool in enumerate(self._tools):
+            name = tool.function.name
+            if self.format.tools == MISTRAL_ARGS:
+                one = f'"{name}" {self._mark(ARGS)} arguments_{number}'
+            else:
+                begin = json.dumps(f'{{"name": "{name}", "{key}": ')
+                one = f'{begin} arguments_{number} "}}"'
+            self._lines.append(f"one_{number}: {one}")
+        self._lines.append(f"one: {_any(f'one_{number}' for number in range(len(self._tools)))}")
+        if self.format.tools == MISTRAL and self._many == "?":
+            call = 'WS "[" one "]"'
+        can_repeat = self.format.tools in (HERMES, MISTRAL_ARGS)
+        self._lines.append(f"call: {call}")
+        if not opening:
+            return self._llama_answer()
+        mark = self._mark(opening)
+        repeated = f"({separator} {mark} call){self._many}" if can_repeat else ""
+        if self._many == "?":
+            repeated = ""
+        calls = f"{mark} call {repeated}"
+        if self._must_call:
+            return calls
+        if self.schema is not None:
+            return f"schema | {calls}"
+        if self._token(opening) is not None:
+            # Text cannot contain the mark.
+            return f"{self._free('TEXT')}? | {self._free('TEXT')}? {calls}"
+        head = self._up_to("HEAD", opening)
+        tail = self._free("TAIL", opening)
+        if can_repeat and self._many == "*":
+            return f"({head} call)* {tail}?"
+        return f"{tail}? | {head} call"
+
+    def _llama_answer(self) -> str:
+        """A call is the whole answer."""
+        tag = self._token(PYTHON_TAG)
+        called = "call" if tag is None else f"<[{tag}]>? call"
+        if self._must_call:
+            return called
+        if self.schema is not None:
+            return f"schema | {called}"
+        self._lines.append('TEXT: /(?s:.+)/ & ~/\\s*\\{\\s*"name"(?s:.*)/')
+        return f"TEXT? | {called}"
+
+    def _harmony(self) -> None:
+        channel, message, constrain = map(self._mark, (CHANNEL, MESSAGE, CONSTRAIN))
+        text = self._free("TEXT", START, CHANNEL, MESSAGE, CONSTRAIN, END)
+        next_one = f'{self._mark(END)} {self._mark(START)} "assistant"'
+        for name in ("analysis", "commentary"):
+            self._lines.append(f'{name}: {channel} "{name}" {message} {text}? {next_one}')
+        last = [] if self._must_call and self._tools else ["final"]
+        shown = "schema" if self.schema is not None else f"{text}?"
+        self._lines.append(f'final: {channel} "final" {message} {shown}')
+        if self._tools:
+            last.append("call")
+            for number, tool in enumerate(self._tools):
+                header = f'"{tool.function.name}" " "? ({constrain} "json")? {message}'
+                self._lines.append(f"one_{number}: {header} arguments_{number}")
+            ones = _any(f"one_{number}" for number in range(len(self._tools)))
+            self._lines.append(f'call: {channel} "commentary to=functions." ({ones})')
+        self._lines.append(f"start: (analysis | commentary)* ({_any(last)})")
+
+    def _mark(self, text: str) -> str:
+        token = self._token(text)
+        return json.dumps(text) if token is None else f"<[{token}]>"
+
+    def _token(self, text: str) -> int | None:
+        """The control token of a mark; None if it is written in tokens of text."""
+        return self._model.control_token(text)
+
+    def _up_to(self, name: str, mark: str) -> str:
+        """Any text, and ``mark``."""
+        if self._token(mark) is not None:
+            return f"{self._free(name)}? {self._mark(mark)}"
+        self._lines.append(f"{name.lower()}[suffix={json.dumps(mark)}]: /(?s:.*)/")
+        return name.lower()
+
+    def _free(self, name: str, *without: str) -> str:
+        """Any text but the empty one, in which those marks do not occur that are text."""
+        rule = f"{name}: /(?s:.+)/"
+        written = [mark for mark in without if self._token(mark) is None]
+        if written:
+            any_mark = "|".join("".join(f"\\x{ord(c):02x}" for c in mark) for mark in written)
+            rule += f" & ~/(?s:.*)({any_mark})(?s:.*)/"
+        if rule not in self._lines:
+            self._lines.append(rule)
+        return name
+
+    def _response_schema(self, request: ModelRequest) -> dict[str, Any] | None:
+        """Raises: InvalidRequest: it cannot be enforced."""
+        asked = request.response_format
+        if isinstance(asked, JsonObject):
+            return {"type": "object"}
+        if not isinstance(asked, JsonSchema):
+            return None
+        if len(asked.json_schema.source) > LONGEST_SCHEMA:
+            raise cannot_enforce(f"it has more than {LONGEST_SCHEMA} bytes", RESPONSE_FORMAT)
+        try:
+            schema = asked.json_schema.schema
+            reason = self._model.vocabulary.schema_error(schema, self._cancelled)
+        except (ValueError, RecursionError) as error:
+            raise cannot_enforce(str(error), RESPONSE_FORMAT) from error
+        if reason is not None:
+            raise cannot_enforce(reason, RESPONSE_FORMAT)
+        return schema
+
+    def _parameters(self, tool: Tool) -> dict[str, Any]:
+        """The schema of the arguments, or of any object where it cannot be enforced.
+
+        Raises: InvalidRequest: it must be enforced, and cannot be."""
+        try:
+            schema = {"type": "object", **tool.function.schema}
+            reason = self._model.vocabulary.schema_error(schema, self._cancelled)
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        if reason is None:
+            return schema
+        if tool.function.strict:
+            what = f"the schema of the parameters of {tool.function.name}"
+            raise cannot_enforce(reason, TOOLS, what)
+        return ANY_ARGUMENTS
+
+
+def _callable(request: ModelRequest) -> list[Tool]:
+    """The tools that the answer may call.
+
+    Raises: InvalidRequest: the one to be called is not there."""
+    choice = request.tool_choice
+    if not isinstance(choice, ChosenTool):
+        return request.offered_tools
+    chosen = [tool for tool in request.offered_tools if tool.function.name == choice.function.name]
+    if not chosen:
+        raise InvalidRequest(
+            f"tool_choice: there is no tool named {choice.function.name}", "tool_choice"
+        )
+    return chosen
+
+
+def _any(rules: Iterable[str]) -> str:
+    return " | ".join(rules)
