@@ -33,9 +33,13 @@ async def locate_cancellable(model: str) -> Path:
 
 def _local_file(model: str) -> Path:
     bundled = BUNDLED.get(model)
-    path = bundled.locate() if bundled else Path(model).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    try:
+        path = bundled.locate() if bundled else Path(model).expanduser()
+        what = None if path.is_file() else "is a folder" if path.is_dir() else "does not exist"
+    except (OSError, RuntimeError) as error:  # too long, or the home folder of nobody
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"the model {model} cannot be read: {why}") from None
+    if what is not None:
         raise ModelError(
             f"the model {model} {what}; give the path of a GGUF file, one of "
             f"{', '.join(sorted(BUNDLED))}, or {FORMS} (`sluice models` lists what is here)"

@@ -73,13 +73,13 @@ def _cached() -> Iterator[ListedModel]:
 
 def _in_folder(folder: Path) -> Iterator[ListedModel]:
     try:
-        names = [path.name for path in folder.expanduser().iterdir() if path.is_file()]
-    except OSError as error:
-        raise CommandError(
-            f"the folder {folder} cannot be read: {error.strerror}", EXIT_USAGE
-        ) from None
+        expanded = folder.expanduser()
+        names = [path.name for path in expanded.iterdir() if path.is_file()]
+    except (OSError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CommandError(f"the folder {folder} cannot be read: {why}", EXIT_USAGE) from None
     for files in group_models(names):
-        yield _listed(str(folder / files[0]), [folder.expanduser() / file for file in files])
+        yield _listed(str(folder / files[0]), [expanded / file for file in files])
 
 
 def _listed(name: str, paths: list[Path]) -> ListedModel:

@@ -47,7 +47,7 @@ def parse_models(options: list[str]) -> list[StackModel]:
 
 def _parse(option: str) -> StackModel:
     name, equals, model = option.partition("=")
-    if not equals or Path(option).expanduser().exists():  # a path may contain one
+    if not equals or _exists(option):  # a path may contain one
         name, model = "", option
     elif not is_name(name):
         raise CommandError(
@@ -61,3 +61,10 @@ def _parse(option: str) -> StackModel:
     except (ModelError, SettingsError) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     return StackModel(served, model)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # not a path
+        return False

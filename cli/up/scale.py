@@ -101,7 +101,7 @@ def split_cpus(cpus: list[int], inferers: int) -> list[list[int]]:
     if inferers > len(cpus):
         raise CommandError(
             f"{inferers} inferers: there are {len(cpus)} CPUs, and two inferers on one CPU are "
-            f"several times slower than one; give at most {len(cpus)}",
+            f"several times slower than one; give at most {len(cpus)} in all",
             EXIT_USAGE,
         )
     return [cpus[number::inferers] for number in range(inferers)]

@@ -11,17 +11,16 @@ from msgspec import Struct
 from shared.gguf_files import group_models
 from shared.hub.name import PREFIX, HubName
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FOLDER = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 
 
 class CachedModel(Struct, frozen=True):
-    """A model of ``repo`` whose files are all there, in the last revision that was downloaded."""
+    """A model of ``repo`` whose files are all there."""
 
     repo: str
     folder: Path
     files: list[str]
-    """Relative to ``folder``; the parts of a split model in order."""
+    """Relative to ``folder``, a revision; the parts of a split model in order."""
 
     @property
     def name(self) -> str:
@@ -82,19 +81,28 @@ def find_cached(name: HubName) -> Path | None:
 
 
 def _models(repo: str, folder: Path) -> list[CachedModel]:
-    try:
-        commit = (folder / "refs" / "main").read_text().strip()
-    except (OSError, ValueError):
-        return []
-    if not _COMMIT.fullmatch(commit):
-        return []
-    snapshot = folder / "snapshots" / commit
-    try:
+    found: dict[str, CachedModel] = {}
+    for snapshot in _snapshots(folder):
         files = [
             path.relative_to(snapshot).as_posix()
             for path in snapshot.rglob("*")
-            if path.is_file()  # an interrupted download leaves no file, a damaged cache a dead link
+            if path.is_file()  # not a link to a file that was deleted
         ]
+        for names in group_models(files):
+            found.setdefault(names[0], CachedModel(repo, snapshot, names))
+    return [found[name] for name in sorted(found)]
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """The revisions of which something was downloaded, the last known one of the branch ``main``
+    first, then the newest: a file that was downloaded earlier is only in that of its time."""
+    try:
+        main = (folder / "refs" / "main").read_text("utf-8", "replace").strip()
+    except OSError:
+        main = ""
+    try:
+        snapshots = [(path, path.stat().st_mtime) for path in (folder / "snapshots").iterdir()]
     except OSError:
         return []
-    return [CachedModel(repo, snapshot, names) for names in group_models(files)]
+    snapshots.sort(key=lambda one: (one[0].name == main, one[1]), reverse=True)
+    return [path for path, _ in snapshots]

@@ -178,16 +178,17 @@ def _explained(model: str, name: HubName) -> Iterator[None]:
             f"the model {model} cannot be downloaded: {constants.ENDPOINT} answers {status}; try "
             "again later, or give the path of a GGUF file"
         ) from None
-    except OSError as error:
-        raise ModelError(
-            f"the model {model} cannot be downloaded to {cache_folder()}: "
-            f"{error.strerror or _line(error)}; HF_HOME names another folder"
-        ) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ModelError(
+                f"the model {model} cannot be stored in {cache_folder()}: {error.strerror}; "
+                "HF_HOME names another folder"
+            ) from None
+        # No network, a proxy's page in place of the hub's answer, or a connection that broke off.
         raise ModelError(
-            f"the model {model} is not on this machine, and {constants.ENDPOINT} cannot be reached "
-            f"({type(error).__name__}: {_line(error)}): connect to the network, check HF_ENDPOINT, "
-            f"or give the path of a GGUF file{_alternatives(name)}"
+            f"the model {model} is not on this machine, and cannot be downloaded from "
+            f"{constants.ENDPOINT} ({type(error).__name__}: {_line(error)}): connect to the "
+            f"network, check HF_ENDPOINT, or give the path of a GGUF file{_alternatives(name)}"
         ) from None
 
 

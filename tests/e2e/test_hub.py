@@ -197,11 +197,29 @@ def test_what_is_cached_needs_no_network(hub: Hub, contents: bytes, tmp_path: Pa
         assert fetch(hub.url, tmp_path, model, HF_HUB_OFFLINE="1").path == path
     here = "or give the path of a GGUF file; on this machine there is hf:o/r/m-Q4_0.gguf"
     error = refused(nowhere, tmp_path, "hf:o/r:Q8_0")
-    assert error.startswith(f"the model hf:o/r:Q8_0 is not on this machine, and {nowhere} cannot ")
+    assert error.startswith(
+        "the model hf:o/r:Q8_0 is not on this machine, and cannot be downloaded"
+    )
+    assert f"{nowhere} (ConnectError: " in error
     assert error.endswith(here)
     error = refused(hub.url, tmp_path, "hf:o/r:Q8_0", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set: unset it" in error
     assert error.endswith(here)
+
+
+def test_a_file_of_an_earlier_revision_stays(hub: Hub, tmp_path: Path) -> None:
+    """The repository has changed, and another file of it was downloaded since: the first one is
+    still found without network. Of a file in both revisions the later is taken."""
+    hub.add("o/r", **{"a-Q4_0.gguf": b"GGUF1", "b-Q8_0.gguf": b"GGUF1"})
+    first = fetch(hub.url, tmp_path, "hf:o/r:Q4_0").path
+    fetch(hub.url, tmp_path, "hf:o/r:Q8_0")
+    hub.add("o/r", **{"a-Q4_0.gguf": b"GGUF2", "b-Q8_0.gguf": b"GGUF2", "c.gguf": b"GGUF"})
+    assert fetch(hub.url, tmp_path, "hf:o/r/c.gguf").path
+    (new,) = (path for path in tmp_path.rglob("c.gguf"))
+    (new.parent / "b-Q8_0.gguf").write_bytes(b"GGUF2")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert fetch(nowhere, tmp_path, "hf:o/r:Q4_0").path == first
+    assert Path(fetch(nowhere, tmp_path, "hf:o/r:Q8_0").path) == new.parent / "b-Q8_0.gguf"
 
 
 def test_a_private_repository_needs_the_token(hub: Hub, contents: bytes, tmp_path: Path) -> None:
@@ -220,7 +238,9 @@ def test_what_is_not_a_hub_is_one_line(hub: Hub, tmp_path: Path) -> None:
     """A proxy that answers with a page, as those of hotels do; a repository that is not there; a
     name that the hub would not accept."""
     hub.page = b"<html>please log in</html>"
-    assert "cannot be reached (JSONDecodeError" in refused(hub.url, tmp_path, "hf:o/r")
+    assert f"cannot be downloaded from {hub.url} (JSONDecodeError" in refused(
+        hub.url, tmp_path, "hf:o/r"
+    )
     hub.page = None
     assert "o/r does not exist" in refused(hub.url, tmp_path, "hf:o/r")
     assert "Cannot have -- or .. in repo_id" in refused(hub.url, tmp_path, "hf:o--x/r")

@@ -1,5 +1,6 @@
 """`sluice up` with several models, and with models by their names on the Hugging Face hub."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 
 from shared.cpus import own_cpus, usable_cpus
@@ -62,11 +64,21 @@ def ask(up: Up, **body: Any) -> dict[str, Any]:
 
 
 def check_unnamed_is_refused(up: Up, *names: str) -> None:
-    """A request without a model: over both of the gateway's HTTP interfaces, with the names."""
+    """A request without a model: over HTTP in both forms and over NATS, with the names."""
     for path in ("/jobs", "/v1/completions"):
         answer = up.http.post(path, json={"prompt": "hi", "max_tokens": 2})
         assert answer.status_code in (400, 422), answer.text
         assert f"name one of {', '.join(names)}" in answer.text
+    assert f"name one of {', '.join(names)}" in asyncio.run(_error_over_nats(up.nats_url))
+
+
+async def _error_over_nats(url: str) -> str:
+    connection = await nats.connect(url)
+    try:
+        reply = await connection.request("infer.submit", b'{"prompt": "hi"}', timeout=PATIENCE_S)
+        return (reply.headers or {}).get("Nats-Service-Error", "")
+    finally:
+        await connection.close()
 
 
 def test_two_models_have_inferers_and_cpus_of_their_own(
@@ -197,7 +209,8 @@ def test_without_network_the_start_is_refused(start: Start, tmp_path: Path) -> N
     up = start(["hf:o/r"], **hub_environment(tmp_path, nowhere))
     assert up.popen.wait(PATIENCE_S) == 2
     *events, line = up.stderr.splitlines()
-    assert line.startswith(f"sluice: the model hf:o/r is not on this machine, and {nowhere} cannot")
+    assert line.startswith("sluice: the model hf:o/r is not on this machine, and cannot be")
+    assert f" {nowhere} (ConnectError: " in line
     assert line.endswith("or give the path of a GGUF file")
     assert [event["event"] for event in up.events("model_download_started")]
     assert len(events) == 1, up.stderr
