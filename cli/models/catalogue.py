@@ -74,7 +74,7 @@ def _cached() -> Iterator[ListedModel]:
 def _in_folder(folder: Path) -> Iterator[ListedModel]:
     try:
         expanded = folder.expanduser()
-        names = [path.name for path in expanded.iterdir() if path.is_file()]
+        names = [path.name for path in expanded.iterdir()]
     except (OSError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise CommandError(f"the folder {folder} cannot be read: {why}", EXIT_USAGE) from None

@@ -76,8 +76,8 @@ FILE_TYPES = {
 GUESSED = 1024
 """Added to a file type that the converter did not know for sure."""
 
-
 MODEL = "model"
+MAX_KIND_CHARS = 32
 PROJECTOR_ARCHITECTURE = "clip"
 
 
@@ -134,7 +134,7 @@ class _Reader:
         usual = "mmproj" if architecture == PROJECTOR_ARCHITECTURE else MODEL
         n_ctx = known.get(f"{architecture}.context_length")
         return Header(
-            str(known.get("general.type") or usual),
+            str(known.get("general.type") or usual)[:MAX_KIND_CHARS],
             FILE_TYPES.get(file_type % GUESSED) if isinstance(file_type, int) else None,
             n_ctx if isinstance(n_ctx, int) else None,
             "tokenizer.chat_template" in known,

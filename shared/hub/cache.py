@@ -84,9 +84,7 @@ def _models(repo: str, folder: Path) -> list[CachedModel]:
     found: dict[str, CachedModel] = {}
     for snapshot in _snapshots(folder):
         files = [
-            path.relative_to(snapshot).as_posix()
-            for path in snapshot.rglob("*")
-            if path.is_file()  # not a link to a file that was deleted
+            path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if _is_file(path)
         ]
         for names in group_models(files):
             found.setdefault(names[0], CachedModel(repo, snapshot, names))
@@ -106,3 +104,11 @@ def _snapshots(folder: Path) -> list[Path]:
         return []
     snapshots.sort(key=lambda one: (one[0].name == main, one[1]), reverse=True)
     return [path for path, _ in snapshots]
+
+
+def _is_file(path: Path) -> bool:
+    """False for a link to a file that was deleted, or that must not be read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

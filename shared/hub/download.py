@@ -58,13 +58,13 @@ def _fetch_from_hub(model: str, name: HubName) -> Path:
         logging.set_verbosity(logging.ERROR)  # what matters is in the error
         info = HfApi().model_info(name.repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         models = group_models(file.rfilename for file in info.siblings or [])
-        paths = [_download(name.repo, file) for file in _choose(name, models)]
+        paths = [_download(name.repo, file) for file in _choose(model, name, models)]
     if len({path.parent for path in paths}) > 1:
         raise ModelError(f"{name.repo} has changed during the download of {model}; start it again")
     return paths[0]
 
 
-def _choose(name: HubName, models: list[list[str]]) -> list[str]:
+def _choose(model: str, name: HubName, models: list[list[str]]) -> list[str]:
     """The files of the one model that matches.
 
     Raises:
@@ -74,9 +74,9 @@ def _choose(name: HubName, models: list[list[str]]) -> list[str]:
     if len(found) == 1:
         return found[0]
     if found:
-        what = f"{name.repo} has {len(found)} models that match {PREFIX}{name.text}; give one of"
+        what = f"{name.repo} has {len(found)} models that match {model}; give one of"
     elif models:
-        what = f"{name.repo} has nothing that matches {PREFIX}{name.text}; it has"
+        what = f"{name.repo} has nothing that matches {model}; it has"
     else:
         raise ModelError(
             f"{name.repo} has no GGUF file; look for a repository with GGUF files of this model"

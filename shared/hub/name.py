@@ -28,15 +28,6 @@ class HubName(Struct, frozen=True):
     quantization: str = ""
     """As it stands in the names of files, ``Q4_K_M``; case does not matter."""
 
-    @property
-    def text(self) -> str:
-        """The name without ``hf:``."""
-        return (
-            self.repo
-            + (self.file and f"/{self.file}")
-            + (self.quantization and f":{self.quantization}")
-        )
-
     def matches(self, files: list[str]) -> bool:
         """Whether the model that consists of ``files`` may be meant."""
         if self.file:

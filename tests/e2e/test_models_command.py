@@ -99,6 +99,8 @@ def test_what_is_no_model_is_listed_as_such(tmp_path: Path) -> None:
     found.pop("gemma3-270m")
     assert {name.rpartition("/")[2]: one["problem"] for name, one in found.items()} == {
         "page.gguf": "not a GGUF file",
+        "pipe.gguf": "not a file",
+        "sub.gguf": "not a file",
         "unreadable\ufffd.gguf": "damaged: it ends in the middle of its header",
     }
     ended = run(str(folder), cwd=tmp_path, cache=cache)

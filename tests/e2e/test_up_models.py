@@ -231,7 +231,7 @@ def test_a_stop_in_the_middle_of_a_download(start: Start, hub: Hub, tmp_path: Pa
 
 def test_an_inferer_started_by_hand_downloads_its_model(hub: Hub, tmp_path: Path) -> None:
     """A signal ends it in the middle of the download, with status 0. Its health check finds it
-    under the same name."""
+    under the same name. What it cannot download ends it with one line and status 2."""
     hub.hang_after = 1
     command = [sys.executable, "-m", "services.inferer"]
     with Stack(tmp_path) as stack:
@@ -255,6 +255,11 @@ def test_an_inferer_started_by_hand_downloads_its_model(hub: Hub, tmp_path: Path
             assert Process(health, tmp_path / "health.log", environment).wait() == 0
         finally:
             second.terminate()
+        missing = {**environment, "INFERER_MODEL": "hf:o/r:q4_0", "HF_HUB_OFFLINE": "1"}
+        third = Process(command, tmp_path / "third.log", missing)
+        assert third.wait() == 2
+        (line,) = (one for one in third.output().splitlines() if not one.startswith("{"))
+        assert line.startswith("inferer: the model hf:o/r:q4_0 is not on this machine, and HF_HUB_")
 
 
 def test_a_download_shows_its_progress_on_a_terminal(
