@@ -11,6 +11,7 @@ from cli.commands.bench import bench
 from cli.commands.doctor import doctor
 from cli.commands.fleet import concurrency, inferers, queue, top
 from cli.commands.jobs import ask, cancel, status, submit
+from cli.commands.models import models
 from cli.commands.up import up
 from cli.exit_status import EXIT_FAILED, CommandError
 from cli.output import discard_stdout, print_error
@@ -26,7 +27,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="LLM inference through a NATS work queue: one request at a time through each worker.",
 )
-for command in (up, ask, submit, status, cancel, queue, inferers, top, concurrency, doctor, bench):
+for command in (
+    *(up, ask, submit, status, cancel, queue, inferers, top),
+    *(concurrency, doctor, models, bench),
+):
     app.command()(command)
 app.add_typer(dead.app, name="dead")
 app.add_typer(topology.app, name="topology")

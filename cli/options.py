@@ -36,6 +36,10 @@ TimeoutS = Annotated[
 NatsUrl = Annotated[str, typer.Option("--nats-url", envvar="NATS_URL", help="The broker.")]
 Replicas = Annotated[int, typer.Option(min=1, max=5, help="3 or 5 on a cluster.")]
 
+MODEL_HELP = (
+    "A GGUF file, the name of a bundled one, or one on the Hugging Face hub: "
+    "hf:owner/repo/file.gguf, hf:owner/repo:Q4_K_M. See: sluice models."
+)
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 DEFAULT_URL = "http://127.0.0.1:5001"
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.doctor.finding import Finding
+from cli.models.catalogue import Catalogue, ListedModel
 from shared.logs import drain_logs
 from shared.printable import printable, printable_json
 from shared.timestamps import milliseconds_between
@@ -255,6 +256,36 @@ def print_changes(changes: list[ConcurrencyChange]) -> None:
             out.print(
                 safe_text(f"{change.inferer}: still {change.before}: {change.refused}", "red")
             )
+
+
+def print_models(catalogue: Catalogue) -> None:
+    """One line per model, and below them where they were searched."""
+    columns: dict[str, Callable[[ListedModel], str]] = {
+        "model": lambda model: model.name,
+        "size": lambda model: _size(model.size_bytes),
+        "quantization": lambda model: model.quantization or "-",
+        "context": lambda model: "-" if model.n_ctx is None else str(model.n_ctx),
+        "chat": lambda model: "yes" if model.chat else "no",
+    }
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        align: Literal["left", "right"] = "right" if heading in ("size", "context") else "left"
+        table.add_column(heading, justify=align, overflow="fold")
+    for model in catalogue.models:
+        if model.problem is None:
+            table.add_row(*(safe_text(cell(model)) for cell in columns.values()))
+        else:
+            size = _size(model.size_bytes)
+            table.add_row(safe_text(model.name), size, safe_text(model.problem, "red"))
+    out.print(table if catalogue.models else "no models found")
+    out.print(safe_text(f"searched: bundled models, {', '.join(catalogue.searched)}", "dim"))
+
+
+def _size(size_bytes: int) -> str:
+    """``94.6 MB``, ``4.9 GB``."""
+    if size_bytes < 1e9:
+        return f"{size_bytes / 1e6:.1f} MB"
+    return f"{size_bytes / 1e9:.1f} GB"
 
 
 SEVERITIES = {

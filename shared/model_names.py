@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from shared.errors import SettingsError
+from shared.hub.name import PREFIX, is_hub_name
 
 MAX_NAME_CHARS = 128
 MAX_SLUG_CHARS = 48
@@ -57,12 +58,16 @@ def name_of(token: str, claimed: str | None) -> str:
 
 
 def served_name(model: str, wanted: str = "") -> str:
-    """The name under which ``model`` is served: ``wanted``, or one derived from the file name.
+    """The name under which ``model`` is served: ``wanted``, or one derived from the file name. A
+    name on the Hugging Face hub is served as it is, without ``hf:``: it must not depend on which
+    file it stands for.
 
     Raises:
         SettingsError: the name is not valid.
     """
-    name = wanted or _from_file_name(Path(model).name)
+    name = wanted or (
+        model.removeprefix(PREFIX) if is_hub_name(model) else _from_file_name(Path(model).name)
+    )
     if not is_name(name):
         raise SettingsError(f"INFERER_ALIAS={name!r}: give {NAME_RULE}")
     return name

@@ -13,7 +13,7 @@ from cli.bench.measurement import Measurement
 from cli.bench.report import make_report, print_report
 from cli.exit_status import EXIT_INTERRUPTED, EXIT_USAGE, CommandError
 from cli.interrupts import interrupted_by_signals
-from cli.options import Json
+from cli.options import MODEL_HELP, Json
 from cli.output import print_json, progress_line
 from shared.errors import ModelError
 from shared.model_files import locate
@@ -28,7 +28,7 @@ def bench(
             "--model",
             "-m",
             envvar="INFERER_MODEL",
-            help="A GGUF file, or the name of a bundled one.",
+            help=MODEL_HELP,
         ),
     ] = "smollm2",
     seconds: Annotated[
@@ -48,9 +48,12 @@ def bench(
     if plot is not None:
         check_file(plot)
     try:
-        file = locate(model).resolve()
+        with interrupted_by_signals():
+            file = locate(model).absolute()
     except ModelError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     load = os.getloadavg()[0]
     try:
         with interrupted_by_signals(), _progress() as progress:

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from cli.options import Json
+from cli.options import MODEL_HELP, Json
 from cli.output import discard_stdout, print_json
 from cli.up.log_format import LogFormat, is_plain
+from cli.up.models import parse_models
 from cli.up.scale import parse_concurrency, parse_scale
 from cli.up.stack import UpOptions, up_until_stopped
 
@@ -18,16 +19,24 @@ DEFAULT_DATA = user_data_path("sluice")
 
 def up(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A GGUF file, or the name of a bundled one.")
-    ] = "smollm2",
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]MODEL",
+            help=f"{MODEL_HELP} With NAME=, it is served under that name. Can be given several "
+            "times: each model gets inferers of its own.",
+        ),
+    ] = ["smollm2"],  # noqa: B006  # Typer does not change it
     inferers: Annotated[
-        int | None, typer.Option(min=0, help="Number of inferers; default: 1.")
+        int | None, typer.Option(min=0, help="Number of inferers of each model; default: 1.")
     ] = None,
     minimum: Annotated[
-        int | None, typer.Option("--min", min=0, help="Inferers to keep when no jobs wait.")
+        int | None,
+        typer.Option("--min", min=0, help="Inferers of each model to keep when no jobs wait."),
     ] = None,
     maximum: Annotated[
-        int | None, typer.Option("--max", min=0, help="Maximum number of inferers.")
+        int | None, typer.Option("--max", min=0, help="Maximum number of inferers of each model.")
     ] = None,
     idle_s: Annotated[
         float, typer.Option(help="Stop inferers above --min after this many idle seconds.")
@@ -57,10 +66,11 @@ def up(
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Run the whole stack on this machine until Ctrl-C: NATS, the gateway and inferers."""
+    """Run the whole stack on this machine until Ctrl-C: NATS, the gateway and inferers. The CPUs
+    are divided among all inferers, of all models."""
     options = UpOptions(
-        model=model,
-        scale=parse_scale(inferers, minimum, maximum, idle_s),
+        scale=parse_scale(inferers, minimum, maximum, idle_s, len(model)),
+        models=parse_models(model),
         concurrency=parse_concurrency(concurrency),
         host=host,
         port=port,

@@ -11,8 +11,8 @@ from shared.cpus import own_cpus, usable_cpus
 
 
 class Scale(Struct, frozen=True):
-    """Between ``minimum`` and ``maximum`` inferers. Those above ``minimum`` are stopped after
-    ``idle_s`` seconds without a job."""
+    """Between ``minimum`` and ``maximum`` inferers of each model. Those above ``minimum`` are
+    stopped after ``idle_s`` seconds without a job."""
 
     minimum: int
     maximum: int
@@ -29,9 +29,14 @@ class Scale(Struct, frozen=True):
 
 
 def parse_scale(
-    inferers: int | None, minimum: int | None, maximum: int | None, idle_s: float
+    inferers: int | None,
+    minimum: int | None,
+    maximum: int | None,
+    idle_s: float,
+    models: int = 1,
 ) -> Scale:
-    """The scale for ``--inferers``, ``--min``, ``--max`` and ``--idle-s``; None if not given.
+    """The scale of each of ``models`` models for ``--inferers``, ``--min``, ``--max`` and
+    ``--idle-s``; None if not given.
 
     Raises:
         CommandError: the options contradict each other.
@@ -49,7 +54,7 @@ def parse_scale(
     if minimum is None:
         minimum = min(1, maximum or 0)
     if maximum is None:
-        maximum = max(minimum, usable_cpus())
+        maximum = max(minimum, usable_cpus() // models, 1)
     if minimum > maximum:
         raise CommandError(f"--min {minimum} is more than --max {maximum}", EXIT_USAGE)
     return Scale(minimum, maximum, idle_s)
@@ -70,15 +75,16 @@ def parse_concurrency(text: str) -> StartConcurrency:
     return concurrency
 
 
-def cpu_shares(scale: Scale) -> list[list[int]] | list[None]:
-    """The CPUs of each inferer, up to the maximum; None means all CPUs.
+def cpu_shares(scale: Scale, models: int = 1) -> list[list[int]] | list[None]:
+    """The CPUs of each inferer, up to the maximum of each model; None means all CPUs.
 
     Raises:
-        CommandError: the maximum exceeds the number of CPUs.
+        CommandError: there are more inferers than CPUs.
     """
-    if scale.maximum == 1:
+    inferers = scale.maximum * models
+    if inferers == 1:
         return [None]  # a single inferer is not pinned
-    parts = split_cpus(own_cpus()[: usable_cpus()], scale.maximum)
+    parts = split_cpus(own_cpus()[: usable_cpus()], inferers)
     _check_threads(min(len(part) for part in parts) if parts else 1)
     return parts
 
@@ -95,7 +101,7 @@ def split_cpus(cpus: list[int], inferers: int) -> list[list[int]]:
     if inferers > len(cpus):
         raise CommandError(
             f"{inferers} inferers: there are {len(cpus)} CPUs, and two inferers on one CPU are "
-            f"several times slower than one; give at most {len(cpus)}",
+            f"several times slower than one; give at most {len(cpus)} in all",
             EXIT_USAGE,
         )
     return [cpus[number::inferers] for number in range(inferers)]

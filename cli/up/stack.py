@@ -21,13 +21,14 @@ from cli.up.child import ROOT, Child
 from cli.up.disk import DiskWatch, storage_limit
 from cli.up.folder_lock import locked
 from cli.up.log_format import render_event, render_output
+from cli.up.models import StackModel
 from cli.up.scale import Scale, cpu_shares
 from shared.config import StartConcurrency
-from shared.errors import ModelError, SettingsError
+from shared.errors import ModelError
 from shared.logs import configure_logs, logger
-from shared.model_files import locate
-from shared.model_names import served_name, token_of
-from shared.process.lifecycle import stop_on_signals
+from shared.model_files import locate_cancellable
+from shared.model_names import token_of
+from shared.process.lifecycle import ShutdownRequested, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
 from shared.wire.api import FleetReport, QueueReport
 
@@ -43,8 +44,9 @@ log = logger()
 
 
 class UpOptions(Struct, frozen=True):
-    model: str
+    models: list[StackModel]
     scale: Scale
+    """Of each model."""
     concurrency: StartConcurrency
     host: str
     port: int
@@ -59,17 +61,23 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
     and the broker once requests can be served.
 
     Raises:
-        CommandError: the folder or a port is in use, or a child cannot start.
+        CommandError: the folder or a port is in use, a model cannot be downloaded, or a child
+            cannot start.
     """
     renderer = render_event if options.plain_logs else JSONRenderer()
     configure_logs("up", stream=sys.stderr, renderer=renderer)
     _check_grace()
-    _check_model(options.model)
+    shares = cpu_shares(options.scale, len(options.models))
     with locked(options.data) as lock, stop_on_signals() as stopping:
+        try:
+            # Once for all inferers, and before any starts.
+            files = [await until_stopped(stopping, _file(model)) for model in options.models]
+        except ShutdownRequested:
+            return
         with ExitStack() as probes:  # both at once, or they could be the same
             http_port = _free_port(probes, options.host, options.port, "--port")
             nats_port = _free_port(probes, options.host, options.nats_port, "--nats-port")
-        stack = _Stack(options, http_port, nats_port, lock)
+        stack = _Stack(options, files, shares, http_port, nats_port, lock)
         running = stack.start()
         stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
         serving = asyncio.create_task(stack.serve(announce), name="serve")
@@ -100,8 +108,17 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
 class _Stack:
     """The children, in the order in which they are started."""
 
-    def __init__(self, options: UpOptions, http_port: int, nats_port: int, lock: int) -> None:
-        """``lock`` is the descriptor of the folder's lock, which each child inherits."""
+    def __init__(
+        self,
+        options: UpOptions,
+        files: list[Path],
+        shares: list[list[int]] | list[None],
+        http_port: int,
+        nats_port: int,
+        lock: int,
+    ) -> None:
+        """``files`` are those of the models, and ``shares`` the CPUs of their inferers, in order.
+        ``lock`` is the descriptor of the folder's lock, which each child inherits."""
         reachable = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
         host = f"[{reachable}]" if ":" in reachable else reachable
         self.http_url = f"http://{host}:{http_port}"
@@ -110,8 +127,7 @@ class _Stack:
         self._scale = options.scale
         self._slots = 1 if options.concurrency == "auto" else options.concurrency
         """Of an inferer that starts."""
-        model = _absolute(options.model)
-        self._alias = _alias(model)
+        self._names = [model.name for model in options.models]
         self._nats_folder = options.data.resolve() / "nats"
         try:
             self._nats_folder.mkdir(exist_ok=True)
@@ -141,11 +157,16 @@ class _Stack:
                 **environment,
                 "GATEWAY_HOST": options.host,
                 "GATEWAY_PORT": str(http_port),
-                **(_models(self._alias) if self._scale.from_zero else {}),
+                **self._expected_models(),
             },
             descriptors=(lock,),
             render=render,
         )
+        served = [
+            (name, file)
+            for name, file in zip(self._names, files, strict=True)
+            for _ in range(self._scale.maximum)
+        ]
         self._inferers = [
             Child(
                 f"inferer-{number}",
@@ -153,22 +174,35 @@ class _Stack:
                 {
                     **environment,
                     "INFERER_ID": f"inferer-{number}",
-                    "INFERER_MODEL": model,
+                    "INFERER_MODEL": str(file),
+                    "INFERER_ALIAS": name,
                     "INFERER_CONCURRENCY": str(options.concurrency),
                 },
                 cpus,
                 (lock,),
                 render,
             )
-            for number, cpus in enumerate(cpu_shares(self._scale), start=1)
+            for number, ((name, file), cpus) in enumerate(zip(served, shares, strict=True), start=1)
         ]
         self.children = [self._nats, self._gateway, *self._inferers]
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start the initial processes. Returns a task for each child, started or not."""
-        for child in (self._nats, self._gateway, *self._inferers[: self._scale.minimum]):
+        wanted = [
+            child for model in self._inferers_by_model for child in model[: self._scale.minimum]
+        ]
+        for child in (self._nats, self._gateway, *wanted):
             child.start()
         return [asyncio.create_task(child.run()) for child in self.children]
+
+    @property
+    def _inferers_by_model(self) -> list[list[Child]]:
+        """In the order of the models."""
+        count = self._scale.maximum
+        return [
+            self._inferers[number * count : (number + 1) * count]
+            for number in range(len(self._names))
+        ]
 
     @property
     def can_continue(self) -> bool:
@@ -194,13 +228,13 @@ class _Stack:
         async with asyncio.TaskGroup() as group:
             group.create_task(disk.run())
             if self._scale.varies:
-                autoscaler = Autoscaler(
-                    self.http_url, self._alias, self._slots, self._scale, self._inferers
-                )
-                group.create_task(autoscaler.run())
+                for name, inferers in zip(self._names, self._inferers_by_model, strict=True):
+                    autoscaler = Autoscaler(self.http_url, name, self._slots, self._scale, inferers)
+                    group.create_task(autoscaler.run())
 
     async def _wait_until_ready(self) -> None:
-        """Until the gateway is ready and, unless the minimum is 0, a live inferer has a queue."""
+        """Until the gateway is ready and, unless the minimum is 0, each model has a live inferer
+        and a queue."""
         async with httpx.AsyncClient(base_url=self.http_url, timeout=2, trust_env=False) as client:
             while not await self._is_ready(client):
                 await asyncio.sleep(POLL_S)
@@ -213,12 +247,23 @@ class _Stack:
             inferers = msgspec.json.decode(found, type=FleetReport).inferers
             # Its gateway has created the queues of the models that it lists.
             found = (await client.get("/queue")).content
-            queues = {queue.model for queue in msgspec.json.decode(found, type=QueueReport).models}
+            queues = msgspec.json.decode(found, type=QueueReport).models
         except (httpx.HTTPError, msgspec.DecodeError):
             return False
         # Entries of an earlier stack, which was killed a moment ago, may still exist.
-        live = [entry for entry in inferers if entry.started_at >= self._started_at]
-        return self._scale.minimum == 0 or any(entry.model in queues for entry in live)
+        live = {token_of(one.model) for one in inferers if one.started_at >= self._started_at}
+        live &= {token_of(queue.model) for queue in queues}
+        return self._scale.minimum == 0 or live >= {token_of(name) for name in self._names}
+
+    def _expected_models(self) -> dict[str, str]:
+        """Let the gateway accept jobs before the first inferer has run. If there are several
+        models, it then never takes the only live one for the one that a request means."""
+        if not self._scale.from_zero and len(self._names) == 1:
+            return {}
+        others = os.environ.get("GATEWAY_MODELS", "")
+        # A name with a comma cannot be listed; the gateway learns it from the first inferer.
+        names = (token_of(name) if "," in name else name for name in self._names)
+        return {"GATEWAY_MODELS": ",".join((others, *names))}
 
     async def stop(self) -> None:
         """In order: the gateway accepts no more jobs, then the inferers end, then the broker."""
@@ -228,10 +273,15 @@ class _Stack:
         await self._nats.stop(NATS_STOP_S)
 
 
-def _check_model(model: str) -> None:
-    """Check the file before anything is started; an inferer would report it last."""
+async def _file(model: StackModel) -> Path:
+    """Its file. Children run in another folder, so the path must not be relative; a link is kept,
+    since the parts of a split model are found beside it.
+
+    Raises:
+        CommandError: it cannot be downloaded.
+    """
     try:
-        locate(model)
+        return (await locate_cancellable(model.model)).absolute()
     except ModelError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
 
@@ -248,28 +298,6 @@ def _check_grace() -> None:
             f"{LONGEST_GRACE_S:g}",
             EXIT_USAGE,
         )
-
-
-def _alias(model: str) -> str:
-    """The name under which the inferers will serve it, from the same variable."""
-    try:
-        return served_name(model, os.environ.get("INFERER_ALIAS", ""))
-    except SettingsError as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-
-
-def _models(alias: str) -> dict[str, str]:
-    """Let the gateway accept jobs for ``alias`` before its first inferer has run."""
-    others = os.environ.get("GATEWAY_MODELS", "")
-    if "," in alias:  # the gateway learns the name from the first inferer
-        alias = token_of(alias)
-    return {"GATEWAY_MODELS": f"{others},{alias}"}
-
-
-def _absolute(model: str) -> str:
-    """Children run in another folder, so a path must not be relative."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else model
 
 
 def _nats_server() -> str:

@@ -28,7 +28,7 @@ from shared.broker.consumers import require_own_wire
 from shared.config import BrokerSettings, load
 from shared.cpus import cpu_flags, cpu_model, own_cpus
 from shared.logs import configure_logs, drain_logs, logger
-from shared.model_files import locate
+from shared.model_files import locate_cancellable
 from shared.model_names import served_name
 from shared.process.lifecycle import ShutdownRequested, run_process, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
@@ -59,7 +59,7 @@ async def _serve(
     recorder: FlightRecorder,
 ) -> None:
     log = logger()
-    path = locate(settings.model)
+    path = await until_stopped(stopping, locate_cancellable(settings.model))
     fitness = await until_stopped(stopping, check_fitness(settings, path))
     model = await asyncio.to_thread(load_model, settings, path, extra_buffers=fitness.extra_buffers)
     cpu, features = cpu_model(), compiled_for()

@@ -19,7 +19,8 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Every field is an environment variable, ``INFERER_MODEL`` for ``model`` and so on."""
 
     model: str = "smollm2"
-    """A path to a GGUF file, or the name of a bundled one."""
+    """A path to a GGUF file, the name of a bundled one, or ``hf:…``, one on the Hugging Face
+    hub."""
     alias: str = ""
     """The name to serve it under; by default made from ``model``."""
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,128}$")] = ""

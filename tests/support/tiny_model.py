@@ -24,13 +24,14 @@ def write_tiny_model(
     tokenizer: bool = True,
     metadata: Mapping[str, object] | None = None,
     longrope_from: int | None = None,
+    tensors_per_part: int = 0,
 ) -> Path:
     """Write a two-layer llama with the bundled model's tokenizer, unless ``tokenizer`` is false,
     and its template if ``chat``. Each of its 4 heads has a fourth of ``width``. ``metadata`` adds
     fields or replaces their values. In a context of more than ``longrope_from`` tokens it computes
-    with other factors."""
+    with other factors. With ``tensors_per_part``, it is split into parts beside ``path``."""
     random = numpy.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_per_part)
     writer.add_name("tiny")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(width)

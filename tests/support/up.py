@@ -14,7 +14,7 @@ from tests.support.processes import Child, clean_environment, eventually, script
 class Up(Child):
     """One `sluice up` on free ports, with its stdout apart from its stderr."""
 
-    def __init__(self, data: Path, model: Path, *options: str, **environment: str) -> None:
+    def __init__(self, data: Path, model: Path | str, *options: str, **environment: str) -> None:
         self.data = data
         data.mkdir(exist_ok=True)
         number = len(list(data.glob("out-*")))

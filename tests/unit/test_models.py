@@ -38,6 +38,13 @@ def test_a_missing_file_names_it_and_what_there_is(tmp_path: Path) -> None:
         locate(str(missing))
 
 
+@pytest.mark.parametrize("model", ["a" * 5000, "~nobody-here/m.gguf", ""])
+def test_what_cannot_be_a_path_is_refused(model: str) -> None:
+    """Like any other path where nothing is."""
+    with pytest.raises(ModelError):
+        locate(model)
+
+
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     """A folder of Hugging Face files is a frequent mistake."""
     with pytest.raises(ModelError, match="is a folder"):

@@ -3,8 +3,8 @@
 import pytest
 
 from cli.exit_status import EXIT_USAGE, CommandError
-from cli.up.scale import Scale, parse_scale, split_cpus
-from shared.cpus import usable_cpus
+from cli.up.scale import Scale, cpu_shares, parse_scale, split_cpus
+from shared.cpus import own_cpus, usable_cpus
 
 
 @pytest.mark.parametrize("inferers", [1, 2, 3, 5])
@@ -47,3 +47,21 @@ def test_missing_numbers_of_inferers_are_filled_in(
 ) -> None:
     """One is always there; there are never more than CPUs, unless more were asked for."""
     assert parse_scale(inferers, least, most, 60) == Scale(*meant, 60)
+
+
+def test_numbers_are_those_of_each_model() -> None:
+    """By default as many as each model's share of the CPUs, but one at least."""
+    cpus = usable_cpus()
+    assert parse_scale(2, None, None, 60, models=3) == Scale(2, 2, 60)
+    assert parse_scale(None, 0, None, 60, models=cpus) == Scale(0, 1, 60)
+    assert parse_scale(None, 0, None, 60, models=cpus + 1) == Scale(0, 1, 60)
+
+
+def test_the_inferers_of_all_models_share_the_cpus() -> None:
+    """One inferer alone is not pinned; those of several models are, and more than CPUs refused."""
+    cpus = own_cpus()[: usable_cpus()]
+    assert cpu_shares(Scale(1, 1, 60), models=1) == [None]
+    shares = cpu_shares(Scale(0, 1, 60), models=len(cpus))
+    assert shares == ([[cpu] for cpu in cpus] if len(cpus) > 1 else [None])
+    with pytest.raises(CommandError, match=f"give at most {len(cpus)} in all"):
+        cpu_shares(Scale(0, 1, 60), models=len(cpus) + 1)

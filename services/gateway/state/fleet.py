@@ -279,7 +279,11 @@ class Fleet:
         return self.models.get(_token_of_valid(name)) or await self.model(name)
 
     def _only_model(self) -> str:
-        for candidates in (list(self.models), list(self._inferers), self._expected):
+        live = set(self._inferers)
+        if len(self._expected) > 1:
+            # What a request means must not depend on which of them has an inferer at the moment.
+            live |= {token_of(name) for name in self._expected}
+        for candidates in (list(self.models), list(live), self._expected):
             if len(candidates) == 1:
                 return candidates[0]
         if not self.models:

@@ -93,10 +93,10 @@ async def check_fitness(settings: InfererSettings, path: Path) -> Fitness:
 
 async def _test(path: Path) -> tuple[Fitness, bool]:
     """The fitness, and whether it may differ at the next start."""
-    first = await _run_self_test()
+    first = await _run_self_test(path)
     if not first.was_killed:
         return Fitness(speed=first.speed), False
-    second = await _run_self_test(self_test.WITHOUT_EXTRA_BUFFERS)
+    second = await _run_self_test(path, self_test.WITHOUT_EXTRA_BUFFERS)
     cpu = cpu_model()
     if second.was_killed:
         raise ModelError(
@@ -112,10 +112,11 @@ async def _test(path: Path) -> tuple[Fitness, bool]:
     return fitness, first.may_differ
 
 
-async def _run_self_test(*options: str) -> _Exit:
+async def _run_self_test(path: Path, *options: str) -> _Exit:
     """Raises: ModelError: the self-test failed by itself."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", self_test.__name__, *options),
+        env={**os.environ, "INFERER_MODEL": str(path)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
