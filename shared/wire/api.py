@@ -8,8 +8,17 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.fields import NO_METADATA, Metadata, check_times
 from shared.wire.inferers import Concurrency, ConcurrencyChange, InfererEntry
+from shared.wire.inputs import AnyDocuments, AnyInput, Text, Texts, TopN, inputs_of, texts_of
 from shared.wire.logprobs import TokenLogprob
-from shared.wire.requests import Messages, Priority, Prompt, Sampling, Task
+from shared.wire.requests import (
+    TEXT_TASKS,
+    Messages,
+    Priority,
+    Prompt,
+    Sampling,
+    Task,
+    check_options,
+)
 from shared.wire.results import (
     Cancelled,
     Completed,
@@ -18,6 +27,7 @@ from shared.wire.results import (
     Failed,
     FinishReason,
     Outcome,
+    RankedDocument,
     Result,
     Timings,
     Usage,
@@ -42,11 +52,18 @@ CLI_USER_AGENT = "sluice-cli/"
 class JobSubmission(
     Sampling, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """What ``POST /jobs`` and the NATS endpoints take."""
+    """What ``POST /jobs`` and the NATS endpoints take. ``messages``, ``prompt``, ``input`` or
+    ``query`` with ``documents`` say what is asked of the model."""
 
     model: str | None = None
     messages: Messages | None = None
     prompt: Prompt | None = None
+    input: AnyInput | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    query: Text | None = None
+    documents: AnyDocuments | None = None
+    top_n: TopN | None = None
+    return_documents: bool = False
     timeout_s: TimeoutS | None = None
     priority: Priority = "normal"
     metadata: Metadata | UnsetType = UNSET
@@ -54,11 +71,30 @@ class JobSubmission(
     def __post_init__(self) -> None:
         if self.model == "":  # some clients send it for no model
             msgspec.structs.force_setattr(self, "model", None)
-        if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give either `messages` or `prompt`, and not both")
+        asked = [self.messages, self.prompt, self.input, self.query]
+        if sum(one is not None for one in asked) != 1:
+            raise ValueError("give one of `messages`, `prompt`, `input` and `query`")
+        if (self.query is None) != (self.documents is None):
+            raise ValueError("give `query` and `documents` together")
+        if self.dimensions is not None and self.input is None:
+            raise ValueError("`dimensions` is for `input`, which this job has not")
+        check_options(self.task, self, self.top_n, self.return_documents)
+        if self.input is not None:
+            msgspec.structs.force_setattr(self, "input", inputs_of(self.input))
+        if self.documents is not None:
+            msgspec.structs.force_setattr(self, "documents", texts_of(self.documents))
+
+    @property
+    def texts(self) -> Texts:
+        """The documents as texts; none if there are no documents."""
+        return texts_of(self.documents or [])
 
     @property
     def task(self) -> Task:
+        if self.input is not None:
+            return "embed"
+        if self.query is not None:
+            return "rerank"
         return "complete" if self.messages is None else "chat"
 
 
@@ -66,6 +102,11 @@ class NatsSubmission(
     JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
     stream: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stream and self.task not in TEXT_TASKS:
+            raise ValueError("`stream` is for text that is generated, which this job has not")
 
 
 class DeadLetterHead(Struct, frozen=True, kw_only=True):
@@ -101,11 +142,30 @@ class AssistantMessage(Struct, frozen=True):
 
 
 class JobResult(Struct, frozen=True, kw_only=True):
-    text: str
-    finish_reason: FinishReason
+    """A text, embeddings (each as base64 of little-endian 32-bit floats) or ranked documents."""
+
+    text: str | UnsetType = UNSET
+    finish_reason: FinishReason | UnsetType = UNSET
     usage: Usage
     message: AssistantMessage | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
+    embeddings: list[bytes] | UnsetType = UNSET
+    ranking: list[RankedDocument] | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, completed: Completed) -> Self:
+        if completed.embeddings is not None:
+            return cls(usage=completed.usage, embeddings=completed.embeddings)
+        if completed.ranking is not None:
+            return cls(usage=completed.usage, ranking=completed.ranking)
+        is_chat = completed.task == "chat"
+        return cls(
+            text=completed.text,
+            finish_reason=completed.finish_reason,
+            usage=completed.usage,
+            message=AssistantMessage(completed.text) if is_chat else UNSET,
+            logprobs=UNSET if completed.logprobs is None else completed.logprobs,
+        )
 
 
 class JobError(Struct, frozen=True):
@@ -165,13 +225,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
         """How a finished job is shown."""
         result, error = None, None
         if isinstance(outcome, Completed):
-            result = JobResult(
-                text=outcome.text,
-                finish_reason=outcome.finish_reason,
-                usage=outcome.usage,
-                message=AssistantMessage(outcome.text) if outcome.task == "chat" else UNSET,
-                logprobs=UNSET if outcome.logprobs is None else outcome.logprobs,
-            )
+            result = JobResult.of(outcome)
         else:
             error = JobError(code=outcome.code, message=outcome.message)
         return cls(

@@ -303,7 +303,7 @@ class Fleet:
         if inferers:
             newest = max(inferers, key=lambda inferer: inferer.started_at)
             name = newest.model
-            facts = ModelFacts(newest.n_ctx, newest.tasks, newest.token_bytes, newest.vocabulary)
+            facts = ModelFacts.of(newest)
         if held is not None and held.is_set(name, limit, facts):
             return
         await ensure_consumers(self._broker, self._topology.ack_wait_s, name, limit, facts)

@@ -6,12 +6,13 @@ import msgspec
 from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
 from msgspec import UNSET, Raw, UnsetType
 
+from services.gateway.validation.inputs import check_inputs
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_token_ids
 from shared.wire.api import JobSubmission
 from shared.wire.codecs import encode
 from shared.wire.inferers import ModelFacts
-from shared.wire.requests import JsonObject, JsonSchema, NamedSchema
+from shared.wire.requests import JsonObject, JsonSchema, NamedSchema, Task
 
 MAX_DEPTH = 64
 """Levels of nesting that every part of Sluice can decode."""
@@ -23,6 +24,21 @@ MAX_SCHEMA_BYTES = 32 * 1024
 
 MAX_WHITESPACE_FACTOR = 8
 """How many times larger a schema may be with its white space."""
+
+PARAMS: dict[Task, str] = {
+    "chat": "messages",
+    "complete": "prompt",
+    "embed": "input",
+    "rerank": "query",
+}
+"""The field that asks for a task."""
+
+DOES: dict[Task, str] = {
+    "chat": "answers `messages`",
+    "complete": "continues a `prompt`",
+    "embed": "computes embeddings of `input` and generates no text",
+    "rerank": "ranks `documents` for a `query` and generates no text",
+}
 
 LOGPROB_BYTES = 60
 """Of one token in a result, about."""
@@ -49,6 +65,9 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         InvalidRequest, PromptTooLong.
     """
     check_metadata(submission.metadata)
+    if facts is not None:
+        _check_task(submission.task, facts)
+    check_inputs(submission, facts)
     if isinstance(submission.response_format, JsonSchema):
         check_schema(submission.response_format.json_schema)
     _check_end(submission, facts)
@@ -72,10 +91,6 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "max_tokens",
         )
-    if submission.task == "chat" and "chat" not in facts.tasks:
-        raise InvalidRequest(
-            "this model has no chat template; send `prompt` instead of `messages`", "messages"
-        )
     texts = [submission.prompt or ""] + [message.text for message in submission.messages or []]
     size = max(len(text.encode("utf-8")) for text in texts)
     if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
@@ -84,6 +99,18 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "prompt" if submission.prompt is not None else "messages",
         )
+
+
+def _check_task(task: Task, facts: ModelFacts) -> None:
+    """Raises: InvalidRequest: the model cannot do it."""
+    if task in facts.tasks:
+        return
+    if task == "chat" and "complete" in facts.tasks:
+        why = "this model has no chat template; send `prompt` instead of `messages`"
+    else:
+        does = " and ".join(DOES[one] for one in facts.tasks)
+        why = f"{PARAMS[task]}: this model {does}; name another model"
+    raise InvalidRequest(why, PARAMS[task])
 
 
 def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:

@@ -19,7 +19,7 @@ from services.inferer.engine.library import gpus, load_backends
 from services.inferer.settings import SplitMode
 from shared.errors import InvalidRequest, ModelError, PromptTooLong, SettingsError
 from shared.logs import logger
-from shared.wire.requests import ChatMessage
+from shared.wire.requests import ChatMessage, Task
 
 LARGEST_DEFAULT_CONTEXT = 4096
 ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
@@ -36,6 +36,11 @@ LEFT_STRIP, RIGHT_STRIP = llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP, llama_cpp.LLAMA_TOK
 LEVEL_WARNING, LEVEL_ERROR = 3, 4
 NO_POOLING = ("", "0", "-1")
 """A GGUF's ``pooling_type`` if the model generates text: missing, none, unspecified."""
+POOLS_MEAN, POOLS_FIRST, POOLS_LAST, RANKS = "1", "2", "3", "4"
+TASK_OF_POOLING: dict[str, Task] = {
+    **dict.fromkeys((POOLS_MEAN, POOLS_FIRST, POOLS_LAST), "embed"),
+    RANKS: "rerank",
+}
 LOSSLESS_VOCABULARIES = (
     llama_cpp.LLAMA_VOCAB_TYPE_SPM,
     llama_cpp.LLAMA_VOCAB_TYPE_BPE,
@@ -102,7 +107,7 @@ class Model:
         loaded, which takes a separate process.
 
         Raises:
-            ModelError: llama.cpp cannot load the model, or it does not generate text.
+            ModelError: llama.cpp cannot load the model, or it is of no kind that is supported.
             SettingsError: this machine does not have that GPU.
         """
         llama_cpp.llama_log_set(_log_llama, None)
@@ -123,17 +128,17 @@ class Model:
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
         ):
-            raise ModelError(f"the model {path} is not a decoder-only text generator")
+            raise ModelError(f"the model {path} has an encoder of its own, which is not supported")
         self.path = path
         self.gpu_layers = self._layers_on_gpus(gpu_layers)
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
-        self._require_text_generator()
+        self._pooled = self._pooled_task()
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
-        self._template = self._chat_template() if chat else None
+        self._template = self._chat_template() if chat and self.generates_text else None
         self.vocabulary = Vocabulary(self)
         if self._template is not None:
-            _ = self._control_tokens  # not while a job waits for it
+            _ = self.control_tokens  # not while a job waits for it
         self._pieces: dict[int, bytes | None] = {}
         self.load_ms = (time.perf_counter() - started) * 1000
 
@@ -143,24 +148,72 @@ class Model:
         self.vocabulary.close()
         llama_cpp.llama_model_free(self.handle)
 
-    def _require_text_generator(self) -> None:
-        """Raises: ModelError: the model does not generate text."""
+    def _pooled_task(self) -> Task | None:
+        """What it does if it makes one output of each input; None if it generates text.
+
+        Raises:
+            ModelError: it does neither, or has no tokenizer.
+        """
         if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             raise ModelError(
                 f"the model {self.path} has no tokenizer; convert it again, together with the "
                 "tokenizer's files"
             )
-        architecture = self._metadata("general.architecture")
-        if self._metadata(f"{architecture}.attention.causal") == "false":
+        pooling = self._architecture_field("pooling_type")
+        if pooling in TASK_OF_POOLING:
+            return TASK_OF_POOLING[pooling]
+        if not self._is_causal:
             raise ModelError(
-                f"the model {self.path} does not generate text from left to right (embedding and "
-                "diffusion models do not); choose one that does"
+                f"the model {self.path} does not generate text from left to right (diffusion "
+                "models do not), and does not say how it makes one embedding of those of all "
+                "tokens (pooling_type); choose one that does"
             )
-        if self._metadata(f"{architecture}.pooling_type") not in NO_POOLING:
+        if pooling not in NO_POOLING:
             raise ModelError(
-                f"the model {self.path} computes embeddings or ranks texts, it does not generate "
-                "any; choose one that does"
+                f"the model {self.path} has a pooling_type that Sluice does not know, {pooling}; "
+                "choose another one"
             )
+        return None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What it can do."""
+        if self._pooled is not None:
+            return [self._pooled]
+        return ["chat", "complete"] if self.has_chat_template else ["complete"]
+
+    @property
+    def generates_text(self) -> bool:
+        return self._pooled is None
+
+    @property
+    def dimensions(self) -> int:
+        """Of its embeddings; 0 if it computes none."""
+        return self.output_width if self._pooled == "embed" else 0
+
+    @property
+    def output_width(self) -> int:
+        """How many numbers it makes of an input, if it makes one output of each."""
+        if self._pooled == "rerank":
+            return int(llama_cpp.llama_model_n_cls_out(self.handle))
+        return int(llama_cpp.llama_model_n_embd_out(self.handle))
+
+    @property
+    def can_compute_in_parts(self) -> bool:
+        """Whether an input may be computed in several batches: a token sees only those before it,
+        and the output is that of the last one."""
+        pools = self._architecture_field("pooling_type")
+        pools_last = pools == POOLS_LAST or (
+            pools == RANKS and self._architecture_field("classifier.pooling_type") != POOLS_MEAN
+        )
+        return pools_last and self._is_causal
+
+    @property
+    def _is_causal(self) -> bool:
+        return self._architecture_field("attention.causal") != "false"
+
+    def _architecture_field(self, key: str) -> str:
+        return self._metadata(f"{self._metadata('general.architecture')}.{key}")
 
     @property
     def quantization(self) -> str:
@@ -198,7 +251,7 @@ class Model:
     @property
     def has_original_context(self) -> bool:
         """Whether it computes differently beyond the context that it was originally trained for."""
-        return bool(self._metadata(f"{self._metadata('general.architecture')}.{ORIGINAL_CONTEXT}"))
+        return bool(self._architecture_field(ORIGINAL_CONTEXT))
 
     def _metadata(self, key: str) -> str:
         """A field of the GGUF as text; empty if it is missing."""
@@ -279,7 +332,7 @@ class Model:
                 "messages",
             )
         _require_short(sum(len(message.text) for message in messages))
-        literals = self._control_tokens.literals()
+        literals = self.control_tokens.literals()
         conversation = [
             {"role": message.role, "content": literals.hide(message.text)}
             | ({"name": literals.hide(message.name)} if message.name else {})
@@ -290,8 +343,8 @@ class Model:
         return Prompt(literals.pieces(prompt), not has_bos)
 
     @cached_property
-    def _control_tokens(self) -> ControlTokens:
-        """The first use takes some tenths of a second."""
+    def control_tokens(self) -> ControlTokens:
+        """Its control tokens. The first use takes some tenths of a second."""
         found: dict[str, ControlToken] = {}
         for token in range(self.vocabulary.size):
             attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
