@@ -20,6 +20,7 @@ from shared.printable import printable, printable_json
 from shared.timestamps import milliseconds_between
 from shared.wire.api import JobResult, JobStatus, ModelQueue
 from shared.wire.inferers import ConcurrencyChange, InfererEntry
+from shared.wire.requests import TEXT_TASKS
 from shared.wire.results import FLOAT_BYTES
 from shared.wire.subjects import PRIORITIES
 
@@ -256,9 +257,11 @@ def jobs_table(inferers: list[InfererEntry], now: str) -> RenderableType:
     table.add_column("tokens", no_wrap=True)
     for entry, job in sorted(running, key=lambda one: one[1].started_at):
         seconds = milliseconds_between(job.started_at, now) / 1000
-        bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
-        tokens = f"{job.completion_tokens}/{job.max_tokens}"
-        cells = (safe_text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
+        progress: tuple[RenderableType, str] = ("", "-")
+        if job.work is None or job.work.task in TEXT_TASKS:
+            bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
+            progress = bar, f"{job.completion_tokens}/{job.max_tokens}"
+        cells = (safe_text(entry.id), str(job.attempt), f"{seconds:.1f} s", *progress)
         table.add_row(safe_text(job.id), *cells)
     return table
 

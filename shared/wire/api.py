@@ -77,7 +77,7 @@ class JobSubmission(
         if (self.query is None) != (self.documents is None):
             raise ValueError("give `query` and `documents` together")
         if self.dimensions is not None and self.input is None:
-            raise ValueError("`dimensions` is for `input`, which this job has not")
+            raise ValueError("`dimensions` applies only to `input`; leave it out")
         check_options(self.task, self, self.top_n, self.return_documents)
         if self.input is not None:
             msgspec.structs.force_setattr(self, "input", inputs_of(self.input))
@@ -106,7 +106,7 @@ class NatsSubmission(
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stream and self.task not in TEXT_TASKS:
-            raise ValueError("`stream` is for text that is generated, which this job has not")
+            raise ValueError("`stream` applies only to text that is generated; leave it out")
 
 
 class DeadLetterHead(Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ AnyInput = (
     Text
     | Annotated[
         list[Text | TokenId | TokenIds],
-        Meta(min_length=1, description="Texts, or the tokens of one input, or those of several."),
+        Meta(min_length=1, description="The tokens of one input; or texts, or the tokens of each."),
     ]
 )
 """The forms that clients send: one input, or a list of them."""
@@ -39,7 +39,7 @@ def inputs_of(given: AnyInput) -> Inputs:
     """The inputs in what a client sent.
 
     Raises:
-        ValueError: they are too many, or texts and tokens are mixed.
+        ValueError: they are too many, or tokens are among whole inputs.
     """
     if isinstance(given, str):
         return [given]
@@ -47,8 +47,8 @@ def inputs_of(given: AnyInput) -> Inputs:
     if len(tokens) == len(given):
         return [tokens]
     inputs = [one for one in given if not isinstance(one, int)]
-    if tokens or len({type(one) for one in inputs}) > 1:
-        raise ValueError("`input` must be a text, or a list of texts, or of tokens, not a mixture")
+    if tokens:
+        raise ValueError("`input` must be a list of tokens, or a list of inputs, not a mixture")
     if len(inputs) > MAX_INPUTS:
         raise ValueError(f"`input` has {len(inputs)} items, more than {MAX_INPUTS}; send less")
     return inputs

@@ -132,10 +132,10 @@ def check_options(task: Task, options: Sampling, top_n: int | None, returns: boo
     """Raises: ValueError: one of the options has no effect on ``task``."""
     for name in () if task in TEXT_TASKS else Sampling.__struct_fields__:
         if getattr(options, name) != getattr(_NO_SAMPLING, name):
-            raise ValueError(f"`{name}` is for text that is generated, which this job has not")
+            raise ValueError(f"`{name}` applies only to text that is generated; leave it out")
     for name, is_set in (("top_n", top_n is not None), ("return_documents", returns)):
         if is_set and task != "rerank":
-            raise ValueError(f"`{name}` is for `query` and `documents`, which this job has not")
+            raise ValueError(f"`{name}` applies only to `query` and `documents`; leave it out")
 
 
 class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):

@@ -231,7 +231,7 @@ def test_a_job_with_inputs_is_a_job_like_any_other(served: Stack, expected: list
     for option in ({"temperature": 0}, {"max_tokens": 5}, {"top_n": 1}, {"seed": 1}):
         refused = served.http.post("/jobs", json={**body, **option})
         assert refused.status_code == 400
-        assert f"`{next(iter(option))}` is for " in refused.json()["detail"]
+        assert f"`{next(iter(option))}` applies only to " in refused.json()["detail"]
 
 
 def test_speed_and_estimate_are_known_before_the_first_job(served: Stack) -> None:
@@ -288,7 +288,11 @@ async def test_over_nats(nats_client: Client, expected: list[Vector], scores: li
         ("infer.rerank", {"model": "ranker", "input": "x"}, "takes `query` and `documents`"),
         ("infer.chat", {"model": "embedder", "input": "x"}, "infer.chat takes `messages`"),
         ("infer.complete", {"model": "embedder", "prompt": "x"}, "generates no text"),
-        ("infer.embed", {"model": "embedder", "input": "x", "stream": True}, "`stream` is for"),
+        (
+            "infer.embed",
+            {"model": "embedder", "input": "x", "stream": True},
+            "`stream` applies only",
+        ),
         ("infer.embed", {"model": "embedder", "input": ["x", 1]}, "not a mixture"),
     ):
         assert why in await request(subject, wrong)

@@ -42,6 +42,7 @@ COMMON: dict[str, Any] = {
         (["a", "b"], ["a", "b"]),
         ([1, 2], [[1, 2]]),
         ([[1], [2, 3]], [[1], [2, 3]]),
+        (["a", [1]], ["a", [1]]),
     ],
 )
 def test_each_form_of_input_is_a_list_of_inputs(given: Any, inputs: Any) -> None:
@@ -62,10 +63,13 @@ def test_each_form_of_input_is_a_list_of_inputs(given: Any, inputs: Any) -> None
         (b'{"query":"a"}', "`query` and `documents` together"),
         (b'{"documents":["a"]}', "one of"),
         (b'{"prompt":"a","documents":["a"]}', "together"),
-        (b'{"prompt":"a","dimensions":5}', "`dimensions` is for `input`"),
-        (b'{"prompt":"a","return_documents":true}', "`return_documents` is for"),
-        (b'{"input":"a","response_format":{"type":"text"}}', "`response_format` is for text"),
-        (b'{"input":"a","cache_prompt":false}', "`cache_prompt` is for text"),
+        (b'{"prompt":"a","dimensions":5}', "`dimensions` applies only to `input`"),
+        (b'{"prompt":"a","return_documents":true}', "`return_documents` applies only to"),
+        (
+            b'{"input":"a","response_format":{"type":"text"}}',
+            "`response_format` applies only",
+        ),
+        (b'{"input":"a","cache_prompt":false}', "`cache_prompt` applies only to text"),
         (b'{"input":[[1],[true]]}', "whole number"),
         (b'{"input":[%b]}' % (b"[],[1]" + b",[1]" * 5000), "not be empty"),
         (b'{"input":{"a":1}}', "a string or an array"),

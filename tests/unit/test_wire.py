@@ -277,8 +277,8 @@ CONVERSATION = '"messages":[{"role":"user","content":"x"}]'
         ('{"task":"embed","prompt":"x"}', "the task `complete` takes a `prompt`"),
         ('{"task":"embed"}', "the task `embed` takes `input`"),
         ('{"task":"rerank","query":"q"}', "the task `rerank` takes `query` and `documents`"),
-        ('{"task":"embed","input":["x"],"temperature":0}', "`temperature` is for text"),
-        ('{"task":"embed","input":["x"],"top_n":1}', "`top_n` is for `query`"),
+        ('{"task":"embed","input":["x"],"temperature":0}', "`temperature` applies only to text"),
+        ('{"task":"embed","input":["x"],"top_n":1}', "`top_n` applies only to `query`"),
     ],
 )
 def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> None:
