@@ -150,7 +150,9 @@ def timings_line(status: JobStatus) -> str:
         usage = status.result.usage
         is_text = status.result.text is not UNSET
         parts.append(
-            f"{usage.completion_tokens} tokens" if is_text else f"{usage.prompt_tokens} tokens read"
+            f"{usage.completion_tokens} tokens"
+            if is_text
+            else f"{usage.prompt_tokens} tokens read in {status.timings.prompt_ms / 1000:.2f} s"
         )
     if status.timings.tokens_per_s is not None:
         parts[-1] += f" at {status.timings.tokens_per_s:.1f} tokens/s"

@@ -127,8 +127,8 @@ def test_tokens_are_taken_as_they_are(
         ({"input": [[1], [1] * 513]}, "input[1]", "513 tokens are more than"),
         ({"input": "a", "dimensions": 16}, "dimensions", "16 is not possible"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "base64 or float"),
-        ({"input": "a", "model": "tiny"}, "input", "this model answers `messages` and"),
-        ({"input": "a", "model": "ranker"}, "input", "this model ranks `documents`"),
+        ({"input": "a", "model": "tiny"}, "model", "this one answers `messages` and"),
+        ({"input": "a", "model": "ranker"}, "model", "this one ranks `documents`"),
         ({}, "input", "input is missing"),
     ],
     ids=lambda value: str(value)[:40],
@@ -155,17 +155,17 @@ def test_a_model_that_generates_no_text_is_not_asked_for_any(served: Stack, mode
     conversation = [{"role": "user", "content": "hi"}]
     chats = {"model": model, "messages": conversation}
     prompts = {"model": model, "prompt": "hi", "max_tokens": 5}
-    for path, body, param in (
-        ("/v1/chat/completions", chats, "messages"),
-        ("/v1/chat/completions", {**chats, "stream": True}, "messages"),
-        ("/v1/completions", prompts, "prompt"),
-        ("/jobs", chats, "messages"),
-        ("/jobs", prompts, "prompt"),
+    for path, body, wanted in (
+        ("/v1/chat/completions", chats, "`messages`"),
+        ("/v1/chat/completions", {**chats, "stream": True}, "`messages`"),
+        ("/v1/completions", prompts, "a `prompt`"),
+        ("/jobs", chats, "`messages`"),
+        ("/jobs", prompts, "a `prompt`"),
     ):
         answer = served.http.post(path, json=body)
         error = answer.json().get("error", answer.json())
-        assert (answer.status_code, error["param"]) == (400, param)
-        assert "generates no text; name another model" in answer.text
+        assert (answer.status_code, error["param"]) == (400, "model")
+        assert f"generates no text; name one that takes {wanted}" in answer.text
 
 
 @pytest.mark.parametrize("top_n", [None, 3, 100])
@@ -192,7 +192,7 @@ def test_documents_are_ranked(served: Stack, scores: list[float], top_n: int | N
         ({"query": "q", "documents": ["a", {"title": "b"}]}, "documents[1].text"),
         ({"query": "q", "documents": [5]}, "documents[0]"),
         ({"query": "q", "documents": ["a"], "top_n": 0}, "top_n"),
-        ({"query": "q", "documents": ["a"], "model": "embedder"}, "query"),
+        ({"query": "q", "documents": ["a"], "model": "embedder"}, "model"),
         ({"query": "q", "documents": ["a", "word " * 600]}, None),
         ({"documents": ["a"]}, "query"),
     ],

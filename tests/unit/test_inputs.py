@@ -86,10 +86,14 @@ def test_what_contradicts_itself_is_refused(body: bytes, why: str) -> None:
 @pytest.mark.parametrize(
     ("submission", "facts", "why"),
     [
-        (JobSubmission(prompt="x"), EMBED, "prompt: this model computes embeddings"),
-        (JobSubmission(prompt="x"), RANK, "prompt: this model ranks"),
-        (JobSubmission(input="x"), TEXT, "input: this model answers"),
-        (JobSubmission(query="x", documents=["y"]), EMBED, "query: this model computes"),
+        (
+            JobSubmission(prompt="x"),
+            EMBED,
+            "model: this one computes .* takes a `prompt`",
+        ),
+        (JobSubmission(prompt="x"), RANK, "model: this one ranks"),
+        (JobSubmission(input="x"), TEXT, "model: this one answers"),
+        (JobSubmission(query="x", documents=["y"]), EMBED, "model: this one computes"),
         (JobSubmission(input="x" * 5121), EMBED, r"input\[0\]: 5121 bytes cannot fit"),
         (JobSubmission(input=[[1], [1] * 513]), EMBED, r"input\[1\]: 513 tokens are more than"),
         (JobSubmission(input=[100]), EMBED, r"input\[0\]: 100 is not a token"),

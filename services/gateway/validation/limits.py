@@ -25,14 +25,12 @@ MAX_SCHEMA_BYTES = 32 * 1024
 MAX_WHITESPACE_FACTOR = 8
 """How many times larger a schema may be with its white space."""
 
-PARAMS: dict[Task, str] = {
-    "chat": "messages",
-    "complete": "prompt",
-    "embed": "input",
-    "rerank": "query",
+ASKED_BY: dict[Task, str] = {
+    "chat": "`messages`",
+    "complete": "a `prompt`",
+    "embed": "`input`",
+    "rerank": "`query` and `documents`",
 }
-"""The field that asks for a task."""
-
 DOES: dict[Task, str] = {
     "chat": "answers `messages`",
     "complete": "continues a `prompt`",
@@ -106,11 +104,11 @@ def _check_task(task: Task, facts: ModelFacts) -> None:
     if task in facts.tasks:
         return
     if task == "chat" and "complete" in facts.tasks:
-        why = "this model has no chat template; send `prompt` instead of `messages`"
-    else:
-        does = " and ".join(DOES[one] for one in facts.tasks)
-        why = f"{PARAMS[task]}: this model {does}; name another model"
-    raise InvalidRequest(why, PARAMS[task])
+        raise InvalidRequest(
+            "this model has no chat template; send `prompt` instead of `messages`", "messages"
+        )
+    does = " and ".join(DOES[one] for one in facts.tasks)
+    raise InvalidRequest(f"model: this one {does}; name one that takes {ASKED_BY[task]}", "model")
 
 
 def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
