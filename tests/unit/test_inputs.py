@@ -152,9 +152,12 @@ def test_results_are_not_larger_than_was_expected() -> None:
     stored = encode(Completed(**COMMON, task="rerank", ranking=ranking))
     expected = result_bytes(ranked, RANK)
     assert len(stored) <= expected <= len(stored) + 20_000
-    with pytest.raises(InvalidRequest, match=r"return_documents: .* find them by their index"):
+    with pytest.raises(InvalidRequest, match=r"documents: the ranking of 500 .* lower top_n"):
         check_result_fits(ranked, RANK, expected - 1)
+    best = JobSubmission(query="x", documents=texts, return_documents=True, top_n=1)
+    check_result_fits(best, RANK, 10_000)
     assert result_bytes(JobSubmission(prompt="x"), TEXT) == 0
+    check_result_fits(JobSubmission(input=["x"] * MAX_INPUTS), None, 1000)
 
 
 def test_the_size_of_work_counts_what_goes_through_the_model() -> None:

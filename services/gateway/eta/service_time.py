@@ -78,7 +78,7 @@ class ServiceTime:
         for entry in inferers:
             prompt, answer = entry.prompt_tokens_per_s or 0.0, entry.tokens_per_s or 0.0
             if not set(entry.tasks) & set(TEXT_TASKS):
-                answer = 1 / LEAST_TOKEN_S
+                answer = 1 / LEAST_TOKEN_S  # it generates none, which takes no time
             if min(prompt, answer) > SLOWEST:
                 self._reported[entry.id] = Speed(1 / prompt, 1 / answer)
 

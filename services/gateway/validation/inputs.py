@@ -1,5 +1,7 @@
 """Checks of inputs to embed, and of documents to rank."""
 
+from heapq import nlargest
+
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_known
 from shared.wire.api import JobSubmission
@@ -44,6 +46,7 @@ def check_inputs(submission: JobSubmission, facts: ModelFacts | None) -> None:
 
 
 def _require_room(size: int, param: str, facts: ModelFacts) -> None:
+    """Raises: PromptTooLong: a text of ``size`` bytes has more tokens than the context."""
     if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
         raise PromptTooLong(
             f"{param}: {size} bytes cannot fit into the model's context of {facts.n_ctx} tokens; "
@@ -53,8 +56,12 @@ def _require_room(size: int, param: str, facts: ModelFacts) -> None:
 
 
 def _check_dimensions(submission: JobSubmission, facts: ModelFacts | None) -> None:
-    """Which models were trained so that their embeddings may be shortened (Matryoshka), no GGUF
-    says. Raises: InvalidRequest: other dimensions than the model's are asked for."""
+    """No GGUF says whether its embeddings may be shortened, as those of some models may
+    (Matryoshka).
+
+    Raises:
+        InvalidRequest: other dimensions than the model's are asked for.
+    """
     wanted = submission.dimensions
     if wanted is None or (facts is not None and wanted == facts.dimensions):
         return
@@ -72,9 +79,12 @@ def result_bytes(submission: JobSubmission, facts: ModelFacts | None) -> int:
         dimensions = facts.dimensions if facts is not None else 0
         return _base(submission) + len(submission.input or ()) * _embedding_bytes(dimensions)
     if submission.task == "rerank":
-        ranked = min(len(submission.texts), submission.top_n or len(submission.texts))
-        documents = len(encode(submission.texts)) if submission.return_documents else 0
-        return _base(submission) + RANKED_BYTES * ranked + documents
+        texts = submission.texts
+        ranked = min(len(texts), submission.top_n or len(texts))
+        size = _base(submission) + RANKED_BYTES * ranked
+        if submission.return_documents:
+            size += sum(nlargest(ranked, (len(encode(text)) for text in texts)))
+        return size
     return 0
 
 
@@ -84,16 +94,14 @@ def check_result_fits(submission: JobSubmission, facts: ModelFacts | None, large
     Raises:
         InvalidRequest: it cannot.
     """
-    if result_bytes(submission, facts) <= largest:
+    if facts is None or result_bytes(submission, facts) <= largest:
         return
-    if submission.task == "rerank":
+    if submission.input is None:
         raise InvalidRequest(
-            "return_documents: the documents do not fit into one result; send less, or leave it "
-            "out and find them by their index",
-            "return_documents",
+            f"documents: the ranking of {len(submission.texts)} does not fit into one result; set "
+            "a lower top_n, or leave out return_documents and find them by their index",
+            "documents",
         )
-    assert facts is not None
-    assert submission.input is not None
     most = (largest - _base(submission)) // _embedding_bytes(facts.dimensions)
     raise InvalidRequest(
         f"input: {len(submission.input)} embeddings of {facts.dimensions} dimensions do not fit "

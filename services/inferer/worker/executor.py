@@ -22,6 +22,7 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
+from shared.wire.requests import TEXT_TASKS
 from shared.wire.results import Completed, Failed, PromptTokensDetails, Result, Timings, Usage
 
 CHECK_AFTER_S = 0.1
@@ -157,10 +158,11 @@ class Executor:
             Interrupted: see ``job.interruption``.
             SluiceError: it failed.
         """
-        if job.request.task not in self._engine.model.tasks:
+        model = self._engine.model
+        if job.request.task not in (TEXT_TASKS if model.generates_text else model.tasks):
+            tasks = " and ".join(f"`{task}`" for task in model.tasks)
             raise InvalidRequest(
-                f"this model does not do the task `{job.request.task}`, only "
-                + " and ".join(f"`{task}`" for task in self._engine.model.tasks)
+                f"this model does not do the task `{job.request.task}`, only {tasks}"
             )
         if isinstance(self._engine, EmbeddingEngine):
             return await self._complete_inputs(self._engine, job, entry)
