@@ -54,13 +54,13 @@ def run(engine: EmbeddingEngine, inputs: list[Tokens]) -> Pooled:
     return outcome
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def embedder(
-    request: pytest.FixtureRequest, tmp_path: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[EmbeddingEngine, Path, str]]:
     """An engine, its file, and how the model pools."""
     write, pools = MODELS[request.param]
-    path = write(tmp_path / f"{request.param}.gguf")
+    path = write(tmp_path_factory.mktemp("models") / f"{request.param}.gguf")
     model = Model(path, 0)
     assert (model.tasks, model.dimensions) == (["embed"], 32)
     engine = EmbeddingEngine(
@@ -154,6 +154,8 @@ def test_inputs_that_the_model_cannot_take_are_named(
         tokens([49152])
     with pytest.raises(Aborted):
         tokens("a", cancelled=True)
+    with pytest.raises(PromptTooLong, match="query: "):
+        tokens_to_rank(engine.model, "a" * 1_000_001, ["b"], 512, threading.Event())
 
 
 def test_a_context_beyond_what_the_model_was_made_for_is_refused(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_an_abort_ends_only_its_own_run(embedder: tuple[EmbeddingEngine, Path, s
     assert begun.wait(60)
     assert engine.in_progress
     beside = run(engine, short)
-    assert beside.prompt_delay_ms > 0
+    assert 0 < beside.prompt_delay_ms < beside.prompt_ms
     assert numpy.array_equal(beside.outputs[0], wanted)
 
     preparing, prepared, released = SimpleQueue[Pooled | Exception](), threading.Event(), None
@@ -197,6 +199,15 @@ def test_an_abort_ends_only_its_own_run(embedder: tuple[EmbeddingEngine, Path, s
         assert ended.empty()
     released.set()
     assert numpy.array_equal(run(engine, short).outputs[0], wanted)
+
+
+def test_a_model_that_hides_that_it_sees_all_tokens_is_refused(tmp_path: Path) -> None:
+    """Computed in parts, its embeddings would be those of the last part."""
+    path = write_bert(tmp_path / "model.gguf", gguf.PoolingType.LAST, causal=True)
+    model = Model(path, 0)
+    with pytest.raises(SettingsError, match="sees all tokens of an input at once"):
+        EmbeddingEngine(model, slots=1, n_ctx=CONTEXT, n_batch=64, threads=1)
+    model.close()
 
 
 def test_what_is_under_way_ends_with_the_engine(tmp_path: Path) -> None:

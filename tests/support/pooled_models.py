@@ -48,12 +48,13 @@ class _Writer:
         self.file.close()
 
 
-def write_bert(path: Path, pooling: gguf.PoolingType) -> Path:
+def write_bert(path: Path, pooling: gguf.PoolingType, *, causal: bool = False) -> Path:
     """A model that sees all tokens of an input of up to `CONTEXT` at once, and makes one embedding
-    of them; or a score, by a head of its own, if it pools to rank."""
+    of them; or a score, by a head of its own, if it pools to rank. ``causal``: it says that it does
+    not."""
     writer = _Writer(path, "bert", pooling)
     writer.file.add_layer_norm_eps(1e-5)
-    writer.file.add_causal_attention(False)
+    writer.file.add_causal_attention(causal)
     writer.file.add_uint32("tokenizer.ggml.token_type_count", 2)
     writer.add("token_embd", writer.vocabulary, WIDTH)
     writer.add("token_types", 2, WIDTH)

@@ -67,6 +67,12 @@ class EmbeddingContext:
             pool.attach(self.handle)
         self._memory = llama_cpp.llama_get_memory(self.handle)
         """None if the model sees all tokens of an input at once."""
+        if not self._memory and self.part_tokens < options.n_ctx:
+            llama_cpp.llama_free(self.handle)
+            raise SettingsError(
+                f"the model {model.path} sees all tokens of an input at once, but its GGUF says "
+                "otherwise (attention.causal); convert it again"
+            )
         self._width = model.output_width
         self._batch = llama_cpp.llama_batch_init(self.part_tokens, 0, 1)
         for row in range(self.part_tokens):

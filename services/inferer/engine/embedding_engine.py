@@ -67,9 +67,10 @@ class EmbeddingRun:
         self.on_end = on_end
         self.on_phase = on_phase
         self.inputs: list[Tokens] = []
-        """Written by a preparation thread before the compute thread gets it, as ``started``."""
+        """Written by a preparation thread before the compute thread gets it, as ``ready``."""
         self.started = 0.0
-        """`time.perf_counter`."""
+        """`time.perf_counter`, as ``ready``."""
+        self.ready = 0.0
         self.outputs: list[Output] = []
         """Used by the compute thread only, as ``delay_s``."""
         self.delay_s = 0.0
@@ -235,6 +236,7 @@ class EmbeddingEngine:
         except Exception as error:  # whatever native code raises
             self._end(run, model_error("the request could not be prepared", error))
         else:
+            run.ready = time.perf_counter()
             with self._changed:
                 self._ready.append(run)
                 self._changed.notify()
@@ -245,6 +247,8 @@ class EmbeddingEngine:
         while (run := self._next()) is not None:
             try:
                 self._step(run)
+            except SluiceError as error:
+                self._end(run, error)
             except Exception as error:
                 # Its caller gets an error, and the engine goes on with the next run.
                 self._end(run, model_error("the inputs could not be computed", error))
@@ -272,7 +276,7 @@ class EmbeddingEngine:
             run.on_phase(Phase.INPUTS)
         started = time.perf_counter()
         status, outputs = self._context.compute(run.next_batch(self._n_batch))
-        self._delay_others(time.perf_counter() - started)
+        self._delay_others(started)
         if status == ABORTED:
             return  # it has ended
         if status != DECODED:
@@ -282,10 +286,12 @@ class EmbeddingEngine:
         if len(run.outputs) == len(run.inputs):
             self._end(run, run.result())
 
-    def _delay_others(self, seconds: float) -> None:
+    def _delay_others(self, started: float) -> None:
+        """Those that waited had to, since ``started`` or since they were ready."""
+        now = time.perf_counter()
         with self._changed:
             for other in self._ready:
-                other.delay_s += seconds
+                other.delay_s += now - max(started, other.ready)
 
     def _finished(self, output: Output) -> Output:
         """An embedding gets the length 1; a score is the first number, as the model has it."""

@@ -15,7 +15,7 @@ from shared.token_ids import require_known
 from shared.wire.inputs import Inputs, Texts
 
 Tokens = NDArray[numpy.int32]
-"""Those of 2,048 long inputs are millions."""
+"""With 32 bits: those of 2,048 long inputs are millions."""
 
 
 def tokens_to_embed(
@@ -45,7 +45,10 @@ def tokens_to_rank(
     model: Model, query: str, documents: Texts, n_ctx: int, cancelled: threading.Event
 ) -> list[Tokens]:
     """The tokens of the query with each of the documents. Raises: as `tokens_to_embed`."""
-    prompt = RankPrompt(model, query)
+    try:
+        prompt = RankPrompt(model, query)
+    except PromptTooLong as error:
+        raise PromptTooLong(f"query: {error}", "query") from None
     return _read_all(
         (
             (f"documents[{number}], with the query", partial(prompt.tokens, document))
