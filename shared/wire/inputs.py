@@ -1,6 +1,6 @@
 """What a model without text as its answer works on: inputs to embed, documents to rank."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from msgspec import Meta, Struct
 
@@ -43,15 +43,14 @@ def inputs_of(given: AnyInput) -> Inputs:
     """
     if isinstance(given, str):
         return [given]
-    tokens = [one for one in given if isinstance(one, int)]
-    if len(tokens) == len(given):
-        return [tokens]
-    inputs = [one for one in given if not isinstance(one, int)]
-    if tokens:
+    kinds = set(map(type, given))
+    if kinds == {int}:
+        return [cast(list[int], given)]
+    if int in kinds:
         raise ValueError("`input` must be a list of tokens, or a list of inputs, not a mixture")
-    if len(inputs) > MAX_INPUTS:
-        raise ValueError(f"`input` has {len(inputs)} items, more than {MAX_INPUTS}; send less")
-    return inputs
+    if len(given) > MAX_INPUTS:
+        raise ValueError(f"`input` has {len(given)} items, more than {MAX_INPUTS}; send less")
+    return cast(Inputs, given)
 
 
 def utf8_bytes(text: str) -> int:
