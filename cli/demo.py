@@ -133,7 +133,7 @@ def _report(statuses: list[JobStatus]) -> int:
             out.print(Text(f"{name}: {status.state}: {status.error}", "red"))
             continue
         out.print(Text(f"{name}: {timings_line(status)}", "bold"))
-        out.print(Text(status.result.text.strip()), "")
+        out.print(Text((status.result.text or "").strip()), "")
     in_turn = (
         first.finished_at is not None
         and second.started_at is not None

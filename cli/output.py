@@ -19,8 +19,10 @@ from cli.models.catalogue import Catalogue, ListedModel
 from shared.logs import drain_logs
 from shared.printable import printable, printable_json
 from shared.timestamps import milliseconds_between
-from shared.wire.api import JobStatus, ModelQueue
+from shared.wire.api import JobResult, JobStatus, ModelQueue
 from shared.wire.inferers import ConcurrencyChange, InfererEntry
+from shared.wire.requests import TEXT_TASKS
+from shared.wire.results import FLOAT_BYTES
 from shared.wire.subjects import PRIORITIES
 
 WIDTH_WITHOUT_TERMINAL = 1000
@@ -119,7 +121,22 @@ def print_status(status: JobStatus) -> None:
         table.add_row("estimate", safe_text(estimate))
     out.print(table)
     if status.result is not None:
-        print_text(status.result.text)
+        print_result(status.result)
+
+
+def print_result(result: JobResult) -> None:
+    """The text; of embeddings, how many there are; of documents, their scores."""
+    if result.embeddings:
+        dimensions = len(result.embeddings[0]) // FLOAT_BYTES
+        out.print(f"{len(result.embeddings)} embeddings of {dimensions} dimensions: see --json")
+    elif result.ranking:
+        table = Table("document", "score", box=None, pad_edge=False)
+        for one in result.ranking:
+            text = f" {one.document.text}" if one.document else ""
+            table.add_row(safe_text(f"{one.index}{text}"), f"{one.relevance_score:.4f}")
+        out.print(table)
+    else:
+        print_text(result.text or "")
 
 
 def timings_line(status: JobStatus) -> str:
@@ -131,7 +148,13 @@ def timings_line(status: JobStatus) -> str:
     if status.timings.first_token_ms is not None:
         parts.append(f"first token after {status.timings.first_token_ms / 1000:.2f} s")
     if status.result is not None:
-        parts.append(f"{status.result.usage.completion_tokens} tokens")
+        usage = status.result.usage
+        is_text = status.result.text is not UNSET
+        parts.append(
+            f"{usage.completion_tokens} tokens"
+            if is_text
+            else f"{usage.prompt_tokens} tokens read in {status.timings.prompt_ms / 1000:.2f} s"
+        )
     if status.timings.tokens_per_s is not None:
         parts[-1] += f" at {status.timings.tokens_per_s:.1f} tokens/s"
     if status.result is not None and status.result.finish_reason == "length":
@@ -237,9 +260,11 @@ def jobs_table(inferers: list[InfererEntry], now: str) -> RenderableType:
     table.add_column("tokens", no_wrap=True)
     for entry, job in sorted(running, key=lambda one: one[1].started_at):
         seconds = milliseconds_between(job.started_at, now) / 1000
-        bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
-        tokens = f"{job.completion_tokens}/{job.max_tokens}"
-        cells = (safe_text(entry.id), str(job.attempt), f"{seconds:.1f} s", bar, tokens)
+        progress: tuple[RenderableType, str] = ("", "-")
+        if job.work is None or job.work.task in TEXT_TASKS:
+            bar = ProgressBar(job.max_tokens, job.completion_tokens, width=BAR_WIDTH)
+            progress = bar, f"{job.completion_tokens}/{job.max_tokens}"
+        cells = (safe_text(entry.id), str(job.attempt), f"{seconds:.1f} s", *progress)
         table.add_row(safe_text(job.id), *cells)
     return table
 

@@ -1,5 +1,7 @@
 """Tokens that a request names by their ids."""
 
+from collections.abc import Collection
+
 from shared.errors import InvalidRequest
 from shared.wire.requests import Sampling
 
@@ -12,10 +14,15 @@ def require_token_ids(options: Sampling, vocabulary: int) -> None:
     """
     named = {"logit_bias": options.logit_bias, "stop_token_ids": options.stop_token_ids}
     for param, tokens in named.items():
-        largest = max(tokens or (), default=0)
-        if largest >= vocabulary:
-            raise InvalidRequest(
-                f"{param}: {largest} is not a token of this model, whose tokens are 0 to "
-                f"{vocabulary - 1}",
-                param,
-            )
+        require_known(tokens or (), vocabulary, param)
+
+
+def require_known(tokens: Collection[int], vocabulary: int, param: str) -> None:
+    """The same for ``tokens`` in the field ``param``."""
+    largest = max(tokens, default=0)
+    if largest >= vocabulary:
+        raise InvalidRequest(
+            f"{param}: {largest} is not a token of this model, whose tokens are 0 to "
+            f"{vocabulary - 1}",
+            param,
+        )

@@ -14,7 +14,12 @@ from contextlib import AsyncExitStack
 from services.inferer.crash.flight_recorder import FlightRecorder
 from services.inferer.engine.fitness import check_fitness
 from services.inferer.engine.library import compiled_for, not_compiled_for
-from services.inferer.engine.set_up import load_model, start_engine
+from services.inferer.engine.set_up import (
+    AnyEngine,
+    load_model,
+    start_embedding_engine,
+    start_engine,
+)
 from services.inferer.engine.speculation import Speculation
 from services.inferer.engine.watchdog import watched
 from services.inferer.fleet.control import controlled
@@ -33,7 +38,6 @@ from shared.model_names import served_name
 from shared.process.lifecycle import ShutdownRequested, run_process, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
 from shared.wire.inferers import InfererEntry
-from shared.wire.requests import Task
 
 
 async def main(recorder: FlightRecorder) -> None:
@@ -72,7 +76,11 @@ async def _serve(
         cpu=cpu,
         cpu_features=features,
     )
-    engine = start_engine(settings, model, slots=settings.slots, speculation=Speculation())
+    engine: AnyEngine
+    if model.generates_text:
+        engine = start_engine(settings, model, slots=settings.slots, speculation=Speculation())
+    else:
+        engine = start_embedding_engine(settings, model, slots=settings.slots)
     broker = Broker(broker_settings, f"inferer {inferer_id}")
     try:
         await until_stopped(stopping, broker.connect())
@@ -91,7 +99,6 @@ async def _serve(
         )
         started_at = timestamp(broker.now())
         token_bytes = await asyncio.to_thread(model.longest_token_bytes)
-        tasks: list[Task] = ["chat", "complete"] if model.chat else ["complete"]
 
         def describe() -> InfererEntry:
             return InfererEntry(
@@ -102,13 +109,14 @@ async def _serve(
                 host=socket.gethostname(),
                 threads=engine.threads,
                 n_ctx=engine.n_ctx,
-                tasks=tasks,
+                tasks=model.tasks,
                 started_at=started_at,
                 version=__version__,
                 token_bytes=token_bytes,
                 vocabulary=model.vocabulary.size,
                 format=model.chat.format if model.chat else None,
                 template_options=model.chat.options if model.chat else [],
+                dimensions=model.dimensions,
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,
@@ -133,7 +141,7 @@ async def _serve(
                 threads=engine.threads,
                 gpu_layers=model.gpu_layers,
                 n_ctx=engine.n_ctx,
-                tasks=tasks,
+                tasks=model.tasks,
             )
 
         async with AsyncExitStack() as stack:

@@ -10,8 +10,9 @@ from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.answers import PLAIN
 from shared.wire.fields import NO_METADATA, Metadata, check_times
 from shared.wire.inferers import Concurrency, ConcurrencyChange, InfererEntry
+from shared.wire.inputs import AnyDocuments, AnyInput, Text, Texts, TopN, inputs_of, texts_of
 from shared.wire.logprobs import TokenLogprob
-from shared.wire.requests import ModelRequest, Priority, Task
+from shared.wire.requests import TEXT_TASKS, ModelRequest, Priority, Task, check_options
 from shared.wire.results import (
     Cancelled,
     Completed,
@@ -20,6 +21,7 @@ from shared.wire.results import (
     Failed,
     FinishReason,
     Outcome,
+    RankedDocument,
     Result,
     Timings,
     Usage,
@@ -45,9 +47,16 @@ CLI_USER_AGENT = "sluice-cli/"
 class JobSubmission(
     ModelRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """What ``POST /jobs`` and the NATS endpoints take."""
+    """What ``POST /jobs`` and the NATS endpoints take. ``messages``, ``prompt``, ``input`` or
+    ``query`` with ``documents`` say what is asked of the model."""
 
     model: str | None = None
+    input: AnyInput | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    query: Text | None = None
+    documents: AnyDocuments | None = None
+    top_n: TopN | None = None
+    return_documents: bool = False
     timeout_s: TimeoutS | None = None
     priority: Priority = "normal"
     metadata: Metadata | UnsetType = UNSET
@@ -55,11 +64,30 @@ class JobSubmission(
     def __post_init__(self) -> None:
         if self.model == "":  # some clients send it for no model
             msgspec.structs.force_setattr(self, "model", None)
-        if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give either `messages` or `prompt`, and not both")
+        asked = [self.messages, self.prompt, self.input, self.query]
+        if sum(one is not None for one in asked) != 1:
+            raise ValueError("give one of `messages`, `prompt`, `input` and `query`")
+        if (self.query is None) != (self.documents is None):
+            raise ValueError("give `query` and `documents` together")
+        if self.dimensions is not None and self.input is None:
+            raise ValueError("`dimensions` applies only to `input`; leave it out")
+        check_options(self.task, self, self.top_n, self.return_documents)
+        if self.input is not None:
+            msgspec.structs.force_setattr(self, "input", inputs_of(self.input))
+        if self.documents is not None:
+            msgspec.structs.force_setattr(self, "documents", texts_of(self.documents))
+
+    @property
+    def texts(self) -> Texts:
+        """The documents as texts; none if there are no documents."""
+        return texts_of(self.documents or [])
 
     @property
     def task(self) -> Task:
+        if self.input is not None:
+            return "embed"
+        if self.query is not None:
+            return "rerank"
         return "complete" if self.messages is None else "chat"
 
 
@@ -67,6 +95,11 @@ class NatsSubmission(
     JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
     stream: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stream and self.task not in TEXT_TASKS:
+            raise ValueError("`stream` applies only to text that is generated; leave it out")
 
 
 class DeadLetterHead(Struct, frozen=True, kw_only=True):
@@ -117,26 +150,35 @@ class AssistantMessage(Struct, frozen=True):
 
 
 class JobResult(Struct, frozen=True, kw_only=True):
-    """``text`` is what the model wrote, with the marks of its reasoning and its calls of tools;
-    ``message`` is what that means."""
+    """A text, embeddings (each as base64 of little-endian 32-bit floats) or ranked documents.
 
-    text: str
-    finish_reason: FinishReason | Literal["tool_calls"]
+    ``text`` is what the model wrote, with the marks of its reasoning and its calls of tools;
+    ``message`` is what that means.
+    """
+
+    text: str | UnsetType = UNSET
+    finish_reason: FinishReason | Literal["tool_calls"] | UnsetType = UNSET
     usage: Usage
     message: AssistantMessage | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
+    embeddings: list[bytes] | UnsetType = UNSET
+    ranking: list[RankedDocument] | UnsetType = UNSET
 
     @classmethod
-    def of(cls, outcome: Completed) -> Self:
-        message = AssistantMessage.of(outcome) if outcome.task == "chat" else UNSET
+    def of(cls, completed: Completed) -> Self:
+        if completed.embeddings is not None:
+            return cls(usage=completed.usage, embeddings=completed.embeddings)
+        if completed.ranking is not None:
+            return cls(usage=completed.usage, ranking=completed.ranking)
+        message = AssistantMessage.of(completed) if completed.task == "chat" else UNSET
         calls = message is not UNSET and message.tool_calls is not UNSET
-        reason = outcome.finish_reason
+        reason = completed.finish_reason
         return cls(
-            text=outcome.text,
+            text=completed.text,
             finish_reason="tool_calls" if calls and reason == "stop" else reason,
-            usage=outcome.usage,
+            usage=completed.usage,
             message=message,
-            logprobs=UNSET if outcome.logprobs is None else outcome.logprobs,
+            logprobs=UNSET if completed.logprobs is None else completed.logprobs,
         )
 
 

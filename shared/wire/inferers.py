@@ -1,6 +1,6 @@
 """What inferers report about themselves, and the commands they accept."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -53,10 +53,11 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     hold it. ``cpu`` is the CPU's name; ``cpu_features`` is what llama.cpp was compiled to use of
     it, in llama.cpp's words, and ``cpu_features_missing`` what it could use besides. ``warning``
     says why it computes more slowly than it could, or None. ``tasks`` are those that the model can
-    do, ``vocabulary`` is how many tokens it knows; 0 if unknown. ``format`` is that of answers in
-    conversations with tools, None if it knows none; ``template_options`` are what the model's chat
-    template takes besides. ``prefixes`` are the fingerprints of prompts that it has computed
-    recently (`shared/prompt_prefixes.py`); always empty in the HTTP API.
+    do, ``vocabulary`` is how many tokens it knows, 0 if unknown, ``dimensions`` how many numbers an
+    embedding has, 0 if it computes none. ``format`` is that of answers in conversations with tools,
+    None if it knows none; ``template_options`` are what the model's chat template takes besides.
+    ``prefixes`` are the fingerprints of prompts that it has computed recently
+    (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
 
     id: InfererId
@@ -72,6 +73,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     vocabulary: Count = 0
     format: AnswerFormat | None = None
     template_options: TemplateOptionNames = []
+    dimensions: Count = 0
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -96,8 +98,9 @@ class ModelFacts(Struct, frozen=True):
     """What a gateway must know of a model to check requests while no inferer is alive.
 
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
-    ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown.
-    ``format`` and ``template_options`` are as in `InfererEntry`.
+    ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
+    ``dimensions`` that of an embedding, 0 if it computes none. ``format`` and ``template_options``
+    are as in `InfererEntry`.
     """
 
     n_ctx: AtLeastOne
@@ -106,10 +109,12 @@ class ModelFacts(Struct, frozen=True):
     vocabulary: Count = 0
     format: AnswerFormat | None = None
     template_options: TemplateOptionNames = []
+    dimensions: Count = 0
 
     @classmethod
-    def of(cls, inferer: InfererEntry) -> Self:
-        return cls(*(getattr(inferer, name) for name in cls.__struct_fields__))
+    def of(cls, entry: InfererEntry) -> "ModelFacts":
+        """What an inferer says of its model."""
+        return cls(**{name: getattr(entry, name) for name in cls.__struct_fields__})
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]

@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from shared.wire.fields import AtLeastOne, Count, JobId, Metadata, check_times
+from shared.wire.inputs import Inputs, Text, Texts, TokenId, TopN, input_bytes, utf8_bytes
 from shared.wire.tools import Tool, ToolCall, ToolCallId, ToolChoice, Tools
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -19,7 +20,6 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Meta(gt=0, le=10, description="1 disables it.")]
 StopString = Annotated[str, Meta(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 LogitBias = Annotated[
     dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
     Meta(max_length=1024, description="Added to the logits of tokens; -100 bans a token."),
@@ -34,8 +34,9 @@ StopTokenIds = Annotated[list[TokenId], Meta(max_length=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Priority = Literal["high", "normal", "low"]
 """Strictly in this order, first in first out within each."""
-Task = Literal["chat", "complete", "embed"]
-"""What is asked of the model. No inferer serves ``embed`` yet."""
+Task = Literal["chat", "complete", "embed", "rerank"]
+"""What is asked of the model. The first two generate text."""
+TEXT_TASKS: tuple[Task, ...] = ("chat", "complete")
 Via = Literal["http", "openai", "nats", "retry", "cli"]
 """How a job came to its gateway."""
 
@@ -59,7 +60,8 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.content is None:
             if not self.tool_calls:
-                raise ValueError("a message needs `content`, unless it has `tool_calls`")
+                # As msgspec says it of other fields.
+                raise ValueError("Object missing required field `content`")
             force_setattr(self, "content", "")
 
     @property
@@ -153,6 +155,19 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+_NO_SAMPLING = Sampling()
+
+
+def check_options(task: Task, options: Sampling, top_n: int | None, returns: bool) -> None:
+    """Raises: ValueError: one of the options has no effect on ``task``."""
+    for name in () if task in TEXT_TASKS else Sampling.__struct_fields__:
+        if getattr(options, name) != getattr(_NO_SAMPLING, name):
+            raise ValueError(f"`{name}` applies only to text that is generated; leave it out")
+    for name, is_set in (("top_n", top_n is not None), ("return_documents", returns)):
+        if is_set and task != "rerank":
+            raise ValueError(f"`{name}` applies only to `query` and `documents`; leave it out")
+
+
 class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """What a model is asked."""
 
@@ -181,6 +196,11 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     """The body of a message on ``REQUESTS``. Its id, owner and priority are in the subject."""
 
     task: Task
+    input: Inputs | None = None
+    query: Text | None = None
+    documents: Texts | None = None
+    top_n: TopN | None = None
+    return_documents: bool = False
     stream: bool = False
     """Whether token frames go to ``Reply-To`` too."""
     queued_at: str | None = None
@@ -191,19 +211,29 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     """What users call the model; the subject holds its token."""
 
     def __post_init__(self) -> None:
-        if self.task == "embed":
-            raise ValueError("the task `embed` is not served by this version")
         if (self.task == "chat") != (self.messages is not None):
             raise ValueError("the task `chat` takes `messages`, and no other task does")
         if (self.task == "complete") != (self.prompt is not None):
             raise ValueError("the task `complete` takes a `prompt`, and no other task does")
+        if (self.task == "embed") != (self.input is not None):
+            raise ValueError("the task `embed` takes `input`, and no other task does")
+        for ranked in (self.query, self.documents):
+            if (self.task == "rerank") != (ranked is not None):
+                raise ValueError(
+                    "the task `rerank` takes `query` and `documents`, and no other task does"
+                )
+        check_options(self.task, self, self.top_n, self.return_documents)
         check_times(self.queued_at)
 
     def work(self, n_ctx: int) -> "Work":
         """How much there is to do for a model with ``n_ctx`` tokens of context."""
+        # The query goes through the model with each document.
+        queries = utf8_bytes(self.query or "") * len(self.documents or [])
         return Work(
-            prompt_bytes=sum(len(text.encode("utf-8")) for text in self.texts),
-            max_tokens=min(self.max_tokens or n_ctx, n_ctx),
+            prompt_bytes=sum(map(utf8_bytes, self.texts + (self.documents or [])))
+            + sum(map(input_bytes, self.input or []))
+            + queries,
+            max_tokens=min(self.max_tokens or n_ctx, n_ctx) if self.task in TEXT_TASKS else 1,
             task=self.task,
         )
 

@@ -1,11 +1,13 @@
 """How a job ended: the message on ``RESULTS``, and on ``DEAD``."""
 
+import math
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
 from shared.wire.answers import AnswerFormat
 from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
+from shared.wire.inputs import Document
 from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import Priority, Task, Work
 from shared.wire.subjects import PUBLIC
@@ -72,6 +74,17 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
         check_times(self.queued_at, self.started_at, self.finished_at)
 
 
+FLOAT_BYTES = 4
+
+
+class RankedDocument(Struct, frozen=True, omit_defaults=True):
+    """A document by its index in the request, and what the model makes of it for the query."""
+
+    index: Count
+    relevance_score: float
+    document: Document | UnsetType = UNSET
+
+
 class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
     text: str
     finish_reason: FinishReason
@@ -82,6 +95,17 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     """Of the answer's tokens, if the request asks for them."""
     format: AnswerFormat | None = None
     """How reasoning and calls of tools are marked in the text; None if there are none."""
+    embeddings: list[bytes] | None = None
+    """One for each input, as little-endian 32-bit floats; in JSON as base64."""
+    ranking: list[RankedDocument] | None = None
+    """The best first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(len(embedding) % FLOAT_BYTES for embedding in self.embeddings or ()):
+            raise ValueError("an embedding is not made of 32-bit floats")
+        if not all(math.isfinite(one.relevance_score) for one in self.ranking or ()):
+            raise ValueError("a relevance score is not a number")
 
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

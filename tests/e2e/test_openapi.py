@@ -48,6 +48,8 @@ def test_every_status_is_documented(document: dict[str, Any]) -> None:
         ("delete", "/jobs/{job_id}"): {200, 404, 409, 410},
         ("get", "/v1/models/{model}"): {200, 404},
         ("post", "/v1/completions"): {200, 404, 409, 410, 413, 422, 429, 504},
+        ("post", "/v1/embeddings"): {200, 404, 409, 410, 413, 422, 429, 504},
+        ("post", "/v1/rerank"): {200, 404, 409, 410, 413, 422, 429, 504},
         ("get", "/readyz"): {200},
     }
     always = {400, 403, 408, 414, 431, 500, 503}

@@ -39,16 +39,19 @@ BUFFER = re.compile(r"buffer size = +([0-9.]+) MiB")
 
 
 @pytest.mark.parametrize(
-    "metadata",
-    [{"llama.attention.causal": False}, {"llama.pooling_type": 2}, {"llama.pooling_type": 4}],
-    ids=["bert", "embeddings", "ranks"],
+    ("metadata", "why"),
+    [
+        ({"llama.attention.causal": False}, "choose one that does"),
+        ({"llama.pooling_type": 9}, "pooling_type that Sluice does not know, 9"),
+    ],
+    ids=["diffusion", "unknown pooling"],
 )
-def test_a_model_that_writes_no_text_is_refused(
-    tmp_path: Path, metadata: dict[str, object]
+def test_a_model_that_does_nothing_known_is_refused(
+    tmp_path: Path, metadata: dict[str, object], why: str
 ) -> None:
     """Its jobs would end with SUCCESS and nothing, or rubbish."""
     path = write_tiny_model(tmp_path / "model.gguf", metadata=metadata)
-    with pytest.raises(ModelError, match="choose one that does"):
+    with pytest.raises(ModelError, match=why):
         Model(path, gpu_layers=0)
 
 

@@ -12,7 +12,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from services.gateway.jobs.retries import Retries
 from services.inferer.crash.flight_recorder import FlightRecorder
-from services.inferer.engine.engine import Engine
+from services.inferer.engine.set_up import AnyEngine
 from services.inferer.worker.worker import Worker
 from shared.broker.connection import Broker
 from shared.broker.results import read_result
@@ -28,7 +28,7 @@ from shared.wire.results import DeadLetter, Result
 @asynccontextmanager
 async def working(
     broker: Broker,
-    engine: Engine,
+    engine: AnyEngine,
     name: str = "first",
     *,
     concurrency: StartConcurrency = 1,

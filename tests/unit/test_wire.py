@@ -22,6 +22,7 @@ from shared.wire.codecs import (
 )
 from shared.wire.events import StateEvent, TokenFrame
 from shared.wire.inferers import InfererEntry, ModelFacts
+from shared.wire.inputs import Document
 from shared.wire.requests import (
     ChatMessage,
     IdempotencyEntry,
@@ -32,7 +33,16 @@ from shared.wire.requests import (
     PlainText,
     TextPart,
 )
-from shared.wire.results import Cancelled, Completed, DeadLetter, Expired, Failed, Timings, Usage
+from shared.wire.results import (
+    Cancelled,
+    Completed,
+    DeadLetter,
+    Expired,
+    Failed,
+    RankedDocument,
+    Timings,
+    Usage,
+)
 
 ID = "01968a3e-5c00-7abc-8def-0123456789ab"
 T0, T1, T2 = (f"2026-01-31T12:00:0{second}.000000Z" for second in (0, 1, 2))
@@ -114,6 +124,49 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
             finish_reason="stop",
             usage=Usage(1, 2, 3),
             task="chat",
+        ),
+    ),
+    (
+        decode_request,
+        b'{"task":"embed","input":["a",[1,2]],"via":"openai"}',
+        InferenceRequest(task="embed", input=["a", [1, 2]], via="openai"),
+    ),
+    (
+        decode_request,
+        b'{"task":"rerank","query":"q","documents":["a","b"],"top_n":1,"return_documents":true}',
+        InferenceRequest(
+            task="rerank", query="q", documents=["a", "b"], top_n=1, return_documents=True
+        ),
+    ),
+    (
+        decode_result,
+        b'{"outcome":"completed","id":"%b","model":"m","attempt":1,"queued_at":"%b",'
+        b'"finished_at":"%b","text":"","finish_reason":"stop","usage":{"prompt_tokens":1,'
+        b'"completion_tokens":0,"total_tokens":1},"task":"embed","embeddings":["AACAPwAAAAA="]}'
+        % (ID.encode(), T0.encode(), T2.encode()),
+        Completed(
+            **COMMON,
+            text="",
+            finish_reason="stop",
+            usage=Usage(1, 0, 1),
+            task="embed",
+            embeddings=[b"\0\0\x80\x3f\0\0\0\0"],
+        ),
+    ),
+    (
+        decode_result,
+        b'{"outcome":"completed","id":"%b","model":"m","attempt":1,"queued_at":"%b",'
+        b'"finished_at":"%b","text":"","finish_reason":"stop","usage":{"prompt_tokens":1,'
+        b'"completion_tokens":0,"total_tokens":1},"task":"rerank","ranking":[{"index":1,'
+        b'"relevance_score":0.5,"document":{"text":"b"}},{"index":0,"relevance_score":-1.0}]}'
+        % (ID.encode(), T0.encode(), T2.encode()),
+        Completed(
+            **COMMON,
+            text="",
+            finish_reason="stop",
+            usage=Usage(1, 0, 1),
+            task="rerank",
+            ranking=[RankedDocument(1, 0.5, Document("b")), RankedDocument(0, -1.0)],
         ),
     ),
     *(
@@ -221,7 +274,11 @@ CONVERSATION = '"messages":[{"role":"user","content":"x"}]'
         ('{"task":"complete"}', "the task `complete` takes a `prompt`"),
         (f'{{"task":"complete",{CONVERSATION}}}', "the task `chat` takes `messages`"),
         (f'{{"task":"complete","prompt":"x",{CONVERSATION}}}', "the task `chat` takes `messages`"),
-        ('{"task":"embed","prompt":"x"}', "`embed` is not served"),
+        ('{"task":"embed","prompt":"x"}', "the task `complete` takes a `prompt`"),
+        ('{"task":"embed"}', "the task `embed` takes `input`"),
+        ('{"task":"rerank","query":"q"}', "the task `rerank` takes `query` and `documents`"),
+        ('{"task":"embed","input":["x"],"temperature":0}', "`temperature` applies only to text"),
+        ('{"task":"embed","input":["x"],"top_n":1}', "`top_n` applies only to `query`"),
     ],
 )
 def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> None:
@@ -290,3 +347,23 @@ def test_what_cannot_be_read_is_quoted_in_part() -> None:
     with pytest.raises(Unreadable) as caught:
         decode_request(json.dumps({"task": "A" * 300_000, "prompt": "x"}).encode())
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"embeddings":["AACAPwA="]',
+        b'"embeddings":["!"]',
+        b'"ranking":[{"index":0,"relevance_score":"high"}]',
+        b'"ranking":[{"index":-1,"relevance_score":0.5}]',
+    ],
+)
+def test_a_result_that_is_no_embedding_or_ranking_cannot_be_read(more: bytes) -> None:
+    """What reads one later relies on it."""
+    body = (
+        b'{"outcome":"completed","id":"x","model":"m","attempt":1,"queued_at":"%b",'
+        b'"finished_at":"%b","text":"","finish_reason":"stop","usage":{"prompt_tokens":1,'
+        b'"completion_tokens":0,"total_tokens":1},%b}' % (T0.encode(), T2.encode(), more)
+    )
+    with pytest.raises(Unreadable):
+        decode_result(body)

@@ -35,7 +35,7 @@ from shared.wire import subjects
 from shared.wire.api import Eta, JobStatus, Progress
 from shared.wire.codecs import decode_request, decode_state_event
 from shared.wire.inferers import InfererEntry
-from shared.wire.requests import InferenceRequest, Work
+from shared.wire.requests import TEXT_TASKS, InferenceRequest, Work
 from shared.wire.results import Completed, Result
 
 MAX_STORED_SAMPLES = 300
@@ -162,7 +162,9 @@ class Forecast:
         attempt = attempts.get(job.id)
         if attempt is None or attempt.work is None:
             return Estimate()
-        progress = Progress(attempt.tokens, attempt.work.max_tokens)
+        progress = None
+        if attempt.work.task in TEXT_TASKS:
+            progress = Progress(attempt.tokens, attempt.work.max_tokens)
         entries = self._fleet.inferers(token_of(job.model))
         service_time = self._service_time(token_of(job.model), entries)
         if not service_time.is_known:

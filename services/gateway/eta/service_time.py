@@ -11,7 +11,7 @@ import numpy
 from services.gateway.eta.lengths import Floats, Lengths
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.inferers import InfererEntry
-from shared.wire.requests import Work
+from shared.wire.requests import TEXT_TASKS, Work
 from shared.wire.results import Completed, Timings, Usage
 
 MAX_SAMPLES = 200
@@ -77,6 +77,8 @@ class ServiceTime:
         self._reported = {}
         for entry in inferers:
             prompt, answer = entry.prompt_tokens_per_s or 0.0, entry.tokens_per_s or 0.0
+            if not set(entry.tasks) & set(TEXT_TASKS):
+                answer = 1 / LEAST_TOKEN_S  # it generates none, which takes no time
             if min(prompt, answer) > SLOWEST:
                 self._reported[entry.id] = Speed(1 / prompt, 1 / answer)
 

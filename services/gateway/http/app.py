@@ -76,6 +76,8 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
             fleet.set_concurrency,
             openai.chat_completions,
             openai.completions,
+            openai.embeddings,
+            openai.rerank,
             openai.list_models,
             openai.get_model,
             health.healthz,

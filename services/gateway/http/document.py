@@ -17,13 +17,16 @@ EVENT_STREAM = "text/event-stream"
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
     "source": dict[str, Any],
-    "tools": list[Any] | None,
+    "parameters": dict[str, Any] | None,
     "functions": list[Any] | None,
+    "function_call": str | dict[str, Any] | None,
 }
 """Fields that are passed on as raw bytes, with the type that they must contain."""
 
-EXACTLY_ONE: dict[type[Struct], tuple[str, ...]] = {JobSubmission: ("messages", "prompt")}
-"""Fields of which exactly one must be given."""
+EXACTLY_ONE: dict[type[Struct], list[list[str]]] = {
+    JobSubmission: [["messages"], ["prompt"], ["input"], ["query", "documents"]]
+}
+"""Groups of fields of which exactly one must be given, with all its fields."""
 
 NUMBERS = (OpenAPIType.INTEGER, OpenAPIType.NUMBER)
 
@@ -66,8 +69,8 @@ class StructSchemaPlugin(OpenAPISchemaPlugin):
         )
         if info.forbid_unknown_fields:
             schema.additional_properties = False
-        if (names := EXACTLY_ONE.get(info.cls)) is not None:
-            schema.one_of = [_only(name, names) for name in names]
+        if (groups := EXACTLY_ONE.get(info.cls)) is not None:
+            schema.one_of = [_only(group, groups) for group in groups]
         for field in info.fields:
             _constrain(field.type, (schema.properties or {})[field.encode_name])
         return schema
@@ -82,11 +85,12 @@ def _is_number(kind: inspect.Type) -> bool:
     return isinstance(kind.type if isinstance(kind, inspect.Metadata) else kind, inspect.IntType)
 
 
-def _only(name: str, names: tuple[str, ...]) -> Schema:
-    """A schema that requires ``name`` and forbids the others of ``names``."""
+def _only(group: list[str], groups: list[list[str]]) -> Schema:
+    """A schema that requires the fields of ``group`` and forbids those of the other ``groups``."""
     null = Schema(type=OpenAPIType.NULL)
-    others = {other: null for other in names if other != name}
-    return Schema(required=[name], properties={name: Schema(schema_not=null), **others})
+    given = dict.fromkeys(group, Schema(schema_not=null))
+    others = {name: null for other in groups if other != group for name in other}
+    return Schema(required=group, properties={**given, **others})
 
 
 def _default(field: inspect.Field) -> Any:

@@ -24,6 +24,7 @@ from services.gateway.state.pending_job import (
 )
 from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
+from services.gateway.validation.inputs import check_result_fits, result_bytes
 from services.gateway.validation.limits import check_submission, logprob_bytes
 from shared.background import Tasks
 from shared.broker.connection import Broker
@@ -50,7 +51,7 @@ from shared.wire.answers import AnswerFormat
 from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport
 from shared.wire.codecs import encode
 from shared.wire.nearest import NearestInferer
-from shared.wire.requests import InferenceRequest
+from shared.wire.requests import TEXT_TASKS, InferenceRequest
 from shared.wire.results import Cancelled, Result, StopCode
 
 READ_AGAIN_S = 5.0
@@ -109,6 +110,7 @@ class Jobs:
         self._storage.require_room()
         model = await self._fleet.choose(submission.model)
         check_submission(submission, model.facts)
+        check_result_fits(submission, model.facts, self._broker.max_body)
         now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         accepted = AcceptedJob(
@@ -135,8 +137,8 @@ class Jobs:
         payload = self._encode(submission, accepted)
         if not self._broker.is_connected:
             raise BrokerUnavailable("the connection to the broker is down")
-        # Stored with the tokens, and once more in the result.
-        size = len(payload) + 2 * logprob_bytes(submission)
+        # Log probabilities are stored with the tokens, and once more in the result.
+        size = len(payload) + 2 * logprob_bytes(submission) + result_bytes(submission, model.facts)
         async with self._admission.reserved(model), self._storage.reserved(size):
             was_there = await self._publish(accepted, payload, headers, record)
         if record is not None and was_there:
@@ -373,7 +375,8 @@ class Jobs:
         }
         # Fixed here, so that a second attempt comes out the same.
         shared["model"] = None if is_token(accepted.model) else accepted.model
-        shared["seed"] = secrets.randbits(31) if submission.seed is None else submission.seed
+        if submission.seed is None and submission.task in TEXT_TASKS:
+            shared["seed"] = secrets.randbits(31)
         request = InferenceRequest(**shared, queued_at=accepted.queued_at, via=accepted.caller.via)
         payload = encode(request)
         if len(payload) > self._broker.max_body:

@@ -44,7 +44,8 @@ Handler = Callable[[Request], Awaitable[Struct | None]]
 
 
 class NatsService:
-    """Answers requests on ``infer.*``; for ``chat`` and ``complete`` the inferer answers itself."""
+    """Answers requests on ``infer.*``; for ``chat``, ``complete``, ``embed`` and
+    ``rerank`` the inferer answers itself."""
 
     def __init__(
         self,
@@ -75,6 +76,8 @@ class NatsService:
         handlers: dict[str, Handler] = {
             "chat": self._chat,
             "complete": self._complete,
+            "embed": self._embed,
+            "rerank": self._rerank,
             "submit": self._submit,
             "status": self._status,
             "result": self._result,
@@ -108,6 +111,18 @@ class NatsService:
         submission = decode_body(request.data, NatsSubmission)
         if submission.prompt is None:
             raise InvalidRequest("infer.complete takes a `prompt`; for `messages` use infer.chat")
+        await self._converse(request, submission)
+
+    async def _embed(self, request: Request) -> None:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.input is None:
+            raise InvalidRequest("infer.embed takes `input`", "input")
+        await self._converse(request, submission)
+
+    async def _rerank(self, request: Request) -> None:
+        submission = decode_body(request.data, NatsSubmission)
+        if submission.query is None:
+            raise InvalidRequest("infer.rerank takes `query` and `documents`", "query")
         await self._converse(request, submission)
 
     async def _converse(self, request: Request, submission: NatsSubmission) -> None:

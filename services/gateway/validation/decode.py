@@ -1,5 +1,6 @@
 """Strict decoding of request bodies, with readable errors."""
 
+import gc
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +17,9 @@ def decode_body(body: bytes, kind: type[T]) -> T:
     Raises:
         InvalidRequest: with the path of the invalid field, if there is one, as ``param``.
     """
+    # A body may be a million small lists. Reading them takes a fifth of a second, and looking for
+    # garbage among them twice as long.
+    gc.disable()
     try:
         body.decode("utf-8")
         return msgspec.json.decode(body, type=kind)
@@ -29,3 +33,5 @@ def decode_body(body: bytes, kind: type[T]) -> T:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
+    finally:
+        gc.enable()

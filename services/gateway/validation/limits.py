@@ -5,15 +5,29 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from services.gateway.validation.inputs import check_inputs
 from services.gateway.validation.schemas import MAX_DEPTH, check_schema, is_deeper
 from services.gateway.validation.tools import check_template, check_tools
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_token_ids
 from shared.wire.api import JobSubmission
 from shared.wire.inferers import ModelFacts
-from shared.wire.requests import JsonObject, JsonSchema
+from shared.wire.requests import JsonObject, JsonSchema, Task
 
 MAX_METADATA_BYTES = 16 * 1024
+
+ASKED_BY: dict[Task, str] = {
+    "chat": "`messages`",
+    "complete": "a `prompt`",
+    "embed": "`input`",
+    "rerank": "`query` and `documents`",
+}
+DOES: dict[Task, str] = {
+    "chat": "answers `messages`",
+    "complete": "continues a `prompt`",
+    "embed": "computes embeddings of `input` and generates no text",
+    "rerank": "ranks `documents` for a `query` and generates no text",
+}
 
 LOGPROB_BYTES = 60
 """Of one token in a result, about."""
@@ -30,6 +44,9 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         InvalidRequest, PromptTooLong.
     """
     check_metadata(submission.metadata)
+    if facts is not None:
+        _check_task(submission.task, facts)
+    check_inputs(submission, facts)
     if isinstance(submission.response_format, JsonSchema):
         named = submission.response_format.json_schema
         check_schema(named.source, lambda: named.schema, "response_format")
@@ -55,10 +72,6 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "max_tokens",
         )
-    if submission.task == "chat" and "chat" not in facts.tasks:
-        raise InvalidRequest(
-            "this model has no chat template; send `prompt` instead of `messages`", "messages"
-        )
     check_template(submission, facts)
     size = max(len(text.encode("utf-8")) for text in submission.texts)
     if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
@@ -67,6 +80,18 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "prompt" if submission.prompt is not None else "messages",
         )
+
+
+def _check_task(task: Task, facts: ModelFacts) -> None:
+    """Raises: InvalidRequest: the model cannot do it."""
+    if task in facts.tasks:
+        return
+    if task == "chat" and "complete" in facts.tasks:
+        raise InvalidRequest(
+            "this model has no chat template; send `prompt` instead of `messages`", "messages"
+        )
+    does = " and ".join(DOES[one] for one in facts.tasks)
+    raise InvalidRequest(f"model: this one {does}; name one that takes {ASKED_BY[task]}", "model")
 
 
 def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:

@@ -28,6 +28,7 @@ class Phase(IntEnum):
     SCHEMA = 4
     PROMPT = 5
     TOKENS = 6
+    INPUTS = 7
 
 
 DOING = {
@@ -37,6 +38,7 @@ DOING = {
     Phase.SCHEMA: "compiling its schema",
     Phase.PROMPT: "computing its prompt",
     Phase.TOKENS: "generating its tokens",
+    Phase.INPUTS: "computing its inputs",
 }
 
 

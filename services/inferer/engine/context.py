@@ -46,7 +46,7 @@ FLASH_ATTENTION: dict[FlashAttention, int] = {
 # llama.cpp calls this function between any two operations, and aborts if the result is not 0.
 # `strlen` of a buffer whose first byte is the flag does just that without the interpreter's lock,
 # which a Python function would take a thousand times per token.
-_flag_is_set = llama_cpp.ggml_abort_callback(
+flag_is_set = llama_cpp.ggml_abort_callback(
     ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
 )
 
@@ -105,7 +105,7 @@ class Context:
             )
         _require_memory(model, slots, options)
         parameters = _parameters(_is_shared(model), slots, options)
-        parameters.abort_callback = _flag_is_set
+        parameters.abort_callback = flag_is_set
         parameters.abort_callback_data = ctypes.addressof(abort_flag)
         forget_problems()
         self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)

@@ -235,7 +235,7 @@ class Engine:
         except SluiceError as error:
             failure = error
         except Exception as error:  # whatever native code raises
-            failure = _failure("the request could not be prepared", error)
+            failure = model_error("the request could not be prepared", error)
         sequence.prompt_tokens = len(sequence.tokens)
         sequence.max_tokens = min(sequence.max_tokens, self.n_ctx - sequence.prompt_tokens)
         with self._changed:
@@ -264,7 +264,7 @@ class Engine:
             except Exception as error:
                 # These callers get an error, and the engine goes on with the next sequences.
                 for sequence in self._scheduler.running:
-                    self._fail(sequence, _failure("inference failed", error))
+                    self._fail(sequence, model_error("inference failed", error))
             self.steps += 1
 
     def _receive(self) -> bool:
@@ -325,7 +325,7 @@ class Engine:
                 )
             except Exception as error:
                 # Only this one: it would be the next again, and fail again.
-                self._end(sequence, _failure("no slot could be prepared", error))
+                self._end(sequence, model_error("no slot could be prepared", error))
                 continue
             self._scheduler.admit(slot, sequence.cached_tokens)
             sequence.on_phase(Phase.PROMPT)
@@ -340,7 +340,7 @@ class Engine:
             try:
                 is_moved = self._cache.move(sequence, slot)
             except Exception as error:
-                self._fail(sequence, _failure("it could not be moved to another slot", error))
+                self._fail(sequence, model_error("it could not be moved to another slot", error))
                 continue
             if not is_moved:
                 self._failed_move = move
@@ -428,6 +428,7 @@ class Engine:
         return Context(self.model, slots, self._options, self._abort_flag, self._pool)
 
 
-def _failure(what: str, error: Exception) -> ModelError:
+def model_error(what: str, error: Exception) -> ModelError:
+    """The error for whatever was raised while ``what`` was tried."""
     kind = OutOfMemory if isinstance(error, MemoryError) else ModelError
     return kind(f"{what}: {error!r}")

@@ -21,7 +21,7 @@ from shared.answers import format_of, marks
 from shared.errors import InvalidRequest, ModelError, PromptTooLong, SettingsError
 from shared.logs import logger
 from shared.wire.answers import PLAIN, AnswerFormat
-from shared.wire.requests import ModelRequest
+from shared.wire.requests import ModelRequest, Task
 
 LARGEST_DEFAULT_CONTEXT = 4096
 ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
@@ -38,6 +38,11 @@ LEFT_STRIP, RIGHT_STRIP = llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP, llama_cpp.LLAMA_TOK
 LEVEL_WARNING, LEVEL_ERROR = 3, 4
 NO_POOLING = ("", "0", "-1")
 """A GGUF's ``pooling_type`` if the model generates text: missing, none, unspecified."""
+POOLS_MEAN, POOLS_FIRST, POOLS_LAST, RANKS = "1", "2", "3", "4"
+TASK_OF_POOLING: dict[str, Task] = {
+    **dict.fromkeys((POOLS_MEAN, POOLS_FIRST, POOLS_LAST), "embed"),
+    RANKS: "rerank",
+}
 LOSSLESS_VOCABULARIES = (
     llama_cpp.LLAMA_VOCAB_TYPE_SPM,
     llama_cpp.LLAMA_VOCAB_TYPE_BPE,
@@ -104,7 +109,7 @@ class Model:
         loaded, which takes a separate process.
 
         Raises:
-            ModelError: llama.cpp cannot load the model, or it does not generate text.
+            ModelError: llama.cpp cannot load the model, or it is of no kind that is supported.
             SettingsError: this machine does not have that GPU.
         """
         llama_cpp.llama_log_set(_log_llama, None)
@@ -125,15 +130,15 @@ class Model:
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
         ):
-            raise ModelError(f"the model {path} is not a decoder-only text generator")
+            raise ModelError(f"the model {path} has an encoder of its own, which is not supported")
         self.path = path
         self.gpu_layers = self._layers_on_gpus(gpu_layers)
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
-        self._require_text_generator()
+        self._pooled = self._pooled_task()
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
         self.vocabulary = Vocabulary(self)
-        self.chat = self._load_chat() if chat else None
+        self.chat = self._load_chat() if chat and self.generates_text else None
         self._pieces: dict[int, bytes | None] = {}
         self._control_ids: dict[str, int | None] = {}
         self.load_ms = (time.perf_counter() - started) * 1000
@@ -144,24 +149,72 @@ class Model:
         self.vocabulary.close()
         llama_cpp.llama_model_free(self.handle)
 
-    def _require_text_generator(self) -> None:
-        """Raises: ModelError: the model does not generate text."""
+    def _pooled_task(self) -> Task | None:
+        """What it does if it makes one output of each input; None if it generates text.
+
+        Raises:
+            ModelError: it does neither, or has no tokenizer.
+        """
         if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             raise ModelError(
                 f"the model {self.path} has no tokenizer; convert it again, together with the "
                 "tokenizer's files"
             )
-        architecture = self._metadata("general.architecture")
-        if self._metadata(f"{architecture}.attention.causal") == "false":
+        pooling = self._architecture_field("pooling_type")
+        if pooling in TASK_OF_POOLING:
+            return TASK_OF_POOLING[pooling]
+        if not self._is_causal:
             raise ModelError(
-                f"the model {self.path} does not generate text from left to right (embedding and "
-                "diffusion models do not); choose one that does"
+                f"the model {self.path} does not generate text from left to right (diffusion "
+                "models do not), and does not say how it makes one embedding of those of all "
+                "tokens (pooling_type); choose one that does"
             )
-        if self._metadata(f"{architecture}.pooling_type") not in NO_POOLING:
+        if pooling not in NO_POOLING:
             raise ModelError(
-                f"the model {self.path} computes embeddings or ranks texts, it does not generate "
-                "any; choose one that does"
+                f"the model {self.path} has a pooling_type that Sluice does not know, {pooling}; "
+                "choose another one"
             )
+        return None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What it can do."""
+        if self._pooled is not None:
+            return [self._pooled]
+        return ["chat", "complete"] if self.chat else ["complete"]
+
+    @property
+    def generates_text(self) -> bool:
+        return self._pooled is None
+
+    @property
+    def dimensions(self) -> int:
+        """Of its embeddings; 0 if it computes none."""
+        return self.output_width if self._pooled == "embed" else 0
+
+    @property
+    def output_width(self) -> int:
+        """How many numbers it makes of an input, if it makes one output of each."""
+        if self._pooled == "rerank":
+            return int(llama_cpp.llama_model_n_cls_out(self.handle))
+        return int(llama_cpp.llama_model_n_embd_out(self.handle))
+
+    @property
+    def can_compute_in_parts(self) -> bool:
+        """Whether an input may be computed in several batches: a token sees only those before it,
+        and the output is that of the last one."""
+        pools = self._architecture_field("pooling_type")
+        pools_last = pools == POOLS_LAST or (
+            pools == RANKS and self._architecture_field("classifier.pooling_type") != POOLS_MEAN
+        )
+        return pools_last and self._is_causal
+
+    @property
+    def _is_causal(self) -> bool:
+        return self._architecture_field("attention.causal") != "false"
+
+    def _architecture_field(self, key: str) -> str:
+        return self._metadata(f"{self._metadata('general.architecture')}.{key}")
 
     @property
     def quantization(self) -> str:
@@ -195,7 +248,7 @@ class Model:
     @property
     def has_original_context(self) -> bool:
         """Whether it computes differently beyond the context that it was originally trained for."""
-        return bool(self._metadata(f"{self._metadata('general.architecture')}.{ORIGINAL_CONTEXT}"))
+        return bool(self._architecture_field(ORIGINAL_CONTEXT))
 
     def _metadata(self, key: str) -> str:
         """A field of the GGUF as text; empty if it is missing."""
@@ -301,8 +354,8 @@ class Model:
         return self._control_ids[text]
 
     @cached_property
-    def _control_tokens(self) -> ControlTokens:
-        """The first use takes some tenths of a second."""
+    def control_tokens(self) -> ControlTokens:
+        """Its control tokens. The first use takes some tenths of a second."""
         found: dict[str, ControlToken] = {}
         for token in range(self.vocabulary.size):
             attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
@@ -326,7 +379,7 @@ class Model:
                 template.decode("utf-8"),
                 self._bos_token,
                 self._text_of(llama_cpp.llama_vocab_eos(self.vocab)),
-                self._control_tokens,
+                self.control_tokens,
             )
         except (OSError, ValueError, InvalidRequest, ModelError) as error:
             log.warning("chat_template_unusable", error=str(error))

@@ -14,12 +14,15 @@ import time
 from collections.abc import Collection
 
 import msgspec
+import numpy
 
+from services.inferer.engine.embedding_engine import EmbeddingEngine, EmbeddingRun, Pooled
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
+from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted, Sequence
-from services.inferer.engine.set_up import load_model, start_engine
+from services.inferer.engine.set_up import load_model, start_embedding_engine, start_engine
 from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.speed import MeasuredSpeed, measured_speed
 from services.inferer.settings import InfererSettings
@@ -64,8 +67,12 @@ def main() -> int:
         print(LOADED, flush=True)
         # SIGALRM ends a test that hangs, in llama.cpp or elsewhere.
         signal.setitimer(signal.ITIMER_REAL, max(settings.stall_s, MIN_STALL_S))
-        engine = start_engine(settings, model, slots=settings.slots, speculation=AllDrafts())
-        print(msgspec.json.encode(_compute(engine, settings.n_batch)).decode())
+        if model.generates_text:
+            engine = start_engine(settings, model, slots=settings.slots, speculation=AllDrafts())
+            speed = _compute(engine, settings.n_batch)
+        else:
+            speed = _compute_inputs(start_embedding_engine(settings, model, slots=settings.slots))
+        print(msgspec.json.encode(speed).decode())
     except SluiceError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -86,6 +93,36 @@ def _compute(engine: Engine, n_batch: int) -> MeasuredSpeed:
             return MeasuredSpeed()
     many = _decode(engine, [min(n_batch, ALL_KERNELS)], deadline, max_tokens=ANSWER_TOKENS)
     return measured_speed(many[0]) if many else MeasuredSpeed()
+
+
+def _compute_inputs(engine: EmbeddingEngine) -> MeasuredSpeed:
+    """An input of one token, a few short ones, and a long one, which is measured.
+
+    Raises: SluiceError."""
+    deadline = time.monotonic() + TIME_LIMIT_S
+    speed = MeasuredSpeed()
+    for lengths in ([1], [FEW_TOKENS] * FEW_TOKENS, [ALL_KERNELS]):
+        ended: queue.SimpleQueue[Pooled | Exception] = queue.SimpleQueue()
+        inputs = [
+            numpy.array(_arbitrary(engine.model, min(n, engine.n_ctx)), numpy.int32)
+            for n in lengths
+        ]
+        run = EmbeddingRun(lambda inputs=inputs: inputs, ended.put)  # type: ignore[misc]
+        engine.submit(run)
+        try:
+            outcome = ended.get(timeout=max(0, deadline - time.monotonic()))
+        except queue.Empty:
+            engine.abort(run)
+            return MeasuredSpeed()
+        if isinstance(outcome, Exception):
+            raise outcome
+        speed = measured_speed(outcome)
+    return speed
+
+
+def _arbitrary(model: Model, length: int) -> list[int]:
+    """So many tokens."""
+    return [token % model.vocabulary.size for token in range(max(1, length))]
 
 
 def _decode(
@@ -127,7 +164,7 @@ def _sequence(
     ended: "queue.SimpleQueue[Generation | Exception]",
 ) -> GenerationSequence:
     """A prompt of ``length`` arbitrary tokens, and up to ``max_tokens`` of an answer."""
-    prompt = [token % engine.model.vocabulary.size for token in range(max(1, length))]
+    prompt = _arbitrary(engine.model, length)
     return GenerationSequence(
         prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
         max_tokens=max_tokens,

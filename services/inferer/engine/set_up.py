@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+from services.inferer.engine.embedding_engine import EmbeddingEngine
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.memory import MIB
 from services.inferer.engine.model import Model
 from services.inferer.engine.speculation import Speculation
 from services.inferer.settings import InfererSettings
 from shared.cpus import usable_cpus
+
+AnyEngine = Engine | EmbeddingEngine
+"""What a worker needs of an engine, both have."""
 
 
 def load_model(
@@ -43,4 +47,19 @@ def start_engine(
         cache_bytes=settings.cache_mb * MIB,
         shares_cache=settings.cache_shared,
         speculation=speculation,
+    )
+
+
+def start_embedding_engine(
+    settings: InfererSettings, model: Model, *, slots: int
+) -> EmbeddingEngine:
+    """See `EmbeddingEngine`."""
+    return EmbeddingEngine(
+        model,
+        slots=slots,
+        n_ctx=model.context_size(settings.n_ctx),
+        n_batch=settings.n_batch,
+        threads=settings.threads or usable_cpus(),
+        kv_type=settings.kv_type,
+        flash_attention=settings.flash_attention,
     )

@@ -5,6 +5,7 @@ from statistics import median
 
 from msgspec import Struct
 
+from services.inferer.engine.embedding_engine import Pooled
 from services.inferer.engine.generation import Generation
 
 RECENT = 5
@@ -18,7 +19,7 @@ class MeasuredSpeed(Struct, frozen=True):
     answer: float | None = None
 
 
-def measured_speed(generation: Generation) -> MeasuredSpeed:
+def measured_speed(generation: Generation | Pooled) -> MeasuredSpeed:
     """One of a single token has no answer to measure; and where most of the prompt was cached, the
     time until the first token went to other things."""
     computed = generation.prompt_tokens - generation.cached_tokens
@@ -46,7 +47,7 @@ class Speed:
     def answer(self) -> float | None:
         return median(self._answers) if self._answers else self._tested.answer
 
-    def learn(self, generation: Generation) -> None:
+    def learn(self, generation: Generation | Pooled) -> None:
         """Take one more job into account."""
         speed = measured_speed(generation)
         if speed.prompt is not None:

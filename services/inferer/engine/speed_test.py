@@ -113,6 +113,8 @@ def main() -> int:
 def _serve(subject: Subject, settings: InfererSettings, path: Path, fitness: Fitness) -> None:
     """Raises: SluiceError."""
     model = load_model(settings, path, extra_buffers=fitness.extra_buffers, chat=False)
+    if not model.generates_text:
+        raise ModelError(f"the model {path} generates no text, of which the speed is measured")
     engine = start_engine(settings, model, slots=subject.slots, speculation=None)
     _reply(
         Ready(

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.inferer.engine.engine import Engine
+from services.inferer.engine.set_up import AnyEngine
 from shared.background import keep_running
 from shared.logs import drain_logs, logger
 from shared.process.exit_status import EXIT_STALLED
@@ -19,7 +19,7 @@ log = logger()
 
 
 @asynccontextmanager
-async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
+async def watched(engine: AnyEngine, stall_s: float) -> AsyncIterator[None]:
     """During the block, end the process once the engine has `stalled`.
 
     Its jobs are redelivered when their leases expire, and the start of each counts as an attempt.
@@ -31,7 +31,7 @@ async def watched(engine: Engine, stall_s: float) -> AsyncIterator[None]:
         watching.cancel()
 
 
-async def stalled(engine: Engine, stall_s: float) -> None:
+async def stalled(engine: AnyEngine, stall_s: float) -> None:
     """Return when the engine has had work for ``stall_s`` seconds without progress."""
     poll_s = min(stall_s / POLLS, MAX_POLL_S)
     last: dict[object, int] = {}
@@ -49,7 +49,7 @@ async def stalled(engine: Engine, stall_s: float) -> None:
         last = counters
 
 
-async def _watch(engine: Engine, stall_s: float) -> None:
+async def _watch(engine: AnyEngine, stall_s: float) -> None:
     await stalled(engine, stall_s)
     log.error("compute_stalled", stall_s=stall_s)
     drain_logs()

@@ -5,7 +5,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from statistics import mean
 
-from services.inferer.engine.engine import Engine
+from services.inferer.engine.set_up import AnyEngine
 from services.inferer.worker.slots import Slots
 from shared.background import Tasks
 from shared.errors import ModelError, OutOfMemory
@@ -43,7 +43,7 @@ class AutoConcurrency:
     """Opens and closes slots as jobs come and end."""
 
     def __init__(
-        self, engine: Engine, slots: Slots, make_room: Callable[[int], Awaitable[None]]
+        self, engine: AnyEngine, slots: Slots, make_room: Callable[[int], Awaitable[None]]
     ) -> None:
         """``make_room`` has the engine make room for so many jobs, or raises `ModelError`."""
         self._engine = engine

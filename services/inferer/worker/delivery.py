@@ -154,7 +154,7 @@ class Job:
         finish_reason: FinishReason,
         usage: Usage,
         timings: Timings,
-        answer_format: AnswerFormat,
+        answer_format: AnswerFormat = PLAIN,
     ) -> Completed:
         return Completed(
             **self._common(),

@@ -5,13 +5,15 @@ import random
 
 from msgspec.structs import replace
 
-from services.inferer.crash.flight_recorder import FlightRecorder
-from services.inferer.engine.engine import Engine
+from services.inferer.crash.flight_recorder import Entry, FlightRecorder
+from services.inferer.engine.embedding_engine import EmbeddingEngine, Pooled
 from services.inferer.engine.generation import Generation
+from services.inferer.engine.set_up import AnyEngine
 from services.inferer.engine.speed import Speed
 from services.inferer.worker.dead_letter import dead_letter
 from services.inferer.worker.delivery import REQUEUED, Interrupted, Job, NoResult
 from services.inferer.worker.inference import Inference
+from services.inferer.worker.inputs import compute_inputs, embeddings, ranking
 from services.inferer.worker.job_store import JobStore
 from services.inferer.worker.retry_policy import Final, after_failure, pause_after
 from services.inferer.worker.turns import Turns
@@ -20,7 +22,8 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
-from shared.wire.results import Failed, PromptTokensDetails, Result, Timings, Usage
+from shared.wire.requests import TEXT_TASKS
+from shared.wire.results import Completed, Failed, PromptTokensDetails, Result, Timings, Usage
 
 CHECK_AFTER_S = 0.1
 """Of a first delivery: most short jobs end before they are checked."""
@@ -34,7 +37,7 @@ class Executor:
     def __init__(
         self,
         broker: Broker,
-        engine: Engine,
+        engine: AnyEngine,
         store: JobStore,
         recorder: FlightRecorder,
         *,
@@ -138,7 +141,7 @@ class Executor:
             await job.announced
         entry = self._recorder.open(job.id, job.attempt, alone=job.crash is not None)
         try:
-            generation, published = await Inference(self._broker, self._engine, job, entry).run()
+            return await self._complete(job, entry)
         except Interrupted:
             return self._stopped(job)
         except SluiceError as error:
@@ -147,21 +150,42 @@ class Executor:
             entry.close()
             if checking is not None:
                 checking.cancel()
+
+    async def _complete(self, job: Job, entry: Entry) -> Completed:
+        """Run the attempt to its end.
+
+        Raises:
+            Interrupted: see ``job.interruption``.
+            SluiceError: it failed.
+        """
+        model = self._engine.model
+        if job.request.task not in (TEXT_TASKS if model.generates_text else model.tasks):
+            tasks = " and ".join(f"`{task}`" for task in model.tasks)
+            raise InvalidRequest(
+                f"this model does not do the task `{job.request.task}`, only {tasks}"
+            )
+        if isinstance(self._engine, EmbeddingEngine):
+            return await self._complete_inputs(self._engine, job, entry)
+        generation, published = await Inference(self._broker, self._engine, job, entry).run()
         self._speed.learn(generation)
         return job.completed(
             self._id,
             published.text,
             published.logprobs,
             generation.finish_reason,
-            Usage(
-                prompt_tokens=generation.prompt_tokens,
-                completion_tokens=generation.completion_tokens,
-                total_tokens=generation.prompt_tokens + generation.completion_tokens,
-                prompt_tokens_details=PromptTokensDetails(generation.cached_tokens),
-            ),
+            _usage(generation),
             _timings(job, generation),
             self._engine.model.answer_format(job.request),
         )
+
+    async def _complete_inputs(self, engine: EmbeddingEngine, job: Job, entry: Entry) -> Completed:
+        pooled = await compute_inputs(engine, job, entry, self._broker.max_body)
+        self._speed.learn(pooled)
+        timings = replace(_timings(job, pooled), first_token_ms=None)
+        completed = job.completed(self._id, "", None, "stop", _usage(pooled), timings)
+        if job.request.task == "embed":
+            return replace(completed, embeddings=embeddings(pooled))
+        return replace(completed, ranking=ranking(job.request, pooled))
 
     async def _stop_if_cancelled(self, job: Job) -> None:
         """Only a cancel that crossed with the delivery can have ended a job before its first run,
@@ -217,7 +241,16 @@ class Executor:
         return replace(failed, code=letter.code, message=letter.message, attempt=letter.attempts)
 
 
-def _timings(job: Job, generation: Generation) -> Timings:
+def _usage(run: Generation | Pooled) -> Usage:
+    return Usage(
+        prompt_tokens=run.prompt_tokens,
+        completion_tokens=run.completion_tokens,
+        total_tokens=run.prompt_tokens + run.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(run.cached_tokens),
+    )
+
+
+def _timings(job: Job, generation: Generation | Pooled) -> Timings:
     assert job.started_at is not None
     return Timings(
         queued_ms=milliseconds_between(job.queued_at, job.started_at),

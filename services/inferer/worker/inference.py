@@ -1,6 +1,5 @@
 """One job through the engine: prompt in, tokens out as they come, stopped when it must be."""
 
-import asyncio
 import threading
 import zlib
 
@@ -13,18 +12,15 @@ from services.inferer.engine.control_tokens import Piece, Prompt
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.sampler import Logprobs, Sampler
-from services.inferer.engine.sequence import Aborted
-from services.inferer.worker.delivery import Interrupted, Job
+from services.inferer.worker.delivery import Job
+from services.inferer.worker.engine_outcome import EngineOutcome
 from services.inferer.worker.token_publisher import TokenPublisher
-from shared.background import first_of, start
+from shared.background import start
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, PromptTooLong
-from shared.logs import logger
 from shared.wire import subjects
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.replies import is_inbox
-
-log = logger()
 
 
 class Inference:
@@ -36,8 +32,7 @@ class Inference:
         self._entry = entry
         self._cancelled = threading.Event()
         self._job = job
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Generation | Exception] = self._loop.create_future()
+        self._outcome = EngineOutcome[Generation]()
         targets = [subjects.token_events(job.model, job.id)]
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
@@ -51,7 +46,7 @@ class Inference:
             max_tokens=job.request.max_tokens or engine.n_ctx,
             stop=job.request.stop_strings,
             on_text=self._add,
-            on_end=self._end,
+            on_end=self._outcome.set,
             on_phase=entry.enter,
             stop_tokens=job.request.stop_token_ids or (),
             shown_tokens=self._shown_tokens,
@@ -72,22 +67,16 @@ class Inference:
         self._engine.submit(self._sequence)
         publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
         try:
-            await first_of(self._ended, self._job.interrupting, timeout_s=self._job.seconds_left)
-            if not (self._ended.done() or self._job.interrupting.done()):
-                self._job.interrupt("timed_out")
+            await self._outcome.wait(self._job, self._abort)
         finally:
             publishing.cancel()
-            if not self._ended.done():
-                self._engine.abort(self._sequence)
-            # Only now: a preparation that fails because of it must find that it is aborted.
-            self._cancelled.set()
-        outcome = await self._ended
         await self._tokens.flush(self._job.attempt)
-        if isinstance(outcome, Aborted):
-            raise Interrupted
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome, self._tokens
+        return self._outcome.value, self._tokens
+
+    def _abort(self) -> None:
+        self._engine.abort(self._sequence)
+        # Only now: a preparation that fails because of it must find that it is aborted.
+        self._cancelled.set()
 
     def _add(self, text: str) -> None:
         """Publish the text of one more token, and how likely it was; on the compute thread."""
@@ -133,15 +122,3 @@ class Inference:
             # The answer goes on with what the prompt has begun: only both together can be read.
             self._tokens.open(written.opened)
         return prompt, sampler
-
-    def _end(self, outcome: Generation | Exception) -> None:
-        """Hand the outcome from the compute thread to the event loop, if that still runs."""
-
-        def resolve() -> None:
-            if not self._ended.done():
-                self._ended.set_result(outcome)
-
-        try:
-            self._loop.call_soon_threadsafe(resolve)
-        except RuntimeError:
-            log.warning("outcome_came_after_the_loop_ended")

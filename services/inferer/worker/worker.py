@@ -12,7 +12,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from services.inferer.crash.flight_recorder import FlightRecorder
-from services.inferer.engine.engine import Engine
+from services.inferer.engine.set_up import AnyEngine
 from services.inferer.engine.speed import MeasuredSpeed, Speed
 from services.inferer.worker.auto_concurrency import AutoConcurrency
 from services.inferer.worker.delivery import REQUEUED, Job, NoResult
@@ -53,7 +53,7 @@ class Worker:
     def __init__(
         self,
         broker: Broker,
-        engine: Engine,
+        engine: AnyEngine,
         *,
         recorder: FlightRecorder,
         inferer_id: str,

@@ -251,7 +251,7 @@ def completion(accepted: AcceptedJob, result: Completed) -> Answer:
     if result.logprobs is not None:
         logprobs = logprobs_of(accepted, result.logprobs, TextOffsets())
     read = JobResult.of(result)
-    reason = read.finish_reason
+    reason = read.finish_reason or None
     if read.message is not UNSET:
         message = {"refusal": None, **to_builtins(read.message)}
         choice = Choice(message=message, logprobs=logprobs, finish_reason=reason)
@@ -291,7 +291,7 @@ class Chunks:
 
     def end(self, result: JobResult) -> list[Answer]:
         """The last ones."""
-        reason = result.finish_reason
+        reason = result.finish_reason or None
         if self._accepted.task == "chat":
             left = self._deltas(self._reader.finish())
             chunks = [self._chunk(delta=delta) for delta in left]

@@ -17,6 +17,12 @@ from services.gateway.http.connection import (
 )
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import OpenAIError, openai_error, openai_error_responses
+from services.gateway.http.openai.inputs import (
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    RerankRequest,
+    RerankResponse,
+)
 from services.gateway.http.openai.messages import (
     Answer,
     ChatRequest,
@@ -85,6 +91,32 @@ async def completions(
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
+@post("/v1/embeddings", status_code=200, responses=RESPONSES)
+async def embeddings(
+    request: Request[Any, Any, Any],
+    data: EmbeddingsRequest,
+    gateway: Gateway,
+    streams: OpenStreams,
+    idempotency_key: IdempotencyKey = None,
+) -> Response[EmbeddingsResponse]:
+    """Compute an embedding of each input. If the client disconnects, its job is cancelled, unless
+    it sent an `Idempotency-Key`."""
+    return await _answer(request, gateway, streams, data, idempotency_key)
+
+
+@post("/v1/rerank", status_code=200, responses=RESPONSES)
+async def rerank(
+    request: Request[Any, Any, Any],
+    data: RerankRequest,
+    gateway: Gateway,
+    streams: OpenStreams,
+    idempotency_key: IdempotencyKey = None,
+) -> Response[RerankResponse]:
+    """Rank documents by their relevance for a query. If the client disconnects, its job is
+    cancelled, unless it sent an `Idempotency-Key`."""
+    return await _answer(request, gateway, streams, data, idempotency_key)
+
+
 @get("/v1/models", responses=openai_error_responses())
 async def list_models(gateway: Gateway) -> ModelList:
     """Every model that has a queue, with or without a live inferer."""
@@ -104,7 +136,7 @@ async def _answer(
     request: Request[Any, Any, Any],
     gateway: Gateway,
     streams: OpenStreams,
-    body: ChatRequest | CompletionRequest,
+    body: ChatRequest | CompletionRequest | EmbeddingsRequest | RerankRequest,
     idempotency_key: str | None,
 ) -> Response[Any]:
     gateway.require_ready()
@@ -133,6 +165,8 @@ async def _answer(
     except GatewayStopping:
         return Response(_stopping_error(accepted), status_code=503, headers=NO_RETRY)
     if isinstance(result, Completed):
+        if isinstance(body, EmbeddingsRequest | RerankRequest):
+            return Response(body.response(accepted, result))
         return Response(completion(accepted, result))
     return _failure(result)
 

@@ -1,0 +1,129 @@
+"""Bodies of /v1/embeddings, as OpenAI has it, and of /v1/rerank, as Jina, Cohere and other servers
+do; and their conversion from and to Sluice's."""
+
+from base64 import b64encode
+from typing import Annotated, Any, Literal
+
+import numpy
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from services.gateway.jobs.accepted import AcceptedJob
+from shared.wire.api import JobSubmission, TimeoutS
+from shared.wire.fields import Metadata
+from shared.wire.inputs import AnyDocuments, AnyInput, Text, TopN, inputs_of
+from shared.wire.requests import Priority
+from shared.wire.results import Completed, RankedDocument
+
+EncodingFormat = Literal["float", "base64"]
+
+
+class InputsRequest(Struct, frozen=True, kw_only=True):
+    """The fields of both routes. Others are ignored."""
+
+    model: str | None = None
+    user: str | None = None
+    """Not used."""
+    metadata: Metadata | UnsetType = UNSET
+    timeout_s: TimeoutS | None = None
+    priority: Priority | int | None = None
+    """An extension, like ``timeout_s``. Numbers, which other servers use, are ignored."""
+
+    @property
+    def wants_stream(self) -> bool:
+        return False
+
+    @property
+    def wants_usage(self) -> bool:
+        return False
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "metadata": self.metadata,
+            "timeout_s": self.timeout_s,
+            "priority": self.priority if isinstance(self.priority, str) else "normal",
+        }
+
+
+class EmbeddingsRequest(InputsRequest, frozen=True, kw_only=True):
+    input: AnyInput
+    encoding_format: EncodingFormat | None = None
+    """``base64``: of little-endian 32-bit floats."""
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+
+    def __post_init__(self) -> None:
+        inputs_of(self.input)  # one that is not valid is an error in the body
+
+    def submission(self) -> JobSubmission:
+        return JobSubmission(input=self.input, dimensions=self.dimensions, **self._options())
+
+    def response(self, accepted: AcceptedJob, result: Completed) -> "EmbeddingsResponse":
+        as_floats = self.encoding_format != "base64"
+        return EmbeddingsResponse(
+            data=[
+                Embedding(index, _floats(embedding) if as_floats else b64encode(embedding).decode())
+                for index, embedding in enumerate(result.embeddings or ())
+            ],
+            model=accepted.model,
+            usage=InputUsage.of(result),
+        )
+
+
+class RerankRequest(InputsRequest, frozen=True, kw_only=True):
+    query: Text
+    documents: AnyDocuments
+    top_n: TopN | None = None
+    return_documents: bool | None = None
+
+    def submission(self) -> JobSubmission:
+        return JobSubmission(
+            query=self.query,
+            documents=self.documents,
+            top_n=self.top_n,
+            return_documents=bool(self.return_documents),
+            **self._options(),
+        )
+
+    def response(self, accepted: AcceptedJob, result: Completed) -> "RerankResponse":
+        return RerankResponse(
+            id=f"rerank-{accepted.id}",
+            results=result.ranking or [],
+            model=accepted.model,
+            usage=InputUsage.of(result),
+        )
+
+
+class InputUsage(Struct, frozen=True):
+    prompt_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, result: Completed) -> "InputUsage":
+        return cls(result.usage.prompt_tokens, result.usage.total_tokens)
+
+
+class Embedding(Struct, frozen=True):
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingsResponse(Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: InputUsage
+
+
+class RerankResponse(Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["list"] = "list"
+    results: list[RankedDocument]
+    """The best first."""
+    model: str
+    usage: InputUsage
+
+
+def _floats(embedding: bytes) -> list[float]:
+    floats: list[float] = numpy.frombuffer(embedding, "<f4").astype(float).tolist()
+    return floats
