@@ -66,7 +66,7 @@ class JobSubmission(
             msgspec.structs.force_setattr(self, "model", None)
         asked = [self.messages, self.prompt, self.input, self.query]
         if sum(one is not None for one in asked) != 1:
-            raise ValueError("give one of `messages`, `prompt`, `input` and `query`")
+            raise ValueError("give exactly one of `messages`, `prompt`, `input` and `query`")
         if (self.query is None) != (self.documents is None):
             raise ValueError("give `query` and `documents` together")
         if self.dimensions is not None and self.input is None:
