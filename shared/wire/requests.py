@@ -62,14 +62,11 @@ class PlainText(Struct, frozen=True, tag_field="type", tag="text"):
     """``response_format`` that asks for nothing special."""
 
 
-class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object"):
-    """``response_format`` that asks for any JSON object."""
+SchemaSource = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 
 
 class NamedSchema(Struct, frozen=True, omit_defaults=True):
-    source: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] = msgspec.field(
-        name="schema"
-    )
+    source: SchemaSource = msgspec.field(name="schema")
     """As it was sent: decoded before its size is known it could be hundreds of megabytes."""
     name: str = "response"
     description: str | None = None
@@ -85,6 +82,13 @@ class JsonSchema(Struct, frozen=True, tag_field="type", tag="json_schema"):
     """``response_format`` that asks for JSON valid under a schema."""
 
     json_schema: NamedSchema
+
+
+class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object", omit_defaults=True):
+    """``response_format`` that asks for any JSON object; or, as llama.cpp's server takes it, for
+    JSON valid under a schema: then it is replaced by a `JsonSchema`."""
+
+    source: SchemaSource | UnsetType = msgspec.field(name="schema", default=UNSET)
 
 
 ResponseFormat = PlainText | JsonObject | JsonSchema
@@ -117,6 +121,12 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """False: the whole prompt is computed, as for the first job of an inferer, and no token of the
     answer is guessed."""
 
+    def __post_init__(self) -> None:
+        form = self.response_format
+        if isinstance(form, JsonObject) and form.source:
+            named = JsonSchema(NamedSchema(form.source))
+            msgspec.structs.force_setattr(self, "response_format", named)
+
     @property
     def stop_strings(self) -> list[str]:
         if self.stop is None:
@@ -140,6 +150,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """What users call the model; the subject holds its token."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task == "embed":
             raise ValueError("the task `embed` is not served by this version")
         if (self.task == "chat") != (self.messages is not None):

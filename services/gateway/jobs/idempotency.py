@@ -12,7 +12,7 @@ from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency_record import Overtaken, read_record
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.state.pending_job import PendingJob
-from services.gateway.validation.limits import check_metadata, check_schema
+from services.gateway.validation.limits import check_metadata, read_schema
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
 from shared.logs import logger
@@ -114,8 +114,7 @@ def _digest(submission: JobSubmission) -> str:
     read: dict[str, Any] = {"metadata": msgspec.json.decode(submission.metadata or NO_METADATA)}
     if isinstance(submission.response_format, JsonSchema):
         named = submission.response_format.json_schema
-        check_schema(named)
-        read["response_format"] = JsonSchema(replace(named, source=named.schema))
+        read["response_format"] = JsonSchema(replace(named, source=read_schema(named)))
     submission = replace(submission, **read)
     if isinstance(submission, NatsSubmission):
         submission = replace(submission, stream=False)

@@ -12,20 +12,26 @@ import llguidance
 import numpy
 from numpy.typing import NDArray
 
-from services.inferer.bounded.schema_compiler import compile_schema, error_text
-from services.inferer.bounded.schema_trials import SchemaTrials
-from shared.errors import InvalidRequest
+from shared.bounded.process import LimitExceeded
+from shared.errors import InvalidRequest, ModelError
+from shared.schemas.compiler import compile_schema, error_text
+from shared.schemas.trials import SchemaTrials
 from shared.wire.requests import JsonObject, JsonSchema, ResponseFormat
 
 if TYPE_CHECKING:
     from services.inferer.engine.model import Model
 
-Tokens = NDArray[numpy.int64]
+Logits = NDArray[numpy.float32]
 
 PARAM = "response_format"
 
 LONGEST_SCHEMA = 2**20
 """Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
+
+TRIAL_S = 10.0
+"""How long a trial may take on a busy machine. The limits of its process are lower."""
+
+ANY_OBJECT = {"type": "object"}
 
 
 class Grammar:
@@ -36,21 +42,24 @@ class Grammar:
         self._size, self._end = vocabulary.size, vocabulary.ends[0]
         self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
 
-    def allowed(self) -> Tokens:
-        """The tokens that may come next.
+    def restrict(self, logits: Logits) -> None:
+        """Leave only the tokens that may come next: the others get minus infinity.
 
         Raises:
             InvalidRequest: there are none, or computing them takes too much work.
         """
         if self._matcher.is_stopped() and not self._matcher.is_error():
-            return numpy.array([self._end])
+            end = logits[self._end]
+            logits.fill(-numpy.inf)
+            logits[self._end] = end
+            return
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
-        bits = numpy.unpackbits(self._mask.view(numpy.uint8), bitorder="little", count=self._size)
-        tokens = numpy.flatnonzero(bits)
-        if not tokens.size:
+        if not self._mask.any():
             raise InvalidRequest("the schema allows no next token; relax it", PARAM)
-        return tokens
+        forbidden = ~self._mask.view(numpy.uint8)
+        bits = numpy.unpackbits(forbidden, bitorder="little", count=self._size)
+        numpy.copyto(logits, -numpy.inf, where=bits.view(numpy.bool_))
 
     def accept(self, token: int) -> None:
         """Advance by ``token``, one of those allowed.
@@ -64,7 +73,8 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _cannot_follow(error_text(self._matcher))
+            reason = error_text(self._matcher)
+            raise InvalidRequest(f"this schema cannot be enforced: {reason}", PARAM)
 
 
 class Vocabulary:
@@ -75,7 +85,7 @@ class Vocabulary:
         self.size = int(llama_cpp.llama_vocab_n_tokens(model.vocab))
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
-        self._trials = SchemaTrials()
+        self._trials = SchemaTrials(TRIAL_S)
 
     def close(self) -> None:
         self._trials.close()
@@ -88,24 +98,37 @@ class Vocabulary:
         Raises:
             InvalidRequest: the schema contradicts itself, uses what is not supported, or is too
                 large.
+            ModelError: no process could be started to try it.
             Cancelled: ``cancelled`` was set.
         """
-        if not isinstance(response_format, JsonSchema | JsonObject):
+        schema = _schema_of(response_format)
+        if schema is None:
             return None
-        schema: dict[str, Any] = {"type": "object"}
         try:
-            if isinstance(response_format, JsonSchema):
-                if len(response_format.json_schema.source) > LONGEST_SCHEMA:
-                    raise _cannot_follow(f"it has more than {LONGEST_SCHEMA} bytes")
-                schema = response_format.json_schema.schema
-                if (reason := self._trials.error(schema, cancelled)) is not None:
-                    raise _cannot_follow(reason)
-            matcher = compile_schema(schema, self._get_tokenizer())
-        except (ValueError, RecursionError) as error:
-            raise _cannot_follow(str(error)) from error
-        if matcher.is_error():
-            raise _cannot_follow(error_text(matcher))
-        return Grammar(matcher, self)
+            if schema is not ANY_OBJECT:
+                refused = self._trials.error(schema, cancelled)
+                if refused is not None:
+                    raise InvalidRequest(refused, PARAM)
+            return Grammar(compile_schema(schema, self._get_tokenizer()), self)
+        except (ValueError, RecursionError, LimitExceeded) as error:
+            raise InvalidRequest(str(error), PARAM) from error
+        except OSError as error:
+            raise ModelError(str(error)) from error
+
+    def answer_error(self, response_format: ResponseFormat | None, answer: str) -> str | None:
+        """Why ``answer``, which is complete, is not of this format; None if it is. Takes
+        milliseconds, and `TRIAL_S` at most.
+
+        Raises:
+            ModelError: no process could be started to check it.
+        """
+        schema = _schema_of(response_format)
+        if schema is None:
+            return None
+        try:
+            return self._trials.answer_error(schema, answer)
+        except OSError as error:
+            raise ModelError(str(error)) from error
 
     @cached_property
     def ends(self) -> list[int]:
@@ -144,5 +167,20 @@ class _Tokens:
         return self._model.tokenize(text, add_special=False)
 
 
-def _cannot_follow(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"this schema cannot be enforced: {reason}", PARAM)
+def _schema_of(response_format: ResponseFormat | None) -> dict[str, Any] | None:
+    """The schema of answers; None if any answer is allowed.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is too large.
+    """
+    if isinstance(response_format, JsonObject):
+        return ANY_OBJECT
+    if not isinstance(response_format, JsonSchema):
+        return None
+    named = response_format.json_schema
+    if len(named.source) > LONGEST_SCHEMA:
+        raise InvalidRequest(f"the schema has more than {LONGEST_SCHEMA} bytes", PARAM)
+    try:
+        return named.schema
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the schema cannot be read: {error}", PARAM) from error

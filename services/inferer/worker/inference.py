@@ -16,7 +16,7 @@ from services.inferer.worker.delivery import Interrupted, Job
 from services.inferer.worker.token_publisher import TokenPublisher
 from shared.background import first_of, start
 from shared.broker.connection import Broker
-from shared.errors import InvalidRequest, PromptTooLong
+from shared.errors import InvalidAnswer, InvalidRequest, PromptTooLong
 from shared.logs import logger
 from shared.wire import subjects
 from shared.wire.logprobs import TokenLogprob, TopLogprob
@@ -63,6 +63,7 @@ class Inference:
             Interrupted: see ``job.interruption``.
             InvalidRequest, PromptTooLong: the model cannot take this request.
             ModelError: llama.cpp failed.
+            InvalidAnswer: the answer is not of the format that was asked for.
         """
         self._engine.submit(self._sequence)
         publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
@@ -82,7 +83,19 @@ class Inference:
             raise Interrupted
         if isinstance(outcome, Exception):
             raise outcome
+        if outcome.finish_reason == "stop":
+            await self._check_answer()
         return outcome, self._tokens
+
+    async def _check_answer(self) -> None:
+        """Raises: InvalidAnswer: it is not of the format that was asked for."""
+        request, text = self._job.request, self._tokens.text
+        wrong = await asyncio.to_thread(
+            self._engine.model.vocabulary.answer_error, request.response_format, text
+        )
+        if wrong is not None:
+            remedy = "leave out `stop`" if request.stop else "try another `seed`"
+            raise InvalidAnswer(f"the answer is not of the `response_format`: {wrong}; {remedy}")
 
     def _add(self, text: str) -> None:
         """Publish the text of one more token, and how likely it was; on the compute thread."""

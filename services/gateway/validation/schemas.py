@@ -1,0 +1,110 @@
+"""Checks the schema of a submission before its job is queued (decision 45)."""
+
+import asyncio
+import hashlib
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from services.gateway.validation.limits import read_schema
+from shared.bounded.process import LimitExceeded
+from shared.errors import InvalidRequest, Overloaded
+from shared.logs import logger
+from shared.schemas.trials import SchemaTrials
+from shared.wire.requests import JsonSchema, ResponseFormat
+
+TRIAL_S = 2.0
+"""For one schema, which typically takes some milliseconds. The CPU time is limited, too."""
+
+TURN_S = 2.0
+"""How long a schema may wait for others to be tried."""
+
+TRIALS_AT_ONCE = 2
+"""Each in a process of some 40 MB, which stays."""
+
+REMEMBERED = 1024
+"""Schemas; an application has few, and sends them again and again."""
+
+FIELD = "response_format"
+
+log = logger()
+
+
+class Schemas:
+    """Tries each schema as an inferer will, in a process with limits, and remembers the outcome."""
+
+    def __init__(self) -> None:
+        self._trials = SchemaTrials(TRIAL_S)
+        self._threads = ThreadPoolExecutor(TRIALS_AT_ONCE, "schema")
+        self._closing = threading.Event()
+        self._turns = asyncio.Semaphore(TRIALS_AT_ONCE)
+        self._outcomes: OrderedDict[bytes, str | None] = OrderedDict()
+        """By digest: why the schema is refused, or None."""
+        self._running: dict[bytes, asyncio.Task[str | None]] = {}
+
+    async def check(self, response_format: ResponseFormat | None) -> None:
+        """Refuse a schema that cannot be enforced. Takes `TRIAL_S` and `TURN_S` at most; next to
+        nothing if the schema was sent before.
+
+        Raises:
+            InvalidRequest: it is not a valid schema, cannot be enforced, or takes too much.
+            Overloaded: it cannot be tried now.
+        """
+        if not isinstance(response_format, JsonSchema):
+            return
+        named = response_format.json_schema
+        digest = hashlib.sha256(named.source).digest()
+        if digest in self._outcomes:
+            self._outcomes.move_to_end(digest)
+            refused = self._outcomes[digest]
+        else:
+            trial = self._running.get(digest) or self._start(digest, read_schema(named))
+            # A client that hangs up leaves the outcome to others.
+            refused = await asyncio.shield(trial)
+        if refused is not None:
+            raise InvalidRequest(f"{FIELD}: {refused}", FIELD)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._closing.set()
+        self._trials.close()
+        self._threads.shutdown(wait=False)
+
+    def _start(self, digest: bytes, schema: dict[str, Any]) -> asyncio.Task[str | None]:
+        def forget(trial: asyncio.Task[str | None]) -> None:
+            del self._running[digest]
+            if not trial.cancelled():
+                trial.exception()  # all clients may have hung up
+
+        trial = asyncio.create_task(self._try(digest, schema), name="try a schema")
+        self._running[digest] = trial
+        trial.add_done_callback(forget)
+        return trial
+
+    async def _try(self, digest: bytes, schema: dict[str, Any]) -> str | None:
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded(
+                "too many other schemas are being checked; nothing was accepted, try again"
+            ) from None
+        try:
+            refused = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._trials.error, schema, self._closing
+            )
+        except LimitExceeded as exceeded:
+            # Not remembered: it may be due to what else the machine was doing.
+            return str(exceeded)
+        except OSError as error:
+            log.warning("schema_not_tried", error=str(error))
+            raise Overloaded(
+                "the schema cannot be checked now; nothing was accepted, try again"
+            ) from None
+        finally:
+            self._turns.release()
+        self._outcomes[digest] = refused
+        if len(self._outcomes) > REMEMBERED:
+            self._outcomes.popitem(last=False)
+        return refused
