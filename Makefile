@@ -102,6 +102,8 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.conversations
 	$(BIN)/python -m benchmarks.long_prompt
 	$(BIN)/python -m benchmarks.speculation
+	$(BIN)/python -m benchmarks.structured
+	$(BIN)/python -m benchmarks.structured --model gemma3-270m
 
 bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llama.cpp's server, twenty minutes; ARGS="--pairs 2" for less
 	@command -v redis-server >/dev/null || \
