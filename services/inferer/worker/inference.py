@@ -21,6 +21,7 @@ from shared.logs import logger
 from shared.wire import subjects
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.replies import is_inbox
+from shared.wire.requests import JsonObject, JsonSchema
 
 log = logger()
 
@@ -90,6 +91,8 @@ class Inference:
     async def _check_answer(self) -> None:
         """Raises: InvalidAnswer: it is not of the format that was asked for."""
         request, text = self._job.request, self._tokens.text
+        if not isinstance(request.response_format, JsonSchema | JsonObject):
+            return
         wrong = await asyncio.to_thread(
             self._engine.model.vocabulary.answer_error, request.response_format, text
         )
