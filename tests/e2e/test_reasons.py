@@ -27,6 +27,7 @@ from tests.support.processes import (
     scripts,
     server_sent_events,
 )
+from tests.support.schemas import TOO_MUCH
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -81,10 +82,9 @@ def send_too_long_a_prompt(site: Stack) -> str:
     return site.submit(prompt="a " * 7_000)
 
 
-def ask_for_what_no_text_is(site: Stack) -> str:
+def ask_for_too_much_work(site: Stack) -> str:
     """The gateway finds nothing wrong with it."""
-    nothing = {"type": "string", "pattern": "^[^\\u0000-\\U0010FFFF]$"}
-    wanted = {"type": "json_schema", "json_schema": {"schema": nothing}}
+    wanted = {"type": "json_schema", "json_schema": {"schema": TOO_MUCH}}
     return site.submit(prompt="hi", max_tokens=20, response_format=wanted)
 
 
@@ -126,7 +126,7 @@ def run_too_long(site: Stack) -> str:
 BROUGHT_ABOUT: dict[str, Callable[[Stack], str]] = {
     "completed": complete,
     "prompt_too_long": send_too_long_a_prompt,
-    "invalid_request": ask_for_what_no_text_is,
+    "invalid_request": ask_for_too_much_work,
     "result_too_large": send_as_much_as_fits,
     "cancelled": cancel,
     "client_disconnected": hang_up,

@@ -96,6 +96,13 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
     ),
     (
         decode_request,
+        b'{"task":"complete","prompt":"x","response_format":{"type":"json_object","schema":{}}}',
+        InferenceRequest(
+            task="complete", prompt="x", response_format=JsonSchema(NamedSchema(Raw(b"{}")))
+        ),
+    ),
+    (
+        decode_request,
         b'{"task":"complete","prompt":"x","response_format":{"type":"text"},"a_later_field":1}',
         InferenceRequest(task="complete", prompt="x", response_format=PlainText()),
     ),

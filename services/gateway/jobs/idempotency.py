@@ -13,7 +13,7 @@ from services.gateway.jobs.idempotency_record import Overtaken, read_record
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.state.pending_job import PendingJob
 from services.gateway.validation.limits import check_metadata
-from services.gateway.validation.schemas import check_schema
+from services.gateway.validation.schema_size import read_schema
 from services.gateway.validation.tools import check_tools
 from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
@@ -118,7 +118,7 @@ def _digest(submission: JobSubmission) -> str:
     read: dict[str, Any] = {"metadata": msgspec.json.decode(submission.metadata or NO_METADATA)}
     if isinstance(submission.response_format, JsonSchema):
         named = submission.response_format.json_schema
-        schema = check_schema(named.source, lambda: named.schema, "response_format")
+        schema = read_schema(named.source, lambda: named.schema, "response_format")
         read["response_format"] = JsonSchema(replace(named, source=schema))
     if submission.tools:
         check_tools(submission)

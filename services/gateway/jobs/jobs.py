@@ -26,6 +26,7 @@ from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
 from services.gateway.validation.inputs import check_result_fits, result_bytes
 from services.gateway.validation.limits import check_submission, logprob_bytes
+from services.gateway.validation.schemas import Schemas
 from shared.background import Tasks
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers, oldest_waiting_s
@@ -83,6 +84,7 @@ class Jobs:
         self._settings = settings
         self._cancellation = Cancellation(broker, settings.patience_s)
         self._admission = Admission(fleet, forecast, settings.max_waiting)
+        self._schemas = Schemas()
         self._cancelling = Tasks()
         self._withdrawals = Withdrawals(broker, self._cancellation, self._cancelling)
 
@@ -101,6 +103,7 @@ class Jobs:
         Raises:
             InvalidRequest, RequestTooLarge, UnknownModel: it cannot run.
             QueueFull: too many wait already.
+            Overloaded: too many schemas are being checked.
             StorageShort: the broker has too little room.
             StreamRefused: the configuration of the queue does not allow this message.
             BrokerUnavailable: the broker did not confirm it, but it may have arrived. It is
@@ -111,6 +114,7 @@ class Jobs:
         model = await self._fleet.choose(submission.model)
         check_submission(submission, model.facts)
         check_result_fits(submission, model.facts, self._broker.max_body)
+        await self._schemas.check(submission)
         now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         accepted = AcceptedJob(
@@ -326,6 +330,7 @@ class Jobs:
         """Cancel what is to be cancelled in the background, as far as the broker answers within
         ``patience_s``."""
         self._withdrawals.end()
+        self._schemas.close()
         if left := await self._cancelling.end(patience_s):
             log.warning("jobs_not_cancelled", left=left)
 

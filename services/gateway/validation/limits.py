@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from services.gateway.validation.inputs import check_inputs
-from services.gateway.validation.schemas import MAX_DEPTH, check_schema, is_deeper
+from services.gateway.validation.schema_size import MAX_DEPTH, is_deeper
 from services.gateway.validation.tools import check_template, check_tools
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_token_ids
@@ -47,9 +47,6 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
     if facts is not None:
         _check_task(submission.task, facts)
     check_inputs(submission, facts)
-    if isinstance(submission.response_format, JsonSchema):
-        named = submission.response_format.json_schema
-        check_schema(named.source, lambda: named.schema, "response_format")
     check_tools(submission)
     _check_end(submission, facts)
     if submission.top_logprobs and not submission.logprobs:
@@ -73,7 +70,7 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             "max_tokens",
         )
     check_template(submission, facts)
-    size = max(len(text.encode("utf-8")) for text in submission.texts)
+    size = max(len(text.encode("utf-8")) for text in submission.prompt_texts)
     if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
         raise PromptTooLong(
             f"the prompt has {size} bytes and cannot fit into the model's context of "

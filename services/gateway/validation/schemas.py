@@ -1,68 +1,121 @@
-"""Checks of JSON schemas in requests."""
+"""Checks the schemas of a submission before its job is queued (decision 45)."""
 
+import asyncio
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jsonschema_rs import Draft202012Validator, FancyRegexOptions, ValidationError
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
-from shared.errors import InvalidRequest
-from shared.wire.codecs import encode
+from services.gateway.validation.schema_size import read_schema
+from shared.bounded.process import LimitExceeded
+from shared.errors import InvalidRequest, Overloaded
+from shared.logs import logger
+from shared.schemas.trials import SchemaTrials
+from shared.wire.api import JobSubmission
+from shared.wire.requests import JsonSchema
 
-MAX_DEPTH = 64
-"""Levels of nesting that every part of Sluice can decode."""
+TRIAL_S = 2.0
+"""For one schema, which typically takes some milliseconds. The CPU time is limited, too."""
 
-MAX_SCHEMA_BYTES = 32 * 1024
-"""The time to compile a schema to a grammar can grow with the square of its size."""
+TURN_S = 2.0
+"""How long a schema may wait for others to be tried."""
 
-MAX_WHITESPACE_FACTOR = 8
-"""How many times larger a schema may be with its white space."""
+TRIALS_AT_ONCE = 2
+"""Each in a process of some 40 MB, which stays."""
 
-PATTERN_OPTIONS = FancyRegexOptions(size_limit=1024 * 1024)
-"""Limits the size of a compiled ``pattern``, and with it the time to compile it."""
+REMEMBERED = 1024
+"""Schemas; an application has few, and sends them again and again."""
 
-MAX_REASON_CHARS = 200
-"""A reason quotes the invalid part of the schema."""
-
-_META_SCHEMA = Draft202012Validator(
-    {"$ref": "https://json-schema.org/draft/2020-12/schema"}, offline=True
-)
-
-
-def check_schema(source: Raw, read: Callable[[], dict[str, Any]], param: str) -> dict[str, Any]:
-    """The schema that ``read`` decodes from ``source``, which is the field ``param``.
-
-    Raises:
-        InvalidRequest: it is not a valid schema, is too large or nested too deeply.
-    """
-    too_large = InvalidRequest(f"{param}: the schema has more than {MAX_SCHEMA_BYTES} bytes", param)
-    if len(source) > MAX_WHITESPACE_FACTOR * MAX_SCHEMA_BYTES:
-        raise too_large
-    try:
-        schema = read()
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{param}: the schema cannot be read: {error}", param) from None
-    if is_deeper(schema, MAX_DEPTH):
-        raise InvalidRequest(
-            f"{param}: the schema is nested more than {MAX_DEPTH} levels deep", param
-        )
-    if len(encode(schema)) > MAX_SCHEMA_BYTES:
-        raise too_large
-    try:
-        _META_SCHEMA.validate(schema)
-        # Compiling finds invalid patterns and references.
-        Draft202012Validator(schema, offline=True, pattern_options=PATTERN_OPTIONS)
-    except ValidationError as error:
-        reason = error.message
-        if len(reason) > MAX_REASON_CHARS:
-            reason = reason[:MAX_REASON_CHARS] + "…"
-        raise InvalidRequest(f"{param}: not a valid JSON schema: {reason}", param) from None
-    return schema
+log = logger()
 
 
-def is_deeper(value: object, levels: int) -> bool:
-    if isinstance(value, dict):
-        return levels == 0 or any(is_deeper(item, levels - 1) for item in value.values())
-    if isinstance(value, list):
-        return levels == 0 or any(is_deeper(item, levels - 1) for item in value)
-    return False
+class Schemas:
+    """Tries each schema as an inferer will, in a process with limits, and remembers the outcome."""
+
+    def __init__(self) -> None:
+        self._trials = SchemaTrials(TRIAL_S)
+        self._threads = ThreadPoolExecutor(TRIALS_AT_ONCE, "schema")
+        self._closing = threading.Event()
+        self._turns = asyncio.Semaphore(TRIALS_AT_ONCE)
+        self._outcomes: OrderedDict[bytes, str | None] = OrderedDict()
+        """By digest: why the schema is refused, or None."""
+        self._running: dict[bytes, asyncio.Task[str | None]] = {}
+
+    async def check(self, submission: JobSubmission) -> None:
+        """Refuse schemas that cannot be enforced: that of the answer, and those of the arguments of
+        tools that are ``strict``. Takes `TRIAL_S` and `TURN_S` at most for each; next to nothing
+        if it was sent before.
+
+        Raises:
+            InvalidRequest: one is not a valid schema, cannot be enforced, or takes too much.
+            Overloaded: it cannot be tried now.
+        """
+        if isinstance(submission.response_format, JsonSchema):
+            named = submission.response_format.json_schema
+            await self._check(named.source, lambda: named.schema, "response_format")
+        for number, tool in enumerate(submission.offered_tools):
+            function = tool.function
+            if function.strict and function.parameters is not UNSET:
+                param = f"tools[{number}].function.parameters"
+                await self._check(function.parameters, lambda: function.schema, param)  # noqa: B023
+
+    async def _check(self, source: Raw, read: Callable[[], dict[str, Any]], param: str) -> None:
+        digest = hashlib.sha256(source).digest()
+        if digest in self._outcomes:
+            self._outcomes.move_to_end(digest)
+            refused = self._outcomes[digest]
+        else:
+            schema = read_schema(source, read, param)
+            trial = self._running.get(digest) or self._start(digest, schema)
+            # A client that hangs up leaves the outcome to others.
+            refused = await asyncio.shield(trial)
+        if refused is not None:
+            raise InvalidRequest(f"{param}: {refused}", param)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._closing.set()
+        self._trials.close()
+        self._threads.shutdown(wait=False)
+
+    def _start(self, digest: bytes, schema: dict[str, Any]) -> asyncio.Task[str | None]:
+        def forget(trial: asyncio.Task[str | None]) -> None:
+            del self._running[digest]
+            if not trial.cancelled():
+                trial.exception()  # all clients may have hung up
+
+        trial = asyncio.create_task(self._try(digest, schema), name="try a schema")
+        self._running[digest] = trial
+        trial.add_done_callback(forget)
+        return trial
+
+    async def _try(self, digest: bytes, schema: dict[str, Any]) -> str | None:
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded(
+                "too many other schemas are being checked; nothing was accepted, try again"
+            ) from None
+        try:
+            refused = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._trials.error, schema, self._closing
+            )
+        except LimitExceeded as exceeded:
+            # Not remembered: it may be due to what else the machine was doing.
+            return str(exceeded)
+        except OSError as error:
+            log.warning("schema_not_tried", error=str(error))
+            raise Overloaded(
+                "the schema cannot be checked now; nothing was accepted, try again"
+            ) from None
+        finally:
+            self._turns.release()
+        self._outcomes[digest] = refused
+        if len(self._outcomes) > REMEMBERED:
+            self._outcomes.popitem(last=False)
+        return refused

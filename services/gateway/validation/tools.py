@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from services.gateway.validation.schemas import check_schema
+from services.gateway.validation.schema_size import read_schema
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission
 from shared.wire.inferers import ModelFacts
@@ -22,8 +22,10 @@ def check_tools(submission: JobSubmission) -> None:
     """Raises: InvalidRequest: tools, their choice or their calls and results are not as they should
     be."""
     tools = submission.tools or []
-    if tools and submission.messages is None:
-        raise InvalidRequest("tools: need `messages`", "tools")
+    if submission.messages is None:
+        for name in ("tools", "chat_template_kwargs"):
+            if getattr(submission, name):
+                raise InvalidRequest(f"{name}: needs `messages`", name)
     names: set[str] = set()
     size = 0
     for number, tool in enumerate(tools):
@@ -69,7 +71,7 @@ def _check_parameters(tool: Tool, param: str) -> int:
     function = tool.function
     if function.parameters is UNSET:
         return 0
-    schema = check_schema(function.parameters, lambda: function.schema, param)
+    schema = read_schema(function.parameters, lambda: function.schema, param)
     if schema.get("type", "object") != "object":
         raise InvalidRequest(f'{param}: its type must be "object"', param)
     return len(function.parameters)

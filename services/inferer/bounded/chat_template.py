@@ -4,7 +4,7 @@ import json
 import threading
 from typing import Any
 
-from services.inferer.bounded.process import BoundedProcess, BoundedProcesses, LimitExceeded
+from shared.bounded.process import BoundedProcess, BoundedProcesses, LimitExceeded
 from shared.errors import InvalidRequest, ModelError
 
 RENDER_S = 10.0

@@ -21,7 +21,7 @@ from jinja2.nodes import Name, Node, Template, Test
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.inferer.bounded.server import limit_memory, read_request, requests, respond
+from shared.bounded.server import limit_memory, read_request, requests, respond
 
 MEMORY_BYTES = 2**30
 CPU_S = 10

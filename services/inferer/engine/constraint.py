@@ -11,8 +11,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from services.inferer.bounded.schema_compiler import lark_json
-from services.inferer.engine.grammar import Grammar, cannot_enforce
+from services.inferer.engine.grammar import Grammar
 from services.inferer.engine.model import Model
 from shared.answers import (
     ARGS,
@@ -32,7 +31,9 @@ from shared.answers import (
     TOOL_CALL,
     TOOL_CALLS,
 )
+from shared.bounded.process import LimitExceeded
 from shared.errors import InvalidRequest
+from shared.schemas.compiler import lark_json
 from shared.wire.answers import PLAIN
 from shared.wire.requests import JsonObject, JsonSchema, ModelRequest
 from shared.wire.tools import ChosenTool, Tool
@@ -40,7 +41,7 @@ from shared.wire.tools import ChosenTool, Tool
 LONGEST_SCHEMA = 2**20
 """Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
 RESPONSE_FORMAT, TOOLS = "response_format", "tools"
-ANY_ARGUMENTS = {"type": "object"}
+ANY_OBJECT = {"type": "object"}
 
 
 def constraint(
@@ -76,7 +77,7 @@ class _Rules:
         self._model = model
         self._cancelled = cancelled
         self.format = model.answer_format(request)
-        self.schema = self._response_schema(request)
+        self.schema = self._enforced_schema(request)
         self._tools = _callable(request)
         self._must_call = request.tool_choice not in ("none", "auto")
         self._many = "*" if request.parallel_tool_calls else "?"
@@ -203,39 +204,58 @@ class _Rules:
             self._lines.append(rule)
         return name
 
-    def _response_schema(self, request: ModelRequest) -> dict[str, Any] | None:
-        """Raises: InvalidRequest: it cannot be enforced."""
-        asked = request.response_format
-        if isinstance(asked, JsonObject):
-            return {"type": "object"}
-        if not isinstance(asked, JsonSchema):
-            return None
-        if len(asked.json_schema.source) > LONGEST_SCHEMA:
-            raise cannot_enforce(f"it has more than {LONGEST_SCHEMA} bytes", RESPONSE_FORMAT)
+    def _enforced_schema(self, request: ModelRequest) -> dict[str, Any] | None:
+        """The schema of the answer.
+
+        Raises: InvalidRequest: it cannot be enforced."""
+        schema = response_schema(request)
+        if schema is None or schema is ANY_OBJECT:
+            return schema
         try:
-            schema = asked.json_schema.schema
             reason = self._model.vocabulary.schema_error(schema, self._cancelled)
-        except (ValueError, RecursionError) as error:
-            raise cannot_enforce(str(error), RESPONSE_FORMAT) from error
+        except LimitExceeded as exceeded:
+            reason = str(exceeded)
         if reason is not None:
-            raise cannot_enforce(reason, RESPONSE_FORMAT)
+            raise InvalidRequest(reason, RESPONSE_FORMAT)
         return schema
 
     def _parameters(self, tool: Tool) -> dict[str, Any]:
         """The schema of the arguments, or of any object where it cannot be enforced.
 
         Raises: InvalidRequest: it must be enforced, and cannot be."""
+        name = tool.function.name
         try:
             schema = {"type": "object", **tool.function.schema}
             reason = self._model.vocabulary.schema_error(schema, self._cancelled)
+        except LimitExceeded as exceeded:
+            # Not ignored: many of them would keep this inferer from its work.
+            raise InvalidRequest(f"tools: the parameters of {name}: {exceeded}", TOOLS) from None
         except (ValueError, RecursionError) as error:
             reason = str(error)
         if reason is None:
             return schema
         if tool.function.strict:
-            what = f"the schema of the parameters of {tool.function.name}"
-            raise cannot_enforce(reason, TOOLS, what)
-        return ANY_ARGUMENTS
+            raise InvalidRequest(f"tools: the parameters of {name}: {reason}", TOOLS)
+        return ANY_OBJECT
+
+
+def response_schema(request: ModelRequest) -> dict[str, Any] | None:
+    """The schema of answers; None if any answer is allowed.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is too large.
+    """
+    asked = request.response_format
+    if isinstance(asked, JsonObject):
+        return ANY_OBJECT
+    if not isinstance(asked, JsonSchema):
+        return None
+    if len(asked.json_schema.source) > LONGEST_SCHEMA:
+        raise InvalidRequest(f"the schema has more than {LONGEST_SCHEMA} bytes", RESPONSE_FORMAT)
+    try:
+        return asked.json_schema.schema
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the schema cannot be read: {error}", RESPONSE_FORMAT) from error
 
 
 def _callable(request: ModelRequest) -> list[Tool]:

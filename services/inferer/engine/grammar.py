@@ -13,14 +13,18 @@ import llguidance
 import numpy
 from numpy.typing import NDArray
 
-from services.inferer.bounded.schema_compiler import compile_lark, compile_schema, error_text
-from services.inferer.bounded.schema_trials import SchemaTrials
-from shared.errors import InvalidRequest
+from shared.bounded.process import LimitExceeded
+from shared.errors import InvalidRequest, ModelError
+from shared.schemas.compiler import compile_lark, compile_schema, error_text
+from shared.schemas.trials import SchemaTrials
 
 if TYPE_CHECKING:
     from services.inferer.engine.model import Model
 
-Tokens = NDArray[numpy.int64]
+Logits = NDArray[numpy.float32]
+
+TRIAL_S = 10.0
+"""How long a trial may take on a busy machine. The limits of its process are lower."""
 
 
 class Grammar:
@@ -33,21 +37,24 @@ class Grammar:
         self._size, self._end = vocabulary.size, vocabulary.ends[0]
         self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
 
-    def allowed(self) -> Tokens:
-        """The tokens that may come next.
+    def restrict(self, logits: Logits) -> None:
+        """Leave only the tokens that may come next: the others get minus infinity.
 
         Raises:
             InvalidRequest: there are none, or computing them takes too much work.
         """
         if self._matcher.is_stopped() and not self._matcher.is_error():
-            return numpy.array([self._end])
+            end = logits[self._end]
+            logits.fill(-numpy.inf)
+            logits[self._end] = end
+            return
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
-        bits = numpy.unpackbits(self._mask.view(numpy.uint8), bitorder="little", count=self._size)
-        tokens = numpy.flatnonzero(bits)
-        if not tokens.size:
+        if not self._mask.any():
             raise InvalidRequest("the schema allows no next token; relax it", self._param)
-        return tokens
+        forbidden = ~self._mask.view(numpy.uint8)
+        bits = numpy.unpackbits(forbidden, bitorder="little", count=self._size)
+        numpy.copyto(logits, -numpy.inf, where=bits.view(numpy.bool_))
 
     def accept(self, token: int) -> None:
         """Advance by ``token``, one of those allowed.
@@ -61,7 +68,8 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise cannot_enforce(error_text(self._matcher), self._param)
+            reason = error_text(self._matcher)
+            raise InvalidRequest(f"this schema cannot be enforced: {reason}", self._param)
 
 
 class Vocabulary:
@@ -72,7 +80,7 @@ class Vocabulary:
         self.size = int(llama_cpp.llama_vocab_n_tokens(model.vocab))
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
-        self._trials = SchemaTrials()
+        self._trials = SchemaTrials(TRIAL_S)
 
     def close(self) -> None:
         self._trials.close()
@@ -80,15 +88,23 @@ class Vocabulary:
     def schema_error(
         self, schema: dict[str, Any], cancelled: threading.Event | None = None
     ) -> str | None:
-        """Why ``schema`` cannot be enforced; None if it can. Compiling it has limits meanwhile.
+        """Why ``schema`` cannot be enforced, as a sentence; None if it can.
 
         Raises:
+            LimitExceeded: it takes too much to find out; the message is a sentence, too.
+            ModelError: no process could be started to try it.
             Cancelled: ``cancelled`` was set.
         """
-        return self._trials.error(schema, cancelled)
+        try:
+            return self._trials.error(schema, cancelled)
+        except LimitExceeded:
+            raise
+        except OSError as error:
+            raise ModelError(str(error)) from error
 
     def grammar_of_schema(self, schema: dict[str, Any], param: str) -> Grammar:
-        """The grammar for JSON valid under ``schema``, which has no `schema_error`.
+        """The grammar for JSON valid under ``schema``, which has no `schema_error`. ``param`` is
+        the field of the request that it comes from.
 
         Raises:
             InvalidRequest: it cannot be enforced with this vocabulary.
@@ -99,16 +115,25 @@ class Vocabulary:
         """The same for a grammar in llguidance's dialect of Lark."""
         return self._grammar(lambda tokenizer: compile_lark(text, tokenizer), param)
 
+    def answer_error(self, schema: dict[str, Any], answer: str) -> str | None:
+        """Why ``answer``, which is complete, is not valid under ``schema``; None if it is. Takes
+        milliseconds, and `TRIAL_S` at most.
+
+        Raises:
+            ModelError: no process could be started to check it.
+        """
+        try:
+            return self._trials.answer_error(schema, answer)
+        except OSError as error:
+            raise ModelError(str(error)) from error
+
     def _grammar(
         self, compiled: Callable[[llguidance.LLTokenizer], llguidance.LLMatcher], param: str
     ) -> Grammar:
         try:
-            matcher = compiled(self._get_tokenizer(param))
+            return Grammar(compiled(self._get_tokenizer(param)), self, param)
         except (ValueError, RecursionError) as error:
-            raise cannot_enforce(str(error), param) from error
-        if matcher.is_error():
-            raise cannot_enforce(error_text(matcher), param)
-        return Grammar(matcher, self, param)
+            raise InvalidRequest(str(error), param) from error
 
     @cached_property
     def ends(self) -> list[int]:
@@ -146,7 +171,3 @@ class _Tokens:
             text = text.decode("utf-8", "replace")
         # Without control tokens: it asks how text is written.
         return self._model.tokenize(text, add_special=False, parse_special=False)
-
-
-def cannot_enforce(reason: str, param: str, what: str = "this schema") -> InvalidRequest:
-    return InvalidRequest(f"{what} cannot be enforced: {reason}", param)

@@ -328,7 +328,7 @@ class Model:
                 "this model has no chat template in its GGUF; send `prompt` instead of `messages`",
                 "messages",
             )
-        _require_short(sum(map(len, request.texts)))
+        _require_short(sum(map(len, request.prompt_texts)))
         written = self.chat.prompt(request, cancelled or threading.Event())
         prompt = written.prompt
         begin = prompt.pieces[0].text if prompt.pieces else ""

@@ -1,26 +1,19 @@
 """A native sampler chain for each job, in the order that llama.cpp's own tools use."""
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import llama_cpp
 import numpy
-from numpy.typing import NDArray
 
-from services.inferer.engine.grammar import Grammar, Tokens
+from services.inferer.engine.grammar import Grammar, Logits
 from services.inferer.engine.model import Model
 from shared.token_ids import require_token_ids
 from shared.wire.requests import Sampling
 
-Logits = NDArray[numpy.float32]
-
 PENALTY_WINDOW = 64
 """The number of last tokens that penalties apply to."""
-
-TOKEN_DATA = numpy.dtype([("id", "i4"), ("logit", "f4"), ("p", "f4")])
-"""``llama_token_data`` of llama.h."""
 
 LEAST_BIAS = -100
 """Of a token that must not come."""
@@ -59,12 +52,11 @@ class Sampler:
         """
         self._grammar = grammar
         self._vocabulary_size = model.vocabulary.size
-        self._takes_likeliest = options.temperature == 0 and self._grammar is None
+        self._takes_likeliest = options.temperature == 0
         self._adjustments = _Adjustments(model, options, BANNED if self._grammar else -numpy.inf)
         self._top = options.top_logprobs if options.logprobs else None
         self.logprobs: Logprobs | None = None
         """Of the last token, if the request asks for them."""
-        self._candidates = _Candidates()
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
         )
@@ -91,17 +83,21 @@ class Sampler:
     def _sample(self, context: object, row: int) -> int:
         if self._adjustments.are_any:
             self._adjustments.apply(self._logits(context, row))
+        if self._grammar is None:
+            return self._draw(context, row)
+        logits = self._logits(context, row)
+        self._grammar.restrict(logits)
+        token = self._draw(context, row)
+        if logits[token] == -numpy.inf:  # the sum of all probabilities may be a little less than 1
+            token = int(logits.argmax())
+        self._grammar.accept(token)
+        return token
+
+    def _draw(self, context: object, row: int) -> int:
         if self._takes_likeliest:
             # llama.cpp would first copy the whole vocabulary.
             return int(self._logits(context, row).argmax())
-        if self._grammar is None:
-            return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
-        allowed = self._grammar.allowed()
-        logits = self._logits(context, row)[allowed]
-        token = self._candidates.choose(self._chain, allowed, logits)
-        llama_cpp.llama_sampler_accept(self._chain, token)
-        self._grammar.accept(token)
-        return token
+        return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
@@ -187,24 +183,6 @@ class _Adjustments:
         if self._tokens < self._min_tokens:
             logits[self._not_yet] = self._banned
         self._tokens += 1
-
-
-class _Candidates:
-    """The tokens that a grammar allows, with their logits."""
-
-    def __init__(self) -> None:
-        self._array = llama_cpp.llama_token_data_array()
-
-    def choose(self, chain: object, allowed: Tokens, logits: Logits) -> int:
-        """The choice of ``chain``, which has one logit for each of the ``allowed`` tokens."""
-        tokens = numpy.zeros(allowed.size, dtype=TOKEN_DATA)
-        tokens["id"] = allowed
-        tokens["logit"] = logits
-        array = self._array
-        array.data = tokens.ctypes.data_as(llama_cpp.llama_token_data_p)
-        array.size, array.selected, array.sorted = tokens.size, -1, False
-        llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
-        return int(array.data[array.selected].id)
 
 
 def native_seed(seed: int) -> int:

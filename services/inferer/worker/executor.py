@@ -19,7 +19,7 @@ from services.inferer.worker.retry_policy import Final, after_failure, pause_aft
 from services.inferer.worker.turns import Turns
 from shared.background import Tasks, first_of
 from shared.broker.connection import Broker
-from shared.errors import InvalidRequest, SluiceError, StreamRefused
+from shared.errors import InvalidAnswer, InvalidRequest, SluiceError, StreamRefused
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire.requests import TEXT_TASKS
@@ -144,6 +144,8 @@ class Executor:
             return await self._complete(job, entry)
         except Interrupted:
             return self._stopped(job)
+        except InvalidAnswer as error:
+            return job.failed(error.code, error.message, self._id)
         except SluiceError as error:
             return await self._fail(job, error.code, error.message)
         finally:

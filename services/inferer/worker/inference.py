@@ -1,5 +1,6 @@
 """One job through the engine: prompt in, tokens out as they come, stopped when it must be."""
 
+import asyncio
 import threading
 import zlib
 
@@ -7,7 +8,7 @@ from msgspec.structs import replace
 
 from services.inferer.crash.flight_recorder import Entry, Phase
 from services.inferer.engine.chat import ChatPrompt
-from services.inferer.engine.constraint import constraint
+from services.inferer.engine.constraint import constraint, response_schema
 from services.inferer.engine.control_tokens import Piece, Prompt
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -15,9 +16,10 @@ from services.inferer.engine.sampler import Logprobs, Sampler
 from services.inferer.worker.delivery import Job
 from services.inferer.worker.engine_outcome import EngineOutcome
 from services.inferer.worker.token_publisher import TokenPublisher
+from shared.answers import read_answer
 from shared.background import start
 from shared.broker.connection import Broker
-from shared.errors import InvalidRequest, PromptTooLong
+from shared.errors import InvalidAnswer, InvalidRequest, PromptTooLong
 from shared.wire import subjects
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.replies import is_inbox
@@ -63,6 +65,7 @@ class Inference:
             Interrupted: see ``job.interruption``.
             InvalidRequest, PromptTooLong: the model cannot take this request.
             ModelError: llama.cpp failed.
+            InvalidAnswer: the answer is not of the format that was asked for.
         """
         self._engine.submit(self._sequence)
         publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
@@ -71,12 +74,29 @@ class Inference:
         finally:
             publishing.cancel()
         await self._tokens.flush(self._job.attempt)
-        return self._outcome.value, self._tokens
+        outcome = self._outcome.value
+        if outcome.finish_reason == "stop":
+            await self._check_answer()
+        return outcome, self._tokens
 
     def _abort(self) -> None:
         self._engine.abort(self._sequence)
         # Only now: a preparation that fails because of it must find that it is aborted.
         self._cancelled.set()
+
+    async def _check_answer(self) -> None:
+        """Raises: InvalidAnswer: it is not of the format that was asked for."""
+        model, request = self._engine.model, self._job.request
+        schema = response_schema(request)
+        if schema is None:
+            return
+        answer = read_answer(self._tokens.text, model.answer_format(request))
+        if answer.calls and not answer.content:
+            return
+        wrong = await asyncio.to_thread(model.vocabulary.answer_error, schema, answer.content)
+        if wrong is not None:
+            remedy = "leave out `stop`" if request.stop else "try another `seed`"
+            raise InvalidAnswer(f"the answer is not of the `response_format`: {wrong}; {remedy}")
 
     def _add(self, text: str) -> None:
         """Publish the text of one more token, and how likely it was; on the compute thread."""

@@ -3,6 +3,7 @@ response."""
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,15 +14,14 @@ def read_request() -> Any:
     return json.loads(sys.stdin.buffer.readline())
 
 
-def requests(cpu_s: int) -> Iterator[bytes]:
-    """All further requests, undecoded. Each may take ``cpu_s`` seconds of CPU time, rounded up;
-    then the kernel ends the process, even if its inferer is gone."""
+def requests(cpu_s: float) -> Iterator[bytes]:
+    """All further requests, undecoded. Each may take ``cpu_s`` seconds of CPU time; then the kernel
+    ends the process, even if its parent is gone."""
     for line in sys.stdin.buffer:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_s
-        # The soft limit has a signal of its own; SIGKILL can come from other processes, too.
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        # SIGPROF ends it, also in native code. SIGKILL can come from other processes, too.
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         yield line
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def respond(value: Any) -> None:

@@ -1,5 +1,5 @@
-"""Child processes that work for an inferer within limits, and are killed if they exceed them. Their
-side of the protocol is in `server.py`."""
+"""Child processes that work within limits, and are killed if they exceed them. Their side of the
+protocol is in `server.py`."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class KilledExternally(OSError):
 
 class BoundedProcess:
     """``python -m MODULE``, which responds to each line of JSON with one. It exits when its stdin
-    is closed, and so also when the inferer is gone."""
+    is closed, and so also when its parent is gone."""
 
     @classmethod
     def start(cls, module: str, setup: Any) -> Self:
@@ -65,7 +65,7 @@ class BoundedProcess:
             # What native code prints when it runs out of memory is not for the log.
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the inferer, which ends this process
+            start_new_session=True,  # Ctrl-C is for the parent, which ends this process
         )
 
     @property
