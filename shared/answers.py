@@ -1,13 +1,15 @@
-"""Reads what a model wrote: reasoning, calls of tools, and what is left for the user.
+"""Reads what a model wrote: reasoning, tool calls, and what is left for the user.
 
 Each family of models marks them in its own way (`AnswerFormat`). A text is read as it comes, and
-what was read stays: whole and streamed answers are the same. What looks like a call and is none
-counts as content, so nothing is lost.
+what was read stays: whole and streamed answers are the same. Text that looks like a tool call but
+is not valid stays content, so nothing is lost.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -39,16 +41,27 @@ PYTHON_TAG = "<|python_tag|>"
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 
+MOST_ENDS = 64
+"""How many marks inside a call are tried as its end: each takes a look at all of it."""
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_SPACE = re.compile(r"\s*")
+# Some versions write an id after the name.
+_MISTRAL_HEAD = re.compile(
+    r"\s*\[TOOL_CALLS\]\s*([a-zA-Z0-9_-]{1,64})\s*(?:\[CALL_ID\][^\[]{0,64})?\[ARGS\]\s*"
+)
 _RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_-]{1,64})")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_END_MARKS = (END, RETURN, CALL, START)
+"""Of a message of gpt-oss; the last one begins another."""
+LONGEST_MARK = 20
 ID_CHARACTERS = 9
 """Of the id of a call: templates of Mistral take no others."""
 
 
 def marks(format: AnswerFormat) -> list[str]:
-    """What tells the parts of an answer apart. Some of it may be control tokens of the model."""
+    """The marks that separate the parts of an answer. Some may be control tokens of the model."""
     reasoning = {**REASONING, HARMONY: (START, CHANNEL, MESSAGE, END, CONSTRAIN)}
     tools = {
         HERMES: (TOOL_CALL, END_TOOL_CALL),
@@ -65,6 +78,11 @@ def format_of(request: ModelRequest, format: AnswerFormat) -> AnswerFormat:
     if request.messages is None:
         return PLAIN
     return AnswerFormat(format.reasoning, format.tools if request.offered_tools else "")
+
+
+@lru_cache
+def _any_of(*texts: str) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)))
 
 
 class Reasoning(NamedTuple):
@@ -115,16 +133,20 @@ class AnswerReader:
 
     def __init__(self, format: AnswerFormat) -> None:
         self._tools = format.tools
-        self._unread = ""
+        self._text = ""
+        self._at = 0
+        """Where what is unread begins in it."""
         self._is_final = False
-        self._closings = 0
-        """How many ends of a call were found in ``_unread`` that are inside it."""
+        self._ends_tried = 0
+        """How many marks at which a call could end were found to be inside it."""
+        self._tried_to = 0
+        """Where the last of them ends."""
         self._has_calls = False
         self._reasoning, self._content = _Trimmed(), _Trimmed()
         self._marks = REASONING.get(format.reasoning)
         self._to_call: str | None = None
         self._channel = ""
-        self._state: Callable[[], Iterator[Part] | None]
+        self._state: Callable[[], Iterable[Part] | None]
         if format.reasoning == HARMONY:
             self._state = self._harmony_begin
         elif self._marks:
@@ -136,7 +158,8 @@ class AnswerReader:
 
     def add(self, text: str) -> list[Part]:
         """What is certain after ``text``, too."""
-        self._unread += text
+        self._tried_to -= self._at
+        self._text, self._at = self._text[self._at :] + text, 0
         return self._read()
 
     def finish(self) -> list[Part]:
@@ -144,56 +167,54 @@ class AnswerReader:
         self._is_final = True
         parts = self._read()
         if not self._has_calls:
-            parts += self._shown(Content, self._content.rest())
+            parts += _shown(Content, self._content.rest())
         return parts
 
     def _read(self) -> list[Part]:
         parts: list[Part] = []
         before = None
-        while before != (before := (self._state, len(self._unread))):
+        while before != (before := (self._state, self._at)):
             parts += self._state() or ()
         return parts
 
-    # Each state reads from the beginning of what is unread, and may set the next one. None: it
-    # needs more.
+    # Each state reads from where the unread text begins, and may set the next one. None: it needs
+    # more.
 
-    def _rest(self) -> Iterator[Part]:
+    def _rest(self) -> Iterable[Part]:
         """All the rest is content, as it is."""
-        text, self._unread = self._unread, ""
-        yield Content(text)
+        return _shown(Content, self._take(len(self._text)))
 
-    def _begin(self) -> Iterator[Part] | None:
+    def _begin(self) -> Iterable[Part] | None:
         assert self._marks is not None
-        self._unread = self._unread.lstrip()
+        self._skip_space()
         opening = self._marks[0]
         if self._may_become(opening):
             return None
-        if self._unread.startswith(opening):
-            self._unread = self._unread.removeprefix(opening)
+        if self._skip(opening):
             self._state = self._reason
         else:
             self._state = self._content_begin
-        return iter(())
+        return ()
 
-    def _reason(self) -> Iterator[Part]:
+    def _reason(self) -> Iterable[Part]:
         assert self._marks is not None
         text, mark = self._until(self._marks[1])
         if mark:
             self._state = self._content_begin
-        yield from self._shown(Reasoning, self._reasoning.add(text))
+        return _shown(Reasoning, self._reasoning.add(text))
 
-    def _content_begin(self) -> Iterator[Part] | None:
+    def _content_begin(self) -> Iterable[Part] | None:
         if self._tools == LLAMA:
-            self._unread = self._unread.lstrip()
+            self._skip_space()
             if self._may_become(PYTHON_TAG):
                 return None
-            if self._unread.startswith(("{", PYTHON_TAG)):
+            if self._text.startswith(("{", PYTHON_TAG), self._at):
                 self._state = self._llama_calls
-                return iter(())
-        self._state = self._text
-        return iter(())
+                return ()
+        self._state = self._content_text
+        return ()
 
-    def _text(self) -> Iterator[Part]:
+    def _content_text(self) -> Iterable[Part]:
         next_states = {
             HERMES: (TOOL_CALL, self._hermes_call),
             LLAMA: (PYTHON_TAG, self._llama_calls),
@@ -201,121 +222,152 @@ class AnswerReader:
             MISTRAL_ARGS: (TOOL_CALLS, self._mistral_calls),
         }
         if self._tools not in next_states:
-            text, self._unread = self._unread, ""
+            text = self._take(len(self._text))
         else:
             mark, state = next_states[self._tools]
             text, found = self._until(mark)
             if found:
                 self._state = state
-                self._unread = mark + self._unread
-        yield from self._shown(Content, self._content.add(text))
+                self._at -= len(mark)
+                self._tried_to = self._at
+        return _shown(Content, self._content.add(text))
 
-    def _hermes_call(self) -> Iterator[Part] | None:
-        """A call ends with the first mark that follows a whole object: arguments may contain it."""
-        ends = self._unread.split(END_TOOL_CALL)
-        for number in range(self._closings + 1, len(ends)):
-            inside = END_TOOL_CALL.join(ends[:number])
-            calls = _calls(inside.removeprefix(TOOL_CALL))
-            if calls is not None:
-                self._unread = self._unread[len(inside) + len(END_TOOL_CALL) :]
-                self._closings = 0
-                self._state = self._text
-                return self._called(calls)
-        self._closings = len(ends) - 1
-        return self._read_to_end(lambda text: _calls(text.removeprefix(TOOL_CALL)))
+    def _hermes_call(self) -> Iterable[Part] | None:
+        found = self._closed(_any_of(END_TOOL_CALL), _hermes)
+        if found is not None:
+            self._state = self._content_text
+            return self._called(found)
+        return self._read_to_end(_hermes)
 
-    def _llama_calls(self) -> Iterator[Part] | None:
-        def read(text: str) -> list[Call] | None:
-            return _several(text.removeprefix(PYTHON_TAG), needs_arguments=True)
+    def _llama_calls(self) -> Iterable[Part] | None:
+        return self._read_to_end(_llama)
 
-        return self._read_to_end(read)
+    def _mistral_calls(self) -> Iterable[Part] | None:
+        return self._read_to_end(_mistral_args if self._tools == MISTRAL_ARGS else _mistral)
 
-    def _mistral_calls(self) -> Iterator[Part] | None:
-        return self._read_to_end(_mistral)
-
-    def _harmony_begin(self) -> Iterator[Part] | None:
+    def _harmony_begin(self) -> Iterable[Part] | None:
         if self._may_become(CHANNEL) or self._may_become(START):
             return None
-        is_marked = self._unread.startswith((CHANNEL, START))
-        self._state = self._harmony_header if is_marked else self._text
-        return iter(())
+        is_marked = self._text.startswith((CHANNEL, START), self._at)
+        self._state = self._harmony_header if is_marked else self._content_text
+        return ()
 
-    def _harmony_header(self) -> Iterator[Part] | None:
-        header, found, rest = self._unread.partition(MESSAGE)
-        if not found:
-            return None  # cut off, or the end
-        self._unread = rest
+    def _harmony_header(self) -> Iterable[Part] | None:
+        end = self._text.find(MESSAGE, self._at)
+        if end < 0:
+            is_header = self._text.startswith((CHANNEL, START), self._at)
+            if is_header or not self._is_final:
+                return None  # of a message that was cut off, or there is no other message
+            # The mark before it was part of a text.
+            return _shown(Content, self._content.add(self._take(len(self._text))))
+        header = self._take(end)
+        self._at += len(MESSAGE)
         channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
         self._channel = channel[1] if channel else ""
         self._to_call = recipient[1] if recipient and self._tools else None
+        self._tried_to = self._at
         self._state = self._harmony_call if self._to_call else self._harmony_text
-        return iter(())
+        return ()
 
-    def _harmony_text(self) -> Iterator[Part]:
-        text, found = self._until(END, RETURN, CALL, START)
-        if found:
-            self._harmony_end(found)
+    def _harmony_text(self) -> Iterable[Part]:
+        text, mark = self._until(*_END_MARKS)
         if self._channel == "analysis":
-            yield from self._shown(Reasoning, self._reasoning.add(text))
+            parts = _shown(Reasoning, self._reasoning.add(text))
         else:
-            yield from self._shown(Content, self._content.add(text))
+            parts = _shown(Content, self._content.add(text))
+        if mark:
+            self._harmony_end(mark)
+        return parts
 
-    def _harmony_call(self) -> Iterator[Part] | None:
-        ends = [at for mark in (END, CALL, START) if (at := self._unread.find(mark)) >= 0]
-        if not ends and not self._is_final:
-            return None
-        end = min(ends, default=len(self._unread))
-        body, self._unread = self._unread[:end], self._unread[end:]
-        self._harmony_end(self._until(END, CALL, START)[1])
-        arguments = _arguments(_json(body))
-        assert self._to_call is not None
-        if arguments is None:
-            return self._shown(Content, self._content.add(body))
-        return self._called([Call(self._to_call, arguments)])
+    def _harmony_call(self) -> Iterable[Part] | None:
+        def read(text: str) -> list[Call] | None:
+            assert self._to_call is not None
+            arguments = _arguments(_json(text))
+            return None if arguments is None else [Call(self._to_call, arguments)]
+
+        found = self._closed(_any_of(*_END_MARKS), read)
+        if found is None:
+            return self._read_to_end(read)
+        self._harmony_end(self._text[: self._at][-len(START) :])
+        return self._called(found)
 
     def _harmony_end(self, mark: str) -> None:
         """A message has ended with ``mark``."""
         if mark == START:
-            self._unread = START + self._unread
+            self._at -= len(START)
         self._state = self._harmony_header
         (self._reasoning if self._channel == "analysis" else self._content).separate()
 
-    def _called(self, calls: Iterable[Call]) -> Iterator[Part]:
+    def _called(self, calls: list[Call]) -> list[Call]:
         self._has_calls = True
         self._content.separate()
-        yield from calls
+        return calls
 
-    def _read_to_end(self, read: Callable[[str], list[Call] | None]) -> Iterator[Part] | None:
+    def _closed(
+        self, ends: re.Pattern[str], read: Callable[[str], list[Call] | None]
+    ) -> list[Call] | None:
+        """The calls up to the first end at which there are any, as arguments may contain it; and
+        go on after it. None if there is no such end so far, or too many are inside."""
+        while self._ends_tried < MOST_ENDS:
+            end = ends.search(self._text, self._tried_to)
+            if end is None:
+                return None
+            self._ends_tried += 1
+            self._tried_to = end.end()
+            calls = read(self._text[self._at : end.start()])
+            if calls is not None:
+                self._at, self._ends_tried = end.end(), 0
+                return calls
+        return None
+
+    def _read_to_end(self, read: Callable[[str], list[Call] | None]) -> Iterable[Part] | None:
         """What is left, once it is all there: calls, or content where ``read`` finds none."""
-        if not self._is_final:
+        if not self._is_final or self._at == len(self._text):
             return None
-        text, self._unread = self._unread, ""
+        text = self._take(len(self._text))
         calls = read(text)
         if calls is None:
-            return self._shown(Content, self._content.add(text))
+            return _shown(Content, self._content.add(text))
         return self._called(calls)
 
-    @staticmethod
-    def _shown(kind: Callable[[str], Part], text: str) -> Iterator[Part]:
-        if text:
-            yield kind(text)
+    def _take(self, end: int) -> str:
+        """Read up to ``end``."""
+        text, self._at = self._text[self._at : end], end
+        return text
+
+    def _skip(self, mark: str) -> bool:
+        """Whether ``mark`` comes next; then it is read."""
+        is_next = self._text.startswith(mark, self._at)
+        self._at += len(mark) if is_next else 0
+        return is_next
+
+    def _skip_space(self) -> None:
+        space = _SPACE.match(self._text, self._at)
+        assert space is not None
+        self._at = space.end()
 
     def _may_become(self, mark: str) -> bool:
         """Whether what is unread is only the beginning of ``mark`` so far."""
-        return not self._is_final and mark != self._unread and mark.startswith(self._unread)
+        left = len(self._text) - self._at
+        is_short = left < len(mark) and not self._is_final
+        return is_short and mark.startswith(self._text[self._at :])
 
-    def _until(self, *wanted: str) -> tuple[str, str]:
+    def _until(self, *marks: str) -> tuple[str, str]:
         """Read up to the first of the marks. Returns the text before it, and the mark; or an empty
         one, if there is none in what is certain."""
-        found = [(at, mark) for mark in wanted if (at := self._unread.find(mark)) >= 0]
-        if found:
-            at, mark = min(found)
-            text, self._unread = self._unread[:at], self._unread[at + len(mark) :]
-            return text, mark
-        held = 0 if self._is_final else max(overlap(self._unread, mark) for mark in wanted)
-        end = len(self._unread) - held
-        text, self._unread = self._unread[:end], self._unread[end:]
-        return text, ""
+        if (found := _any_of(*marks).search(self._text, self._at)) is not None:
+            text = self._take(found.start())
+            self._at = found.end()
+            return text, found[0]
+        end = len(self._text)
+        if not self._is_final:
+            last = self._text[max(self._at, end - LONGEST_MARK) :]
+            end -= max(overlap(last, mark) for mark in marks)
+        return self._take(end), ""
+
+
+def _shown(kind: Callable[[str], Part], text: str) -> list[Part]:
+    return [kind(text)] if text else []
 
 
 class _Trimmed:
@@ -385,29 +437,40 @@ def _calls_in(values: Iterable[Any], needs_arguments: bool = False) -> list[Call
     return calls or None
 
 
-def _several(text: str, *, needs_arguments: bool) -> list[Call] | None:
+def _hermes(text: str) -> list[Call] | None:
+    return _calls(text.removeprefix(TOOL_CALL))
+
+
+def _llama(text: str) -> list[Call] | None:
     """One call, or several with semicolons or line breaks between them."""
-    if (calls := _calls(text, needs_arguments=needs_arguments)) is not None:
+    text = text.removeprefix(PYTHON_TAG)
+    if (calls := _calls(text, needs_arguments=True)) is not None:
         return calls
     for separator in (";", "\n"):
-        values = [_json(part) for part in text.split(separator) if part.strip()]
-        if values and (calls := _calls_in(values, needs_arguments)) is not None:
-            return calls
+        several: list[Call] = []
+        for part in filter(str.strip, text.split(separator)):
+            one = _calls(part, needs_arguments=True)
+            if one is None:
+                break
+            several += one
+        else:
+            return several or None
     return None
 
 
 def _mistral(text: str) -> list[Call] | None:
-    """The calls in ``[TOOL_CALLS]…``, in either of the forms that Mistral's models use."""
-    text = text.removeprefix(TOOL_CALLS)
-    if ARGS not in text:
-        return _calls(text)
-    calls = []
-    for one in text.split(TOOL_CALLS):
-        name, _, rest = one.partition(ARGS)
-        arguments = _arguments(_json(rest))
-        # Some versions write an id between the two.
-        name = name.partition("[CALL_ID]")[0].strip()
-        if arguments is None or not _NAME.fullmatch(name):
+    return _calls(text.removeprefix(TOOL_CALLS))
+
+
+def _mistral_args(text: str) -> list[Call] | None:
+    calls, at = [], 0
+    while head := _MISTRAL_HEAD.match(text, at):
+        try:
+            value, at = json.JSONDecoder().raw_decode(text, head.end())
+        except (ValueError, RecursionError):
             return None
-        calls.append(Call(name, arguments))
-    return calls
+        arguments = _arguments(value)
+        if arguments is None:
+            return None
+        calls.append(Call(head[1], arguments))
+    return calls if calls and not text[at:].strip() else None

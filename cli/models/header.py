@@ -121,7 +121,7 @@ class _Reader:
         if self._read(len(MAGIC)) != MAGIC:
             raise NotReadable("not a GGUF file")
         if self._number("I") not in VERSIONS:
-            raise NotReadable("of a version of GGUF that is not known")
+            raise NotReadable("unknown version of GGUF")
         _tensors, fields = self._number("Q"), self._number("Q")
         if fields > MAX_FIELDS:
             raise NotReadable("damaged")
@@ -182,7 +182,7 @@ class _Reader:
     def _read(self, count: int) -> bytes:
         self._bytes_left -= count
         if self._bytes_left < 0 or time.monotonic() > self._give_up_at:
-            raise NotReadable("its header is too long to be read")
+            raise NotReadable("the header is too long")
         data = self._file.read(count)
         if len(data) < count:
             raise NotReadable("damaged: it ends in the middle of its header")

@@ -143,7 +143,7 @@ def _check(received: Path, etag: str, name: str) -> None:
         is_whole = hashlib.file_digest(file, "sha256").hexdigest() == etag
     if not is_whole:
         received.unlink()
-        raise ModelError(f"what was downloaded of {name} is damaged, and deleted; start it again")
+        raise ModelError(f"the download of {name} was damaged and has been deleted; start again")
 
 
 @contextmanager

@@ -153,7 +153,7 @@ class AssistantMessage(Struct, frozen=True):
 class JobResult(Struct, frozen=True, kw_only=True):
     """A text, embeddings (each as base64 of little-endian 32-bit floats) or ranked documents.
 
-    ``text`` is what the model wrote, with the marks of its reasoning and its calls of tools;
+    ``text`` is what the model wrote, with the marks of its reasoning and its tool calls;
     ``message`` is what that means.
     """
 

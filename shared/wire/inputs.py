@@ -49,7 +49,7 @@ def inputs_of(given: AnyInput) -> Inputs:
     if int in kinds:
         raise ValueError("`input` must be a list of tokens, or a list of inputs, not a mixture")
     if len(given) > MAX_INPUTS:
-        raise ValueError(f"`input` has {len(given)} items, more than {MAX_INPUTS}; send less")
+        raise ValueError(f"`input` has {len(given)} items, more than {MAX_INPUTS}; send fewer")
     return cast(Inputs, given)
 
 

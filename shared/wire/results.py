@@ -94,7 +94,7 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     logprobs: list[TokenLogprob] | None = None
     """Of the answer's tokens, if the request asks for them."""
     format: AnswerFormat | None = None
-    """How reasoning and calls of tools are marked in the text; None if there are none."""
+    """How reasoning and tool calls are marked in the text; None if there are none."""
     embeddings: list[bytes] | None = None
     """One for each input, as little-endian 32-bit floats; in JSON as base64."""
     ranking: list[RankedDocument] | None = None

@@ -24,7 +24,7 @@ class Function(Struct, frozen=True, omit_defaults=True):
         """Raises: ValueError, RecursionError: it cannot be read, or is not an object."""
         if self.parameters is UNSET or bytes(self.parameters).strip() in (b"null", b"{}"):
             return {"type": "object", "properties": {}}
-        return msgspec.json.decode(self.parameters, type=dict[str, Any])
+        return {"type": "object", **msgspec.json.decode(self.parameters, type=dict[str, Any])}
 
     @property
     def texts(self) -> list[str]:

@@ -165,7 +165,7 @@ def test_a_model_that_generates_no_text_is_not_asked_for_any(served: Stack, mode
         answer = served.http.post(path, json=body)
         error = answer.json().get("error", answer.json())
         assert (answer.status_code, error["param"]) == (400, "model")
-        assert f"generates no text; name one that takes {wanted}" in answer.text
+        assert f"generates no text; choose one that takes {wanted}" in answer.text
 
 
 @pytest.mark.parametrize("top_n", [None, 3, 100])

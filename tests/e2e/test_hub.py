@@ -129,7 +129,9 @@ def test_a_damaged_part_is_not_used(hub: Hub, contents: bytes, tmp_path: Path, k
     (snapshot,) = (tmp_path / "hub" / "models--o--r" / "snapshots").iterdir()
     (snapshot / "m.gguf").unlink()
     if kept < len(contents):
-        assert "is damaged, and deleted; start it again" in refused(hub.url, tmp_path, "hf:o/r")
+        assert "was damaged and has been deleted; start again" in refused(
+            hub.url, tmp_path, "hf:o/r"
+        )
     assert Path(fetch(hub.url, tmp_path, "hf:o/r").path).read_bytes() == contents
 
 

@@ -48,6 +48,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [HI, calling(role="user")]}, "messages[1].tool_calls"),
     ({"messages": [HI, calling("[]")]}, "messages[1].tool_calls[0].function.arguments"),
     ({"messages": [HI, calling("{")]}, "messages[1].tool_calls[0].function.arguments"),
+    (
+        {"messages": [HI, calling('{"a": ' * 70 + "1" + "}" * 70)]},
+        "messages[1].tool_calls[0].function.arguments",
+    ),
+    ({"messages": [HI, calling('{"a": [' + "[]," * 100_000 + "1]}")]}, "messages"),
     ({"chat_template_kwargs": {"reasoning": "much"}}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs"),

@@ -69,7 +69,7 @@ async def test_an_embedding_model_does_nothing_else(
         result = await ended(queue, await put(queue, request_))
     assert isinstance(result, Failed)
     assert (result.code, result.attempt) == ("invalid_request", 1)
-    assert f"does not do the task `{request_.task}`, only `embed`" in result.message
+    assert f"does not support the task `{request_.task}`, only `embed`" in result.message
 
 
 async def test_a_text_model_computes_no_embeddings(queue: Broker, model: Model) -> None:

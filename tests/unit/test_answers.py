@@ -114,6 +114,26 @@ CASES = {
         "<|channel|>commentary to=functions.f<|message|>{'a'",
         Answer("", "{'a'", []),
     ),
+    "harmony, a mark in a text": (
+        AnswerFormat(HARMONY),
+        "<|channel|>final<|message|>It is <|end|> that ends it",
+        Answer("", "It is\n\nthat ends it", []),
+    ),
+    "harmony, a mark in arguments": (
+        AnswerFormat(HARMONY, HARMONY),
+        '<|channel|>commentary to=functions.f<|message|>{"a": "<|end|>"}<|call|>',
+        [Call("f", '{"a":"<|end|>"}')],
+    ),
+    "mistral, marks in arguments": (
+        AnswerFormat("", MISTRAL),
+        '[TOOL_CALLS] [{"name": "f", "arguments": {"a": "[ARGS][TOOL_CALLS]"}}]',
+        [Call("f", '{"a":"[ARGS][TOOL_CALLS]"}')],
+    ),
+    "mistral, later, marks in arguments": (
+        AnswerFormat("", MISTRAL_ARGS),
+        '[TOOL_CALLS]f[ARGS]{"a": "[ARGS][TOOL_CALLS]"}[TOOL_CALLS]g[ARGS]{}',
+        [Call("f", '{"a":"[ARGS][TOOL_CALLS]"}'), G],
+    ),
     "a format that is not known": (AnswerFormat("new", "newer"), "<x>", Answer("", "<x>", [])),
 }
 
@@ -152,9 +172,21 @@ def test_text_is_passed_on_at_once() -> None:
 
 
 def test_hostile_answers_take_no_time() -> None:
-    """Marks without end, deep nesting: content, in the end."""
-    for text in ("<tool_call>" * 20_000, "<tool_call>" + "[" * 50_000, "<" * 50_000):
+    """Marks without end, deep nesting: content, in the end. Each would take minutes if a mark cost
+    a look at the whole answer."""
+    string = '<tool_call>{"name": "f", "arguments": {"a": "'
+    for text in (
+        "<tool_call>" * 50_000,
+        "<tool_call>" + "[" * 500_000,
+        "<" * 500_000,
+        string + "</tool_call>" * 80_000,
+    ):
         assert read_answer(text, AnswerFormat(THINK, HERMES)).content == text
+    many = '<tool_call>{"name": "g"}</tool_call>' * 30_000
+    assert len(read_answer(many, AnswerFormat("", HERMES)).calls) == 30_000
+    header = "<|channel|>analysis<|message|>x<|end|><|start|>assistant" * 20_000
+    assert len(read_answer(header, AnswerFormat(HARMONY)).reasoning) == 3 * 20_000 - 2
+    assert read_answer("{;" * 300_000, AnswerFormat("", LLAMA)).content == "{;" * 300_000
 
 
 def test_the_id_of_a_call_is_always_the_same() -> None:

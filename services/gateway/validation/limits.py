@@ -88,7 +88,7 @@ def _check_task(task: Task, facts: ModelFacts) -> None:
             "this model has no chat template; send `prompt` instead of `messages`", "messages"
         )
     does = " and ".join(DOES[one] for one in facts.tasks)
-    raise InvalidRequest(f"model: this one {does}; name one that takes {ASKED_BY[task]}", "model")
+    raise InvalidRequest(f"model: this one {does}; choose one that takes {ASKED_BY[task]}", "model")
 
 
 def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
@@ -107,7 +107,7 @@ def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
         _refuse(
             submission,
             ("ignore_eos", "min_tokens", "stop_token_ids"),
-            f"not possible with {deciding[-1]}, by which it is decided where the answer ends",
+            f"cannot be combined with {deciding[-1]}, which determines where the answer ends",
         )
 
 

@@ -68,7 +68,7 @@ class ChatTemplate:
             return self._renderers.request(json.dumps(request), self._render_s, cancelled)
         except LimitExceeded as error:
             raise InvalidRequest(
-                f"the model's chat template takes {error} for these messages", FIELD
+                f"the model's chat template takes {error} for this conversation; send less", FIELD
             ) from None
         except (OSError, ValueError) as error:
             raise ModelError(f"the chat template's process failed: {error}") from error

@@ -86,16 +86,23 @@ class Chat:
         self._template = ChatTemplate(source, bos_token, eos_token)
         self._control_tokens = control_tokens
         self.format = PLAIN
+        """Of answers to requests with tools."""
+        self.options: list[str] = []
+        """What ``chat_template_kwargs`` may have."""
+        try:
+            self._probe_template(source)
+        except BaseException:
+            self.close()
+            raise
+
+    def _probe_template(self, source: str) -> None:
         self._is_typed = self._wants_parts()
         self._takes_system = PROBE in self._probe(("system", PROBE), ("user", "Hi"))
         syntax = self._tool_syntax(source)
         self._takes_tools = syntax != ""
         self.format = AnswerFormat(_reasoning(source), syntax or HERMES)
-        """Of answers to requests with tools."""
-        self.options = [
-            name for name in self._template.options() if name not in GIVEN and len(name) <= 64
-        ][:MAX_TEMPLATE_OPTIONS]
-        """What ``chat_template_kwargs`` may have."""
+        names = [name for name in self._template.options() if name not in GIVEN]
+        self.options = [name for name in names if len(name) <= 64][:MAX_TEMPLATE_OPTIONS]
 
     def prompt(self, request: ModelRequest, cancelled: threading.Event) -> ChatPrompt:
         """The prompt of a conversation. Takes up to `RENDER_S` seconds.
@@ -113,10 +120,17 @@ class Chat:
         names = {
             call.id: call.function.name for message in messages for call in message.tool_calls or []
         }
+        try:
+            rendered = [self._rendered(message, names, literals) for message in messages]
+            hidden_tools = literals.hide_all(tools)
+        except RecursionError:
+            raise InvalidRequest(
+                "messages: tool calls or tools are nested too deeply", "messages"
+            ) from None
         text = self._template.render(
-            [self._rendered(message, names, literals) for message in messages],
+            rendered,
             cancelled,
-            tools=literals.hide_all(tools),
+            tools=hidden_tools,
             options=literals.hide_all(request.chat_template_kwargs),
         )
         opened, is_closed = "", False
@@ -148,9 +162,9 @@ class Chat:
         if message.tool_call_id:
             found["tool_call_id"] = self._id(message.tool_call_id, literals)
         if message.reasoning_content:
-            # gpt-oss has the other name.
             found["reasoning_content"] = literals.hide(message.reasoning_content)
-            found["thinking"] = found["reasoning_content"]
+            if not (message.tool_calls and text):  # which the template of gpt-oss refuses
+                found["thinking"] = found["reasoning_content"]
         return found
 
     def _call(self, call: ToolCall, literals: Literals) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a request allows in its answer, as a grammar: JSON under a schema, calls of tools, and the
+"""What a request allows in its answer, as a grammar: JSON under a schema, tool calls, and the
 reasoning that may come before them.
 
 A schema alone is compiled as it is. Everything else is written in llguidance's dialect of Lark, in
@@ -8,13 +8,15 @@ the mark that opens the call on, only a call is possible.
 
 import json
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from services.inferer.engine.grammar import Grammar
 from services.inferer.engine.model import Model
 from shared.answers import (
     ARGS,
+    CALL,
     CHANNEL,
     CONSTRAIN,
     END,
@@ -27,6 +29,7 @@ from shared.answers import (
     MISTRAL_ARGS,
     PYTHON_TAG,
     REASONING,
+    RETURN,
     START,
     TOOL_CALL,
     TOOL_CALLS,
@@ -42,6 +45,8 @@ LONGEST_SCHEMA = 2**20
 """Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
 RESPONSE_FORMAT, TOOLS = "response_format", "tools"
 ANY_OBJECT = {"type": "object"}
+TRIALS_S = 10.0
+"""For the schemas of all tools. Each has limits of its own, and typically takes milliseconds."""
 
 
 def constraint(
@@ -60,11 +65,11 @@ def constraint(
         Cancelled: ``cancelled`` was set.
     """
     rules = _Rules(model, request, cancelled)
-    if rules.schema is None and not request.offered_tools:
+    if rules.schema is None and not rules.tools:
         return None
     if rules.schema is not None and rules.format == PLAIN:
         return model.vocabulary.grammar_of_schema(rules.schema, RESPONSE_FORMAT)
-    param = TOOLS if request.offered_tools else RESPONSE_FORMAT
+    param = TOOLS if rules.tools else RESPONSE_FORMAT
     return model.vocabulary.grammar_of_lark(rules.text(opened, is_closed), param)
 
 
@@ -78,22 +83,26 @@ class _Rules:
         self._cancelled = cancelled
         self.format = model.answer_format(request)
         self.schema = self._enforced_schema(request)
-        self._tools = _callable(request)
+        self.tools = _callable(request) if request.messages is not None else []
         self._must_call = request.tool_choice not in ("none", "auto")
         self._many = "*" if request.parallel_tool_calls else "?"
         self._lines: list[str] = []
+        self._tried_s = 0.0
+        self._not_first: list[str] = []
+        """What free text must not begin with, white space aside."""
 
     def text(self, opened: bool, is_closed: bool) -> str:
         if self.schema is not None:
             self._lines.append(f"schema: {lark_json(self.schema)}")
-        for number, tool in enumerate(self._tools):
+        for number, tool in enumerate(self.tools):
             self._lines.append(f"arguments_{number}: {lark_json(self._parameters(tool))}")
         self._lines.append("WS: /[ \\n]{0,4}/")
         if self.format.reasoning == HARMONY:
             self._harmony()
         else:
+            thought = self._thought(opened, is_closed)
             self._lines.append(f"answer: {self._answer()}")
-            self._lines.append(f"start: {self._thought(opened, is_closed)} answer")
+            self._lines.append(f"start: {thought} answer")
         return "\n".join(self._lines)
 
     def _thought(self, opened: bool, is_closed: bool) -> str:
@@ -103,11 +112,15 @@ class _Rules:
             return ""
         opening, closing = found
         self._lines.append(f"thought: {self._up_to('REASON', closing)} WS")
-        return "thought" if opened else f"({self._mark(opening)} thought)?"
+        if opened:
+            return "thought"
+        # Otherwise text could go on where reasoning begins.
+        self._not_first.append(_escaped(opening))
+        return f"(WS {self._mark(opening)} thought)?"
 
     def _answer(self) -> str:
         """What comes after the reasoning: text, JSON or calls."""
-        if not self._tools:
+        if not self.tools:
             return "schema"
         opening, call, separator = {
             HERMES: (TOOL_CALL, f"WS one WS {self._mark(END_TOOL_CALL)}", "WS"),
@@ -116,15 +129,16 @@ class _Rules:
             MISTRAL_ARGS: (TOOL_CALLS, "one", ""),
         }[self.format.tools]
         key = "parameters" if self.format.tools == LLAMA else "arguments"
-        for number, tool in enumerate(self._tools):
+        for number, tool in enumerate(self.tools):
             name = tool.function.name
             if self.format.tools == MISTRAL_ARGS:
                 one = f'"{name}" {self._mark(ARGS)} arguments_{number}'
             else:
-                begin = json.dumps(f'{{"name": "{name}", "{key}": ')
-                one = f'{begin} arguments_{number} "}}"'
+                # In the parts that JSON under a schema has, which may be the other possibility.
+                parts = ("{", '"name"', ": ", f'"{name}"', ", ", f'"{key}"', ": ")
+                one = f'{" ".join(map(json.dumps, parts))} arguments_{number} "}}"'
             self._lines.append(f"one_{number}: {one}")
-        self._lines.append(f"one: {_any(f'one_{number}' for number in range(len(self._tools)))}")
+        self._lines.append(f"one: {_any(f'one_{number}' for number in range(len(self.tools)))}")
         if self.format.tools == MISTRAL and self._many == "?":
             call = 'WS "[" one "]"'
         can_repeat = self.format.tools in (HERMES, MISTRAL_ARGS)
@@ -141,8 +155,8 @@ class _Rules:
         if self.schema is not None:
             return f"schema | {calls}"
         if self._token(opening) is not None:
-            # Text cannot contain the mark.
-            return f"{self._free('TEXT')}? | {self._free('TEXT')}? {calls}"
+            text = self._free("TEXT", opening)
+            return f"{text}? | {text}? {calls}"
         head = self._up_to("HEAD", opening)
         tail = self._free("TAIL", opening)
         if can_repeat and self._many == "*":
@@ -157,26 +171,31 @@ class _Rules:
             return called
         if self.schema is not None:
             return f"schema | {called}"
-        self._lines.append('TEXT: /(?s:.+)/ & ~/\\s*\\{\\s*"name"(?s:.*)/')
+        # What begins with a brace is read as a call.
+        self._not_first.append(r"\{")
+        self._free("TEXT", PYTHON_TAG)
         return f"TEXT? | {called}"
 
     def _harmony(self) -> None:
         channel, message, constrain = map(self._mark, (CHANNEL, MESSAGE, CONSTRAIN))
-        text = self._free("TEXT", START, CHANNEL, MESSAGE, CONSTRAIN, END)
-        next_one = f'{self._mark(END)} {self._mark(START)} "assistant"'
+        text = self._free("TEXT", START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
+        body = self._up_to("BODY", END, START, CHANNEL, MESSAGE, CONSTRAIN, CALL, RETURN)
+        next_one = f'{self._mark(START)} "assistant"'
         for name in ("analysis", "commentary"):
-            self._lines.append(f'{name}: {channel} "{name}" {message} {text}? {next_one}')
-        last = [] if self._must_call and self._tools else ["final"]
+            self._lines.append(f'{name}: {channel} "{name}" {message} {body} {next_one}')
+        last = [] if self._must_call and self.tools else ["final"]
         shown = "schema" if self.schema is not None else f"{text}?"
         self._lines.append(f'final: {channel} "final" {message} {shown}')
-        if self._tools:
+        if self.tools:
             last.append("call")
-            for number, tool in enumerate(self._tools):
+            for number, tool in enumerate(self.tools):
                 header = f'"{tool.function.name}" " "? ({constrain} "json")? {message}'
                 self._lines.append(f"one_{number}: {header} arguments_{number}")
-            ones = _any(f"one_{number}" for number in range(len(self._tools)))
+            ones = _any(f"one_{number}" for number in range(len(self.tools)))
             self._lines.append(f'call: {channel} "commentary to=functions." ({ones})')
-        self._lines.append(f"start: (analysis | commentary)* ({_any(last)})")
+        # Commentary is part of the answer, which is to be JSON and nothing else.
+        before = "analysis" if self.schema is not None else "analysis | commentary"
+        self._lines.append(f"start: ({before})* ({_any(last)})")
 
     def _mark(self, text: str) -> str:
         token = self._token(text)
@@ -186,23 +205,28 @@ class _Rules:
         """The control token of a mark; None if it is written in tokens of text."""
         return self._model.control_token(text)
 
-    def _up_to(self, name: str, mark: str) -> str:
-        """Any text, and ``mark``."""
+    def _up_to(self, name: str, mark: str, *without: str) -> str:
+        """Any text without those marks, and ``mark``."""
         if self._token(mark) is not None:
-            return f"{self._free(name)}? {self._mark(mark)}"
-        self._lines.append(f"{name.lower()}[suffix={json.dumps(mark)}]: /(?s:.*)/")
+            return f"{self._free(name, mark, *without)}? {self._mark(mark)}"
+        # Its own kind of rule: the longest text, which is what others match, would take its
+        # beginning for text.
+        text = f"/(?s:.*)/{_excluding(without)}{self._without_first()}"
+        self._lines.append(f"{name.lower()}[suffix={json.dumps(mark)}]: {text}")
         return name.lower()
 
     def _free(self, name: str, *without: str) -> str:
-        """Any text but the empty one, in which those marks do not occur that are text."""
-        rule = f"{name}: /(?s:.+)/"
-        written = [mark for mark in without if self._token(mark) is None]
-        if written:
-            any_mark = "|".join("".join(f"\\x{ord(c):02x}" for c in mark) for mark in written)
-            rule += f" & ~/(?s:.*)({any_mark})(?s:.*)/"
+        """Any text but the empty one, without those marks: also where a mark is a control token,
+        as its text would be read as one."""
+        rule = f"{name}: /(?s:.+)/{_excluding(without)}{self._without_first()}"
         if rule not in self._lines:
             self._lines.append(rule)
         return name
+
+    def _without_first(self) -> str:
+        if not self._not_first:
+            return ""
+        return f" & ~/\\s*({'|'.join(self._not_first)})(?s:.*)/"
 
     def _enforced_schema(self, request: ModelRequest) -> dict[str, Any] | None:
         """The schema of the answer.
@@ -224,14 +248,21 @@ class _Rules:
 
         Raises: InvalidRequest: it must be enforced, and cannot be."""
         name = tool.function.name
+        began = time.monotonic()
         try:
-            schema = {"type": "object", **tool.function.schema}
+            schema = tool.function.schema
             reason = self._model.vocabulary.schema_error(schema, self._cancelled)
         except LimitExceeded as exceeded:
             # Not ignored: many of them would keep this inferer from its work.
             raise InvalidRequest(f"tools: the parameters of {name}: {exceeded}", TOOLS) from None
         except (ValueError, RecursionError) as error:
             reason = str(error)
+        self._tried_s += time.monotonic() - began
+        if self._tried_s > TRIALS_S:
+            raise InvalidRequest(
+                "tools: their parameters take too long to compile; offer fewer or simpler tools",
+                TOOLS,
+            )
         if reason is None:
             return schema
         if tool.function.strict:
@@ -271,6 +302,17 @@ def _callable(request: ModelRequest) -> list[Tool]:
             f"tool_choice: there is no tool named {choice.function.name}", "tool_choice"
         )
     return chosen
+
+
+def _excluding(marks: Sequence[str]) -> str:
+    if not marks:
+        return ""
+    return f" & ~/(?s:.*)({'|'.join(map(_escaped, marks))})(?s:.*)/"
+
+
+def _escaped(mark: str) -> str:
+    """In a regular expression."""
+    return "".join(f"\\x{ord(character):02x}" for character in mark)
 
 
 def _any(rules: Iterable[str]) -> str:

@@ -145,7 +145,10 @@ class Vocabulary:
         with self._lock:
             if self._tokenizer is None:
                 if not self.ends:
-                    raise InvalidRequest("this model has no token that ends an answer", param)
+                    raise InvalidRequest(
+                        f"{param}: this model has no token that ends an answer; leave it out",
+                        param,
+                    )
                 self._tokenizer = llguidance.LLTokenizer(
                     llguidance.TokenizerWrapper(_Tokens(self._model, self.size, self.ends)),
                     n_vocab=self.size,

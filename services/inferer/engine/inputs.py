@@ -72,7 +72,7 @@ def _read_all(
         except PromptTooLong as error:
             raise PromptTooLong(f"{name}: {error}", param) from None
         if not tokens:
-            raise InvalidRequest(f"{name}: there are no tokens for this model in it", param)
+            raise InvalidRequest(f"{name}: it has no tokens for this model; send some text", param)
         if len(tokens) > n_ctx:
             raise PromptTooLong(
                 f"{name}: {len(tokens)} tokens are more than the model's context of {n_ctx}; "

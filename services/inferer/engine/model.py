@@ -130,7 +130,10 @@ class Model:
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
         ):
-            raise ModelError(f"the model {path} has an encoder of its own, which is not supported")
+            raise ModelError(
+                f"the model {path} has an encoder and a decoder, which is not supported; choose "
+                "one with a decoder only, or one for embeddings"
+            )
         self.path = path
         self.gpu_layers = self._layers_on_gpus(gpu_layers)
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
@@ -340,7 +343,7 @@ class Model:
         return format_of(request, self.chat.format if self.chat else PLAIN)
 
     def shown_tokens(self, format: AnswerFormat) -> dict[int, bytes]:
-        """The control tokens that tell the parts of such an answer apart, with their text, which
+        """The control tokens that separate the parts of such an answer, with their text, which
         `piece` leaves out."""
         tokens = {mark: self.control_token(mark) for mark in marks(format)}
         return {token: mark.encode() for mark, token in tokens.items() if token is not None}

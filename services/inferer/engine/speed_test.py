@@ -114,7 +114,9 @@ def _serve(subject: Subject, settings: InfererSettings, path: Path, fitness: Fit
     """Raises: SluiceError."""
     model = load_model(settings, path, extra_buffers=fitness.extra_buffers, chat=False)
     if not model.generates_text:
-        raise ModelError(f"the model {path} generates no text, of which the speed is measured")
+        raise ModelError(
+            f"the model {path} generates no text; give one that does: this measures generation"
+        )
     engine = start_engine(settings, model, slots=subject.slots, speculation=None)
     _reply(
         Ready(

@@ -164,7 +164,8 @@ class Executor:
         if job.request.task not in (TEXT_TASKS if model.generates_text else model.tasks):
             tasks = " and ".join(f"`{task}`" for task in model.tasks)
             raise InvalidRequest(
-                f"this model does not do the task `{job.request.task}`, only {tasks}"
+                f"this model does not support the task `{job.request.task}`, only {tasks}; "
+                "choose another one"
             )
         if isinstance(self._engine, EmbeddingEngine):
             return await self._complete_inputs(self._engine, job, entry)

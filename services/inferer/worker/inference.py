@@ -95,8 +95,8 @@ class Inference:
             return
         wrong = await asyncio.to_thread(model.vocabulary.answer_error, schema, answer.content)
         if wrong is not None:
-            remedy = "leave out `stop`" if request.stop else "try another `seed`"
-            raise InvalidAnswer(f"the answer is not of the `response_format`: {wrong}; {remedy}")
+            remedy = "try another `seed` or prompt" + (", or no `stop`" if request.stop else "")
+            raise InvalidAnswer(f"the answer does not match `response_format`: {wrong}; {remedy}")
 
     def _add(self, text: str) -> None:
         """Publish the text of one more token, and how likely it was; on the compute thread."""

@@ -29,7 +29,8 @@ async def compute_inputs(
     size = FLOAT_BYTES * engine.model.dimensions * len(request.input or ())
     if size * 4 // 3 > largest_result:
         raise InvalidRequest(
-            "input: the embeddings do not fit into one result; send less inputs at once", "input"
+            "input: the embeddings do not fit into one result; send fewer inputs per request",
+            "input",
         )
 
     def prepare() -> list[Tokens]:

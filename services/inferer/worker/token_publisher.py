@@ -31,7 +31,7 @@ class TokenPublisher:
         self._broker = broker
         self._subjects = subjects
         self._headers = trace or None
-        self._opened = ""
+        self._opened = self._unsent = ""
         self._index = 0
         self._new: list[tuple[str, int | None, Logprobs | None]] = []
         self._parts: list[str] = []
@@ -41,13 +41,14 @@ class TokenPublisher:
         self._idle = False
 
     def open(self, text: str) -> None:
-        """Begin with ``text``, of which no token is; called once, before the first `add`."""
-        self._opened = text
-        self.add(text)
+        """Have the text of the first token follow ``text``; called before the first `add`."""
+        self._opened = self._unsent = text
 
     def add(self, text: str, token: int | None = None, logprobs: Logprobs | None = None) -> None:
         """Take the text of one more token; called on the compute thread. Without a ``token``, it is
         what is left of the text."""
+        if self._unsent:
+            text, self._unsent = self._unsent + text, ""
         self._new.append((text, token, logprobs))
         if self._idle:
             self._idle = False
