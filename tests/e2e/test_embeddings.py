@@ -18,11 +18,20 @@ from nats.aio.client import Client
 
 from tests.support.pooled import Vector, embedded, scored, tokenize
 from tests.support.pooled_models import CONTEXT, WIDTH, write_bert
-from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.processes import (
+    PATIENCE_S,
+    Stack,
+    clean_environment,
+    cpu_ticks,
+    eventually,
+    scripts,
+)
 
 TOLERANCE = 1e-4
 TEXTS = [f"{'word ' * (number % 9)}number {number}" for number in range(64)]
 QUERY = "what is a panda?"
+CHECKED_TICKS = 50
+"""Hundredths of a second."""
 LONG: dict[str, Any] = {"model": "embedder", "input": [[7] * CONTEXT] * 2000}
 """Seconds of work, never waited for."""
 
@@ -331,6 +340,9 @@ def test_a_crash_says_that_it_was_computing_inputs(tmp_path: Path, files: dict[s
         stack.wait_for_state(job_id, "STARTED")
         pid = inferer.popen.pid
         (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        # Checking its tokens takes a tenth of a second of CPU time, computing it many times that.
+        idle = cpu_ticks(int(child))
+        eventually(lambda: cpu_ticks(int(child)) > idle + CHECKED_TICKS, "it computes")
         os.kill(int(child), signal.SIGSEGV)
         inferer.popen.wait(PATIENCE_S)
         stack.inferers.remove(inferer)

@@ -24,7 +24,7 @@ from services.inferer.engine.sequence import Aborted
 from shared.bounded.process import Cancelled
 from shared.errors import InvalidRequest, ModelError, PromptTooLong
 from shared.wire.requests import ModelRequest, Sampling
-from tests.support.processes import eventually
+from tests.support.processes import cpu_ticks, eventually
 from tests.support.schemas import schema_format
 from tests.support.tiny_model import write_tiny_model
 
@@ -236,11 +236,6 @@ def test_a_render_can_be_cancelled() -> None:
 def children() -> set[int]:
     tasks = Path("/proc/self/task").glob("*/children")
     return {int(pid) for task in tasks for pid in task.read_text().split()}
-
-
-def cpu_ticks(pid: int) -> int:
-    """What a process has used."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
 
 
 def test_a_request_outlives_a_kill_of_its_process() -> None:

@@ -89,7 +89,11 @@ async def test_jobs_in_several_slots_take_turns(queue: Broker, engine: Embedding
         long = await put(queue, LONG)
         await until(lambda: states(queue, long), "started")
         assert isinstance(await ended(queue, await put(queue, EMBED)), Completed)
-        assert len(worker.running) == 1
+
+        async def only_the_long_one_runs() -> bool:
+            return len(worker.running) == 1
+
+        await until(only_the_long_one_runs, "the short one has left its slot")
         worker._jobs[long].interrupt("cancelled")
         assert isinstance(await ended(queue, long), Cancelled)
     assert engine.slots == 2

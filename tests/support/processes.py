@@ -75,6 +75,11 @@ def eventually(read: Callable[[], T | None], what: str, patience_s: float = PATI
         time.sleep(0.02)
 
 
+def cpu_ticks(pid: int) -> int:
+    """What a process has used, outside the kernel."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
 class Child:
     """A process whose log is a file."""
 

@@ -19,6 +19,7 @@ TABLE = {
     "BrokerUnavailable": (503, "broker_unavailable", "server_error"),
     "CannotRetry": (409, "cannot_retry", "invalid_request_error"),
     "CommandRefused": (500, "refused", "server_error"),
+    "InvalidAnswer": (500, "model_error", "server_error"),
     "InvalidRequest": (400, "invalid_request", "invalid_request_error"),
     "JobAgedOut": (410, "job_aged_out", "invalid_request_error"),
     "KeyReused": (422, "idempotency_key_reused", "invalid_request_error"),
