@@ -122,8 +122,6 @@ class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object", omit_
     source: SchemaSource | UnsetType = msgspec.field(name="schema", default=UNSET)
 
 
-NULL = Raw(b"null")
-
 ResponseFormat = PlainText | JsonObject | JsonSchema
 
 
@@ -156,7 +154,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         form = self.response_format
-        if isinstance(form, JsonObject) and form.source and form.source != NULL:
+        if isinstance(form, JsonObject) and form.source:
             named = JsonSchema(NamedSchema(form.source))
             msgspec.structs.force_setattr(self, "response_format", named)
 

@@ -95,7 +95,9 @@ class Inference:
             return
         wrong = await asyncio.to_thread(model.vocabulary.answer_error, schema, answer.content)
         if wrong is not None:
-            remedy = "try another `seed` or prompt" + (", or no `stop`" if request.stop else "")
+            remedy = "try another `seed` or prompt" + (
+                ", or leave out `stop`" if request.stop else ""
+            )
             raise InvalidAnswer(f"the answer does not match `response_format`: {wrong}; {remedy}")
 
     def _add(self, text: str) -> None:
