@@ -96,8 +96,8 @@ class NotReadable(Exception):
     """Why the header cannot be read."""
 
 
-def read_header(path: Path) -> Header:
-    """The header of the file, or of the beginning of one.
+def read_header(path: Path, time_limit_s: float = TIME_LIMIT_S) -> Header:
+    """The header of the file, or of the beginning of one; given up after ``time_limit_s``.
 
     Raises:
         NotReadable: it is not a GGUF file, damaged, or cannot be opened.
@@ -106,16 +106,16 @@ def read_header(path: Path) -> Header:
         if not path.is_file():
             raise NotReadable("not a file")
         with path.open("rb", BUFFER_BYTES) as file:
-            return _Reader(file).header()
+            return _Reader(file, time_limit_s).header()
     except OSError as error:
         raise NotReadable(error.strerror or "cannot be read") from None
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, time_limit_s: float) -> None:
         self._file = file
         self._bytes_left = MAX_HEADER_BYTES
-        self._give_up_at = time.monotonic() + TIME_LIMIT_S
+        self._give_up_at = time.monotonic() + time_limit_s
 
     def header(self) -> Header:
         if self._read(len(MAGIC)) != MAGIC:

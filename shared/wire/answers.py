@@ -9,7 +9,7 @@ FormatName = Annotated[str, Meta(max_length=32)]
 
 class AnswerFormat(Struct, frozen=True, omit_defaults=True):
     """How reasoning and tool calls are marked in the text of a model's answers
-    (`shared/answers.py`). Empty where there are none; a name that this version does not know counts
+    (`shared/answers`). Empty where there are none; a name that this version does not know counts
     as empty."""
 
     reasoning: FormatName = ""

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from shared.answers import read_answer, tool_call
+from shared.answers.calls import tool_call
+from shared.answers.reader import read_answer
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.answers import PLAIN
 from shared.wire.fields import NO_METADATA, Metadata, check_times

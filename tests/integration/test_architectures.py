@@ -13,7 +13,8 @@ import pytest
 from services.inferer.engine import context
 from services.inferer.engine.context import Context, ContextOptions
 from services.inferer.engine.memory import MIB
-from services.inferer.engine.model import Model, log_lines
+from services.inferer.engine.model import Model
+from services.inferer.engine.native_log import log_lines
 from shared.errors import ModelError, OutOfMemory
 from shared.model_files import locate
 from tests.support.architectures import write_hybrid, write_mamba

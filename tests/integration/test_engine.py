@@ -15,7 +15,7 @@ import llama_cpp
 import numpy
 import pytest
 
-from services.inferer.engine import model as model_module
+from services.inferer.engine import native_log
 from services.inferer.engine.constraint import constraint
 from services.inferer.engine.context import NOT_SET
 from services.inferer.engine.engine import Engine
@@ -436,7 +436,7 @@ def test_a_closed_engine_answers(model: Model) -> None:
 
 def test_a_failure_quotes_nothing_that_was_logged_before(model: Model) -> None:
     with running(model, n_ctx=256) as engine:
-        model_module._problems.append("an error of another job")
+        native_log._problems.append("an error of another job")
         engine.n_ctx = 8192
         outcome = start(engine, model.tokenize("word " * 400), max_tokens=1).outcome()
         assert isinstance(outcome, OutOfMemory)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from services.gateway.validation import schemas as schemas_module
 from services.gateway.validation.schemas import TRIALS_AT_ONCE, Schemas
 from shared.errors import InvalidRequest, Overloaded
 from shared.schemas.trials import SchemaTrials
@@ -135,11 +134,9 @@ async def test_an_outcome_is_remembered(schemas: Schemas) -> None:
         assert await refusal(schemas, {"not": TEXT}) == refused
 
 
-async def test_no_more_outcomes_are_remembered_than_there_is_room_for(
-    schemas: Schemas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_more_outcomes_are_remembered_than_there_is_room_for() -> None:
     """The one that was not sent for longest is forgotten first."""
-    monkeypatch.setattr(schemas_module, "REMEMBERED", 2)
+    schemas = Schemas(remembered=2)
     for schema in (TEXT, {"title": "b"}, TEXT, {"title": "c"}):
         await schemas.check(asking(schema))
     schemas.close()  # none can be tried any more
@@ -150,8 +147,8 @@ async def test_no_more_outcomes_are_remembered_than_there_is_room_for(
 
 
 async def test_the_loop_runs_while_schemas_are_tried(schemas: Schemas) -> None:
-    """The same schema from many clients is tried once, and no more than a few at a time; who finds
-    no turn is told to come again. A client that hangs up ends nothing."""
+    """The same schema from many clients is tried once, and no more than a few at a time; one that
+    finds no turn is refused, and may be sent again. A client that hangs up ends nothing."""
     known = children()
     ticks = 0
 

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import llama_cpp
 
-from shared.answers import HARMONY, HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, THINK, THINK_BRACKETS
+from shared.answers.marks import (
+    HARMONY,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_ARGS,
+    THINK,
+    THINK_BRACKETS,
+)
 from shared.model_files import locate
 from shared.wire.answers import AnswerFormat
 from tests.support.gguf_fields import read_fields

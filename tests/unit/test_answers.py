@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from shared.answers import (
+from shared.answers.calls import Call, tool_call
+from shared.answers.marks import (
     HARMONY,
     HERMES,
     LLAMA,
@@ -12,14 +13,8 @@ from shared.answers import (
     MISTRAL_ARGS,
     THINK,
     THINK_BRACKETS,
-    Answer,
-    AnswerReader,
-    Call,
-    Content,
-    Reasoning,
-    read_answer,
-    tool_call,
 )
+from shared.answers.reader import Answer, AnswerReader, Content, Reasoning, read_answer
 from shared.wire.answers import PLAIN, AnswerFormat
 
 F, G = Call("f", '{"a":1}'), Call("g", "{}")

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Self
 
 from services.gateway.jobs.caller import Caller
-from shared.answers import format_of
+from shared.answers.marks import format_of
 from shared.wire.answers import PLAIN, AnswerFormat
 from shared.wire.api import JobStatus, JobSubmission, TaskState
 from shared.wire.inferers import ModelFacts

@@ -36,7 +36,9 @@ log = logger()
 class Schemas:
     """Tries each schema as an inferer will, in a process with limits, and remembers the outcome."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int = REMEMBERED) -> None:
+        """``remembered`` is the number of schemas whose outcome is kept."""
+        self._remembered = remembered
         self._trials = SchemaTrials(TRIAL_S)
         self._threads = ThreadPoolExecutor(TRIALS_AT_ONCE, "schema")
         self._closing = threading.Event()
@@ -116,6 +118,6 @@ class Schemas:
         finally:
             self._turns.release()
         self._outcomes[digest] = refused
-        if len(self._outcomes) > REMEMBERED:
+        if len(self._outcomes) > self._remembered:
             self._outcomes.popitem(last=False)
         return refused

@@ -106,7 +106,7 @@ def _check_choice(submission: JobSubmission, names: set[str]) -> None:
         raise InvalidRequest("tool_choice: requires `tools`", "tool_choice")
     if isinstance(choice, ChosenTool) and choice.function.name not in names:
         raise InvalidRequest(
-            f"tool_choice: there is no tool named {choice.function.name}; there are "
+            f"tool_choice: no tool has the name {choice.function.name}; the tools are "
             f"{', '.join(sorted(names))}",
             "tool_choice",
         )

@@ -10,13 +10,13 @@ import msgspec
 
 from services.inferer.bounded.chat_template import ChatTemplate
 from services.inferer.engine.control_tokens import ControlTokens, Literals, Prompt
-from shared.answers import (
+from shared.answers.calls import ID_CHARACTERS
+from shared.answers.marks import (
     ARGS,
     CHANNEL,
     END_TOOL_CALL,
     HARMONY,
     HERMES,
-    ID_CHARACTERS,
     LLAMA,
     MESSAGE,
     MISTRAL,
@@ -68,7 +68,7 @@ class ChatPrompt(NamedTuple):
     opened: str = ""
     """What opens the model's reasoning, if that is the end of the prompt."""
     is_closed: bool = False
-    """Whether the end of the prompt says that there is no reasoning."""
+    """Whether the end of the prompt rules reasoning out."""
 
 
 class Chat:

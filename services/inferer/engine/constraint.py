@@ -14,7 +14,7 @@ from typing import Any
 
 from services.inferer.engine.grammar import Grammar
 from services.inferer.engine.model import Model
-from shared.answers import (
+from shared.answers.marks import (
     ARGS,
     CALL,
     CHANNEL,
@@ -299,7 +299,7 @@ def _callable(request: ModelRequest) -> list[Tool]:
     chosen = [tool for tool in request.offered_tools if tool.function.name == choice.function.name]
     if not chosen:
         raise InvalidRequest(
-            f"tool_choice: there is no tool named {choice.function.name}", "tool_choice"
+            f"tool_choice: no tool has the name {choice.function.name}", "tool_choice"
         )
     return chosen
 

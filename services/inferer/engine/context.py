@@ -4,12 +4,13 @@ import ctypes
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llama_cpp
 
 from services.inferer.engine.memory import available_bytes, dry_run
-from services.inferer.engine.model import Model, forget_problems, last_problem
+from services.inferer.engine.model import Model
+from services.inferer.engine.native_log import forget_problems, last_problem
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
@@ -46,7 +47,7 @@ FLASH_ATTENTION: dict[FlashAttention, int] = {
 # llama.cpp calls this function between any two operations, and aborts if the result is not 0.
 # `strlen` of a buffer whose first byte is the flag does just that without the interpreter's lock,
 # which a Python function would take a thousand times per token.
-flag_is_set = llama_cpp.ggml_abort_callback(
+_flag_is_set = llama_cpp.ggml_abort_callback(
     ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
 )
 
@@ -105,17 +106,8 @@ class Context:
             )
         _require_memory(model, slots, options)
         parameters = _parameters(_is_shared(model), slots, options)
-        parameters.abort_callback = flag_is_set
-        parameters.abort_callback_data = ctypes.addressof(abort_flag)
-        forget_problems()
-        self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
-        if not self.handle:
-            raise OutOfMemory(
-                f"no memory for {slots} contexts of {options.n_ctx} tokens ({last_problem()}); "
-                "lower INFERER_N_CTX"
-            )
-        if pool is not None:
-            pool.attach(self.handle)
+        what = f"{slots} contexts of {options.n_ctx} tokens"
+        self.handle = create_context(model, parameters, abort_flag, pool, what)
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent
@@ -247,6 +239,30 @@ class Context:
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self.handle)
+
+
+def create_context(
+    model: Model,
+    parameters: llama_cpp.llama_context_params,
+    abort_flag: ctypes.Array[ctypes.c_char],
+    pool: ThreadPool | None,
+    what: str,
+) -> Any:
+    """llama.cpp's context, with threads of ``pool``; see `Context` for the rest. ``what`` needs the
+    memory.
+
+    Raises:
+        OutOfMemory: it does not fit.
+    """
+    parameters.abort_callback = _flag_is_set
+    parameters.abort_callback_data = ctypes.addressof(abort_flag)
+    forget_problems()
+    handle = llama_cpp.llama_init_from_model(model.handle, parameters)
+    if not handle:
+        raise OutOfMemory(f"no memory for {what} ({last_problem()}); lower INFERER_N_CTX")
+    if pool is not None:
+        pool.attach(handle)
+    return handle
 
 
 def decode_error(status: int) -> ModelError:

@@ -13,11 +13,12 @@ from services.inferer.engine.context import (
     GIB,
     KV_TYPES,
     ContextOptions,
-    flag_is_set,
+    create_context,
 )
 from services.inferer.engine.inputs import Tokens
 from services.inferer.engine.memory import available_bytes, dry_run
-from services.inferer.engine.model import Model, forget_problems, last_problem
+from services.inferer.engine.model import Model
+from services.inferer.engine.native_log import forget_problems
 from services.inferer.engine.thread_pool import ThreadPool
 from shared.errors import OutOfMemory, SettingsError
 
@@ -54,17 +55,8 @@ class EmbeddingContext:
         """The most tokens in one call of llama.cpp."""
         parameters = _parameters(options, self.part_tokens)
         _require_memory(model, parameters)
-        parameters.abort_callback = flag_is_set
-        parameters.abort_callback_data = ctypes.addressof(abort_flag)
-        forget_problems()
-        self.handle = llama_cpp.llama_init_from_model(model.handle, parameters)
-        if not self.handle:
-            raise OutOfMemory(
-                f"no memory for inputs of {options.n_ctx} tokens ({last_problem()}); "
-                "lower INFERER_N_CTX"
-            )
-        if pool is not None:
-            pool.attach(self.handle)
+        what = f"inputs of {options.n_ctx} tokens"
+        self.handle = create_context(model, parameters, abort_flag, pool, what)
         self._memory = llama_cpp.llama_get_memory(self.handle)
         """None if the model sees all tokens of an input at once."""
         if not self._memory and self.part_tokens < options.n_ctx:

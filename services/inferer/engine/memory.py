@@ -6,7 +6,7 @@ from pathlib import Path
 
 import llama_cpp
 
-from services.inferer.engine.model import log_lines
+from services.inferer.engine.native_log import log_lines
 from shared.errors import ModelError
 
 MIB = 1024**2

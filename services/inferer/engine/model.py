@@ -4,9 +4,6 @@ import ctypes
 import re
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +13,9 @@ from services.inferer.engine.chat import Chat, ChatPrompt
 from services.inferer.engine.control_tokens import ControlToken, ControlTokens, Prompt
 from services.inferer.engine.grammar import Vocabulary
 from services.inferer.engine.library import gpus, load_backends
+from services.inferer.engine.native_log import first_problem, forget_problems, keep_problems
 from services.inferer.settings import SplitMode
-from shared.answers import format_of, marks
+from shared.answers.marks import format_of, marks
 from shared.errors import InvalidRequest, ModelError, PromptTooLong, SettingsError
 from shared.logs import logger
 from shared.wire.answers import PLAIN, AnswerFormat
@@ -35,7 +33,6 @@ CONTROL_TEXT = re.compile(r"<\|.+\|>", re.DOTALL)
 """Of a control token, whatever its attributes are. Others that are user-defined, such as runs of
 spaces and ``<think>``, occur in texts."""
 LEFT_STRIP, RIGHT_STRIP = llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP, llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP
-LEVEL_WARNING, LEVEL_ERROR = 3, 4
 NO_POOLING = ("", "0", "-1")
 """A GGUF's ``pooling_type`` if the model generates text: missing, none, unspecified."""
 POOLS_MEAN, POOLS_FIRST, POOLS_LAST, RANKS = "1", "2", "3", "4"
@@ -59,33 +56,6 @@ NO_GPU = (
 )
 
 log = logger()
-_problems: deque[str] = deque(maxlen=8)
-_lines: list[str] | None = None
-"""Where `log_lines` collects; the callback stays the same, as another thread may be in it."""
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _log_llama(level: int, text: bytes, _data: object) -> None:
-    """Keep llama.cpp's errors and warnings for the exceptions that quote them, and whatever
-    `log_lines` collects; drop all others."""
-    line = text.decode("utf-8", "replace").strip()
-    if _lines is not None:
-        _lines.append(line)
-    elif level in (LEVEL_WARNING, LEVEL_ERROR) and line:
-        _problems.append(line)
-
-
-@contextmanager
-def log_lines() -> Iterator[list[str]]:
-    """All lines that llama.cpp logs during the block, which are not kept for `last_problem`."""
-    global _lines
-    llama_cpp.llama_log_set(_log_llama, None)
-    lines: list[str] = []
-    _lines = lines
-    try:
-        yield lines
-    finally:
-        _lines = None
 
 
 class Model:
@@ -112,7 +82,7 @@ class Model:
             ModelError: llama.cpp cannot load the model, or it is of no kind that is supported.
             SettingsError: this machine does not have that GPU.
         """
-        llama_cpp.llama_log_set(_log_llama, None)
+        keep_problems()
         load_backends()
         llama_cpp.llama_backend_init()
         _require_gpus(gpus(), gpu_layers, split_mode, main_gpu)
@@ -125,7 +95,7 @@ class Model:
         forget_problems()
         self.handle = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
         if not self.handle:
-            reason = _problems[0] if _problems else "no reason given"
+            reason = first_problem()
             raise ModelError(f"llama.cpp cannot load the model {path}: {reason}")
         if not llama_cpp.llama_model_has_decoder(self.handle) or llama_cpp.llama_model_has_encoder(
             self.handle
@@ -430,13 +400,3 @@ def _require_gpus(count: int, layers: int, split_mode: SplitMode, main_gpu: int)
             f"INFERER_MAIN_GPU={main_gpu} has no effect with INFERER_SPLIT_MODE={split_mode}; set "
             "INFERER_SPLIT_MODE=none"
         )
-
-
-def forget_problems() -> None:
-    """What llama.cpp has logged so far is not the reason of what fails next."""
-    _problems.clear()
-
-
-def last_problem() -> str:
-    """The last error or warning that llama.cpp logged."""
-    return _problems[-1] if _problems else "no reason given"

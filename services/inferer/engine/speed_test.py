@@ -23,7 +23,8 @@ from services.inferer.engine.engine import Engine
 from services.inferer.engine.fitness import Fitness, check_fitness
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.library import load_backends
-from services.inferer.engine.model import Model, log_lines
+from services.inferer.engine.model import Model
+from services.inferer.engine.native_log import log_lines
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
 from services.inferer.engine.set_up import load_model, start_engine

@@ -16,7 +16,7 @@ from services.inferer.engine.sampler import Logprobs, Sampler
 from services.inferer.worker.delivery import Job
 from services.inferer.worker.engine_outcome import EngineOutcome
 from services.inferer.worker.token_publisher import TokenPublisher
-from shared.answers import read_answer
+from shared.answers.reader import read_answer
 from shared.background import start
 from shared.broker.connection import Broker
 from shared.errors import InvalidAnswer, InvalidRequest, PromptTooLong

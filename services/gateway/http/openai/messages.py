@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, to_builtins
 
 from services.gateway.jobs.accepted import AcceptedJob
-from shared.answers import AnswerReader, Call, Content, Part, Reasoning, tool_call
+from shared.answers.calls import Call, tool_call
+from shared.answers.reader import AnswerReader, Content, Part, Reasoning
 from shared.broker.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.timestamps import parse_timestamp

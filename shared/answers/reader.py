@@ -1,83 +1,48 @@
-"""Reads what a model wrote: reasoning, tool calls, and what is left for the user.
+"""Reads an answer piece by piece."""
 
-Each family of models marks them in its own way (`AnswerFormat`). A text is read as it comes, and
-what was read stays: whole and streamed answers are the same. Text that looks like a tool call but
-is not valid stays content, so nothing is lost.
-"""
-
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-
+from shared.answers.calls import (
+    Call,
+    arguments_in,
+    hermes_calls,
+    llama_calls,
+    mistral_args_calls,
+    mistral_calls,
+)
+from shared.answers.marks import (
+    CALL,
+    CHANNEL,
+    END,
+    END_TOOL_CALL,
+    HARMONY,
+    HERMES,
+    LLAMA,
+    MESSAGE,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PYTHON_TAG,
+    REASONING,
+    RETURN,
+    START,
+    TOOL_CALL,
+    TOOL_CALLS,
+)
 from shared.partial_match import overlap
-from shared.wire.answers import PLAIN, AnswerFormat
-from shared.wire.requests import ModelRequest
-from shared.wire.tools import FunctionCall, ToolCall
-
-THINK: Final = "think"
-THINK_BRACKETS: Final = "think_brackets"
-REASONING: Final = {THINK: ("<think>", "</think>"), THINK_BRACKETS: ("[THINK]", "[/THINK]")}
-"""The marks around the reasoning that an answer begins with."""
-
-HERMES: Final = "hermes"
-"""``<tool_call>{"name": …, "arguments": {…}}</tool_call>``: Hermes, Qwen, SmolLM and others."""
-LLAMA: Final = "llama"
-"""The whole answer is ``{"name": …, "parameters": {…}}``: Llama 3."""
-MISTRAL: Final = "mistral"
-"""``[TOOL_CALLS][{"name": …, "arguments": {…}}]``"""
-MISTRAL_ARGS: Final = "mistral_args"
-"""``[TOOL_CALLS]name[ARGS]{…}``: later models of Mistral."""
-HARMONY: Final = "harmony"
-"""gpt-oss: channels for reasoning, calls and the rest."""
-
-TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
-TOOL_CALLS, ARGS = "[TOOL_CALLS]", "[ARGS]"
-PYTHON_TAG = "<|python_tag|>"
-START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
-END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+from shared.wire.answers import AnswerFormat
 
 MOST_ENDS = 64
 """How many marks inside a call are tried as its end: each takes a look at all of it."""
+LONGEST_MARK = 20
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _SPACE = re.compile(r"\s*")
-# Some versions write an id after the name.
-_MISTRAL_HEAD = re.compile(
-    r"\s*\[TOOL_CALLS\]\s*([a-zA-Z0-9_-]{1,64})\s*(?:\[CALL_ID\][^\[]{0,64})?\[ARGS\]\s*"
-)
 _RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_-]{1,64})")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _END_MARKS = (END, RETURN, CALL, START)
 """Of a message of gpt-oss; the last one begins another."""
-LONGEST_MARK = 20
-ID_CHARACTERS = 9
-"""Of the id of a call: templates of Mistral take no others."""
-
-
-def marks(format: AnswerFormat) -> list[str]:
-    """The marks that separate the parts of an answer. Some may be control tokens of the model."""
-    reasoning = {**REASONING, HARMONY: (START, CHANNEL, MESSAGE, END, CONSTRAIN)}
-    tools = {
-        HERMES: (TOOL_CALL, END_TOOL_CALL),
-        LLAMA: (PYTHON_TAG,),
-        MISTRAL: (TOOL_CALLS,),
-        MISTRAL_ARGS: (TOOL_CALLS, ARGS),
-    }
-    return [*reasoning.get(format.reasoning, ()), *tools.get(format.tools, ())]
-
-
-def format_of(request: ModelRequest, format: AnswerFormat) -> AnswerFormat:
-    """How a model with ``format`` writes its answer to ``request``: no template, no marks; and no
-    calls of tools that it does not know of."""
-    if request.messages is None:
-        return PLAIN
-    return AnswerFormat(format.reasoning, format.tools if request.offered_tools else "")
 
 
 @lru_cache
@@ -91,13 +56,6 @@ class Reasoning(NamedTuple):
 
 class Content(NamedTuple):
     text: str
-
-
-class Call(NamedTuple):
-    """``arguments`` is a JSON object."""
-
-    name: str
-    arguments: str
 
 
 Part = Reasoning | Content | Call
@@ -119,13 +77,6 @@ def read_answer(text: str, format: AnswerFormat) -> Answer:
         "".join(part.text for part in parts if isinstance(part, Content)),
         [part for part in parts if isinstance(part, Call)],
     )
-
-
-def tool_call(call: Call, job_id: str, number: int) -> ToolCall:
-    """The call with its id: the same one whenever and wherever the answer is read."""
-    value = int.from_bytes(hashlib.sha256(f"{job_id} {number}".encode()).digest())
-    digits = (_DIGITS[value // len(_DIGITS) ** place % len(_DIGITS)] for place in range(9))
-    return ToolCall("".join(digits), FunctionCall(call.name, call.arguments))
 
 
 class AnswerReader:
@@ -233,17 +184,18 @@ class AnswerReader:
         return _shown(Content, self._content.add(text))
 
     def _hermes_call(self) -> Iterable[Part] | None:
-        found = self._closed(_any_of(END_TOOL_CALL), _hermes)
+        found = self._closed(_any_of(END_TOOL_CALL), hermes_calls)
         if found is not None:
             self._state = self._content_text
             return self._called(found)
-        return self._read_to_end(_hermes)
+        return self._read_to_end(hermes_calls)
 
     def _llama_calls(self) -> Iterable[Part] | None:
-        return self._read_to_end(_llama)
+        return self._read_to_end(llama_calls)
 
     def _mistral_calls(self) -> Iterable[Part] | None:
-        return self._read_to_end(_mistral_args if self._tools == MISTRAL_ARGS else _mistral)
+        has_args = self._tools == MISTRAL_ARGS
+        return self._read_to_end(mistral_args_calls if has_args else mistral_calls)
 
     def _harmony_begin(self) -> Iterable[Part] | None:
         if self._may_become(CHANNEL) or self._may_become(START):
@@ -257,7 +209,7 @@ class AnswerReader:
         if end < 0:
             is_header = self._text.startswith((CHANNEL, START), self._at)
             if is_header or not self._is_final:
-                return None  # of a message that was cut off, or there is no other message
+                return None  # the message was cut off, or the answer has ended
             # The mark before it was part of a text.
             return _shown(Content, self._content.add(self._take(len(self._text))))
         header = self._take(end)
@@ -282,7 +234,7 @@ class AnswerReader:
     def _harmony_call(self) -> Iterable[Part] | None:
         def read(text: str) -> list[Call] | None:
             assert self._to_call is not None
-            arguments = _arguments(_json(text))
+            arguments = arguments_in(text)
             return None if arguments is None else [Call(self._to_call, arguments)]
 
         found = self._closed(_any_of(*_END_MARKS), read)
@@ -307,7 +259,7 @@ class AnswerReader:
         self, ends: re.Pattern[str], read: Callable[[str], list[Call] | None]
     ) -> list[Call] | None:
         """The calls up to the first end at which there are any, as arguments may contain it; and
-        go on after it. None if there is no such end so far, or too many are inside."""
+        go on after it. None while no end fits, or after `MOST_ENDS` tries."""
         while self._ends_tried < MOST_ENDS:
             end = ends.search(self._text, self._tried_to)
             if end is None:
@@ -400,77 +352,3 @@ class _Trimmed:
     def rest(self) -> str:
         """White space at the end, which is left out unless it is asked for here."""
         return self._before
-
-
-def _json(text: str) -> Any:
-    """What ``text`` says in JSON; None if it is something else."""
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _arguments(value: Any) -> str | None:
-    """Arguments of a call as a JSON object; None if they are something else."""
-    if isinstance(value, str):
-        value = _json(value) if value.strip() else {}
-    return msgspec.json.encode(value).decode() if isinstance(value, dict) else None
-
-
-def _calls(text: str, *, needs_arguments: bool = False) -> list[Call] | None:
-    """The call, or list of calls, in ``text``; None if it is something else."""
-    value = _json(text)
-    return _calls_in(value if isinstance(value, list) else [value], needs_arguments)
-
-
-def _calls_in(values: Iterable[Any], needs_arguments: bool = False) -> list[Call] | None:
-    calls = []
-    for value in values:
-        name = value.get("name") if isinstance(value, dict) else None
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            return None
-        missing: dict[str, Any] | None = None if needs_arguments else {}
-        arguments = _arguments(value.get("arguments", value.get("parameters", missing)))
-        if arguments is None:
-            return None
-        calls.append(Call(name, arguments))
-    return calls or None
-
-
-def _hermes(text: str) -> list[Call] | None:
-    return _calls(text.removeprefix(TOOL_CALL))
-
-
-def _llama(text: str) -> list[Call] | None:
-    """One call, or several with semicolons or line breaks between them."""
-    text = text.removeprefix(PYTHON_TAG)
-    if (calls := _calls(text, needs_arguments=True)) is not None:
-        return calls
-    for separator in (";", "\n"):
-        several: list[Call] = []
-        for part in filter(str.strip, text.split(separator)):
-            one = _calls(part, needs_arguments=True)
-            if one is None:
-                break
-            several += one
-        else:
-            return several or None
-    return None
-
-
-def _mistral(text: str) -> list[Call] | None:
-    return _calls(text.removeprefix(TOOL_CALLS))
-
-
-def _mistral_args(text: str) -> list[Call] | None:
-    calls, at = [], 0
-    while head := _MISTRAL_HEAD.match(text, at):
-        try:
-            value, at = json.JSONDecoder().raw_decode(text, head.end())
-        except (ValueError, RecursionError):
-            return None
-        arguments = _arguments(value)
-        if arguments is None:
-            return None
-        calls.append(Call(head[1], arguments))
-    return calls if calls and not text[at:].strip() else None
