@@ -76,8 +76,7 @@ def load(template: str, bos_token: str, eos_token: str) -> tuple[Render, list[st
 
 
 def _options(template: Template) -> list[str]:
-    """The variables that a template reads and nobody sets, or that it asks for before it sets
-    them."""
+    """The variables that a template reads and never sets, or tests for before it sets them."""
     asked = {
         test.node.name
         for test in template.find_all(Test)
