@@ -268,8 +268,9 @@ async def _run_deadly(site: Site, strike: Strike, errand: Errand) -> None:
                     if inferer.name == name:
                         strike.hits(inferer, client.job_id)
             await ended
-            # Another delivery of the job, made around a change of leader, may still hang.
-            await asyncio.sleep(0 if strike.is_brief else HANGS_S)
+            # The job may still hang somewhere: its deadline has passed meanwhile, or it was delivered
+            # twice around a change of leader.
+            await asyncio.sleep(HANGS_S)
             # One whose child has died first reports that, which a broker in trouble delays.
             while any(inferer.is_dying or inferer.has_died for inferer in site.inferers):
                 await asyncio.sleep(0.1)
@@ -324,8 +325,10 @@ async def _kill_node(node: Node, strike: Strike) -> None:
 
 
 async def _terminate(part: Part) -> None:
+    may_die = part.may_die  # the fault that makes it die may be over before it has ended
     status = await part.terminate()
-    if status != 0 and not part.may_die:  # one whose compute thread hangs is ended by its watchdog
+    may_die |= part.may_die
+    if status != 0 and not may_die:  # one whose compute thread hangs is ended by its watchdog
         raise RuntimeError(f"{part.name} ended with exit status {status} after SIGTERM")
 
 
