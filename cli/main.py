@@ -10,7 +10,7 @@ from cli.commands import dead, topology
 from cli.commands.bench import bench
 from cli.commands.doctor import doctor
 from cli.commands.fleet import concurrency, inferers, queue, top
-from cli.commands.jobs import ask, cancel, status, submit
+from cli.commands.jobs import ask, cancel, follow, status, submit
 from cli.commands.models import models
 from cli.commands.up import up
 from cli.exit_status import EXIT_FAILED, CommandError
@@ -22,13 +22,12 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="LLM inference through a NATS work queue: one request at a time through each worker.",
 )
 for command in (
-    *(up, ask, submit, status, cancel, queue, inferers, top),
+    *(up, ask, submit, follow, status, cancel, queue, inferers, top),
     *(concurrency, doctor, models, bench),
 ):
     app.command()(command)

@@ -1,7 +1,9 @@
 """Options shared by several commands."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from cli.exit_status import EXIT_USAGE, CommandError
@@ -22,6 +24,18 @@ MaxTokens = Annotated[
 ]
 Temperature = Annotated[
     float | None, typer.Option("--temperature", help="0 always picks the most likely token.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Sample from the most likely tokens with this total probability."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="Text that ends the answer. Can be given several times."),
+]
+Schema = Annotated[
+    Path | None,
+    typer.Option("--schema", help="File with a JSON Schema that the answer must match."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed produces the same answer.")]
 System = Annotated[str | None, typer.Option("--system", help="A system message.")]
@@ -50,7 +64,10 @@ def submission(
     model: str | None,
     max_tokens: int | None,
     temperature: float | None,
+    top_p: float | None,
     seed: int | None,
+    stop: list[str] | None,
+    schema: Path | None,
     system: str | None,
     raw: bool,
     timeout_s: float | None,
@@ -59,7 +76,8 @@ def submission(
     """The body for ``POST /jobs``, without the options that were not given.
 
     Raises:
-        CommandError: options that exclude each other, or an empty prompt.
+        CommandError: options that exclude each other, an empty prompt, or a schema that cannot be
+            read.
     """
     if not text:
         raise CommandError("the prompt is empty", EXIT_USAGE)
@@ -72,7 +90,10 @@ def submission(
         "model": model,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "top_p": top_p,
         "seed": seed,
+        "stop": stop or None,
+        "response_format": None if schema is None else _response_format(schema),
         "timeout_s": timeout_s,
         "priority": priority,
     }
@@ -83,3 +104,13 @@ def submission(
         messages = [{"role": "system", "content": system}] if system else []
         body["messages"] = [*messages, {"role": "user", "content": text}]
     return body
+
+
+def _response_format(path: Path) -> dict[str, Any]:
+    try:
+        schema = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise CommandError(f"--schema {path}: {error.strerror}", EXIT_USAGE) from None
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"--schema {path} is not JSON: {error}", EXIT_USAGE) from None
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}

@@ -1,4 +1,4 @@
-"""``sluice ask``, ``submit``, ``status`` and ``cancel``."""
+"""``sluice ask``, ``submit``, ``follow``, ``status`` and ``cancel``."""
 
 import sys
 from contextlib import suppress
@@ -24,10 +24,13 @@ from cli.options import (
     Model,
     PriorityOption,
     Raw,
+    Schema,
     Seed,
+    Stop,
     System,
     Temperature,
     TimeoutS,
+    TopP,
     Url,
     submission,
 )
@@ -51,7 +54,10 @@ def ask(
     model: Model = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Seed = None,
+    stop: Stop = None,
+    schema: Schema = None,
     system: System = None,
     raw: Raw = False,
     timeout_s: TimeoutS = None,
@@ -65,7 +71,10 @@ def ask(
         model=model,
         max_tokens=max_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
+        stop=stop,
+        schema=schema,
         system=system,
         raw=raw,
         timeout_s=timeout_s,
@@ -82,11 +91,7 @@ def ask(
                 discard_stdout()
             _cancel_interrupted(client, job_id)
             raise typer.Exit(EXIT_INTERRUPTED) from None
-    if as_json:
-        print_json(status)
-    elif err.is_terminal and status.error is None:
-        err.print(timings_line(status), style="dim")
-    _end(status)
+    _print_end(status, as_json=as_json)
 
 
 def submit(
@@ -94,7 +99,10 @@ def submit(
     model: Model = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Seed = None,
+    stop: Stop = None,
+    schema: Schema = None,
     system: System = None,
     raw: Raw = False,
     timeout_s: TimeoutS = None,
@@ -109,7 +117,10 @@ def submit(
         model=model,
         max_tokens=max_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
+        stop=stop,
+        schema=schema,
         system=system,
         raw=raw,
         timeout_s=timeout_s,
@@ -133,6 +144,22 @@ def submit(
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_json(status) if as_json else print_status(status)
     _end(status, is_printed=True)
+
+
+def follow(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Print the answer of a job as it is generated, from its beginning. Ctrl-C ends only this
+    command."""
+    with Client(url) as client, interrupted_by_signals():
+        try:
+            status = _follow(client, job_id, show=not as_json)
+        except KeyboardInterrupt:
+            print_error(f"\nthe job goes on: sluice follow {job_id}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print_end(status, as_json=as_json)
 
 
 def status(
@@ -201,6 +228,15 @@ def _cancel_interrupted(client: Client, job_id: str | None) -> None:
     print_error(
         f"\ncancelled {job_id}" if cancelled else f"\nnot cancelled: sluice cancel {job_id}"
     )
+
+
+def _print_end(status: JobStatus, *, as_json: bool) -> None:
+    """After an answer that was followed: the whole status, or how long it took."""
+    if as_json:
+        print_json(status)
+    elif err.is_terminal and status.error is None:
+        err.print(timings_line(status), style="dim")
+    _end(status)
 
 
 def _end(status: JobStatus, *, is_printed: bool = False) -> None:

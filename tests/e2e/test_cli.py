@@ -97,6 +97,53 @@ def test_options_reach_the_job(sluice: Sluice) -> None:
     assert prompt_tokens("--system", "Always answer at great length. " * 10) > plain
 
 
+def test_the_answer_matches_a_schema_and_ends_at_a_stop_string(
+    sluice: Sluice, tmp_path: Path
+) -> None:
+    """--schema and --stop reach the job; --top-p 0 leaves only the most likely token."""
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3}')
+    answer = json.loads(sluice("ask", "hi", "--schema", str(schema)).stdout)
+    assert set(answer) <= {1, 2}
+    options = ("--raw", "--max-tokens", "30", "--top-p", "0")
+    whole = sluice("ask", "once upon a time", *options, "--seed", "1").stdout
+    assert sluice("ask", "once upon a time", *options, "--seed", "2").stdout == whole
+    first, second = whole[5], whole[10]
+    stopped = sluice("ask", "once upon a time", *options, "--stop", second, "--stop", first).stdout
+    ends = min(whole.index(first), whole.index(second))
+    assert stopped == whole[:ends] + "\n"
+
+
+def test_follow_prints_the_whole_answer(
+    shared_stack: Stack, sluice: Sluice, tmp_path: Path
+) -> None:
+    """Of a job that runs or has ended; Ctrl-C leaves the job running."""
+    job_id = shared_stack.submit(prompt="a b c", max_tokens=30)
+    followed = sluice("follow", job_id)
+    assert (followed.returncode, followed.stderr) == (OK, "")
+    status = shared_stack.status(job_id)
+    assert followed.stdout == status["result"]["text"] + "\n"
+    assert sluice("follow", job_id).stdout == followed.stdout
+    assert json.loads(sluice("follow", job_id, "--json").stdout) == status
+
+    running = shared_stack.submit(prompt="long", max_tokens=4000)
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "errors").open("wb") as errors:
+        following = _start(shared_stack, "follow", running, stdout=out, stderr=errors)
+    eventually(lambda: (tmp_path / "out").stat().st_size > 0, "text on stdout")
+    following.send_signal(signal.SIGINT)
+    assert following.wait(PATIENCE_S) == INTERRUPTED
+    assert running in (tmp_path / "errors").read_text()
+    assert shared_stack.status(running)["state"] == "STARTED"
+    assert sluice("cancel", running).returncode == OK
+
+
+def test_the_shell_completes_commands() -> None:
+    """The script that --install-completion installs asks the command itself."""
+    assert "sluice" in run("--show-completion", "bash").stdout
+    asked = run("", _SLUICE_COMPLETE="complete_bash", COMP_WORDS="sluice fol", COMP_CWORD="1")
+    assert asked.stdout.split() == ["follow"]
+
+
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_submit_prints_an_id_and_status_finds_it(
     shared_stack: Stack, sluice: Sluice, as_json: bool
@@ -181,6 +228,12 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
         (["ask", "hi", "--temperature", "3"], "temperature"),
         (["ask", "hi", "--temperature", "nan"], "temperature"),
         (["ask", "hi", "--timeout-s", "0"], "timeout_s"),
+        (["ask", "hi", "--top-p", "2"], "top_p"),
+        (["ask", "hi", "--stop", ""], "stop"),
+        (["ask", "hi", "--schema", "/nowhere"], "--schema /nowhere"),
+        (["ask", "hi", "--schema", __file__], "is not JSON"),
+        (["follow", "nonsense"], "nonsense"),
+        (["follow", AN_ID], AN_ID),
         (["ask", "hi", "--model", "nope"], "nope"),
         (["ask", "hi", "--url", "no url"], "no url"),
         (["ask", "\udcff"], "UTF-8"),
