@@ -1,6 +1,6 @@
 # Everything runs in .venv, which every target creates if needed.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench bench-peers clean
+.PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench bench-peers reference clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -112,6 +112,9 @@ bench-peers: $(READY) $(PEERS) $(LLAMA_SERVER) ## Beside Celery, taskiq and llam
 	$(BIN)/python -m benchmarks.peers.jobs $(ARGS)
 	$(BIN)/python -m benchmarks.peers.queues $(ARGS)
 	$(BIN)/python -m benchmarks.peers.growth $(ARGS)
+
+reference: $(READY) ## Write docs/reference/ from the code
+	$(BIN)/python -m tools.reference
 
 clean: ## Remove the environment and caches, but not data/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info

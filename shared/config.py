@@ -34,9 +34,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class BrokerSettings(msgspec.Struct, frozen=True):
-    """``NATS_*``: the address of the broker. ``url`` may list several, separated by commas."""
+    """``NATS_*``: the address of the broker."""
 
     url: str = "nats://127.0.0.1:4222"
+    """The broker; separate several with commas."""
 
     def __post_init__(self) -> None:
         for server in self.servers:

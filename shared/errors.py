@@ -26,10 +26,14 @@ class InvalidRequest(SluiceError):
 
 
 class PromptTooLong(InvalidRequest):
+    """The prompt does not fit into the model's context, or leaves no room for an answer."""
+
     code = "prompt_too_long"
 
 
 class RequestTooLarge(SluiceError):
+    """The body is larger than `GATEWAY_MAX_BODY_BYTES`, or than a message of the broker may be."""
+
     code = "request_too_large"
 
 
@@ -40,10 +44,14 @@ class KeyReused(SluiceError):
 
 
 class UnknownModel(SluiceError):
+    """No model of this name has a queue, or no model has one yet."""
+
     code = "model_not_found"
 
 
 class UnknownInferer(SluiceError):
+    """No live inferer has this id."""
+
     code = "inferer_not_found"
 
 
@@ -54,10 +62,14 @@ class CommandRefused(SluiceError):
 
 
 class UnknownJob(SluiceError):
+    """There is no job with this id."""
+
     code = "job_not_found"
 
 
 class JobAgedOut(SluiceError):
+    """The job's result was deleted 48 hours after its end."""
+
     code = "job_aged_out"
 
 
@@ -154,6 +166,8 @@ class CannotRetry(SluiceError):
 
 
 class SettingsError(SluiceError):
+    """A setting is invalid, or cannot be used with this machine or model."""
+
     code = "invalid_settings"
 
 

@@ -15,38 +15,49 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Every field is an environment variable, ``GATEWAY_PORT`` for ``port`` and so on."""
 
     host: str = "127.0.0.1"
+    """The address that HTTP listens on."""
     port: Port = 5001
+    """The port that HTTP listens on; 0 for any free one."""
     models: str = ""
-    """Names, separated by commas, of models that exist before their first inferer has started."""
+    """Models, separated by commas, that accept jobs before their first inferer has started. If
+    there is only one, it is also the default while no inferer is live; if there are several, a
+    request has to name its model."""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
-    """Copies of every stream: 1 on a single server, 3 or 5 on a cluster."""
+    """Copies of each stream: 1 on a single server, 3 or 5 on a cluster."""
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
-    """The largest request body; it must fit into one message of the broker."""
+    """The largest request body; larger ones get 413. It must fit into one message of the
+    broker."""
     default_timeout_s: Seconds = MAX_JOB_LIFETIME.total_seconds()
-    """The deadline of a job that names none, counted from its acceptance."""
+    """`timeout_s` of a job that does not set it: seconds from acceptance to the latest end."""
     max_waiting: Positive = 10_000
-    """How many jobs may wait for one model; more are refused with 429 until there is room."""
+    """Jobs that may wait for one model; more get 429."""
     publish_patience_s: Seconds | None = None
-    """How long a submit waits for a broker that does not confirm, before 503; see `patience_s`."""
+    """Seconds that a submit waits for a broker that does not confirm, for instance while it
+    elects a leader, before it gets 503. By default 4, and 20 on a cluster."""
     shutdown_s: Seconds = 5.0
-    """How long open connections get to end after SIGTERM."""
+    """Seconds that requests may take to finish after SIGTERM."""
     allowed_hosts: str = ""
-    """Names, separated by commas, by which clients may call this gateway, besides ``localhost``,
-    this machine's name and addresses; ``*`` for any."""
+    """Host names, separated by commas, that clients may use besides `localhost`, the machine's
+    own name and IP addresses; others get 403 (`foreign_host`), which stops DNS rebinding. `*`
+    for any."""
     allowed_origins: str = ""
-    """Origins, ``https://app.example.com``, whose web pages may use this gateway; ``*`` for any."""
+    """Origins (`https://app.example.com`), separated by commas, whose web pages may use the
+    gateway; others get 403 (`foreign_origin`). `*` for any."""
     max_connections: Positive = 10_000
-    """Over HTTP; fewer where the process may not open so many files."""
+    """HTTP connections, fewer if the limit of open files is lower. A new one replaces the one
+    that is idle for longest; if none is idle, it gets 503, except for health checks."""
     max_streams: Positive = 1000
-    """How many event streams may be open; more are refused with 503."""
+    """Event streams open at once; more get 503."""
     keep_alive_s: Seconds = 75.0
-    """How long a connection may be idle; longer than what proxies keep one (60 s)."""
+    """Seconds that a connection may be idle. Set it higher than the idle time of your proxy or
+    client pool, which is often 60."""
     head_timeout_s: Seconds = 20.0
-    """How long the head of a request may take, from its first byte or from the connection."""
+    """Seconds that the head of a request may take to arrive, from its first byte or from the
+    connection (408)."""
     body_timeout_s: Seconds = 20.0
-    """How long a body may take; longer while it comes at 500 bytes a second."""
+    """Seconds that a body may take to arrive (408); longer while it arrives at 500 bytes/s."""
     send_timeout_s: Seconds = 30.0
-    """How long a client may leave a full connection unread."""
+    """Seconds that a client may leave a full connection unread before it is closed."""
 
     def __post_init__(self) -> None:
         for host in self.host_names:

@@ -19,53 +19,56 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Every field is an environment variable, ``INFERER_MODEL`` for ``model`` and so on."""
 
     model: str = "smollm2"
-    """A path to a GGUF file, the name of a bundled one, or ``hf:…``, one on the Hugging Face
-    hub."""
+    """Path of a GGUF file, `smollm2` or `gemma3-270m` (bundled), or `hf:owner/repo:Q4_K_M` on
+    the Hugging Face hub."""
     alias: str = ""
-    """The name to serve it under; by default made from ``model``."""
+    """The model name that clients use, up to 128 characters: `qwen2.5:1.5b`, `org/name`. By
+    default made from the file's name, or the name without `hf:`. NATS names are derived from
+    it; `nats consumer ls REQUESTS` shows them."""
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,128}$")] = ""
-    """Unique among live inferers, and the same again after a restart; by default the host name
+    """Unique among live inferers, and the same again after a restart. By default the host name
     and the model."""
     concurrency: StartConcurrency = 1
-    """Jobs at once. They share each batch that goes through the model. ``auto``: as many as make
-    those of a queue end soonest on average."""
+    """Jobs at once after a start; they share each batch. `auto`: as many as make those of a
+    queue end soonest on average."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """Compute threads; 0 takes the CPUs this process may really use."""
+    """Compute threads; 0: the CPUs that this process may really use."""
     gpu_layers: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
-    """Layers to put on GPUs; -1 means all, where llama.cpp finds a GPU."""
+    """Layers on the GPU; -1: all, if llama.cpp finds a GPU."""
     split_mode: SplitMode = "layer"
     """How several GPUs share a model: each has some of its layers, or some rows of each matrix;
-    with ``none`` one GPU has all of it."""
+    `none`: one GPU has all of it."""
     main_gpu: Annotated[int, Meta(ge=0, le=1024)] = 0
     """The number of that GPU, from 0."""
     flash_attention: FlashAttention = "auto"
-    """``auto``: where llama.cpp can."""
+    """`on` or `off` if llama.cpp should not choose. With long prompts on a CPU without AVX-512,
+    `off` can be faster (decision 11)."""
     n_ctx: Annotated[int, Meta(ge=0, le=2**24)] = 0
-    """Tokens of context for each job; 0 takes what the model was trained for, 4096 at most."""
+    """Tokens of context for each job; 0: what the model was trained for, 4096 at most."""
     kv_type: KvType = "f16"
-    """How keys and values of the context are stored. ``q8_0`` takes about half of the memory, and
-    ``q4_0`` about a quarter, for less precision (decision 36)."""
+    """How the context is stored. `q8_0` takes about half of the memory and `q4_0` about a
+    quarter, with less precision (decision 36)."""
     n_batch: Positive = 128
-    """Most tokens in one call of llama.cpp. On a CPU a cancel waits for the end of one operation on
-    them, whose time grows with their number and the length of the prompt (decision 5)."""
+    """Tokens of a prompt computed at a time. Larger values are slightly faster but slower to
+    cancel; use 512 on a GPU (decision 5)."""
     cache_mb: Annotated[int, Meta(ge=0, le=2**40)] = 512
-    """MiB of memory for prompts whose slot is needed for others; with 0 every prompt is computed
-    whole."""
+    """Memory for the states of earlier prompts, in MiB. A prompt that begins like one of them
+    is computed from there. 0: every prompt is computed whole."""
     cache_shared: bool = False
-    """Whether prompts of one owner speed up those of others. How long a job takes then says
-    whether somebody has sent the same beginning."""
+    """Reuse the prompts of one owner for others. The time that a job takes then shows whether
+    somebody has sent the same beginning."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
-    """Seconds that a running job gets to end after SIGTERM, before it is requeued."""
+    """Seconds that a running job may take to finish after SIGTERM before it is requeued."""
     priority: Annotated[int, Meta(ge=0, le=LAST_PRIORITY)] = 0
-    """0 is served first; inferers with a higher number take what those cannot take at once."""
+    """The lowest number is served first; give slow machines a higher one."""
     max_attempts: Positive = 3
-    """Starts of one job, after which it is a dead letter."""
+    """Attempts at one job, after which it becomes a dead letter."""
     retry_s: Annotated[float, Meta(gt=0, le=300)] = 1.0
-    """About how many seconds after its first failure a job is tried again; four times as many after
-    each further one."""
+    """Seconds before the second attempt; four times as many before each further one, 5 minutes
+    at most."""
     stall_s: Seconds = 120.0
-    """Seconds in which a job that runs must show progress, one token or ``n_batch`` of its prompt;
-    else the process ends, to be started again."""
+    """An inferer that makes no progress on a job for this many seconds exits, so that it can be
+    restarted. Progress is a token, or `INFERER_N_BATCH` tokens of a prompt."""
 
     @property
     def slots(self) -> int:

@@ -100,7 +100,9 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         before_send=[_complete_headers],
         logging_config=None,  # structlog is set up for the whole process
         plugins=[StructSchemaPlugin()],
-        openapi_config=OpenAPIConfig(title="Sluice", version=__version__),
+        openapi_config=OpenAPIConfig(
+            title="Sluice", version=__version__, use_handler_docstrings=True
+        ),
         signature_types=[Gateway, OpenStreams],
         cors_config=CORSConfig(
             allow_origins=settings.origins,
