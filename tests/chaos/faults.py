@@ -268,8 +268,8 @@ async def _run_deadly(site: Site, strike: Strike, errand: Errand) -> None:
                     if inferer.name == name:
                         strike.hits(inferer, client.job_id)
             await ended
-            # The job may still hang somewhere: its deadline has passed meanwhile, or it was delivered
-            # twice around a change of leader.
+            # The job may still hang somewhere: its deadline has passed meanwhile, or a change of
+            # leader had it delivered twice.
             await asyncio.sleep(HANGS_S)
             # One whose child has died first reports that, which a broker in trouble delays.
             while any(inferer.is_dying or inferer.has_died for inferer in site.inferers):
