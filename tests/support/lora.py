@@ -20,11 +20,13 @@ def write_lora(
     layers: int = LAYERS,
     architecture: str = "llama",
     scale: float = 0.3,
+    depth: int = 1,
     metadata: Mapping[str, GGUFValue] | None = None,
 ) -> Path:
     """Write an adapter for the queries and the outputs of each layer's attention, which are square
     in the models of `write_tiny_model`. ``scale`` is how large its numbers are. ``metadata`` adds
-    fields or replaces them."""
+    fields or replaces them. With a ``depth`` above 1 the matrices have a third dimension, which
+    llama.cpp does not check."""
     random = numpy.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -34,7 +36,7 @@ def write_lora(
     for layer in range(layers):
         for name in ("attn_q", "attn_output"):
             for part, shape in (("a", (RANK, width)), ("b", (width, RANK))):
-                values = random.standard_normal(shape) * scale
+                values = random.standard_normal(shape if depth == 1 else (depth, *shape)) * scale
                 writer.add_tensor(
                     f"blk.{layer}.{name}.weight.lora_{part}", values.astype(numpy.float32)
                 )

@@ -35,11 +35,9 @@ def adapter_files(folder: Path) -> dict[str, Path]:
         SettingsError: the folder cannot be read or has none, or a name is not valid.
     """
     try:
-        found = folder.expanduser().iterdir()
-        files = sorted(path for path in found if path.name.endswith(SUFFIX))
-    except (OSError, RuntimeError) as error:  # the home folder of nobody
-        why = error.strerror if isinstance(error, OSError) else error
-        raise _refused(folder, f"cannot be read: {why}") from None
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
+    except OSError as error:
+        raise _refused(folder, f"cannot be read: {error.strerror}") from None
     if not 0 < len(files) <= MAX_ADAPTERS:
         raise _refused(
             folder, f"has {len(files)} files *{SUFFIX}; give a folder with 1 to {MAX_ADAPTERS}"
@@ -72,7 +70,9 @@ def _load(model: Any, file: Path) -> Any:
         for name, kind in FIELDS.items():
             index = library.gguf_find_key(header, name.encode())
             if index >= 0 and library.gguf_get_kv_type(header, index) != kind:
-                raise _refused(file, f"its field {name} has the wrong type; convert it again")
+                raise _refused(file, f"has a field of the wrong type, {name}; convert it again")
+        if not library.gguf_get_n_tensors(header):
+            raise _refused(file, "has no weights; convert it again")
     adapter = llama_cpp.llama_adapter_lora_init(model, bytes(file))
     if not adapter:
         _, _, reason = last_problem().rpartition(FAILED)
@@ -105,6 +105,8 @@ def _opened(file: Path) -> Iterator[tuple[ctypes.CDLL, Any]]:
     library.gguf_find_key.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     library.gguf_find_key.restype = ctypes.c_int64
     library.gguf_get_kv_type.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.gguf_get_n_tensors.argtypes = [ctypes.c_void_p]
+    library.gguf_get_n_tensors.restype = ctypes.c_int64
     library.gguf_free.argtypes = [ctypes.c_void_p]
     header = library.gguf_init_from_file(bytes(file), _Options(True, None))
     if not header:

@@ -106,9 +106,10 @@ async def _test(path: Path) -> tuple[Fitness, bool]:
     second = await _run_self_test(path, self_test.WITHOUT_EXTRA_BUFFERS)
     cpu = cpu_model()
     if second.was_killed:
+        other = "leave out that adapter" if second.adapter else "try another model file"
         raise ModelError(
             f"llama.cpp {second.description}, on this CPU ({cpu}) with the model {path}; "
-            f"{HOW_TO_COMPILE}, or try another model file"
+            f"{HOW_TO_COMPILE}, or {other}"
         )
     fitness = Fitness(
         extra_buffers=False,
