@@ -47,9 +47,8 @@ def generated(model: Model, seed: int = 1, **options: Any) -> list[int]:
     chosen: list[int] = []
     try:
         while len(chosen) < STEPS:
-            batch = llama_cpp.llama_batch_get_one(
-                (llama_cpp.llama_token * len(tokens))(*tokens), len(tokens)
-            )
+            native = (llama_cpp.llama_token * len(tokens))(*tokens)
+            batch = llama_cpp.llama_batch_get_one(native, len(tokens))
             assert llama_cpp.llama_decode(context, batch) == 0
             tokens = [sampler.sample(context, -1)]
             chosen += tokens
