@@ -147,14 +147,14 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token is chosen and when to stop."""
 
     max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
+    temperature: Temperature | UnsetType = UNSET
     """Without it, like the other fields of `SamplingDefaults`, the model's default holds."""
-    top_p: Probability | None = None
-    top_k: TopK | None = None
-    min_p: Probability | None = None
+    top_p: Probability | UnsetType = UNSET
+    top_k: TopK | UnsetType = UNSET
+    min_p: Probability | UnsetType = UNSET
     seed: Seed | None = None
     stop: Stop | None = None
-    repeat_penalty: RepeatPenalty | None = None
+    repeat_penalty: RepeatPenalty | UnsetType = UNSET
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     response_format: ResponseFormat | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import msgspec
+from msgspec import UNSET
 
 from shared.logs import logger
 from shared.wire.requests import Sampling, SamplingDefaults
@@ -56,5 +57,5 @@ def chosen_sampling(options: Sampling, defaults: SamplingDefaults) -> SamplingDe
     """What holds for a request with ``options``."""
     values = {name: getattr(options, name) for name in SamplingDefaults.__struct_fields__}
     return msgspec.structs.replace(
-        defaults, **{name: value for name, value in values.items() if value is not None}
+        defaults, **{name: value for name, value in values.items() if value is not UNSET}
     )
