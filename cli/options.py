@@ -37,6 +37,7 @@ Schema = Annotated[
     Path | None,
     typer.Option("--schema", help="File with a JSON Schema that the answer must match."),
 ]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="A LoRA adapter of the model.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed produces the same answer.")]
 System = Annotated[str | None, typer.Option("--system", help="A system message.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Send the text without the chat template.")]
@@ -62,6 +63,7 @@ def submission(
     text: str,
     *,
     model: str | None,
+    adapter: str | None,
     max_tokens: int | None,
     temperature: float | None,
     top_p: float | None,
@@ -88,6 +90,7 @@ def submission(
         )
     options = {
         "model": model,
+        "adapter": adapter,
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,

@@ -18,8 +18,9 @@ REMEMBERED = 64
 
 def fingerprints(owner: str, request: ModelRequest) -> list[str]:
     """The fingerprints of a prompt's prefixes, the shortest first. Prompts of different owners have
-    none in common."""
-    digest, length = blake2b(owner.encode(), digest_size=8), 0
+    none in common, nor have those for different adapters."""
+    whose = owner if request.adapter is None else f"{owner}\0{request.adapter}"
+    digest, length = blake2b(whose.encode(), digest_size=8), 0
     found = []
     parts = _parts(request)
     for left, part in zip(range(len(parts), 0, -1), parts, strict=True):

@@ -19,6 +19,7 @@ from cli.exit_status import (
 from cli.interrupts import interrupted_afterwards, interrupted_by_signals
 from cli.options import (
     DEFAULT_URL,
+    Adapter,
     Json,
     MaxTokens,
     Model,
@@ -52,6 +53,7 @@ UNKNOWN_JOB = "interrupted before the gateway responded; the job may run: see sl
 def ask(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
     model: Model = None,
+    adapter: Adapter = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -69,6 +71,7 @@ def ask(
     body = submission(
         _text(prompt),
         model=model,
+        adapter=adapter,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -97,6 +100,7 @@ def ask(
 def submit(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
     model: Model = None,
+    adapter: Adapter = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -115,6 +119,7 @@ def submit(
     body = submission(
         _text(prompt),
         model=model,
+        adapter=adapter,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,

@@ -32,6 +32,12 @@ def parse_models(options: list[str]) -> list[StackModel]:
             "--model NAME=MODEL",
             EXIT_USAGE,
         )
+    if len(options) > 1 and os.environ.get("INFERER_ADAPTERS"):
+        raise CommandError(
+            "INFERER_ADAPTERS has the adapters of one model, and there are several: unset it, and "
+            "start the inferers of that model by themselves",
+            EXIT_USAGE,
+        )
     models = [_parse(option) for option in options]
     known: dict[str, StackModel] = {}
     for model in models:

@@ -138,6 +138,9 @@ class _Stack:
         store = os.environ.get("SLUICE_STORE") or str(storage_limit(self._nats_folder))
         render = render_output if options.plain_logs else None
         environment = {**os.environ, "NATS_URL": self.nats_url, "PYTHONUNBUFFERED": "1"}
+        if adapters := os.environ.get("INFERER_ADAPTERS"):
+            # The inferers have another working directory.
+            environment["INFERER_ADAPTERS"] = str(Path.cwd() / adapters)
         self._nats = Child(
             "nats",
             [

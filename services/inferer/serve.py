@@ -117,6 +117,8 @@ async def _serve(
                 format=model.chat.format if model.chat else None,
                 template_options=model.chat.options if model.chat else [],
                 dimensions=model.dimensions,
+                adapters=list(model.adapters),
+                sampling_defaults=model.sampling_defaults,
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,

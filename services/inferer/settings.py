@@ -2,6 +2,7 @@
 
 import re
 import socket
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,6 +26,8 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """The model name that clients use, up to 128 characters: `qwen2.5:1.5b`, `org/name`. By
     default made from the file's name, or the name without `hf:`. NATS names are derived from
     it; `nats consumer ls REQUESTS` shows them."""
+    adapters: str = ""
+    """A folder of LoRA adapters, each a file `NAME.gguf`, which jobs ask for by name."""
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,128}$")] = ""
     """Unique among live inferers, and the same again after a restart. By default the host name
     and the model."""
@@ -74,6 +77,10 @@ class InfererSettings(msgspec.Struct, frozen=True):
     def slots(self) -> int:
         """How many slots there are at the start; with ``auto`` they are opened as jobs come."""
         return 1 if self.concurrency == "auto" else self.concurrency
+
+    @property
+    def adapters_folder(self) -> Path | None:
+        return Path(self.adapters) if self.adapters else None
 
     def identity(self, alias: str) -> str:
         """The id of the inferer that serves ``alias`` with these settings on this host.

@@ -1,20 +1,23 @@
 """What inferers report about themselves, and the commands they accept."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from shared.wire.answers import AnswerFormat
 from shared.wire.fields import AtLeastOne, Count, InfererId, SmallInt, TokensPerS, check_times
-from shared.wire.requests import Task, Work
+from shared.wire.requests import AdapterName, SamplingDefaults, Task, Work
 
 MAX_TEMPLATE_OPTIONS = 32
+MAX_ADAPTERS = 64
 InfererState = Literal["idle", "busy", "stopping"]
 Tasks = Annotated[list[Task], Meta(max_length=16)]
 """The broker bounds the metadata of a consumer, where a gateway keeps them."""
 TemplateOptionNames = Annotated[
     list[Annotated[str, Meta(max_length=64)]], Meta(max_length=MAX_TEMPLATE_OPTIONS)
 ]
+AdapterNames = Annotated[list[AdapterName], Meta(max_length=MAX_ADAPTERS)]
 Cpu = Annotated[int, Meta(ge=0, le=8191)]
 """Linux knows no more."""
 Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
@@ -56,7 +59,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     do, ``vocabulary`` is how many tokens it knows, 0 if unknown, ``dimensions`` how many numbers an
     embedding has, 0 if it computes none. ``format`` is that of answers in conversations with tools,
     None if it knows none; ``template_options`` are what the model's chat template takes besides.
-    ``prefixes`` are the fingerprints of prompts that it has computed recently
+    ``adapters`` are the LoRA adapters that it has; ``sampling_defaults`` hold where a request does
+    not say. ``prefixes`` are the fingerprints of prompts that it has computed recently
     (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
 
@@ -74,6 +78,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     format: AnswerFormat | None = None
     template_options: TemplateOptionNames = []
     dimensions: Count = 0
+    adapters: AdapterNames = []
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -99,8 +105,9 @@ class ModelFacts(Struct, frozen=True):
 
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
-    ``dimensions`` that of an embedding, 0 if it computes none. ``format`` and ``template_options``
-    are as in `InfererEntry`.
+    ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options`` and
+    ``sampling_defaults`` are as in `InfererEntry`. ``adapters`` are those that every inferer of the
+    model has: any of them may get the job.
     """
 
     n_ctx: AtLeastOne
@@ -110,11 +117,17 @@ class ModelFacts(Struct, frozen=True):
     format: AnswerFormat | None = None
     template_options: TemplateOptionNames = []
     dimensions: Count = 0
+    adapters: AdapterNames = []
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
     @classmethod
-    def of(cls, entry: InfererEntry) -> "ModelFacts":
-        """What an inferer says of its model."""
-        return cls(**{name: getattr(entry, name) for name in cls.__struct_fields__})
+    def of(cls, entries: Sequence[InfererEntry]) -> "ModelFacts":
+        """What the inferers of a model, at least one, say of it: what differs is that of the
+        youngest, except for the adapters."""
+        youngest = max(entries, key=lambda entry: entry.started_at)
+        facts = {name: getattr(youngest, name) for name in cls.__struct_fields__}
+        common = set.intersection(*(set(entry.adapters) for entry in entries))
+        return cls(**{**facts, "adapters": sorted(common)})
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]

@@ -14,6 +14,13 @@ Role = Literal["system", "user", "assistant", "tool"]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Tokens to generate, at most.")]
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 always takes the likeliest token.")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+AdapterName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)",
+        description="A LoRA adapter of the model, as `/v1/models` lists them.",
+    ),
+]
 TopK = Annotated[int, Meta(ge=0, le=2**31 - 1, description="0 disables it.")]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -125,17 +132,29 @@ class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object", omit_
 ResponseFormat = PlainText | JsonObject | JsonSchema
 
 
-class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is chosen and when to stop. Defaults are llama.cpp's own."""
+class SamplingDefaults(Struct, frozen=True, kw_only=True):
+    """What holds where a request does not say: the values in the model's GGUF, or else llama.cpp's
+    own, which are those below."""
 
-    max_tokens: MaxTokens | None = None
     temperature: Temperature = 0.8
     top_p: Probability = 0.95
     top_k: TopK = 40
     min_p: Probability = 0.05
+    repeat_penalty: RepeatPenalty = 1.0
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen and when to stop."""
+
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | UnsetType = UNSET
+    """Without it, like the other fields of `SamplingDefaults`, the model's default holds."""
+    top_p: Probability | UnsetType = UNSET
+    top_k: TopK | UnsetType = UNSET
+    min_p: Probability | UnsetType = UNSET
     seed: Seed | None = None
     stop: Stop | None = None
-    repeat_penalty: RepeatPenalty = 1.0
+    repeat_penalty: RepeatPenalty | UnsetType = UNSET
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     response_format: ResponseFormat | None = None
@@ -148,6 +167,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: bool = False
     """Whether the answer says how likely each of its tokens was."""
     top_logprobs: TopLogprobs = 0
+    adapter: AdapterName | None = None
+    """The LoRA adapter that the answer is computed with; None computes with the model alone."""
     cache_prompt: bool = True
     """False: the whole prompt is computed, as for the first job of an inferer, and no token of the
     answer is guessed."""

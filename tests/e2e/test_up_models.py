@@ -137,6 +137,11 @@ def test_models_that_cannot_be_served_are_refused_before_anything_starts(
         ([good, str(other)], {}, "would both be served as tiny: give each a name"),
         ([f"x={good}", f"x={other}"], {}, "would both be served as x: give each a name"),
         ([good, f"b={good}"], {"INFERER_ALIAS": "x"}, "INFERER_ALIAS names one model"),
+        (
+            [good, f"b={good}"],
+            {"INFERER_ADAPTERS": "x"},
+            "INFERER_ADAPTERS has the adapters of one",
+        ),
         ([f"={good}"], {}, "'' is not a valid name"),
         ([f"a ={good}"], {}, "'a ' is not a valid name"),
         (["a="], {}, "--model a=: give NAME=MODEL"),

@@ -68,7 +68,8 @@ def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(SettingsError, match=r"INFERER_CONCURENCY.*mean INFERER_CONCURRENCY\?"):
         inferer(INFERER_CONCURENCY="2")
     with pytest.raises(
-        SettingsError, match=r"INFERER_WHATEVER_IT_MAY_BE.*the settings are INFERER_ALIAS, INFERER_"
+        SettingsError,
+        match=r"INFERER_WHATEVER_IT_MAY_BE.*the settings are INFERER_ADAPTERS, INFERER_",
     ):
         inferer(INFERER_WHATEVER_IT_MAY_BE="2")
 

@@ -1,5 +1,7 @@
 """Which prompts begin alike, by their fingerprints."""
 
+from msgspec.structs import replace
+
 from shared.prompt_prefixes import (
     BLOCK,
     MOST,
@@ -48,6 +50,14 @@ def test_a_text_has_one_for_each_block() -> None:
 
 def test_owners_have_none_in_common() -> None:
     assert not {*fingerprints("a", chat(LONG))} & {*fingerprints("b", chat(LONG))}
+
+
+def test_adapters_have_none_in_common() -> None:
+    """Nor is an adapter taken for a part of the owner."""
+    plain = fingerprints("a", chat(LONG))
+    adapted = fingerprints("a", replace(chat(LONG), adapter="b"))
+    assert len({*plain, *adapted}) == len(plain) + len(adapted)
+    assert adapted != fingerprints("ab", chat(LONG))
 
 
 def test_a_text_is_not_taken_for_two_messages() -> None:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.inferer.engine.scheduler import MAX_PAUSE_S, TOGETHER, Chunk, Scheduler
+from services.inferer.engine.scheduler import MAX_PAUSE_S, TOGETHER, TURN_S, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import MAX_DRAFTS
 from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
@@ -25,9 +25,14 @@ class Work(Sequence):
     which tokens of each draft are right."""
 
     def __init__(
-        self, prompt_tokens: int, answer_tokens: int = 1, guesses: tuple[bool, ...] = ()
+        self,
+        prompt_tokens: int,
+        answer_tokens: int = 1,
+        guesses: tuple[bool, ...] = (),
+        adapter: str = "",
     ) -> None:
         super().__init__()
+        self.adapter = adapter
         self.prompt_tokens = prompt_tokens
         self.length = prompt_tokens + answer_tokens - 1
         """Tokens that are computed: the last one of an answer is not."""
@@ -375,6 +380,34 @@ def test_the_shorter_sequence_is_moved_unless_it_is_too_long() -> None:
     assert scheduler.next_move(most=shorter.position) == (shorter, 1)
 
 
+def test_sequences_with_different_adapters_take_turns() -> None:
+    """Those of one adapter share batches; each adapter gets as much time as each other one."""
+    works = [Work(1, 10**6, adapter=name) for name in ("", "a", "a", "b", "")]
+    scheduler = scheduler_of(works, slots=len(works))
+    turns: list[tuple[str, float]] = []
+    for _ in range(600):
+        batch = compute(scheduler)
+        (adapter,) = {chunk.sequence.adapter for chunk in batch}
+        if not turns or turns[-1][0] != adapter:
+            turns.append((adapter, 0.0))
+        turns[-1] = adapter, turns[-1][1] + seconds_of(batch)
+    assert [name for name, _ in turns[:6]] == ["", "a", "b", "", "a", "b"]
+    assert all(TURN_S <= seconds < TURN_S + 0.05 for _, seconds in turns[:-1])
+
+
+def test_a_sequence_with_another_adapter_has_its_turn_soon() -> None:
+    """Where one has had all of the time, the next comes at once; an adapter that nobody uses has
+    no turn."""
+    scheduler = scheduler_of([Work(1, 10**6)], slots=2)
+    for _ in range(100):
+        compute(scheduler)
+    other = Work(1, 3, adapter="a")
+    scheduler.add(other)
+    assert all(sizes(compute(scheduler)) == {other: 1} for _ in range(3))
+    assert other.state is State.FINISHED
+    assert all(sizes(compute(scheduler)).keys().isdisjoint({other}) for _ in range(100))
+
+
 class Scheduling(RuleBasedStateMachine):
     """Arrivals, aborts, growth and aborted batches in any order, and what holds in all of them."""
 
@@ -396,12 +429,18 @@ class Scheduling(RuleBasedStateMachine):
         answer_tokens=some.integers(1, 12),
         count=some.integers(1, 3),
         guesses=some.lists(some.booleans(), max_size=2 * MAX_DRAFTS).map(tuple),
+        adapter=some.sampled_from(("", "", "a", "b")),
     )
     def arrive(
-        self, prompt_tokens: int, answer_tokens: int, count: int, guesses: tuple[bool, ...] = ()
+        self,
+        prompt_tokens: int,
+        answer_tokens: int,
+        count: int,
+        guesses: tuple[bool, ...] = (),
+        adapter: str = "",
     ) -> None:
         for _ in range(count):
-            work = Work(prompt_tokens, answer_tokens, guesses)
+            work = Work(prompt_tokens, answer_tokens, guesses, adapter)
             self.unfinished.append(work)
             self.scheduler.add(work)
 
@@ -447,6 +486,9 @@ class Scheduling(RuleBasedStateMachine):
         batch = compute(self.scheduler, token_s=self.token_s)
         works = sizes(batch)
         assert len(works) == len(batch), "a sequence is in a batch once"
+        adapters = {work.adapter for work in works}
+        assert len(adapters) <= 1, "one adapter"
+        generating = {work for work in generating if work.adapter in adapters}
         rows = 0
         for chunk in batch:
             assert chunk.has_output or not chunk.draft

@@ -31,6 +31,7 @@ from shared.wire.requests import (
     JsonSchema,
     NamedSchema,
     PlainText,
+    SamplingDefaults,
     TextPart,
 )
 from shared.wire.results import (
@@ -223,6 +224,17 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
     ),
     (decode_model_facts, b'{"n_ctx":4096,"tasks":["complete"]}', ModelFacts(4096, ["complete"])),
     (
+        decode_model_facts,
+        b'{"n_ctx":4096,"tasks":["complete"],"adapters":["a","v1.0_b"],'
+        b'"sampling_defaults":{"temperature":0.6}}',
+        ModelFacts(
+            4096,
+            ["complete"],
+            adapters=["a", "v1.0_b"],
+            sampling_defaults=SamplingDefaults(temperature=0.6),
+        ),
+    ),
+    (
         decode_dead_letter,
         b'{"id":"x","model":"m","code":"c","message":"why","attempts":3,"at":"%b","request":"{"}'
         % T0.encode(),
@@ -306,6 +318,11 @@ def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> No
         '"temperature":null',
         '"temperature":NaN',
         '"top_p":1.1',
+        '"adapter":""',
+        '"adapter":"../x"',
+        '"adapter":"a b"',
+        '"adapter":"a\\n"',
+        '"adapter":"' + "a" * 65 + '"',
         '"min_p":-0.1',
         '"top_k":-1',
         '"seed":9223372036854775808',

@@ -1,6 +1,8 @@
 """The OpenAPI document: what the framework cannot derive from our structs and streams."""
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -8,7 +10,7 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Refe
 from litestar.plugins import OpenAPISchemaPlugin
 from litestar.types import Empty
 from litestar.typing import FieldDefinition
-from msgspec import Raw, Struct, inspect
+from msgspec import Raw, Struct, UnsetType, inspect
 
 from shared.wire.api import JobSubmission
 
@@ -55,7 +57,9 @@ class StructSchemaPlugin(OpenAPISchemaPlugin):
         required = [field.encode_name for field in info.fields if field.required]
         properties = {
             field.encode_name: FieldDefinition.from_annotation(
-                RAW_FIELDS[field.name] if _is_raw(hints[field.name]) else hints[field.name],
+                RAW_FIELDS[field.name]
+                if _is_raw(hints[field.name])
+                else _without_unset(hints[field.name]),
                 name=field.encode_name,
                 default=_default(field),
             )
@@ -79,6 +83,14 @@ class StructSchemaPlugin(OpenAPISchemaPlugin):
 def _is_raw(hint: Any) -> bool:
     """Whether ``hint`` is `Raw`, also when annotated or in a union."""
     return hint is Raw or any(_is_raw(part) for part in get_args(hint))
+
+
+def _without_unset(hint: Any) -> Any:
+    """``hint`` without the type of what is left out, which the framework takes for another type."""
+    parts = get_args(hint)
+    if UnsetType not in parts:
+        return hint
+    return reduce(or_, (part for part in parts if part is not UnsetType))
 
 
 def _is_number(kind: inspect.Type) -> bool:

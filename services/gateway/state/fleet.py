@@ -307,7 +307,7 @@ class Fleet:
         if inferers:
             newest = max(inferers, key=lambda inferer: inferer.started_at)
             name = newest.model
-            facts = ModelFacts.of(newest)
+            facts = ModelFacts.of(inferers)
         if held is not None and held.is_set(name, limit, facts):
             return
         await ensure_consumers(self._broker, self._topology.ack_wait_s, name, limit, facts)

@@ -70,6 +70,7 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             "max_tokens",
         )
     check_template(submission, facts)
+    _check_adapter(submission, facts)
     size = max(len(text.encode("utf-8")) for text in submission.prompt_texts)
     if facts.token_bytes and size > facts.n_ctx * facts.token_bytes:
         raise PromptTooLong(
@@ -89,6 +90,15 @@ def _check_task(task: Task, facts: ModelFacts) -> None:
         )
     does = " and ".join(DOES[one] for one in facts.tasks)
     raise InvalidRequest(f"model: this one {does}; choose one that takes {ASKED_BY[task]}", "model")
+
+
+def _check_adapter(submission: JobSubmission, facts: ModelFacts) -> None:
+    """Raises: InvalidRequest: not every inferer of the model has it."""
+    if submission.adapter is not None and submission.adapter not in facts.adapters:
+        known = ", ".join(facts.adapters) or "none"
+        raise InvalidRequest(
+            f"adapter: this model has no adapter {submission.adapter}; it has: {known}", "adapter"
+        )
 
 
 def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:

@@ -1,7 +1,7 @@
 """llama.cpp's context: the memory of the running sequences, and the calls that compute."""
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,12 +129,17 @@ class Context:
         for row in range(options.n_batch):
             self._batch.n_seq_id[row] = 1
         self._output_rows: dict[int, int] = {}
+        self._adapters = model.adapters
+        self._adapter = ""
+        """The one that the last batch was computed with."""
 
-    def decode(self, batch: Iterable[Chunk[Sequence]]) -> int:
-        """Compute ``batch``. llama.cpp's status: `DECODED`, `ABORTED`, or one for `decode_error`.
+    def decode(self, batch: Collection[Chunk[Sequence]]) -> int:
+        """Compute ``batch``, whose sequences all have the same adapter. llama.cpp's status:
+        `DECODED`, `ABORTED`, or one for `decode_error`.
 
         If it is not `DECODED`, part of the batch may be in the context: remove it.
         """
+        self._use_adapter(next(iter(batch)).sequence.adapter)
         row = 0
         # llama.cpp computes sequences together where their numbers follow one another.
         for sequence, size, has_output, draft in sorted(batch, key=_slot):
@@ -152,6 +157,21 @@ class Context:
         # A GPU may still be computing, and how long it takes is measured.
         llama_cpp.llama_synchronize(self.handle)
         return status
+
+    def _use_adapter(self, name: str) -> None:
+        """An adapter applies to a whole batch. A change makes llama.cpp plan its computation anew,
+        which takes about half the time of a token (decision 49)."""
+        if name == self._adapter:
+            return
+        adapters = [self._adapters[name]] if name else []
+        count = len(adapters)
+        llama_cpp.llama_set_adapters_lora(
+            self.handle,
+            (llama_cpp.llama_adapter_lora_p_ctypes * count)(*adapters),
+            count,
+            (ctypes.c_float * count)(*[1.0] * count),
+        )
+        self._adapter = name
 
     def output_row(self, slot: int) -> int:
         """The row in the last batch of the last token of ``slot``, its draft not counted."""

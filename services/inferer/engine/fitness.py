@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from services.inferer.engine import self_test
+from services.inferer.engine.adapters import adapter_files
 from services.inferer.engine.library import library_folder
 from services.inferer.engine.self_test_record import load_record, save_record
 from services.inferer.engine.speed import MeasuredSpeed
@@ -51,6 +53,8 @@ class _Exit(Struct, frozen=True):
 
     status: int
     loaded: bool
+    adapter: str
+    """The last one that was tested; empty before the first."""
     last_line: str
     speed: MeasuredSpeed = MeasuredSpeed()
 
@@ -66,6 +70,8 @@ class _Exit(Struct, frozen=True):
     @property
     def description(self) -> str:
         when = "at its first computation" if self.loaded else "while it loaded the model"
+        if self.adapter:
+            when += f" with the adapter {self.adapter}"
         if self.status == -signal.SIGALRM:
             return f"hung {when}"
         line = f" ({self.last_line})" if self.last_line else ""
@@ -77,6 +83,7 @@ async def check_fitness(settings: InfererSettings, path: Path) -> Fitness:
 
     Raises:
         ModelError: llama.cpp crashes, or reports an error.
+        SettingsError: the folder of adapters cannot be used.
     """
     key = _cache_key(settings, path)
     fitness = load_record(key, Fitness)
@@ -99,9 +106,10 @@ async def _test(path: Path) -> tuple[Fitness, bool]:
     second = await _run_self_test(path, self_test.WITHOUT_EXTRA_BUFFERS)
     cpu = cpu_model()
     if second.was_killed:
+        other = "leave out that adapter" if second.adapter else "try another model file"
         raise ModelError(
             f"llama.cpp {second.description}, on this CPU ({cpu}) with the model {path}; "
-            f"{HOW_TO_COMPILE}, or try another model file"
+            f"{HOW_TO_COMPILE}, or {other}"
         )
     fitness = Fitness(
         extra_buffers=False,
@@ -131,9 +139,11 @@ async def _run_self_test(path: Path, *options: str) -> _Exit:
             await process.wait()
     lines = errors.decode("utf-8", "replace").strip().splitlines()
     printed = output.decode(errors="replace").split()
+    tested = (word for word in reversed(printed) if word.startswith(self_test.ADAPTER))
     result = _Exit(
         status=process.returncode or 0,
         loaded=self_test.LOADED in printed,
+        adapter=next(tested, "").removeprefix(self_test.ADAPTER),
         last_line=lines[-1].strip() if lines else "",
         speed=_speed(printed),
     )
@@ -158,11 +168,18 @@ def _cache_key(settings: InfererSettings, path: Path) -> list[object]:
         list(Fitness.__struct_fields__),
         [_identity(library) for library in libraries],
         _identity(path.resolve()),
+        [_identity(file.resolve()) for file in _adapters(settings)],
         [cpu_model(), sorted(cpu_flags()), os.uname().release],
         [settings.gpu_layers, settings.split_mode, settings.main_gpu],
         [settings.flash_attention, settings.kv_type, settings.cache_mb > 0],
         [settings.n_ctx, settings.n_batch, settings.slots, settings.threads or usable_cpus()],
     ]
+
+
+def _adapters(settings: InfererSettings) -> Iterable[Path]:
+    """Raises: SettingsError: their folder cannot be used."""
+    folder = settings.adapters_folder
+    return adapter_files(folder).values() if folder else ()
 
 
 def _identity(file: Path) -> list[object]:

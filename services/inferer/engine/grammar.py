@@ -35,6 +35,7 @@ class Grammar:
         self._matcher = matcher
         self._param = param
         self._size, self._end = vocabulary.size, vocabulary.ends[0]
+        self._is_suppressing = vocabulary.is_suppressing
         self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
 
     def restrict(self, logits: Logits) -> None:
@@ -43,6 +44,14 @@ class Grammar:
         Raises:
             InvalidRequest: there are none, or computing them takes too much work.
         """
+        self._mask_out(logits)
+        if self._is_suppressing and logits.max() == -numpy.inf:
+            raise InvalidRequest(
+                "the schema allows no next token that this model may generate; relax it",
+                self._param,
+            )
+
+    def _mask_out(self, logits: Logits) -> None:
         if self._matcher.is_stopped() and not self._matcher.is_error():
             end = logits[self._end]
             logits.fill(-numpy.inf)
@@ -135,11 +144,17 @@ class Vocabulary:
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(str(error), param) from error
 
+    @property
+    def is_suppressing(self) -> bool:
+        """Whether the model has tokens that must never be generated."""
+        return bool(self._model.suppressed)
+
     @cached_property
     def ends(self) -> list[int]:
         """The tokens that end an answer. The first use takes some hundredths of a second."""
         vocab = self._model.vocab
-        return [t for t in range(self.size) if llama_cpp.llama_vocab_is_eog(vocab, t)]
+        ends = (t for t in range(self.size) if llama_cpp.llama_vocab_is_eog(vocab, t))
+        return [token for token in ends if token not in self._model.suppressed]
 
     def _get_tokenizer(self, param: str) -> llguidance.LLTokenizer:
         with self._lock:

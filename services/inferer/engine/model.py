@@ -6,14 +6,17 @@ import threading
 import time
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 
+from services.inferer.engine.adapters import load_adapters
 from services.inferer.engine.chat import Chat, ChatPrompt
 from services.inferer.engine.control_tokens import ControlToken, ControlTokens, Prompt
 from services.inferer.engine.grammar import Vocabulary
 from services.inferer.engine.library import gpus, load_backends
 from services.inferer.engine.native_log import first_problem, forget_problems, keep_problems
+from services.inferer.engine.sampling_defaults import read_sampling_defaults
 from services.inferer.settings import SplitMode
 from shared.answers.marks import format_of, marks
 from shared.errors import InvalidRequest, ModelError, PromptTooLong, SettingsError
@@ -70,17 +73,18 @@ class Model:
         main_gpu: int = 0,
         extra_buffers: bool = True,
         chat: bool = True,
+        adapters: Path | None = None,
     ) -> None:
         """Load the file at ``path``; ``gpu_layers`` of -1 means all, if there is a GPU. How
         several GPUs share them: see `InfererSettings`.
 
         Without ``extra_buffers`` llama.cpp leaves the weights as they are in the file, and does not
         use AMX or other code that needs them rearranged. Without ``chat`` the chat template is not
-        loaded, which takes a separate process.
+        loaded, which takes a separate process. ``adapters`` is a folder of LoRA adapters.
 
         Raises:
             ModelError: llama.cpp cannot load the model, or it is of no kind that is supported.
-            SettingsError: this machine does not have that GPU.
+            SettingsError: this machine does not have that GPU, or an adapter cannot be used.
         """
         keep_problems()
         load_backends()
@@ -109,8 +113,13 @@ class Model:
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self._pooled = self._pooled_task()
         self.trained_context = int(llama_cpp.llama_model_n_ctx_train(self.handle))
+        self.sampling_defaults = read_sampling_defaults(self._metadata)
+        self.adapters = self._load_adapters(adapters) if adapters else {}
+        """llama.cpp's handles by name."""
         self._bos_token = self._text_of(llama_cpp.llama_vocab_bos(self.vocab))
         self.vocabulary = Vocabulary(self)
+        self.suppressed = self._suppressed_tokens()
+        """The tokens that must never be generated, as the GGUF says."""
         self.chat = self._load_chat() if chat and self.generates_text else None
         self._pieces: dict[int, bytes | None] = {}
         self._control_ids: dict[str, int | None] = {}
@@ -229,6 +238,18 @@ class Model:
         length = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
+    def _suppressed_tokens(self) -> frozenset[int]:
+        """Raises: ModelError: those are all tokens."""
+        count = ctypes.c_int32()
+        tokens = llama_cpp.llama_vocab_get_suppress_tokens(self.vocab, ctypes.byref(count))
+        found = frozenset(tokens[: count.value])
+        if len(found) == self.vocabulary.size:
+            raise ModelError(
+                f"the model {self.path} suppresses all its tokens (tokenizer.ggml.suppress_tokens);"
+                " convert it again"
+            )
+        return found
+
     def longest_token_bytes(self) -> int:
         """The length of the longest token; 0 for tokenizers that may drop part of a text."""
         if llama_cpp.llama_vocab_type(self.vocab) not in LOSSLESS_VOCABULARIES:
@@ -342,6 +363,15 @@ class Model:
                     bool(attributes & LEFT_STRIP), bool(attributes & RIGHT_STRIP), is_always_found
                 )
         return ControlTokens(found)
+
+    def _load_adapters(self, folder: Path) -> dict[str, Any]:
+        """Raises: SettingsError: the model takes none, or one of them cannot be used."""
+        if not self.generates_text:
+            raise SettingsError(
+                f"INFERER_ADAPTERS={folder}: adapters can be used with models that generate text; "
+                "unset it for this one"
+            )
+        return load_adapters(self.handle, folder)
 
     def _load_chat(self) -> Chat | None:
         template = llama_cpp.llama_model_chat_template(self.handle, None)

@@ -63,9 +63,14 @@ class _Prefix:
     """Tokens whose state is in ``slot``, or saved."""
 
     def __init__(
-        self, owner: str, tokens: list[int], slot: int = -1, saved: SavedState | None = None
+        self,
+        key: tuple[str, str],
+        tokens: list[int],
+        slot: int = -1,
+        saved: SavedState | None = None,
     ) -> None:
-        self.owner = owner
+        self.key = key
+        """See `Sequence.cache_key`."""
         self.tokens = tokens
         self.slot = slot
         self.saved = saved
@@ -111,7 +116,7 @@ class PromptCache:
         prefixes = [
             *self._left.values(),
             *(
-                _Prefix(other.owner, other.tokens[: other.position], other.slot)
+                _Prefix(other.cache_key, other.tokens[: other.position], other.slot)
                 for other in running
                 if self.memory.can_copy
             ),
@@ -139,7 +144,7 @@ class PromptCache:
         """Keep what a sequence that has ended left in its slot."""
         if self._capacity and sequence.position:
             tokens = sequence.tokens[: sequence.position]
-            self._left[sequence.slot] = _Prefix(sequence.owner, tokens, sequence.slot)
+            self._left[sequence.slot] = _Prefix(sequence.cache_key, tokens, sequence.slot)
         else:
             self.memory.truncate(sequence.slot, 0)
 
@@ -179,7 +184,7 @@ class PromptCache:
     def save_checkpoint(self, sequence: Sequence) -> None:
         """Keep the state that a running sequence has now."""
         tokens = sequence.tokens[: sequence.position]
-        self._save(_Prefix(sequence.owner, tokens, sequence.slot))
+        self._save(_Prefix(sequence.cache_key, tokens, sequence.slot))
 
     def forget(self, slot: int) -> None:
         """The slot has lost what it held."""
@@ -190,7 +195,7 @@ class PromptCache:
         wanted = sequence.tokens[:-1]
         best, most = None, 0
         for prefix in prefixes:
-            if prefix.owner != sequence.owner:
+            if prefix.key != sequence.cache_key:
                 continue
             common = common_prefix(prefix.tokens, wanted)
             if self._is_running(prefix) and len(prefix.tokens) > LONGEST_SOURCE * common:
@@ -268,7 +273,7 @@ class PromptCache:
         saved = self.memory.save(prefix.slot)
         if saved is None:
             return
-        longer = _Prefix(prefix.owner, prefix.tokens, saved=saved)
+        longer = _Prefix(prefix.key, prefix.tokens, saved=saved)
         self._saved = [known for known in self._saved if not self._contains(longer, known)]
         self._saved.append(longer)
         self._drop_excess()
@@ -281,7 +286,7 @@ class PromptCache:
         """Whether ``longer`` serves for everything that ``shorter`` serves for."""
         length = len(shorter.tokens)
         return (
-            longer.owner == shorter.owner
+            longer.key == shorter.key
             and longer.tokens[:length] == shorter.tokens
             and self._can_cut(longer, length)
         )

@@ -9,6 +9,7 @@ import numpy
 
 from services.inferer.engine.grammar import Grammar, Logits
 from services.inferer.engine.model import Model
+from services.inferer.engine.sampling_defaults import chosen_sampling
 from shared.token_ids import require_token_ids
 from shared.wire.requests import Sampling
 
@@ -44,15 +45,16 @@ class Sampler:
         prompt: Sequence[int],
         grammar: Grammar | None = None,
     ) -> None:
-        """Build the chain; the same ``seed`` repeats it, penalties apply to ``prompt``, too. Only
-        what ``grammar`` allows is chosen.
+        """Build the chain; the same ``seed`` repeats it, penalties apply to ``prompt``, too. What
+        ``options`` leave open is as the model's GGUF says. Only what ``grammar`` allows is chosen.
 
         Raises:
             InvalidRequest: an option names a token that the model does not have.
         """
         self._grammar = grammar
         self._vocabulary_size = model.vocabulary.size
-        self._takes_likeliest = options.temperature == 0
+        self._values = chosen_sampling(options, model.sampling_defaults)
+        self._takes_likeliest = self._values.temperature == 0
         self._adjustments = _Adjustments(model, options, BANNED if self._grammar else -numpy.inf)
         self._top = options.top_logprobs if options.logprobs else None
         self.logprobs: Logprobs | None = None
@@ -108,15 +110,16 @@ class Sampler:
         return numpy.ctypeslib.as_array(logits, shape=(self._vocabulary_size,))
 
     def _build(self, model: Model, options: Sampling, seed: int, prompt: Sequence[int]) -> None:
+        values = self._values
         if (
-            options.repeat_penalty != 1
+            values.repeat_penalty != 1
             or options.presence_penalty != 0
             or options.frequency_penalty != 0
         ):
             penalties = llama_cpp.llama_sampler_init_penalties(
                 llama_cpp.llama_vocab_n_tokens(model.vocab),
                 PENALTY_WINDOW,
-                options.repeat_penalty,
+                values.repeat_penalty,
                 options.frequency_penalty,
                 options.presence_penalty,
             )
@@ -124,16 +127,16 @@ class Sampler:
                 llama_cpp.llama_sampler_accept(penalties, token)
             self._add(penalties)
             self._takes_likeliest = False
-        if options.temperature == 0:
+        if values.temperature == 0:
             self._add(llama_cpp.llama_sampler_init_greedy())
             return
-        if options.top_k > 0:
-            self._add(llama_cpp.llama_sampler_init_top_k(options.top_k))
-        if options.top_p < 1:
-            self._add(llama_cpp.llama_sampler_init_top_p(options.top_p, 1))
-        if options.min_p > 0:
-            self._add(llama_cpp.llama_sampler_init_min_p(options.min_p, 1))
-        self._add(llama_cpp.llama_sampler_init_temp(options.temperature))
+        if values.top_k > 0:
+            self._add(llama_cpp.llama_sampler_init_top_k(values.top_k))
+        if values.top_p < 1:
+            self._add(llama_cpp.llama_sampler_init_top_p(values.top_p, 1))
+        if values.min_p > 0:
+            self._add(llama_cpp.llama_sampler_init_min_p(values.min_p, 1))
+        self._add(llama_cpp.llama_sampler_init_temp(values.temperature))
         self._add(llama_cpp.llama_sampler_init_dist(native_seed(seed)))
 
     def _add(self, sampler: object) -> None:
@@ -154,7 +157,7 @@ def log_probabilities(logits: Logits, token: int, top: int) -> Logprobs:
 
 
 class _Adjustments:
-    """What a request adds to the logits of single tokens, and which may not come yet."""
+    """What a request adds to the logits of single tokens, and which may not come, or not yet."""
 
     def __init__(self, model: Model, options: Sampling, banned: float) -> None:
         """``banned`` is the logit of a token that must not come.
@@ -171,10 +174,11 @@ class _Adjustments:
         self._min_tokens = options.min_tokens
         ends = model.vocabulary.ends if options.min_tokens or options.ignore_eos else []
         self._never = ends if options.ignore_eos else []
+        self._suppressed = list(model.suppressed)
         self._not_yet = [*ends, *stops]
         self._tokens = 0
         """How many were sampled."""
-        self.are_any = bool(biases or options.min_tokens or options.ignore_eos)
+        self.are_any = bool(biases or options.min_tokens or options.ignore_eos or self._suppressed)
 
     def apply(self, logits: Logits) -> None:
         """Adjust the logits of the next token."""
@@ -182,6 +186,7 @@ class _Adjustments:
         logits[self._never] = self._banned
         if self._tokens < self._min_tokens:
             logits[self._not_yet] = self._banned
+        logits[self._suppressed] = -numpy.inf
         self._tokens += 1
 
 

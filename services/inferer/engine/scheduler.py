@@ -22,6 +22,9 @@ LEAST_MEASURED = 8
 """The time per prompt token is learned only from steps with at least this many of them."""
 FIRST_CHUNK = 16
 """Tokens, before anything has been measured."""
+TURN_S = 0.2
+"""How long the sequences of one adapter are computed while those of another wait. A change takes
+about half the time of a token, which is to be little of it (decision 49)."""
 TOGETHER = 8
 """Batches of all sequences between two that have one sequence only, for which the others wait."""
 
@@ -94,7 +97,8 @@ class Scheduler(Generic[S]):
     ones, though shorter ones that keep coming cannot starve a longer one. A batch without prompts
     checks drafts of sequences that generate, where that pays (`Speculation`). A few such batches a
     minute have one sequence only, to measure how long it takes alone: everything else is compared
-    with that. Not thread-safe: the compute thread owns it.
+    with that. All sequences of a batch have the same adapter; where several are in use, they take
+    turns (`TURN_S`). Not thread-safe: the compute thread owns it.
     """
 
     def __init__(
@@ -111,6 +115,10 @@ class Scheduler(Generic[S]):
         self._speculation = speculation or Speculation()
         self._clock = 0
         """Tokens of prompts that were computed so far."""
+        self._adapters: list[str] = []
+        """Those in use, in the order of their turns."""
+        self._turn_s = 0.0
+        """How long the first of them has had its turn."""
         self._is_alone = False
         """Whether the current batch has one sequence of several, to measure how long it takes."""
         self._batches_together = 0
@@ -183,7 +191,7 @@ class Scheduler(Generic[S]):
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
         computed, or `next_batch` again if nothing of it was."""
         batch: list[Chunk[S]] = []
-        running = sorted(self._running, key=_due)
+        running = sorted(self._in_turn(), key=_due)
         generating = [sequence for sequence in running if sequence.remaining == 1]
         generating = generating[: self._batch_tokens]
         prompts = [sequence for sequence in running if sequence.remaining > 1]
@@ -215,6 +223,18 @@ class Scheduler(Generic[S]):
             batch.append(Chunk(sequence, size, size == sequence.remaining, []))
         return batch
 
+    def _in_turn(self) -> list[S]:
+        """The sequences with a slot that may be in the next batch: those of one adapter."""
+        used = dict.fromkeys(sequence.adapter for sequence in self._running)
+        first = self._adapters[:1]
+        self._adapters = [one for one in self._adapters if one in used]
+        self._adapters += [one for one in used if one not in self._adapters]
+        if len(self._adapters) > 1 and self._adapters[:1] == first and self._turn_s >= TURN_S:
+            self._adapters.append(self._adapters.pop(0))
+        if self._adapters[:1] != first:
+            self._turn_s = 0.0
+        return [one for one in self._running if one.adapter == self._adapters[0]]
+
     def complete(self, batch: list[Chunk[S]], seconds: float) -> list[Chunk[S]]:
         """Note that ``batch`` was computed, in ``seconds``. Returns the chunks with an output: each
         of their sequences needs another token, or must be removed, before the next batch. The
@@ -229,6 +249,7 @@ class Scheduler(Generic[S]):
             self._speculation.observe(generating, drafts, seconds)
             if not drafts:
                 self.step_times.observe(generating, seconds)
+        self._turn_s += seconds
         if len(self._running) > 1:
             self._add_delays(batch, generating, prompt_tokens, seconds)
         self._clock += prompt_tokens

@@ -2,8 +2,8 @@
 
 Reads ``INFERER_*`` as the inferer does, loads the same model and runs all kernels that jobs will
 need: those for one token, a few and many, and for one output and a few, in a context of the same
-size. A library that was compiled for another CPU, or wrongly, crashes this process and not the
-inferer; `fitness` reads how it ended, and how fast it was.
+size, and those of each adapter. A library that was compiled for another CPU, or wrongly, crashes
+this process and not the inferer; `fitness` reads how it ended, and how fast it was.
 """
 
 import os
@@ -36,6 +36,8 @@ from shared.wire.requests import Sampling
 WITHOUT_EXTRA_BUFFERS = "--without-extra-buffers"
 LOADED = "loaded"
 """Printed when the model is loaded."""
+ADAPTER = "adapter="
+"""Printed with the name of an adapter before it is tested."""
 
 FEW_TOKENS = 8
 ALL_KERNELS = 72
@@ -92,6 +94,11 @@ def _compute(engine: Engine, n_batch: int) -> MeasuredSpeed:
         if not _decode(engine, lengths, deadline, drafts=count):
             return MeasuredSpeed()
     many = _decode(engine, [min(n_batch, ALL_KERNELS)], deadline, max_tokens=ANSWER_TOKENS)
+    for adapter in engine.model.adapters:
+        print(f"{ADAPTER}{adapter}", flush=True)
+        for length in (1, min(n_batch, ALL_KERNELS)):
+            if not _decode(engine, [length], deadline, adapter=adapter):
+                break
     return measured_speed(many[0]) if many else MeasuredSpeed()
 
 
@@ -126,7 +133,13 @@ def _arbitrary(model: Model, length: int) -> list[int]:
 
 
 def _decode(
-    engine: Engine, lengths: list[int], deadline: float, *, drafts: int = 0, max_tokens: int = 1
+    engine: Engine,
+    lengths: list[int],
+    deadline: float,
+    *,
+    drafts: int = 0,
+    max_tokens: int = 1,
+    adapter: str = "",
 ) -> list[Generation]:
     """Compute prompts of ``lengths`` tokens at once, each with so many ``drafts``; nothing if
     ``deadline`` came before their end.
@@ -138,6 +151,7 @@ def _decode(
     ]
     for sequence in sequences:
         sequence.is_cold = True  # no drafts of its own
+        sequence.adapter = adapter
         sequence.draft = [0] * min(drafts, engine.n_ctx - 1)
         engine.submit(sequence)
     in_time = True

@@ -45,6 +45,8 @@ class Sequence:
         """How often a guess was right lately, between 0 and 1."""
         self.owner = ""
         """What is in the context of one owner's sequences is not reused for another's."""
+        self.adapter = ""
+        """The LoRA adapter that it is computed with; empty for the model alone."""
         self.is_cold = False
         """Whether nothing is reused for it."""
         self.due = 0
@@ -55,6 +57,11 @@ class Sequence:
         self.aborted = False
         """Set by any thread, under the engine's lock; read by the compute thread and preparation
         threads."""
+
+    @property
+    def cache_key(self) -> tuple[str, str]:
+        """What is in the context of sequences with another one is not reused."""
+        return self.owner, self.adapter
 
     @property
     def remaining(self) -> int:

@@ -25,6 +25,7 @@ def load_model(
         main_gpu=settings.main_gpu,
         extra_buffers=extra_buffers,
         chat=chat,
+        adapters=settings.adapters_folder,
     )
 
 

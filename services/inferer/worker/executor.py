@@ -19,7 +19,13 @@ from services.inferer.worker.retry_policy import Final, after_failure, pause_aft
 from services.inferer.worker.turns import Turns
 from shared.background import Tasks, first_of
 from shared.broker.connection import Broker
-from shared.errors import InvalidAnswer, InvalidRequest, SluiceError, StreamRefused
+from shared.errors import (
+    InvalidAnswer,
+    InvalidRequest,
+    ModelError,
+    SluiceError,
+    StreamRefused,
+)
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire.requests import TEXT_TASKS
@@ -169,6 +175,13 @@ class Executor:
             )
         if isinstance(self._engine, EmbeddingEngine):
             return await self._complete_inputs(self._engine, job, entry)
+        if job.request.adapter is not None and job.request.adapter not in model.adapters:
+            # Not the request's fault, and another inferer may have it.
+            raise ModelError(
+                f"the inferer {self._id} has no adapter {job.request.adapter}, it has "
+                f"{', '.join(model.adapters) or 'none'}; give every inferer of this model the same "
+                "adapters (INFERER_ADAPTERS), and restart them"
+            )
         generation, published = await Inference(self._broker, self._engine, job, entry).run()
         self._speed.learn(generation)
         return job.completed(

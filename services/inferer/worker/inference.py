@@ -54,6 +54,7 @@ class Inference:
             shown_tokens=self._shown_tokens,
         )
         self._sequence.owner = "" if engine.shares_cache else job.owner
+        self._sequence.adapter = job.request.adapter or ""
         # Whatever made the first attempt fail, the next one computes everything itself.
         self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
         job.count_tokens = lambda: self._sequence.completion_tokens

@@ -50,6 +50,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "stop_token_ids": _any_of([], [5, 6], [99999999]),
     "logprobs": _any_of(True, False),
     "top_logprobs": _any_of(0, 3, 20),
+    "adapter": _any_of("first", "", "a b"),
     "cache_prompt": _any_of(True, False),
     "metadata": _any_of({}, {"a": 1}),
     "priority": _any_of("high", "normal", "low"),

@@ -17,6 +17,7 @@ from shared.wire.api import JobResult, JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.requests import (
+    AdapterName,
     ChatMessage,
     LogitBias,
     MaxTokens,
@@ -28,6 +29,7 @@ from shared.wire.requests import (
     Prompt,
     RepeatPenalty,
     ResponseFormat,
+    SamplingDefaults,
     Seed,
     Stop,
     StopTokenIds,
@@ -79,6 +81,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     stop_token_ids: StopTokenIds | None = None
     cache_prompt: bool | None = None
+    adapter: AdapterName | None = None
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
     priority: Priority | int | None = None
@@ -230,15 +233,28 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
+    """``adapters`` are the LoRA adapters that a request may name, ``sampling_defaults`` what holds
+    where it does not say; null until an inferer has served the model once."""
+
     id: str
     created: int
     object: Literal["model"] = "model"
     owned_by: str = "sluice"
+    adapters: list[str] | None = None
+    sampling_defaults: SamplingDefaults | None = None
 
     @classmethod
     def of(cls, model: ModelConsumers) -> "ModelCard":
         created = calendar.timegm(model.created.utctimetuple()) if model.created else 0
-        return cls(id=model.name, created=created)
+        facts = model.facts
+        if facts is None:
+            return cls(id=model.name, created=created)
+        return cls(
+            id=model.name,
+            created=created,
+            adapters=facts.adapters,
+            sampling_defaults=facts.sampling_defaults,
+        )
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
