@@ -90,7 +90,7 @@ class NatsService:
             ),
             "status": Endpoint(
                 self._status,
-                "state, position, ETA of a job; a bare id, too",
+                "state, position and ETA of a job",
                 JobReference,
                 JobStatus,
             ),
