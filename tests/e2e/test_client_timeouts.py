@@ -148,7 +148,7 @@ def test_a_job_whose_client_stays_away_is_cancelled(
         eventually(lambda: _is_ready(url), "the gateway is ready")
         seen = _Seen(stack)
         _leave(stack, "/v1/chat/completions", _chat("away"), url=url)
-        (orphan,) = eventually(lambda: brief.events("job_orphaned") or None, "its place is kept")
+        (orphan,) = eventually(lambda: seen.events("job_orphaned") or None, "its place is kept")
     finally:
         if dies:
             brief.kill()
