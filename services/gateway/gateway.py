@@ -13,6 +13,7 @@ from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
+from services.gateway.jobs.orphans import Orphans
 from services.gateway.jobs.version_1 import Version1Requests
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
@@ -54,6 +55,7 @@ class Gateway:
             self.broker, self.fleet, self.results, self.forecast, self.storage, settings
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
+        self.orphans = Orphans(self.broker, self.jobs, settings.return_s, settings.patience_s)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.edge: Edge | None = None
         """The edge besides HTTP, which serves once the broker is prepared."""
@@ -77,6 +79,7 @@ class Gateway:
             serving.cancel()
             await asyncio.wait((serving,), timeout=self.settings.shutdown_s)
             await self.waiting_jobs.close()
+            await self.orphans.end(self._grace_left_s())
             await self.jobs.end(self._grace_left_s())
             await self.broker.close()
 
@@ -197,7 +200,12 @@ class Gateway:
         self._obstructed = await obstructed_streams(self.broker, self.topology)
         if self._obstructed and self._obstructed != self._unmended:
             raise BrokerUnavailable("; ".join(self._obstructed))
-        for refresh in (self.fleet.refresh, self.storage.refresh, self.version_1.dead_letter_some):
+        for refresh in (
+            self.fleet.refresh,
+            self.storage.refresh,
+            self.version_1.dead_letter_some,
+            self.orphans.cancel_overdue,
+        ):
             try:
                 await refresh()
             except SluiceError:

@@ -29,6 +29,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     broker."""
     default_timeout_s: Seconds = MAX_JOB_LIFETIME.total_seconds()
     """`timeout_s` of a job that does not set it: seconds from acceptance to the latest end."""
+    return_s: Seconds = 60.0
+    """Seconds that the job of a client that reached its timeout waits for the client's retry."""
     max_waiting: Positive = 10_000
     """Jobs that may wait for one model; more get 429."""
     publish_patience_s: Seconds | None = None

@@ -54,6 +54,12 @@ class Stored(msgspec.Struct, frozen=True):
     error: dict[str, Any] = {}
 
 
+class _Purged(msgspec.Struct, frozen=True):
+    purged: int = 0
+    error: dict[str, Any] = {}
+
+
+_decode_purged = msgspec.json.Decoder(_Purged).decode
 _decode_stored = msgspec.json.Decoder(Stored).decode
 
 
@@ -321,6 +327,26 @@ class Broker:
             raise BrokerUnavailable(
                 f"the broker could not delete a message of {stream}: {error.get('description')}"
             )
+
+    async def purge(self, stream: str, subject: str, sequence: int) -> int:
+        """Remove the messages of ``subject`` up to ``sequence``, without a marker, which would need
+        storage. Returns how many there were: of several calls for one message only one removes it.
+
+        Raises:
+            BrokerUnavailable: no answer, or it could not.
+        """
+        with unavailable_on_outage(self):
+            answer = await self.nc.request(
+                f"$JS.API.STREAM.PURGE.{stream}",
+                msgspec.json.encode({"filter": subject, "seq": sequence + 1}),
+                REQUEST_TIMEOUT_S,
+            )
+        purged = _decode_purged(answer.data)
+        if purged.error:
+            raise BrokerUnavailable(
+                f"the broker could not purge {stream}: {purged.error.get('description')}"
+            )
+        return purged.purged
 
     async def _read_clock(self) -> None:
         try:

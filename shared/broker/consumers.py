@@ -8,6 +8,7 @@ import nats.js.errors
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
 from shared.broker.connection import Broker, unavailable_on_outage
+from shared.broker.metadata import CONSUMER_THRESHOLDS, merged
 from shared.broker.stored_messages import StoredMessage
 from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import name_of, token_of
@@ -18,6 +19,7 @@ from shared.wire.inferers import ModelFacts
 from shared.wire.requests import priority_of
 
 FACTS, NAME = "sluice.facts", "sluice.name"
+OWN_METADATA = {FACTS, NAME}
 """The metadata of a model's normal consumer: how it is remembered while no inferer is alive."""
 
 OTHER_WIRE = (
@@ -40,19 +42,28 @@ class GroupedConsumerConfig(ConsumerConfig):
 
 
 def consumer(
-    model: str, priority: str, ack_wait_s: float, limit: int, facts: ModelFacts | None
+    model: str,
+    priority: str,
+    ack_wait_s: float,
+    limit: int,
+    facts: ModelFacts | None,
+    held_metadata: dict[str, str] | None = None,
 ) -> GroupedConsumerConfig:
-    """The whole configuration of one of a model's consumers: an update replaces every field.
+    """The whole configuration of one of a model's consumers: an update replaces every field, but
+    keeps what others have added to ``held_metadata``, that of the existing consumer.
 
     ``limit`` is one for each live slot, and at least 1: the broker itself delivers no further job
     of this priority. Across priorities, each slot holds only one message.
     """
-    metadata = {} if facts is None else {FACTS: encode(facts).decode()}
+    metadata = dict(CONSUMER_THRESHOLDS)
+    if facts is not None:
+        metadata[FACTS] = encode(facts).decode()
     if model != token_of(model):
         metadata[NAME] = model
     return GroupedConsumerConfig(
         name=subjects.consumer(model, priority),  # with it the client asks by name and filter
         durable_name=subjects.consumer(model, priority),
+        description=f"Sluice: jobs of priority {priority} for {model}",
         filter_subject=subjects.model_requests(model, priority),
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ack_wait_s,
@@ -60,7 +71,7 @@ def consumer(
         max_batch=1,
         max_deliver=-1,
         max_waiting=16_384,
-        metadata=metadata,
+        metadata=merged(metadata, held_metadata, OWN_METADATA),
         priority_groups=[subjects.PRIORITY_GROUP],
         priority_policy="prioritized",
     )
@@ -228,7 +239,9 @@ async def ensure_consumers(
     """
     for priority in subjects.PRIORITIES:
         remembered = facts if priority == subjects.NORMAL else None
-        config = consumer(model, priority, ack_wait_s, limit, remembered)
+        held = await read_consumer(broker, model, priority)
+        metadata = held.config.metadata if held else None
+        config = consumer(model, priority, ack_wait_s, limit, remembered, metadata)
         try:
             with unavailable_on_outage(broker):
                 await broker.js.add_consumer(subjects.REQUESTS, config)

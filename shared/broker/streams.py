@@ -14,6 +14,7 @@ from nats.js.api import (
     StreamConsumerLimits,
 )
 
+from shared.broker.metadata import DEAD_THRESHOLDS, REQUESTS_THRESHOLDS, peer_thresholds
 from shared.retention import DEAD_LETTER_RETENTION, IDEMPOTENCY_RETENTION, RESULT_RETENTION
 from shared.wire import subjects
 
@@ -38,7 +39,9 @@ class Topology:
 
 def streams(topology: Topology, storage_limit: int | None = None) -> list[StreamConfig]:
     """The streams of a deployment whose account may store ``storage_limit`` bytes."""
+    thresholds = peer_thresholds(topology.replicas)
     shared: dict[str, Any] = {
+        "metadata": thresholds,
         "storage": StorageType.FILE,
         "num_replicas": topology.replicas,
         "allow_direct": True,
@@ -58,6 +61,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         # ones instead.
         StreamConfig(
             name=subjects.REQUESTS,
+            description="Sluice: jobs that wait, run or are to be retried",
             subjects=[
                 *subjects.REQUESTS_STORED,
                 subjects.REQUESTS_V1_WILDCARD,
@@ -73,12 +77,13 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
                 dest="infer.accepted.{{wildcard(1)}}.{{wildcard(4)}}",
                 headers_only=True,
             ),
-            **shared,
+            **{**shared, "metadata": thresholds | REQUESTS_THRESHOLDS},
         ),
         # Apart from the events, which the tokens of busy inferers push out: attempts are counted
         # by the states.
         StreamConfig(
             name=subjects.STATES,
+            description="Sluice: the last state of each job, the last death of each inferer",
             subjects=[subjects.STATES_WILDCARD, subjects.DEATHS_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=results_s,
@@ -87,6 +92,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         ),
         StreamConfig(
             name=subjects.EVENTS,
+            description="Sluice: what happens to each job, with its tokens",
             subjects=[subjects.EVENTS_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=results_s,
@@ -94,6 +100,7 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         ),
         StreamConfig(
             name=subjects.RESULTS,
+            description="Sluice: one result for each job",
             subjects=[subjects.RESULTS_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=results_s,
@@ -108,22 +115,38 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
         ),
         StreamConfig(
             name=subjects.DEAD,
+            description="Sluice: dead letters, requests that failed for good",
             subjects=[subjects.DEAD_WILDCARD],
             retention=RetentionPolicy.LIMITS,
             max_age=DEAD_LETTER_RETENTION.total_seconds(),
             max_msgs_per_subject=1,
-            **shared,
+            **{**shared, "metadata": thresholds | DEAD_THRESHOLDS},
         ),
         # The marker of a dead inferer stays until its job has certainly been redelivered.
-        _bucket(subjects.INFERERS, PRESENCE_TTL, shared, marker_ttl_s=2 * topology.ack_wait_s),
-        _bucket(subjects.IDEMPOTENCY, IDEMPOTENCY_RETENTION, shared, marker_ttl_s=1),
+        _bucket(
+            subjects.INFERERS,
+            "Sluice: the heartbeat of each live inferer",
+            PRESENCE_TTL,
+            shared,
+            marker_ttl_s=2 * topology.ack_wait_s,
+        ),
+        _bucket(
+            subjects.IDEMPOTENCY,
+            "Sluice: the job of each idempotency key; jobs whose client timed out",
+            IDEMPOTENCY_RETENTION,
+            shared,
+            marker_ttl_s=1,
+        ),
     ]
 
 
-def _bucket(name: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: float) -> StreamConfig:
+def _bucket(
+    name: str, description: str, ttl: timedelta, shared: dict[str, Any], marker_ttl_s: float
+) -> StreamConfig:
     """A key-value bucket is a stream of this form (ADR-8), with markers when an entry expires."""
     return StreamConfig(
         name=f"KV_{name}",
+        description=description,
         subjects=[f"$KV.{name}.>"],
         retention=RetentionPolicy.LIMITS,
         max_age=ttl.total_seconds(),

@@ -21,6 +21,7 @@ from shared.broker.consumers import (
     priority_of_consumer,
     read_models,
 )
+from shared.broker.metadata import merged
 from shared.broker.refusals import STORE_FULL
 from shared.broker.storage import read_storage
 from shared.broker.streams import Topology, first_sequence, streams
@@ -143,7 +144,7 @@ async def missing_or_different(broker: Broker, topology: Topology) -> list[str]:
             except nats.js.errors.NotFoundError:
                 found.append(f"stream {wanted.name}: missing")
                 continue
-            if differences := _differences(asdict(wanted), held):
+            if differences := _differences(asdict(_with_metadata(wanted, held)), held):
                 found.append(f"stream {wanted.name}: " + "; ".join(differences))
     return found
 
@@ -239,6 +240,7 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             ) from error
         await _wait_for_leader(broker, wanted.name)
         return [f"stream {wanted.name}: created"]
+    wanted = _with_metadata(wanted, held)
     differences = _differences(asdict(wanted), held)
     if not differences:
         return []
@@ -258,6 +260,11 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
     return [change]
 
 
+def _with_metadata(wanted: StreamConfig, held: StreamConfig) -> StreamConfig:
+    """``wanted``, with what operators have added to the metadata of the stream."""
+    return replace(wanted, metadata=merged(wanted.metadata or {}, held.metadata, set()))
+
+
 def _differences(wanted: dict[str, Any], held: StreamConfig) -> list[str]:
     """The settings that differ from ``wanted``, except those that we leave to the broker."""
     holds, differences = asdict(held), []
@@ -265,6 +272,8 @@ def _differences(wanted: dict[str, Any], held: StreamConfig) -> list[str]:
         if value is None or name == "name" or holds.get(name) == value:
             continue
         if not value and not holds.get(name):  # both unset, in different forms
+            continue
+        if name == "metadata" and value == merged({}, holds.get(name), set()):
             continue
         differences.append(f"{name} is {_plain(holds.get(name))}, should be {_plain(value)}")
     return differences

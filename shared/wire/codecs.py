@@ -16,7 +16,7 @@ from shared.wire.inferers import (
     OverlapNotice,
     SetConcurrency,
 )
-from shared.wire.requests import IdempotencyEntry, InferenceRequest
+from shared.wire.requests import IdempotencyEntry, InferenceRequest, OrphanEntry
 from shared.wire.results import DeadLetter, Result
 
 T = TypeVar("T")
@@ -85,6 +85,7 @@ decode_inferer_death = Decoder[InfererDeath]("report of a death", InfererDeath)
 decode_token_frame = Decoder[TokenFrame]("token frame", TokenFrame)
 decode_cancel_notice = Decoder[CancelNotice]("cancel notice", CancelNotice)
 decode_idempotency_entry = Decoder[IdempotencyEntry]("idempotency entry", IdempotencyEntry)
+decode_orphan_entry = Decoder[OrphanEntry]("entry of an orphan", OrphanEntry)
 decode_dead_letter = Decoder[DeadLetter]("dead letter", DeadLetter)
 decode_dead_letter_head = Decoder[DeadLetterHead]("dead letter", DeadLetterHead)
 decode_concurrency = Decoder[SetConcurrency]("concurrency command", SetConcurrency)

@@ -310,3 +310,10 @@ class IdempotencyEntry(Struct, frozen=True):
 
     id: str
     digest: str
+
+
+class OrphanEntry(Struct, frozen=True):
+    """An entry of the bucket ``IDEMPOTENCY``: a job whose client reached its timeout."""
+
+    until: str
+    """When the job is cancelled unless its client has come back; RFC 3339."""

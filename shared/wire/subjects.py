@@ -71,6 +71,7 @@ FINISHED_WILDCARD = "infer.finished.*.*"
 DEAD_WILDCARD = "infer.dead.*.*"
 RETRY_WILDCARD = "infer.retry.*.*"
 ACCEPTED_WILDCARD = "infer.accepted.*.*"
+ORPHANS_WILDCARD = f"$KV.{IDEMPOTENCY}.orphan.*.*"
 INFERERS_WILDCARD = f"$KV.{INFERERS}.*.*"
 
 LONGEST_ID = 256
@@ -259,6 +260,16 @@ def dead_of(job_id: str) -> str:
 def idempotency(key_hash: str) -> str:
     """A key's entry; hashed, as a key may be anything and a token of a subject may not."""
     return f"$KV.{IDEMPOTENCY}.{key_hash}"
+
+
+def orphan(request_hash: str, job_id: str) -> str:
+    """The entry of a job whose client reached its timeout and may send the request again."""
+    return f"$KV.{IDEMPOTENCY}.orphan.{request_hash}.{job_id}"
+
+
+def orphans(request_hash: str) -> str:
+    """The jobs that one request and owner left."""
+    return orphan(request_hash, "*")
 
 
 def model_and_id(subject: str) -> tuple[str, str]:

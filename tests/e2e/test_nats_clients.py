@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import jsonschema_rs
 import nats
 import pytest
 from nats.aio.client import Client
@@ -267,6 +268,7 @@ async def test_a_request_that_would_close_the_connection_is_refused(
     [
         ("micro ls", ["sluice", "0.1.0"]),
         ("micro info sluice", ["infer.chat", "infer.submit", "infer.cancel", "infer.queue"]),
+        ("micro info sluice", ["description: submit a job", "request: NatsSubmission"]),
         ("micro stats sluice", ["chat", "complete", "status", "queue"]),
         ("micro ping sluice", ["sluice", "rtt="]),
         ("stream ls", ["REQUESTS", "STATES", "EVENTS", "RESULTS", "DEAD"]),
@@ -293,6 +295,23 @@ def test_the_service_is_listed_with_its_endpoints(
     output = run_nats(*command.split()).stdout
     for text in shown:
         assert text in output, output
+
+
+async def test_each_endpoint_has_its_schemas(client: Client) -> None:
+    """JSON Schemas of what it takes and what it answers, of every endpoint that is listed."""
+    info = json.loads((await client.request("$SRV.INFO.sluice", timeout=30)).data)
+    named = {endpoint["name"]: endpoint["metadata"] for endpoint in info["endpoints"]}
+    assert {"chat", "submit", "cancel", "schema"} <= named.keys()
+    for name, metadata in named.items():
+        assert metadata["description"]
+        schemas = await _call(client, "infer.schema", name)
+        assert schemas.keys() == metadata.keys() - {"description"}
+        for schema in schemas.values():
+            jsonschema_rs.validator_for(schema)
+    submission = (await _call(client, "infer.schema", "infer.submit"))["request"]
+    assert "prompt" in submission["$defs"]["NatsSubmission"]["properties"]
+    assert await _refusal(client, "infer.schema", "nope") == "400"
+    assert await _refusal(client, "infer.schema", "") == "400"
 
 
 async def test_service_errors_are_counted(client: Client) -> None:

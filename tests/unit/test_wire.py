@@ -14,6 +14,7 @@ from shared.wire.codecs import (
     decode_idempotency_entry,
     decode_inferer_entry,
     decode_model_facts,
+    decode_orphan_entry,
     decode_request,
     decode_result,
     decode_state_event,
@@ -30,6 +31,7 @@ from shared.wire.requests import (
     JsonObject,
     JsonSchema,
     NamedSchema,
+    OrphanEntry,
     PlainText,
     SamplingDefaults,
     TextPart,
@@ -222,6 +224,7 @@ PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
         b'{"id":"%b","digest":"d1ce57"}' % ID.encode(),
         IdempotencyEntry(ID, "d1ce57"),
     ),
+    (decode_orphan_entry, b'{"until":"%b"}' % T0.encode(), OrphanEntry(T0)),
     (decode_model_facts, b'{"n_ctx":4096,"tasks":["complete"]}', ModelFacts(4096, ["complete"])),
     (
         decode_model_facts,

@@ -15,6 +15,10 @@ from shared.errors import TooManyStreams
 KEEP_ALIVE_S = 15.0
 """A silent stream sends a comment this often, because proxies close silent connections."""
 
+COMMENT = ServerSentEventMessage(comment="", data=None)
+"""Clients drop it. With its default, empty data, it would be an event, which OpenAI's client cannot
+read."""
+
 T = TypeVar("T")
 
 _readers: set[asyncio.Task[Any]] = set()

@@ -11,7 +11,6 @@ from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency_record import Overtaken, read_record
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.state.pending_job import PendingJob
 from services.gateway.validation.limits import check_metadata
 from services.gateway.validation.schema_size import read_schema
 from services.gateway.validation.tools import check_tools
@@ -76,7 +75,7 @@ class Idempotency:
         would be refused, because a result is written once.
         """
         subject = subjects.idempotency(sha256(f"{caller.owner}\0{key}".encode()).hexdigest())
-        digest = _digest(submission)
+        digest = digest_of(submission)
         while True:
             record = await read_record(self._broker, subject, digest)
             if record.job_id is not None and (job := await self._find(record.job_id)) is not None:
@@ -96,17 +95,16 @@ class Idempotency:
             BrokerUnavailable: no answer.
         """
         try:
-            job = await self._jobs.find(job_id)
+            return await self._jobs.brief_status(job_id)
         except (UnknownJob, JobAgedOut):
             state = subjects.state_of(job_id)
             if await self._broker.direct_get(subjects.STATES, last_by_subj=state) is None:
                 return None
             # It ran; or the gateway that was first has published it since, and it runs now.
-            job = await self._jobs.find(job_id)
-        return job.status() if isinstance(job, PendingJob) else JobStatus.of(job)
+            return await self._jobs.brief_status(job_id)
 
 
-def _digest(submission: JobSubmission) -> str:
+def digest_of(submission: JobSubmission) -> str:
     """What distinguishes two requests, whatever the order of their fields and their white space.
 
     How the answer is sent (``stream``) does not count.

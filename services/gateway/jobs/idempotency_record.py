@@ -5,12 +5,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-import msgspec
 import nats.js.errors
 
-from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
-from shared.broker.refusals import TRANSIENT
-from shared.errors import KeyReused, RequestTooLarge, StorageShort, StoredAlready, StreamRefused
+from shared.broker.connection import Broker, unavailable_on_outage
+from shared.errors import (
+    BrokerUnavailable,
+    KeyReused,
+    RequestTooLarge,
+    StorageShort,
+    StoredAlready,
+    StreamRefused,
+)
 from shared.job_ids import accepted_at, is_job_id, new_job_id
 from shared.logs import logger
 from shared.retention import IDEMPOTENCY_RETENTION
@@ -72,13 +77,10 @@ class IdempotencyRecord:
     async def _release(self, broker: Broker, sequence: int) -> None:
         # A purge, because it needs no storage; only up to this sequence, because another gateway
         # may have replaced our entry since, and published its job.
-        purge = {"filter": self.subject, "seq": sequence + 1}
         try:
-            await broker.nc.request(
-                f"$JS.API.STREAM.PURGE.{BUCKET}", msgspec.json.encode(purge), REQUEST_TIMEOUT_S
-            )
-        except TRANSIENT as error:
-            log.warning("key_not_released", error=str(error))
+            await broker.purge(BUCKET, self.subject, sequence)
+        except BrokerUnavailable as error:
+            log.warning("key_not_released", error=error.message)
 
 
 async def read_record(broker: Broker, subject: str, digest: str) -> IdempotencyRecord:

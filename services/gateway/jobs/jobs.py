@@ -263,6 +263,11 @@ class Jobs:
         estimate = await self._forecast.estimate(job, model)
         return estimate.added_to(job.status())
 
+    async def brief_status(self, job_id: str) -> JobStatus:
+        """Like `status`, without position, progress and ETA."""
+        job = await self.find(job_id)
+        return job.status() if isinstance(job, PendingJob) else JobStatus.of(job)
+
     async def wait(self, job_id: str, accepted: AcceptedJob | None = None) -> Result:
         """The job's result, however long it takes; through outages of the broker too.
 

@@ -15,6 +15,7 @@ from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.retries import Retries
+from services.gateway.micro.endpoints import Endpoint, EndpointSchemas, Handler
 from services.gateway.micro.replies import Replies
 from services.gateway.micro.requests import InFlight, Requests
 from services.gateway.state.fleet import Fleet
@@ -27,9 +28,19 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, NotFinished, RequestTooLarge, SluiceError
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.api import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission
+from shared.wire.api import (
+    ConcurrencyReport,
+    ConcurrencyRequest,
+    FleetReport,
+    JobAccepted,
+    JobReference,
+    JobStatus,
+    NatsSubmission,
+    QueueReport,
+)
 from shared.wire.codecs import encode
-from shared.wire.requests import RetryRequest
+from shared.wire.requests import RetryRequest, RetryScheduled
+from shared.wire.results import Result
 from shared.wire.trace import trace_of
 
 DESCRIPTION = "LLM inference, one job at a time through each worker"
@@ -39,8 +50,6 @@ LONGEST_DESCRIPTION = 1000
 may name what was sent."""
 
 log = logger()
-
-Handler = Callable[[Request], Awaitable[Struct | None]]
 
 
 class NatsService:
@@ -62,6 +71,63 @@ class NatsService:
         self._idempotency = idempotency
         self._retries = retries
         self._replies = Replies(broker, fleet, jobs, results)
+        self._endpoints = {
+            "chat": Endpoint(
+                self._chat,
+                "answer `messages`; with `stream` the tokens, the result, and an empty message",
+                NatsSubmission,
+                Result,
+            ),
+            "complete": Endpoint(
+                self._complete, "continue a `prompt`; streams like chat", NatsSubmission, Result
+            ),
+            "embed": Endpoint(self._embed, "compute embeddings of `input`", NatsSubmission, Result),
+            "rerank": Endpoint(
+                self._rerank, "rank `documents` for a `query`", NatsSubmission, Result
+            ),
+            "submit": Endpoint(
+                self._submit, "submit a job of any kind", NatsSubmission, JobAccepted
+            ),
+            "status": Endpoint(
+                self._status,
+                "state, position and ETA of a job",
+                JobReference,
+                JobStatus,
+            ),
+            "result": Endpoint(
+                self._result, "result of a job that has ended", JobReference, Result
+            ),
+            "cancel": Endpoint(
+                self._cancel,
+                "cancel a job, waiting or running",
+                JobReference,
+                JobStatus,
+            ),
+            "queue": Endpoint(
+                self._queue, "waiting and running jobs of each model", response=QueueReport
+            ),
+            "inferers": Endpoint(
+                self._inferers, "live inferers and the jobs they run", response=FleetReport
+            ),
+            "concurrency": Endpoint(
+                self._concurrency,
+                "set the slots of live inferers",
+                ConcurrencyRequest,
+                ConcurrencyReport,
+            ),
+            "schema": Endpoint(
+                self._schema,
+                "the JSON Schemas of an endpoint: nats req infer.schema chat",
+                str,
+                EndpointSchemas,
+            ),
+            "retry": Endpoint(
+                self._retry,
+                "for inferers only: schedule the next attempt of a job",
+                RetryRequest,
+                RetryScheduled,
+            ),
+        }
 
     @asynccontextmanager
     async def running(self, stopping: asyncio.Event, drain_s: float) -> AsyncIterator[None]:
@@ -73,26 +139,13 @@ class NatsService:
                 name="sluice", version=__version__, description=DESCRIPTION
             ),
         )
-        handlers: dict[str, Handler] = {
-            "chat": self._chat,
-            "complete": self._complete,
-            "embed": self._embed,
-            "rerank": self._rerank,
-            "submit": self._submit,
-            "status": self._status,
-            "result": self._result,
-            "cancel": self._cancel,
-            "queue": self._queue,
-            "inferers": self._inferers,
-            "concurrency": self._concurrency,
-        }
-        for name, handler in handlers.items():
+        for name, endpoint in self._endpoints.items():
             await service.add_endpoint(
-                name=name, subject=f"infer.{name}", handler=_answering(handler)
+                name=name,
+                subject=subjects.RETRY_WILDCARD if name == "retry" else f"infer.{name}",
+                handler=_answering(endpoint.handler),
+                metadata=endpoint.metadata,
             )
-        await service.add_endpoint(
-            name="retry", subject=subjects.RETRY_WILDCARD, handler=_answering(self._retry)
-        )
         draining = asyncio.create_task(_drain_at(stopping, requests, drain_s), name="drain")
         try:
             yield
@@ -169,6 +222,13 @@ class NatsService:
 
     async def _concurrency(self, request: Request) -> Struct:
         return await self._fleet.set_concurrency(decode_body(request.data, ConcurrencyRequest))
+
+    async def _schema(self, request: Request) -> Struct:
+        name = request.data.decode("utf-8", "replace").strip().removeprefix("infer.")
+        if (endpoint := self._endpoints.get(name)) is None:
+            names = ", ".join(self._endpoints)
+            raise InvalidRequest(f"give the name of an endpoint: {names}")
+        return EndpointSchemas.of(endpoint)
 
 
 async def _drain_at(stopping: asyncio.Event, requests: Requests, patience_s: float) -> None:

@@ -19,7 +19,7 @@ from services.gateway.http.connection import (
 from services.gateway.http.document import EVENT_STREAM, StreamOperation
 from services.gateway.http.errors import error_responses
 from services.gateway.http.preferences import Preferences
-from services.gateway.http.sse import GatewayStopping, OpenStreams, event_stream
+from services.gateway.http.sse import COMMENT, GatewayStopping, OpenStreams, event_stream
 from services.gateway.jobs.events import END, JobEvent
 from shared.errors import BrokerUnavailable
 from shared.wire.api import JobAccepted, JobStatus, JobSubmission
@@ -114,7 +114,7 @@ async def events(
         try:
             yield _message(first)
             async for event in feed.items():
-                yield ServerSentEventMessage(comment="") if event is None else _message(event)
+                yield COMMENT if event is None else _message(event)
         except GatewayStopping:
             return  # the client reconnects to another gateway, with its Last-Event-ID
 

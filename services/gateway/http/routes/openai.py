@@ -9,6 +9,7 @@ from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.caller import caller_of
+from services.gateway.http.client_attempt import ClientAttempt
 from services.gateway.http.connection import (
     ClientDisconnected,
     IdempotencyKey,
@@ -35,6 +36,7 @@ from services.gateway.http.openai.messages import (
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import (
+    COMMENT,
     KEEP_ALIVE_S,
     BufferedStream,
     GatewayStopping,
@@ -73,8 +75,8 @@ async def chat_completions(
     streams: OpenStreams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
-    """Answer a conversation, as one response or as a stream. If the client disconnects, its job is
-    cancelled, unless it sent an `Idempotency-Key`."""
+    """Answer a conversation, as one response or as a stream. If the client disconnects before its
+    timeout, its job is cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
@@ -86,8 +88,8 @@ async def completions(
     streams: OpenStreams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
-    """Continue a prompt, as one response or as a stream. If the client disconnects, its job is
-    cancelled, unless it sent an `Idempotency-Key`."""
+    """Continue a prompt, as one response or as a stream. If the client disconnects before its
+    timeout, its job is cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
@@ -99,8 +101,8 @@ async def embeddings(
     streams: OpenStreams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[EmbeddingsResponse]:
-    """Compute an embedding of each input. If the client disconnects, its job is cancelled, unless
-    it sent an `Idempotency-Key`."""
+    """Compute an embedding of each input. If the client disconnects before its
+    timeout, its job is cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
@@ -112,8 +114,8 @@ async def rerank(
     streams: OpenStreams,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[RerankResponse]:
-    """Rank documents by their relevance for a query. If the client disconnects, its job is
-    cancelled, unless it sent an `Idempotency-Key`."""
+    """Rank documents by their relevance for a query. If the client disconnects before its
+    timeout, its job is cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
 
@@ -140,26 +142,42 @@ async def _answer(
     idempotency_key: str | None,
 ) -> Response[Any]:
     gateway.require_ready()
+    attempt = ClientAttempt.of(request)
     preferences = Preferences.parse(request.headers.getall("prefer", []))
     survives_disconnect = preferences.respond_async or idempotency_key is not None
+    # A stream keeps its client from reaching its timeout, and cancels its job itself.
+    may_return = not (survives_disconnect or body.wants_stream)
     if body.wants_stream:
         streams.require_capacity()
     if not survives_disconnect:
         await require_connected(request)
-    accepted = await gateway.idempotency.submit(
-        body.submission(), caller_of(request, "openai"), idempotency_key
-    )
+    submission, caller = body.submission(), caller_of(request, "openai")
+    accepted = None
+    if may_return and attempt.is_retry:
+        accepted = await gateway.orphans.adopt(submission, caller)
+        if accepted is None:
+            await require_connected(request)  # it has waited for an orphan
+    if accepted is None:
+        accepted = await gateway.idempotency.submit(submission, caller, idempotency_key)
     try:
         if survives_disconnect:
             await require_connected(request)
         if body.wants_stream:
             return await _stream(
-                request, gateway, streams, accepted, body.wants_usage, survives_disconnect
+                request,
+                gateway,
+                streams,
+                accepted,
+                body.wants_usage,
+                attempt,
+                survives_disconnect,
             )
         waiting = gateway.jobs.wait(accepted.id, accepted)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientDisconnected:
-        if not (survives_disconnect or body.wants_stream):  # a stream does it at its end
+        if may_return and attempt.has_timed_out:
+            gateway.orphans.add(accepted, submission)
+        elif may_return:
             gateway.abandon(accepted.id)
         raise
     except GatewayStopping:
@@ -177,6 +195,7 @@ async def _stream(
     streams: OpenStreams,
     accepted: AcceptedJob,
     include_usage: bool,
+    attempt: ClientAttempt,
     survives_disconnect: bool,
 ) -> Response[Any]:
     is_finished = False
@@ -190,7 +209,7 @@ async def _stream(
     first: JobEvent | None = None
     with suppress(TimeoutError):
         first = await while_connected(
-            request, gateway.stopping, _first_output(feed), HEADERS_WITHIN_S
+            request, gateway.stopping, _first_output(feed), attempt.within(HEADERS_WITHIN_S)
         )
     error = first.data if first is not None else None
     if isinstance(error, JobStatus):
@@ -207,9 +226,9 @@ async def _stream(
             pending = first
             while True:
                 try:
-                    event = pending or await feed.next(KEEP_ALIVE_S)
+                    event = pending or await feed.next(attempt.within(KEEP_ALIVE_S))
                 except TimeoutError:
-                    yield ServerSentEventMessage(comment="")
+                    yield COMMENT
                     continue
                 pending = None
                 is_finished = event.event in ("result", "error")

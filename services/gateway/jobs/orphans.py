@@ -1,0 +1,151 @@
+"""Orphans: jobs whose client reached its timeout, and may send the same request again.
+
+Their entries are in the bucket IDEMPOTENCY, so that the retry may come to any gateway, and any
+gateway cancels the job when no retry comes. The gateway that removes an entry has the job: the
+broker counts what a purge removes, so of several only one does.
+"""
+
+import asyncio
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from hashlib import sha256
+
+from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.idempotency import digest_of
+from services.gateway.jobs.idempotency_record import BUCKET
+from services.gateway.jobs.jobs import Jobs
+from shared.background import Tasks
+from shared.broker.connection import Broker
+from shared.broker.stored_messages import StoredMessage
+from shared.errors import JobAgedOut, SluiceError, StorageShort, StreamRefused, UnknownJob
+from shared.job_ids import new_job_id
+from shared.logs import logger
+from shared.timestamps import parse_timestamp, timestamp
+from shared.wire import subjects
+from shared.wire.api import JobSubmission
+from shared.wire.codecs import decode_orphan_entry, encode
+from shared.wire.requests import OrphanEntry
+
+NOTICED_WITHIN_S = 1.0
+"""How long a retry waits for its orphan: the gateway that had its client may not have noticed yet
+that it disconnected."""
+
+LOOK_EVERY_S = 0.1
+
+MOST_AT_ONCE = 500
+"""Entries in one read; the oldest come first."""
+
+log = logger()
+
+
+class Orphans:
+    """Keeps the place of such jobs for ``return_s``."""
+
+    def __init__(self, broker: Broker, jobs: Jobs, return_s: float, patience_s: float) -> None:
+        self._broker = broker
+        self._jobs = jobs
+        self._return = timedelta(seconds=return_s)
+        self._patience_s = patience_s
+        self._adding = Tasks()
+        self._in_hand: set[int] = set()
+        """The sequences of entries that a retry at this gateway is about to remove."""
+
+    def add(self, accepted: AcceptedJob, submission: JobSubmission) -> None:
+        """Keep the place of a job whose client has timed out, in the background."""
+        entry = subjects.orphan(_hash(submission, accepted.caller), accepted.id)
+        self._adding.start(self._add(accepted.id, entry), f"orphan {accepted.id}")
+
+    async def adopt(self, submission: JobSubmission, caller: Caller) -> AcceptedJob | None:
+        """The oldest orphan of the same request and owner, for a client that sends it again. None
+        if there is none: the job is to be submitted.
+
+        Raises:
+            InvalidRequest: the submission cannot be read.
+            BrokerUnavailable: no answer.
+        """
+        entries = subjects.orphans(_hash(submission, caller))
+        give_up_at = time.monotonic() + NOTICED_WITHIN_S
+        while True:
+            for entry in await self._read(entries):
+                if entry.sequence in self._in_hand:
+                    continue
+                self._in_hand.add(entry.sequence)
+                try:
+                    job = await self._jobs.brief_status(_job_id(entry))
+                    if not await self._remove(entry):
+                        continue
+                except (UnknownJob, JobAgedOut):
+                    continue
+                finally:
+                    self._in_hand.discard(entry.sequence)
+                log.info("job_adopted", job_id=job.id, model=job.model, state=job.state)
+                format = self._jobs.answer_format(job.model, submission)
+                accepted = AcceptedJob.of_replay(job, submission.task, caller, format)
+                return replace(accepted, survives_disconnect=False)
+            if time.monotonic() >= give_up_at:
+                return None
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def cancel_overdue(self) -> None:
+        """Cancel orphans that nobody has adopted in time, on whatever gateway they were added.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        now = self._broker.now()
+        for entry in await self._read(subjects.ORPHANS_WILDCARD):
+            if _is_overdue(entry, now) and await self._remove(entry):
+                self._jobs.abandon(_job_id(entry))
+
+    async def end(self, patience_s: float) -> None:
+        """Write what is to be written, as far as the broker answers within ``patience_s``. Jobs
+        without an entry run to their end."""
+        if left := await self._adding.end(patience_s):
+            log.warning("orphans_not_stored", left=left)
+
+    async def _add(self, job_id: str, subject: str) -> None:
+        refusal = await self._broker.through_outages(partial(self._store, subject))
+        if refusal is None:
+            log.info("job_orphaned", job_id=job_id)
+        else:
+            log.warning("orphan_not_stored", job_id=job_id, error=refusal.message)
+            self._jobs.abandon(job_id)
+
+    async def _store(self, subject: str) -> SluiceError | None:
+        """Why the broker refuses it; None once it is stored."""
+        entry = encode(OrphanEntry(timestamp(self._broker.now() + self._return)))
+        headers = {subjects.HEADER_MSG_ID: new_job_id()}
+        try:
+            await self._broker.publish_stored(subject, entry, headers, self._patience_s)
+        except (StorageShort, StreamRefused) as error:
+            return error
+        return None
+
+    async def _read(self, wildcard: str) -> list[StoredMessage]:
+        return await self._broker.direct_get_all(
+            BUCKET, seq=1, next_by_subj=wildcard, batch=MOST_AT_ONCE
+        )
+
+    async def _remove(self, entry: StoredMessage) -> bool:
+        """Whether it was there until now."""
+        return await self._broker.purge(BUCKET, entry.subject, entry.sequence) > 0
+
+
+def _hash(submission: JobSubmission, caller: Caller) -> str:
+    return sha256(f"{caller.owner}\0{digest_of(submission)}".encode()).hexdigest()
+
+
+def _job_id(entry: StoredMessage) -> str:
+    return subjects.model_and_id(entry.subject)[1]
+
+
+def _is_overdue(entry: StoredMessage, now: datetime) -> bool:
+    """Also one that cannot be read: it was put there by hand."""
+    read = decode_orphan_entry.read(entry.data, entry.subject)
+    try:
+        return read is None or parse_timestamp(read.until) <= now
+    except ValueError:
+        return True
