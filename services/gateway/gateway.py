@@ -12,8 +12,10 @@ from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
+from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.version_1 import Version1Requests
+from services.gateway.listing.reader import JobLister
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.result_listener import ResultListener
@@ -53,6 +55,8 @@ class Gateway:
         self.jobs = Jobs(
             self.broker, self.fleet, self.results, self.forecast, self.storage, settings
         )
+        self.lister = JobLister(self.broker, settings.history_jobs)
+        self.job_list = JobList(self.jobs, self.lister)
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.edge: Edge | None = None
@@ -155,6 +159,7 @@ class Gateway:
             await self.waiting_jobs.follow()
             await self.forecast.start()
             await self.fleet.watch()
+            await stack.enter_async_context(self.lister.running())
             if self.edge is not None:
                 serving = self.edge.running(self.stopping, self.settings.shutdown_s)
                 await stack.enter_async_context(serving)

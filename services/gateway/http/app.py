@@ -64,6 +64,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
     app = Litestar(
         route_handlers=[
             jobs.submit,
+            jobs.list_jobs,
             jobs.status,
             jobs.events,
             jobs.cancel,

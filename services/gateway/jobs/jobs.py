@@ -13,6 +13,7 @@ from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.cancellation import Cancellation
 from services.gateway.jobs.idempotency_record import IdempotencyRecord
+from services.gateway.jobs.preview import preview_of
 from services.gateway.jobs.withdrawals import Withdrawals
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
@@ -382,7 +383,12 @@ class Jobs:
         shared["model"] = None if is_token(accepted.model) else accepted.model
         if submission.seed is None and submission.task in TEXT_TASKS:
             shared["seed"] = secrets.randbits(31)
-        request = InferenceRequest(**shared, queued_at=accepted.queued_at, via=accepted.caller.via)
+        request = InferenceRequest(
+            **shared,
+            queued_at=accepted.queued_at,
+            via=accepted.caller.via,
+            preview=preview_of(submission) if self._settings.kept_requests_h else "",
+        )
         payload = encode(request)
         if len(payload) > self._broker.max_body:
             raise RequestTooLarge(
