@@ -19,7 +19,7 @@ from shared.wire.codecs import encode
 from shared.wire.events import StateEvent
 from shared.wire.listing import JobPage, JobQuery, ListedJob
 from shared.wire.requests import InferenceRequest
-from shared.wire.results import Cancelled, Completed, Failed, Result, Timings, Usage
+from shared.wire.results import Cancelled, Completed, Failed, Timings, Usage
 
 BEGINNING = datetime(2026, 1, 31, 12, tzinfo=UTC)
 NUL = "\0"
@@ -56,7 +56,7 @@ class Filled:
         )
         self.index.set_states([self.message(subjects.state("tiny", job_id), encode(event))])
 
-    def end(self, job_id: str, kind: type[Result] = Completed, **fields: Any) -> None:
+    def end(self, job_id: str, kind: Any = Completed, **fields: Any) -> None:
         own: dict[str, Any] = {
             Completed: {
                 "text": "",

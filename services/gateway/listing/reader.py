@@ -40,7 +40,7 @@ ones, and others have their sequences."""
 SETTLED = timedelta(seconds=30)
 """How old a job must be to be called deleted: it may be on its way from the queue to its result."""
 
-BATCH = 250
+BATCH = 100
 """Messages of a page: of more, decoding would hold the event loop for too long."""
 BATCH_BYTES = 1024 * 1024
 
