@@ -14,6 +14,7 @@ from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
 from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
+from services.gateway.jobs.kept_requests import KeptRequests
 from services.gateway.jobs.version_1 import Version1Requests
 from services.gateway.listing.reader import JobLister
 from services.gateway.settings import GatewaySettings
@@ -26,8 +27,9 @@ from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable, SluiceError, TopologyError
+from shared.errors import BrokerUnavailable, NoRoomForStream, SluiceError, TopologyError
 from shared.logs import logger
+from shared.wire import subjects
 
 LEAST_GRACE_S = 0.5
 
@@ -44,7 +46,9 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, broker_settings: BrokerSettings) -> None:
         self.settings = settings
-        self.topology = Topology(replicas=settings.replicas)
+        self.topology = Topology(
+            replicas=settings.replicas, kept_requests_h=settings.kept_requests_h
+        )
         self.broker = Broker(broker_settings, "gateway")
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.waiting_jobs = WaitingJobs(self.broker)
@@ -52,11 +56,18 @@ class Gateway:
         self.results = ResultListener(self.broker, self.forecast.observe)
         self.storage = Storage(self.broker, settings.replicas)
         self.version_1 = Version1Requests(self.broker, settings.patience_s)
+        self.kept_requests = KeptRequests(self.broker, self.topology)
         self.jobs = Jobs(
-            self.broker, self.fleet, self.results, self.forecast, self.storage, settings
+            self.broker,
+            self.fleet,
+            self.results,
+            self.forecast,
+            self.storage,
+            self.kept_requests,
+            settings,
         )
         self.lister = JobLister(self.broker, settings.history_jobs)
-        self.job_list = JobList(self.jobs, self.lister)
+        self.job_list = JobList(self.broker, self.jobs, self.lister, self.kept_requests)
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.edge: Edge | None = None
@@ -193,6 +204,12 @@ class Gateway:
                     logged.add(error.message)
                     log.warning("broker_not_prepared", error=error.message)
                 self._outage = error
+            except NoRoomForStream as error:
+                if error.stream != subjects.KEPT:
+                    raise
+                # Jobs do not depend on it.
+                self.topology.kept_requests_h = 0
+                log.warning("requests_not_kept", error=error.message)
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _refresh(self) -> None:

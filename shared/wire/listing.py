@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from shared.timestamps import parse_timestamp
-from shared.wire.api import TaskState
+from shared.wire.api import JobStatus, TaskState
 from shared.wire.fields import Count, Metadata, check_times
 from shared.wire.requests import Priority, Via
 from shared.wire.results import Timings, Usage
@@ -193,3 +193,45 @@ def id_at(time: str) -> bytes:
     """The smallest id of a job that was accepted at ``time``."""
     milliseconds = int(parse_timestamp(time).timestamp() * 1000)
     return max(0, milliseconds).to_bytes(6, "big") + bytes(10)
+
+
+TimelineEvent = Literal[
+    "accepted", "started", "first_token", "returned", "lost", "attempt_failed", "result"
+]
+
+
+class TimelineEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened to a job, ``after_s`` seconds after the entry before it. ``lost``:
+    the inferer died, or was away for longer than its lease; when is not known."""
+
+    event: TimelineEvent
+    at: str | None = None
+    after_s: float | None = None
+    attempt: int | None = None
+    inferer: str | None = None
+    via: str | None = None
+    state: TaskState | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+RequestSource = Literal["queue", "kept", "dead"]
+
+
+class JobDetails(Struct, frozen=True, kw_only=True):
+    """A job with its request and what happened to it.
+
+    ``request_from`` says where the request was found: in the queue, among the copies that are
+    kept, or in its dead letter; null if nowhere. The timeline is not ``events_complete`` if the
+    broker has deleted events: it keeps them for 48 hours, and fewer of many. ``dead``: whether
+    there is a dead letter. ``retried_as`` is the job as which that was sent again.
+    """
+
+    status: JobStatus
+    request: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | None
+    request_from: RequestSource | None
+    timeline: list[TimelineEntry]
+    events_complete: bool
+    dead: bool
+    retried_as: str | None
+    trace_id: str | None

@@ -57,7 +57,7 @@ class Filled:
         self.index.set_states([self.message(subjects.state("tiny", job_id), encode(event))])
 
     def end(self, job_id: str, kind: Any = Completed, **fields: Any) -> None:
-        own: dict[str, Any] = {
+        defaults: dict[Any, dict[str, Any]] = {
             Completed: {
                 "text": "",
                 "finish_reason": "stop",
@@ -65,7 +65,7 @@ class Filled:
             },
             Failed: {"code": "model_error", "message": ""},
             Cancelled: {"code": "cancelled", "message": ""},
-        }[kind]
+        }
         result = kind(
             **{
                 "id": job_id,
@@ -75,7 +75,7 @@ class Filled:
                 "finished_at": timestamp(BEGINNING + timedelta(hours=1)),
                 "inferer": "inferer-1",
             }
-            | own
+            | defaults[kind]
             | fields
         )
         self.index.add_results(

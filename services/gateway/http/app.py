@@ -65,6 +65,7 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         route_handlers=[
             jobs.submit,
             jobs.list_jobs,
+            jobs.details,
             jobs.status,
             jobs.events,
             jobs.cancel,

@@ -26,6 +26,7 @@ EVENT_STREAM = "text/event-stream"
 
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
+    "request": dict[str, Any] | None,
     "source": dict[str, Any],
     "parameters": dict[str, Any] | None,
     "functions": list[Any] | None,

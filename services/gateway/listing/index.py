@@ -62,8 +62,27 @@ CREATE TABLE jobs (
     prompt_tokens INTEGER, completion_tokens INTEGER, retry_of TEXT, deadline TEXT,
     result INTEGER, preview TEXT NOT NULL, metadata BLOB NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX states ON jobs (state);
 CREATE INDEX results ON jobs (result) WHERE result IS NOT NULL;
+CREATE INDEX states ON jobs (state);
+CREATE INDEX models ON jobs (model);
+CREATE INDEX priorities ON jobs (priority);
+CREATE INDEX ways ON jobs (via);
+CREATE INDEX owners ON jobs (owner);
+CREATE INDEX inferers ON jobs (inferer);
+CREATE INDEX codes ON jobs (code) WHERE code IS NOT NULL;
+CREATE INDEX retries ON jobs (retry_of) WHERE retry_of IS NOT NULL;
+CREATE INDEX deadlines ON jobs (deadline) WHERE result IS NULL;
+CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER added AFTER INSERT ON jobs BEGIN
+    INSERT INTO counts VALUES (new.state, 1) ON CONFLICT (state) DO UPDATE SET jobs = jobs + 1;
+END;
+CREATE TRIGGER changed AFTER UPDATE OF state ON jobs WHEN old.state <> new.state BEGIN
+    UPDATE counts SET jobs = jobs - 1 WHERE state = old.state;
+    INSERT INTO counts VALUES (new.state, 1) ON CONFLICT (state) DO UPDATE SET jobs = jobs + 1;
+END;
+CREATE TRIGGER deleted AFTER DELETE ON jobs BEGIN
+    UPDATE counts SET jobs = jobs - 1 WHERE state = old.state;
+END;
 CREATE TABLE pairs (pair INTEGER, id BLOB, PRIMARY KEY (pair, id)) WITHOUT ROWID;
 """
 
@@ -256,8 +275,8 @@ class JobIndex:
         """The ids of jobs whose deadline passed: before ``now`` if they wait, before ``overdue`` if
         they run; 50 at most."""
         found = self._table.execute(
-            "SELECT id FROM jobs WHERE state IN ('PENDING', 'RETRY') AND deadline < ? "
-            "OR state = 'STARTED' AND deadline < ? LIMIT 50",
+            "SELECT id FROM jobs WHERE result IS NULL AND deadline < ? "
+            "AND (state <> 'STARTED' OR deadline < ?) LIMIT 50",
             (now, overdue),
         )
         return [_id(row[0]) for row in found]
@@ -267,7 +286,7 @@ class JobIndex:
         search = Search.of(query, self.pair)
         rows = self._table.execute(*search.page).fetchall()
         shown = rows[: query.limit]
-        states = dict(self._table.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+        states = dict(self._table.execute("SELECT state, jobs FROM counts WHERE jobs > 0"))
         oldest = self._table.execute("SELECT min(id) FROM jobs").fetchone()[0]
         jobs = sum(states.values())
         total = jobs

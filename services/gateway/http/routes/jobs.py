@@ -25,7 +25,7 @@ from services.gateway.validation.listing import parse_query
 from shared.errors import BrokerUnavailable
 from shared.wire.api import JobAccepted, JobStatus, JobSubmission
 from shared.wire.codecs import encode
-from shared.wire.listing import JobPage
+from shared.wire.listing import JobDetails, JobPage
 
 
 @post(
@@ -133,6 +133,13 @@ async def events(
             return  # the client reconnects to another gateway, with its Last-Event-ID
 
     return event_stream(messages())
+
+
+@get("/jobs/{job_id:str}", responses=error_responses(404, 410))
+async def details(job_id: str, gateway: Gateway) -> JobDetails:
+    """A job with its status, its request, and what happened to it when."""
+    gateway.require_ready()
+    return await gateway.job_list.details(job_id)
 
 
 @delete("/jobs/{job_id:str}", status_code=200, responses=error_responses(404, 409, 410))
