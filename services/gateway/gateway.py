@@ -9,6 +9,7 @@ from typing import Protocol
 
 from services.gateway.eta.forecast import Forecast
 from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.bulk import Bulk
 from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
@@ -70,6 +71,7 @@ class Gateway:
         self.job_list = JobList(self.broker, self.jobs, self.lister, self.kept_requests)
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
+        self.bulk = Bulk(self.jobs, self.lister, self.dead_letters)
         self.edge: Edge | None = None
         """The edge besides HTTP, which serves once the broker is prepared."""
         self.stopping = asyncio.Event()

@@ -8,8 +8,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from shared.timestamps import parse_timestamp
-from shared.wire.api import JobStatus, TaskState
-from shared.wire.fields import Count, Metadata, check_times
+from shared.wire.api import DeadLetterHead, JobStatus, TaskState
+from shared.wire.fields import Count, JobId, Metadata, check_times
 from shared.wire.requests import Priority, Via
 from shared.wire.results import Timings, Usage
 from shared.wire.subjects import PUBLIC
@@ -50,14 +50,7 @@ class JobFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     until: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("since", "until"):
-            try:
-                check_times(getattr(self, name))
-            except ValueError:
-                example = "2026-01-31T12:00:00Z"
-                raise ValueError(
-                    f"`{name}` must be an RFC 3339 time with a zone, such as {example}"
-                ) from None
+        _check_bounds(self.since, self.until)
         if self.id is not None and not _is_id_prefix(self.id):
             raise ValueError("`id` must be the id of a job, or its first characters, at least four")
         if isinstance(self.state, str):
@@ -76,6 +69,80 @@ class JobQuery(
     sort: JobSort = "accepted"
     limit: Limit = PAGE
     cursor: Text | None = None
+
+
+class DeadFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which dead letters, as `JobFilter`; ``since`` and ``until`` are of their end."""
+
+    code: Text | None = None
+    model: Text | None = None
+    priority: Priority | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.since, self.until)
+
+    @property
+    def is_empty(self) -> bool:
+        return all(getattr(self, name) is None for name in self.__struct_fields__)
+
+    def matches(self, letter: DeadLetterHead) -> bool:
+        at = parse_timestamp(letter.at)
+        return (
+            all(
+                getattr(self, name) in (None, getattr(letter, name))
+                for name in ("code", "model", "priority")
+            )
+            and (self.since is None or at >= parse_timestamp(self.since))
+            and (self.until is None or at < parse_timestamp(self.until))
+        )
+
+
+Ids = Annotated[list[JobId], Meta(min_length=1, max_length=200)]
+AtMost = Annotated[int, Meta(ge=1, le=1000, description="Maximum number of them; default: 1000.")]
+
+
+class BulkRequest(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Several jobs at once: ``ids``, or those that match ``where``, which is never empty."""
+
+    ids: Ids | None = None
+    where: JobFilter | None = None
+    at_most: AtMost | None = None
+
+    def __post_init__(self) -> None:
+        _check_selection(self.ids, self.where, self.at_most)
+
+
+class BulkDeadRequest(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Several dead letters at once, as `BulkRequest`."""
+
+    ids: Ids | None = None
+    where: DeadFilter | None = None
+    at_most: AtMost | None = None
+
+    def __post_init__(self) -> None:
+        _check_selection(self.ids, self.where, self.at_most)
+
+
+class NotDone(Struct, frozen=True, kw_only=True):
+    id: str
+    code: str
+    message: str
+
+
+class BulkReport(Struct, frozen=True, kw_only=True):
+    """``matched`` is how many there were, ``left`` how many of them were left for another request
+    by ``at_most``. The others are ``done``, or listed with the reason."""
+
+    matched: int
+    done: int
+    not_done: list[NotDone]
+    left: int
 
 
 class ListedJob(Struct, frozen=True, kw_only=True):
@@ -163,6 +230,29 @@ class ResultHead(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_times(self.queued_at, self.started_at, self.finished_at)
+
+
+def _check_bounds(since: str | None, until: str | None) -> None:
+    for name, time in (("since", since), ("until", until)):
+        try:
+            check_times(time)
+        except ValueError:
+            example = "2026-01-31T12:00:00Z"
+            raise ValueError(
+                f"`{name}` must be an RFC 3339 time with a zone, such as {example}"
+            ) from None
+
+
+def _check_selection(
+    ids: list[str] | None, where: JobFilter | DeadFilter | None, at_most: int | None
+) -> None:
+    if (ids is None) == (where is None):
+        raise ValueError("give either `ids` or `where`")
+    if where is None and at_most is not None:
+        raise ValueError("`at_most` applies only to `where`; leave it out")
+    if where is not None and where.is_empty:
+        names = ", ".join(type(where).__struct_fields__)
+        raise ValueError(f"`where` must not be empty: give at least one of {names}")
 
 
 _is_id_prefix = re.compile(ID_PREFIX.removesuffix("$")).fullmatch

@@ -1,14 +1,17 @@
 """`GET /jobs`: which jobs there are, the same at every gateway, whenever it was started."""
 
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nats
 import pytest
 
-from tests.support.processes import PATIENCE_S, Stack, eventually
+from tests.support.processes import PATIENCE_S, Stack, eventually, scripts
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,55 @@ def test_a_wrong_parameter_is_400_with_what_is_allowed(listed_stack: Stack) -> N
         answer = listed_stack.http.get("/jobs", params={name: value})
         assert answer.status_code == 400, (name, answer.text)
         assert name in answer.json()["detail"]
+
+
+async def test_the_same_list_over_nats(listed_stack: Stack) -> None:
+    """With the same fields; an unknown one is 400 with the known ones."""
+    job_id = listed_stack.submit(prompt="x", max_tokens=1, metadata={"of": "nats"})
+    listed_stack.wait_for_end(job_id)
+    expected = listed(listed_stack.url, **{"metadata.of": "nats"})
+    client = await nats.connect(listed_stack.nats.url)
+    query = json.dumps({"metadata": {"of": "nats"}, "state": "SUCCESS"}).encode()
+    answer = await client.request("infer.jobs", query, timeout=PATIENCE_S)
+    assert json.loads(answer.data) == expected
+    everything = await client.request("infer.jobs", b"", timeout=PATIENCE_S)
+    assert json.loads(everything.data)["total"] >= 1
+    wrong = await client.request("infer.jobs", b'{"stat": "SUCCESS"}', timeout=PATIENCE_S)
+    headers = wrong.headers or {}
+    assert headers["Nats-Service-Error-Code"] == "400"
+    assert (
+        "stat is not a field of this request; the fields are state, code"
+        in (headers["Nats-Service-Error"])
+    )
+    await client.close()
+
+
+def test_the_command_line_lists_and_shows_jobs(listed_stack: Stack) -> None:
+    """`sluice jobs` with filters, and `sluice job` with the beginning of an id."""
+    job_id = listed_stack.submit(prompt="Once upon", max_tokens=2, metadata={"of": "cli"})
+    listed_stack.wait_for_end(job_id)
+    shown = sluice(listed_stack, "jobs", "--metadata", "of=cli", "--state", "success")
+    assert shown.returncode == 0, shown.stderr
+    (row, count) = shown.stdout.splitlines()[1:]
+    assert row.split()[:3] == [job_id, "SUCCESS", "tiny"]
+    assert row.rstrip().endswith("Once upon")
+    assert count == "1 job"
+    page = json.loads(
+        sluice(listed_stack, "jobs", "--since", "1h", "--limit", "1", "--json").stdout
+    )
+    assert [job["id"] for job in page["jobs"]] == [job_id]
+    job = sluice(listed_stack, "job", job_id[:30])
+    assert "SUCCESS" in job.stdout
+    assert "started on inferer-0 (attempt 1)" in job.stdout
+    assert '"prompt": "Once upon"' in job.stdout
+    wrong = sluice(listed_stack, "jobs", "--state", "done")
+    assert (wrong.returncode, "FAILURE or PENDING" in wrong.stderr) == (2, True)
+    assert sluice(listed_stack, "jobs", "--metadata", "of").returncode == 2
+    unknown = sluice(listed_stack, "job", "ffff")
+    assert (unknown.returncode, "no job" in unknown.stderr) == (2, True)
+
+
+def sluice(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [scripts() / "sluice", *arguments, "--url", stack.url], capture_output=True, text=True
+    )

@@ -13,6 +13,7 @@ from nats.micro.request import Request, ServiceError
 
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency
+from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.retries import Retries
 from services.gateway.micro.replies import Replies
@@ -29,6 +30,7 @@ from shared.logs import logger
 from shared.wire import subjects
 from shared.wire.api import ConcurrencyRequest, JobAccepted, JobReference, NatsSubmission
 from shared.wire.codecs import encode
+from shared.wire.listing import JobQuery
 from shared.wire.requests import RetryRequest
 from shared.wire.trace import trace_of
 
@@ -55,12 +57,14 @@ class NatsService:
         results: ResultListener,
         idempotency: Idempotency,
         retries: Retries,
+        job_list: JobList,
     ) -> None:
         self._broker = broker
         self._fleet = fleet
         self._jobs = jobs
         self._idempotency = idempotency
         self._retries = retries
+        self._job_list = job_list
         self._replies = Replies(broker, fleet, jobs, results)
 
     @asynccontextmanager
@@ -82,6 +86,7 @@ class NatsService:
             "status": self._status,
             "result": self._result,
             "cancel": self._cancel,
+            "jobs": self._list_jobs,
             "queue": self._queue,
             "inferers": self._inferers,
             "concurrency": self._concurrency,
@@ -154,6 +159,9 @@ class NatsService:
 
     async def _cancel(self, request: Request) -> Struct:
         return await self._jobs.cancel(_job_id(request))
+
+    async def _list_jobs(self, request: Request) -> Struct:
+        return await self._job_list.page(decode_body(request.data or b"{}", JobQuery))
 
     async def _retry(self, request: Request) -> Struct:
         """Called by inferers, which do not publish to REQUESTS themselves."""

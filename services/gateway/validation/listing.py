@@ -7,7 +7,7 @@ import msgspec
 
 from services.gateway.validation.wording import invalid_body
 from shared.errors import InvalidRequest
-from shared.wire.listing import JobFilter, JobQuery
+from shared.wire.listing import JobQuery
 
 METADATA = "metadata."
 NAMES = [name for name in JobQuery.__struct_fields__ if name != "metadata"]
@@ -47,11 +47,3 @@ def parse_query(parameters: Iterable[tuple[str, str]]) -> JobQuery:
         if (param := invalid.param or "").startswith("state"):  # one of several
             raise InvalidRequest(invalid.message.replace(param, "state", 1), "state") from None
         raise invalid from None
-
-
-def require_filter(where: JobFilter) -> None:
-    """Raises: InvalidRequest: it would match every job."""
-    if where.is_empty:
-        raise InvalidRequest(
-            f"where must name at least one of {', '.join(JobFilter.__struct_fields__)}", "where"
-        )

@@ -25,7 +25,7 @@ from services.gateway.validation.listing import parse_query
 from shared.errors import BrokerUnavailable
 from shared.wire.api import JobAccepted, JobStatus, JobSubmission
 from shared.wire.codecs import encode
-from shared.wire.listing import JobDetails, JobPage
+from shared.wire.listing import BulkReport, BulkRequest, JobDetails, JobPage
 
 
 @post(
@@ -147,6 +147,14 @@ async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
     """Cancel a job, waiting or running. 409 if it has already ended."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
+
+
+@post("/jobs/cancel", status_code=200, responses=error_responses(413))
+async def cancel_several(data: BulkRequest, gateway: Gateway) -> BulkReport:
+    """Cancel several jobs: those with these `ids`, or those that match `where`, the newest first,
+    whose fields are the filters of `GET /jobs`. An empty `where` is refused."""
+    gateway.require_ready()
+    return await gateway.bulk.cancel(data)
 
 
 def _message(event: JobEvent) -> ServerSentEventMessage:
