@@ -129,12 +129,9 @@ class JobIndex:
         self._table = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._table.executescript(SCHEMA)
 
-    def close(self) -> None:
-        self._table.close()
-
     def clear(self) -> None:
         """Forget everything."""
-        self._table.executescript("DELETE FROM jobs; DELETE FROM pairs;")
+        self._table.executescript("DELETE FROM jobs; DELETE FROM pairs; DELETE FROM counts;")
         self._early.clear()
 
     def add_requests(self, messages: Iterable[StoredMessage]) -> None:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from nats.js.api import StreamInfo
 
 from services.gateway.listing.index import JobIndex
-from shared.background import drop, keep_running, start
+from shared.background import drop, keep_running
 from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
 from shared.broker.stored_messages import StoredMessage
 from shared.errors import BrokerUnavailable
@@ -119,7 +119,9 @@ class JobLister:
         if not self.is_complete:
             return  # that takes seconds, and the answer says so
         if self._next_read is None:
-            self._next_read = start(self._read_next(), "catch up with the streams")
+            self._next_read = asyncio.create_task(self._read_next(), name="catch up")
+            # Also if nobody waits for it any more.
+            self._next_read.add_done_callback(lambda task: task.cancelled() or task.exception())
         reading = self._next_read
         await asyncio.wait((reading,), timeout=CATCH_UP_S)
         if reading.done():
