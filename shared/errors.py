@@ -175,11 +175,3 @@ class TopologyError(SluiceError):
     """The broker has streams, consumers or buckets that cannot be changed to what is needed."""
 
     code = "incompatible_topology"
-
-
-class NoRoomForStream(TopologyError):
-    """The broker's storage is too small for a stream. ``stream`` is its name."""
-
-    def __init__(self, message: str, stream: str) -> None:
-        super().__init__(message)
-        self.stream = stream

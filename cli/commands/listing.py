@@ -148,7 +148,7 @@ def _print_details(found: JobDetails) -> None:
     if found.retried_as is not None:
         out.print(safe_text(f"retried as {found.retried_as}"))
     out.print()
-    if found.request is None:
+    if found.request_from is None:
         out.print("the request is not kept")
     else:
         text = msgspec.json.format(bytes(found.request), indent=2).decode("utf-8", "replace")

@@ -28,7 +28,7 @@ from shared.broker.connection import RETRY_DELAY_S, Broker
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
-from shared.errors import BrokerUnavailable, NoRoomForStream, SluiceError, TopologyError
+from shared.errors import BrokerUnavailable, SluiceError, TopologyError
 from shared.logs import logger
 from shared.wire import subjects
 
@@ -196,6 +196,10 @@ class Gateway:
                 )
                 for change in changes:
                     log.info("topology_changed", change=change)
+                if subjects.KEPT in await missing_streams(self.broker, self.topology):
+                    # The broker has no room for it, and no job depends on it.
+                    self.topology.kept_requests_h = 0
+                    log.warning("requests_not_kept")
                 await self._refresh()
                 if changes:
                     # What callers wait for may be gone.
@@ -206,12 +210,6 @@ class Gateway:
                     logged.add(error.message)
                     log.warning("broker_not_prepared", error=error.message)
                 self._outage = error
-            except NoRoomForStream as error:
-                if error.stream != subjects.KEPT:
-                    raise
-                # Jobs do not depend on it.
-                self.topology.kept_requests_h = 0
-                log.warning("requests_not_kept", error=error.message)
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _refresh(self) -> None:

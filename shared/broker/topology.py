@@ -24,7 +24,7 @@ from shared.broker.consumers import (
 from shared.broker.refusals import STORE_FULL
 from shared.broker.storage import read_storage
 from shared.broker.streams import Topology, first_sequence, streams
-from shared.errors import BrokerUnavailable, NoRoomForStream, TopologyError
+from shared.errors import BrokerUnavailable, TopologyError
 from shared.model_names import is_token, token_of
 from shared.wire import subjects
 
@@ -155,7 +155,6 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
 
     Raises:
         BrokerUnavailable: no answer.
-        NoRoomForStream: its storage is too small.
         TopologyError: the broker is too old, holds the queues of another wire version, or something
             that cannot be changed into ours.
     """
@@ -230,15 +229,16 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
                 raise BrokerUnavailable(
                     f"too few nodes are up for the stream {wanted.name}: {error.description}"
                 ) from error
-            refused = f"the broker refuses the stream {wanted.name}: {error.description}"
-            if error.err_code in STORE_FULL:
-                raise NoRoomForStream(
-                    f"{refused}; free space on its disk, or let it use more (SLUICE_STORE), and "
-                    "restart it",
-                    wanted.name,
-                ) from error
+            advice = (
+                "free space on its disk, or let it use more (SLUICE_STORE), and restart it"
+                if error.err_code in STORE_FULL
+                else "find the conflicting stream with: nats stream ls --subjects"
+            )
+            if error.err_code in STORE_FULL and wanted.name == subjects.KEPT:
+                # No job depends on it.
+                return [f"stream {wanted.name}: left out, {error.description}; {advice}"]
             raise TopologyError(
-                f"{refused}; find the conflicting stream with: nats stream ls --subjects"
+                f"the broker refuses the stream {wanted.name}: {error.description}; {advice}"
             ) from error
         await _wait_for_leader(broker, wanted.name)
         return [f"stream {wanted.name}: created"]

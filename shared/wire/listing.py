@@ -318,7 +318,7 @@ class JobDetails(Struct, frozen=True, kw_only=True):
     """
 
     status: JobStatus
-    request: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | None
+    request: Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
     request_from: RequestSource | None
     timeline: list[TimelineEntry]
     events_complete: bool

@@ -20,6 +20,7 @@ from shared.wire.listing import JobDetails, JobPage, JobQuery, RequestSource
 from shared.wire.subjects import HEADER_TRACEPARENT
 from shared.wire.trace import trace_of
 
+NULL = Raw(b"null")
 MAX_EVENTS = 1000
 """Changes of state of a job that are shown."""
 
@@ -76,7 +77,7 @@ class JobList:
         )
         return JobDetails(
             status=status,
-            request=None if request is None else Raw(request),
+            request=NULL if request is None else Raw(request),
             request_from=source,
             timeline=timeline,
             events_complete=is_complete,
