@@ -98,6 +98,7 @@ bench: $(READY) ## Benchmarks of overhead, throughput, scaling, ETA and more; ne
 	$(BIN)/python -m benchmarks.cancel
 	$(BIN)/sluice bench
 	$(BIN)/python -m benchmarks.waiting
+	$(BIN)/python -m benchmarks.listing
 	$(BIN)/python -m benchmarks.prompt_cache
 	$(BIN)/python -m benchmarks.conversations
 	$(BIN)/python -m benchmarks.long_prompt

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import httpx_sse
@@ -25,6 +25,7 @@ from shared.wire.api import (
     QueueReport,
 )
 from shared.wire.codecs import encode
+from shared.wire.listing import JobDetails, JobPage
 from shared.wire.results import DeadLetter
 
 TIMEOUT_S = 30.0
@@ -85,6 +86,14 @@ class Client:
     def cancel(self, job_id: str) -> JobStatus:
         _check_id(job_id)
         return self._call("DELETE", f"/jobs/{job_id}", JobStatus)
+
+    def jobs(self, query: list[tuple[str, str]]) -> JobPage:
+        """``query``: the parameters of ``GET /jobs``."""
+        return self._call("GET", f"/jobs?{urlencode(query)}", JobPage)
+
+    def job(self, job_id: str) -> JobDetails:
+        _check_id(job_id)
+        return self._call("GET", f"/jobs/{job_id}", JobDetails)
 
     def queue(self) -> QueueReport:
         return self._call("GET", "/queue", QueueReport)

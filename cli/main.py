@@ -11,6 +11,7 @@ from cli.commands.bench import bench
 from cli.commands.doctor import doctor
 from cli.commands.fleet import concurrency, inferers, queue, top
 from cli.commands.jobs import ask, cancel, follow, status, submit
+from cli.commands.listing import job, jobs
 from cli.commands.models import models
 from cli.commands.up import up
 from cli.exit_status import EXIT_FAILED, CommandError
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="LLM inference through a NATS work queue: one request at a time through each worker.",
 )
 for command in (
-    *(up, ask, submit, follow, status, cancel, queue, inferers, top),
+    *(up, ask, submit, follow, status, cancel, jobs, job, queue, inferers, top),
     *(concurrency, doctor, models, bench),
 ):
     app.command()(command)

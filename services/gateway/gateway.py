@@ -9,12 +9,16 @@ from typing import Protocol
 
 from services.gateway.eta.forecast import Forecast
 from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.bulk import Bulk
 from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.events import JobEvent, job_events
 from services.gateway.jobs.idempotency import Idempotency
+from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
+from services.gateway.jobs.kept_requests import KeptRequests
 from services.gateway.jobs.orphans import Orphans
 from services.gateway.jobs.version_1 import Version1Requests
+from services.gateway.listing.reader import JobLister
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.result_listener import ResultListener
@@ -27,6 +31,7 @@ from shared.broker.topology import ensure_topology, missing_streams, obstructed_
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, SluiceError, TopologyError
 from shared.logs import logger
+from shared.wire import subjects
 
 LEAST_GRACE_S = 0.5
 
@@ -43,7 +48,9 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, broker_settings: BrokerSettings) -> None:
         self.settings = settings
-        self.topology = Topology(replicas=settings.replicas)
+        self.topology = Topology(
+            replicas=settings.replicas, kept_requests_h=settings.kept_requests_h
+        )
         self.broker = Broker(broker_settings, "gateway")
         self.fleet = Fleet(self.broker, self.topology, settings.model_names)
         self.waiting_jobs = WaitingJobs(self.broker)
@@ -51,12 +58,22 @@ class Gateway:
         self.results = ResultListener(self.broker, self.forecast.observe)
         self.storage = Storage(self.broker, settings.replicas)
         self.version_1 = Version1Requests(self.broker, settings.patience_s)
+        self.kept_requests = KeptRequests(self.broker, self.topology)
         self.jobs = Jobs(
-            self.broker, self.fleet, self.results, self.forecast, self.storage, settings
+            self.broker,
+            self.fleet,
+            self.results,
+            self.forecast,
+            self.storage,
+            self.kept_requests,
+            settings,
         )
+        self.lister = JobLister(self.broker, settings.history_jobs)
+        self.job_list = JobList(self.broker, self.jobs, self.lister, self.kept_requests)
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.orphans = Orphans(self.broker, self.jobs, settings.return_s, settings.patience_s)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
+        self.bulk = Bulk(self.jobs, self.lister, self.dead_letters)
         self.edge: Edge | None = None
         """The edge besides HTTP, which serves once the broker is prepared."""
         self.stopping = asyncio.Event()
@@ -158,6 +175,7 @@ class Gateway:
             await self.waiting_jobs.follow()
             await self.forecast.start()
             await self.fleet.watch()
+            await stack.enter_async_context(self.lister.running())
             if self.edge is not None:
                 serving = self.edge.running(self.stopping, self.settings.shutdown_s)
                 await stack.enter_async_context(serving)
@@ -181,6 +199,10 @@ class Gateway:
                 )
                 for change in changes:
                     log.info("topology_changed", change=change)
+                if subjects.KEPT in await missing_streams(self.broker, self.topology):
+                    # The broker has no room for it, and no job depends on it.
+                    self.topology.kept_requests_h = 0
+                    log.warning("requests_not_kept")
                 await self._refresh()
                 if changes:
                     # What callers wait for may be gone.

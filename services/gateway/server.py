@@ -55,6 +55,7 @@ async def main() -> None:
         gateway.results,
         gateway.idempotency,
         Retries(gateway.broker),
+        gateway.job_list,
     )
     configure_logs("gateway")
     log = logger()

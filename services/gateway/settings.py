@@ -1,14 +1,15 @@
 """``GATEWAY_*``: how one gateway runs."""
 
+from datetime import timedelta
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from services.gateway.validation.addresses import ANY, parse_host, parse_origin
+from services.gateway.validation.addresses import ANY, is_loopback, parse_host, parse_origin
 from shared.config import Port, Positive, Seconds
 from shared.model_names import NAME_RULE, is_name
-from shared.retention import MAX_JOB_LIFETIME
+from shared.retention import MAX_JOB_LIFETIME, RESULT_RETENTION
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
@@ -36,6 +37,12 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     publish_patience_s: Seconds | None = None
     """Seconds that a submit waits for a broker that does not confirm, for instance while it
     elects a leader, before it gets 503. By default 4, and 20 on a cluster."""
+    keep_requests_h: Annotated[int, Meta(ge=0, le=168)] | None = None
+    """Hours for which the requests of jobs that have ended are kept; 0 keeps none. By default 48 if
+    `GATEWAY_HOST` is a loopback address, and otherwise 0."""
+    history_jobs: Positive = 100_000
+    """Jobs that have ended and are listed; the oldest are forgotten first. A job takes about 630
+    bytes of memory, and its metadata."""
     shutdown_s: Seconds = 5.0
     """Seconds that requests may take to finish after SIGTERM."""
     allowed_hosts: str = ""
@@ -80,6 +87,14 @@ class GatewaySettings(msgspec.Struct, frozen=True):
         if self.publish_patience_s is not None:
             return self.publish_patience_s
         return 4.0 if self.replicas == 1 else 20.0
+
+    @property
+    def kept_requests_h(self) -> int:
+        """The configured value; by default as long as results, but only if no other machine can
+        connect to this gateway: whoever can may read them."""
+        if self.keep_requests_h is not None:
+            return self.keep_requests_h
+        return RESULT_RETENTION // timedelta(hours=1) if is_loopback(self.host) else 0
 
     @property
     def model_names(self) -> list[str]:

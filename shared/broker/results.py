@@ -153,6 +153,8 @@ def _too_large(result: Result, size: int) -> Failed:
         owner=result.owner,
         priority=result.priority,
         retry_of=result.retry_of,
+        via=result.via,
+        preview=result.preview,
         code=TOO_LARGE,
         message=f"the result has {size} bytes, more than the broker takes in one message; "
         "ask for fewer tokens or send less metadata",

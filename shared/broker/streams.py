@@ -21,15 +21,18 @@ from shared.wire import subjects
 PRESENCE_TTL = timedelta(seconds=10)
 DUPLICATE_WINDOW = timedelta(minutes=2)
 EVENTS_MAX_BYTES = 1024**3
+"""Of the events, and of the requests that are kept."""
 EVENTS_SHARE = 10
-"""If the account's storage is limited, events get at most one part in this many of it."""
+"""If the account's storage is limited, each of the two gets at most one part in this many of it."""
 
 
 @dataclass
 class Topology:
-    """What a deployment may choose. ``replicas``: 1, or 3 and 5 on a cluster."""
+    """What a deployment may choose. ``replicas``: 1, or 3 and 5 on a cluster. ``kept_requests_h``:
+    for how many hours copies of requests are kept; 0: there is no stream for them."""
 
     replicas: int = 1
+    kept_requests_h: int = 0
 
     @property
     def ack_wait_s(self) -> float:
@@ -56,6 +59,16 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
     results_s = RESULT_RETENTION.total_seconds()
     # The broker reserves it: a stream that may become larger than the storage is refused.
     events_max_bytes = min(EVENTS_MAX_BYTES, (storage_limit or math.inf) // EVENTS_SHARE)
+    kept = StreamConfig(
+        name=subjects.KEPT,
+        description="Sluice: copies of requests, for those who look at finished jobs",
+        subjects=[subjects.KEPT_WILDCARD],
+        retention=RetentionPolicy.LIMITS,
+        max_age=timedelta(hours=topology.kept_requests_h).total_seconds(),
+        max_msgs_per_subject=1,
+        # As much as events, and for the same reason: over it the oldest are deleted.
+        **{**shared, "max_bytes": int(events_max_bytes)},
+    )
     return [
         # Bounded by nothing, so that no accepted job is ever dropped: the gateways refuse new
         # ones instead.
@@ -137,6 +150,8 @@ def streams(topology: Topology, storage_limit: int | None = None) -> list[Stream
             shared,
             marker_ttl_s=1,
         ),
+        # The last: nothing else depends on it.
+        *([kept] if topology.kept_requests_h else []),
     ]
 
 

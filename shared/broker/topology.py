@@ -235,6 +235,9 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
                 if error.err_code in STORE_FULL
                 else "find the conflicting stream with: nats stream ls --subjects"
             )
+            if error.err_code in STORE_FULL and wanted.name == subjects.KEPT:
+                # No job depends on it.
+                return [f"stream {wanted.name}: left out, {error.description}; {advice}"]
             raise TopologyError(
                 f"the broker refuses the stream {wanted.name}: {error.description}; {advice}"
             ) from error

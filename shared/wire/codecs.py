@@ -16,6 +16,7 @@ from shared.wire.inferers import (
     OverlapNotice,
     SetConcurrency,
 )
+from shared.wire.listing import RequestHead, ResultHead
 from shared.wire.requests import IdempotencyEntry, InferenceRequest, OrphanEntry
 from shared.wire.results import DeadLetter, Result
 
@@ -80,6 +81,8 @@ def skip(what: str, subject: str, error: Exception) -> None:
 encode = msgspec.json.Encoder().encode
 decode_request = Decoder[InferenceRequest]("request", InferenceRequest)
 decode_result = Decoder[Result]("result", Result)
+decode_request_head = Decoder[RequestHead]("request", RequestHead)
+decode_result_head = Decoder[ResultHead]("result", ResultHead)
 decode_state_event = Decoder[StateEvent]("state event", StateEvent)
 decode_inferer_death = Decoder[InfererDeath]("report of a death", InfererDeath)
 decode_token_frame = Decoder[TokenFrame]("token frame", TokenFrame)

@@ -240,6 +240,8 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     retry_of: JobId | None = None
     model: str | None = None
     """What users call the model; the subject holds its token."""
+    preview: str = ""
+    """The beginning of what is asked, for lists of jobs; empty where requests are not kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from shared.wire.answers import AnswerFormat
 from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
 from shared.wire.inputs import Document
 from shared.wire.logprobs import TokenLogprob
-from shared.wire.requests import Priority, Task, Work
+from shared.wire.requests import Priority, Task, Via, Work
 from shared.wire.subjects import PUBLIC
 
 FinishReason = Literal["stop", "length"]
@@ -69,6 +69,9 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     metadata: Metadata | UnsetType = UNSET
     priority: Priority = "normal"
     retry_of: str | None = None
+    via: Via | None = None
+    preview: str = ""
+    """As in the request."""
 
     def __post_init__(self) -> None:
         check_times(self.queued_at, self.started_at, self.finished_at)

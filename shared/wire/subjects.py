@@ -22,6 +22,7 @@ STATES = "STATES"
 EVENTS = "EVENTS"
 RESULTS = "RESULTS"
 DEAD = "DEAD"
+KEPT = "KEPT"
 INFERERS = "INFERERS"
 IDEMPOTENCY = "IDEMPOTENCY"
 
@@ -68,6 +69,7 @@ DEATHS_WILDCARD = "infer.deaths.*.*"
 EVENTS_WILDCARD = "infer.events.*.*.*"
 RESULTS_WILDCARD = "infer.results.*.*"
 FINISHED_WILDCARD = "infer.finished.*.*"
+KEPT_WILDCARD = "infer.kept.*.*"
 DEAD_WILDCARD = "infer.dead.*.*"
 RETRY_WILDCARD = "infer.retry.*.*"
 ACCEPTED_WILDCARD = "infer.accepted.*.*"
@@ -194,6 +196,10 @@ def token_events(model: str, job_id: str) -> str:
     return f"infer.events.{token_of(model)}.{job_id}.tokens"
 
 
+def state_events_of(job_id: str) -> str:
+    return f"infer.events.*.{job_id}.state"
+
+
 def events(model: str, job_id: str) -> str:
     return f"infer.events.{token_of(model)}.{job_id}.*"
 
@@ -255,6 +261,15 @@ def dead(model: str, job_id: str) -> str:
 
 def dead_of(job_id: str) -> str:
     return f"infer.dead.*.{job_id}"
+
+
+def kept(model: str, job_id: str) -> str:
+    """A copy of the request, for those who look at the job when it has ended."""
+    return f"infer.kept.{token_of(model)}.{job_id}"
+
+
+def kept_of(job_id: str) -> str:
+    return f"infer.kept.*.{job_id}"
 
 
 def idempotency(key_hash: str) -> str:

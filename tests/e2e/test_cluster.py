@@ -19,6 +19,7 @@ from shared.wire import subjects
 from shared.wire.results import Cancelled, Result
 from tests.chaos.cluster import Cluster
 from tests.chaos.parts import Gateway, Node
+from tests.support.processes import PATIENCE_S
 
 JOB = {"model": "idle", "prompt": "hi", "max_tokens": 2}
 
@@ -97,6 +98,39 @@ async def test_a_job_that_was_accepted_is_never_unknown(tmp_path: Path) -> None:
                 await asyncio.sleep(0.002)
             answers = [await answer for answer in asked]
             assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+async def test_jobs_are_listed_alike_after_a_node_was_killed(tmp_path: Path) -> None:
+    """By gateways at two other nodes, with the copies of their requests, which are on all nodes."""
+    async with (
+        Cluster(tmp_path) as cluster,
+        gateway_at(cluster.nodes[0], tmp_path) as one,
+        gateway_at(cluster.nodes[1], tmp_path) as other,
+    ):
+        ids = [(await one.post("/jobs", json=JOB)).json()["id"] for _ in range(10)]
+        for job_id in ids[:5]:
+            assert (await other.delete(f"/jobs/{job_id}")).status_code == 200
+        cluster.nodes[2].kill()
+        ids += [(await other.post("/jobs", json=JOB)).json()["id"] for _ in range(5)]
+        expected = {job_id: "REVOKED" if job_id in ids[:5] else "PENDING" for job_id in ids}
+        for http in (one, other):
+            await until_listed(http, expected)
+            shown = (await http.get(f"/jobs/{ids[0]}")).json()
+            assert (shown["request"]["prompt"], shown["request_from"]) == (JOB["prompt"], "kept")
+        kept = await cluster.broker.js.stream_info(subjects.KEPT)
+        assert kept.config.num_replicas == 3
+
+
+async def until_listed(http: httpx.AsyncClient, expected: dict[str, str]) -> None:
+    """A replica may lag behind its leader for a moment."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            answer = await http.get("/jobs")
+            if answer.status_code == 200:
+                found = {job["id"]: job["state"] for job in answer.json()["jobs"]}
+                if found == expected:
+                    return
+            await asyncio.sleep(0.2)
 
 
 async def test_gateways_that_start_at_the_same_moment_all_become_ready(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def document(shared_stack: Stack) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "methods"),
     [
-        ("/jobs", "OPTIONS, POST"),
+        ("/jobs", "GET, OPTIONS, POST"),
         ("/status/x", "GET, OPTIONS"),
         ("/dead/x", "DELETE, GET, OPTIONS"),
         ("/dead/x/retry", "OPTIONS, POST"),

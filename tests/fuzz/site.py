@@ -47,8 +47,14 @@ class Site:
         self.folder = folder
         self.node = Node("nats", folder, {"nats": 0})
         url = self.node.url
+        # With a short list of jobs: one that still grows would look like a leak.
         self.gateways = [
-            Gateway(f"gateway-{n}", folder, url, 1, module=tuple(gateway)) for n in range(2)
+            Gateway(
+                *(f"gateway-{n}", folder, url, 1),
+                module=tuple(gateway),
+                GATEWAY_HISTORY_JOBS="1000",
+            )
+            for n in range(2)
         ]
         self.inferers = [
             Inferer(

@@ -132,3 +132,22 @@ def test_variables_that_kubernetes_sets_are_ignored() -> None:
     for name, value in (("GATEWAY_PORT", "http://10.0.0.1:5001"), ("GATEWAY_PUBLIC_PORT", "80")):
         with pytest.raises(SettingsError, match=name):
             load(GatewaySettings, "GATEWAY", {name: value})
+
+
+@pytest.mark.parametrize(
+    ("environ", "hours"),
+    [
+        ({}, 48),
+        ({"GATEWAY_HOST": "localhost"}, 48),
+        ({"GATEWAY_HOST": "::1"}, 48),
+        ({"GATEWAY_HOST": "0.0.0.0"}, 0),
+        ({"GATEWAY_HOST": "gateway.example.com"}, 0),
+        ({"GATEWAY_HOST": "0.0.0.0", "GATEWAY_KEEP_REQUESTS_H": "24"}, 24),
+        ({"GATEWAY_KEEP_REQUESTS_H": "0"}, 0),
+    ],
+)
+def test_requests_are_kept_only_where_no_other_machine_can_read_them(
+    environ: dict[str, str], hours: int
+) -> None:
+    """Unless the operator says so."""
+    assert load(GatewaySettings, "GATEWAY", environ).kept_requests_h == hours

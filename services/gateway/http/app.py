@@ -64,13 +64,18 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
     app = Litestar(
         route_handlers=[
             jobs.submit,
+            jobs.list_jobs,
+            jobs.details,
             jobs.status,
             jobs.events,
             jobs.cancel,
+            jobs.cancel_several,
             dead.letters,
             dead.letter,
             dead.retry,
             dead.drop,
+            dead.retry_several,
+            dead.drop_several,
             fleet.queue,
             fleet.inferers,
             fleet.set_concurrency,

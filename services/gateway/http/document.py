@@ -6,18 +6,29 @@ from operator import or_
 from typing import Any, Literal, get_args
 
 import msgspec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Reference, Schema
+from litestar.openapi.spec import (
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    Schema,
+)
 from litestar.plugins import OpenAPISchemaPlugin
 from litestar.types import Empty
 from litestar.typing import FieldDefinition
 from msgspec import Raw, Struct, UnsetType, inspect
 
-from shared.wire.api import JobSubmission
+from shared.wire.api import JobSubmission, TaskState
+from shared.wire.listing import ID_PREFIX, PAGE, JobQuery, JobSort
+from shared.wire.requests import Priority, Via
 
 EVENT_STREAM = "text/event-stream"
 
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
+    "request": dict[str, Any] | None,
     "source": dict[str, Any],
     "parameters": dict[str, Any] | None,
     "functions": list[Any] | None,
@@ -41,6 +52,41 @@ class StreamOperation(Operation):
         response = (self.responses or {})["200"]
         assert not isinstance(response, Reference)
         response.content = {**(response.content or {}), EVENT_STREAM: OpenAPIMediaType()}
+
+
+_TIME = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
+_LIST_PARAMETERS: dict[str, Schema] = {
+    "state": Schema(
+        type=OpenAPIType.STRING,
+        pattern=f"^({'|'.join(get_args(TaskState))})(,({'|'.join(get_args(TaskState))})){{0,5}}$",
+        description="One or more states, separated by commas.",
+    ),
+    "priority": Schema(type=OpenAPIType.STRING, enum=list(get_args(Priority))),
+    "via": Schema(type=OpenAPIType.STRING, enum=list(get_args(Via))),
+    "id": Schema(type=OpenAPIType.STRING, pattern=ID_PREFIX),
+    "since": _TIME,
+    "until": _TIME,
+    "sort": Schema(type=OpenAPIType.STRING, enum=list(get_args(JobSort))),
+    "cursor": Schema(
+        type=OpenAPIType.STRING,
+        pattern="^[0-9a-f]+$",
+        description="`cursor` of the previous page. With it, `sort` must be the same.",
+    ),
+    "limit": Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=200, default=PAGE),
+}
+
+
+@dataclass
+class ListOperation(Operation):
+    """A route that takes the parameters of a `JobQuery`."""
+
+    def __post_init__(self) -> None:
+        text = Schema(type=OpenAPIType.STRING, min_length=1)
+        self.parameters = [
+            Parameter(name, "query", schema=_LIST_PARAMETERS.get(name, text), required=False)
+            for name in JobQuery.__struct_fields__
+            if name != "metadata"
+        ]
 
 
 class StructSchemaPlugin(OpenAPISchemaPlugin):

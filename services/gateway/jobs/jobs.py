@@ -13,6 +13,8 @@ from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.cancellation import Cancellation
 from services.gateway.jobs.idempotency_record import IdempotencyRecord
+from services.gateway.jobs.kept_requests import KeptRequests
+from services.gateway.jobs.preview import preview_of
 from services.gateway.jobs.withdrawals import Withdrawals
 from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
@@ -74,6 +76,7 @@ class Jobs:
         results: ResultListener,
         forecast: Forecast,
         storage: Storage,
+        kept_requests: KeptRequests,
         settings: GatewaySettings,
     ) -> None:
         self._broker = broker
@@ -81,6 +84,7 @@ class Jobs:
         self._results = results
         self._forecast = forecast
         self._storage = storage
+        self._kept_requests = kept_requests
         self._settings = settings
         self._cancellation = Cancellation(broker, settings.patience_s)
         self._admission = Admission(fleet, forecast, settings.max_waiting)
@@ -143,8 +147,11 @@ class Jobs:
             raise BrokerUnavailable("the connection to the broker is down")
         # Log probabilities are stored with the tokens, and once more in the result.
         size = len(payload) + 2 * logprob_bytes(submission) + result_bytes(submission, model.facts)
+        size += len(payload) * self._kept_requests.are_kept
         async with self._admission.reserved(model), self._storage.reserved(size):
             was_there = await self._publish(accepted, payload, headers, record)
+        if not was_there:
+            await self._kept_requests.keep(accepted, payload)
         if record is not None and was_there:
             # Without a record it would be a retry of our own: nobody else knows the id.
             accepted = replace(accepted, is_replay=True)
@@ -387,7 +394,12 @@ class Jobs:
         shared["model"] = None if is_token(accepted.model) else accepted.model
         if submission.seed is None and submission.task in TEXT_TASKS:
             shared["seed"] = secrets.randbits(31)
-        request = InferenceRequest(**shared, queued_at=accepted.queued_at, via=accepted.caller.via)
+        request = InferenceRequest(
+            **shared,
+            queued_at=accepted.queued_at,
+            via=accepted.caller.via,
+            preview=preview_of(submission) if self._kept_requests.are_kept else "",
+        )
         payload = encode(request)
         if len(payload) > self._broker.max_body:
             raise RequestTooLarge(

@@ -76,6 +76,7 @@ class Withdrawals:
             finished_at=timestamp(self._broker.now()),
             owner=accepted.caller.owner,
             priority=accepted.priority,
+            via=accepted.caller.via,
         )
         why = "the broker did not confirm the job in time, and its caller got an error"
         return await store_result(

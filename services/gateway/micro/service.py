@@ -13,6 +13,7 @@ from nats.micro.request import Request, ServiceError
 
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency
+from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.retries import Retries
 from services.gateway.micro.endpoints import Endpoint, EndpointSchemas, Handler
@@ -39,6 +40,7 @@ from shared.wire.api import (
     QueueReport,
 )
 from shared.wire.codecs import encode
+from shared.wire.listing import JobPage, JobQuery
 from shared.wire.requests import RetryRequest, RetryScheduled
 from shared.wire.results import Result
 from shared.wire.trace import trace_of
@@ -64,12 +66,14 @@ class NatsService:
         results: ResultListener,
         idempotency: Idempotency,
         retries: Retries,
+        job_list: JobList,
     ) -> None:
         self._broker = broker
         self._fleet = fleet
         self._jobs = jobs
         self._idempotency = idempotency
         self._retries = retries
+        self._job_list = job_list
         self._replies = Replies(broker, fleet, jobs, results)
         self._endpoints = {
             "chat": Endpoint(
@@ -102,6 +106,9 @@ class NatsService:
                 "cancel a job, waiting or running",
                 JobReference,
                 JobStatus,
+            ),
+            "jobs": Endpoint(
+                self._list_jobs, "list jobs by state, model and more", JobQuery, JobPage
             ),
             "queue": Endpoint(
                 self._queue, "waiting and running jobs of each model", response=QueueReport
@@ -207,6 +214,9 @@ class NatsService:
 
     async def _cancel(self, request: Request) -> Struct:
         return await self._jobs.cancel(_job_id(request))
+
+    async def _list_jobs(self, request: Request) -> Struct:
+        return await self._job_list.page(decode_body(request.data or b"{}", JobQuery))
 
     async def _retry(self, request: Request) -> Struct:
         """Called by inferers, which do not publish to REQUESTS themselves."""

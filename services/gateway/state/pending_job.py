@@ -121,6 +121,8 @@ class PendingJob:
             metadata=self.request.metadata if self.request else UNSET,
             priority=self.priority,
             retry_of=self.request.retry_of if self.request else None,
+            via=self.request.via if self.request else None,
+            preview=self.request.preview if self.request else "",
         )
 
     @property

@@ -29,6 +29,14 @@ class Address(NamedTuple):
         return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens at ``host`` can only be reached from its own machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Origin(NamedTuple):
     scheme: str
     address: Address

@@ -200,4 +200,6 @@ class Job:
             "metadata": self.request.metadata if readable else UNSET,
             "priority": self.priority,
             "retry_of": self.request.retry_of if readable else None,
+            "via": self.request.via if readable else None,
+            "preview": self.request.preview if readable else "",
         }

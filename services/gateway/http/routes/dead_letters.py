@@ -9,6 +9,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.http.caller import caller_of
 from services.gateway.http.errors import error_responses
 from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted
+from shared.wire.listing import BulkDeadRequest, BulkReport
 from shared.wire.results import DeadLetter
 
 PAGE = 50
@@ -57,3 +58,21 @@ async def drop(job_id: str, gateway: Gateway) -> DeadLetterHead:
     """Remove a dead letter for good."""
     gateway.require_ready()
     return await gateway.dead_letters.drop(job_id)
+
+
+@post("/dead/retry", status_code=200, responses=error_responses(413))
+async def retry_several(
+    request: Request[Any, Any, Any], data: BulkDeadRequest, gateway: Gateway
+) -> BulkReport:
+    """Send several requests again, as new jobs: the dead letters with these `ids`, or those that
+    match `where`, the newest first. An empty `where` is refused."""
+    gateway.require_ready()
+    return await gateway.bulk.retry(data, caller_of(request, "retry"))
+
+
+@post("/dead/drop", status_code=200, responses=error_responses(413))
+async def drop_several(data: BulkDeadRequest, gateway: Gateway) -> BulkReport:
+    """Remove several dead letters for good: those with these `ids`, or those that match `where`,
+    the newest first. An empty `where` is refused."""
+    gateway.require_ready()
+    return await gateway.bulk.drop(data)

@@ -1,4 +1,4 @@
-"""`/jobs` and `/status`: submit, status, events, cancel."""
+"""`/jobs` and `/status`: submit, list, status, events, cancel."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -16,14 +16,16 @@ from services.gateway.http.connection import (
     require_connected,
     while_connected,
 )
-from services.gateway.http.document import EVENT_STREAM, StreamOperation
+from services.gateway.http.document import EVENT_STREAM, ListOperation, StreamOperation
 from services.gateway.http.errors import error_responses
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.sse import COMMENT, GatewayStopping, OpenStreams, event_stream
 from services.gateway.jobs.events import END, JobEvent
+from services.gateway.validation.listing import parse_query
 from shared.errors import BrokerUnavailable
 from shared.wire.api import JobAccepted, JobStatus, JobSubmission
 from shared.wire.codecs import encode
+from shared.wire.listing import BulkReport, BulkRequest, JobDetails, JobPage
 
 
 @post(
@@ -68,6 +70,18 @@ async def submit(
             pass
     headers = location | preferences.applied(is_finished=False)
     return Response(JobAccepted.of(accepted.id, accepted.state), status_code=202, headers=headers)
+
+
+@get("/jobs", operation_class=ListOperation, responses=error_responses())
+async def list_jobs(request: Request[Any, Any, Any], gateway: Gateway) -> JobPage:
+    """All jobs of the last 48 hours that match every parameter, the newest first. `metadata.<name>`
+    compares a member of the metadata, such as `metadata.user=u77`; several have to match all.
+
+    `total` is how many match, `states` how many there are of each state, whatever the filter. If
+    `cursor` is not null, another page follows.
+    """
+    gateway.require_ready()
+    return await gateway.job_list.page(parse_query(request.query_params.multi_items()))
 
 
 @get("/status/{job_id:str}", responses=error_responses(404, 410))
@@ -121,11 +135,26 @@ async def events(
     return event_stream(messages())
 
 
+@get("/jobs/{job_id:str}", responses=error_responses(404, 410))
+async def details(job_id: str, gateway: Gateway) -> JobDetails:
+    """A job with its status, its request, and what happened to it when."""
+    gateway.require_ready()
+    return await gateway.job_list.details(job_id)
+
+
 @delete("/jobs/{job_id:str}", status_code=200, responses=error_responses(404, 409, 410))
 async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
     """Cancel a job, waiting or running. 409 if it has already ended."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
+
+
+@post("/jobs/cancel", status_code=200, responses=error_responses(413))
+async def cancel_several(data: BulkRequest, gateway: Gateway) -> BulkReport:
+    """Cancel several jobs: those with these `ids`, or those that match `where`, the newest first,
+    whose fields are the filters of `GET /jobs`. An empty `where` is refused."""
+    gateway.require_ready()
+    return await gateway.bulk.cancel(data)
 
 
 def _message(event: JobEvent) -> ServerSentEventMessage:

@@ -1,0 +1,173 @@
+"""``sluice jobs`` and ``job``."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Table
+
+from cli.client import Client
+from cli.exit_status import EXIT_USAGE, CommandError
+from cli.options import DEFAULT_URL, Json, Url
+from cli.output import COLOURS, out, print_json, print_status, safe_text
+from shared.timestamps import timestamp
+from shared.wire.listing import PAGE, JobDetails, JobPage, ListedJob, TimelineEntry
+from shared.wire.requests import Priority
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_AGO = re.compile(r"([0-9]{1,6})([smhd])")
+
+Time = "an RFC 3339 time, or how long ago: 30s, 15m, 2h, 1d"
+
+
+def jobs(
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            help="PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED; several with commas.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m")] = None,
+    code: Annotated[str | None, typer.Option("--code", help="Such as model_error.")] = None,
+    priority: Annotated[Priority | None, typer.Option("--priority")] = None,
+    inferer: Annotated[str | None, typer.Option("--inferer", help="The last that ran it.")] = None,
+    via: Annotated[
+        str | None, typer.Option("--via", help="http, openai, nats, cli or retry.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", help="NAME=VALUE; several have to match all.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", help=f"Accepted since: {Time}.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help=f"Accepted before: {Time}.")] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="accepted, finished, waited, ran or tokens.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of jobs.")] = PAGE,
+    cursor: Annotated[str | None, typer.Option(help="`cursor` of the previous page.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first: waiting, running and of the last 48 hours."""
+    given = {
+        "state": state.upper() if state else None,
+        "model": model,
+        "code": code,
+        "priority": priority,
+        "inferer": inferer,
+        "via": via,
+        "since": _time(since),
+        "until": _time(until),
+        "sort": sort,
+        "limit": str(limit),
+        "cursor": cursor,
+    }
+    query = [(name, value) for name, value in given.items() if value is not None]
+    for pair in metadata or ():
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise CommandError(f"--metadata takes NAME=VALUE, not {pair!r}", EXIT_USAGE)
+        query.append((f"metadata.{name}", value))
+    with Client(url) as client:
+        page = client.jobs(query)
+    print_json(page) if as_json else _print_page(page)
+
+
+def job(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="Or its beginning.")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Show a job with its request, what happened to it when, and its result."""
+    with Client(url) as client:
+        found = client.job(_whole_id(client, job_id))
+    print_json(found) if as_json else _print_details(found)
+
+
+def _whole_id(client: Client, beginning: str) -> str:
+    if len(beginning) >= 36:
+        return beginning
+    found = client.jobs([("id", beginning), ("limit", "2")])
+    if found.total != 1:
+        problem = "no job" if not found.total else f"{found.total} jobs"
+        raise CommandError(f"{problem} with an id that begins with {beginning!r}", EXIT_USAGE)
+    return found.jobs[0].id
+
+
+def _time(text: str | None) -> str | None:
+    """A time as it is, or so long ago."""
+    if text is None or (ago := _AGO.fullmatch(text)) is None:
+        return text
+    return timestamp(datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])}))
+
+
+def _print_page(page: JobPage) -> None:
+    if page.jobs:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("id", "state", "model"):
+            table.add_column(heading, no_wrap=heading == "id", overflow="fold")
+        for heading in ("waited", "ran", "tokens"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("request or error", overflow="ellipsis", no_wrap=True)
+        for one in page.jobs:
+            table.add_row(
+                safe_text(one.id),
+                safe_text(one.state, COLOURS.get(one.state, "")),
+                safe_text(one.model),
+                *(_seconds(value) for value in (one.waited_s, one.ran_s)),
+                "-" if one.completion_tokens is None else str(one.completion_tokens),
+                safe_text(_about(one)),
+            )
+        out.print(table)
+    shown = "" if page.total == len(page.jobs) else f"{len(page.jobs)} of "
+    out.print(safe_text(f"{shown}{page.total} job{'s' * (page.total != 1)}", "dim"))
+    if not page.covers.complete:
+        out.print("the gateway has just started and is still reading older jobs")
+    if page.cursor is not None:
+        out.print(f"next page: sluice jobs … --cursor {page.cursor}")
+
+
+def _about(job: ListedJob) -> str:
+    return ": ".join(part for part in (job.code, job.preview) if part)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def _print_details(found: JobDetails) -> None:
+    table = Table("after", "event", box=None, pad_edge=False)
+    table.columns[0].justify = "right"
+    for entry in found.timeline:
+        table.add_row(_seconds(entry.after_s), safe_text(_sentence(entry)))
+    out.print(table)
+    if not found.events_complete:
+        out.print("(the events of earlier attempts have been deleted)")
+    if found.retried_as is not None:
+        out.print(safe_text(f"retried as {found.retried_as}"))
+    out.print()
+    if found.request_from is None:
+        out.print("the request is not kept")
+    else:
+        text = msgspec.json.format(bytes(found.request), indent=2).decode("utf-8", "replace")
+        out.print(safe_text(text))
+    out.print()
+    print_status(found.status)
+
+
+def _sentence(entry: TimelineEntry) -> str:
+    """``started on inferer-1, attempt 2``."""
+    words = [entry.event.replace("_", " ")]
+    if entry.state is not None:
+        words = [entry.state]
+    if entry.inferer is not None:
+        words.append(f"on {entry.inferer}")
+    if entry.attempt is not None:
+        words.append(f"(attempt {entry.attempt})")
+    if entry.via is not None:
+        words.append(f"via {entry.via}")
+    line = " ".join(words)
+    reason = ": ".join(part for part in (entry.code, entry.message) if part)
+    return f"{line}: {reason}" if reason else line

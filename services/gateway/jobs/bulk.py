@@ -1,0 +1,124 @@
+"""Several jobs or dead letters at once: cancelled, retried, dropped."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from msgspec.structs import asdict
+
+from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.dead_letters import DeadLetters
+from services.gateway.jobs.jobs import Jobs
+from services.gateway.listing.reader import JobLister
+from shared.errors import BrokerUnavailable, InvalidRequest, SluiceError
+from shared.wire.listing import (
+    UNFINISHED,
+    BulkDeadRequest,
+    BulkReport,
+    BulkRequest,
+    DeadFilter,
+    JobFilter,
+    JobQuery,
+    NotDone,
+)
+
+MOST = 1000
+PAGE = 200
+AT_ONCE = 4
+"""A dead letter may have several megabytes."""
+
+
+class Bulk:
+    def __init__(self, jobs: Jobs, lister: JobLister, dead_letters: DeadLetters) -> None:
+        self._jobs = jobs
+        self._lister = lister
+        self._dead_letters = dead_letters
+
+    async def cancel(self, request: BulkRequest) -> BulkReport:
+        """Cancel jobs that wait or run; one that ends meanwhile is reported as not done.
+
+        Raises:
+            InvalidRequest: ``where`` asks for jobs that have ended.
+            BrokerUnavailable: no answer, or the gateway has not read all jobs yet.
+        """
+        if request.where is None:
+            ids = list(dict.fromkeys(request.ids or ()))
+            return await _each(ids, len(ids), self._jobs.cancel)
+        ids, matched = await self._find(request.where, request.at_most or MOST)
+        return await _each(ids, matched, self._jobs.cancel)
+
+    async def retry(self, request: BulkDeadRequest, caller: Caller) -> BulkReport:
+        """Raises: BrokerUnavailable: no answer."""
+        ids, matched = await self._find_dead(request)
+        return await _each(ids, matched, lambda one: self._dead_letters.retry(one, caller))
+
+    async def drop(self, request: BulkDeadRequest) -> BulkReport:
+        """Raises: BrokerUnavailable: no answer."""
+        ids, matched = await self._find_dead(request)
+        return await _each(ids, matched, self._dead_letters.drop)
+
+    async def _find(self, where: JobFilter, most: int) -> tuple[list[str], int]:
+        """The ids of ``most`` of the unfinished jobs that match, and how many match."""
+        if not self._lister.is_complete:
+            raise BrokerUnavailable("the gateway has just started and still reads the jobs")
+        states = where.state or list(UNFINISHED)
+        if not set(states) <= set(UNFINISHED):
+            raise InvalidRequest(
+                "only jobs that have not ended can be cancelled: where.state must be "
+                + " or ".join(UNFINISHED),
+                "where.state",
+            )
+        ids: list[str] = []
+        matched, cursor = None, None
+        while True:
+            page = await self._lister.page(
+                JobQuery(
+                    **{**asdict(where), "state": states},
+                    limit=min(PAGE, most - len(ids)),
+                    cursor=cursor,
+                )
+            )
+            matched = page.total if matched is None else matched
+            ids += [job.id for job in page.jobs]
+            cursor = page.cursor
+            if cursor is None or len(ids) == most:
+                return ids, max(matched, len(ids))
+
+    async def _find_dead(self, request: BulkDeadRequest) -> tuple[list[str], int]:
+        if request.where is None:
+            ids = list(dict.fromkeys(request.ids or ()))
+            return ids, len(ids)
+        found = await self._dead_ids(request.where)
+        return found[: request.at_most or MOST], len(found)
+
+    async def _dead_ids(self, where: DeadFilter) -> list[str]:
+        found: list[str] = []
+        before: int | None = None
+        while True:
+            page = await self._dead_letters.page(PAGE, before)
+            found += [letter.id for letter in page.letters if where.matches(letter)]
+            before = page.before
+            if before is None:
+                return found
+
+
+async def _each(
+    ids: list[str], matched: int, act: Callable[[str], Awaitable[object]]
+) -> BulkReport:
+    """Do ``act`` for each of ``ids``, some at a time; one that fails stops no other."""
+    turn = asyncio.Semaphore(AT_ONCE)
+    not_done: list[NotDone] = []
+
+    async def one(job_id: str) -> None:
+        async with turn:
+            try:
+                await act(job_id)
+            except SluiceError as error:
+                not_done.append(NotDone(id=job_id, code=error.code, message=error.message))
+
+    await asyncio.gather(*map(one, ids))
+    return BulkReport(
+        matched=matched,
+        done=len(ids) - len(not_done),
+        not_done=not_done,
+        left=matched - len(ids),
+    )

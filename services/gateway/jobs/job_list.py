@@ -1,0 +1,113 @@
+"""Lists of jobs, in which no job waits that should have ended, and the details of one."""
+
+import asyncio
+from contextlib import suppress
+
+import msgspec
+from msgspec import Raw
+
+from services.gateway.jobs.jobs import Jobs
+from services.gateway.jobs.kept_requests import KeptRequests
+from services.gateway.jobs.timeline import timeline_of
+from services.gateway.listing.reader import JobLister
+from services.gateway.state.pending_job import OVERDUE, find_message
+from shared.broker.connection import Broker
+from shared.broker.stored_messages import StoredMessage
+from shared.errors import SluiceError
+from shared.wire import subjects
+from shared.wire.codecs import decode_dead_letter, decode_request_head, decode_state_event
+from shared.wire.listing import JobDetails, JobPage, JobQuery, RequestSource
+from shared.wire.subjects import HEADER_TRACEPARENT
+from shared.wire.trace import trace_of
+
+NULL = Raw(b"null")
+MAX_EVENTS = 1000
+"""Changes of state of a job that are shown."""
+
+
+class JobList:
+    def __init__(
+        self, broker: Broker, jobs: Jobs, lister: JobLister, kept_requests: KeptRequests
+    ) -> None:
+        self._broker = broker
+        self._jobs = jobs
+        self._lister = lister
+        self._kept_requests = kept_requests
+
+    async def page(self, query: JobQuery) -> JobPage:
+        """The jobs that match, as of now. Of those whose deadline has passed while nobody looked,
+        some are expired here.
+
+        Raises:
+            InvalidRequest: the cursor is not one of such a list.
+            BrokerUnavailable: no answer.
+        """
+        if late := await self._lister.late(OVERDUE):
+            await asyncio.gather(*map(self._expire, late))
+        return await self._lister.page(query)
+
+    async def details(self, job_id: str) -> JobDetails:
+        """Raises: UnknownJob, JobAgedOut, BrokerUnavailable."""
+        status = await self._jobs.status(job_id)
+        queued, kept, dead, events, retries = await asyncio.gather(
+            find_message(self._broker.direct_get, job_id),
+            self._kept_requests.find(job_id),
+            self._broker.direct_get(subjects.DEAD, last_by_subj=subjects.dead_of(job_id)),
+            self._broker.direct_get_all(
+                subjects.EVENTS,
+                seq=1,
+                next_by_subj=subjects.state_events_of(job_id),
+                batch=MAX_EVENTS,
+            ),
+            self._lister.page(JobQuery(retry_of=job_id, limit=1)),
+        )
+        found: dict[RequestSource, bytes | None] = {
+            "queue": queued.data if queued else None,
+            "kept": kept.data if kept else None,
+            "dead": _request_in(dead) if dead else None,
+        }
+        source, request = next(
+            ((name, data) for name, data in found.items() if data and _is_json(data)), (None, None)
+        )
+        head = decode_request_head.read(request, f"request of {job_id}") if request else None
+        timeline, is_complete = timeline_of(
+            status,
+            head.via if head else None,
+            filter(None, (decode_state_event.read(one.data, one.subject) for one in events)),
+        )
+        return JobDetails(
+            status=status,
+            request=NULL if request is None else Raw(request),
+            request_from=source,
+            timeline=timeline,
+            events_complete=is_complete,
+            dead=dead is not None,
+            retried_as=retries.jobs[0].id if retries.jobs else None,
+            trace_id=next(filter(None, map(_trace_id, (queued, kept, dead))), None),
+        )
+
+    async def _expire(self, job_id: str) -> None:
+        with suppress(SluiceError):
+            await self._jobs.find(job_id)
+
+
+def _request_in(letter: StoredMessage) -> bytes | None:
+    read = decode_dead_letter.read(letter.data, letter.subject)
+    return None if read is None else read.request.encode()
+
+
+def _is_json(data: bytes) -> bool:
+    """Whether it can be shown: what is on the queue may have been put there by hand, and a dead
+    letter may hold the beginning of a request."""
+    try:
+        data.decode()
+        msgspec.json.decode(data, type=Raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _trace_id(message: StoredMessage | None) -> str | None:
+    trace = trace_of(message.headers) if message else {}
+    parts = trace.get(HEADER_TRACEPARENT, "").split("-")
+    return parts[1] if len(parts) > 3 else None

@@ -1,0 +1,1 @@
+"""Lists of jobs: an index in memory, read from the streams and thrown away with the process."""

@@ -1,0 +1,122 @@
+"""What is asked for, as SQL. Nothing of a query becomes part of a statement but as a parameter."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import msgspec
+from msgspec import Struct
+
+from shared.errors import InvalidRequest
+from shared.wire.listing import JobQuery, JobSort, ListedJob, id_at, value_text
+
+COLUMNS = ListedJob.__struct_fields__
+
+SORTED_BY: dict[JobSort, str] = {
+    "accepted": "id",
+    "finished": "coalesce(finished_at, '')",
+    "waited": "coalesce(waited_s, -1.0)",
+    "ran": "coalesce(ran_s, -1.0)",
+    "tokens": "coalesce(completion_tokens, -1)",
+}
+"""The newest, longest or most first; jobs accepted later before others that are the same."""
+
+SAME = ("code", "model", "priority", "inferer", "owner", "via", "retry_of")
+"""Filters that compare a column."""
+
+Statement = tuple[str, Sequence[Any]]
+
+
+class Cursor(Struct, frozen=True, array_like=True):
+    """The last job of a page: the next one begins after it."""
+
+    sort: JobSort
+    key: str | float | None
+    id: bytes
+
+    def encode(self) -> str:
+        return msgspec.msgpack.encode(self).hex()
+
+    @classmethod
+    def decode(cls, text: str, sort: JobSort) -> Self:
+        """Raises: InvalidRequest: it is not a cursor of such a list."""
+        try:
+            cursor = msgspec.msgpack.decode(bytes.fromhex(text), type=cls)
+            kinds: dict[str, type] = {"accepted": type(None), "finished": str}
+            if cursor.sort == sort and isinstance(cursor.key, kinds.get(sort, float)):
+                return cursor
+        except (ValueError, msgspec.MsgspecError):
+            pass
+        raise InvalidRequest(
+            "cursor must be the `cursor` of a page with the same `sort`; leave it out to begin",
+            "cursor",
+        )
+
+
+class Search(NamedTuple):
+    """The statements that answer a query."""
+
+    page: Statement
+    """Its rows have `COLUMNS`, and the value that they are sorted by. One more than a page."""
+    total: Statement
+    sort: JobSort
+
+    @classmethod
+    def of(cls, query: JobQuery, pair: Callable[[str, str], int]) -> Self:
+        """``pair`` gives the number of a member of metadata.
+
+        Raises:
+            InvalidRequest: the cursor is not one of such a list.
+        """
+        conditions, values = _conditions(query, pair)
+        where = " AND ".join(conditions) or "true"
+        total = f"SELECT count(*) FROM jobs WHERE {where}", tuple(values)
+        key = SORTED_BY[query.sort]
+        if query.cursor is not None:
+            cursor = Cursor.decode(query.cursor, query.sort)
+            if query.sort == "accepted":
+                where += " AND id < ?"
+                values.append(cursor.id)
+            else:
+                where += f" AND ({key}, id) < (?, ?)"
+                values += [cursor.key, cursor.id]
+        order = "id DESC" if query.sort == "accepted" else f"{key} DESC, id DESC"
+        page = (
+            f"SELECT {', '.join(COLUMNS)}, {key} FROM jobs WHERE {where} ORDER BY {order} LIMIT ?",
+            (*values, query.limit + 1),
+        )
+        return cls(page, total, query.sort)
+
+    def cursor(self, row: Sequence[Any]) -> str:
+        """The cursor of a page that ends with ``row``."""
+        return Cursor(self.sort, None if self.sort == "accepted" else row[-1], row[0]).encode()
+
+
+def _conditions(query: JobQuery, pair: Callable[[str, str], int]) -> tuple[list[str], list[Any]]:
+    conditions: list[str] = []
+    values: list[Any] = []
+
+    def add(condition: str, *compared: Any) -> None:
+        conditions.append(condition)
+        values.extend(compared)
+
+    if query.state is not None:
+        add(f"state IN ({', '.join('?' * len(query.state))})", *query.state)
+    for name in SAME:
+        if (value := getattr(query, name)) is not None:
+            add(f"{name} = ?", value)
+    if query.id is not None:
+        first, last = _id_range(query.id)
+        add("id BETWEEN ? AND ?", first, last)
+    if query.since is not None:
+        add("id >= ?", id_at(query.since))
+    if query.until is not None:
+        add("id < ?", id_at(query.until))
+    for name, value in (query.metadata or {}).items():
+        add("id IN (SELECT id FROM pairs WHERE pair = ?)", pair(name, value_text(value)))
+    return conditions, values
+
+
+def _id_range(beginning: str) -> tuple[bytes, bytes]:
+    """The first and the last id that begin so."""
+    digits = beginning.replace("-", "")[:32]
+    return bytes.fromhex(digits.ljust(32, "0")), bytes.fromhex(digits.ljust(32, "f"))
