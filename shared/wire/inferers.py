@@ -56,6 +56,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     do, ``vocabulary`` is how many tokens it knows, 0 if unknown, ``dimensions`` how many numbers an
     embedding has, 0 if it computes none. ``format`` is that of answers in conversations with tools,
     None if it knows none; ``template_options`` are what the model's chat template takes besides.
+    ``max_choices`` is how many answers to one request it can give.
     ``prefixes`` are the fingerprints of prompts that it has computed recently
     (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
@@ -74,6 +75,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     format: AnswerFormat | None = None
     template_options: TemplateOptionNames = []
     dimensions: Count = 0
+    max_choices: Count = 1
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -99,8 +101,8 @@ class ModelFacts(Struct, frozen=True):
 
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
-    ``dimensions`` that of an embedding, 0 if it computes none. ``format`` and ``template_options``
-    are as in `InfererEntry`.
+    ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options``
+    and ``max_choices`` are as in `InfererEntry`.
     """
 
     n_ctx: AtLeastOne
@@ -110,6 +112,7 @@ class ModelFacts(Struct, frozen=True):
     format: AnswerFormat | None = None
     template_options: TemplateOptionNames = []
     dimensions: Count = 0
+    max_choices: Count = 1
 
     @classmethod
     def of(cls, entry: InfererEntry) -> "ModelFacts":

@@ -15,10 +15,16 @@ from services.gateway.jobs.token_merger import (
 )
 from shared.wire.events import TokenFrame
 from shared.wire.logprobs import TokenLogprob
+from shared.wire.results import Choice
 
 
 def frame(attempt: int, index: int, *tokens: str) -> TokenFrame:
     return TokenFrame(attempt=attempt, index=index, tokens=list(tokens))
+
+
+def whole(text: str, logprobs: list[TokenLogprob] | None = None) -> list[Choice]:
+    """What the result of a job with one answer says."""
+    return [Choice(text=text, finish_reason="stop", completion_tokens=0, logprobs=logprobs)]
 
 
 def read(*frames: TokenFrame) -> tuple[TokenReader, list[Step]]:
@@ -39,7 +45,7 @@ def test_frames_in_their_order_are_sent_on() -> None:
     """Each with the index of its first token; the result then has nothing to add."""
     reader, steps = read(frame(1, 0, "a", "b"), frame(1, 2, "c"))
     assert steps == [Added(1, 0, "ab"), Added(1, 2, "c")]
-    assert reader.finish(1, "abc") == []
+    assert reader.finish(1, whole("abc")) == []
 
 
 def test_repeated_frames_are_dropped() -> None:
@@ -62,7 +68,7 @@ def test_the_result_fills_a_gap() -> None:
     """Nothing beyond a lost frame is sent on until the result has it all."""
     reader, steps = read(frame(1, 0, "a"), frame(1, 2, "c"), frame(1, 3, "d"))
     assert steps == [Added(1, 0, "a")]
-    assert reader.finish(1, "abcd") == [Added(1, 1, "bcd")]
+    assert reader.finish(1, whole("abcd")) == [Added(1, 1, "bcd")]
 
 
 def test_a_gap_is_noticed() -> None:
@@ -84,9 +90,9 @@ def test_a_lost_frame_that_comes_late_closes_the_gap() -> None:
 def test_the_result_fills_the_tail_and_the_whole() -> None:
     """Frames stored after the result, or never: the result alone is enough."""
     reader, _ = read(frame(1, 0, "a"))
-    assert reader.finish(1, "ab") == [Added(1, 1, "b")]
-    assert TokenReader().finish(1, "ab") == [Added(1, 0, "ab")]
-    assert TokenReader().finish(1, "") == []
+    assert reader.finish(1, whole("ab")) == [Added(1, 1, "b")]
+    assert TokenReader().finish(1, whole("ab")) == [Added(1, 0, "ab")]
+    assert TokenReader().finish(1, whole("")) == []
 
 
 def test_a_second_attempt_that_repeats_the_first_is_not_seen() -> None:
@@ -96,20 +102,20 @@ def test_a_second_attempt_that_repeats_the_first_is_not_seen() -> None:
     )
     assert shown(steps) == "abcd"
     assert steps == [Added(1, 0, "abc"), Added(2, 3, "d")]
-    assert reader.finish(2, "abcd") == []
+    assert reader.finish(2, whole("abcd")) == []
 
 
 def test_a_second_attempt_that_ends_before_it_catches_up_is_completed_by_the_result() -> None:
     """The result goes on after what was sent, not after what the attempt repeated of it."""
     reader, _ = read(frame(1, 0, "a", "b", "c"), frame(2, 0, "a"))
-    assert reader.finish(2, "abcd") == [Added(2, 3, "d")]
+    assert reader.finish(2, whole("abcd")) == [Added(2, 3, "d")]
 
 
 def test_a_second_attempt_that_differs_starts_again() -> None:
     """As soon as it differs; before that it might still be the same."""
     reader, steps = read(frame(1, 0, "a", "b"), frame(2, 0, "a"), frame(2, 1, "x"))
     assert steps == [Added(1, 0, "ab"), Restarted(2), Added(2, 0, "ax")]
-    assert reader.finish(2, "axy") == [Added(2, 2, "y")]
+    assert reader.finish(2, whole("axy")) == [Added(2, 2, "y")]
 
 
 @pytest.mark.parametrize("text", ["a", ""])
@@ -117,7 +123,7 @@ def test_a_second_attempt_that_is_shorter_starts_again(text: str) -> None:
     """Only its result shows it: the beginning of what was sent is not the answer."""
     reader, steps = read(frame(1, 0, "a", "b"), frame(2, 0, "a"))
     assert steps == [Added(1, 0, "ab")]
-    after = reader.finish(2, text)
+    after = reader.finish(2, whole(text))
     assert after[0] == Restarted(2)
     assert shown(steps + after) == text
 
@@ -126,13 +132,13 @@ def test_after_an_unknown_text_everything_begins_anew() -> None:
     """What a client has of a text that nobody knows is void, before anything is added."""
     reader = TokenReader(UNKNOWN)
     assert reader.add(frame(1, 3, "d")) == []
-    assert reader.finish(1, "abcde") == [Restarted(1), Added(1, 0, "abcde")]
+    assert reader.finish(1, whole("abcde")) == [Restarted(1), Added(1, 0, "abcde")]
     reader = TokenReader(UNKNOWN)
     assert reader.add(frame(1, 0, "")) == []
     assert reader.add(frame(1, 1, "ab")) == [Restarted(1), Added(1, 0, "ab")]
     assert reader.add(frame(1, 2, "c")) == [Added(1, 2, "c")]
-    assert reader.finish(1, "abcd") == [Added(1, 3, "d")]
-    assert TokenReader(UNKNOWN).finish(1, "") == [Restarted(1)]
+    assert reader.finish(1, whole("abcd")) == [Added(1, 3, "d")]
+    assert TokenReader(UNKNOWN).finish(1, whole("")) == [Restarted(1)]
 
 
 def test_another_reader_goes_on_where_one_was_cut_off() -> None:
@@ -141,9 +147,9 @@ def test_another_reader_goes_on_where_one_was_cut_off() -> None:
     again = TokenReader(first.sent)
     assert again.add(frame(1, 0, "a", "b")) == []
     assert again.add(frame(1, 2, "c", "d")) == [Added(1, 3, "d")]
-    assert again.finish(1, "abcde") == [Added(1, 4, "e")]
-    assert TokenReader(first.sent).finish(1, "abcde") == [Added(1, 3, "de")]
-    assert TokenReader(first.sent).finish(1, "abc") == []
+    assert again.finish(1, whole("abcde")) == [Added(1, 4, "e")]
+    assert TokenReader(first.sent).finish(1, whole("abcde")) == [Added(1, 3, "de")]
+    assert TokenReader(first.sent).finish(1, whole("abc")) == []
 
 
 def test_log_probabilities_come_with_their_tokens() -> None:
@@ -160,8 +166,8 @@ def test_log_probabilities_come_with_their_tokens() -> None:
     first, _ = read(frames[0])
     again = TokenReader(first.sent)
     assert [step for one in frames for step in again.add(one)] == rest
-    assert TokenReader(first.sent).finish(1, "abc!", [a, b, c]) == rest
-    assert first.finish(1, "abc!", [a, b, c]) == rest
+    assert TokenReader(first.sent).finish(1, whole("abc!", [a, b, c])) == rest
+    assert first.finish(1, whole("abc!", [a, b, c])) == rest
 
 
 def test_tokens_of_a_stop_string_have_no_log_probabilities() -> None:
@@ -171,7 +177,7 @@ def test_tokens_of_a_stop_string_have_no_log_probabilities() -> None:
     reader, steps = read(one)
     assert steps == [Added(1, 0, "a", (a,))]
     assert reader.position == (1, 3)
-    assert reader.finish(1, "a", [a]) == []
+    assert reader.finish(1, whole("a", [a])) == []
     _, steps = read(TokenFrame(attempt=1, index=0, tokens=["a", "b"], logprobs=[a]))
     assert steps == [Added(1, 0, "ab")]
 
@@ -188,7 +194,7 @@ def test_a_resumed_text_that_comes_out_differently_starts_again() -> None:
     reader = TokenReader(sent)
     assert reader.add(frame(1, 0, "a", "b", "c")) == []
     assert reader.add(frame(2, 0, "x", "y", "z")) == [Added(2, 2, "z")]
-    assert TokenReader(sent).finish(3, "x") == [Restarted(3), Added(3, 0, "x")]
+    assert TokenReader(sent).finish(3, whole("x")) == [Restarted(3), Added(3, 0, "x")]
     reader = TokenReader(sent)
     assert reader.add(frame(3, 0, "x")) == []
     assert reader.add(frame(3, 1, "z")) == [Restarted(3), Added(3, 0, "xz")]
@@ -216,4 +222,4 @@ def test_whatever_is_lost_repeated_or_reordered_the_text_comes_out() -> None:
         again = TokenReader(reader.sent)
         steps += [step for given in chance.choices(frames, k=10) for step in again.add(given)]
         text = "".join(tokens[1])
-        assert shown(steps + again.finish(2, text)) == text, f"seed {seed}"
+        assert shown(steps + again.finish(2, whole(text))) == text, f"seed {seed}"

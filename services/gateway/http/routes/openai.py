@@ -152,10 +152,8 @@ async def _answer(
     try:
         if survives_disconnect:
             await require_connected(request)
-        if body.wants_stream:
-            return await _stream(
-                request, gateway, streams, accepted, body.wants_usage, survives_disconnect
-            )
+        if isinstance(body, ChatRequest | CompletionRequest) and body.wants_stream:
+            return await _stream(request, gateway, streams, accepted, body, survives_disconnect)
         waiting = gateway.jobs.wait(accepted.id, accepted)
         result = await while_connected(request, gateway.stopping, waiting)
     except ClientDisconnected:
@@ -167,7 +165,7 @@ async def _answer(
     if isinstance(result, Completed):
         if isinstance(body, EmbeddingsRequest | RerankRequest):
             return Response(body.response(accepted, result))
-        return Response(completion(accepted, result))
+        return Response(completion(accepted, result, body.echoed))
     return _failure(result)
 
 
@@ -176,7 +174,7 @@ async def _stream(
     gateway: Gateway,
     streams: OpenStreams,
     accepted: AcceptedJob,
-    include_usage: bool,
+    body: ChatRequest | CompletionRequest,
     survives_disconnect: bool,
 ) -> Response[Any]:
     is_finished = False
@@ -201,9 +199,10 @@ async def _stream(
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
-        chunks = Chunks(accepted, include_usage)
+        chunks = Chunks(accepted, body.n or 1, body.wants_usage, body.echoed)
         try:
-            yield _data(chunks.opening())
+            for chunk in chunks.opening():
+                yield _data(chunk)
             pending = first
             while True:
                 try:
@@ -237,7 +236,7 @@ def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
-        return list(map(_data, chunks.text(event.data.text, event.data.logprobs)))
+        return list(map(_data, chunks.text(event.data)))
     if isinstance(event.data, JobError):
         return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
