@@ -267,7 +267,7 @@ class Work(Struct, frozen=True, omit_defaults=True):
     prompt_bytes: Count
     max_tokens: AtLeastOne
     task: Task
-    n: AtLeastOne = 1
+    n: Choices = 1
 
     @property
     def most_tokens(self) -> int:

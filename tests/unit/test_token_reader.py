@@ -1,6 +1,7 @@
 """From frames that were lost, repeated or of several attempts, to text in its order."""
 
 import random
+from itertools import pairwise
 from zlib import crc32
 
 import pytest
@@ -15,6 +16,7 @@ from services.gateway.jobs.token_merger import (
 )
 from shared.wire.events import TokenFrame
 from shared.wire.logprobs import TokenLogprob
+from shared.wire.requests import MAX_CHOICES
 from shared.wire.results import Choice
 
 
@@ -35,10 +37,18 @@ def read(*frames: TokenFrame) -> tuple[TokenReader, list[Step]]:
 
 def shown(steps: list[Step]) -> str:
     """What a client shows that starts again whenever it is asked to."""
-    text = ""
+    return shown_of_each(steps, 1)[0]
+
+
+def shown_of_each(steps: list[Step], choices: int) -> list[str]:
+    """The same for each of several answers."""
+    texts = [""] * choices
     for step in steps:
-        text = "" if isinstance(step, Restarted) else text + step.text
-    return text
+        if isinstance(step, Restarted):
+            texts = [""] * choices
+        else:
+            texts[step.choice] += step.text
+    return texts
 
 
 def test_frames_in_their_order_are_sent_on() -> None:
@@ -200,6 +210,55 @@ def test_a_resumed_text_that_comes_out_differently_starts_again() -> None:
     assert reader.add(frame(3, 1, "z")) == [Restarted(3), Added(3, 0, "xz")]
 
 
+def test_answers_come_one_after_another() -> None:
+    """Each with the indices of its own tokens; the frames count on. The tokens of a stop string,
+    which are not in the result, and an empty answer change nothing."""
+    a, b, c, d = (TokenLogprob(token, -1.0) for token in "abcd")
+    frames = [
+        TokenFrame(attempt=1, index=0, tokens=["a", ""], logprobs=[a, b]),
+        TokenFrame(attempt=1, index=2, tokens=["c"], logprobs=[c], choice=2),
+        TokenFrame(attempt=1, index=3, tokens=["d"], logprobs=[d], choice=2),
+    ]
+    choices = whole("a", [a]) + whole("", []) + whole("cd", [c, d])
+    expected = [Added(1, 0, "a", (a,)), Added(1, 0, "c", (c,), 2), Added(1, 1, "d", (d,), 2)]
+    reader, steps = read(*frames)
+    assert steps == expected
+    assert [reader.tokens_of(choice) for choice in range(4)] == [2, 0, 2, 0]
+    assert reader.finish(1, choices) == []
+    for cut in range(len(frames) + 1):
+        first, _ = read(*frames[:cut])
+        again = TokenReader(first.sent)
+        assert [step for one in frames for step in again.add(one)] == expected[cut:]
+    lost, _ = read(frames[0], frames[2])
+    assert lost.has_gap
+    assert lost.finish(1, choices) == [Added(1, 0, "cd", (c, d), 2)]
+    assert TokenReader().finish(1, choices) == [expected[0], Added(1, 0, "cd", (c, d), 2)]
+
+
+def test_the_same_text_in_other_answers_is_another() -> None:
+    """Where one answer ends and the next begins counts, to a client that comes back, too."""
+    reader, _ = read(frame(1, 0, "ab"), TokenFrame(attempt=1, index=1, tokens=["c"], choice=1))
+    sent = reader.sent
+    other = whole("a") + whole("bc")
+    restarted = [Restarted(2), Added(2, 0, "a"), Added(2, 0, "bc", (), 1)]
+    assert TokenReader(sent).finish(2, other) == restarted
+    assert reader.finish(2, other) == restarted
+    assert TokenReader(sent).finish(2, whole("abc")) == [Restarted(2), Added(2, 0, "abc")]
+    same = whole("ab") + whole("cd") + whole("") + whole("e")
+    more = [Added(2, 1, "d", (), 1), Added(2, 0, "e", (), 3)]
+    assert TokenReader(sent).finish(2, same) == more
+
+
+def test_answers_that_a_result_cannot_have_are_no_error() -> None:
+    """A frame can be published by anything."""
+    reader, steps = read(TokenFrame(attempt=1, index=0, tokens=["a"], choice=2**53))
+    (added,) = steps
+    assert isinstance(added, Added)
+    assert (added.text, added.choice) == ("a", MAX_CHOICES - 1)
+    assert reader.add(frame(1, 1, "b")) == [Added(1, 1, "b", (), MAX_CHOICES - 1)]
+    assert reader.finish(1, whole("x")) == [Restarted(1), Added(1, 0, "x")]
+
+
 def test_late_frames_of_an_earlier_attempt_are_dropped() -> None:
     """Once a later attempt was seen, the earlier one says nothing any more."""
     _, steps = read(frame(2, 0, "a"), frame(1, 0, "x"), frame(1, 1, "y"), frame(2, 1, "b"))
@@ -214,12 +273,16 @@ def test_whatever_is_lost_repeated_or_reordered_the_text_comes_out() -> None:
         tokens = [chance.choices(["a", "b", "", "cd"], k=12) for _ in range(2)]
         if chance.random() < 0.5:
             tokens[1] = tokens[0]
+        ends = chance.choice([[12], [5, 12], [4, 4, 12]])
         frames = []
         for _ in range(15):
             attempt, start = chance.randint(1, 2), chance.randint(0, 11)
-            frames.append(frame(attempt, start, *tokens[attempt - 1][start : start + 3]))
+            choice = next(number for number, end in enumerate(ends) if start < end)
+            some = tokens[attempt - 1][start : min(start + 3, ends[choice])]
+            frames.append(TokenFrame(attempt=attempt, index=start, tokens=some, choice=choice))
         reader, steps = read(*frames)
         again = TokenReader(reader.sent)
         steps += [step for given in chance.choices(frames, k=10) for step in again.add(given)]
-        text = "".join(tokens[1])
-        assert shown(steps + again.finish(2, whole(text))) == text, f"seed {seed}"
+        texts = ["".join(tokens[1][begin:end]) for begin, end in pairwise([0, *ends])]
+        steps += again.finish(2, [choice for text in texts for choice in whole(text)])
+        assert shown_of_each(steps, len(texts)) == texts, f"seed {seed}"

@@ -306,10 +306,12 @@ class Chunks:
 
     def end(self, result: JobResult) -> list[Answer]:
         """The last ones."""
-        reasons = [one.finish_reason for one in result.choices or ()] or [result.finish_reason]
+        reasons = [result.finish_reason or None]
+        if result.choices is not UNSET:
+            reasons = [one.finish_reason for one in result.choices]
         chunks: list[Answer] = []
         for index, reason in enumerate(reasons):
-            chunks += self._choice(index).end(reason or None)
+            chunks += self._choice(index).end(reason)
         if self._include_usage:
             chunks.append(_answer(self._accepted, _chunk_kind(self._accepted), [], result.usage))
         return chunks
