@@ -46,11 +46,21 @@ FACTS = ModelFacts(n_ctx=100_000, tasks=["chat", "complete"], vocabulary=1000, m
 @pytest.mark.parametrize(
     ("body", "facts", "param", "why"),
     [
-        ({"n": 2}, FACTS, "n", "set max_tokens to 50000 or less"),
-        ({"n": 8, "max_tokens": 12_501}, FACTS, "n", "set max_tokens to 12500 or less"),
-        ({"n": 2, "max_tokens": 5}, replace(FACTS, max_choices=1), "n", "earlier version"),
+        ({"prompt": "x", "n": 2}, FACTS, "n", "set max_tokens to 50000 or less"),
         (
-            {"n": 4, "max_tokens": 1_000, "logprobs": True, "top_logprobs": 3},
+            {"prompt": "x", "n": 8, "max_tokens": 12_501},
+            FACTS,
+            "n",
+            "set max_tokens to 12500 or less",
+        ),
+        (
+            {"prompt": "x", "n": 2, "max_tokens": 5},
+            replace(FACTS, max_choices=1),
+            "n",
+            "earlier version",
+        ),
+        (
+            {"prompt": "x", "n": 4, "max_tokens": 1_000, "logprobs": True, "top_logprobs": 3},
             FACTS,
             "logprobs",
             "with top_logprobs 3 and n 4 an answer has at most 750 tokens",
@@ -64,16 +74,13 @@ def test_answers_that_cannot_be_are_refused(
 ) -> None:
     """By the name of the field, and with what is possible."""
     with pytest.raises((InvalidRequest, ValueError), match=why) as refused:
-        check_submission(
-            JobSubmission(**({} if "input" in body else {"prompt": "x"}), **body), facts
-        )
+        check_submission(JobSubmission(**body), facts)
     if isinstance(refused.value, InvalidRequest):
         assert refused.value.param == param
 
 
 def test_answers_that_fit_are_accepted() -> None:
-    most = {"max_tokens": 12_500, "n": 8}
-    check_submission(JobSubmission(prompt="x", **most), FACTS)
+    check_submission(JobSubmission(prompt="x", max_tokens=12_500, n=8), FACTS)
     check_submission(JobSubmission(prompt="x", n=8), None)
     check_submission(JobSubmission(prompt="x"), FACTS)
 

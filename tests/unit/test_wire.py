@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from shared.wire.api import JobStatus
 from shared.wire.codecs import (
     Unreadable,
     decode_cancel_notice,
