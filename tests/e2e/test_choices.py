@@ -309,7 +309,7 @@ def test_an_inferer_that_ends_after_the_first_answer(
         job_id = stack.submit(prompt="go", n=4, max_tokens=600, ignore_eos=True)
         with stack.http.stream("GET", f"/jobs/{job_id}/events") as response:
             events = server_sent_events(response)
-            seen = []
+            seen: list[dict[str, str]] = []
             while not texts_in(seen, 4)[1]:
                 seen.append(next(events))
             stack.inferers.remove(first)
