@@ -19,6 +19,7 @@ from cli.exit_status import (
 from cli.interrupts import interrupted_afterwards, interrupted_by_signals
 from cli.options import (
     DEFAULT_URL,
+    Answers,
     Json,
     MaxTokens,
     Model,
@@ -56,6 +57,7 @@ def ask(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    n: Answers = None,
     stop: Stop = None,
     schema: Schema = None,
     system: System = None,
@@ -73,6 +75,7 @@ def ask(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        n=n,
         stop=stop,
         schema=schema,
         system=system,
@@ -101,6 +104,7 @@ def submit(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    n: Answers = None,
     stop: Stop = None,
     schema: Schema = None,
     system: System = None,
@@ -119,6 +123,7 @@ def submit(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        n=n,
         stop=stop,
         schema=schema,
         system=system,
@@ -199,14 +204,19 @@ def _text(prompt: str) -> str:
 def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     """Follow a job to its end; with ``show``, print its tokens as they arrive."""
     with countdown(client, job_id) as line:
-        tokens = 0
+        tokens = choice = 0
         for event in client.follow(job_id):
             if event.event == "retrying" and show:
                 print_tokens("\n")
+                choice = 0
             elif event.event == "tokens" and show:
                 tokens += 1
                 line.hide()
-                print_tokens(event.json()["text"])
+                added = event.json()
+                if added.get("choice", 0) > choice:
+                    choice = added["choice"]
+                    print_tokens(f"\n\nanswer {choice + 1}:\n")
+                print_tokens(added["text"])
             elif event.event == "result":
                 if tokens:
                     print_tokens("\n")
