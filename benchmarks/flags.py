@@ -103,7 +103,7 @@ def _generate(engine: Engine, prompt_tokens: int, max_tokens: int) -> None:
     ended: SimpleQueue[Generation | Exception] = SimpleQueue()
     engine.submit(
         GenerationSequence(
-            prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
+            prepare=lambda: (prompt, [Sampler(engine.model, Sampling(temperature=0), 0, prompt)]),
             max_tokens=max_tokens,
             stop=[],
             on_text=lambda _: None,

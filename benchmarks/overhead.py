@@ -117,7 +117,7 @@ def _run_directly(engine: Engine) -> None:
     tokens = engine.model.tokenize(PROMPT)
     engine.submit(
         GenerationSequence(
-            prepare=lambda: (tokens, Sampler(engine.model, Sampling(), 1, tokens)),
+            prepare=lambda: (tokens, [Sampler(engine.model, Sampling(), 1, tokens)]),
             max_tokens=1,
             stop=[],
             on_text=lambda text: None,

@@ -110,7 +110,7 @@ class _Run:
         options = Sampling(temperature=task.temperature)
         engine.submit(
             GenerationSequence(
-                prepare=lambda: (prompt, Sampler(engine.model, options, seed, prompt)),
+                prepare=lambda: (prompt, [Sampler(engine.model, options, seed, prompt)]),
                 max_tokens=MAX_TOKENS,
                 stop=[],
                 on_text=lambda _: None,

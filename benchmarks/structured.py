@@ -83,9 +83,15 @@ class Subject:
             GenerationSequence(
                 prepare=lambda: (
                     self._prompt,
-                    Sampler(
-                        self._model, options, seed, self._prompt, constraint(self._model, options)
-                    ),
+                    [
+                        Sampler(
+                            self._model,
+                            options,
+                            seed,
+                            self._prompt,
+                            constraint(self._model, options),
+                        )
+                    ],
                 ),
                 max_tokens=MAX_TOKENS,
                 stop=[],

@@ -39,6 +39,10 @@ Schema = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="A LoRA adapter of the model.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed produces the same answer.")]
+Answers = Annotated[
+    int | None,
+    typer.Option("-n", help="How many answers, up to 8; the prompt is computed once."),
+]
 System = Annotated[str | None, typer.Option("--system", help="A system message.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Send the text without the chat template.")]
 PriorityOption = Annotated[
@@ -68,6 +72,7 @@ def submission(
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
+    n: int | None,
     stop: list[str] | None,
     schema: Path | None,
     system: str | None,
@@ -95,6 +100,7 @@ def submission(
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
+        "n": n,
         "stop": stop or None,
         "response_format": None if schema is None else _response_format(schema),
         "timeout_s": timeout_s,

@@ -125,7 +125,8 @@ def print_status(status: JobStatus) -> None:
 
 
 def print_result(result: JobResult) -> None:
-    """The text; of embeddings, how many there are; of documents, their scores."""
+    """The text, or several with their numbers; of embeddings, how many there are; of documents,
+    their scores."""
     if result.embeddings:
         dimensions = len(result.embeddings[0]) // FLOAT_BYTES
         out.print(f"{len(result.embeddings)} embeddings of {dimensions} dimensions: see --json")
@@ -135,13 +136,17 @@ def print_result(result: JobResult) -> None:
             text = f" {one.document.text}" if one.document else ""
             table.add_row(safe_text(f"{one.index}{text}"), f"{one.relevance_score:.4f}")
         out.print(table)
+    elif result.choices:
+        for number, choice in enumerate(result.choices, 1):
+            out.print(f"answer {number}:", style="dim")
+            print_text(choice.text)
     else:
         print_text(result.text or "")
 
 
 def timings_line(status: JobStatus) -> str:
     """``waited 0.1 s, first token after 0.3 s, 64 tokens at 80.1 tokens/s``, and a note if the
-    answer was cut off."""
+    answer, or the first of several, was cut off."""
     if status.timings is None:
         return ""
     parts = [f"waited {status.timings.queued_ms / 1000:.2f} s"]

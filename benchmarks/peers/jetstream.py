@@ -127,9 +127,9 @@ class OneToken:
         assert isinstance(generation, Generation)
         return msgspec.json.encode({"usage": {"completion_tokens": generation.completion_tokens}})
 
-    def _prepare(self) -> tuple[list[int], Sampler]:
+    def _prepare(self) -> tuple[list[int], list[Sampler]]:
         prompt = self._model.tokenize(self._request.prompt or "")
-        return prompt, Sampler(self._model, self._request, 1, prompt)
+        return prompt, [Sampler(self._model, self._request, 1, prompt)]
 
 
 class Gateway:

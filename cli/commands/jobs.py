@@ -20,6 +20,7 @@ from cli.interrupts import interrupted_afterwards, interrupted_by_signals
 from cli.options import (
     DEFAULT_URL,
     Adapter,
+    Answers,
     Json,
     MaxTokens,
     Model,
@@ -58,6 +59,7 @@ def ask(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    n: Answers = None,
     stop: Stop = None,
     schema: Schema = None,
     system: System = None,
@@ -76,6 +78,7 @@ def ask(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        n=n,
         stop=stop,
         schema=schema,
         system=system,
@@ -105,6 +108,7 @@ def submit(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    n: Answers = None,
     stop: Stop = None,
     schema: Schema = None,
     system: System = None,
@@ -124,6 +128,7 @@ def submit(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        n=n,
         stop=stop,
         schema=schema,
         system=system,
@@ -204,14 +209,19 @@ def _text(prompt: str) -> str:
 def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     """Follow a job to its end; with ``show``, print its tokens as they arrive."""
     with countdown(client, job_id) as line:
-        tokens = 0
+        tokens = choice = 0
         for event in client.follow(job_id):
             if event.event == "retrying" and show:
                 print_tokens("\n")
+                choice = 0
             elif event.event == "tokens" and show:
                 tokens += 1
                 line.hide()
-                print_tokens(event.json()["text"])
+                added = event.json()
+                if added.get("choice", 0) > choice:
+                    choice = added["choice"]
+                    print_tokens(f"\n\nanswer {choice + 1}:\n")
+                print_tokens(added["text"])
             elif event.event == "result":
                 if tokens:
                     print_tokens("\n")

@@ -38,6 +38,7 @@ from shared.model_names import served_name
 from shared.process.lifecycle import ShutdownRequested, run_process, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
 from shared.wire.inferers import InfererEntry
+from shared.wire.requests import MAX_CHOICES
 
 
 async def main(recorder: FlightRecorder) -> None:
@@ -119,6 +120,7 @@ async def _serve(
                 dimensions=model.dimensions,
                 adapters=list(model.adapters),
                 sampling_defaults=model.sampling_defaults,
+                max_choices=MAX_CHOICES,
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,

@@ -29,9 +29,11 @@ class Call(NamedTuple):
     arguments: str
 
 
-def tool_call(call: Call, job_id: str, number: int) -> ToolCall:
-    """The call with its id: the same one whenever and wherever the answer is read."""
-    value = int.from_bytes(hashlib.sha256(f"{job_id} {number}".encode()).digest())
+def tool_call(call: Call, job_id: str, number: int, choice: int = 0) -> ToolCall:
+    """The call with its id: the same one whenever and wherever the answer is read. It is the call
+    ``number`` in the answer ``choice``, both counted from 0."""
+    answer = f"{job_id}/{choice}" if choice else job_id
+    value = int.from_bytes(hashlib.sha256(f"{answer} {number}".encode()).digest())
     digits = (_DIGITS[value // len(_DIGITS) ** place % len(_DIGITS)] for place in range(9))
     return ToolCall("".join(digits), FunctionCall(call.name, call.arguments))
 

@@ -16,6 +16,7 @@ from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import TEXT_TASKS, ModelRequest, Priority, Task, check_options
 from shared.wire.results import (
     Cancelled,
+    Choice,
     Completed,
     DeadLetter,
     Expired,
@@ -140,10 +141,12 @@ class AssistantMessage(Struct, frozen=True):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
     @classmethod
-    def of(cls, outcome: Completed) -> Self:
-        """What the text of ``outcome`` says."""
-        read = read_answer(outcome.text, outcome.format or PLAIN)
-        calls = [tool_call(call, outcome.id, number) for number, call in enumerate(read.calls)]
+    def of(cls, completed: Completed, index: int, choice: Choice) -> Self:
+        """What the text of ``choice`` says, the answer ``index`` of a job."""
+        read = read_answer(choice.text, completed.format or PLAIN)
+        calls = [
+            tool_call(call, completed.id, number, index) for number, call in enumerate(read.calls)
+        ]
         return cls(
             content=None if calls and not read.content else read.content,
             reasoning_content=read.reasoning or UNSET,
@@ -151,11 +154,43 @@ class AssistantMessage(Struct, frozen=True):
         )
 
 
+class JobChoice(Struct, frozen=True, kw_only=True):
+    """One answer. ``text`` is what the model wrote, with the marks of its reasoning and its tool
+    calls; ``message`` is what that means."""
+
+    text: str
+    finish_reason: FinishReason | Literal["tool_calls"]
+    message: AssistantMessage | UnsetType = UNSET
+    logprobs: list[TokenLogprob] | UnsetType = UNSET
+
+    @classmethod
+    def all_of(cls, completed: Completed) -> list[Self]:
+        """Those of a job, in their order."""
+        found = []
+        for index, choice in enumerate(completed.choices):
+            message: AssistantMessage | UnsetType = UNSET
+            reason: FinishReason | Literal["tool_calls"] = choice.finish_reason
+            if completed.task == "chat":
+                message = AssistantMessage.of(completed, index, choice)
+                if message.tool_calls is not UNSET and reason == "stop":
+                    reason = "tool_calls"
+            found.append(
+                cls(
+                    text=choice.text,
+                    finish_reason=reason,
+                    message=message,
+                    logprobs=UNSET if choice.logprobs is None else choice.logprobs,
+                )
+            )
+        return found
+
+
 class JobResult(Struct, frozen=True, kw_only=True):
     """A text, embeddings (each as base64 of little-endian 32-bit floats) or ranked documents.
 
     ``text`` is what the model wrote, with the marks of its reasoning and its tool calls;
-    ``message`` is what that means.
+    ``message`` is what that means. Of several answers these are the first, and ``choices`` has
+    all.
     """
 
     text: str | UnsetType = UNSET
@@ -163,6 +198,7 @@ class JobResult(Struct, frozen=True, kw_only=True):
     usage: Usage
     message: AssistantMessage | UnsetType = UNSET
     logprobs: list[TokenLogprob] | UnsetType = UNSET
+    choices: list[JobChoice] | UnsetType = UNSET
     embeddings: list[bytes] | UnsetType = UNSET
     ranking: list[RankedDocument] | UnsetType = UNSET
 
@@ -172,15 +208,14 @@ class JobResult(Struct, frozen=True, kw_only=True):
             return cls(usage=completed.usage, embeddings=completed.embeddings)
         if completed.ranking is not None:
             return cls(usage=completed.usage, ranking=completed.ranking)
-        message = AssistantMessage.of(completed) if completed.task == "chat" else UNSET
-        calls = message is not UNSET and message.tool_calls is not UNSET
-        reason = completed.finish_reason
+        choices = JobChoice.all_of(completed)
         return cls(
-            text=completed.text,
-            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            text=choices[0].text,
+            finish_reason=choices[0].finish_reason,
             usage=completed.usage,
-            message=message,
-            logprobs=UNSET if completed.logprobs is None else completed.logprobs,
+            message=choices[0].message,
+            logprobs=choices[0].logprobs,
+            choices=choices if len(choices) > 1 else UNSET,
         )
 
 

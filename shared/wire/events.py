@@ -53,6 +53,9 @@ class TokenFrame(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``index`` is that of the first one. A token whose text waits for the next (half a character,
     the beginning of a stop string) adds ``""``.
+
+    They belong to the answer ``choice``, counted from 0. Several answers come one after another,
+    and ``index`` goes on from one to the next.
     """
 
     attempt: Count
@@ -60,6 +63,7 @@ class TokenFrame(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: list[str]
     logprobs: list[TokenLogprob | None] | None = None
     """Of these tokens, if the request asks for them; None for text that comes without a token."""
+    choice: Count = 0
 
 
 class CancelNotice(Struct, frozen=True):

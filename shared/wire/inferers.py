@@ -60,7 +60,8 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     embedding has, 0 if it computes none. ``format`` is that of answers in conversations with tools,
     None if it knows none; ``template_options`` are what the model's chat template takes besides.
     ``adapters`` are the LoRA adapters that it has; ``sampling_defaults`` hold where a request does
-    not say. ``prefixes`` are the fingerprints of prompts that it has computed recently
+    not say. ``max_choices`` is how many answers to one request it can give. ``prefixes`` are the
+    fingerprints of prompts that it has computed recently
     (`shared/prompt_prefixes.py`); always empty in the HTTP API.
     """
 
@@ -80,6 +81,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     dimensions: Count = 0
     adapters: AdapterNames = []
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+    max_choices: Count = 1
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -105,9 +107,9 @@ class ModelFacts(Struct, frozen=True):
 
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
-    ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options`` and
-    ``sampling_defaults`` are as in `InfererEntry`. ``adapters`` are those that every inferer of the
-    model has: any of them may get the job.
+    ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options``,
+    ``sampling_defaults`` and ``max_choices`` are as in `InfererEntry`. ``adapters`` are those that
+    every inferer of the model has: any of them may get the job.
     """
 
     n_ctx: AtLeastOne
@@ -119,6 +121,7 @@ class ModelFacts(Struct, frozen=True):
     dimensions: Count = 0
     adapters: AdapterNames = []
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+    max_choices: Count = 1
 
     @classmethod
     def of(cls, entries: Sequence[InfererEntry]) -> "ModelFacts":

@@ -38,6 +38,15 @@ TopLogprobs = Annotated[
     int, Meta(ge=0, le=20, description="Likeliest tokens in place of each; needs `logprobs`.")
 ]
 StopTokenIds = Annotated[list[TokenId], Meta(max_length=16)]
+MAX_CHOICES = 8
+Choices = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=MAX_CHOICES,
+        description="Answers to the one prompt; the first has the `seed`, the next `seed` + 1, …",
+    ),
+]
 Prompt = Annotated[str, Meta(min_length=1)]
 Priority = Literal["high", "normal", "low"]
 """Strictly in this order, first in first out within each."""
@@ -153,6 +162,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: TopK | UnsetType = UNSET
     min_p: Probability | UnsetType = UNSET
     seed: Seed | None = None
+    n: Choices = 1
     stop: Stop | None = None
     repeat_penalty: RepeatPenalty | UnsetType = UNSET
     presence_penalty: Penalty = 0.0
@@ -269,15 +279,23 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
             + queries,
             max_tokens=min(self.max_tokens or n_ctx, n_ctx) if self.task in TEXT_TASKS else 1,
             task=self.task,
+            n=self.n,
         )
 
 
-class Work(Struct, frozen=True):
-    """The size of a request, known before it runs. Estimates are learned from finished ones."""
+class Work(Struct, frozen=True, omit_defaults=True):
+    """The size of a request, known before it runs. Estimates are learned from finished ones.
+    ``max_tokens`` is that of each of the ``n`` answers."""
 
     prompt_bytes: Count
     max_tokens: AtLeastOne
     task: Task
+    n: Choices = 1
+
+    @property
+    def most_tokens(self) -> int:
+        """Of all answers together."""
+        return self.n * self.max_tokens
 
 
 def priority_of(token: str) -> Priority:

@@ -1,15 +1,15 @@
 """How a job ended: the message on ``RESULTS``, and on ``DEAD``."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from shared.wire.answers import AnswerFormat
 from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_times
 from shared.wire.inputs import Document
 from shared.wire.logprobs import TokenLogprob
-from shared.wire.requests import Priority, Task, Via, Work
+from shared.wire.requests import MAX_CHOICES, Priority, Task, Via, Work
 from shared.wire.subjects import PUBLIC
 
 FinishReason = Literal["stop", "length"]
@@ -88,7 +88,20 @@ class RankedDocument(Struct, frozen=True, omit_defaults=True):
     document: Document | UnsetType = UNSET
 
 
+class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One answer to a request. ``logprobs`` are those of its tokens, if the request asks for
+    them."""
+
+    text: str
+    finish_reason: FinishReason
+    completion_tokens: Count
+    logprobs: list[TokenLogprob] | None = None
+
+
 class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="completed"):
+    """``text``, ``finish_reason`` and ``logprobs`` are those of the first answer; ``usage`` counts
+    all answers, and the prompt once."""
+
     text: str
     finish_reason: FinishReason
     usage: Usage
@@ -96,6 +109,8 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     work: Work | None = None
     logprobs: list[TokenLogprob] | None = None
     """Of the answer's tokens, if the request asks for them."""
+    other_choices: Annotated[list[Choice], Meta(max_length=MAX_CHOICES - 1)] = []
+    """The answers after the first, if the request asks for several."""
     format: AnswerFormat | None = None
     """How reasoning and tool calls are marked in the text; None if there are none."""
     embeddings: list[bytes] | None = None
@@ -109,6 +124,18 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
             raise ValueError("an embedding is not made of 32-bit floats")
         if not all(math.isfinite(one.relevance_score) for one in self.ranking or ()):
             raise ValueError("a relevance score is not a number")
+
+    @property
+    def choices(self) -> list[Choice]:
+        """All answers."""
+        others = sum(choice.completion_tokens for choice in self.other_choices)
+        first = Choice(
+            text=self.text,
+            finish_reason=self.finish_reason,
+            completion_tokens=max(0, self.usage.completion_tokens - others),
+            logprobs=self.logprobs,
+        )
+        return [first, *self.other_choices]
 
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):

@@ -52,6 +52,17 @@ def sluice(shared_stack: Stack) -> Sluice:
     return with_url
 
 
+def test_several_answers_are_printed_one_after_another(sluice: Sluice) -> None:
+    """As they come, and with the status afterwards."""
+    options = ("--max-tokens", "20", "--seed", "7", "-n", "3")
+    status = json.loads(sluice("ask", "Tell me something", *options, "--json").stdout)
+    first, second, third = (choice["text"] for choice in status["result"]["choices"])
+    asked = sluice("ask", "Tell me something", *options)
+    assert asked.stdout == f"{first}\n\nanswer 2:\n{second}\n\nanswer 3:\n{third}\n"
+    shown = sluice("status", status["id"]).stdout
+    assert shown.endswith(f"answer 1:\n{first}\nanswer 2:\n{second}\nanswer 3:\n{third}\n")
+
+
 def test_ask_prints_the_answer(sluice: Sluice) -> None:
     """The text alone on stdout, so that it can be piped; the same seed gives the same."""
     options = ("--max-tokens", "20", "--seed", "7")
@@ -229,6 +240,7 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
         (["ask", "hi", "--temperature", "nan"], "temperature"),
         (["ask", "hi", "--timeout-s", "0"], "timeout_s"),
         (["ask", "hi", "--top-p", "2"], "top_p"),
+        (["ask", "hi", "-n", "9"], "`$.n`"),
         (["ask", "hi", "--stop", ""], "stop"),
         (["ask", "hi", "--schema", "/nowhere"], "--schema /nowhere"),
         (["ask", "hi", "--schema", __file__], "is not JSON"),

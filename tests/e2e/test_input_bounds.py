@@ -48,10 +48,10 @@ def run(engine: Engine, text: str, schema: Any = None, max_tokens: int = 40) -> 
     form = None if schema is None else schema_format(schema)
     options = ModelRequest(prompt="x", response_format=form, temperature=1.0)
 
-    def prepare() -> tuple[list[int], Sampler]:
+    def prepare() -> tuple[list[int], list[Sampler]]:
         tokens = engine.model.tokenize(text)[:1000]
         grammar = constraint(engine.model, options)
-        return tokens, Sampler(engine.model, options, 7, tokens, grammar)
+        return tokens, [Sampler(engine.model, options, 7, tokens, grammar)]
 
     engine.submit(GenerationSequence(prepare, max_tokens, [], texts.append, ended.set_result))
     return ended.result(PATIENCE_S), "".join(texts)
@@ -175,9 +175,9 @@ def test_a_sequence_that_is_prepared_can_be_aborted(model: Model) -> None:
     """At once, whatever its preparation is still doing."""
     finish, ended = threading.Event(), Future[Generation | Exception]()
 
-    def prepare() -> tuple[list[int], Sampler]:
+    def prepare() -> tuple[list[int], list[Sampler]]:
         finish.wait(PATIENCE_S)
-        return [1], Sampler(model, Sampling(), 1, [1])
+        return [1], [Sampler(model, Sampling(), 1, [1])]
 
     with running(model, slots=2) as engine:
         sequence = GenerationSequence(prepare, 5, [], lambda _: None, ended.set_result)
@@ -283,14 +283,14 @@ def test_the_engine_closes_while_a_request_is_prepared(tiny_model: Path) -> None
     ended: list[Future[Generation | Exception]] = [Future(), Future()]
     behind: list[str] = []
 
-    def prepare() -> tuple[list[int], Sampler]:
+    def prepare() -> tuple[list[int], list[Sampler]]:
         begun.set()
         assert finish.wait(PATIENCE_S)
-        return [1], Sampler(loaded, Sampling(), 1, [1])
+        return [1], [Sampler(loaded, Sampling(), 1, [1])]
 
-    def prepare_next() -> tuple[list[int], Sampler]:
+    def prepare_next() -> tuple[list[int], list[Sampler]]:
         behind.append("begun")
-        return [1], Sampler(loaded, Sampling(), 1, [1])
+        return [1], [Sampler(loaded, Sampling(), 1, [1])]
 
     engine = Engine(loaded, slots=1, n_ctx=2048, n_batch=128, threads=1)
     engine.submit(GenerationSequence(prepare, 5, [], lambda _: None, ended[0].set_result))

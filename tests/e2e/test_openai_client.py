@@ -310,7 +310,7 @@ def test_tokens_are_banned_and_forced(client: openai.OpenAI) -> None:
         ({"max_tokens": 5_000}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
         ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
         ({"logprobs": True, "top_logprobs": 20, "max_tokens": 2_000}, "logprobs"),

@@ -72,7 +72,7 @@ class Run:
         self.sampler = Greedy(engine.model, prompt)
         self._ended: Future[Generation | Exception] = Future()
         self.sequence = GenerationSequence(
-            lambda: (prompt, self.sampler), max_tokens, [], lambda _: None, self._ended.set_result
+            lambda: (prompt, [self.sampler]), max_tokens, [], lambda _: None, self._ended.set_result
         )
         self.sequence.adapter = adapter
         engine.submit(self.sequence)

@@ -104,7 +104,7 @@ class Run:
         grammar = constraint(engine.model, sampling)
         self.sampler = sampler = Noting(engine.model, sampling, sampling.seed or 0, tokens, grammar)
         self.sequence = GenerationSequence(
-            prepare=lambda: (tokens, sampler),
+            prepare=lambda: (tokens, [sampler]),
             max_tokens=sampling.max_tokens or 0,
             stop=sampling.stop_strings,
             on_text=self.texts.append,
@@ -151,7 +151,8 @@ def behind(engine: Engine, run: Run) -> float:
     chosen = run.sampler.chosen
     sampler = Retracing(engine.model, run.prompt, chosen)
     ended: Future[Generation | Exception] = Future()
-    prepare = lambda: (run.prompt, sampler)  # noqa: E731
+    samplers: list[Sampler] = [sampler]
+    prepare = lambda: (run.prompt, samplers)  # noqa: E731
     engine.submit(GenerationSequence(prepare, len(chosen), [], lambda text: None, ended.set_result))
     assert isinstance(ended.result(PATIENCE_S), Generation)
     assert len(sampler.behind) == len(chosen)

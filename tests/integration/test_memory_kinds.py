@@ -27,8 +27,8 @@ class Run:
         self.texts: list[str] = []
         tokens = engine.model.tokenize(text)
 
-        def prepare() -> tuple[list[int], Sampler]:
-            return tokens, Sampler(engine.model, Sampling(temperature=0), 1, tokens)
+        def prepare() -> tuple[list[int], list[Sampler]]:
+            return tokens, [Sampler(engine.model, Sampling(temperature=0), 1, tokens)]
 
         self.sequence = GenerationSequence(
             prepare, max_tokens, [], self.texts.append, self._ended.set_result

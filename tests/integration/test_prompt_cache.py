@@ -80,7 +80,7 @@ class Run:
         self.sampler = Tracing(engine.model, prompt, forced)
         self._ended: Future[Generation | Exception] = Future()
         self.sequence = GenerationSequence(
-            lambda: (prompt, self.sampler), max_tokens, [], lambda _: None, self._ended.set_result
+            lambda: (prompt, [self.sampler]), max_tokens, [], lambda _: None, self._ended.set_result
         )
         self.sequence.owner = owner
         self.sequence.is_cold = forced is not None

@@ -9,7 +9,7 @@ import pytest
 
 from services.inferer.engine.constraint import constraint
 from services.inferer.engine.model import Model
-from services.inferer.engine.sampler import Sampler
+from services.inferer.engine.sampler import Sampler, native_seed
 from shared.wire.requests import JsonObject, ModelRequest, Sampling
 
 STEPS = 50
@@ -45,6 +45,14 @@ def test_the_likeliest_token_is_the_one_that_llama_cpp_takes(model: Model, conte
     for sampler in (plain, penalized):
         sampler.close()
     llama_cpp.llama_sampler_free(native)
+
+
+def test_seeds_in_a_row_are_different_ones() -> None:
+    """Also where they meet the one that llama.cpp replaces by a random one."""
+    for first in (0, -4, 2**31 - 4, 2**32 - 4, 2**63 - 1):
+        seeds = {native_seed(seed) for seed in range(first, first + 8)}
+        assert len(seeds) == 8
+        assert 0xFFFFFFFF not in seeds
 
 
 @pytest.mark.parametrize(

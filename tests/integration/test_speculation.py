@@ -79,8 +79,7 @@ class Noting(Sampler):
         self._size = model.vocabulary.size
         self._copies = copies
         self._choose = random.Random(7)
-        self._tokens = list(prompt)
-        self._lookup = Lookup(self._tokens)
+        self._lookup = Lookup(prompt)
         self.chosen: list[int] = []
         self.logits: list[NDArray[numpy.float32]] = []
 
@@ -90,7 +89,7 @@ class Noting(Sampler):
         token = super().sample(context, row)
         if self._choose.random() < self._copies:
             token = next(iter(self._lookup.continuation(1)), token)
-        self._tokens.append(token)
+        self._lookup.add([token])
         self.chosen.append(token)
         return token
 
@@ -114,7 +113,7 @@ class Run:
         self.texts: list[str] = []
         self._ended: Future[Generation | Exception] = Future()
         self.sequence = GenerationSequence(
-            lambda: (prompt, self.sampler),
+            lambda: (prompt, [self.sampler]),
             sampling.max_tokens or engine.n_ctx,
             sampling.stop_strings,
             self.texts.append,

@@ -18,7 +18,7 @@ from shared.wire.requests import Sampling
 STALL_S = 1.0
 PATIENCE_S = 60.0
 
-Prompt = Callable[[], tuple[list[int], Sampler]]
+Prompt = Callable[[], tuple[list[int], list[Sampler]]]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def submit(engine: Engine, prepare: Prompt, max_tokens: int) -> asyncio.Event:
 
 def prompt_of(engine: Engine, length: int) -> Prompt:
     tokens = (engine.model.tokenize("word " * length))[:length]
-    return lambda: (tokens, Sampler(engine.model, Sampling(seed=1), 1, tokens))
+    return lambda: (tokens, [Sampler(engine.model, Sampling(seed=1), 1, tokens)])
 
 
 @pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(2000, 1), (4, 400)])
@@ -91,7 +91,7 @@ async def test_a_thread_that_does_not_come_back_is_a_stall(engine: Engine) -> No
     """Whatever it hangs in, here in what comes before a prompt."""
     hanging = threading.Event()
 
-    def hang() -> tuple[list[int], Sampler]:
+    def hang() -> tuple[list[int], list[Sampler]]:
         hanging.wait(PATIENCE_S)
         return prompt_of(engine, 4)()
 

@@ -1,14 +1,20 @@
 """What a gateway refuses before an inferer sees it, in milliseconds."""
 
+from typing import Any
+
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 from services.gateway.validation.limits import (
     MAX_METADATA_BYTES,
     check_metadata,
+    check_submission,
 )
 from services.gateway.validation.schema_size import read_schema
 from shared.errors import InvalidRequest
+from shared.wire.api import JobSubmission
+from shared.wire.inferers import ModelFacts
 from shared.wire.requests import NamedSchema
 
 
@@ -32,6 +38,51 @@ def test_a_schema_is_a_small_object(source: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:
         read_schema(Raw(source), lambda: NamedSchema(Raw(source)).schema, "response_format")
     assert refused.value.param == "response_format"
+
+
+FACTS = ModelFacts(n_ctx=100_000, tasks=["chat", "complete"], vocabulary=1000, max_choices=8)
+
+
+@pytest.mark.parametrize(
+    ("body", "facts", "param", "why"),
+    [
+        ({"prompt": "x", "n": 2}, FACTS, "n", "set max_tokens to 50000 or less"),
+        (
+            {"prompt": "x", "n": 8, "max_tokens": 12_501},
+            FACTS,
+            "n",
+            "set max_tokens to 12500 or less",
+        ),
+        (
+            {"prompt": "x", "n": 2, "max_tokens": 5},
+            replace(FACTS, max_choices=1),
+            "n",
+            "earlier version",
+        ),
+        (
+            {"prompt": "x", "n": 4, "max_tokens": 1_000, "logprobs": True, "top_logprobs": 3},
+            FACTS,
+            "logprobs",
+            "with top_logprobs 3 and n 4 an answer has at most 750 tokens",
+        ),
+        ({"n": 2, "input": "x"}, FACTS, "n", "applies only to text"),
+    ],
+    ids=str,
+)
+def test_answers_that_cannot_be_are_refused(
+    body: dict[str, Any], facts: ModelFacts, param: str, why: str
+) -> None:
+    """By the name of the field, and with what is possible."""
+    with pytest.raises((InvalidRequest, ValueError), match=why) as refused:
+        check_submission(JobSubmission(**body), facts)
+    if isinstance(refused.value, InvalidRequest):
+        assert refused.value.param == param
+
+
+def test_answers_that_fit_are_accepted() -> None:
+    check_submission(JobSubmission(prompt="x", max_tokens=12_500, n=8), FACTS)
+    check_submission(JobSubmission(prompt="x", n=8), None)
+    check_submission(JobSubmission(prompt="x"), FACTS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
 from shared.wire.requests import Work
-from shared.wire.results import Completed, Timings, Usage
+from shared.wire.results import Choice, Completed, Timings, Usage
 
 WORK = Work(prompt_bytes=40, max_tokens=100, task="chat")
 
@@ -37,7 +37,7 @@ def result(
         timings=Timings(queued_ms=0, prompt_ms=100, generation_ms=1000 * took_s - 100),
         text="",
         finish_reason="stop",
-        usage=Usage(10, 50, 60),
+        usage=Usage(10, tokens, 10 + tokens),
         task="chat",
         work=WORK,
     )
@@ -211,6 +211,33 @@ def test_a_job_goes_to_the_slot_that_is_free_first() -> None:
         for _ in range(jobs):
             slots = simulation.serve(WORK)
         assert abs(numpy.median(simulation.done_s(slots, behind=0)) - took_s) < 0.1 * took_s
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_several_answers_take_several_times_as_long(n: int) -> None:
+    """As the first of their kind, and once others have been seen. The prompt counts once."""
+    service_time = learned()
+    work = msgspec.structs.replace(WORK, n=n)
+    took_s = 0.1 + n * 1.0
+
+    def done_s(attempt: RunningAttempt | None = None) -> float:
+        simulation = Simulation(service_time, [Slot("i", attempt)], datetime.now(UTC), {})
+        slots = numpy.zeros(DRAWS, dtype=int) if attempt else simulation.serve(work)
+        return float(numpy.median(simulation.done_s(slots, behind=0)))
+
+    for _ in range(2):
+        assert abs(done_s() - took_s) < 0.1 * took_s
+        half = RunningAttempt("x", 1, "i", ago(took_s / 2), work, tokens=50 * n // 2)
+        assert abs(done_s(half) - took_s / 2) < 0.2 * took_s
+        late = RunningAttempt("x", 1, "i", ago(2 * took_s), work, tokens=100 * n - 1)
+        assert done_s(late) < 3.0
+        other = Choice(text="", finish_reason="stop", completion_tokens=50)
+        one = msgspec.structs.replace(
+            result(took_s, tokens=50 * n), work=work, other_choices=[other] * (n - 1)
+        )
+        for _ in range(30):
+            service_time.observe(one)
+    assert service_time.typical_work().n == n
 
 
 SHARED = {"i": [1.0, 1.5]}

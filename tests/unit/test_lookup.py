@@ -30,6 +30,7 @@ def test_a_lookup_finds_what_a_search_finds(prompt: list[int], answer: list[int]
     assert lookup.continuation(n) == search(tokens, n)
     for token in answer:
         tokens.append(token)
+        lookup.add([token])
         assert lookup.continuation(n) == search(tokens, n)
 
 

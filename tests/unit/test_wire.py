@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
+from shared.wire.api import JobStatus
 from shared.wire.codecs import (
     Unreadable,
     decode_cancel_notice,
@@ -277,6 +278,29 @@ def test_payloads_of_every_version_can_be_read(
     assert decode(encode(meaning)) == meaning
 
 
+def test_one_answer_is_written_as_it_was_before_there_could_be_several() -> None:
+    """What this version sends for one answer, an earlier one can read, and the other way round."""
+    request = InferenceRequest(task="complete", prompt="x")
+    frame = TokenFrame(attempt=1, index=0, tokens=["a"])
+    assert encode(request.work(8)) == b'{"prompt_bytes":1,"max_tokens":8,"task":"complete"}'
+    assert encode(frame) == b'{"attempt":1,"index":0,"tokens":["a"]}'
+    result = Completed(
+        id="x",
+        model="m",
+        attempt=1,
+        queued_at=T0,
+        finished_at=T1,
+        text="a",
+        finish_reason="stop",
+        usage=Usage(1, 2, 3),
+    )
+    for written in (encode(request), encode(result), encode(JobStatus.of(result))):
+        assert b'"n"' not in written
+        assert b"choices" not in written
+    (choice,) = result.choices
+    assert (choice.text, choice.finish_reason, choice.completion_tokens) == ("a", "stop", 2)
+
+
 def test_a_cancel_notice_can_be_read_without_its_fields() -> None:
     """Only its code."""
     assert decode_cancel_notice(b'{"code":"cancelled"}').code == "cancelled"
@@ -347,6 +371,9 @@ def test_a_request_whose_task_does_not_fit_is_refused(body: str, why: str) -> No
         '"ignore_eos":1',
         '"stop_token_ids":[-1]',
         '"stop_token_ids":["5"]',
+        '"n":0',
+        '"n":9',
+        '"n":"2"',
     ],
 )
 def test_options_out_of_range_or_of_another_type_are_refused(option: str) -> None:

@@ -164,7 +164,7 @@ class Forecast:
             return Estimate()
         progress = None
         if attempt.work.task in TEXT_TASKS:
-            progress = Progress(attempt.tokens, attempt.work.max_tokens)
+            progress = Progress(attempt.tokens, attempt.work.most_tokens)
         entries = self._fleet.inferers(token_of(job.model))
         service_time = self._service_time(token_of(job.model), entries)
         if not service_time.is_known:

@@ -108,7 +108,9 @@ class ServiceTime:
         self._prompt_line = self._residual_array = None
         self._works.append(work)
         self._prompts.append((work.prompt_bytes, usage.computed_tokens))
-        self.lengths.observe(work, usage.completion_tokens, result.finish_reason == "length")
+        for choice in result.choices:
+            was_cut = choice.finish_reason == "length"
+            self.lengths.observe(work, choice.completion_tokens, was_cut)
         prompt_token_s = self._prompt_token_s(inferer, usage, prompt_s)
         if prompt_token_s is not None:
             latest = Speed(
@@ -160,6 +162,7 @@ class ServiceTime:
             prompt_bytes=int(numpy.mean([work.prompt_bytes for work in self._works])),
             max_tokens=int(numpy.median([work.max_tokens for work in self._works])),
             task=self._works[-1].task,
+            n=int(numpy.median([work.n for work in self._works])),
         )
 
     def sample_residuals(self, random: numpy.random.Generator, draws: int) -> Floats:

@@ -225,7 +225,7 @@ class Simulation:
         prompt_s = self._service_time.prompt_tokens(work.prompt_bytes) * self._prompt_token_s[slot]
         slowdown = self._slowdown[self._inferer[slot], jobs - 1]
         so_far = max(attempt.tokens, int((elapsed_s - jobs * prompt_s) / (slowdown * token_s)), 0)
-        so_far = min(so_far, work.max_tokens - 1)
+        so_far = min(so_far, work.most_tokens - 1)
         # What it has done would have taken less time alone.
         alone_s = prompt_s + so_far * token_s
         shared_s = jobs * prompt_s + so_far * slowdown * token_s
@@ -238,8 +238,18 @@ class Simulation:
         return numpy.full(DRAWS, prompt_left_s), numpy.maximum(left_s - prompt_left_s, token_s)
 
     def _sample_lengths(self, work: Work, beyond: int) -> Floats:
-        uniform = 1 - self._random.random(DRAWS)  # never 0
-        return self._service_time.lengths.sample(work, beyond, uniform)
+        """Tokens of all answers together, of which there are ``beyond``, in each draw."""
+        lengths = self._service_time.lengths
+        if work.n == 1:
+            return lengths.sample(work, beyond, self._uniform())
+        answers = [lengths.sample(work, 0, self._uniform()) for _ in range(work.n)]
+        totals = numpy.sum(answers, axis=0)
+        longer = totals[totals > beyond]
+        # Where none is longer, the last answer is.
+        return self._random.choice(longer, DRAWS) if longer.size else beyond + answers[-1]
+
+    def _uniform(self) -> Floats:
+        return 1 - self._random.random(DRAWS)  # never 0
 
     def _sample_residuals(self) -> Floats:
         return self._common * self._service_time.sample_residuals(self._random, DRAWS) ** HALF

@@ -47,10 +47,13 @@ ON_ITS_WAY_S = 0.05
 
 
 class Tokens(Struct, frozen=True, omit_defaults=True):
+    """Text of the answer ``choice``; ``index`` is that of its first token in this answer."""
+
     attempt: int
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    choice: int = 0
 
 
 class EventId(NamedTuple):
@@ -137,7 +140,7 @@ async def job_events(
                         yield event
         result = await finished
         if isinstance(result, Completed):
-            steps = reader.finish(result.attempt, result.text, result.logprobs)
+            steps = reader.finish(result.attempt, result.choices)
             for event in _token_events(states, reader, steps):
                 yield event
         yield JobEvent(END, "result", JobStatus.of(result))
@@ -167,7 +170,7 @@ def _token_events(states: int, reader: TokenReader, steps: list[Step]) -> Iterat
             yield JobEvent(str(event_id), "retrying", Tokens(step.attempt, 0, ""))
         else:
             event_id = EventId(states, reader.sent)
-            tokens = Tokens(step.attempt, step.index, step.text, step.logprobs)
+            tokens = Tokens(step.attempt, step.index, step.text, step.logprobs, step.choice)
             yield JobEvent(str(event_id), "tokens", tokens)
 
 

@@ -208,20 +208,22 @@ class _Reply:
         """Add the text that is in the result and in no frame that was read: frames may be lost, or
         stored after the result."""
         if self.stream and isinstance(result, Completed):
-            attempt, followed = self._reader.position
-            for step in self._reader.finish(result.attempt, result.text, result.logprobs):
+            attempt, index = self._reader.position
+            for step in self._reader.finish(result.attempt, result.choices):
                 if isinstance(step, Restarted):
-                    followed = 0
+                    attempt, index = 0, 0
                     continue
                 # Callers have the last tokens without text, though their text comes only now.
-                skipped = max(0, followed - step.index) if step.attempt == attempt else 0
-                logprobs: list[TokenLogprob | None] = [*step.logprobs[skipped:]]
+                known = self._reader.tokens_of(step.choice) if step.attempt == attempt else 0
+                logprobs: list[TokenLogprob | None] = [*step.logprobs[max(0, known - step.index) :]]
                 frame = TokenFrame(
                     attempt=step.attempt,
-                    index=step.index + skipped,
+                    index=index,
                     tokens=[step.text, *[""] * (len(logprobs) - 1)],
                     logprobs=logprobs or None,
+                    choice=step.choice,
                 )
+                index += len(frame.tokens)
                 self._frames.append(encode(frame))
 
     async def _send_frames(self) -> None:

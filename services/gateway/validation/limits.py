@@ -29,6 +29,13 @@ DOES: dict[Task, str] = {
     "rerank": "ranks `documents` for a `query` and generates no text",
 }
 
+OF_EARLIER_VERSION = (
+    "the inferers of this model are of an earlier version, which ignores it; upgrade them"
+)
+
+MAX_TOKENS_OF_CHOICES = 100_000
+"""Of several answers, in one result: about 0.5 MB of text."""
+
 LOGPROB_BYTES = 60
 """Of one token in a result, about."""
 
@@ -60,9 +67,13 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         _refuse(
             submission,
             ("logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "logprobs"),
-            "the inferers of this model are of an earlier version, which ignores it; upgrade them",
+            OF_EARLIER_VERSION,
         )
-    _check_logprobs(submission, facts.n_ctx)
+    if submission.n > facts.max_choices:
+        _refuse(submission, ("n",), OF_EARLIER_VERSION)
+    most_tokens = min(submission.max_tokens or facts.n_ctx, facts.n_ctx)
+    _check_choices(submission, most_tokens)
+    _check_logprobs(submission, most_tokens)
     if submission.max_tokens is not None and submission.max_tokens > facts.n_ctx:
         raise InvalidRequest(
             f"max_tokens: {submission.max_tokens} is more than the model's context of "
@@ -132,18 +143,29 @@ def logprob_bytes(submission: JobSubmission) -> int:
     """What the log probabilities of the answer may add to its result, about."""
     if not submission.logprobs:
         return 0
-    most = (submission.max_tokens or MAX_LOGPROBS) * (1 + submission.top_logprobs)
+    most = (submission.max_tokens or MAX_LOGPROBS) * (1 + submission.top_logprobs) * submission.n
     return LOGPROB_BYTES * min(most, MAX_LOGPROBS)
 
 
-def _check_logprobs(submission: JobSubmission, n_ctx: int) -> None:
+def _check_choices(submission: JobSubmission, most_tokens: int) -> None:
+    """Raises: InvalidRequest: several answers of ``most_tokens`` could not be stored."""
+    if submission.n > 1 and submission.n * most_tokens > MAX_TOKENS_OF_CHOICES:
+        raise InvalidRequest(
+            f"n: {submission.n} answers of up to {most_tokens} tokens do not fit into one result; "
+            f"set max_tokens to {MAX_TOKENS_OF_CHOICES // submission.n} or less",
+            "n",
+        )
+
+
+def _check_logprobs(submission: JobSubmission, most_tokens: int) -> None:
     """Raises: InvalidRequest: the result could not be stored."""
     if not submission.logprobs:
         return
-    each = 1 + submission.top_logprobs
-    if min(submission.max_tokens or n_ctx, n_ctx) * each > MAX_LOGPROBS:
+    each = (1 + submission.top_logprobs) * submission.n
+    if most_tokens * each > MAX_LOGPROBS:
+        several = f" and n {submission.n}" if submission.n > 1 else ""
         raise InvalidRequest(
-            f"logprobs: with top_logprobs {submission.top_logprobs} an answer has at most "
+            f"logprobs: with top_logprobs {submission.top_logprobs}{several} an answer has at most "
             f"{MAX_LOGPROBS // each} tokens; set max_tokens",
             "logprobs",
         )

@@ -228,7 +228,7 @@ class Engine:
             return
         failure: Exception | None = None
         try:
-            prompt, sequence.sampler = sequence.prepare()
+            prompt, sequence.samplers = sequence.prepare()
             sequence.tokens = list(prompt)
             if self.speculates and not sequence.is_cold:
                 sequence.lookup = Lookup(sequence.tokens)
@@ -306,8 +306,7 @@ class Engine:
         if status == DECODED:
             outputs = self._scheduler.complete(batch, seconds)
             for sequence, *_ in batch:
-                if sequence.position == sequence.checkpoint:
-                    self._cache.save_checkpoint(sequence)
+                self._save_checkpoint(sequence)
             for chunk in outputs:
                 self._advance(chunk)
         elif status == ABORTED:
@@ -328,7 +327,19 @@ class Engine:
                 self._end(sequence, model_error("no slot could be prepared", error))
                 continue
             self._scheduler.admit(slot, sequence.cached_tokens)
+            if not (sequence.is_last_choice or self._context.can_copy):
+                sequence.checkpoint = sequence.prompt_tokens - 1
+                self._save_checkpoint(sequence)
             sequence.on_phase(Phase.PROMPT)
+
+    def _save_checkpoint(self, sequence: GenerationSequence) -> None:
+        """Save what a sequence has in the context, if this is where it should be saved."""
+        if not 0 < sequence.checkpoint == sequence.position:
+            return
+        if sequence.is_last_choice:
+            self._cache.save_checkpoint(sequence)
+        else:
+            sequence.start = self._cache.copy_of(sequence.slot)
 
     def _close_gaps(self) -> None:
         """Move sequences to adjacent slots: llama.cpp computes only those together."""
@@ -358,21 +369,29 @@ class Engine:
         """Hand over the output of a chunk's last token, then those of its draft as far as it is
         right, and remove the rest of the draft from the context."""
         sequence = chunk.sequence
-        outcome: Generation | InvalidRequest | None
+        failure: InvalidRequest | None = None
+        has_ended = False
         try:
             last_row = self._context.output_row(sequence.slot)
-            outcome = sequence.advance(self.model, self._context.handle, last_row)
+            has_ended = sequence.advance(self.model, self._context.handle, last_row)
             for row, token in enumerate(chunk.draft, last_row + 1):
-                if outcome is not None or sequence.tokens[-1] != token:
+                if has_ended or sequence.tokens[-1] != token:
                     break
                 sequence.position += 1
-                outcome = sequence.advance(self.model, self._context.handle, row)
+                has_ended = sequence.advance(self.model, self._context.handle, row)
         except InvalidRequest as error:
-            outcome = error
+            failure = error
         if chunk.draft and not self._context.truncate(sequence.slot, sequence.position):
             self._fail(sequence, ModelError("llama.cpp could not remove a wrong draft"))
-        elif outcome is not None:
-            self._end(sequence, outcome)
+        elif failure is not None:
+            self._end(sequence, failure)
+        elif has_ended and sequence.is_last_choice:
+            self._end(sequence, sequence.generation())
+        elif has_ended:
+            sequence.begin_next_choice()
+            # The output after the prompt is needed once more.
+            length = sequence.prompt_tokens - 1
+            sequence.position = self._cache.rewind(sequence, length, sequence.start)
 
     def _end(self, sequence: GenerationSequence, outcome: Generation | Exception) -> None:
         if sequence.state is State.RUNNING:

@@ -33,10 +33,15 @@ class Grammar:
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: "Vocabulary", param: str) -> None:
         """``param`` is the field of the request that the grammar comes from."""
         self._matcher = matcher
+        self._vocabulary = vocabulary
         self._param = param
         self._size, self._end = vocabulary.size, vocabulary.ends[0]
         self._is_suppressing = vocabulary.is_suppressing
         self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
+
+    def copy(self) -> "Grammar":
+        """The same grammar in the same state, for another answer."""
+        return Grammar(self._matcher.deep_copy(), self._vocabulary, self._param)
 
     def restrict(self, logits: Logits) -> None:
         """Leave only the tokens that may come next: the others get minus infinity.

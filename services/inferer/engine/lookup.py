@@ -6,18 +6,22 @@ then what followed the same few tokens the last time follows again.
 
 LENGTHS = (3, 2)
 """How many of the last tokens are looked up: first so many, then fewer."""
+LONGEST = max(LENGTHS)
 
 
 class Lookup:
     """What followed the last few tokens of a text where they occurred before."""
 
     def __init__(self, tokens: list[int]) -> None:
-        """``tokens`` may grow at their end, and do not change otherwise."""
-        self._tokens = tokens
+        self._tokens = [*tokens]
         self._next: dict[tuple[int, ...], int] = {}
         """The position after each n-gram's last occurrence that has a token after it."""
         self._indexed = 0
         self._index()
+
+    def add(self, tokens: list[int]) -> None:
+        """Take the tokens that follow."""
+        self._tokens += tokens
 
     def continuation(self, count: int) -> list[int]:
         """``count`` tokens that may come next; empty if the last ones have not occurred together

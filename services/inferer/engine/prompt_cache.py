@@ -140,6 +140,21 @@ class PromptCache:
             sequence.checkpoint = 0
         return slot, tokens
 
+    def rewind(self, sequence: Sequence, length: int, start: SavedState | None) -> int:
+        """Take a running sequence back to its first ``length`` tokens. ``start`` is what its slot
+        had then, for where it cannot be cut to them. Returns how many tokens the slot has now: 0 if
+        all have to be computed again."""
+        memory, slot = self.memory, sequence.slot
+        if memory.shortest(slot) > length:
+            memory.truncate(slot, 0)
+            if start is not None:
+                memory.load(slot, start)
+        return self._cut(slot, length)
+
+    def copy_of(self, slot: int) -> SavedState | None:
+        """What ``slot`` holds; None if llama.cpp cannot save it, or there is no memory for it."""
+        return self.memory.save(slot) if self.memory.state_bytes(slot) else None
+
     def leave(self, sequence: Sequence) -> None:
         """Keep what a sequence that has ended left in its slot."""
         if self._capacity and sequence.position:
@@ -158,8 +173,8 @@ class PromptCache:
         kept = self._left.get(slot)
         if kept is not None and len(kept.tokens) > MOST_MOVED:
             return False
-        state = self._copy_of(source)
-        kept_state = self._copy_of(slot) if kept else None
+        state = self.copy_of(source)
+        kept_state = self.copy_of(slot) if kept else None
         if (sequence.position and state is None) or (kept and kept_state is None):
             return False
         self.forget(slot)
@@ -177,9 +192,6 @@ class PromptCache:
             else:
                 memory.truncate(source, 0)
         return True
-
-    def _copy_of(self, slot: int) -> SavedState | None:
-        return self.memory.save(slot) if self.memory.state_bytes(slot) else None
 
     def save_checkpoint(self, sequence: Sequence) -> None:
         """Keep the state that a running sequence has now."""

@@ -191,6 +191,6 @@ class _Adjustments:
 
 
 def native_seed(seed: int) -> int:
-    """Map any integer to a seed that llama.cpp uses as it is."""
+    """Map any integer to a seed that llama.cpp uses as it is; seeds in a row to different ones."""
     seed &= 0xFFFFFFFF
-    return seed - 1 if seed == RANDOM_SEED else seed
+    return seed // 2 if seed == RANDOM_SEED else seed

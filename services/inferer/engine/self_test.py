@@ -180,7 +180,7 @@ def _sequence(
     """A prompt of ``length`` arbitrary tokens, and up to ``max_tokens`` of an answer."""
     prompt = _arbitrary(engine.model, length)
     return GenerationSequence(
-        prepare=lambda: (prompt, Sampler(engine.model, Sampling(temperature=0), 0, prompt)),
+        prepare=lambda: (prompt, [Sampler(engine.model, Sampling(temperature=0), 0, prompt)]),
         max_tokens=max_tokens,
         stop=[],
         on_text=lambda _: None,

@@ -65,7 +65,7 @@ class TimedJob:
         self._outcome: Generation | Exception | None = None
         self._ended = threading.Event()
         self.sequence = GenerationSequence(
-            prepare=lambda: (prompt, TimedSampler(engine.model, prompt, seed, self.at)),
+            prepare=lambda: (prompt, [TimedSampler(engine.model, prompt, seed, self.at)]),
             max_tokens=max_tokens,
             stop=[],
             on_text=lambda _: None,

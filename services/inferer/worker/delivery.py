@@ -18,14 +18,13 @@ from shared.wire.answers import PLAIN, AnswerFormat
 from shared.wire.codecs import decode_request
 from shared.wire.events import StateEvent
 from shared.wire.inferers import RunningJob
-from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import InferenceRequest, Work, priority_of
 from shared.wire.results import (
     Cancelled,
+    Choice,
     Completed,
     Expired,
     Failed,
-    FinishReason,
     StopCode,
     Timings,
     Usage,
@@ -142,30 +141,30 @@ class Job:
             attempt=self.attempt,
             started_at=self.started_at,
             completion_tokens=self.count_tokens(),
-            max_tokens=self.work.max_tokens,
+            max_tokens=self.work.most_tokens,
             work=self.work,
         )
 
     def completed(
         self,
         inferer: str,
-        text: str,
-        logprobs: list[TokenLogprob] | None,
-        finish_reason: FinishReason,
+        choices: list[Choice],
         usage: Usage,
         timings: Timings,
         answer_format: AnswerFormat = PLAIN,
     ) -> Completed:
+        first, *others = choices
         return Completed(
             **self._common(),
             inferer=inferer,
             timings=timings,
-            text=text,
-            finish_reason=finish_reason,
+            text=first.text,
+            finish_reason=first.finish_reason,
             usage=usage,
             task=self.request.task,
             work=self.work,
-            logprobs=logprobs,
+            logprobs=first.logprobs,
+            other_choices=others,
             format=None if answer_format == PLAIN else answer_format,
         )
 

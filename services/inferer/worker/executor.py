@@ -29,7 +29,15 @@ from shared.errors import (
 from shared.logs import logger
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire.requests import TEXT_TASKS
-from shared.wire.results import Completed, Failed, PromptTokensDetails, Result, Timings, Usage
+from shared.wire.results import (
+    Choice,
+    Completed,
+    Failed,
+    PromptTokensDetails,
+    Result,
+    Timings,
+    Usage,
+)
 
 CHECK_AFTER_S = 0.1
 """Of a first delivery: most short jobs end before they are checked."""
@@ -184,11 +192,18 @@ class Executor:
             )
         generation, published = await Inference(self._broker, self._engine, job, entry).run()
         self._speed.learn(generation)
+        choices = [
+            Choice(
+                text=written.text,
+                finish_reason=ending.finish_reason,
+                completion_tokens=ending.completion_tokens,
+                logprobs=written.logprobs,
+            )
+            for ending, written in zip(generation.endings, published.written, strict=True)
+        ]
         return job.completed(
             self._id,
-            published.text,
-            published.logprobs,
-            generation.finish_reason,
+            choices,
             _usage(generation),
             _timings(job, generation),
             self._engine.model.answer_format(job.request),
@@ -198,7 +213,8 @@ class Executor:
         pooled = await compute_inputs(engine, job, entry, self._broker.max_body)
         self._speed.learn(pooled)
         timings = replace(_timings(job, pooled), first_token_ms=None)
-        completed = job.completed(self._id, "", None, "stop", _usage(pooled), timings)
+        no_text = Choice(text="", finish_reason="stop", completion_tokens=0)
+        completed = job.completed(self._id, [no_text], _usage(pooled), timings)
         if job.request.task == "embed":
             return replace(completed, embeddings=embeddings(pooled))
         return replace(completed, ranking=ranking(job.request, pooled))

@@ -39,7 +39,11 @@ class Inference:
         if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
         self._tokens = TokenPublisher(
-            broker, targets, job.trace, self._logprob_of if job.request.logprobs else None
+            broker,
+            targets,
+            job.trace,
+            self._logprob_of if job.request.logprobs else None,
+            choices=job.request.n,
         )
         format = engine.model.answer_format(job.request)
         self._shown_tokens = engine.model.shown_tokens(format)
@@ -60,13 +64,13 @@ class Inference:
         job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, TokenPublisher]:
-        """How the job's answer was generated, and what was published of it meanwhile: all of it.
+        """How the job's answers were generated, and what was published of them meanwhile: all.
 
         Raises:
             Interrupted: see ``job.interruption``.
             InvalidRequest, PromptTooLong: the model cannot take this request.
             ModelError: llama.cpp failed.
-            InvalidAnswer: the answer is not of the format that was asked for.
+            InvalidAnswer: an answer is not of the format that was asked for.
         """
         self._engine.submit(self._sequence)
         publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
@@ -76,8 +80,9 @@ class Inference:
             publishing.cancel()
         await self._tokens.flush(self._job.attempt)
         outcome = self._outcome.value
-        if outcome.finish_reason == "stop":
-            await self._check_answer()
+        for ending, written in zip(outcome.endings, self._tokens.written, strict=True):
+            if ending.finish_reason == "stop":
+                await self._check_answer(written.text)
         return outcome, self._tokens
 
     def _abort(self) -> None:
@@ -85,13 +90,13 @@ class Inference:
         # Only now: a preparation that fails because of it must find that it is aborted.
         self._cancelled.set()
 
-    async def _check_answer(self) -> None:
+    async def _check_answer(self, text: str) -> None:
         """Raises: InvalidAnswer: it is not of the format that was asked for."""
         model, request = self._engine.model, self._job.request
         schema = response_schema(request)
         if schema is None:
             return
-        answer = read_answer(self._tokens.text, model.answer_format(request))
+        answer = read_answer(text, model.answer_format(request))
         if answer.calls and not answer.content:
             return
         wrong = await asyncio.to_thread(model.vocabulary.answer_error, schema, answer.content)
@@ -103,9 +108,8 @@ class Inference:
 
     def _add(self, text: str) -> None:
         """Publish the text of one more token, and how likely it was; on the compute thread."""
-        sampler = self._sequence.sampler
-        assert sampler is not None
-        self._tokens.add(text, self._sequence.last_token, sampler.logprobs)
+        sequence = self._sequence
+        self._tokens.add(text, sequence.last_token, sequence.sampler.logprobs, sequence.choice)
 
     def _logprob_of(self, token: int, logprobs: Logprobs) -> TokenLogprob:
         def read(one: int) -> bytes:
@@ -114,7 +118,7 @@ class Inference:
         top = [TopLogprob.of(read(one), logprob) for one, logprob in logprobs.top]
         return replace(TokenLogprob.of(read(token), logprobs.logprob), top=top)
 
-    def _prepare(self) -> tuple[list[int], Sampler]:
+    def _prepare(self) -> tuple[list[int], list[Sampler]]:
         request, model, n_ctx = self._job.request, self._engine.model, self._engine.n_ctx
         if request.messages is not None:
             self._entry.enter(Phase.TEMPLATE)
@@ -140,8 +144,11 @@ class Inference:
             is_closed=written.is_closed,
             cancelled=self._cancelled,
         )
-        sampler = Sampler(model, request, seed, prompt, grammar)
+        samplers = [
+            Sampler(model, request, seed + number, prompt, grammar and grammar.copy())
+            for number in range(request.n)
+        ]
         if written.opened:
-            # The answer goes on with what the prompt has begun: only both together can be read.
+            # Each answer goes on with what the prompt has begun: only both together can be read.
             self._tokens.open(written.opened)
-        return prompt, sampler
+        return prompt, samplers

@@ -39,6 +39,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "top_k": _any_of(0, 1, 40, 2**31 - 1),
     "min_p": _any_of(0, 0.05, 1),
     "seed": _any_of(0, 7, -1, 2**63 - 1),
+    "n": _any_of(1, 2, 3, 9),
     "stop": _any_of("a", "\n", ["a", "b"], "e" * 3_000),
     "repeat_penalty": _any_of(1, 1.1, 10),
     "presence_penalty": _any_of(0, -2, 2),
@@ -78,7 +79,8 @@ def openai_requests() -> st.SearchStrategy[dict[str, Any]]:
     more = {
         "stream": _any_of(True, False),
         "stream_options": _any_of({"include_usage": True}, None),
-        "n": _any_of(1, 2),
+        "echo": _any_of(True, False),
+        "best_of": _any_of(1, 2),
         "tools": _any_of([], None),
         "logprobs": _any_of(False, None),
         "max_completion_tokens": _any_of(1, 5),

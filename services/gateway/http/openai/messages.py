@@ -8,17 +8,19 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, to_builtins
 
 from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.events import Tokens
 from shared.answers.calls import Call, tool_call
 from shared.answers.reader import AnswerReader, Content, Part, Reasoning
 from shared.broker.consumers import ModelConsumers
 from shared.errors import InvalidRequest
 from shared.timestamps import parse_timestamp
-from shared.wire.api import JobResult, JobSubmission, TimeoutS
+from shared.wire.api import JobChoice, JobResult, JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.requests import (
     AdapterName,
     ChatMessage,
+    Choices,
     LogitBias,
     MaxTokens,
     Messages,
@@ -88,24 +90,23 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     """An extension, like ``timeout_s``. Numbers, which other servers use, are ignored."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
+    n: Choices | None = None
 
     @property
     def wants_stream(self) -> bool:
         return bool(self.stream)
 
     @property
+    def echoed(self) -> str:
+        """What the text of each answer begins with."""
+        return ""
+
+    @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def _options(self) -> dict[str, Any]:
-        """The options that were set, with Sluice's names.
-
-        Raises:
-            InvalidRequest: one of them is not supported.
-        """
-        if self.n not in (None, 1):
-            raise _unsupported("n", "one answer per request")
+        """The options that were set, with Sluice's names."""
         named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
         return {
             name: value
@@ -192,24 +193,43 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     """How many of the likeliest tokens to list; with 0 only those of the answer."""
     best_of: int | None = None
     echo: bool | None = None
+    """Whether the text of each answer begins with the prompt."""
     suffix: str | None = None
 
     def submission(self) -> JobSubmission:
         """Raises: InvalidRequest: not exactly one prompt, or a parameter is not supported."""
-        if self.best_of not in (None, 1):
-            raise _unsupported("best_of", "one answer per request")
-        if self.echo:
-            raise _unsupported("echo", "the answer without its prompt")
+        if self.best_of not in (None, self.n or 1):
+            raise InvalidRequest(
+                "best_of: answers are not ranked; leave it out, and set n to how many you want",
+                "best_of",
+            )
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest(
+                "echo: cannot be combined with logprobs, which are those of the answer only; leave "
+                "one of them out",
+                "echo",
+            )
         if self.suffix:
             raise _unsupported("suffix", "continuation only")
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if len(prompts) != 1:
-            raise InvalidRequest("prompt: give one prompt per request", "prompt")
+        prompt = self._prompt
         most = max(DEFAULT_COMPLETION_TOKENS, self.min_tokens or 0)
         options = {"max_tokens": most, **self._options()}
         if self.logprobs is not None:
             options |= {"logprobs": True, "top_logprobs": self.logprobs}
-        return JobSubmission(prompt=prompts[0], **options)
+        return JobSubmission(prompt=prompt, **options)
+
+    @property
+    def echoed(self) -> str:
+        """What the text of each answer begins with."""
+        return self._prompt if self.echo else ""
+
+    @property
+    def _prompt(self) -> str:
+        """Raises: InvalidRequest: not exactly one."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if len(prompts) != 1:
+            raise InvalidRequest("prompt: give one prompt per request", "prompt")
+        return prompts[0]
 
 
 class Choice(Struct, frozen=True, kw_only=True):
@@ -262,29 +282,72 @@ class ModelList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
-def completion(accepted: AcceptedJob, result: Completed) -> Answer:
+def completion(accepted: AcceptedJob, result: Completed, echoed: str) -> Answer:
     """The response to a request that did not stream."""
-    logprobs = None
-    if result.logprobs is not None:
-        logprobs = logprobs_of(accepted, result.logprobs, TextOffsets())
-    read = JobResult.of(result)
-    reason = read.finish_reason or None
-    if read.message is not UNSET:
-        message = {"refusal": None, **to_builtins(read.message)}
-        choice = Choice(message=message, logprobs=logprobs, finish_reason=reason)
-    else:
-        choice = Choice(text=result.text, logprobs=logprobs, finish_reason=reason)
+    choices = []
+    for index, one in enumerate(JobChoice.all_of(result)):
+        logprobs = None
+        if one.logprobs is not UNSET:
+            logprobs = logprobs_of(accepted, one.logprobs, TextOffsets())
+        reason = one.finish_reason
+        if one.message is not UNSET:
+            message = {"refusal": None, **to_builtins(one.message)}
+            choice = Choice(index=index, message=message, logprobs=logprobs, finish_reason=reason)
+        else:
+            text = echoed + one.text
+            choice = Choice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
+        choices.append(choice)
     kind = "chat.completion" if accepted.task == "chat" else "text_completion"
-    return _answer(accepted, kind, [choice], result.usage)
+    return _answer(accepted, kind, choices, result.usage)
 
 
 class Chunks:
-    """The chunks of one streamed answer. With ``include_usage``, ``usage`` is null in all but the
-    last."""
+    """The chunks of a streamed response with ``n`` answers. With ``include_usage``, ``usage`` is
+    null in all but the last."""
 
-    def __init__(self, accepted: AcceptedJob, include_usage: bool) -> None:
+    def __init__(self, accepted: AcceptedJob, n: int, include_usage: bool, echoed: str) -> None:
         self._accepted = accepted
+        self._n = n
         self._include_usage = include_usage
+        self._echoed = echoed
+        self._choices: dict[int, _ChoiceChunks] = {}
+
+    def opening(self) -> list[Answer]:
+        """The first ones."""
+        return [self._choice(index).opening() for index in range(self._n)]
+
+    def text(self, tokens: Tokens) -> list[Answer]:
+        """Those for what the model wrote next."""
+        return self._choice(tokens.choice).text(tokens.text, tokens.logprobs)
+
+    def end(self, result: JobResult) -> list[Answer]:
+        """The last ones."""
+        reasons = [result.finish_reason or None]
+        if result.choices is not UNSET:
+            reasons = [one.finish_reason for one in result.choices]
+        chunks: list[Answer] = []
+        for index, reason in enumerate(reasons):
+            chunks += self._choice(index).end(reason)
+        if self._include_usage:
+            chunks.append(_answer(self._accepted, _chunk_kind(self._accepted), [], result.usage))
+        return chunks
+
+    def _choice(self, index: int) -> "_ChoiceChunks":
+        if index not in self._choices:
+            self._choices[index] = _ChoiceChunks(
+                self._accepted, index, self._include_usage, self._echoed
+            )
+        return self._choices[index]
+
+
+class _ChoiceChunks:
+    """Those of one answer."""
+
+    def __init__(self, accepted: AcceptedJob, index: int, include_usage: bool, echoed: str) -> None:
+        self._accepted = accepted
+        self._index = index
+        self._include_usage = include_usage
+        self._echoed = echoed
         self._offsets = TextOffsets()
         self._reader = AnswerReader(accepted.format)
         self._calls = 0
@@ -292,7 +355,7 @@ class Chunks:
     def opening(self) -> Answer:
         """The first one."""
         if self._accepted.task != "chat":
-            return self._chunk(text="")
+            return self._chunk(text=self._echoed)
         return self._chunk(delta={"role": "assistant", "content": ""})
 
     def text(self, text: str, logprobs: Sequence[TokenLogprob]) -> list[Answer]:
@@ -306,18 +369,14 @@ class Chunks:
             for number, delta in enumerate(deltas)
         ]
 
-    def end(self, result: JobResult) -> list[Answer]:
-        """The last ones."""
-        reason = result.finish_reason or None
+    def end(self, reason: str | None) -> list[Answer]:
+        """The last ones, with the reason why it ended."""
         if self._accepted.task == "chat":
             left = self._deltas(self._reader.finish())
             chunks = [self._chunk(delta=delta) for delta in left]
             chunks.append(self._chunk(delta={}, finish_reason=reason))
         else:
             chunks = [self._chunk(text="", finish_reason=reason)]
-        if self._include_usage:
-            kind = _chunk_kind(self._accepted)
-            chunks.append(_answer(self._accepted, kind, [], result.usage))
         return chunks
 
     def _deltas(self, parts: list[Part]) -> list[dict[str, Any]]:
@@ -329,14 +388,14 @@ class Chunks:
                 case Content(text):
                     deltas.append({"content": text})
                 case Call():
-                    call = tool_call(part, self._accepted.id, self._calls)
+                    call = tool_call(part, self._accepted.id, self._calls, self._index)
                     delta = {"index": self._calls, **to_builtins(call)}
                     deltas.append({"tool_calls": [delta]})
                     self._calls += 1
         return deltas
 
     def _chunk(self, *, finish_reason: Any = None, **content: Any) -> Answer:
-        choice = Choice(finish_reason=finish_reason, **content)
+        choice = Choice(index=self._index, finish_reason=finish_reason, **content)
         usage = None if self._include_usage else UNSET
         return _answer(self._accepted, _chunk_kind(self._accepted), [choice], usage)
 

@@ -162,15 +162,9 @@ async def _answer(
     try:
         if survives_disconnect:
             await require_connected(request)
-        if body.wants_stream:
+        if isinstance(body, ChatRequest | CompletionRequest) and body.wants_stream:
             return await _stream(
-                request,
-                gateway,
-                streams,
-                accepted,
-                body.wants_usage,
-                attempt,
-                survives_disconnect,
+                request, gateway, streams, accepted, body, attempt, survives_disconnect
             )
         waiting = gateway.jobs.wait(accepted.id, accepted)
         result = await while_connected(request, gateway.stopping, waiting)
@@ -185,7 +179,7 @@ async def _answer(
     if isinstance(result, Completed):
         if isinstance(body, EmbeddingsRequest | RerankRequest):
             return Response(body.response(accepted, result))
-        return Response(completion(accepted, result))
+        return Response(completion(accepted, result, body.echoed))
     return _failure(result)
 
 
@@ -194,7 +188,7 @@ async def _stream(
     gateway: Gateway,
     streams: OpenStreams,
     accepted: AcceptedJob,
-    include_usage: bool,
+    body: ChatRequest | CompletionRequest,
     attempt: ClientAttempt,
     survives_disconnect: bool,
 ) -> Response[Any]:
@@ -220,9 +214,10 @@ async def _stream(
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
-        chunks = Chunks(accepted, include_usage)
+        chunks = Chunks(accepted, body.n or 1, body.wants_usage, body.echoed)
         try:
-            yield _data(chunks.opening())
+            for chunk in chunks.opening():
+                yield _data(chunk)
             pending = first
             while True:
                 try:
@@ -256,7 +251,7 @@ def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
-        return list(map(_data, chunks.text(event.data.text, event.data.logprobs)))
+        return list(map(_data, chunks.text(event.data)))
     if isinstance(event.data, JobError):
         return [_data(_error(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
