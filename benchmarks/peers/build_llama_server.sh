@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compile llama.cpp's own server into .venv/peers/llama-server, once: from the source inside the
 # llama-cpp-python that Sluice pins, so that both sides run the same version of llama.cpp, and with
-# the same recipe. `make bench-peers` calls it. JOBS is how many compilers run at once.
+# the same recipe and CMAKE_ARGS. `make bench-peers` calls it. JOBS is how many compilers run at once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -25,6 +25,7 @@ fi
     -DCMAKE_PROJECT_INCLUDE="$PWD/benchmarks/peers/llama_server.cmake" \
     -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+    ${CMAKE_ARGS:-} \
     >"$folder/cmake.log"
 "$peers/bin/cmake" --build "$folder/build" --target llama-server -j "${JOBS:-$(nproc)}" \
     >"$folder/build.log" 2>&1 || { tail -n 40 "$folder/build.log" >&2; exit 1; }

@@ -17,14 +17,17 @@ class Answer(Struct):
     text: str
     first_token_s: float
     total_s: float
+    prompt_tokens: int | None
+    """None if the server does not count."""
     tokens: int
     cached_tokens: int | None
     """Of the prompt, those that were not computed; None if the server does not say."""
 
 
-def ask(url: str, messages: list[Message], max_tokens: int) -> Answer:
-    """The most probable answer of the server at ``url``, over a connection that is opened before
-    the time counts: servers close idle ones."""
+def ask(url: str, messages: list[Message], max_tokens: int, **options: Any) -> Answer:
+    """The answer of the server at ``url``, the most probable one unless ``options`` of the request
+    say otherwise, over a connection that is opened before the time counts: servers close idle
+    ones."""
     body = {
         "model": "smollm2",
         "messages": messages,
@@ -32,6 +35,7 @@ def ask(url: str, messages: list[Message], max_tokens: int) -> Answer:
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **options,
     }
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
     with closing(connection):
@@ -61,6 +65,7 @@ def ask(url: str, messages: list[Message], max_tokens: int) -> Answer:
         text="".join(texts),
         first_token_s=total_s if first_s is None else first_s,
         total_s=total_s,
+        prompt_tokens=usage.get("prompt_tokens"),
         tokens=usage["completion_tokens"],
         cached_tokens=details.get("cached_tokens"),
     )

@@ -12,7 +12,7 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
-from shared.errors import ModelError
+from shared.errors import ModelError, SettingsError
 from shared.wire.requests import Sampling
 from tests.support.architectures import write_hybrid, write_mamba, write_rwkv, write_windowed
 from tests.support.processes import eventually
@@ -109,3 +109,18 @@ def test_a_window_of_its_own_cannot_be_moved_to_a_larger_context(tmp_path: Path)
         engine.grow(2).result(PATIENCE_S)
         assert Run(engine, "once upon a time", 300).text() == text
     model.close()
+
+
+@pytest.mark.parametrize("gpu_layers", [0, 3])
+def test_a_type_that_the_model_cannot_have_is_not_reported_as_too_little_memory(
+    tiny_model: Path, gpu_layers: int
+) -> None:
+    """With layers on a GPU as without: its memory is not checked in advance, the type is. The model
+    itself is on the CPU here."""
+    model = Model(tiny_model, 0, chat=False)
+    model.gpu_layers = gpu_layers
+    try:
+        with pytest.raises(SettingsError, match="INFERER_KV_TYPE=q8_0 is not possible"):
+            Engine(model, slots=2, n_ctx=512, n_batch=32, threads=1, kv_type="q8_0")
+    finally:
+        model.close()

@@ -331,7 +331,11 @@ def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
         SettingsError: this model cannot have such a context.
     """
     if model.gpu_layers:
-        return  # most of it is on the GPU
+        # Most of it is on the GPU, where an allocation that does not fit fails. So would that of a
+        # type that the model cannot have, with the same message.
+        if options.kv_type != "f16":
+            _required_bytes(model, slots, options)
+        return
     required, available = _required_bytes(model, slots, options), available_bytes()
     if required > available:
         raise OutOfMemory(
