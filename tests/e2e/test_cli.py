@@ -149,8 +149,7 @@ def test_follow_prints_the_whole_answer(
 
 
 def test_the_shell_completes_commands() -> None:
-    """The script that --install-completion installs asks the command itself."""
-    assert "sluice" in run("--show-completion", "bash").stdout
+    """What the script that --install-completion installs asks the command."""
     asked = run("", _SLUICE_COMPLETE="complete_bash", COMP_WORDS="sluice fol", COMP_CWORD="1")
     assert asked.stdout.split() == ["follow"]
 
