@@ -53,15 +53,26 @@ class JobSubmission(
     ``query`` with ``documents`` say what is asked of the model."""
 
     model: str | None = None
+    """Required if several models are served."""
     input: AnyInput | None = None
+    """A text, tokens, or a list of either, to compute embeddings of."""
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    """The length of the embeddings; only the model's own is possible."""
     query: Text | None = None
+    """What `documents` are ranked by."""
     documents: AnyDocuments | None = None
+    """Texts to rank by their relevance for `query`."""
     top_n: TopN | None = None
+    """Return only so many of the ranked documents."""
     return_documents: bool = False
+    """Whether the ranking contains the texts."""
     timeout_s: TimeoutS | None = None
+    """Seconds from acceptance to the latest end."""
     priority: Priority = "normal"
+    """`high` jobs run first, `low` ones last."""
     metadata: Metadata | UnsetType = UNSET
+    """Any JSON object; it comes back in the status and the result, and jobs can be found by
+    it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -156,32 +156,48 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token is chosen and when to stop."""
 
     max_tokens: MaxTokens | None = None
+    """The most tokens of an answer; by default until the context is full."""
     temperature: Temperature | UnsetType = UNSET
-    """Without it, like the other fields of `SamplingDefaults`, the model's default holds."""
+    """0 always picks the most likely token. Without this field, or `top_p`, `top_k`, `min_p`
+    and `repeat_penalty`, what the model's file recommends holds."""
     top_p: Probability | UnsetType = UNSET
+    """Sample from the most likely tokens that together have this probability."""
     top_k: TopK | UnsetType = UNSET
+    """Sample from so many of the most likely tokens; 0 means all."""
     min_p: Probability | UnsetType = UNSET
+    """Leave out tokens whose probability is below this share of the most likely one's."""
     seed: Seed | None = None
+    """The same seed gives the same answer, as far as `cache_prompt` says."""
     n: Choices = 1
+    """So many answers to one prompt, which is computed once. Answer i has the seed `seed` +
+    i."""
     stop: Stop | None = None
+    """Texts that end the answer and are not part of it."""
     repeat_penalty: RepeatPenalty | UnsetType = UNSET
+    """Above 1, tokens of the prompt and the answer become less likely."""
     presence_penalty: Penalty = 0.0
+    """Above 0, tokens that the answer has become less likely."""
     frequency_penalty: Penalty = 0.0
+    """Above 0, tokens become less likely the more often the answer has them."""
     response_format: ResponseFormat | None = None
+    """JSON that matches a schema, a JSON object, or text that matches a grammar."""
     logit_bias: LogitBias | None = None
+    """For each token id what is added to its logit; -100 bans the token."""
     min_tokens: MinTokens = 0
+    """The answer does not end before it has so many tokens."""
     ignore_eos: bool = False
-    """Whether the answer goes on until ``max_tokens`` or a stop, whatever the model wants."""
+    """Whether the answer goes on until `max_tokens` or a stop, whatever the model wants."""
     stop_token_ids: StopTokenIds | None = None
     """Tokens that end the answer, besides those of the model. They add no text."""
     logprobs: bool = False
     """Whether the answer says how likely each of its tokens was."""
     top_logprobs: TopLogprobs = 0
+    """With `logprobs`, so many of the most likely tokens at each place."""
     adapter: AdapterName | None = None
-    """The LoRA adapter that the answer is computed with; None computes with the model alone."""
+    """The LoRA adapter that the answer is computed with; without it the model alone."""
     cache_prompt: bool = True
-    """False: the whole prompt is computed, as for the first job of an inferer, and no token of the
-    answer is guessed."""
+    """False: the whole prompt is computed, as for the first job of an inferer, and no token of
+    the answer is guessed."""
 
     def __post_init__(self) -> None:
         form = self.response_format
@@ -213,12 +229,17 @@ class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """What a model is asked."""
 
     messages: Messages | None = None
+    """A conversation, which goes through the model's chat template."""
     prompt: Prompt | None = None
+    """A text to continue, as it is."""
     tools: Tools | None = None
+    """Functions that the model may call, in OpenAI's form."""
     tool_choice: ToolChoice = "auto"
+    """`auto`, `none`, `required`, or the function that must be called."""
     parallel_tool_calls: bool = True
     """False: at most one call in an answer."""
     chat_template_kwargs: TemplateOptions | None = None
+    """Variables of the model's chat template, such as `enable_thinking`."""
 
     @property
     def offered_tools(self) -> list[Tool]:
