@@ -23,7 +23,10 @@ MaxTokens = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", help="0 always picks the most likely token.")
+    float | None,
+    typer.Option(
+        "--temperature", help="Sampling temperature, 0 to 2; 0 always picks the most likely token."
+    ),
 ]
 TopP = Annotated[
     float | None,
@@ -37,8 +40,11 @@ Schema = Annotated[
     Path | None,
     typer.Option("--schema", help="File with a JSON Schema that the answer must match."),
 ]
-Adapter = Annotated[str | None, typer.Option("--adapter", help="A LoRA adapter of the model.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed produces the same answer.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Name of the LoRA adapter to use.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed for sampling; the same seed usually gives the same answer."),
+]
 Answers = Annotated[
     int | None,
     typer.Option("-n", help="How many answers, up to 8; the prompt is computed once."),

@@ -3,7 +3,6 @@
 import ast
 import asyncio
 import inspect
-import os
 import subprocess
 import sys
 import textwrap
@@ -52,8 +51,8 @@ HTTP_INTRODUCTION = """# HTTP
 
 The fields of each body are in the OpenAPI document: `/schema` in a browser, `/schema/openapi.json`
 for programs. Errors are `application/problem+json` (RFC 9457), and under `/v1` in OpenAI's form;
-both have the code. Besides the statuses below, any request may get 400, 403, 408, 414, 431, 500 or
-503.
+both have the code. Besides the statuses below, any request may get 400, 403, 405, 408, 414, 431,
+500 or 503.
 """
 CODES_INTRODUCTION = """
 ## Error codes
@@ -65,6 +64,13 @@ a request; it says why a job or a program ended.
 OTHER_CODES = {
     "cancelled": ("", "Somebody cancelled the job"),
     "client_disconnected": ("", "The client that waited for the answer disconnected"),
+    "foreign_host": ("403", "The host name is unknown: see `GATEWAY_ALLOWED_HOSTS`"),
+    "foreign_origin": ("403", "A web page of another origin: see `GATEWAY_ALLOWED_ORIGINS`"),
+    "head_too_large": ("431", "The head of the request is too large"),
+    "request_timeout": ("408", "The request did not arrive in time"),
+    "too_many_connections": ("503", "The gateway has too many open connections"),
+    "too_many_requests": ("429", "Too many requests were pipelined on a connection"),
+    "url_too_long": ("414", "The URL is too long"),
     "deadline_passed": ("504", "The deadline passed while the job waited"),
     "internal_error": ("500", "A fault of Sluice, which the log describes; please report it"),
     "result_too_large": ("", "The result does not fit into a message of the broker"),
@@ -97,7 +103,6 @@ def commands_page() -> str:
     """What ``sluice --help`` and the help of each command print."""
     written = subprocess.run(
         [sys.executable, "-m", "typer", "cli.main", "utils", "docs", "--name", "sluice"],
-        env=os.environ | {"HOME": "~"},  # a default is in the user's home
         check=True,
         capture_output=True,
         text=True,

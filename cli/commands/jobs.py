@@ -167,7 +167,7 @@ def follow(
         try:
             status = _follow(client, job_id, show=not as_json)
         except KeyboardInterrupt:
-            print_error(f"\nthe job goes on: sluice follow {job_id}")
+            print_error(f"\nthe job is still running; to see its answer: sluice follow {job_id}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     _print_end(status, as_json=as_json)
 

@@ -149,7 +149,7 @@ def _print_details(found: JobDetails) -> None:
         out.print(safe_text(f"retried as {found.retried_as}"))
     out.print()
     if found.request_from is None:
-        out.print("the request is not kept")
+        out.print("no copy of the request was kept")
     else:
         text = msgspec.json.format(bytes(found.request), indent=2).decode("utf-8", "replace")
         out.print(safe_text(text))

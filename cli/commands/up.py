@@ -58,7 +58,10 @@ def up(
         int, typer.Option(min=0, max=65535, help="NATS port; 0 for any free one.")
     ] = 4222,
     data: Annotated[
-        Path, typer.Option(help="Folder for the queue and the results.")
+        Path,
+        typer.Option(
+            help="Folder for the queue and the results.", show_default="~/.local/share/sluice"
+        ),
     ] = DEFAULT_DATA,
     log_format: Annotated[
         LogFormat,

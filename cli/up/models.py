@@ -34,8 +34,8 @@ def parse_models(options: list[str]) -> list[StackModel]:
         )
     if len(options) > 1 and os.environ.get("INFERER_ADAPTERS"):
         raise CommandError(
-            "INFERER_ADAPTERS has the adapters of one model, and there are several: unset it, and "
-            "start the inferers of that model by themselves",
+            "INFERER_ADAPTERS cannot be used with several models; unset it, and start the inferers "
+            "of that model separately",
             EXIT_USAGE,
         )
     models = [_parse(option) for option in options]

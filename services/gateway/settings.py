@@ -29,9 +29,9 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """The largest request body; larger ones get 413. It must fit into one message of the
     broker."""
     default_timeout_s: Seconds = MAX_JOB_LIFETIME.total_seconds()
-    """`timeout_s` of a job that does not set it: seconds from acceptance to the latest end."""
+    """The `timeout_s` of jobs that do not set it."""
     return_s: Seconds = 60.0
-    """Seconds that the job of a client that reached its timeout waits for the client's retry."""
+    """How many seconds a job is kept for the retry of a client that reached its timeout."""
     max_waiting: Positive = 10_000
     """Jobs that may wait for one model; more get 429."""
     publish_patience_s: Seconds | None = None

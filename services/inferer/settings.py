@@ -20,8 +20,8 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Every field is an environment variable, ``INFERER_MODEL`` for ``model`` and so on."""
 
     model: str = "smollm2"
-    """Path of a GGUF file, `smollm2` or `gemma3-270m` (bundled), or `hf:owner/repo:Q4_K_M` on
-    the Hugging Face hub."""
+    """Path of a GGUF file, a bundled model (`smollm2`; after `make .venv` also `gemma3-270m`, which
+    has no chat template), or a file on the Hugging Face hub: `hf:owner/repo:Q4_K_M`."""
     alias: str = ""
     """The model name that clients use, up to 128 characters: `qwen2.5:1.5b`, `org/name`. By
     default made from the file's name, or the name without `hf:`. NATS names are derived from

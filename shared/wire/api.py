@@ -67,12 +67,12 @@ class JobSubmission(
     return_documents: bool = False
     """Whether the ranking contains the texts."""
     timeout_s: TimeoutS | None = None
-    """Seconds from acceptance to the latest end."""
+    """The job must end within this many seconds of its acceptance."""
     priority: Priority = "normal"
     """`high` jobs run first, `low` ones last."""
     metadata: Metadata | UnsetType = UNSET
-    """Any JSON object; it comes back in the status and the result, and jobs can be found by
-    it."""
+    """Any JSON object of up to 16 kB. The status and the result include it, and jobs can be
+    found by it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

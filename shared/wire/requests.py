@@ -158,33 +158,33 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: MaxTokens | None = None
     """The most tokens of an answer; by default until the context is full."""
     temperature: Temperature | UnsetType = UNSET
-    """0 always picks the most likely token. Without this field, or `top_p`, `top_k`, `min_p`
-    and `repeat_penalty`, what the model's file recommends holds."""
+    """0 always picks the most likely token. If this field, `top_p`, `top_k`, `min_p` or
+    `repeat_penalty` is omitted, the value that the model's file recommends is used."""
     top_p: Probability | UnsetType = UNSET
     """Sample from the most likely tokens that together have this probability."""
     top_k: TopK | UnsetType = UNSET
-    """Sample from so many of the most likely tokens; 0 means all."""
+    """Sample only from this many of the most likely tokens; 0 means all."""
     min_p: Probability | UnsetType = UNSET
     """Leave out tokens whose probability is below this share of the most likely one's."""
     seed: Seed | None = None
-    """The same seed gives the same answer, as far as `cache_prompt` says."""
+    """With the same seed, a request usually gets the same answer. For exact repetition, use one
+    slot and `cache_prompt: false`."""
     n: Choices = 1
-    """So many answers to one prompt, which is computed once. Answer i has the seed `seed` +
-    i."""
+    """The number of answers. The prompt is computed once; answer i uses `seed` + i."""
     stop: Stop | None = None
     """Texts that end the answer and are not part of it."""
     repeat_penalty: RepeatPenalty | UnsetType = UNSET
     """Above 1, tokens of the prompt and the answer become less likely."""
     presence_penalty: Penalty = 0.0
-    """Above 0, tokens that the answer has become less likely."""
+    """Above 0, tokens already used in the answer become less likely."""
     frequency_penalty: Penalty = 0.0
-    """Above 0, tokens become less likely the more often the answer has them."""
+    """Above 0, a token becomes less likely each time it is used."""
     response_format: ResponseFormat | None = None
-    """JSON that matches a schema, a JSON object, or text that matches a grammar."""
+    """`json_schema`: JSON that matches a schema; `json_object`: any object; `text`: any text."""
     logit_bias: LogitBias | None = None
-    """For each token id what is added to its logit; -100 bans the token."""
+    """Token ids, and the values added to their logits; -100 bans a token."""
     min_tokens: MinTokens = 0
-    """The answer does not end before it has so many tokens."""
+    """The minimum length of the answer, in tokens."""
     ignore_eos: bool = False
     """Whether the answer goes on until `max_tokens` or a stop, whatever the model wants."""
     stop_token_ids: StopTokenIds | None = None
@@ -192,12 +192,11 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: bool = False
     """Whether the answer says how likely each of its tokens was."""
     top_logprobs: TopLogprobs = 0
-    """With `logprobs`, so many of the most likely tokens at each place."""
+    """With `logprobs`: also return this many of the most likely tokens at each position."""
     adapter: AdapterName | None = None
-    """The LoRA adapter that the answer is computed with; without it the model alone."""
+    """The LoRA adapter to use; by default none."""
     cache_prompt: bool = True
-    """False: the whole prompt is computed, as for the first job of an inferer, and no token of
-    the answer is guessed."""
+    """`false` computes the whole prompt without the cache, and turns speculation off."""
 
     def __post_init__(self) -> None:
         form = self.response_format

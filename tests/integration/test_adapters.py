@@ -285,5 +285,5 @@ def test_a_folder_without_adapters_is_refused(tiny_model: Path, tmp_path: Path) 
 
 def test_a_model_for_embeddings_takes_none(tmp_path: Path) -> None:
     path = write_bert(tmp_path / "bert.gguf", gguf.PoolingType.MEAN)
-    with pytest.raises(SettingsError, match="adapters can be used with models that generate text"):
+    with pytest.raises(SettingsError, match="adapters work only with models that generate text"):
         Model(path, 0, adapters=tmp_path)

@@ -59,7 +59,10 @@ class Bulk:
     async def _find(self, where: JobFilter, most: int) -> tuple[list[str], int]:
         """The ids of ``most`` of the unfinished jobs that match, and how many match."""
         if not self._lister.is_complete:
-            raise BrokerUnavailable("the gateway has just started and still reads the jobs")
+            raise BrokerUnavailable(
+                "the gateway has just started and has not read all jobs yet; try again in a few "
+                "seconds"
+            )
         states = where.state or list(UNFINISHED)
         if not set(states) <= set(UNFINISHED):
             raise InvalidRequest(

@@ -80,7 +80,7 @@ def _load(model: Any, file: Path) -> Any:
     if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):
         raise _refused(
             file,
-            "is an activated LoRA (it says from which tokens on it applies), which is not "
+            "is an activated LoRA (aLoRA), which is not "
             "supported; give one that applies to all tokens",
         )
     return adapter

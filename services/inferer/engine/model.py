@@ -368,7 +368,7 @@ class Model:
         """Raises: SettingsError: the model takes none, or one of them cannot be used."""
         if not self.generates_text:
             raise SettingsError(
-                f"INFERER_ADAPTERS={folder}: adapters can be used with models that generate text; "
+                f"INFERER_ADAPTERS={folder}: adapters work only with models that generate text; "
                 "unset it for this one"
             )
         return load_adapters(self.handle, folder)

@@ -200,12 +200,12 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         """Raises: InvalidRequest: not exactly one prompt, or a parameter is not supported."""
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequest(
-                "best_of: answers are not ranked; leave it out, and set n to how many you want",
+                "best_of: not supported, because answers are not ranked; use n instead",
                 "best_of",
             )
         if self.echo and self.logprobs is not None:
             raise InvalidRequest(
-                "echo: cannot be combined with logprobs, which are those of the answer only; leave "
+                "echo: cannot be combined with logprobs, which cover only the answer; leave "
                 "one of them out",
                 "echo",
             )

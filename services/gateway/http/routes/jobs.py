@@ -74,10 +74,12 @@ async def submit(
 
 @get("/jobs", operation_class=ListOperation, responses=error_responses())
 async def list_jobs(request: Request[Any, Any, Any], gateway: Gateway) -> JobPage:
-    """All jobs of the last 48 hours that match every parameter, the newest first. `metadata.<name>`
+    """Jobs that match all parameters, newest first: those that are waiting or running, and those
+    that ended within the last 48 hours, up to `GATEWAY_HISTORY_JOBS`. `metadata.<name>`
     compares a member of the metadata, such as `metadata.user=u77`; several have to match all.
 
-    `total` is how many match, `states` how many there are of each state, whatever the filter. If
+    `total` is the number of matching jobs; `states` counts all jobs by state,
+    regardless of the filter. If
     `cursor` is not null, another page follows.
     """
     gateway.require_ready()
