@@ -259,9 +259,9 @@ _is_id_prefix = re.compile(ID_PREFIX.removesuffix("$")).fullmatch
 _decode_members = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def metadata_pairs(metadata: Raw | UnsetType) -> list[tuple[str, str]]:
+def metadata_pairs(metadata: bytes | None) -> list[tuple[str, str]]:
     """The members of ``metadata`` that can be compared, by name, with their values as text."""
-    if metadata is UNSET:
+    if metadata is None:
         return []
     try:
         members = _decode_members(metadata)

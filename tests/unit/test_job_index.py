@@ -244,6 +244,33 @@ def test_large_metadata_makes_the_list_shorter() -> None:
     assert 20 < filled.page().total < 80
 
 
+def test_a_result_without_metadata_leaves_what_the_request_said(filled: Filled) -> None:
+    """What is shown is what is found; a request that is read after its result adds nothing."""
+    job_id = filled.accept(metadata=msgspec.Raw(b'{"user": "u1"}'))
+    filled.end(job_id)
+    assert filled.job(job_id).metadata == msgspec.Raw(b'{"user": "u1"}')
+    assert filled.ids(metadata={"user": "u1"}) == [job_id]
+    filled.end(job_id, metadata=msgspec.Raw(b'{"user": "u2"}'))
+    assert filled.ids(metadata={"user": "u1"}) == []
+    assert filled.ids(metadata={"user": "u2"}) == [job_id]
+
+    late = new_job_id(BEGINNING)
+    filled.end(late)
+    request = InferenceRequest(task="complete", prompt="x", metadata=msgspec.Raw(b'{"n": 1}'))
+    filled.index.add_requests([filled.message(subjects.request("tiny", late), encode(request))])
+    assert filled.job(late).metadata == msgspec.Raw(b"null")
+    assert filled.ids(metadata={"n": 1}) == []
+
+
+def test_results_without_metadata_do_not_empty_the_list() -> None:
+    """Whatever is deleted takes its members of metadata along."""
+    filled = Filled(max_jobs=20, max_bytes=256 * 1024)
+    for _ in range(300):
+        members = {f"k{number}": number for number in range(30)}
+        filled.end(filled.accept(metadata=msgspec.Raw(encode(members))))
+    assert filled.page().total >= 19
+
+
 def test_what_the_broker_has_deleted_is_forgotten(filled: Filled) -> None:
     """Results that have expired, and jobs that were deleted from the queue."""
     first, second, deleted = (filled.accept() for _ in range(3))

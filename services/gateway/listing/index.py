@@ -13,7 +13,7 @@ from secrets import token_bytes
 from typing import Any
 from uuid import UUID
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from services.gateway.listing.query import COLUMNS, Search
 from shared.broker.stored_messages import StoredMessage
@@ -31,6 +31,7 @@ from shared.wire.codecs import (
 )
 from shared.wire.fields import NO_METADATA
 from shared.wire.listing import (
+    LONGEST_VALUE,
     UNFINISHED,
     Coverage,
     JobPage,
@@ -60,7 +61,7 @@ CREATE TABLE jobs (
     queued_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
     waited_s REAL, ran_s REAL, first_token_s REAL, tokens_per_s REAL,
     prompt_tokens INTEGER, completion_tokens INTEGER, retry_of TEXT, deadline TEXT,
-    result INTEGER, preview TEXT NOT NULL, metadata BLOB NOT NULL
+    result INTEGER, preview TEXT NOT NULL, metadata BLOB
 ) WITHOUT ROWID;
 CREATE INDEX results ON jobs (result) WHERE result IS NOT NULL;
 CREATE INDEX states ON jobs (state);
@@ -84,6 +85,13 @@ CREATE TRIGGER deleted AFTER DELETE ON jobs BEGIN
     UPDATE counts SET jobs = jobs - 1 WHERE state = old.state;
 END;
 CREATE TABLE pairs (pair INTEGER, id BLOB, PRIMARY KEY (pair, id)) WITHOUT ROWID;
+CREATE INDEX pairs_of ON pairs (id);
+CREATE TRIGGER replaced AFTER UPDATE OF metadata ON jobs WHEN old.metadata IS NOT new.metadata BEGIN
+    DELETE FROM pairs WHERE id = old.id;
+END;
+CREATE TRIGGER unpaired AFTER DELETE ON jobs BEGIN
+    DELETE FROM pairs WHERE id = old.id;
+END;
 """
 
 STATES: dict[str, TaskState] = {
@@ -114,7 +122,7 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state, code = excluded.code,
     waited_s = excluded.waited_s, ran_s = excluded.ran_s, first_token_s = excluded.first_token_s,
     tokens_per_s = excluded.tokens_per_s, prompt_tokens = excluded.prompt_tokens,
     completion_tokens = excluded.completion_tokens, result = excluded.result,
-    preview = excluded.preview, metadata = excluded.metadata
+    preview = excluded.preview, metadata = coalesce(excluded.metadata, metadata)
 """
 
 
@@ -136,7 +144,7 @@ class JobIndex:
 
     def add_requests(self, messages: Iterable[StoredMessage]) -> None:
         """Add jobs that wait or run; those that are known stay as they are."""
-        rows, pairs = [], []
+        rows = []
         for message in messages:
             try:
                 subject = subjects.RequestSubject.parse(message.subject)
@@ -157,14 +165,12 @@ class JobIndex:
                     head.retry_of,
                     message.headers.get(subjects.HEADER_DEADLINE),
                     head.preview,
-                    bytes(head.metadata or NO_METADATA),
+                    _metadata(head),
                 )
             )
-            pairs += [(self.pair(*pair), key) for pair in metadata_pairs(head.metadata)]
         with self._table:
             self._table.execute("BEGIN")
-            self._table.executemany(ADD_REQUEST, rows)
-            self._table.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?)", pairs)
+            self._add(ADD_REQUEST, rows)
         early, self._early = self._early, {}
         self.set_states(early.values())
         self._prune()
@@ -204,7 +210,7 @@ class JobIndex:
 
     def add_results(self, messages: Iterable[StoredMessage]) -> None:
         """Note how jobs ended."""
-        rows, pairs = [], []
+        rows = []
         for message in messages:
             job_id = subjects.model_and_id(message.subject)[1]
             if (key := _key(job_id)) is None:
@@ -232,14 +238,12 @@ class JobIndex:
                     head.retry_of,
                     message.sequence,
                     head.preview,
-                    bytes(head.metadata or NO_METADATA),
+                    _metadata(head),
                 )
             )
-            pairs += [(self.pair(*pair), key) for pair in metadata_pairs(head.metadata)]
         with self._table:
             self._table.execute("BEGIN")
-            self._table.executemany(ADD_RESULT, rows)
-            self._table.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?)", pairs)
+            self._add(ADD_RESULT, rows)
         self._prune()
 
     def drop_results_before(self, sequence: int) -> None:
@@ -323,18 +327,16 @@ class JobIndex:
             surplus = jobs // PRUNE_SHARE + 1
             self._delete("id IN (SELECT id FROM jobs ORDER BY result IS NULL, id LIMIT ?)", surplus)
 
+    def _add(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Add ``rows``, which begin with the key and end with the metadata."""
+        for row in rows:
+            if self._table.execute(statement, row).rowcount != 1:
+                continue  # it is known
+            pairs = [(self.pair(*pair), row[0]) for pair in metadata_pairs(row[-1])]
+            self._table.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?)", pairs)
+
     def _delete(self, which: str, *values: object) -> None:
-        deleted = self._table.execute(
-            f"DELETE FROM jobs WHERE {which} RETURNING id, metadata", values
-        ).fetchall()
-        pairs = [
-            (self.pair(*pair), key)
-            for key, metadata in deleted
-            for pair in metadata_pairs(metadata)
-        ]
-        with self._table:
-            self._table.execute("BEGIN")
-            self._table.executemany("DELETE FROM pairs WHERE pair = ? AND id = ?", pairs)
+        self._table.execute(f"DELETE FROM jobs WHERE {which}", values)
 
 
 def _key(job_id: str) -> bytes | None:
@@ -372,6 +374,14 @@ def _result_head(message: StoredMessage) -> ResultHead:
     )
 
 
+def _metadata(head: RequestHead | ResultHead) -> bytes | None:
+    """None if there is none, or more than a gateway accepts: somebody has published it by hand."""
+    metadata = head.metadata
+    if metadata is UNSET or metadata == NO_METADATA or len(metadata) > LONGEST_VALUE:
+        return None
+    return bytes(metadata)
+
+
 def _seconds(head: ResultHead) -> tuple[float | None, float | None, float | None]:
     """How long the job waited, ran, and took to its first token."""
     if head.started_at is None:
@@ -389,4 +399,11 @@ def _seconds(head: ResultHead) -> tuple[float | None, float | None, float | None
 
 def _listed(row: Sequence[Any]) -> ListedJob:
     found = dict(zip(COLUMNS, row[:-1], strict=True))
-    return ListedJob(**{**found, "id": _id(found["id"]), "metadata": Raw(found["metadata"])})
+    metadata = found["metadata"]
+    return ListedJob(
+        **{
+            **found,
+            "id": _id(found["id"]),
+            "metadata": NO_METADATA if metadata is None else Raw(metadata),
+        }
+    )
