@@ -1,6 +1,7 @@
 """Lists of jobs: what is asked for, and what is returned."""
 
 import re
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +18,8 @@ from shared.wire.subjects import PUBLIC
 PAGE = 50
 LONGEST_VALUE = 16 * 1024
 """Of a filter: metadata has no more."""
+MAX_MEMBERS = 32
+"""Members of a job's metadata that filters find: each takes memory and time of every gateway."""
 UNFINISHED: tuple[TaskState, ...] = ("PENDING", "STARTED", "RETRY")
 
 JobSort = Literal["accepted", "finished", "waited", "ran", "tokens"]
@@ -175,7 +178,8 @@ class ListedJob(Struct, frozen=True, kw_only=True):
 
 class Coverage(Struct, frozen=True, kw_only=True):
     """How far lists reach: ``jobs`` are known, the oldest of them accepted at ``since``. They are
-    not ``complete`` in the first seconds after a gateway has started."""
+    not ``complete`` in the first seconds after a gateway has started, and while more jobs wait than
+    fit its memory."""
 
     since: str | None
     jobs: int
@@ -260,18 +264,20 @@ _decode_members = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def metadata_pairs(metadata: bytes | None) -> list[tuple[str, str]]:
-    """The members of ``metadata`` that can be compared, by name, with their values as text."""
+    """The members of ``metadata`` that can be compared, by name, with their values as text; the
+    first `MAX_MEMBERS`."""
     if metadata is None:
         return []
     try:
         members = _decode_members(metadata)
     except (ValueError, RecursionError):
         return []  # null
-    return [
+    pairs = (
         (name, value_text(value))
         for name, value in members.items()
         if value is None or isinstance(value, str | int | float)
-    ]
+    )
+    return list(islice(pairs, MAX_MEMBERS))
 
 
 def value_text(value: MetadataValue) -> str:

@@ -271,6 +271,34 @@ def test_results_without_metadata_do_not_empty_the_list() -> None:
     assert filled.page().total >= 19
 
 
+def test_many_members_of_metadata_are_not_all_indexed(filled: Filled) -> None:
+    """A job costs no more than others, whatever its caller sends."""
+    members = {f"k{number}": number for number in range(1200)}
+    job_id = filled.accept(metadata=msgspec.Raw(encode(members)))
+    assert filled.ids(metadata={"k31": 31}) == [job_id]
+    assert filled.ids(metadata={"k32": 32}) == []
+    assert filled.job(job_id).metadata == msgspec.Raw(encode(members))
+
+
+def test_a_list_without_room_for_a_waiting_job_says_so() -> None:
+    """Until that has ended, or was deleted from the queue."""
+    filled = Filled(max_bytes=512 * 1024)
+    metadata = msgspec.Raw(encode({"x": "y" * 16_000}))
+    ids = [filled.accept(metadata=metadata) for _ in range(20)]
+    assert not filled.index.has_forgotten
+    while not filled.index.has_forgotten:
+        ids.append(filled.accept(metadata=metadata))
+    later = timestamp(BEGINNING + timedelta(hours=1))
+    assert set(filled.index.unfinished(later)) == set(ids)
+    first, second, *_ = (job_id for job_id in ids if not filled.ids(id=job_id))
+    filled.index.drop_unfinished([first])
+    assert filled.index.has_forgotten
+    for job_id in ids[1:]:
+        filled.end(job_id)
+    assert second not in filled.ids(state="PENDING")
+    assert not filled.index.has_forgotten
+
+
 def test_what_the_broker_has_deleted_is_forgotten(filled: Filled) -> None:
     """Results that have expired, and jobs that were deleted from the queue."""
     first, second, deleted = (filled.accept() for _ in range(3))

@@ -38,7 +38,7 @@ class Bulk:
 
         Raises:
             InvalidRequest: ``where`` asks for jobs that have ended.
-            BrokerUnavailable: no answer, or the gateway has not read all jobs yet.
+            BrokerUnavailable: no answer, or the gateway does not know all jobs.
         """
         if request.where is None:
             ids = list(dict.fromkeys(request.ids or ()))
@@ -58,11 +58,6 @@ class Bulk:
 
     async def _find(self, where: JobFilter, most: int) -> tuple[list[str], int]:
         """The ids of ``most`` of the unfinished jobs that match, and how many match."""
-        if not self._lister.is_complete:
-            raise BrokerUnavailable(
-                "the gateway has just started and has not read all jobs yet; try again in a few "
-                "seconds"
-            )
         states = where.state or list(UNFINISHED)
         if not set(states) <= set(UNFINISHED):
             raise InvalidRequest(
@@ -80,6 +75,11 @@ class Bulk:
                     cursor=cursor,
                 )
             )
+            if not page.covers.complete:
+                raise BrokerUnavailable(
+                    "the gateway does not know all jobs: it has just started (try again in a few "
+                    "seconds), or more jobs wait than fit its memory (give `ids`)"
+                )
             matched = page.total if matched is None else matched
             ids += [job.id for job in page.jobs]
             cursor = page.cursor

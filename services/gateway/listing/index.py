@@ -133,6 +133,8 @@ class JobIndex:
         # So that nobody can choose two values that look like one.
         self._key = token_bytes(16)
         self._early: dict[bytes, StoredMessage] = {}
+        self._forgotten: set[bytes] = set()
+        """Jobs that have no result yet, for which there was no room."""
         # Another thread than that which creates it may use it, one at a time.
         self._table = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._table.executescript(SCHEMA)
@@ -141,6 +143,12 @@ class JobIndex:
         """Forget everything."""
         self._table.executescript("DELETE FROM jobs; DELETE FROM pairs; DELETE FROM counts;")
         self._early.clear()
+        self._forgotten.clear()
+
+    @property
+    def has_forgotten(self) -> bool:
+        """Whether jobs that wait or run are missing, because there was no room for them."""
+        return bool(self._forgotten)
 
     def add_requests(self, messages: Iterable[StoredMessage]) -> None:
         """Add jobs that wait or run; those that are known stay as they are."""
@@ -244,6 +252,7 @@ class JobIndex:
         with self._table:
             self._table.execute("BEGIN")
             self._add(ADD_RESULT, rows)
+        self._forgotten.difference_update(row[0] for row in rows)
         self._prune()
 
     def drop_results_before(self, sequence: int) -> None:
@@ -257,7 +266,7 @@ class JobIndex:
             f"SELECT id FROM jobs WHERE state IN ({places}) AND queued_at < ?",
             (*UNFINISHED, before),
         )
-        return [_id(row[0]) for row in found]
+        return [_id(row[0]) for row in found] + [_id(key) for key in self._forgotten]
 
     def state_subjects(self) -> list[str]:
         """Where the states of jobs without a result are stored."""
@@ -270,7 +279,9 @@ class JobIndex:
     def drop_unfinished(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that were deleted from the queue and will have no result."""
         for job_id in job_ids:
-            self._delete("id = ? AND result IS NULL", _key(job_id))
+            key = _key(job_id)
+            self._delete("id = ? AND result IS NULL", key)
+            self._forgotten.discard(key)
 
     def late(self, now: str, overdue: str) -> list[str]:
         """The ids of jobs whose deadline passed: before ``now`` if they wait, before ``overdue`` if
@@ -325,7 +336,13 @@ class JobIndex:
         if used > self._max_bytes:
             (jobs,) = self._table.execute("SELECT count(*) FROM jobs").fetchone()
             surplus = jobs // PRUNE_SHARE + 1
-            self._delete("id IN (SELECT id FROM jobs ORDER BY result IS NULL, id LIMIT ?)", surplus)
+            which = "SELECT id, result FROM jobs ORDER BY result IS NULL, id LIMIT ?"
+            oldest = self._table.execute(which, (surplus,)).fetchall()
+            self._forgotten.update(key for key, result in oldest if result is None)
+            with self._table:
+                self._table.execute("BEGIN")
+                for key, _ in oldest:
+                    self._delete("id = ?", key)
 
     def _add(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Add ``rows``, which begin with the key and end with the metadata."""

@@ -82,9 +82,14 @@ class JobLister:
         self._reading = asyncio.Lock()
         self._next_read: asyncio.Task[None] | None = None
         self._was_away = False
-        self.is_complete = False
+        self._has_begun = False
         """Whether everything was read that there was at the start."""
         broker.on_reconnect(self._on_reconnect)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all jobs that wait or run are known."""
+        return self._has_begun and not self._index.has_forgotten
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -116,7 +121,7 @@ class JobLister:
         )
 
     async def _catch_up(self) -> None:
-        if not self.is_complete:
+        if not self._has_begun:
             return  # that takes seconds, and the answer says so
         if self._next_read is None:
             self._next_read = asyncio.create_task(self._read_next(), name="catch up")
@@ -145,8 +150,8 @@ class JobLister:
                 async with self._reading:
                     await self._read()
                     is_failing = False
-                    if not self.is_complete:
-                        self.is_complete = True
+                    if not self._has_begun:
+                        self._has_begun = True
                         log.info("jobs_listed")
                     if loop.time() - compared_at > COMPARE_EVERY_S:
                         compared_at = loop.time()
