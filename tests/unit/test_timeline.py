@@ -57,6 +57,22 @@ def test_a_job_that_ran_once() -> None:
     assert (entries[0].via, entries[-1].state) == ("http", "SUCCESS")
 
 
+def test_numbers_and_times_out_of_range() -> None:
+    """As somebody may publish them by hand: they take neither memory nor an error."""
+    many = status(Failed, attempt=2**53, finished_at=at(1))
+    entries, is_complete = timeline_of(many, None, [event("started", 2**53, 1)])
+    assert not is_complete
+    assert entries[-1].event == "result"
+    last = "9999-12-31T23:59:59.000000Z"
+    late = status(
+        Completed,
+        started_at=last,
+        finished_at=last,
+        timings=Timings(queued_ms=0, first_token_ms=1e12),
+    )
+    assert [one[0] for one in shown(late, None, [])] == ["accepted", "started", "result"]
+
+
 def test_a_failure_a_shutdown_and_a_lost_inferer() -> None:
     """Each attempt says how it ended; a lost inferer says nothing, or its parent does."""
     events = [

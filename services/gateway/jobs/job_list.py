@@ -23,6 +23,7 @@ from shared.wire.trace import trace_of
 NULL = Raw(b"null")
 MAX_EVENTS = 1000
 """Changes of state of a job that are shown."""
+MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 
 class JobList:
@@ -58,6 +59,7 @@ class JobList:
                 seq=1,
                 next_by_subj=subjects.state_events_of(job_id),
                 batch=MAX_EVENTS,
+                max_bytes=MAX_EVENT_BYTES,
             ),
             self._lister.page(JobQuery(retry_of=job_id, limit=1)),
         )

@@ -44,7 +44,7 @@ def timeline_of(
         )
     if status.started_at is not None and status.attempts not in begun:
         entries.append(_started(status.started_at, status.attempts, status.inferer))
-    is_complete = begun >= set(range(1, status.attempts + 1))
+    is_complete = sum(1 <= attempt <= status.attempts for attempt in begun) == status.attempts
     if status.finished_at is not None:
         error = status.error
         if running is not None and error is not None and error.code == LOST:
@@ -80,7 +80,10 @@ def _first_token(status: JobStatus) -> list[TimelineEntry]:
     timings = status.timings
     if status.started_at is None or timings is None or timings.first_token_ms is None:
         return []
-    at = parse_timestamp(status.started_at) + timedelta(milliseconds=timings.first_token_ms)
+    try:
+        at = parse_timestamp(status.started_at) + timedelta(milliseconds=timings.first_token_ms)
+    except OverflowError:
+        return []  # published by hand
     return [TimelineEntry(event="first_token", at=timestamp(at), attempt=status.attempts)]
 
 
