@@ -199,10 +199,6 @@ class Gateway:
                 )
                 for change in changes:
                     log.info("topology_changed", change=change)
-                if subjects.KEPT in await missing_streams(self.broker, self.topology):
-                    # The broker has no room for it, and no job depends on it.
-                    self.topology.kept_requests_h = 0
-                    log.warning("requests_not_kept")
                 await self._refresh()
                 if changes:
                     # What callers wait for may be gone.
@@ -216,7 +212,9 @@ class Gateway:
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _refresh(self) -> None:
-        if missing := await missing_streams(self.broker, self.topology):
+        missing = await missing_streams(self.broker, self.topology)
+        await self.kept_requests.refresh(subjects.KEPT in missing)
+        if missing := [name for name in missing if name != subjects.KEPT]:
             log.warning("streams_missing", streams=missing)
             raise BrokerUnavailable(f"streams are missing: {', '.join(missing)}")
         self._obstructed = await obstructed_streams(self.broker, self.topology)

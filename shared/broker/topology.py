@@ -194,6 +194,14 @@ async def ensure_topology(broker: Broker, topology: Topology, models: list[str])
         return changes
 
 
+async def ensure_kept(broker: Broker, topology: Topology) -> list[str]:
+    """As `ensure_topology`, the stream KEPT alone: no job depends on it."""
+    with unavailable_on_outage(broker):
+        storage = await read_storage(broker)
+        (kept,) = (one for one in streams(topology, storage.limit) if one.name == subjects.KEPT)
+        return await _ensure_stream(broker, kept)
+
+
 async def _require_own_wire(broker: Broker) -> None:
     try:
         held = (await broker.js.stream_info(subjects.REQUESTS)).config
@@ -226,16 +234,18 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
             if error.err_code == NAME_IN_USE:
                 await asyncio.sleep(RETRY_DELAY_S)  # another gateway was faster
                 return await _ensure_stream(broker, wanted)
-            if error.err_code == TOO_FEW_NODES:
+            if error.err_code == TOO_FEW_NODES and wanted.name != subjects.KEPT:
                 raise BrokerUnavailable(
                     f"too few nodes are up for the stream {wanted.name}: {error.description}"
                 ) from error
-            advice = (
-                "free space on its disk, or let it use more (SLUICE_STORE), and restart it"
-                if error.err_code in STORE_FULL
-                else "find the conflicting stream with: nats stream ls --subjects"
-            )
-            if error.err_code in STORE_FULL and wanted.name == subjects.KEPT:
+            advice = {
+                TOO_FEW_NODES: "start the other nodes",
+                **dict.fromkeys(
+                    STORE_FULL,
+                    "free space on its disk, or let it use more (SLUICE_STORE), and restart it",
+                ),
+            }.get(error.err_code or 0, "find the conflicting stream with: nats stream ls --subjects")
+            if error.err_code in (TOO_FEW_NODES, *STORE_FULL) and wanted.name == subjects.KEPT:
                 # No job depends on it.
                 return [f"stream {wanted.name}: left out, {error.description}; {advice}"]
             raise TopologyError(

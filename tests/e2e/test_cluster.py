@@ -121,6 +121,40 @@ async def test_jobs_are_listed_alike_after_a_node_was_killed(tmp_path: Path) -> 
         assert kept.config.num_replicas == 3
 
 
+async def test_no_job_waits_for_the_copies_of_requests(tmp_path: Path) -> None:
+    """A node is down, so their stream cannot be created, and somebody has removed it: gateways
+    serve, and create it when the node is back."""
+    async with Cluster(tmp_path) as cluster:
+        async with gateway_at(cluster.nodes[0], tmp_path) as http:
+            cluster.nodes[2].kill()
+            await cluster.broker.js.delete_stream(subjects.KEPT)
+            # The elections take a moment; then it goes on, though it has seen what is missing.
+            served = 0
+            async with asyncio.timeout(PATIENCE_S):
+                while served < 10:
+                    answers = await http.post("/jobs", json=JOB), await http.get("/readyz")
+                    is_served = [answer.status_code for answer in answers] == [202, 200]
+                    served = served + 1 if is_served else 0
+                    await asyncio.sleep(0.3)
+        async with gateway_at(cluster.nodes[1], tmp_path) as http:
+            job_id = (await http.post("/jobs", json=JOB)).json()["id"]
+            assert (await http.get(f"/jobs/{job_id}")).json()["request_from"] == "queue"
+            cluster.nodes[2].launch()
+            async with asyncio.timeout(PATIENCE_S):
+                while not await _are_kept(http):
+                    await asyncio.sleep(0.5)
+
+
+async def _are_kept(http: httpx.AsyncClient) -> bool:
+    answer = await http.post("/jobs", json=JOB)
+    if answer.status_code != 202:
+        return False
+    job_id = answer.json()["id"]
+    await http.delete(f"/jobs/{job_id}")
+    answer = await http.get(f"/jobs/{job_id}")
+    return answer.status_code == 200 and answer.json()["request_from"] == "kept"
+
+
 async def until_listed(http: httpx.AsyncClient, expected: dict[str, str]) -> None:
     """A replica may lag behind its leader for a moment."""
     async with asyncio.timeout(PATIENCE_S):
