@@ -83,6 +83,12 @@ class AlreadyFinished(SluiceError):
         self.state = state
 
 
+class ListingRefused(SluiceError):
+    """The gateway does not list jobs to everybody who can connect (`GATEWAY_LIST_JOBS`)."""
+
+    code = "listing_refused"
+
+
 class NotFinished(SluiceError):
     """The job has no result yet."""
 

@@ -69,11 +69,13 @@ class Gateway:
             settings,
         )
         self.lister = JobLister(self.broker, settings.history_jobs)
-        self.job_list = JobList(self.broker, self.jobs, self.lister, self.kept_requests)
+        self.job_list = JobList(
+            self.broker, self.jobs, self.lister, self.kept_requests, settings.lists_jobs
+        )
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.orphans = Orphans(self.broker, self.jobs, settings.return_s, settings.patience_s)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
-        self.bulk = Bulk(self.jobs, self.lister, self.dead_letters)
+        self.bulk = Bulk(self.jobs, self.job_list, self.dead_letters)
         self.edge: Edge | None = None
         """The edge besides HTTP, which serves once the broker is prepared."""
         self.stopping = asyncio.Event()

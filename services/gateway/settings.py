@@ -40,6 +40,10 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     keep_requests_h: Annotated[int, Meta(ge=0, le=168)] | None = None
     """Hours for which the requests of jobs that have ended are kept; 0 keeps none. By default 48 if
     `GATEWAY_HOST` is a loopback address, and otherwise 0."""
+    list_jobs: bool | None = None
+    """Whether jobs can be listed, and cancelled or retried by filter, by everybody who can connect:
+    `true` or `false` (403, `listing_refused`). By default only if `GATEWAY_HOST` is a loopback
+    address: a list contains the ids of all jobs, and an id is all it takes to read or cancel one."""
     history_jobs: Positive = 100_000
     """Jobs that have ended and are listed; the oldest are forgotten first. A job takes about 630
     bytes of memory, and its metadata."""
@@ -95,6 +99,11 @@ class GatewaySettings(msgspec.Struct, frozen=True):
         if self.keep_requests_h is not None:
             return self.keep_requests_h
         return RESULT_RETENTION // timedelta(hours=1) if is_loopback(self.host) else 0
+
+    @property
+    def lists_jobs(self) -> bool:
+        """The configured value; by default only if no other machine can connect."""
+        return is_loopback(self.host) if self.list_jobs is None else self.list_jobs
 
     @property
     def model_names(self) -> list[str]:

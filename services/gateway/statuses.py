@@ -7,6 +7,7 @@ from shared.errors import (
     InvalidRequest,
     JobAgedOut,
     KeyReused,
+    ListingRefused,
     NotFinished,
     Overloaded,
     QueueFull,
@@ -21,6 +22,7 @@ from shared.errors import (
 
 STATUSES: dict[type[SluiceError], int] = {
     InvalidRequest: 400,
+    ListingRefused: 403,
     UnknownModel: 404,
     UnknownInferer: 404,
     UnknownJob: 404,

@@ -92,6 +92,43 @@ def test_a_gateway_that_keeps_no_requests_shows_none(shown_stack: Stack) -> None
         assert page["jobs"][0]["preview"] == ""
 
 
+async def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
+    shown_stack: Stack,
+) -> None:
+    """Neither ids nor prompts, from wherever they could come; what is known by its id is as
+    before."""
+    running = shown_stack.submit(prompt="go on", ignore_eos=True)
+    job_id = shown_stack.submit(prompt="secret", max_tokens=1, metadata={"user": "u1"})
+    found = details(shown_stack, job_id, gateway=1)
+    assert (found["request"], found["request_from"]) == (None, None)
+    assert found["status"]["state"] == "PENDING"
+    page = httpx.get(f"{shown_stack.urls[1]}/jobs?id={job_id}", timeout=PATIENCE_S).json()
+    assert page["jobs"][0]["preview"] == ""
+
+    shown_stack.start_gateway(GATEWAY_HOST="0.0.0.0")
+    url = shown_stack.urls[2]
+    eventually(lambda: _is_ready(url), "the third gateway is ready")
+    everything = {"where": {"since": "2020-01-01T00:00:00Z"}}
+    answers = [
+        httpx.get(f"{url}/jobs", timeout=PATIENCE_S),
+        *(
+            httpx.post(f"{url}{path}", json=everything, timeout=PATIENCE_S)
+            for path in ("/jobs/cancel", "/dead/retry", "/dead/drop")
+        ),
+    ]
+    for answer in answers:
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (403, "listing_refused"), answer.text
+        assert "GATEWAY_LIST_JOBS=true" in problem["detail"]
+    found = details(shown_stack, job_id, gateway=2)
+    assert (found["status"]["state"], found["request"]) == ("PENDING", None)
+    cancelled = httpx.post(
+        f"{url}/jobs/cancel", json={"ids": [job_id, running]}, timeout=PATIENCE_S
+    )
+    assert cancelled.json()["done"] == 2
+    shown_stack.end_gateway()
+
+
 def _gone(stack: Stack, job_id: str, gateway: int) -> dict[str, Any] | None:
     found = details(stack, job_id, gateway)
     return None if found["request_from"] == "queue" else found

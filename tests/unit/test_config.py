@@ -151,3 +151,20 @@ def test_requests_are_kept_only_where_no_other_machine_can_read_them(
 ) -> None:
     """Unless the operator says so."""
     assert load(GatewaySettings, "GATEWAY", environ).kept_requests_h == hours
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_allowed"),
+    [
+        ({}, True),
+        ({"GATEWAY_HOST": "0.0.0.0"}, False),
+        ({"GATEWAY_HOST": "0.0.0.0", "GATEWAY_LIST_JOBS": "true"}, True),
+        ({"GATEWAY_LIST_JOBS": "false"}, False),
+        ({"GATEWAY_LIST_JOBS": ""}, True),
+    ],
+)
+def test_jobs_are_listed_only_where_no_other_machine_can_connect(
+    environ: dict[str, str], is_allowed: bool
+) -> None:
+    """Unless the operator says so."""
+    assert load(GatewaySettings, "GATEWAY", environ).lists_jobs == is_allowed

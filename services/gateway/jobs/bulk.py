@@ -7,8 +7,8 @@ from msgspec.structs import asdict
 
 from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.dead_letters import DeadLetters
+from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
-from services.gateway.listing.reader import JobLister
 from shared.errors import BrokerUnavailable, InvalidRequest, SluiceError
 from shared.wire.listing import (
     UNFINISHED,
@@ -28,15 +28,16 @@ AT_ONCE = 4
 
 
 class Bulk:
-    def __init__(self, jobs: Jobs, lister: JobLister, dead_letters: DeadLetters) -> None:
+    def __init__(self, jobs: Jobs, job_list: JobList, dead_letters: DeadLetters) -> None:
         self._jobs = jobs
-        self._lister = lister
+        self._job_list = job_list
         self._dead_letters = dead_letters
 
     async def cancel(self, request: BulkRequest) -> BulkReport:
         """Cancel jobs that wait or run; one that ends meanwhile is reported as not done.
 
         Raises:
+            ListingRefused: ``where`` is given, and this gateway does not list jobs.
             InvalidRequest: ``where`` asks for jobs that have ended.
             BrokerUnavailable: no answer, or the gateway does not know all jobs.
         """
@@ -47,12 +48,12 @@ class Bulk:
         return await _each(ids, matched, self._jobs.cancel)
 
     async def retry(self, request: BulkDeadRequest, caller: Caller) -> BulkReport:
-        """Raises: BrokerUnavailable: no answer."""
+        """Raises: ListingRefused, as `cancel`. BrokerUnavailable: no answer."""
         ids, matched = await self._find_dead(request)
         return await _each(ids, matched, lambda one: self._dead_letters.retry(one, caller))
 
     async def drop(self, request: BulkDeadRequest) -> BulkReport:
-        """Raises: BrokerUnavailable: no answer."""
+        """Raises: ListingRefused, as `cancel`. BrokerUnavailable: no answer."""
         ids, matched = await self._find_dead(request)
         return await _each(ids, matched, self._dead_letters.drop)
 
@@ -68,7 +69,7 @@ class Bulk:
         ids: list[str] = []
         matched, cursor = None, None
         while True:
-            page = await self._lister.page(
+            page = await self._job_list.page(
                 JobQuery(
                     **{**asdict(where), "state": states},
                     limit=min(PAGE, most - len(ids)),
@@ -90,6 +91,7 @@ class Bulk:
         if request.where is None:
             ids = list(dict.fromkeys(request.ids or ()))
             return ids, len(ids)
+        self._job_list.require_allowed()
         found = await self._dead_ids(request.where)
         return found[: request.at_most or MOST], len(found)
 

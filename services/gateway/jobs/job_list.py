@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.kept_requests import KeptRequests
@@ -13,7 +14,7 @@ from services.gateway.listing.reader import JobLister
 from services.gateway.state.pending_job import OVERDUE, find_message
 from shared.broker.connection import Broker
 from shared.broker.stored_messages import StoredMessage
-from shared.errors import SluiceError
+from shared.errors import ListingRefused, SluiceError
 from shared.wire import subjects
 from shared.wire.codecs import decode_dead_letter, decode_request_head, decode_state_event
 from shared.wire.listing import JobDetails, JobPage, JobQuery, RequestSource
@@ -28,24 +29,44 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 class JobList:
     def __init__(
-        self, broker: Broker, jobs: Jobs, lister: JobLister, kept_requests: KeptRequests
+        self,
+        broker: Broker,
+        jobs: Jobs,
+        lister: JobLister,
+        kept_requests: KeptRequests,
+        is_allowed: bool,
     ) -> None:
         self._broker = broker
         self._jobs = jobs
         self._lister = lister
         self._kept_requests = kept_requests
+        self._is_allowed = is_allowed
+
+    def require_allowed(self) -> None:
+        """Raises: ListingRefused: who can connect may not see the jobs of others."""
+        if not self._is_allowed:
+            raise ListingRefused(
+                "this gateway does not list jobs, since other machines can connect to it and an "
+                "id is all it takes to read or cancel a job; name jobs by their ids, or set "
+                "GATEWAY_LIST_JOBS=true if all who can connect may do that"
+            )
 
     async def page(self, query: JobQuery) -> JobPage:
         """The jobs that match, as of now. Of those whose deadline has passed while nobody looked,
         some are expired here.
 
         Raises:
+            ListingRefused: see `require_allowed`.
             InvalidRequest: the cursor is not one of such a list.
             BrokerUnavailable: no answer.
         """
+        self.require_allowed()
         if late := await self._lister.late(OVERDUE):
             await asyncio.gather(*map(self._expire, late))
-        return await self._lister.page(query)
+        page = await self._lister.page(query)
+        if self._kept_requests.are_kept:
+            return page
+        return replace(page, jobs=[replace(job, preview="") for job in page.jobs])
 
     async def details(self, job_id: str) -> JobDetails:
         """Raises: UnknownJob, JobAgedOut, BrokerUnavailable."""
@@ -72,6 +93,8 @@ class JobList:
             ((name, data) for name, data in found.items() if data and _is_json(data)), (None, None)
         )
         head = decode_request_head.read(request, f"request of {job_id}") if request else None
+        if not self._kept_requests.are_kept:
+            source, request = None, None
         timeline, is_complete = timeline_of(
             status,
             head.via if head else None,
