@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from services.gateway.jobs.preview import preview_of
-from services.gateway.listing.index import JobIndex
+from services.gateway.listing.index import PAGE_BYTES, JobIndex
 from services.gateway.validation.listing import parse_query
 from shared.broker.stored_messages import StoredMessage
 from shared.errors import InvalidRequest
@@ -313,6 +314,45 @@ def test_what_the_broker_has_deleted_is_forgotten(filled: Filled) -> None:
     assert filled.ids() == [second]
 
 
+def test_a_deadline_that_cannot_be_read_keeps_no_job_from_expiring(filled: Filled) -> None:
+    """However many there are; any RFC 3339 time is compared as the time it is."""
+    request = encode(InferenceRequest(task="complete", prompt="x"))
+
+    def accept(deadline: str) -> str:
+        job_id = new_job_id(BEGINNING)
+        message = filled.message(subjects.request("tiny", job_id), request)
+        headers = {subjects.HEADER_DEADLINE: deadline}
+        filled.index.add_requests([replace(message, headers=headers)])
+        return job_id
+
+    for text in ("", "0", "2026-01-31", "1 o'clock"):
+        for _ in range(20):
+            accept(text)
+    late = accept("2026-01-31T12:30:00+01:00")
+    accept("2026-01-31T11:30:00-01:00")
+    now = timestamp(BEGINNING)
+    assert filled.index.late(now, now) == [late]
+
+
+def test_a_page_is_bounded_in_bytes(filled: Filled) -> None:
+    """Large jobs make more pages, which have every job once."""
+    metadata = msgspec.Raw(encode({"x": "y" * 16_000}))
+    ids = [filled.accept(metadata=metadata) for _ in range(150)]
+    found: list[str] = []
+    page = filled.page(limit=200)
+    while page.cursor is not None:
+        assert len(encode(page)) < 1.1 * PAGE_BYTES
+        found += [job.id for job in page.jobs]
+        page = filled.page(limit=200, cursor=page.cursor)
+    assert [*found, *(job.id for job in page.jobs)] == ids[::-1]
+    assert len(found) > 50
+
+
+def test_metadata_that_no_gateway_accepts_is_not_listed(filled: Filled) -> None:
+    job_id = filled.accept(metadata=msgspec.Raw(encode({"x": "y" * 17_000})))
+    assert filled.job(job_id).metadata == msgspec.Raw(b"null")
+
+
 def test_what_cannot_be_read_fails_as_its_status_says(filled: Filled) -> None:
     """A result of bytes is a failure; a request of bytes is listed, as its inferer has to say what
     is wrong with it; what has no id of a job is nothing."""
@@ -350,6 +390,8 @@ def test_what_cannot_be_read_fails_as_its_status_says(filled: Filled) -> None:
         ({"limit": "many"}, "limit", "a whole number"),
         ({"sort": "newest"}, "sort", "accepted or finished or ran or tokens or waited"),
         ({"priority": "urgent"}, "priority", "high or low or normal"),
+        ({"priority": "null"}, "priority", "high or low or normal"),
+        ({"via": "null"}, "via", "must be"),
         ({"model": ""}, "model", "not be empty"),
         ({"id": "019"}, None, "`id` must be the id of a job, or its first characters"),
         ({"since": "yesterday"}, None, "`since` must be an RFC 3339 time"),

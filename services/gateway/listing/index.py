@@ -46,6 +46,8 @@ from shared.wire.requests import priority_of
 
 MAX_BYTES = 128 * 1024 * 1024
 """Of the table. Jobs with large metadata take more: then fewer are known."""
+PAGE_BYTES = 2 * 1024 * 1024
+"""A page of jobs with large metadata is shorter than its limit."""
 PRUNE_SHARE = 20
 """Over a bound, one job in this many goes at once."""
 MAX_EARLY = 10_000
@@ -171,7 +173,7 @@ class JobIndex:
                     subject.owner,
                     head.queued_at or stored_at,
                     head.retry_of,
-                    message.headers.get(subjects.HEADER_DEADLINE),
+                    _deadline(message),
                     head.preview,
                     _metadata(head),
                 )
@@ -296,8 +298,13 @@ class JobIndex:
     def page(self, query: JobQuery, is_complete: bool) -> JobPage:
         """Raises: InvalidRequest: the cursor is not one of such a list."""
         search = Search.of(query, self.pair)
-        rows = self._table.execute(*search.page).fetchall()
-        shown = rows[: query.limit]
+        shown: list[Sequence[Any]] = []
+        size, has_more = 0, False
+        for row in self._table.execute(*search.page):
+            if has_more := len(shown) == query.limit or size > PAGE_BYTES:
+                break
+            shown.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
         states = dict(self._table.execute("SELECT state, jobs FROM counts WHERE jobs > 0"))
         oldest = self._table.execute("SELECT min(id) FROM jobs").fetchone()[0]
         jobs = sum(states.values())
@@ -306,7 +313,7 @@ class JobIndex:
             (total,) = self._table.execute(*search.total).fetchone()
         return JobPage(
             jobs=[_listed(row) for row in shown],
-            cursor=search.cursor(shown[-1]) if len(rows) > query.limit else None,
+            cursor=search.cursor(shown[-1]) if has_more else None,
             total=total,
             states=states,
             covers=Coverage(
@@ -389,6 +396,14 @@ def _result_head(message: StoredMessage) -> ResultHead:
         finished_at=stored_at,
         code="unreadable_result",
     )
+
+
+def _deadline(message: StoredMessage) -> str | None:
+    """None if it cannot be read: somebody has published it by hand."""
+    try:
+        return timestamp(parse_timestamp(message.headers.get(subjects.HEADER_DEADLINE, "")))
+    except ValueError:
+        return None
 
 
 def _metadata(head: RequestHead | ResultHead) -> bytes | None:

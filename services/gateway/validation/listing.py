@@ -41,7 +41,12 @@ def parse_query(parameters: Iterable[tuple[str, str]]) -> JobQuery:
     if metadata:
         given["metadata"] = metadata
     try:
-        return msgspec.convert(given, JobQuery, strict=False)
+        query = msgspec.convert(given, JobQuery, strict=False)
+        for name in given:
+            if getattr(query, name) is None:
+                # "null", which would be no filter. As text it is no value either: that says which.
+                msgspec.convert({name: given[name]}, JobQuery)
+        return query
     except msgspec.ValidationError as error:
         invalid = invalid_body(error, JobQuery)
         if (param := invalid.param or "").startswith("state"):  # one of several
