@@ -89,6 +89,12 @@ class ListingRefused(SluiceError):
     code = "listing_refused"
 
 
+class StateChanged(SluiceError):
+    """The job has left the state in which it was to be cancelled. It was not."""
+
+    code = "state_changed"
+
+
 class NotFinished(SluiceError):
     """The job has no result yet."""
 

@@ -244,7 +244,9 @@ async def _ensure_stream(broker: Broker, wanted: StreamConfig) -> list[str]:
                     STORE_FULL,
                     "free space on its disk, or let it use more (SLUICE_STORE), and restart it",
                 ),
-            }.get(error.err_code or 0, "find the conflicting stream with: nats stream ls --subjects")
+            }.get(
+                error.err_code or 0, "find the conflicting stream with: nats stream ls --subjects"
+            )
             if error.err_code in (TOO_FEW_NODES, *STORE_FULL) and wanted.name == subjects.KEPT:
                 # No job depends on it.
                 return [f"stream {wanted.name}: left out, {error.description}; {advice}"]

@@ -140,7 +140,8 @@ class NotDone(Struct, frozen=True, kw_only=True):
 
 class BulkReport(Struct, frozen=True, kw_only=True):
     """``matched`` is how many there were, ``left`` how many of them were left for another request
-    by ``at_most``. The others are ``done``, or listed with the reason."""
+    by ``at_most``; of dead letters at least so many. The others are ``done``, or listed with the
+    reason."""
 
     matched: int
     done: int

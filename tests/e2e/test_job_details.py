@@ -92,7 +92,7 @@ def test_a_gateway_that_keeps_no_requests_shows_none(shown_stack: Stack) -> None
         assert page["jobs"][0]["preview"] == ""
 
 
-async def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
+def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
     shown_stack: Stack,
 ) -> None:
     """Neither ids nor prompts, from wherever they could come; what is known by its id is as

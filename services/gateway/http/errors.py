@@ -70,7 +70,7 @@ PROBLEM_JSON = "application/problem+json"
 
 ERROR_DESCRIPTIONS = {
     400: "the request is invalid",
-    403: "from a web page of another origin, with an unknown host name, or jobs are not listed here",
+    403: "from a web page of another origin, with an unknown host name, or not allowed here",
     404: "unknown job, model, inferer or dead letter",
     408: "the request took too long to arrive",
     409: "the job has already ended (see `state`), or the dead letter has no valid request",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from msgspec.structs import asdict
 
@@ -9,7 +10,8 @@ from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.dead_letters import DeadLetters
 from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
-from shared.errors import BrokerUnavailable, InvalidRequest, SluiceError
+from shared.errors import BrokerUnavailable, InvalidRequest, Overloaded, SluiceError
+from shared.wire.api import TaskState
 from shared.wire.listing import (
     UNFINISHED,
     BulkDeadRequest,
@@ -32,6 +34,8 @@ class Bulk:
         self._jobs = jobs
         self._job_list = job_list
         self._dead_letters = dead_letters
+        # Each search reads the whole stream.
+        self._searching = asyncio.Lock()
 
     async def cancel(self, request: BulkRequest) -> BulkReport:
         """Cancel jobs that wait or run; one that ends meanwhile is reported as not done.
@@ -44,28 +48,29 @@ class Bulk:
         if request.where is None:
             ids = list(dict.fromkeys(request.ids or ()))
             return await _each(ids, len(ids), self._jobs.cancel)
-        ids, matched = await self._find(request.where, request.at_most or MOST)
-        return await _each(ids, matched, self._jobs.cancel)
+        states = _states(request.where)
+        ids, matched = await self._find(request.where, states, request.at_most or MOST)
+        # One may have been started since it was found.
+        return await _each(ids, matched, partial(self._jobs.cancel, states=states))
 
     async def retry(self, request: BulkDeadRequest, caller: Caller) -> BulkReport:
-        """Raises: ListingRefused, as `cancel`. BrokerUnavailable: no answer."""
+        """Raises: ListingRefused, as `cancel`. Overloaded: another search has not ended.
+        BrokerUnavailable: no answer.
+        """
         ids, matched = await self._find_dead(request)
         return await _each(ids, matched, lambda one: self._dead_letters.retry(one, caller))
 
     async def drop(self, request: BulkDeadRequest) -> BulkReport:
-        """Raises: ListingRefused, as `cancel`. BrokerUnavailable: no answer."""
+        """Raises: ListingRefused, as `cancel`. Overloaded: another search has not ended.
+        BrokerUnavailable: no answer.
+        """
         ids, matched = await self._find_dead(request)
         return await _each(ids, matched, self._dead_letters.drop)
 
-    async def _find(self, where: JobFilter, most: int) -> tuple[list[str], int]:
-        """The ids of ``most`` of the unfinished jobs that match, and how many match."""
-        states = where.state or list(UNFINISHED)
-        if not set(states) <= set(UNFINISHED):
-            raise InvalidRequest(
-                "only jobs that have not ended can be cancelled: where.state must be "
-                + " or ".join(UNFINISHED),
-                "where.state",
-            )
+    async def _find(
+        self, where: JobFilter, states: list[TaskState], most: int
+    ) -> tuple[list[str], int]:
+        """The ids of ``most`` of the jobs in ``states`` that match, and how many match."""
         ids: list[str] = []
         matched, cursor = None, None
         while True:
@@ -92,18 +97,36 @@ class Bulk:
             ids = list(dict.fromkeys(request.ids or ()))
             return ids, len(ids)
         self._job_list.require_allowed()
-        found = await self._dead_ids(request.where)
-        return found[: request.at_most or MOST], len(found)
+        if self._searching.locked():
+            raise Overloaded("dead letters are being searched for another request; try again")
+        most = request.at_most or MOST
+        async with self._searching:
+            found = await self._dead_ids(request.where, most)
+        return found[:most], len(found)
 
-    async def _dead_ids(self, where: DeadFilter) -> list[str]:
+    async def _dead_ids(self, where: DeadFilter, most: int) -> list[str]:
+        """The ids of letters that match. Where there are more than ``most``, of some more."""
         found: list[str] = []
         before: int | None = None
         while True:
             page = await self._dead_letters.page(PAGE, before)
             found += [letter.id for letter in page.letters if where.matches(letter)]
             before = page.before
-            if before is None:
+            if before is None or len(found) > most:
                 return found
+
+
+def _states(where: JobFilter) -> list[TaskState]:
+    """Raises: InvalidRequest: jobs have ended in one of them."""
+    states = where.state or list(UNFINISHED)
+    assert not isinstance(states, str), "the filter has made a list of it"
+    if not set(states) <= set(UNFINISHED):
+        raise InvalidRequest(
+            "only jobs that have not ended can be cancelled: where.state must be "
+            + " or ".join(UNFINISHED),
+            "where.state",
+        )
+    return states
 
 
 async def _each(

@@ -14,7 +14,7 @@ from services.gateway.listing.reader import JobLister
 from services.gateway.state.pending_job import OVERDUE, find_message
 from shared.broker.connection import Broker
 from shared.broker.stored_messages import StoredMessage
-from shared.errors import ListingRefused, SluiceError
+from shared.errors import ListingRefused, Overloaded, SluiceError
 from shared.wire import subjects
 from shared.wire.codecs import decode_dead_letter, decode_request_head, decode_state_event
 from shared.wire.listing import JobDetails, JobPage, JobQuery, RequestSource
@@ -22,6 +22,8 @@ from shared.wire.subjects import HEADER_TRACEPARENT
 from shared.wire.trace import trace_of
 
 NULL = Raw(b"null")
+MAX_PAGES = 64
+"""That are made at once: a thread makes one after another."""
 MAX_EVENTS = 1000
 """Changes of state of a job that are shown."""
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -41,6 +43,7 @@ class JobList:
         self._lister = lister
         self._kept_requests = kept_requests
         self._is_allowed = is_allowed
+        self._pages = 0
 
     def require_allowed(self) -> None:
         """Raises: ListingRefused: who can connect may not see the jobs of others."""
@@ -57,10 +60,20 @@ class JobList:
 
         Raises:
             ListingRefused: see `require_allowed`.
+            Overloaded: too many others are being made.
             InvalidRequest: the cursor is not one of such a list.
             BrokerUnavailable: no answer.
         """
         self.require_allowed()
+        if self._pages == MAX_PAGES:
+            raise Overloaded(f"{MAX_PAGES} lists are being made; try again")
+        self._pages += 1
+        try:
+            return await self._page(query)
+        finally:
+            self._pages -= 1
+
+    async def _page(self, query: JobQuery) -> JobPage:
         if late := await self._lister.late(OVERDUE):
             await asyncio.gather(*map(self._expire, late))
         page = await self._lister.page(query)

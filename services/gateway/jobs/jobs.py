@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -40,6 +41,7 @@ from shared.errors import (
     JobAgedOut,
     RequestTooLarge,
     SluiceError,
+    StateChanged,
     StorageShort,
     StreamRefused,
     UnknownJob,
@@ -51,7 +53,7 @@ from shared.prompt_prefixes import fingerprints
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.answers import AnswerFormat
-from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport
+from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport, TaskState
 from shared.wire.codecs import encode
 from shared.wire.nearest import NearestInferer
 from shared.wire.requests import TEXT_TASKS, InferenceRequest
@@ -311,15 +313,23 @@ class Jobs:
                     return result
             read = True
 
-    async def cancel(self, job_id: str, code: StopCode = "cancelled") -> JobStatus:
-        """Cancel a job that waits or runs; harmless to repeat.
+    async def cancel(
+        self,
+        job_id: str,
+        code: StopCode = "cancelled",
+        states: Collection[TaskState] | None = None,
+    ) -> JobStatus:
+        """Cancel a job that waits or runs, if given, in one of ``states``; harmless to repeat.
 
         Raises:
+            StateChanged: it waits or runs, but is in another state.
             AlreadyFinished: it has another result.
             UnknownJob, JobAgedOut, BrokerUnavailable.
         """
         job = await self.find(job_id)
         if isinstance(job, PendingJob):
+            if states is not None and (now := job.status().state) not in states:
+                raise StateChanged(f"the job {job_id} is {now} by now, and was not cancelled")
             job = await self._cancellation.stop(job, code)
         elif isinstance(job, Cancelled):
             # The gateway that cancelled it may have been cut off before it was done.
