@@ -154,8 +154,8 @@ def test_what_a_model_has_is_listed(served: Stack) -> None:
 def test_an_adapter_is_offered_if_all_inferers_have_it(
     tmp_path: Path, tiny_model: Path, folder: Path
 ) -> None:
-    """A job that an inferer without it gets all the same is retried, and becomes a dead letter that
-    says why."""
+    """A job that an inferer without it gets all the same waits, and runs on the one that has it. The
+    reason is logged once."""
     with Stack(tmp_path) as stack:
         stack.start_gateway(GATEWAY_MODELS="tiny").wait_for("gateway_ready")
         early = stack.submit(**PROMPT, model="tiny", adapter="first")
@@ -164,24 +164,18 @@ def test_an_adapter_is_offered_if_all_inferers_have_it(
         without = stack.start_inferer(
             tiny_model, INFERER_ADAPTERS=str(tmp_path / "one"), INFERER_RETRY_S="0.01"
         )
-        status = stack.wait_for_end(early)
-        assert (status["state"], status["error"]["code"]) == ("FAILURE", "model_error")
-        reason = "the inferer inferer-0 has no adapter first, it has other"
-        assert reason in status["error"]["message"]
-        assert reason in stack.http.get(f"/dead/{early}").json()["message"]
+        status = stack.wait_for_state(early, "RETRY")
+        assert (status["attempts"], status["inferer"]) == (0, None)
+        (warning,) = eventually(lambda: without.events("adapter_missing"), "a warning")
+        assert "the inferer inferer-0 has no adapter first, it has other" in warning["message"]
         assert card(stack)["adapters"] == ["other"]
         stack.start_inferer(tiny_model, INFERER_ADAPTERS=str(folder))
         stack.wait_until_served("tiny", inferers=2)
         eventually(lambda: card(stack)["adapters"] == [], "none in common")
         assert stack.http.post("/jobs", json={**PROMPT, "adapter": "first"}).status_code == 400
-        without.terminate()
-
-        def retried() -> str | None:
-            answer = stack.http.post(f"/dead/{early}/retry")
-            return str(answer.json()["id"]) if answer.status_code == 202 else None
-
-        again = eventually(retried, "only one inferer is left, which has it")
-        assert stack.wait_for_end(again)["state"] == "SUCCESS"
+        status = stack.wait_for_end(early)
+        assert (status["state"], status["attempts"]) == ("SUCCESS", 1)
+        assert len(without.events("adapter_missing")) == 1
 
 
 def test_an_inferer_with_a_file_that_is_no_adapter_does_not_start(
