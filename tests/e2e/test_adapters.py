@@ -154,7 +154,7 @@ def test_what_a_model_has_is_listed(served: Stack) -> None:
 def test_an_adapter_is_offered_if_all_inferers_have_it(
     tmp_path: Path, tiny_model: Path, folder: Path
 ) -> None:
-    """A job that an inferer without it gets all the same waits, and runs on the one that has it. The
+    """A job that an inferer without it gets all the same waits, and runs on one that has it. The
     reason is logged once."""
     with Stack(tmp_path) as stack:
         stack.start_gateway(GATEWAY_MODELS="tiny").wait_for("gateway_ready")
