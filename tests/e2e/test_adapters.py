@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.lora import write_lora
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.shim import SLOW_AT_DECODE, write_shim
 from tests.support.tiny_model import write_tiny_model
 from tests.support.up import Up
 
@@ -201,6 +202,18 @@ def test_an_adapter_that_kills_llama_cpp_is_named(tmp_path: Path, tiny_model: Pa
     write_lora(tmp_path / "deep.gguf", depth=3)
     with Stack(tmp_path / "stack") as stack:
         inferer = stack.start_inferer(tiny_model, INFERER_ADAPTERS=str(tmp_path))
+        assert inferer.wait() == 2
+        assert "with the adapter deep" in inferer.output().splitlines()[-1]
+
+
+def test_an_adapter_is_tested_however_slow_the_model_is(tmp_path: Path, tiny_model: Path) -> None:
+    """The time limit is for each by itself: one that was not tested would not pass for good."""
+    write_lora(tmp_path / "deep.gguf", depth=3)
+    library = write_shim(tmp_path / "library", SLOW_AT_DECODE)
+    with Stack(tmp_path / "stack") as stack:
+        inferer = stack.start_inferer(
+            tiny_model, INFERER_ADAPTERS=str(tmp_path), LLAMA_CPP_LIB_PATH=str(library)
+        )
         assert inferer.wait() == 2
         assert "with the adapter deep" in inferer.output().splitlines()[-1]
 
