@@ -9,9 +9,15 @@ from typing import Any
 import nats
 import openai
 import pytest
+from msgspec.structs import replace
 
+from shared.job_ids import new_job_id
+from shared.wire import subjects
+from shared.wire.codecs import encode
+from shared.wire.requests import InferenceRequest
 from tests.support.lora import write_lora
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.raw_nats import RawNats
 from tests.support.shim import SLOW_AT_DECODE, write_shim
 from tests.support.tiny_model import write_tiny_model
 from tests.support.up import Up
@@ -50,6 +56,14 @@ def text_of(stack: Stack, **body: Any) -> str:
 def card(stack: Stack, model: str = "tiny") -> dict[str, Any]:
     found: dict[str, Any] = stack.http.get(f"/v1/models/{model}").json()
     return found
+
+
+def put_by_hand(stack: Stack, request: InferenceRequest) -> str:
+    """The text of a job that an earlier version has put on the queue of the model `told`."""
+    job_id = new_job_id()
+    with RawNats(stack.nats.port) as connection:
+        connection.request(subjects.request("told", job_id).encode(), encode(request))
+    return str(stack.wait_for_end(job_id)["result"]["text"])
 
 
 @pytest.fixture(scope="module")
@@ -239,5 +253,8 @@ def test_the_sampling_of_a_gguf_is_listed_and_holds(tmp_path: Path) -> None:
         assert "<= 1" in ignored["general.sampling.min_p"]
         texts = {text_of(stack, prompt="hi", max_tokens=12, seed=seed) for seed in (1, 2)}
         assert len(texts) == 1
+        # One that was on the queue while the inferer was upgraded means llama.cpp's 0.8.
+        old = InferenceRequest(task="complete", prompt="hi", max_tokens=12)
+        assert len({put_by_hand(stack, replace(old, seed=seed)) for seed in (1, 2)}) == 2
         hot = {"prompt": "hi", "max_tokens": 12, "temperature": 2}
         assert len({text_of(stack, **hot, seed=seed) for seed in (1, 2)}) == 2

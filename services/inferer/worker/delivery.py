@@ -88,7 +88,7 @@ class Job:
         self.count_tokens: Callable[[], int] = lambda: 0
         """How many tokens there are so far."""
         try:
-            self.request: InferenceRequest = decode_request(message.data)
+            self.request: InferenceRequest = decode_request(message.data).with_said_sampling()
             self.model = name_of(self.subject.model, self.request.model)
             self.queued_at = self.request.queued_at or self.queued_at
             if subjects.HEADER_DEADLINE in headers:
