@@ -16,6 +16,8 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``code`` and ``message``: what went wrong in an attempt that is followed by another. A
     ``started`` that has them is stored after the attempt's first one, when its inferer has died.
+    A ``returned`` that has them is of an inferer that cannot run the job, and has not begun;
+    ``returns`` counts these in a row.
     """
 
     state: Literal["started", "returned", "retrying"]
@@ -25,6 +27,7 @@ class StateEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     work: Work | None = None
     code: str | None = None
     message: str | None = None
+    returns: Count = 0
 
     def __post_init__(self) -> None:
         check_times(self.at)

@@ -108,8 +108,8 @@ class ModelFacts(Struct, frozen=True):
     ``token_bytes`` is the length of the longest token, 0 if unknown: a prompt of more than
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
     ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options``,
-    ``sampling_defaults`` and ``max_choices`` are as in `InfererEntry`. ``adapters`` are those that
-    every inferer of the model has: any of them may get the job.
+    ``sampling_defaults`` are as in `InfererEntry`. ``adapters`` are those that every inferer of the
+    model has, ``max_choices`` how many answers each can give: any of them may get the job.
     """
 
     n_ctx: AtLeastOne
@@ -126,11 +126,12 @@ class ModelFacts(Struct, frozen=True):
     @classmethod
     def of(cls, entries: Sequence[InfererEntry]) -> "ModelFacts":
         """What the inferers of a model, at least one, say of it: what differs is that of the
-        youngest, except for the adapters."""
+        youngest, except for the adapters and the number of answers."""
         youngest = max(entries, key=lambda entry: entry.started_at)
         facts = {name: getattr(youngest, name) for name in cls.__struct_fields__}
         common = set.intersection(*(set(entry.adapters) for entry in entries))
-        return cls(**{**facts, "adapters": sorted(common)})
+        fewest = min(entry.max_choices for entry in entries)
+        return cls(**{**facts, "adapters": sorted(common), "max_choices": fewest})
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]

@@ -272,6 +272,9 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     """What users call the model; the subject holds its token."""
     preview: str = ""
     """The beginning of what is asked, for lists of jobs; empty where requests are not kept."""
+    says_sampling: bool = False
+    """Whether a value of `SamplingDefaults` that is missing was not sent by the client. Earlier
+    versions also left out those that equal llama.cpp's defaults."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -288,6 +291,15 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
                 )
         check_options(self.task, self, self.top_n, self.return_documents)
         check_times(self.queued_at)
+
+    def with_said_sampling(self) -> "InferenceRequest":
+        """The request as the version that wrote it meant it: what an earlier one left out is
+        llama.cpp's default, not the model's."""
+        if self.says_sampling or self.task not in TEXT_TASKS:
+            return self
+        defaults = msgspec.structs.asdict(SamplingDefaults())
+        missing = {name: defaults[name] for name in defaults if getattr(self, name) is UNSET}
+        return msgspec.structs.replace(self, **missing, says_sampling=True)
 
     def work(self, n_ctx: int) -> "Work":
         """How much there is to do for a model with ``n_ctx`` tokens of context."""

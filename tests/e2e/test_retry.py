@@ -4,10 +4,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from nats.aio.msg import Msg
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
@@ -28,6 +30,7 @@ from shared.wire.codecs import decode_request, decode_result, decode_state_event
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed, Expired, Failed
 from tests.support.cramped import N_CTX, TOO_LONG, CrampedEngine
+from tests.support.lora import write_lora
 from tests.support.processes import Stack, server_sent_events
 from tests.support.workers import (
     dead_letter,
@@ -41,6 +44,7 @@ from tests.support.workers import (
 )
 
 SHORT = InferenceRequest(task="complete", prompt="hi", max_tokens=20, seed=1)
+ADAPTED = replace(SHORT, adapter="first")
 
 
 @pytest.fixture
@@ -55,6 +59,16 @@ def engine(model: Model) -> Iterator[Engine]:
     created = Engine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1)
     yield created
     created.close()
+
+
+@pytest.fixture
+def adapted(tiny_model: Path, tmp_path: Path) -> Iterator[Engine]:
+    write_lora(tmp_path / "first.gguf")
+    model = Model(tiny_model, 0, adapters=tmp_path)
+    created = Engine(model, slots=1, n_ctx=N_CTX, n_batch=256, threads=1)
+    yield created
+    created.close()
+    model.close()
 
 
 @pytest.fixture
@@ -187,6 +201,71 @@ async def test_a_job_that_waits_for_its_retry_does_not_hold_up_others(
         for _ in range(2):
             assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
     assert await read_result(queue, "tiny", job_id) is None
+
+
+async def test_jobs_wait_for_an_inferer_that_has_their_adapter(
+    queue: Broker, engine: Engine, adapted: Engine
+) -> None:
+    """One without it gives them back, each time for longer, and more often than a job may fail. It
+    serves others meanwhile; and the one that has the adapter completes them, at their first
+    attempt."""
+    async with working(queue, engine, "without", retry_s=0.01):
+        waiting = [await put(queue, ADAPTED) for _ in range(5)]
+        for job_id in waiting:
+            await until(partial(_returns, queue, job_id, 4), "returned four times")
+        assert isinstance(await ended(queue, await put(queue, SHORT)), Completed)
+        assert await read_result(queue, "tiny", waiting[0]) is None
+        async with working(queue, adapted, "with"):
+            results = [await ended(queue, job_id) for job_id in waiting]
+            await queue_is_empty(queue)
+    assert [(type(result), result.attempt) for result in results] == [(Completed, 1)] * 5
+    assert {result.inferer for result in results} == {"with"}
+    assert (await queue.js.stream_info("DEAD")).state.messages == 0
+    *returned, started = await states(queue, waiting[0])
+    assert set(returned) == {("returned", 1, "without")}
+    assert started == ("started", 1, "with")
+
+
+async def test_a_job_whose_adapter_no_inferer_has_ends_at_its_deadline(
+    queue: Broker, engine: Engine
+) -> None:
+    """Not before, although the next pause would be longer."""
+    deadline = timestamp(datetime.now(UTC) + timedelta(seconds=2))
+    async with working(queue, engine, retry_s=300):
+        result = await ended(queue, await put(queue, ADAPTED, Deadline=deadline))
+        await queue_is_empty(queue)
+    assert isinstance(result, Expired)
+    assert (result.code, result.attempt) == ("deadline_passed", 0)
+    assert result.finished_at >= deadline
+
+
+async def test_a_job_that_may_have_killed_its_inferer_runs_alone_after_a_return(
+    queue: Broker, engine: Engine, adapted: Engine
+) -> None:
+    """The one without its adapter leaves the start that nothing followed as it is."""
+    job_id = await put(queue, ADAPTED)
+    async with Puller(queue, "tiny") as puller:
+        message = await puller.next()
+    job = Job(message, queue.now)
+    job.start(N_CTX)
+    await JobStore(queue, "lost").announce_start(job)
+    await message.nak()
+    async with working(queue, engine, "without"):
+
+        async def delivered_twice() -> bool:
+            consumer = await queue.js.consumer_info("REQUESTS", "tiny")
+            return bool(consumer.delivered and consumer.delivered.consumer_seq >= 3)
+
+        await until(delivered_twice, "it came back")
+    async with working(queue, adapted, "with"):
+        result = await ended(queue, job_id)
+    assert (type(result), result.attempt) == (Completed, 2)
+    assert await states(queue, job_id) == [("started", 1, "lost"), ("started", 2, "with")]
+
+
+async def _returns(broker: Broker, job_id: str, count: int) -> bool:
+    stored = await broker.subject_get("STATES", subjects.state("tiny", job_id))
+    return stored is not None and decode_state_event(stored.data).returns >= count
 
 
 async def test_a_job_without_time_for_another_attempt_expires(

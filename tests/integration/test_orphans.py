@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from services.gateway.gateway import Gateway
 from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.orphans import Orphans
 from services.gateway.settings import GatewaySettings
-from shared.broker.connection import Broker
+from shared.broker.connection import Broker, connected
 from shared.broker.stored_messages import StoredMessage
 from shared.config import BrokerSettings
 from shared.job_ids import new_job_id
@@ -130,6 +132,61 @@ async def test_a_job_that_nothing_is_known_of_is_not_adopted(
     adopted = await orphans.adopt(SUBMISSION, CALLER)
     assert adopted is not None
     assert adopted.id == job.id
+
+
+async def test_an_entry_whose_confirmation_was_lost_is_stored_once(
+    queue: Broker, gateways: list[Gateway], nats_server: NatsServer
+) -> None:
+    """It is adopted meanwhile, and does not come back, or the job would be cancelled."""
+    job = await gateways[0].jobs.submit(SUBMISSION, CALLER)
+    async with _losing(b'"KV_IDEMPOTENCY"', nats_server) as broker:
+        orphans = Orphans(broker, gateways[0].jobs, return_s=60, patience_s=0)
+        orphans.add(job, SUBMISSION)
+        adopted = await gateways[1].orphans.adopt(SUBMISSION, CALLER)
+        assert adopted is not None
+        await orphans.end(PATIENCE_S)
+    assert not await _orphans(queue)
+
+
+async def test_a_job_is_adopted_although_the_answer_to_the_removal_is_lost(
+    queue: Broker, gateways: list[Gateway], nats_server: NatsServer
+) -> None:
+    """The entry is gone: nobody else could adopt it."""
+    job = await gateways[0].jobs.submit(SUBMISSION, CALLER)
+    gateways[0].orphans.add(job, SUBMISSION)
+    await _until_there_are(queue, 1)
+    async with _losing(b'"purged"', nats_server) as broker:
+        orphans = Orphans(broker, gateways[0].jobs, return_s=60, patience_s=PATIENCE_S)
+        adopted = await orphans.adopt(SUBMISSION, CALLER)
+    assert adopted is not None
+    assert adopted.id == job.id
+    assert not await _orphans(queue)
+
+
+@asynccontextmanager
+async def _losing(answer: bytes, server: NatsServer) -> AsyncIterator[Broker]:
+    """A connection that breaks instead of delivering the first data that contains ``answer``."""
+    is_lost = False
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal is_lost
+        while data := await reader.read(65_536):
+            if answer in data and not is_lost:
+                is_lost = True
+                break
+            writer.write(data)
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+
+    relay = await asyncio.start_server(connect, "127.0.0.1", 0)
+    url = f"nats://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
+    async with connected(BrokerSettings(url=url), "test") as broker:
+        yield broker
+    relay.close()
+    assert is_lost
 
 
 async def _orphans(queue: Broker) -> list[StoredMessage]:

@@ -135,6 +135,14 @@ int32_t llama_decode(void *context, llama_batch batch) { for (;;) sleep(1); }
 """
 """A library whose first computation never ends."""
 
+SLOW_AT_DECODE = r"""
+int32_t llama_decode(void *context, llama_batch batch) {
+    sleep(2);
+    return ((int32_t (*)(void *, llama_batch)) real("llama_decode"))(context, batch);
+}
+"""
+"""A library that computes three batches within the time limit of a self-test."""
+
 DIES_AT_LOAD = r"""
 void *llama_model_load_from_file(const char *path) {
     die(SIGILL);

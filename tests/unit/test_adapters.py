@@ -51,6 +51,21 @@ def test_other_facts_are_those_of_the_youngest() -> None:
     assert (facts.sampling_defaults, facts.adapters) == (hot, [])
 
 
+@pytest.mark.parametrize(("inferers", "most"), [([8], 8), ([8, 1], 1), ([1, 8], 1), ([8, 4], 4)])
+def test_several_answers_need_inferers_that_all_give_them(inferers: list[int], most: int) -> None:
+    """One of an older version does not say how many it gives, which is one: it would ignore `n`."""
+    entries = [
+        entry(started_at=at, max_choices=count)
+        for at, count in zip((ENTRY.started_at, LATER), inferers, strict=False)
+    ]
+    facts = ModelFacts.of(entries)
+    assert facts.max_choices == most
+    if most == 1:
+        with pytest.raises(InvalidRequest):
+            check_submission(JobSubmission(prompt="x", n=2), facts)
+    assert ENTRY.max_choices == 1
+
+
 def test_an_unknown_one_is_refused_by_name_with_what_there_is() -> None:
     wanted = JobSubmission(prompt="x", adapter="c")
     for facts, has in (

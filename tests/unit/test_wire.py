@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from shared.wire.api import JobStatus
 from shared.wire.codecs import (
@@ -276,6 +276,18 @@ def test_payloads_of_every_version_can_be_read(
     """Each decodes to what it meant when it was sent, and survives a round trip."""
     assert decode(payload) == meaning
     assert decode(encode(meaning)) == meaning
+
+
+def test_what_an_earlier_version_left_out_is_not_left_to_the_model() -> None:
+    """It did not write values that equal llama.cpp's defaults, even if a client had sent them."""
+    defaults = SamplingDefaults()
+    earlier = decode_request(b'{"task":"complete","prompt":"x","top_k":7}').with_said_sampling()
+    assert (earlier.temperature, earlier.top_k) == (defaults.temperature, 7)
+    now = decode_request(b'{"task":"complete","prompt":"x","top_k":7,"says_sampling":true}')
+    assert now.with_said_sampling() == now
+    assert now.temperature is UNSET
+    embed = decode_request(b'{"task":"embed","input":["a"]}')
+    assert embed.with_said_sampling() == embed
 
 
 def test_one_answer_is_written_as_it_was_before_there_could_be_several() -> None:

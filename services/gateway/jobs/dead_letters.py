@@ -186,7 +186,7 @@ def _read(stored: StoredMessage) -> DeadLetter:
 
 def _resubmission(letter: DeadLetter) -> Resubmission:
     try:
-        request: InferenceRequest = decode_request(letter.request)
+        request: InferenceRequest = decode_request(letter.request).with_said_sampling()
     except Unreadable as error:
         raise CannotRetry(
             f"the dead letter of {letter.id} does not hold the complete request ({error}); submit "

@@ -409,6 +409,7 @@ class Jobs:
             queued_at=accepted.queued_at,
             via=accepted.caller.via,
             preview=preview_of(submission) if self._kept_requests.are_kept else "",
+            says_sampling=submission.task in TEXT_TASKS,
         )
         payload = encode(request)
         if len(payload) > self._broker.max_body:

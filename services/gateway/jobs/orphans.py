@@ -20,7 +20,14 @@ from services.gateway.jobs.jobs import Jobs
 from shared.background import Tasks
 from shared.broker.connection import Broker
 from shared.broker.stored_messages import StoredMessage
-from shared.errors import JobAgedOut, SluiceError, StorageShort, StreamRefused, UnknownJob
+from shared.errors import (
+    BrokerUnavailable,
+    JobAgedOut,
+    SluiceError,
+    StorageShort,
+    StreamRefused,
+    UnknownJob,
+)
 from shared.job_ids import new_job_id
 from shared.logs import logger
 from shared.timestamps import parse_timestamp, timestamp
@@ -75,7 +82,7 @@ class Orphans:
                 self._in_hand.add(entry.sequence)
                 try:
                     job = await self._jobs.brief_status(_job_id(entry))
-                    if not await self._remove(entry):
+                    if not await self._take(entry):
                         continue
                 except (UnknownJob, JobAgedOut):
                     continue
@@ -107,17 +114,20 @@ class Orphans:
             log.warning("orphans_not_stored", left=left)
 
     async def _add(self, job_id: str, subject: str) -> None:
-        refusal = await self._broker.through_outages(partial(self._store, subject))
+        # The same in each round: one that was stored, and adopted since, must not come back.
+        entry = encode(OrphanEntry(timestamp(self._broker.now() + self._return)))
+        headers = {subjects.HEADER_MSG_ID: new_job_id()}
+        refusal = await self._broker.through_outages(partial(self._store, subject, entry, headers))
         if refusal is None:
             log.info("job_orphaned", job_id=job_id)
         else:
             log.warning("orphan_not_stored", job_id=job_id, error=refusal.message)
             self._jobs.abandon(job_id)
 
-    async def _store(self, subject: str) -> SluiceError | None:
+    async def _store(
+        self, subject: str, entry: bytes, headers: dict[str, str]
+    ) -> SluiceError | None:
         """Why the broker refuses it; None once it is stored."""
-        entry = encode(OrphanEntry(timestamp(self._broker.now() + self._return)))
-        headers = {subjects.HEADER_MSG_ID: new_job_id()}
         try:
             await self._broker.publish_stored(subject, entry, headers, self._patience_s)
         except (StorageShort, StreamRefused) as error:
@@ -128,6 +138,27 @@ class Orphans:
         return await self._broker.direct_get_all(
             BUCKET, seq=1, next_by_subj=wildcard, batch=MOST_AT_ONCE
         )
+
+    async def _take(self, entry: StoredMessage) -> bool:
+        """Remove the entry of a job that is to be adopted. Returns whether the job is ours.
+
+        Raises:
+            BrokerUnavailable: the entry is still there, or nothing is known of it.
+        """
+        try:
+            return await self._remove(entry)
+        except BrokerUnavailable as error:
+            # The answer may have been lost. If the entry is gone, nobody else may have the job;
+            # that two clients read one job is better.
+            read = partial(self._broker.leader_get, BUCKET, last_by_subj=entry.subject)
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    left = await self._broker.through_outages(read)
+            except TimeoutError:
+                raise error from None
+            if left is not None and left.sequence == entry.sequence:
+                raise
+            return True
 
     async def _remove(self, entry: StoredMessage) -> bool:
         """Whether it was there until now."""

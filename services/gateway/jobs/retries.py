@@ -33,7 +33,7 @@ class Retries:
 
         Raises:
             InvalidRequest: the message is not a request of this job, or its last attempt is not
-                the one that failed.
+                the one that failed or was returned.
             UnknownJob: it is not on the queue any more.
             StreamRefused: the stream takes no schedules, or not this one.
             BrokerUnavailable: not confirmed. It may be scheduled all the same; asking again is
@@ -56,7 +56,7 @@ class Retries:
             subjects.STATES, last_by_subj=subjects.state(model, job_id)
         )
         last = None if state is None else decode_state_event.read(state.data, state.subject)
-        if last is None or (last.state, last.attempt) != ("retrying", wanted.attempt):
+        if last is None or last.state == "started" or last.attempt != wanted.attempt:
             raise InvalidRequest(f"attempt {wanted.attempt} of the job {job_id} has not failed")
         at = min(parse_timestamp(wanted.at), self._broker.now() + LONGEST_PAUSE)
         headers = {

@@ -70,6 +70,8 @@ class Job:
             message.metadata.num_delivered == 1 and subjects.HEADER_SCHEDULER not in headers
         )
         self.attempt = 1
+        self.returns = 0
+        """How many inferers in a row have returned it because they cannot run it."""
         self.crash: StateEvent | None = None
         """The start of the attempt before this one, if that ended with its inferer."""
         self.started_at: str | None = None
@@ -86,7 +88,7 @@ class Job:
         self.count_tokens: Callable[[], int] = lambda: 0
         """How many tokens there are so far."""
         try:
-            self.request: InferenceRequest = decode_request(message.data)
+            self.request: InferenceRequest = decode_request(message.data).with_said_sampling()
             self.model = name_of(self.subject.model, self.request.model)
             self.queued_at = self.request.queued_at or self.queued_at
             if subjects.HEADER_DEADLINE in headers:
@@ -123,6 +125,7 @@ class Job:
         """Number this attempt after the last one; one that was requeued does not count."""
         if last is not None:
             self.attempt = last.attempt + (last.state != "returned")
+            self.returns = last.returns
             # A start that nothing followed: no inferer is left to say what became of it.
             self.crash = last if last.state == "started" else None
 

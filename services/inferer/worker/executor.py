@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from datetime import timedelta
 
 from msgspec.structs import replace
 
@@ -70,6 +71,8 @@ class Executor:
         self._max_attempts = max_attempts
         self._retry_s = retry_s
         self._speed = speed
+        self.missing_adapters: set[str] = set()
+        """Adapters that jobs asked for in vain."""
 
     async def outcome(self, job: Job) -> Result | NoResult:
         """The job's result, an existing or a new one; or why it has none yet."""
@@ -103,7 +106,14 @@ class Executor:
             return await self._dead_letter(
                 job, job.dead_lettered("worker_lost", self._why_lost(job))
             )
+        if self.lacks_adapter(job):
+            return await self._return_for_later(job)
         return await self._run_in_turn(job)
+
+    def lacks_adapter(self, job: Job) -> bool:
+        """Whether only another inferer of the model can run the job."""
+        adapter, model = job.request.adapter, self._engine.model
+        return adapter is not None and model.generates_text and adapter not in model.adapters
 
     def _why_lost(self, job: Job) -> str:
         known = job.crash.message if job.crash else None
@@ -183,13 +193,6 @@ class Executor:
             )
         if isinstance(self._engine, EmbeddingEngine):
             return await self._complete_inputs(self._engine, job, entry)
-        if job.request.adapter is not None and job.request.adapter not in model.adapters:
-            # Not the request's fault, and another inferer may have it.
-            raise ModelError(
-                f"the inferer {self._id} has no adapter {job.request.adapter}, it has "
-                f"{', '.join(model.adapters) or 'none'}; give every inferer of this model the same "
-                "adapters (INFERER_ADAPTERS), and restart them"
-            )
         generation, published = await Inference(self._broker, self._engine, job, entry).run()
         self._speed.learn(generation)
         choices = [
@@ -264,6 +267,36 @@ class Executor:
             code=code,
             until=timestamp(again_at),
         )
+        return NoResult.RETRY_SCHEDULED if is_scheduled else NoResult.RETRY_DELAYED
+
+    async def _return_for_later(self, job: Job) -> NoResult:
+        """Leave a job whose adapter is not here to an inferer that has it, until its deadline.
+
+        It counts as no attempt: while the others are busy, all attempts would be made here, within
+        seconds. The pauses grow, so that many such jobs do not keep this inferer busy.
+        """
+        adapter = job.request.adapter or ""
+        message = (
+            f"the inferer {self._id} has no adapter {adapter}, it has "
+            f"{', '.join(self._engine.model.adapters) or 'none'}; give every inferer of this model "
+            "the same adapters (INFERER_ADAPTERS), and restart them"
+        )
+        if adapter not in self.missing_adapters:
+            self.missing_adapters.add(adapter)
+            log.warning("adapter_missing", job_id=job.id, model=job.model, message=message)
+        if job.crash is not None:
+            # The crash stays the last that is known of the job, so that it runs alone.
+            return NoResult.RETRY_DELAYED
+        pause_s = pause_after(job.returns + 1, self._retry_s, random.random())
+        again_at = self._broker.now() + timedelta(seconds=pause_s)
+        if job.deadline is not None:
+            again_at = min(again_at, job.deadline)
+        try:
+            await self._store.announce_return_for_later(job, ModelError.code, message)
+            is_scheduled = await self._store.schedule(job, again_at)
+        except StreamRefused as error:
+            log.warning("retry_refused", job_id=job.id, error=error.message)
+            return NoResult.RETRY_DELAYED
         return NoResult.RETRY_SCHEDULED if is_scheduled else NoResult.RETRY_DELAYED
 
     async def _dead_letter(self, job: Job, failed: Failed) -> Failed:

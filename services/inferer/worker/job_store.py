@@ -81,6 +81,12 @@ class JobStore:
         event = self._event(job, "retrying", timestamp(self._broker.now()), code, message)
         await _until_stored(lambda: self._publish_state(job, event, PATIENCE_S), if_refused=False)
 
+    async def announce_return_for_later(self, job: Job, code: str, message: str) -> None:
+        """Of a job that this inferer cannot run. Raises: StreamRefused."""
+        at, returns = timestamp(self._broker.now()), job.returns + 1
+        event = self._event(job, "returned", at, code, message, returns)
+        await _until_stored(lambda: self._publish_state(job, event, PATIENCE_S), if_refused=False)
+
     async def announce_return(self, job: Job) -> None:
         """Raises: BrokerUnavailable: after ``PATIENCE_S``; a job that is requeued cannot wait."""
         event = self._event(job, "returned", timestamp(self._broker.now()))
@@ -135,6 +141,7 @@ class JobStore:
         at: str,
         code: str | None = None,
         message: str | None = None,
+        returns: int = 0,
     ) -> StateEvent:
         return StateEvent(
             state=state,
@@ -144,6 +151,7 @@ class JobStore:
             work=job.work,
             code=code,
             message=message,
+            returns=returns,
         )
 
     async def _publish_state(self, job: Job, event: StateEvent, patience_s: float) -> None:

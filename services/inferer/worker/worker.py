@@ -202,6 +202,9 @@ class Worker:
     def _priority_of_pull(self) -> int:
         """With ``auto`` an inferer that is busy leaves the next job to one that is not."""
         busy = self._slots.busy if self._auto else 0
+        if self._executor.missing_adapters:
+            # Whoever has them comes first: jobs would go back and forth while it is idle.
+            return LAST_PRIORITY
         return min(self._priority + busy, LAST_PRIORITY)
 
     async def _wait_for_jobs(self, timeout_s: float) -> None:
@@ -248,6 +251,8 @@ class Worker:
     def _remember(self, job: Job) -> None:
         """Publish the fingerprints of the job's prompt, so that gateways send similar ones here."""
         if job.malformed is not None or not (self._engine.has_cache and job.request.cache_prompt):
+            return
+        if self._executor.lacks_adapter(job):
             return
         found = fingerprints(job.owner, job.request)
         if self.prefixes.add(found) and self._store_entry is not None:
