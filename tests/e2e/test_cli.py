@@ -239,7 +239,7 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
         (["ask", "hi", "--temperature", "nan"], "temperature"),
         (["ask", "hi", "--timeout-s", "0"], "timeout_s"),
         (["ask", "hi", "--top-p", "2"], "top_p"),
-        (["ask", "hi", "-n", "9"], "`$.n`"),
+        (["ask", "hi", "-n", "9"], "n must be at most 8"),
         (["ask", "hi", "--stop", ""], "stop"),
         (["ask", "hi", "--schema", "/nowhere"], "--schema /nowhere"),
         (["ask", "hi", "--schema", __file__], "is not JSON"),

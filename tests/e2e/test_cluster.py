@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
+import nats.errors
+import nats.js.errors
 
 from shared.broker.connection import RETRY_DELAY_S, Broker, connected
 from shared.broker.results import find_result, store_result
@@ -110,15 +112,18 @@ async def test_jobs_are_listed_alike_after_a_node_was_killed(tmp_path: Path) -> 
         ids = [(await one.post("/jobs", json=JOB)).json()["id"] for _ in range(10)]
         for job_id in ids[:5]:
             assert (await other.delete(f"/jobs/{job_id}")).status_code == 200
+        kept = await cluster.broker.js.stream_info(subjects.KEPT)
+        assert kept.config.num_replicas == 3
         cluster.nodes[2].kill()
         ids += [(await other.post("/jobs", json=JOB)).json()["id"] for _ in range(5)]
         expected = {job_id: "REVOKED" if job_id in ids[:5] else "PENDING" for job_id in ids}
         for http in (one, other):
             await until_listed(http, expected)
-            shown = (await http.get(f"/jobs/{ids[0]}")).json()
-            assert (shown["request"]["prompt"], shown["request_from"]) == (JOB["prompt"], "kept")
-        kept = await cluster.broker.js.stream_info(subjects.KEPT)
-        assert kept.config.num_replicas == 3
+            async with asyncio.timeout(PATIENCE_S):
+                while (shown := await http.get(f"/jobs/{ids[0]}")).status_code != 200:
+                    await asyncio.sleep(0.2)  # an election
+            job = shown.json()
+            assert (job["request"]["prompt"], job["request_from"]) == (JOB["prompt"], "kept")
 
 
 async def test_no_job_waits_for_the_copies_of_requests(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ async def test_no_job_waits_for_the_copies_of_requests(tmp_path: Path) -> None:
     async with Cluster(tmp_path) as cluster:
         async with gateway_at(cluster.nodes[0], tmp_path) as http:
             cluster.nodes[2].kill()
-            await cluster.broker.js.delete_stream(subjects.KEPT)
+            await removed(cluster, subjects.KEPT)
             # The elections take a moment; then it goes on, though it has seen what is missing.
             served = 0
             async with asyncio.timeout(PATIENCE_S):
@@ -143,6 +148,18 @@ async def test_no_job_waits_for_the_copies_of_requests(tmp_path: Path) -> None:
             async with asyncio.timeout(PATIENCE_S):
                 while not await _are_kept(http):
                     await asyncio.sleep(0.5)
+
+
+async def removed(cluster: Cluster, stream: str) -> None:
+    """Delete ``stream``, also during elections."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await cluster.broker.js.delete_stream(stream)
+            except nats.js.errors.NotFoundError:
+                return
+            except (nats.errors.Error, nats.js.errors.Error):
+                await asyncio.sleep(0.2)
 
 
 async def _are_kept(http: httpx.AsyncClient) -> bool:
