@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,9 +107,12 @@ def test_a_job_whose_deadline_has_passed_is_not_listed_as_waiting(listed_stack: 
     """Whether or not anybody asked for its status."""
     running = listed_stack.submit(prompt="go on", ignore_eos=True)
     job_id = listed_stack.submit(prompt="x", timeout_s=0.5)
-    time.sleep(0.6)
-    (job,) = listed(listed_stack.url, id=job_id)["jobs"]
-    assert (job["state"], job["code"]) == ("FAILURE", "deadline_passed")
+
+    def has_expired() -> bool:
+        (job,) = listed(listed_stack.url, id=job_id)["jobs"]
+        return (job["state"], job["code"]) == ("FAILURE", "deadline_passed")
+
+    eventually(has_expired, "the job is listed as expired")
     listed_stack.http.delete(f"/jobs/{running}").raise_for_status()
 
 

@@ -10,10 +10,11 @@ def allowed_methods(scope: Scope) -> str:
     """The methods of all routes that match the path of this request, separated by commas. The
     framework leaves them out of a 405, and leaves some out of the response to OPTIONS."""
     parts = [part for part in scope["path"].split("/") if part]
-    methods: set[str] = set()
-    for route in scope["litestar_app"].routes:
-        if isinstance(route, HTTPRoute) and _matches(route, parts):
-            methods |= {str(method) for method in route.methods}
+    routes = scope["litestar_app"].routes
+    found = [route for route in routes if isinstance(route, HTTPRoute) and _matches(route, parts)]
+    # One without parameters comes first: `/jobs/cancel` is not a job.
+    exact = [route for route in found if not route.path_parameters]
+    methods = {str(method) for route in exact or found for method in route.methods}
     return ", ".join(sorted(methods))
 
 
