@@ -38,7 +38,7 @@ class KeptRequests:
 
     async def refresh(self, is_missing: bool) -> None:
         """Create the stream again, now and then, while it ``is_missing``: no job depends on it, so
-        nothing waits for it, and an error is none of the gateway's."""
+        nothing waits for it, and the gateway serves although it fails."""
         if is_missing and self._has_stream:
             log.warning("requests_not_kept")
         self._has_stream = not is_missing

@@ -67,7 +67,7 @@ class Orphans:
 
     async def adopt(self, submission: JobSubmission, caller: Caller) -> AcceptedJob | None:
         """The oldest orphan of the same request and owner, for a client that sends it again. None
-        if there is none: the job is to be submitted.
+        if no such orphan is left; the caller then submits a new job.
 
         Raises:
             InvalidRequest: the submission cannot be read.

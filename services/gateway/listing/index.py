@@ -407,7 +407,8 @@ def _deadline(message: StoredMessage) -> str | None:
 
 
 def _metadata(head: RequestHead | ResultHead) -> bytes | None:
-    """None if there is none, or more than a gateway accepts: somebody has published it by hand."""
+    """As stored in a row; None if the job has no metadata, or more than a gateway accepts, which
+    only a request that was published by hand can have."""
     metadata = head.metadata
     if metadata is UNSET or metadata == NO_METADATA or len(metadata) > LONGEST_VALUE:
         return None

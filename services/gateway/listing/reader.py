@@ -29,7 +29,7 @@ from shared.wire import subjects
 from shared.wire.listing import JobPage, JobQuery
 
 READ_EVERY_S = 1.0
-"""While nobody asks. Who asks has it read at once."""
+"""How often the streams are read without a request for a list. A request reads them at once."""
 COMPARE_EVERY_S = 30.0
 """How often the index is compared with what the streams hold."""
 CATCH_UP_S = 1.0
@@ -135,7 +135,7 @@ class JobLister:
     async def _read_next(self) -> None:
         try:
             async with self._reading:
-                # Who asks from now on needs another one.
+                # A request from now on needs another read.
                 self._next_read = None
                 await self._read()
         except nats.js.errors.Error as error:

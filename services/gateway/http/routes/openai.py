@@ -18,21 +18,15 @@ from services.gateway.http.connection import (
 )
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import OpenAIError, openai_error, openai_error_responses
+from services.gateway.http.openai.answers import Answer, Chunks, completion
 from services.gateway.http.openai.inputs import (
     EmbeddingsRequest,
     EmbeddingsResponse,
     RerankRequest,
     RerankResponse,
 )
-from services.gateway.http.openai.messages import (
-    Answer,
-    ChatRequest,
-    Chunks,
-    CompletionRequest,
-    ModelCard,
-    ModelList,
-    completion,
-)
+from services.gateway.http.openai.models import ModelCard, ModelList
+from services.gateway.http.openai.requests import ChatRequest, CompletionRequest
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import (
