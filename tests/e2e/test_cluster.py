@@ -186,21 +186,13 @@ async def until_listed(http: httpx.AsyncClient, expected: dict[str, str]) -> Non
 
 async def test_gateways_that_start_at_the_same_moment_all_become_ready(tmp_path: Path) -> None:
     """On a cluster that holds nothing yet, two at each node: all come to serve."""
-
-    async def ensure(broker: Broker) -> None:
-        while True:
-            with suppress(BrokerUnavailable):
-                await ensure_topology(broker, Topology(replicas=3), ["a", "b"])
-                return
-            await asyncio.sleep(RETRY_DELAY_S)
-
     async with Cluster(tmp_path) as cluster, AsyncExitStack() as stack:
         urls = [node.url for node in cluster.nodes] * 2
         brokers = [
             await stack.enter_async_context(connected(BrokerSettings(url=url), "test"))
             for url in urls
         ]
-        await asyncio.gather(*map(ensure, brokers))
+        await asyncio.gather(*map(_prepare, brokers))
 
 
 async def test_a_gateway_that_stops_during_an_election_ends_in_time(tmp_path: Path) -> None:
@@ -232,7 +224,7 @@ async def test_a_gateway_that_stops_during_an_election_ends_in_time(tmp_path: Pa
 async def test_many_results_at_the_same_moment_all_get_the_stored_one(tmp_path: Path) -> None:
     """Each attempt gets the one that is stored, also while the nodes still agree on it."""
     async with Cluster(tmp_path) as cluster:
-        await ensure_topology(cluster.broker, Topology(replicas=3), [])
+        await _prepare(cluster.broker)
         for _ in range(20):
             job_id = new_job_id()
             results = [_cancelled(job_id, attempt) for attempt in range(10)]
@@ -247,13 +239,22 @@ def _gateway_at(node: Node, folder: Path) -> Gateway:
 async def test_a_publish_that_is_repeated_too_early_is_stored_once(tmp_path: Path) -> None:
     """While the nodes still agree on the first try: stored once, and all learn where."""
     async with Cluster(tmp_path) as cluster:
-        await ensure_topology(cluster.broker, Topology(replicas=3), [])
+        await _prepare(cluster.broker)
         for number in range(20):
             subject = subjects.state_events("tiny", new_job_id())
             headers = {subjects.HEADER_MSG_ID: f"{number}"}
             tries = [cluster.broker.publish_stored(subject, b"", headers, 10) for _ in range(10)]
             acks = await asyncio.gather(*tries)
             assert len({ack.seq for ack in acks}) == 1
+
+
+async def _prepare(broker: Broker) -> None:
+    """Try until every node is seen, as gateways do: in its first seconds a cluster misses some."""
+    while True:
+        with suppress(BrokerUnavailable):
+            await ensure_topology(broker, Topology(replicas=3), ["a", "b"])
+            return
+        await asyncio.sleep(RETRY_DELAY_S)
 
 
 async def _store(broker: Broker, result: Result) -> Result:

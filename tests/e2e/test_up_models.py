@@ -140,7 +140,7 @@ def test_models_that_cannot_be_served_are_refused_before_anything_starts(
         (
             [good, f"b={good}"],
             {"INFERER_ADAPTERS": "x"},
-            "INFERER_ADAPTERS has the adapters of one",
+            "INFERER_ADAPTERS cannot be used with several models",
         ),
         ([f"={good}"], {}, "'' is not a valid name"),
         ([f"a ={good}"], {}, "'a ' is not a valid name"),
