@@ -19,10 +19,14 @@ from shared.wire.api import JobStatus
 from shared.wire.codecs import decode_result, encode
 from tests.chaos.errands import EXPECTED_FAILURES, Errand
 from tests.chaos.ledger import Ledger
+from tests.chaos.store import queued
 
 AT_ONCE = 60
-PATIENCE_S = 200.0
-"""For one errand: three leases, some elections, and the queue that has built up meanwhile."""
+PATIENCE_S = 100.0
+"""How long an errand may take after its job has left the queue: some elections."""
+QUEUED_S = 600.0
+"""How long its job may be in the queue: that depends on the machine, above all for low priority."""
+LOOK_EVERY_S = 1.0
 
 READ_TIMEOUT_S = 45.0
 """Longer than a gateway waits for a broker that elects."""
@@ -33,6 +37,10 @@ PAUSE_S = 0.2
 ENDED = ("SUCCESS", "FAILURE", "REVOKED")
 CHANGES_TRAINS = 0.05
 """How likely a reader of events hangs up after any of them, to go on at the other gateway."""
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Unserved(Exception):
@@ -46,6 +54,8 @@ class Clients:
         self._urls = urls
         self._ledger = ledger
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._waiting: dict[Client, tuple[asyncio.Timeout, float]] = {}
+        """Their timeouts, and how far these may be extended."""
         self._nats = Broker(BrokerSettings(url=nats_url), "clients")
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5),
@@ -61,9 +71,12 @@ class Clients:
         await self._http.aclose()
 
     async def run(self, errands: Iterator[Errand]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for errand in errands:
-                group.create_task(self._run(errand))
+        async with asyncio.TaskGroup() as outer:
+            extending = outer.create_task(self._extend_patience())
+            async with asyncio.TaskGroup() as group:
+                for errand in errands:
+                    group.create_task(self._run(errand))
+            extending.cancel()
 
     def client(self, errand: Errand) -> "Client":
         return Client(self._http, self._nats, self._urls, self._ledger, errand)
@@ -73,12 +86,25 @@ class Clients:
         async with self._places:
             client = self.client(errand)
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(PATIENCE_S) as patience:
+                    self._waiting[client] = patience, _now() + QUEUED_S
                     await getattr(client, errand.kind)()
             except Unserved:
                 pass
             except TimeoutError:
                 self._ledger.gave_up(errand, client.job_id)
+            finally:
+                del self._waiting[client]
+
+    async def _extend_patience(self) -> None:
+        """Have those wait whose jobs are in the queue; a caller over NATS does not know its job."""
+        while True:
+            jobs = set(await queued(self._nats))
+            for client, (patience, latest) in self._waiting.items():
+                is_queued = bool(jobs) if client.job_id is None else client.job_id in jobs
+                if is_queued and not patience.expired():
+                    patience.reschedule(min(_now() + PATIENCE_S, latest))
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 class Client:
