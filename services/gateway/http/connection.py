@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from litestar import Request, Response
-from litestar.params import Parameter
+from litestar.params import HeaderParameter
 
 from services.gateway.http.sse import GatewayStopping
 from shared.background import drop, first_of
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 IdempotencyKey = Annotated[
     str | None,
-    Parameter(
-        header=subjects.HEADER_IDEMPOTENCY_KEY,
+    HeaderParameter(
+        name=subjects.HEADER_IDEMPOTENCY_KEY,
         required=False,
         schema_extra={"pattern": "^[ -~]{1,255}$"},
         description="For 24 h the same key returns the same job. It goes on if the client "

@@ -3,7 +3,8 @@
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.caller import caller_of
@@ -17,10 +18,12 @@ PAGE = 50
 
 @get("/dead", responses=error_responses())
 async def letters(
-    gateway: Gateway,
-    limit: Annotated[int, Parameter(ge=1, le=200, description="Maximum number of letters.")] = PAGE,
+    gateway: NamedDependency[Gateway],
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=200, description="Maximum number of letters.")
+    ] = PAGE,
     before: Annotated[
-        int | None, Parameter(ge=1, description="`before` of the previous page.")
+        int | None, QueryParameter(ge=1, description="`before` of the previous page.")
     ] = None,
 ) -> DeadLetterPage:
     """Requests that failed for good, the newest first, with the reason. Kept for 7 days.
@@ -33,7 +36,7 @@ async def letters(
 
 
 @get("/dead/{job_id:str}", responses=error_responses(404))
-async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
+async def letter(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeadLetter:
     """One dead letter, with the request as it was received."""
     gateway.require_ready()
     return await gateway.dead_letters.show(job_id)
@@ -45,7 +48,7 @@ async def letter(job_id: str, gateway: Gateway) -> DeadLetter:
     responses=error_responses(404, 409, 410, 413, 422, 429),
 )
 async def retry(
-    request: Request[Any, Any, Any], job_id: str, gateway: Gateway
+    request: Request[Any, Any, Any], job_id: FromPath[str], gateway: NamedDependency[Gateway]
 ) -> Response[JobAccepted]:
     """Send the request again, as a new job with `retry_of`; the dead letter is removed."""
     gateway.require_ready()
@@ -54,7 +57,7 @@ async def retry(
 
 
 @delete("/dead/{job_id:str}", status_code=200, responses=error_responses(404))
-async def drop(job_id: str, gateway: Gateway) -> DeadLetterHead:
+async def drop(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeadLetterHead:
     """Remove a dead letter for good."""
     gateway.require_ready()
     return await gateway.dead_letters.drop(job_id)
@@ -62,7 +65,9 @@ async def drop(job_id: str, gateway: Gateway) -> DeadLetterHead:
 
 @post("/dead/retry", status_code=200, responses=error_responses(413))
 async def retry_several(
-    request: Request[Any, Any, Any], data: BulkDeadRequest, gateway: Gateway
+    request: Request[Any, Any, Any],
+    data: JSONBody[BulkDeadRequest],
+    gateway: NamedDependency[Gateway],
 ) -> BulkReport:
     """Send several requests again, as new jobs: the dead letters with these `ids`, or those that
     match `where`, the newest first. An empty `where` is refused."""
@@ -71,7 +76,9 @@ async def retry_several(
 
 
 @post("/dead/drop", status_code=200, responses=error_responses(413))
-async def drop_several(data: BulkDeadRequest, gateway: Gateway) -> BulkReport:
+async def drop_several(
+    data: JSONBody[BulkDeadRequest], gateway: NamedDependency[Gateway]
+) -> BulkReport:
     """Remove several dead letters for good: those with these `ids`, or those that match `where`,
     the newest first. An empty `where` is refused."""
     gateway.require_ready()

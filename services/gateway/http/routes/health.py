@@ -1,6 +1,7 @@
 """`/healthz` and `/readyz`."""
 
 from litestar import get
+from litestar.di import NamedDependency
 from msgspec import Struct
 
 from services.gateway.gateway import Gateway
@@ -20,7 +21,7 @@ async def healthz() -> Health:
 
 
 @get("/readyz", responses=error_responses())
-async def readyz(gateway: Gateway) -> Health:
+async def readyz(gateway: NamedDependency[Gateway]) -> Health:
     """200 while requests can be served; 503 while the broker is away or cannot write to disk."""
     gateway.require_fit()
     return Health("ready")

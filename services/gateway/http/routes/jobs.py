@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import FromPath, HeaderParameter, JSONBody
 from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
@@ -40,8 +41,8 @@ from shared.wire.listing import BulkReport, BulkRequest, JobDetails, JobPage
 )
 async def submit(
     request: Request[Any, Any, Any],
-    data: JobSubmission,
-    gateway: Gateway,
+    data: JSONBody[JobSubmission],
+    gateway: NamedDependency[Gateway],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobAccepted | JobStatus]:
     """Submit a job. The response comes once the broker has stored it; it will end with a result.
@@ -73,7 +74,7 @@ async def submit(
 
 
 @get("/jobs", operation_class=ListOperation, responses=error_responses())
-async def list_jobs(request: Request[Any, Any, Any], gateway: Gateway) -> JobPage:
+async def list_jobs(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> JobPage:
     """Jobs that match all parameters, newest first: those that are waiting or running, and those
     that ended within the last 48 hours, up to `GATEWAY_HISTORY_JOBS`. `metadata.<name>`
     compares a member of the metadata, such as `metadata.user=u77`; several have to match all.
@@ -87,7 +88,7 @@ async def list_jobs(request: Request[Any, Any, Any], gateway: Gateway) -> JobPag
 
 
 @get("/status/{job_id:str}", responses=error_responses(404, 410))
-async def status(job_id: str, gateway: Gateway) -> JobStatus:
+async def status(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> JobStatus:
     """The status of a job. `state` has Celery's names: PENDING, STARTED, RETRY, SUCCESS, FAILURE,
     REVOKED."""
     gateway.require_ready()
@@ -107,10 +108,10 @@ async def status(job_id: str, gateway: Gateway) -> JobStatus:
 )
 async def events(
     request: Request[Any, Any, Any],
-    job_id: str,
-    gateway: Gateway,
-    streams: OpenStreams,
-    last_event_id: Annotated[str, Parameter(header="Last-Event-ID", required=False)] = "",
+    job_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
+    last_event_id: Annotated[str, HeaderParameter(name="Last-Event-ID", required=False)] = "",
 ) -> Response[Any]:
     """The job's events: `queued`, `started`, `tokens`, `result`; also `returned` (its inferer shut
     down and requeued it), `attempt_failed` (another attempt follows), `retrying` (the text starts
@@ -138,21 +139,23 @@ async def events(
 
 
 @get("/jobs/{job_id:str}", responses=error_responses(404, 410))
-async def details(job_id: str, gateway: Gateway) -> JobDetails:
+async def details(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> JobDetails:
     """A job with its status, its request, and what happened to it when."""
     gateway.require_ready()
     return await gateway.job_list.details(job_id)
 
 
 @delete("/jobs/{job_id:str}", status_code=200, responses=error_responses(404, 409, 410))
-async def cancel(job_id: str, gateway: Gateway) -> JobStatus:
+async def cancel(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> JobStatus:
     """Cancel a job, waiting or running. 409 if it has already ended."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
 
 
 @post("/jobs/cancel", status_code=200, responses=error_responses(413))
-async def cancel_several(data: BulkRequest, gateway: Gateway) -> BulkReport:
+async def cancel_several(
+    data: JSONBody[BulkRequest], gateway: NamedDependency[Gateway]
+) -> BulkReport:
     """Cancel several jobs: those with these `ids`, or those that match `where`, the newest first,
     whose fields are the filters of `GET /jobs`. An empty `where` is refused."""
     gateway.require_ready()
