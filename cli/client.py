@@ -25,7 +25,7 @@ from shared.wire.api import (
     QueueReport,
 )
 from shared.wire.codecs import encode
-from shared.wire.listing import JobDetails, JobPage
+from shared.wire.listing import BulkReport, JobDetails, JobPage
 from shared.wire.results import DeadLetter
 
 TIMEOUT_S = 30.0
@@ -94,6 +94,10 @@ class Client:
     def job(self, job_id: str) -> JobDetails:
         _check_id(job_id)
         return self._call("GET", f"/jobs/{job_id}", JobDetails)
+
+    def bulk(self, path: str, selected: dict[str, Any]) -> BulkReport:
+        """``selected``: ``ids``, or ``where`` with filters."""
+        return self._call("POST", path, BulkReport, content=encode(selected))
 
     def queue(self) -> QueueReport:
         return self._call("GET", "/queue", QueueReport)

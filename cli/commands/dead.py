@@ -1,6 +1,6 @@
 """``sluice dead``: dead letters, the requests that failed for good."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -8,6 +8,18 @@ from rich.table import Table
 from cli.client import Client
 from cli.options import DEFAULT_URL, Json, Url
 from cli.output import out, print_json, print_text, safe_text
+from cli.selection import (
+    AtMost,
+    Code,
+    FailedSince,
+    FailedUntil,
+    Ids,
+    ModelFilter,
+    PriorityFilter,
+    end_with_report,
+    selection,
+    time_of,
+)
 from shared.wire.api import DeadLetterPage
 from shared.wire.results import DeadLetter
 
@@ -47,19 +59,62 @@ def show(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> 
 
 
 @app.command()
-def retry(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Send the request again and print the id of the new job. The dead letter is removed."""
+def retry(
+    ids: Ids = None,
+    code: Code = None,
+    model: ModelFilter = None,
+    priority: PriorityFilter = None,
+    since: FailedSince = None,
+    until: FailedUntil = None,
+    at_most: AtMost = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Send requests again: one, of which the id of the new job is printed, several, or all that
+    match the filters. Their dead letters are removed."""
+    selected = selection(ids, _where(code, model, priority, since, until), at_most)
     with Client(url) as client:
-        accepted = client.retry_dead_letter(letter_id)
-    print_json(accepted) if as_json else print_text(accepted.id)
+        if ids and len(ids) == 1:
+            accepted = client.retry_dead_letter(ids[0])
+            print_json(accepted) if as_json else print_text(accepted.id)
+            return
+        report = client.bulk("/dead/retry", selected)
+    end_with_report(report, "sent again", as_json=as_json)
 
 
 @app.command()
-def drop(letter_id: LetterId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Delete a dead letter."""
+def drop(
+    ids: Ids = None,
+    code: Code = None,
+    model: ModelFilter = None,
+    priority: PriorityFilter = None,
+    since: FailedSince = None,
+    until: FailedUntil = None,
+    at_most: AtMost = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Delete dead letters: one or several, or all that match the filters."""
+    selected = selection(ids, _where(code, model, priority, since, until), at_most)
     with Client(url) as client:
-        dropped = client.drop_dead_letter(letter_id)
-    print_json(dropped) if as_json else print_text(f"dropped {dropped.id}")
+        if ids and len(ids) == 1:
+            dropped = client.drop_dead_letter(ids[0])
+            print_json(dropped) if as_json else print_text(f"dropped {dropped.id}")
+            return
+        report = client.bulk("/dead/drop", selected)
+    end_with_report(report, "dropped", as_json=as_json)
+
+
+def _where(
+    code: str | None, model: str | None, priority: str | None, since: str | None, until: str | None
+) -> dict[str, Any]:
+    return {
+        "code": code,
+        "model": model,
+        "priority": priority,
+        "since": time_of(since),
+        "until": time_of(until),
+    }
 
 
 def _print_page(page: DeadLetterPage) -> None:

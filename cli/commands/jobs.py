@@ -46,6 +46,21 @@ from cli.output import (
     print_tokens,
     timings_line,
 )
+from cli.selection import (
+    AtMost,
+    Ids,
+    Metadata,
+    ModelFilter,
+    PriorityFilter,
+    Since,
+    State,
+    Until,
+    end_with_report,
+    metadata_of,
+    selection,
+    states_of,
+    time_of,
+)
 from shared.wire.api import JobStatus
 
 UNKNOWN_JOB = "interrupted before the gateway responded; the job may run: see sluice queue"
@@ -185,14 +200,35 @@ def status(
 
 
 def cancel(
-    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    ids: Ids = None,
+    state: State = None,
+    model: ModelFilter = None,
+    priority: PriorityFilter = None,
+    metadata: Metadata = None,
+    since: Since = None,
+    until: Until = None,
+    at_most: AtMost = None,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Cancel a job, waiting or running."""
+    """Cancel jobs, waiting or running: one or several, or all that match the filters. To see first
+    which these are, give the filters to: sluice jobs."""
+    where = {
+        "state": (states_of(state) or "").split(",") if state else None,
+        "model": model,
+        "priority": priority,
+        "metadata": metadata_of(metadata),
+        "since": time_of(since),
+        "until": time_of(until),
+    }
+    selected = selection(ids, where, at_most)
     with Client(url) as client:
-        cancelled = client.cancel(job_id)
-    print_json(cancelled) if as_json else print_status(cancelled)
+        if ids and len(ids) == 1:
+            cancelled = client.cancel(ids[0])
+            print_json(cancelled) if as_json else print_status(cancelled)
+            return
+        report = client.bulk("/jobs/cancel", selected)
+    end_with_report(report, "cancelled", as_json=as_json)
 
 
 def _text(prompt: str) -> str:

@@ -1,7 +1,5 @@
 """``sluice jobs`` and ``job``."""
 
-import re
-from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import msgspec
@@ -12,36 +10,33 @@ from cli.client import Client
 from cli.exit_status import EXIT_USAGE, CommandError
 from cli.options import DEFAULT_URL, Json, Url
 from cli.output import COLOURS, out, print_json, print_status, safe_text
-from shared.timestamps import timestamp
+from cli.selection import (
+    Code,
+    Metadata,
+    ModelFilter,
+    PriorityFilter,
+    Since,
+    State,
+    Until,
+    metadata_of,
+    states_of,
+    time_of,
+)
 from shared.wire.listing import PAGE, JobDetails, JobPage, ListedJob, TimelineEntry
-from shared.wire.requests import Priority
-
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_AGO = re.compile(r"([0-9]{1,6})([smhd])")
-
-Time = "an RFC 3339 time, or how long ago: 30s, 15m, 2h, 1d"
 
 
 def jobs(
-    state: Annotated[
-        str | None,
-        typer.Option(
-            "--state",
-            help="PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED; several with commas.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m")] = None,
-    code: Annotated[str | None, typer.Option("--code", help="Such as model_error.")] = None,
-    priority: Annotated[Priority | None, typer.Option("--priority")] = None,
+    state: State = None,
+    model: ModelFilter = None,
+    code: Code = None,
+    priority: PriorityFilter = None,
     inferer: Annotated[str | None, typer.Option("--inferer", help="The last that ran it.")] = None,
     via: Annotated[
         str | None, typer.Option("--via", help="http, openai, nats, cli or retry.")
     ] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option("--metadata", help="NAME=VALUE; several have to match all.")
-    ] = None,
-    since: Annotated[str | None, typer.Option("--since", help=f"Accepted since: {Time}.")] = None,
-    until: Annotated[str | None, typer.Option("--until", help=f"Accepted before: {Time}.")] = None,
+    metadata: Metadata = None,
+    since: Since = None,
+    until: Until = None,
     sort: Annotated[
         str | None, typer.Option("--sort", help="accepted, finished, waited, ran or tokens.")
     ] = None,
@@ -52,24 +47,21 @@ def jobs(
 ) -> None:
     """List jobs, newest first: waiting, running and of the last 48 hours."""
     given = {
-        "state": state.upper() if state else None,
+        "state": states_of(state),
         "model": model,
         "code": code,
         "priority": priority,
         "inferer": inferer,
         "via": via,
-        "since": _time(since),
-        "until": _time(until),
+        "since": time_of(since),
+        "until": time_of(until),
         "sort": sort,
         "limit": str(limit),
         "cursor": cursor,
     }
     query = [(name, value) for name, value in given.items() if value is not None]
-    for pair in metadata or ():
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise CommandError(f"--metadata takes NAME=VALUE, not {pair!r}", EXIT_USAGE)
-        query.append((f"metadata.{name}", value))
+    members = metadata_of(metadata) or {}
+    query += [(f"metadata.{name}", value) for name, value in members.items()]
     with Client(url) as client:
         page = client.jobs(query)
     print_json(page) if as_json else _print_page(page)
@@ -94,13 +86,6 @@ def _whole_id(client: Client, beginning: str) -> str:
         problem = "no job" if not found.total else f"{found.total} jobs"
         raise CommandError(f"{problem} with an id that begins with {beginning!r}", EXIT_USAGE)
     return found.jobs[0].id
-
-
-def _time(text: str | None) -> str | None:
-    """A time as it is, or so long ago."""
-    if text is None or (ago := _AGO.fullmatch(text)) is None:
-        return text
-    return timestamp(datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])}))
 
 
 def _print_page(page: JobPage) -> None:

@@ -1,6 +1,7 @@
 """Many jobs or dead letters at once, by ids or by a filter that is never empty. No inferer runs."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from shared.wire import subjects
 from shared.wire.codecs import encode
 from shared.wire.requests import InferenceRequest
 from shared.wire.results import DeadLetter
+from tests.support.command_line import sluice
 from tests.support.processes import Stack, eventually
 
 
@@ -112,6 +114,42 @@ def test_dead_letters_are_retried_and_dropped_by_their_code(gateway: Stack) -> N
     assert report["done"] == 3
     assert {one["code"] for one in report["not_done"]} == {"letter_not_found"}
     assert _left(gateway) == set()
+
+
+def test_the_command_line_cancels_several(gateway: Stack) -> None:
+    """By ids, with those that were not possible; and by filters, of which there must be one."""
+    batch = submit(gateway, 3, metadata={"batch": "7"})
+    others = submit(gateway, 2, metadata={"batch": "8"})
+    unknown = new_job_id()
+    some = sluice(gateway, "cancel", batch[0], unknown)
+    assert (some.returncode, some.stdout) == (1, "cancelled 1 of 2\n")
+    assert some.stderr.startswith(f"{unknown}: ")
+    for nothing in (["cancel"], ["cancel", others[0], "--model", "tiny"]):
+        wrong = sluice(gateway, *nothing)
+        assert (wrong.returncode, "give either ids, or filters" in wrong.stderr) == (2, True)
+    matching = ("cancel", "--metadata", "batch=7", "--state", "pending", "--since", "1h")
+    first = sluice(gateway, *matching, "--at-most", "1")
+    assert (first.returncode, first.stdout.splitlines()) == (
+        0,
+        ["cancelled 1 of 2", "at least 1 are left: repeat the command"],
+    )
+    report = json.loads(sluice(gateway, *matching, "--json").stdout)
+    assert report == {"matched": 1, "done": 1, "not_done": [], "left": 0}
+    assert states(gateway, batch) == {"REVOKED"}
+    assert states(gateway, others) == {"PENDING"}
+    assert sluice(gateway, "cancel", *others).stdout == "cancelled 2 of 2\n"
+
+
+def test_the_command_line_retries_and_drops_several(gateway: Stack) -> None:
+    wanted = asyncio.run(bury(gateway, 2, "timed_out", "tiny"))
+    others = asyncio.run(bury(gateway, 2, "model_error", "other"))
+    retried = sluice(gateway, "dead", "retry", "--code", "timed_out", "--since", "1h")
+    assert (retried.returncode, retried.stdout) == (0, "sent again 2 of 2\n")
+    assert _left(gateway) == set(others)
+    assert sluice(gateway, "dead", "drop", *wanted).returncode == 1
+    dropped = sluice(gateway, "dead", "drop", "--model", "other")
+    assert (dropped.returncode, dropped.stdout) == (0, "dropped 2 of 2\n")
+    assert sluice(gateway, "dead", "drop").returncode == 2
 
 
 async def bury(gateway: Stack, count: int, code: str, model: str) -> list[str]:

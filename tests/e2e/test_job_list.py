@@ -1,7 +1,6 @@
 """`GET /jobs`: which jobs there are, the same at every gateway, whenever it was started."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import httpx
 import nats
 import pytest
 
-from tests.support.processes import PATIENCE_S, Stack, eventually, scripts
+from tests.support.command_line import sluice
+from tests.support.processes import PATIENCE_S, Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +171,3 @@ def test_the_command_line_lists_and_shows_jobs(listed_stack: Stack) -> None:
     assert sluice(listed_stack, "jobs", "--metadata", "of").returncode == 2
     unknown = sluice(listed_stack, "job", "ffff")
     assert (unknown.returncode, "no job" in unknown.stderr) == (2, True)
-
-
-def sluice(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [scripts() / "sluice", *arguments, "--url", stack.url], capture_output=True, text=True
-    )
