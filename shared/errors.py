@@ -73,6 +73,17 @@ class JobAgedOut(SluiceError):
     code = "job_aged_out"
 
 
+class UnknownResponse(UnknownJob):
+    """There is no response with this id, or it is not kept. ``param`` names the parameter that
+    has the id."""
+
+    code = "response_not_found"
+
+    def __init__(self, message: str, param: str = "response_id") -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class AlreadyFinished(SluiceError):
     """The job had ended before it was cancelled. ``state`` is its state, with Celery's names."""
 

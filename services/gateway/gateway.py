@@ -17,6 +17,7 @@ from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.kept_requests import KeptRequests
 from services.gateway.jobs.orphans import Orphans
+from services.gateway.jobs.stored_responses import StoredResponses
 from services.gateway.jobs.version_1 import Version1Requests
 from services.gateway.listing.reader import JobLister
 from services.gateway.settings import GatewaySettings
@@ -68,6 +69,7 @@ class Gateway:
             self.kept_requests,
             settings,
         )
+        self.responses = StoredResponses(self.broker, self.jobs, self.kept_requests)
         self.lister = JobLister(self.broker, settings.history_jobs)
         self.job_list = JobList(
             self.broker, self.jobs, self.lister, self.kept_requests, settings.lists_jobs

@@ -328,17 +328,19 @@ class Broker:
                 f"the broker could not delete a message of {stream}: {error.get('description')}"
             )
 
-    async def purge(self, stream: str, subject: str, sequence: int) -> int:
-        """Remove the messages of ``subject`` up to ``sequence``, without a marker, which would need
-        storage. Returns how many there were: of several calls for one message only one removes it.
+    async def purge(self, stream: str, subject: str, sequence: int | None = None) -> int:
+        """Remove the messages of ``subject``, those up to ``sequence`` if it is given, without a
+        marker, which would need storage. Returns how many there were: of several calls for one
+        message only one removes it.
 
         Raises:
             BrokerUnavailable: no answer, or it could not.
         """
+        until = {} if sequence is None else {"seq": sequence + 1}
         with unavailable_on_outage(self):
             answer = await self.nc.request(
                 f"$JS.API.STREAM.PURGE.{stream}",
-                msgspec.json.encode({"filter": subject, "seq": sequence + 1}),
+                msgspec.json.encode({"filter": subject} | until),
                 REQUEST_TIMEOUT_S,
             )
         purged = _decode_purged(answer.data)

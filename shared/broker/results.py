@@ -155,6 +155,7 @@ def _too_large(result: Result, size: int) -> Failed:
         retry_of=result.retry_of,
         via=result.via,
         preview=result.preview,
+        response=result.response,
         code=TOO_LARGE,
         message=f"the result has {size} bytes, more than the broker takes in one message; "
         "ask for fewer tokens or send less metadata",

@@ -92,6 +92,11 @@ class JobSubmission(
             msgspec.structs.force_setattr(self, "documents", texts_of(self.documents))
 
     @property
+    def keeps_request(self) -> bool:
+        """Whether a copy of it may be kept for those who look at the job later."""
+        return True
+
+    @property
     def texts(self) -> Texts:
         """The documents as texts; none if there are no documents."""
         return texts_of(self.documents or [])

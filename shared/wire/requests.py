@@ -8,6 +8,7 @@ from msgspec.structs import force_setattr
 
 from shared.wire.fields import AtLeastOne, Count, JobId, Metadata, check_times
 from shared.wire.inputs import Inputs, Text, Texts, TokenId, TopN, input_bytes, utf8_bytes
+from shared.wire.responses import ResponseForm
 from shared.wire.tools import Tool, ToolCall, ToolCallId, ToolChoice, Tools
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -275,6 +276,8 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     says_sampling: bool = False
     """Whether a value of `SamplingDefaults` that is missing was not sent by the client. Earlier
     versions also left out those that equal llama.cpp's defaults."""
+    response: ResponseForm | None = None
+    """Of a job that is a response of the Responses API."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

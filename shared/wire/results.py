@@ -10,6 +10,7 @@ from shared.wire.fields import Count, Metadata, Milliseconds, TokensPerS, check_
 from shared.wire.inputs import Document
 from shared.wire.logprobs import TokenLogprob
 from shared.wire.requests import MAX_CHOICES, Priority, Task, Via, Work
+from shared.wire.responses import ResponseForm
 from shared.wire.subjects import PUBLIC
 
 FinishReason = Literal["stop", "length"]
@@ -71,7 +72,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     retry_of: str | None = None
     via: Via | None = None
     preview: str = ""
-    """As in the request."""
+    """As in the request, like ``response``."""
+    response: ResponseForm | None = None
 
     def __post_init__(self) -> None:
         check_times(self.queued_at, self.started_at, self.finished_at)

@@ -204,6 +204,10 @@ def events(model: str, job_id: str) -> str:
     return f"infer.events.{token_of(model)}.{job_id}.*"
 
 
+def events_of(job_id: str) -> str:
+    return f"infer.events.*.{job_id}.*"
+
+
 def result(model: str, job_id: str) -> str:
     return f"infer.results.{token_of(model)}.{job_id}"
 

@@ -21,7 +21,7 @@ from services.gateway.http.origins import OriginCheck
 from services.gateway.http.request import StrictRequest
 from services.gateway.http.request_end import request_end_middleware
 from services.gateway.http.routes import dead_letters as dead
-from services.gateway.http.routes import fleet, health, jobs, openai
+from services.gateway.http.routes import fleet, health, jobs, openai, responses
 from services.gateway.http.sse import OpenStreams
 from shared import __version__
 from shared.errors import SluiceError
@@ -83,6 +83,11 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
             openai.completions,
             openai.embeddings,
             openai.rerank,
+            responses.create,
+            responses.retrieve,
+            responses.cancel,
+            responses.delete_response,
+            responses.input_items,
             openai.list_models,
             openai.get_model,
             health.healthz,

@@ -26,6 +26,18 @@ from shared.wire.requests import Priority, Via
 
 EVENT_STREAM = "text/event-stream"
 
+UNSUPPORTED = (
+    "access_programs",
+    "background_options",
+    "context_management",
+    "conversation",
+    "image",
+    "moderation",
+    "prompt",
+    "prompt_cache_options",
+)
+"""Parameters of responses that are refused unless they are empty."""
+
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
     "request": dict[str, Any] | None,
@@ -33,6 +45,11 @@ RAW_FIELDS: dict[str, Any] = {
     "parameters": dict[str, Any] | None,
     "functions": list[Any] | None,
     "function_call": str | dict[str, Any] | None,
+    "input": str | list[dict[str, Any]],
+    "format": dict[str, Any] | None,
+    "tools": list[dict[str, Any]] | None,
+    "tool_choice": str | dict[str, Any] | None,
+    **dict.fromkeys(UNSUPPORTED, dict[str, Any] | list[Any] | None),
 }
 """Fields that are passed on as raw bytes, with the type that they must contain."""
 

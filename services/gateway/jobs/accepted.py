@@ -7,9 +7,9 @@ from typing import Self
 from services.gateway.jobs.caller import Caller
 from shared.answers.marks import format_of
 from shared.wire.answers import PLAIN, AnswerFormat
-from shared.wire.api import JobStatus, JobSubmission, TaskState
+from shared.wire.api import JobStatus, TaskState
 from shared.wire.inferers import ModelFacts
-from shared.wire.requests import Priority, Task
+from shared.wire.requests import ModelRequest, Priority, Task
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class AcceptedJob:
         )
 
 
-def format_in(submission: JobSubmission, facts: ModelFacts | None) -> AnswerFormat:
-    """How a model with these ``facts`` writes its answer to a submission."""
+def format_in(submission: ModelRequest, facts: ModelFacts | None) -> AnswerFormat:
+    """How a model with these ``facts`` writes its answer to a request."""
     known = facts.format if facts else None
     return format_of(submission, known or PLAIN)

@@ -56,7 +56,7 @@ from shared.wire.answers import AnswerFormat
 from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport, TaskState
 from shared.wire.codecs import encode
 from shared.wire.nearest import NearestInferer
-from shared.wire.requests import TEXT_TASKS, InferenceRequest
+from shared.wire.requests import TEXT_TASKS, InferenceRequest, ModelRequest
 from shared.wire.results import Cancelled, Result, StopCode
 
 READ_AGAIN_S = 5.0
@@ -149,10 +149,11 @@ class Jobs:
             raise BrokerUnavailable("the connection to the broker is down")
         # Log probabilities are stored with the tokens, and once more in the result.
         size = len(payload) + 2 * logprob_bytes(submission) + result_bytes(submission, model.facts)
-        size += len(payload) * self._kept_requests.are_kept
+        is_kept = self._is_kept(submission)
+        size += len(payload) * is_kept
         async with self._admission.reserved(model), self._storage.reserved(size):
             was_there = await self._publish(accepted, payload, headers, record)
-        if not was_there:
+        if is_kept and not was_there:
             await self._kept_requests.keep(accepted, payload)
         if record is not None and was_there:
             # Without a record it would be a retry of our own: nobody else knows the id.
@@ -163,8 +164,8 @@ class Jobs:
         )
         return accepted
 
-    def answer_format(self, model: str, submission: JobSubmission) -> AnswerFormat:
-        """How the answer to a submission is written, as far as that is known now."""
+    def answer_format(self, model: str, submission: ModelRequest) -> AnswerFormat:
+        """How the answer to a request is written, as far as that is known now."""
         known = self._fleet.models.get(token_of(model))
         return format_in(submission, known.facts if known else None)
 
@@ -394,6 +395,9 @@ class Jobs:
         left = (deadline - self._broker.now()).total_seconds()
         return min(READ_AGAIN_S, max(left, 0.25))
 
+    def _is_kept(self, submission: JobSubmission) -> bool:
+        return submission.keeps_request and self._kept_requests.are_kept
+
     def _encode(self, submission: JobSubmission, accepted: AcceptedJob) -> bytes:
         shared = {
             name: getattr(submission, name)
@@ -408,7 +412,7 @@ class Jobs:
             **shared,
             queued_at=accepted.queued_at,
             via=accepted.caller.via,
-            preview=preview_of(submission) if self._kept_requests.are_kept else "",
+            preview=preview_of(submission) if self._is_kept(submission) else "",
             says_sampling=submission.task in TEXT_TASKS,
         )
         payload = encode(request)

@@ -123,6 +123,7 @@ class PendingJob:
             retry_of=self.request.retry_of if self.request else None,
             via=self.request.via if self.request else None,
             preview=self.request.preview if self.request else "",
+            response=self.request.response if self.request else None,
         )
 
     @property

@@ -204,4 +204,5 @@ class Job:
             "retry_of": self.request.retry_of if readable else None,
             "via": self.request.via if readable else None,
             "preview": self.request.preview if readable else "",
+            "response": self.request.response if readable else None,
         }

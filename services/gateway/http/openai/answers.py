@@ -180,7 +180,7 @@ def logprobs_of(
     """In the form of the route by which the job came."""
     if accepted.task == "chat":
         content = [
-            {**_openai_logprob(one), "top_logprobs": [_openai_logprob(other) for other in one.top]}
+            {**openai_logprob(one), "top_logprobs": [openai_logprob(other) for other in one.top]}
             for one in logprobs
         ]
         return {"content": content, "refusal": None}
@@ -194,7 +194,7 @@ def logprobs_of(
     }
 
 
-def _openai_logprob(one: TopLogprob) -> dict[str, Any]:
+def openai_logprob(one: TopLogprob) -> dict[str, Any]:
     return {"token": one.token, "logprob": one.logprob, "bytes": list(one.piece)}
 
 

@@ -17,8 +17,15 @@ from services.gateway.http.connection import (
     while_connected,
 )
 from services.gateway.http.document import StreamOperation
-from services.gateway.http.errors import OpenAIError, openai_error, openai_error_responses
+from services.gateway.http.errors import openai_error, openai_error_responses
 from services.gateway.http.openai.answers import Answer, Chunks, completion
+from services.gateway.http.openai.failures import (
+    HEADERS_WITHIN_S,
+    error_of,
+    failure,
+    stopping,
+    stopping_error,
+)
 from services.gateway.http.openai.inputs import (
     EmbeddingsRequest,
     EmbeddingsResponse,
@@ -41,22 +48,7 @@ from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent, Tokens
 from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import encode
-from shared.wire.results import Cancelled, Completed, Expired, Failed
-
-HEADERS_WITHIN_S = 5.0
-"""How long a stream's status line waits for the first token, so that a job that fails at once gets
-its own status. After that the stream opens, before a proxy or the client times out."""
-
-STATUS_BY_CODE = {
-    **dict.fromkeys(("invalid_request", "prompt_too_long", "result_too_large"), 400),
-    **dict.fromkeys(("job_not_found", "job_aged_out"), 404),
-    **dict.fromkeys(("cancelled", "client_disconnected"), 409),
-    **dict.fromkeys(("deadline_passed", "timed_out"), 504),
-}
-"""The status for a job that ended with this code; 500 for any other."""
-
-# The official client would repeat the request on 409 and 5xx, and run the job twice.
-NO_RETRY = {"x-should-retry": "false"}
+from shared.wire.results import Completed
 
 RESPONSES = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 
@@ -169,12 +161,12 @@ async def _answer(
             gateway.abandon(accepted.id)
         raise
     except GatewayStopping:
-        return Response(_stopping_error(accepted), status_code=503, headers=NO_RETRY)
+        return stopping(accepted)
     if isinstance(result, Completed):
         if isinstance(body, EmbeddingsRequest | RerankRequest):
             return Response(body.response(accepted, result))
         return Response(completion(accepted, result, body.echoed))
-    return _failure(result)
+    return failure(result)
 
 
 async def _stream(
@@ -204,7 +196,7 @@ async def _stream(
         error = error.error
     if isinstance(error, JobError):
         is_finished = True
-        return _failure(error)
+        return failure(error)
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal is_finished
@@ -226,7 +218,7 @@ async def _stream(
                 if is_finished or event.event == "retrying":  # which this API cannot express
                     return
         except GatewayStopping:
-            yield _data(_stopping_error(accepted))
+            yield _data(stopping_error(accepted))
 
     return event_stream(messages())
 
@@ -247,32 +239,15 @@ def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
     if isinstance(event.data, Tokens):
         return list(map(_data, chunks.text(event.data)))
     if isinstance(event.data, JobError):
-        return [_data(_error(event.data))]
+        return [_data(error_of(event.data))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
         return []
     status = event.data
     if status.result is None:
         assert status.error is not None
-        return [_data(_error(status.error))]
+        return [_data(error_of(status.error))]
     parts = list(map(_data, chunks.end(status.result)))
     return [*parts, ServerSentEventMessage(data="[DONE]")]
-
-
-def _failure(why: JobError | Failed | Cancelled | Expired) -> Response[Any]:
-    """The response for a job that did not complete."""
-    return Response(_error(why), status_code=STATUS_BY_CODE.get(why.code, 500), headers=NO_RETRY)
-
-
-def _error(why: JobError | Failed | Cancelled | Expired) -> OpenAIError:
-    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, why.message)
-
-
-def _stopping_error(accepted: AcceptedJob) -> OpenAIError:
-    return openai_error(
-        503,
-        "gateway_stopping",
-        f"this gateway is shutting down; the job goes on, see /status/{accepted.id}",
-    )
 
 
 def _data(body: Any) -> ServerSentEventMessage:

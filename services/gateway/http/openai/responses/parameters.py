@@ -1,0 +1,77 @@
+"""What becomes of each parameter of `POST /v1/responses`."""
+
+from typing import Literal, NamedTuple
+
+
+class Parameter(NamedTuple):
+    """``accepted``: taken without effect, because it cannot change the answer. ``note`` says why;
+    for one that is refused, what to do instead."""
+
+    handling: Literal["honoured", "accepted", "refused"]
+    note: str = ""
+
+
+def _refused(note: str) -> Parameter:
+    return Parameter("refused", note)
+
+
+_HONOURED = Parameter("honoured")
+
+OWN = (
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "logit_bias",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "cache_prompt",
+    "adapter",
+    "timeout_s",
+    "priority",
+)
+"""Those of a job that OpenAI's API does not have here."""
+
+PARAMETERS: dict[str, Parameter] = {
+    "model": _HONOURED,
+    "input": Parameter("honoured", "text, calls of functions and their outputs, reasoning"),
+    "instructions": _HONOURED,
+    "previous_response_id": Parameter(
+        "honoured", "as long as the earlier response and its request are kept"
+    ),
+    "tools": Parameter("honoured", "functions only"),
+    "tool_choice": Parameter("honoured", "of functions"),
+    "parallel_tool_calls": _HONOURED,
+    "text": Parameter("honoured", "`format`; of `verbosity` only `medium`"),
+    "reasoning": Parameter("honoured", "`effort`, as an option of the model's chat template"),
+    "max_output_tokens": _HONOURED,
+    "temperature": _HONOURED,
+    "top_p": _HONOURED,
+    "top_logprobs": Parameter("honoured", "with `include`"),
+    "include": Parameter("honoured", "`message.output_text.logprobs`"),
+    "metadata": Parameter("honoured", "any object, up to 16 kB"),
+    "store": Parameter("honoured", "false: it cannot be read again, and its request is not kept"),
+    "background": _HONOURED,
+    "stream": _HONOURED,
+    "stream_options": Parameter("accepted", "`include_obfuscation` pads events; nothing is padded"),
+    "truncation": Parameter("accepted", "`disabled`; `auto` is refused"),
+    "max_tool_calls": Parameter("accepted", "it limits built-in tools, of which there are none"),
+    "service_tier": Parameter("accepted", "`auto` and `default`; for others there is `priority`"),
+    "user": Parameter("accepted", "returned"),
+    "safety_identifier": Parameter("accepted", "returned"),
+    "prompt_cache_key": Parameter("accepted", "returned; prompts are cached anyway"),
+    "prompt_cache_retention": Parameter("accepted", "prompts are cached anyway"),
+    "prompt_cache_options": _refused("leave it out: prompts are cached anyway"),
+    "access_programs": _refused("leave it out"),
+    "background_options": _refused("use `timeout_s` and `priority` instead"),
+    "context_management": _refused("send a shorter `input`"),
+    "conversation": _refused("use `previous_response_id` instead"),
+    "image": _refused("models here take text only"),
+    "moderation": _refused("leave it out"),
+    "prompt": _refused("send the text itself, as `instructions` and `input`"),
+    **dict.fromkeys((*OWN, "chat_template_kwargs"), Parameter("honoured", "not OpenAI's")),
+}

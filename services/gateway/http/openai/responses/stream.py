@@ -1,0 +1,147 @@
+"""A response's events, with their numbers.
+
+The first three are always numbered 0, 1 and 2 (the last of them is left out if the job never ran).
+The others follow from the answer (`output.py`), so a number says how much of the response a client
+has, and any gateway goes on after it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from services.gateway.http.openai.responses.body import ResponseBody
+from services.gateway.http.openai.responses.output import Event, Output
+from services.gateway.jobs.events import JobEvent, Tokens
+from shared.wire.answers import PLAIN, AnswerFormat
+from shared.wire.api import JobError, JobStatus
+from shared.wire.results import Completed, Result
+
+CREATED, QUEUED, IN_PROGRESS, FIRST_OUTPUT = range(4)
+
+ENDINGS = {
+    "completed": "response.completed",
+    "incomplete": "response.incomplete",
+    "failed": "response.failed",
+    "cancelled": "response.failed",  # OpenAI has no event of its own for it
+}
+
+
+class NumberedEvent(NamedTuple):
+    type: str
+    body: dict[str, Any]
+
+
+class ResponseEvents:
+    """The events of one response, from those of its job. Those up to number ``after``, which the
+    client has, are left out."""
+
+    def __init__(
+        self, response: ResponseBody, job_id: str, format: Callable[[], AnswerFormat], after: int
+    ) -> None:
+        """``response`` is queued. ``format`` is called when the answer begins: an inferer runs then
+        that knows it."""
+        self._response = response
+        self._job_id = job_id
+        self._format = format
+        self._after = after
+        self._number = CREATED
+        self._output: Output | None = None
+        self.is_finished = False
+        """Whether the last event was made."""
+
+    @property
+    def last_number(self) -> int:
+        """Of the events that were made."""
+        return self._number - 1
+
+    def opening(self) -> Iterator[NumberedEvent]:
+        """The first ones."""
+        for kind in ("response.created", "response.queued"):
+            yield from self._numbered([(kind, {"response": self._response})])
+
+    def of(self, event: JobEvent) -> Iterator[NumberedEvent]:
+        """Those that follow from an event of the job."""
+        data = event.data
+        if event.event == "started":
+            yield from self._begin()
+        elif event.event == "retrying":
+            if max(self._number - 1, self._after) >= FIRST_OUTPUT:
+                yield self._error(
+                    "attempt_differs",
+                    "a second attempt produced a different text than was sent; read the response "
+                    "again from its beginning",
+                )
+            self._output = None
+        elif isinstance(data, Tokens):
+            yield from self._begin()
+            yield from self._numbered(self._answer.add(data.text, data.logprobs))
+        elif isinstance(data, JobError):
+            yield self._error(data.code, data.message)
+        elif event.event == "result" and isinstance(data, JobStatus):
+            yield from self._end(data)
+
+    def of_result(self, result: Result) -> Iterator[NumberedEvent]:
+        """All that follow the first ones, of a job that has ended."""
+        if isinstance(result, Completed):
+            yield from self._begin()
+            yield from self._numbered(self._answer.add(result.text, result.logprobs or ()))
+        yield from self._end(JobStatus.of(result))
+
+    def error(self, code: str, message: str, param: str | None = None) -> NumberedEvent:
+        """An event that says why the stream ends early. Its number is that of the event before it:
+        to go on after it loses nothing."""
+        body = {"code": code, "message": message, "param": param}
+        number = max(self._number - 1, self._after, 0)
+        return NumberedEvent("error", {"type": "error", "sequence_number": number, **body})
+
+    def _error(self, code: str, message: str) -> NumberedEvent:
+        self.is_finished = True
+        return self.error(code, message)
+
+    @property
+    def _answer(self) -> Output:
+        if self._output is None:
+            self._output = Output(self._job_id, self._format())
+        return self._output
+
+    def _begin(self) -> Iterator[NumberedEvent]:
+        if self._number == IN_PROGRESS:
+            running = {"response": self._response.in_progress()}
+            yield from self._numbered([("response.in_progress", running)])
+
+    def _end(self, status: JobStatus) -> Iterator[NumberedEvent]:
+        if status.started_at is not None:
+            yield from self._begin()
+        self._number = max(self._number, FIRST_OUTPUT)
+        output: list[dict[str, Any]] = []
+        if status.result is not None:
+            answer = self._answer
+            is_whole = status.result.finish_reason != "length"
+            yield from self._numbered(answer.finish(is_whole=is_whole))
+            output = answer.items
+        ended = self._response.ended_as(status, output)
+        yield from self._numbered([(ENDINGS[ended.status], {"response": ended})])
+        self.is_finished = True
+        if self._after > self.last_number:
+            yield self.error(
+                "invalid_request", beyond_the_end(self._after, self.last_number), "starting_after"
+            )
+
+    def _numbered(self, events: Iterable[Event]) -> Iterator[NumberedEvent]:
+        for kind, fields in events:
+            number, self._number = self._number, self._number + 1
+            if number > self._after:
+                body = {"type": kind, "sequence_number": number, **fields}
+                yield NumberedEvent(kind, body)
+
+
+def last_number(response: ResponseBody, job_id: str, result: Result) -> int:
+    """The number of the last event of a response that has ended."""
+    format = (result.format or PLAIN) if isinstance(result, Completed) else PLAIN
+    events = ResponseEvents(response, job_id, lambda: format, after=-1)
+    for _ in (*events.opening(), *events.of_result(result)):
+        pass
+    return events.last_number
+
+
+def beyond_the_end(after: int, last: int) -> str:
+    return f"starting_after: {after} is beyond the last event of this response, which is {last}"
