@@ -1,6 +1,5 @@
 """The Responses API, with the official client."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,3 +98,325 @@ def test_a_stream_says_what_the_whole_response_says(client: openai.OpenAI) -> No
         assert events_of(rest) == replayed[after + 1 :]
     end = client.responses.retrieve(last.response.id, stream=True, starting_after=len(events) - 1)
     assert events_of(end) == []
+
+
+def test_background(client: openai.OpenAI) -> None:
+    """Returned at once, then read until it has ended; its job is listed under its id."""
+    response = client.responses.create(
+        model="tiny", input="hi", max_output_tokens=20, background=True
+    )
+    assert (response.status, response.background) == ("queued", True)
+    assert response.output == []
+    finished = ended(client, response.id)
+    assert finished.status == "incomplete"
+    assert len(finished.output_text) > 0
+    job_id = response.id.removeprefix("resp_")
+    status = client._client.get(f"{client.base_url}../status/{job_id}").json()
+    assert status["state"] == "SUCCESS"
+
+
+def test_cancel(client: openai.OpenAI) -> None:
+    """Queued or running; again; not if it has ended in another way. A stream of it ends."""
+    response = client.responses.create(
+        model="tiny", input="hi", max_output_tokens=LONG, background=True
+    )
+    stream = client.responses.retrieve(response.id, stream=True)
+    for event in stream:
+        if event.type == "response.output_text.delta":
+            break
+    cancelled = client.responses.cancel(response.id)
+    assert (cancelled.id, cancelled.status) == (response.id, "cancelled")
+    assert client.responses.cancel(response.id).status == "cancelled"
+    assert client.responses.retrieve(response.id) == cancelled
+    *_, last = events_of(stream)
+    assert last["type"] == "response.failed"
+    assert last["response"]["status"] == "cancelled"
+    done = client.responses.create(model="tiny", input="hi", max_output_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="already ended"):
+        client.responses.cancel(done.id)
+
+
+def test_delete(client: openai.OpenAI) -> None:
+    """A response that has ended is gone, and its job too; one that runs is cancelled first."""
+    response = client.responses.create(model="tiny", input="hi", max_output_tokens=3)
+    client.responses.delete(response.id)
+    for read in (
+        client.responses.retrieve,
+        client.responses.cancel,
+        client.responses.delete,
+        client.responses.input_items.list,
+    ):
+        with pytest.raises(openai.NotFoundError) as raised:
+            read(response.id)
+        assert (raised.value.code, raised.value.param) == ("response_not_found", "response_id")
+    running = client.responses.create(
+        model="tiny", input="hi", max_output_tokens=LONG, background=True
+    )
+    with pytest.raises(openai.BadRequestError, match="cancel it first"):
+        client.responses.delete(running.id)
+    client.responses.cancel(running.id)
+    client.responses.delete(running.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(running.id)
+
+
+def test_input_items(client: openai.OpenAI) -> None:
+    """As they were sent, in both orders, page by page."""
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}
+    items: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "1 + 1?"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        call,
+        {"type": "function_call_output", "call_id": "c1", "output": "2"},
+    ]
+    response = client.responses.create(
+        model="tiny", input=items, instructions="Count.", max_output_tokens=1
+    )
+    listed = list(client.responses.input_items.list(response.id, order="asc", limit=2))
+    assert [item.type for item in listed] == [
+        "message",
+        "message",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+    ]
+    shown = [item.to_dict(mode="json") for item in listed]
+    assert shown[0]["role"] == "system"
+    assert shown[1]["content"] == [{"type": "input_text", "text": "1 + 1?"}]
+    assert {name: shown[3][name] for name in call} == call
+    assert shown[4]["output"] == "2"
+    backwards = list(client.responses.input_items.list(response.id, limit=1))
+    assert backwards == listed[::-1]
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.responses.input_items.list(response.id, after="msg_1")
+    assert raised.value.param == "after"
+
+
+def test_previous_response(client: openai.OpenAI) -> None:
+    """The conversation goes on: its prompt is the whole of it, without the instructions of the
+    response before, and the same as if all was sent."""
+    common: Any = {"model": "tiny", "max_output_tokens": 8, "temperature": 0}
+    first = client.responses.create(**common, input="hi", instructions="Be brief.")
+    second = client.responses.create(**common, input="more", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    third = client.responses.create(
+        **common, input="again", previous_response_id=second.id, instructions="Be long."
+    )
+    said: Any = [
+        {"role": "user", "content": "hi"},
+        *first.output,
+        {"role": "user", "content": "more"},
+        *second.output,
+        {"role": "user", "content": "again"},
+    ]
+    whole = client.responses.create(**common, input=said, instructions="Be long.")
+    assert whole.output_text == third.output_text
+    assert whole.usage is not None
+    assert third.usage is not None
+    assert whole.usage.input_tokens == third.usage.input_tokens
+    (asked,) = client.responses.input_items.list(third.id)
+    assert asked.to_dict()["content"] == [{"type": "input_text", "text": "again"}]
+    referred: Any = [*said[:3], {"type": "item_reference", "id": second.output[0].id}, said[4]]
+    again = client.responses.create(**common, input=referred, instructions="Be long.")
+    assert again.output_text == third.output_text
+
+
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather of a day.",
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Łódź"]}, "days": {"enum": [1, 2, 3]}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+
+
+class Weather(BaseModel):
+    sunny: bool
+
+
+def test_structured_output(client: openai.OpenAI) -> None:
+    """``parse`` gives an object of the type that was asked for."""
+    response = client.responses.parse(model="tiny", input="Sunny?", text_format=Weather)
+    assert isinstance(response.output_parsed, Weather)
+    assert response.text is not None
+    assert response.text.format is not None
+    assert response.text.format.type == "json_schema"
+    assert client.responses.retrieve(response.id).text == response.text
+    with client.responses.stream(model="tiny", input="Sunny?", text_format=Weather) as stream:
+        assert isinstance(stream.get_final_response().output_parsed, Weather)
+
+
+def test_log_probabilities(client: openai.OpenAI) -> None:
+    """Those of each token, in the events as in the whole."""
+    request: Any = {
+        "model": "tiny",
+        "input": "hi",
+        "max_output_tokens": 12,
+        "top_logprobs": 2,
+        "include": ["message.output_text.logprobs"],
+    }
+    with client.responses.stream(**request) as stream:
+        events: list[Any] = [event.to_dict(mode="json") for event in stream]
+    response: Any = events[-1]["response"]
+    (message,) = response["output"]
+    (part,) = message["content"]
+    assert len(part["logprobs"]) == 12
+    assert all(len(one["top_logprobs"]) == 2 for one in part["logprobs"])
+    assert "".join(bytes_of(part["logprobs"])) == part["text"]
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [one for delta in deltas for one in delta["logprobs"]] == part["logprobs"]
+    replayed = client.responses.retrieve(response["id"], stream=True)
+    assert events_of(replayed) == [raw(event) for event in events]
+
+
+def bytes_of(logprobs: list[dict[str, Any]]) -> list[str]:
+    return [bytes(b for one in logprobs for b in one["bytes"]).decode("utf-8", "replace")]
+
+
+def raw(event: dict[str, Any]) -> dict[str, Any]:
+    """Without what the client's accumulation adds."""
+    return {name: value for name, value in event.items() if name not in ("snapshot", "parsed")}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_token": 5}, "max_token"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ({"moderation": {"model": "x"}}, "moderation"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"include": ["file_search_call.results"]}, "include[0]"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"background": True, "store": False}, "background"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "never"}, "tool_choice"),
+        ({"tool_choice": {"type": "mcp", "server_label": "x"}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        (
+            {
+                "tools": [WEATHER],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "x"}],
+                },
+            },
+            "tool_choice.tools[0].name",
+        ),
+        ({"input": 5}, "input"),
+        ({"input": []}, "input"),
+        ({"input": [{"role": "tool", "content": "hi"}]}, "input[0].role"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].type",
+        ),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "x", "output": "1"}]},
+            "input[0].call_id",
+        ),
+        (
+            {"input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "1"}]},
+            "input[0].arguments",
+        ),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"temperature": "1"}, "temperature"),
+    ],
+)
+def test_what_is_refused_is_named(client: openai.OpenAI, body: dict[str, Any], param: str) -> None:
+    """Before the queue, with the name of the parameter."""
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.post("/responses", cast_to=object, body={"model": "tiny", "input": "hi", **body})
+    assert raised.value.param == param
+    assert param.partition("[")[0].partition(".")[0] in raised.value.message
+
+
+def test_ids_of_other_kinds_are_unknown(client: openai.OpenAI) -> None:
+    """404 in OpenAI's form, naming the parameter."""
+    chat = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=1
+    )
+    job_id = chat.id.removeprefix("chatcmpl-")
+    missing = "resp_01890000-0000-7000-8000-000000000000"
+    for response_id in (chat.id, f"resp_{job_id}", job_id, "resp_", "resp_x", missing):
+        for read in (
+            client.responses.retrieve,
+            client.responses.cancel,
+            client.responses.delete,
+            client.responses.input_items.list,
+        ):
+            with pytest.raises(openai.NotFoundError) as raised:
+                read(response_id)
+            assert (raised.value.code, raised.value.param) == ("response_not_found", "response_id")
+        with pytest.raises(openai.NotFoundError) as raised:
+            client.responses.create(model="tiny", input="hi", previous_response_id=response_id)
+        assert raised.value.param == "previous_response_id"
+
+
+def test_what_is_not_stored_cannot_be_read(client: openai.OpenAI) -> None:
+    """``store: false``: it is answered, and nothing else."""
+    response = client.responses.create(model="tiny", input="hi", max_output_tokens=2, store=False)
+    assert response.output_text
+    with pytest.raises(openai.NotFoundError, match="store: false"):
+        client.responses.retrieve(response.id)
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.responses.create(model="tiny", input="hi", previous_response_id=response.id)
+    assert raised.value.param == "previous_response_id"
+
+
+def test_where_a_stream_goes_on_is_checked(client: openai.OpenAI) -> None:
+    """Beyond the end, negative, or not a number: 400 with the name."""
+    response = client.responses.create(model="tiny", input="hi", max_output_tokens=2)
+    for after in ("1000", "-1", "x"):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.get(
+                f"/responses/{response.id}?stream=true&starting_after={after}", cast_to=object
+            )
+        assert raised.value.param == "starting_after", raised.value.message
+    for query, param in (
+        ("?starting_after=1", "starting_after"),
+        ("?stream=5", "stream"),
+        ("?include[]=file_search_call.results", "include"),
+        ("?steam=true", "steam"),
+        ("/input_items?order=up", "order"),
+        ("/input_items?limit=0", "limit"),
+    ):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.get(f"/responses/{response.id}{query}", cast_to=object)
+        assert raised.value.param == param
+        assert param in raised.value.message
+
+
+def test_a_failed_job(client: openai.OpenAI) -> None:
+    """Its own status at once, as on the other routes; in the background its error."""
+    request: Any = {"model": "tiny", "input": "x " * 5000}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.responses.create(**request, stream=stream)
+        assert raised.value.code == "prompt_too_long"
+    late = client.responses.create(
+        model="tiny", input="hi", background=True, extra_body={"timeout_s": 0.001}
+    )
+    failed = ended(client, late.id)
+    assert failed.status == "failed"
+    assert failed.error.code in ("deadline_passed", "timed_out")
+    (*_, last) = events_of(client.responses.retrieve(late.id, stream=True))
+    assert last["type"] == "response.failed"
+    assert last["response"]["error"]["code"] == failed.error.code

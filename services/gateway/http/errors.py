@@ -5,12 +5,13 @@ from typing import Any
 
 from litestar import Request, Response
 from litestar.enums import MediaType
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET, Struct, UnsetType
 
 from services.gateway.http.methods import allowed_methods
 from services.gateway.statuses import status_of
+from services.gateway.validation.wording import invalid_parameter
 from shared.errors import SluiceError
 from shared.logs import logger
 
@@ -129,6 +130,9 @@ def handle_sluice_error(request: Request[Any, Any, Any], error: SluiceError) -> 
 def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """The response for errors of the framework: no such route, wrong method, bad parameter."""
     status = error.status_code
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
+        wrong = invalid_parameter(error.extra[0]["key"], error.extra[0]["message"])
+        return _respond(request, status, wrong.code, wrong.message, param=wrong.param)
     code = "invalid_request" if status == 400 else TITLES.get(status, "error").lower()
     headers = {"allow": allowed_methods(request.scope)} if status == 405 else {}
     return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500], headers)

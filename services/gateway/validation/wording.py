@@ -66,6 +66,11 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
     return InvalidRequest(f"{subject} must {requirement}", param or None)
 
 
+def invalid_parameter(name: str, message: str) -> InvalidRequest:
+    """The error for a parameter of a URL, of which the framework has read ``message``."""
+    return invalid_body(ValidationError(f"{message} - at `$.{name}`"), dict)
+
+
 def _choices(kind: inspect.Type, path: list[str]) -> Iterator[str]:
     """The allowed values at ``path`` in ``kind``, if they are an enumeration."""
     match kind:

@@ -152,7 +152,7 @@ async def retrieve(
     """A response as it is now; with `stream`, its events from the first on, or from the one after
     `starting_after`, whichever gateway they began at. Disconnecting cancels nothing."""
     gateway.require_ready()
-    _check_include(request)
+    _check_query(request, "stream", "starting_after", "include_obfuscation")
     if starting_after is not None and not stream:
         raise InvalidRequest("starting_after: needs `stream=true`", "starting_after")
     job_id = _job_id(response_id)
@@ -196,13 +196,13 @@ async def input_items(
     response_id: str,
     gateway: Gateway,
     limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    order: Annotated[str, Parameter(pattern="^(asc|desc)$")] = "desc",
     after: str | None = None,
 ) -> ItemPage:
     """The items of a response's input, the last ones first; `after` is the id of the last one of
     the page before."""
     gateway.require_ready()
-    _check_include(request)
+    _check_query(request, "limit", "order", "after")
     job_id = _job_id(response_id)
     stored = await gateway.responses.find(job_id)
     asked = gateway.responses.require_request(stored, "response_id")
@@ -380,17 +380,22 @@ def _queued(job_id: str, stored: StoredResponse) -> ResponseBody:
     )
 
 
-def _check_include(request: Request[Any, Any, Any]) -> None:
-    """Log probabilities are included if they were asked for when the response was created.
+def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
+    """Check the parameters of the URL. What can be included is there if it was asked for when the
+    response was created.
 
     Raises:
-        InvalidRequest: something else is asked for.
+        InvalidRequest: one is not ``known``, or something else is to be included.
     """
-    for name in ("include", "include[]"):
-        for value in request.query_params.getall(name, []):
-            if value not in INCLUDABLE:
-                raise InvalidRequest(
-                    f"include: {value[:80]!r} is not available; there are "
-                    f"{' and '.join(INCLUDABLE)}",
-                    "include",
-                )
+    for name, value in request.query_params.multi_items():
+        param = name.removesuffix("[]")
+        if param not in (*known, "include"):
+            raise InvalidRequest(
+                f"{name[:80]} is not a parameter here; there are include, {', '.join(known)}",
+                name[:80],
+            )
+        if param == "include" and value not in INCLUDABLE:
+            raise InvalidRequest(
+                f"include: {value[:80]!r} is not available; there are {' and '.join(INCLUDABLE)}",
+                "include",
+            )
