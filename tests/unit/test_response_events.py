@@ -215,6 +215,20 @@ def test_an_attempt_that_came_out_differently_ends_the_stream() -> None:
     assert events.is_finished
 
 
+def test_a_new_client_gets_the_text_of_the_attempt_that_runs() -> None:
+    """What an earlier one wrote is shown once it is known to be the same."""
+    result = completed(PLAIN, "One and two", attempt=2)
+    running = JobStatus.of(result)
+    queued = JobEvent("0", "queued", running)
+    restarted = JobEvent("1", "retrying", Tokens(2, 0, ""))
+    again = [JobEvent("1", "tokens", Tokens(2, 0, "One and two")), end(result)]
+    expected = events_of(PLAIN, again)
+    other = tokens(["One, two, three, four"])
+    assert events_of(PLAIN, [queued, *other, restarted, *again]) == expected
+    rest = JobEvent("1", "tokens", Tokens(2, 1, " and two"))
+    assert events_of(PLAIN, [queued, *tokens(["One"]), rest, end(result)]) == expected
+
+
 def test_a_number_beyond_the_end_is_reported_when_the_response_ends() -> None:
     """While it runs, another gateway may have read further."""
     result = completed(PLAIN, "a")

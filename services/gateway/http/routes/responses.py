@@ -36,6 +36,7 @@ from services.gateway.http.openai.responses.requests import (
     ResponseSubmission,
 )
 from services.gateway.http.openai.responses.stream import (
+    FIRST_OUTPUT,
     NumberedEvent,
     ResponseEvents,
     beyond_the_end,
@@ -309,8 +310,8 @@ async def _resumed_stream(
         last = last_number(queued, job_id, job)
         if after > last:
             raise InvalidRequest(beyond_the_end(after, last), "starting_after")
-        if not isinstance(job, Completed) or job.attempt <= 1:
-            # There was no other text than that of the result.
+        if not isinstance(job, Completed) or job.attempt <= 1 or after < FIRST_OUTPUT:
+            # The client has no other text than that of the result.
             async def whole() -> AsyncIterator[ServerSentEventMessage]:
                 for event in (*events.opening(), *events.of_result(job)):
                     yield _message(event)

@@ -45,6 +45,10 @@ class ResponseEvents:
         self._after = after
         self._number = CREATED
         self._output: Output | None = None
+        self._attempt = 0
+        """The one that ran when the stream was opened."""
+        self._held: list[Event] = []
+        """Of an earlier attempt, whose text may turn out to be another."""
         self.is_finished = False
         """Whether the last event was made."""
 
@@ -61,9 +65,12 @@ class ResponseEvents:
     def of(self, event: JobEvent) -> Iterator[NumberedEvent]:
         """Those that follow from an event of the job."""
         data = event.data
-        if event.event == "started":
+        if event.event == "queued" and isinstance(data, JobStatus):
+            self._attempt = data.attempts
+        elif event.event == "started":
             yield from self._begin()
         elif event.event == "retrying":
+            self._held.clear()
             if max(self._number - 1, self._after) >= FIRST_OUTPUT:
                 yield self._error(
                     "attempt_differs",
@@ -73,7 +80,9 @@ class ResponseEvents:
             self._output = None
         elif isinstance(data, Tokens):
             yield from self._begin()
-            yield from self._numbered(self._answer.add(data.text, data.logprobs))
+            self._held += self._answer.add(data.text, data.logprobs)
+            if data.attempt >= self._attempt:
+                yield from self._release()
         elif isinstance(data, JobError):
             yield self._error(data.code, data.message)
         elif event.event == "result" and isinstance(data, JobStatus):
@@ -112,6 +121,7 @@ class ResponseEvents:
         if status.started_at is not None:
             yield from self._begin()
         self._number = max(self._number, FIRST_OUTPUT)
+        yield from self._release()
         output: list[dict[str, Any]] = []
         if status.result is not None:
             answer = self._answer
@@ -125,6 +135,10 @@ class ResponseEvents:
             yield self.error(
                 "invalid_request", beyond_the_end(self._after, self.last_number), "starting_after"
             )
+
+    def _release(self) -> Iterator[NumberedEvent]:
+        held, self._held = self._held, []
+        yield from self._numbered(held)
 
     def _numbered(self, events: Iterable[Event]) -> Iterator[NumberedEvent]:
         for kind, fields in events:
