@@ -337,6 +337,10 @@ def raw(event: dict[str, Any]) -> dict[str, Any]:
             "input[0].arguments",
         ),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 10**6}, "max_output_tokens"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
+        ({"metadata": 5}, "metadata"),
+        ({"adapter": "none"}, "adapter"),
         ({"temperature": "1"}, "temperature"),
     ],
 )

@@ -8,7 +8,6 @@ from litestar import Request, Response, get, post
 from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
-from services.gateway.http.caller import caller_of
 from services.gateway.http.client_attempt import ClientAttempt
 from services.gateway.http.connection import (
     ClientDisconnected,
@@ -18,6 +17,7 @@ from services.gateway.http.connection import (
 )
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import openai_error, openai_error_responses
+from services.gateway.http.openai.accept import accept
 from services.gateway.http.openai.answers import Answer, Chunks, completion
 from services.gateway.http.openai.failures import (
     HEADERS_WITHIN_S,
@@ -137,14 +137,10 @@ async def _answer(
         streams.require_capacity()
     if not survives_disconnect:
         await require_connected(request)
-    submission, caller = body.submission(), caller_of(request, "openai")
-    accepted = None
-    if may_return and attempt.is_retry:
-        accepted = await gateway.orphans.adopt(submission, caller)
-        if accepted is None:
-            await require_connected(request)  # it has waited for an orphan
-    if accepted is None:
-        accepted = await gateway.idempotency.submit(submission, caller, idempotency_key)
+    submission = body.submission()
+    accepted = await accept(
+        request, gateway, submission, attempt, idempotency_key, may_return=may_return
+    )
     try:
         if survives_disconnect:
             await require_connected(request)

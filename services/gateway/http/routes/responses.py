@@ -11,7 +11,6 @@ from litestar.response import ServerSentEventMessage
 from msgspec import Struct
 
 from services.gateway.gateway import Gateway
-from services.gateway.http.caller import caller_of
 from services.gateway.http.client_attempt import ClientAttempt
 from services.gateway.http.connection import (
     ClientDisconnected,
@@ -21,6 +20,7 @@ from services.gateway.http.connection import (
 )
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import openai_error_responses
+from services.gateway.http.openai.accept import accept
 from services.gateway.http.openai.failures import (
     HEADERS_WITHIN_S,
     failure,
@@ -42,7 +42,7 @@ from services.gateway.http.openai.responses.stream import (
     beyond_the_end,
     last_number,
 )
-from services.gateway.http.openai.responses.wording import in_words_of_responses
+from services.gateway.http.openai.responses.wording import in_words_of
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import (
@@ -57,7 +57,7 @@ from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent
 from services.gateway.jobs.stored_responses import StoredResponse
 from services.gateway.state.pending_job import PendingJob
-from shared.errors import AlreadyFinished, InvalidRequest, UnknownResponse
+from shared.errors import AlreadyFinished, BrokerUnavailable, InvalidRequest, UnknownResponse
 from shared.wire.answers import PLAIN, AnswerFormat
 from shared.wire.api import JobStatus
 from shared.wire.codecs import encode
@@ -110,14 +110,10 @@ async def create(
     submission = data.submission(*await conversation_of(data, gateway.responses))
     # A stream keeps its client from reaching its timeout, and cancels its job itself.
     may_return = not (survives_disconnect or data.stream)
-    caller, accepted = caller_of(request, "openai"), None
-    with in_words_of_responses():
-        if may_return and attempt.is_retry:
-            accepted = await gateway.orphans.adopt(submission, caller)
-            if accepted is None:
-                await require_connected(request)  # it has waited for an orphan
-        if accepted is None:
-            accepted = await gateway.idempotency.submit(submission, caller, idempotency_key)
+    with in_words_of(data):
+        accepted = await accept(
+            request, gateway, submission, attempt, idempotency_key, may_return=may_return
+        )
     created = _Created(gateway, submission, accepted, attempt, survives_disconnect)
     try:
         if survives_disconnect:
@@ -318,8 +314,12 @@ async def _resumed_stream(
 
             return event_stream(whole())
     feed = streams.open(gateway.events(job_id), request)
+    try:
+        first = await feed.next()  # an error gets its own status here
+    except GatewayStopping:
+        raise BrokerUnavailable("this gateway is shutting down; try another one") from None
     silence_s = ClientAttempt.of(request).within(KEEP_ALIVE_S)
-    return event_stream(_messages(events, feed, [], silence_s))
+    return event_stream(_messages(events, feed, [first], silence_s))
 
 
 async def _read_to_output(feed: BufferedStream[JobEvent], early: list[JobEvent]) -> None:

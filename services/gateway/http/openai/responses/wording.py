@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from services.gateway.http.openai.responses.requests import ResponseRequest
 from shared.errors import InvalidRequest
 
 _NAMES = {
     r"messages(\[.*|\..*)?": "input",
     r"max_tokens": "max_output_tokens",
+    r"logprobs": "top_logprobs",
     r"response_format(\..*)?": "text.format",
     r"(tools\[\d+\])\.function(.*)": r"\1\2",
 }
@@ -16,15 +18,18 @@ _NAMES = {
 
 
 @contextmanager
-def in_words_of_responses() -> Iterator[None]:
-    """Raises: InvalidRequest: as inside, with the name that the parameter has here."""
+def in_words_of(body: ResponseRequest) -> Iterator[None]:
+    """Raises: InvalidRequest: as inside, with the name that the parameter has in ``body``."""
+    names = dict(_NAMES)
+    if body.chat_template_kwargs is None:
+        names["chat_template_kwargs"] = "reasoning.effort"
     try:
         yield
     except InvalidRequest as error:
         param = error.param or ""
-        for name, here in _NAMES.items():
+        for name, here in names.items():
             if (match := re.fullmatch(name, param)) is not None:
-                renamed = match.expand(here)
-                error.args = (error.message.replace(param, renamed, 1),)
-                error.param = renamed
+                error.param = match.expand(here)
+                message = error.message.replace(param, error.param, 1)
+                error.args = (re.sub(r"\bmax_tokens\b", "max_output_tokens", message),)
         raise
