@@ -79,7 +79,7 @@ class UnknownResponse(UnknownJob):
 
     code = "response_not_found"
 
-    def __init__(self, message: str, param: str = "response_id") -> None:
+    def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
 

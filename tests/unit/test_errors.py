@@ -43,6 +43,7 @@ TABLE = {
     "UnknownInferer": (404, "inferer_not_found", "invalid_request_error"),
     "UnknownJob": (404, "job_not_found", "invalid_request_error"),
     "UnknownModel": (404, "model_not_found", "invalid_request_error"),
+    "UnknownResponse": (404, "response_not_found", "invalid_request_error"),
 }
 """Status, code, and OpenAI's type: what clients see, so a change here is a change for them."""
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from litestar import Request, Response, delete, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import ServerSentEventMessage
 from msgspec import Struct
 
@@ -88,9 +89,9 @@ class ItemPage(Struct, frozen=True, kw_only=True):
 @post("/v1/responses", status_code=200, responses=ERRORS, operation_class=StreamOperation)
 async def create(
     request: Request[Any, Any, Any],
-    data: ResponseRequest,
-    gateway: Gateway,
-    streams: OpenStreams,
+    data: JSONBody[ResponseRequest],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[ResponseBody]:
     """Create a response, as one body or as a stream. With `background` it is returned at once.
@@ -140,11 +141,11 @@ async def create(
 @get("/v1/responses/{response_id:str}", responses=READ_ERRORS, operation_class=StreamOperation)
 async def retrieve(
     request: Request[Any, Any, Any],
-    response_id: str,
-    gateway: Gateway,
-    streams: OpenStreams,
-    stream: bool = False,
-    starting_after: Annotated[int | None, Parameter(ge=0)] = None,
+    response_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
+    stream: FromQuery[bool] = False,
+    starting_after: Annotated[int | None, QueryParameter(ge=0)] = None,
 ) -> Response[ResponseBody]:
     """A response as it is now; with `stream`, its events from the first on, or from the one after
     `starting_after`, whichever gateway they began at. Disconnecting cancels nothing."""
@@ -164,7 +165,7 @@ async def retrieve(
 
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200, responses=READ_ERRORS)
-async def cancel(response_id: str, gateway: Gateway) -> ResponseBody:
+async def cancel(response_id: FromPath[str], gateway: NamedDependency[Gateway]) -> ResponseBody:
     """Cancel a response that is queued or in progress; harmless to repeat. 400 if it has ended in
     another way."""
     gateway.require_ready()
@@ -180,7 +181,9 @@ async def cancel(response_id: str, gateway: Gateway) -> ResponseBody:
 
 
 @delete("/v1/responses/{response_id:str}", status_code=200, responses=READ_ERRORS)
-async def delete_response(response_id: str, gateway: Gateway) -> DeletedResponse:
+async def delete_response(
+    response_id: FromPath[str], gateway: NamedDependency[Gateway]
+) -> DeletedResponse:
     """Delete a response that has ended, with its events and its request."""
     gateway.require_ready()
     await gateway.responses.delete(_job_id(response_id))
@@ -190,11 +193,11 @@ async def delete_response(response_id: str, gateway: Gateway) -> DeletedResponse
 @get("/v1/responses/{response_id:str}/input_items", responses=READ_ERRORS)
 async def input_items(
     request: Request[Any, Any, Any],
-    response_id: str,
-    gateway: Gateway,
-    limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
-    order: Annotated[str, Parameter(pattern="^(asc|desc)$")] = "desc",
-    after: str | None = None,
+    response_id: FromPath[str],
+    gateway: NamedDependency[Gateway],
+    limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
+    order: Annotated[str, QueryParameter(pattern="^(asc|desc)$")] = "desc",
+    after: FromQuery[str | None] = None,
 ) -> ItemPage:
     """The items of a response's input, the last ones first; `after` is the id of the last one of
     the page before."""
@@ -363,7 +366,8 @@ def _job_id(text: str) -> str:
     job_id = job_of_response(text)
     if job_id is None:
         raise UnknownResponse(
-            f"response_id: {text[:80]!r} is not the id of a response, which begins with `resp_`"
+            f"response_id: {text[:80]!r} is not the id of a response, which begins with `resp_`",
+            "response_id",
         )
     return job_id
 
