@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,3 +134,25 @@ def test_without_kept_requests(client: openai.OpenAI) -> None:
     client.responses.delete(response.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(response.id)
+
+
+def test_a_stream_that_waits_longer_than_the_clients_timeout(stack: Stack) -> None:
+    """It opens in time, and comments keep it open."""
+    stack.http.put("/concurrency", json={"concurrency": 0}).raise_for_status()
+    timeout_s = 1.0
+    with openai.OpenAI(
+        base_url=f"{stack.url}/v1", api_key="x", timeout=timeout_s, max_retries=0
+    ) as client:
+        stream = client.responses.create(
+            model="tiny", input="hi", max_output_tokens=20, stream=True
+        )
+        first = next(stream)
+        assert first.type == "response.created"
+        opener = threading.Timer(
+            3 * timeout_s, lambda: stack.http.put("/concurrency", json={"concurrency": 1})
+        )
+        opener.start()
+        *_, last = stream
+        opener.join()
+    assert last.type == "response.incomplete"
+    assert last.response.id == first.response.id

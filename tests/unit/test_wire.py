@@ -37,6 +37,7 @@ from shared.wire.requests import (
     SamplingDefaults,
     TextPart,
 )
+from shared.wire.responses import ResponseForm
 from shared.wire.results import (
     Cancelled,
     Completed,
@@ -53,6 +54,36 @@ T0, T1, T2 = (f"2026-01-31T12:00:0{second}.000000Z" for second in (0, 1, 2))
 COMMON: dict[str, Any] = {"id": ID, "model": "m", "attempt": 1, "queued_at": T0, "finished_at": T2}
 
 PAYLOADS: list[tuple[Callable[[bytes], Any], bytes, Any]] = [
+    (
+        decode_request,
+        b'{"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"hi"}],'
+        b'"task":"chat","response":{"has_instructions":true,"history":1,"previous":"%b",'
+        b'"background":true,"effort":"low","user":"u77"}}' % ID.encode(),
+        InferenceRequest(
+            task="chat",
+            messages=[ChatMessage("system", "Be brief."), ChatMessage("user", "hi")],
+            response=ResponseForm(
+                has_instructions=True,
+                history=1,
+                previous=ID,
+                background=True,
+                effort="low",
+                user="u77",
+            ),
+        ),
+    ),
+    (
+        decode_result,
+        b'{"outcome":"cancelled","id":"%b","model":"m","attempt":1,"queued_at":"%b",'
+        b'"finished_at":"%b","response":{"store":false},"code":"cancelled","message":"cancelled '
+        b'on request"}' % (ID.encode(), T0.encode(), T2.encode()),
+        Cancelled(
+            **COMMON,
+            response=ResponseForm(store=False),
+            code="cancelled",
+            message="cancelled on request",
+        ),
+    ),
     (
         decode_request,
         b'{"task":"complete","prompt":"once","max_tokens":5,"seed":7,"stop":"END","queued_at":"%b"}'
