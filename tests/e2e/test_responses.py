@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel
@@ -350,6 +351,24 @@ def test_what_is_refused_is_named(client: openai.OpenAI, body: dict[str, Any], p
         client.post("/responses", cast_to=object, body={"model": "tiny", "input": "hi", **body})
     assert raised.value.param == param
     assert param.partition("[")[0].partition(".")[0] in raised.value.message
+
+
+def test_what_cannot_be_read_is_refused(client: openai.OpenAI) -> None:
+    """Wherever it is: half of a surrogate pair, and what is nested too deeply."""
+    deep = "[" * 5000 + "]" * 5000
+    for fields in (
+        r'"input": "\ud800"',
+        r'"input": "\ud800 and more"',
+        r'"input": [{"role": "user", "content": "\ud800 and more"}]',
+        r'"input": [{"role": "user", "content": [{"type": "input_text", "text": "\udc00"}]}]',
+        f'"input": [{{"role": "user", "content": {deep}}}]',
+        f'"input": {deep}',
+        r'"input": "hi", "tools": [{"type": "function", "name": "\ud800 and more"}]',
+        r'"input": "hi", "tool_choice": "\ud800 and more"',
+        f'"input": "hi", "conversation": {deep}',
+    ):
+        answer = httpx.post(f"{client.base_url}responses", content=f'{{"model": "tiny", {fields}}}')
+        assert answer.status_code == 400, answer.text
 
 
 def test_ids_of_other_kinds_are_unknown(client: openai.OpenAI) -> None:

@@ -63,3 +63,8 @@ class KeptRequests:
         if not (self.are_kept and self._has_stream):
             return None
         return await self._broker.direct_get(subjects.KEPT, last_by_subj=subjects.kept_of(job_id))
+
+    async def delete(self, job_id: str) -> None:
+        """Raises: BrokerUnavailable: no answer."""
+        if self.are_kept and self._has_stream:
+            await self._broker.purge(subjects.KEPT, subjects.kept_of(job_id))

@@ -98,14 +98,13 @@ class StoredResponses:
             )
         await self._wait_until_it_left(job_id)
         # The state stays. It contains no text, and keeps an idempotency key from running it again.
+        await self._kept_requests.delete(job_id)
         for stream, subject in (
             (subjects.EVENTS, subjects.events_of(job_id)),
-            (subjects.KEPT, subjects.kept_of(job_id)),
             (subjects.DEAD, subjects.dead_of(job_id)),
-            (subjects.RESULTS, subjects.result_of(job_id)),
+            (subjects.RESULTS, subjects.result_of(job_id)),  # last: until then it can be repeated
         ):
-            if stream != subjects.KEPT or self._kept_requests.are_kept:
-                await self._broker.purge(stream, subject)
+            await self._broker.purge(stream, subject)
 
     async def _wait_until_it_left(self, job_id: str) -> None:
         """An inferer that still holds the job could store another result."""

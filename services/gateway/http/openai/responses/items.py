@@ -218,6 +218,8 @@ def decode_at(source: Raw | bytes, kind: type[T], param: str) -> T:
         raise InvalidRequest(
             f"{param}{separator}{message}", f"{param}{separator}{wrong.param}"
         ) from None
+    except msgspec.DecodeError as error:  # the body was read as far as its brackets
+        raise InvalidRequest(f"{param}: not JSON: {error}", param) from None
     except RecursionError:
         raise InvalidRequest(f"{param}: nested too deeply", param) from None
 
