@@ -1,7 +1,9 @@
 """`/v1`: the part of OpenAI's HTTP API that a text model can serve, for its official client."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from litestar import Request, Response, get, post
@@ -18,7 +20,7 @@ from services.gateway.http.connection import (
 )
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import OpenAIError, openai_error, openai_error_responses
-from services.gateway.http.openai.answers import Answer, Chunks, completion
+from services.gateway.http.openai.answers import Answer, Chunks, completion, usage_chunk
 from services.gateway.http.openai.inputs import (
     EmbeddingsRequest,
     EmbeddingsResponse,
@@ -39,9 +41,12 @@ from services.gateway.http.sse import (
 )
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent, Tokens
+from services.gateway.jobs.several import Adopted, RefusedTogether, named
+from shared.background import merged
+from shared.errors import InvalidRequest
 from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import encode
-from shared.wire.results import Cancelled, Completed, Expired, Failed
+from shared.wire.results import Cancelled, Completed, Expired, Failed, Usage
 
 HEADERS_WITHIN_S = 5.0
 """How long a stream's status line waits for the first token, so that a job that fails at once gets
@@ -57,6 +62,12 @@ STATUS_BY_CODE = {
 
 # The official client would repeat the request on 409 and 5xx, and run the job twice.
 NO_RETRY = {"x-should-retry": "false"}
+
+NO_USAGE = Usage(0, 0, 0)
+"""Of a job that failed."""
+
+NumberedEvent = tuple[int, JobEvent]
+"""With the number of its job, of those of a request."""
 
 RESPONSES = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 
@@ -145,98 +156,126 @@ async def _answer(
         streams.require_capacity()
     if not survives_disconnect:
         await require_connected(request)
-    submission, caller = body.submission(), caller_of(request, "openai")
-    accepted = None
-    if may_return and attempt.is_retry:
-        accepted = await gateway.orphans.adopt(submission, caller)
-        if accepted is None:
-            await require_connected(request)  # it has waited for an orphan
-    if accepted is None:
-        accepted = await gateway.idempotency.submit(submission, caller, idempotency_key)
+    caller = caller_of(request, "openai")
     try:
+        submissions = body.submissions()
+        jobs: Adopted = [None] * len(submissions)
+        if may_return and attempt.is_retry:
+            jobs = await gateway.several.adopt(submissions, caller)
+            if None in jobs:
+                await require_connected(request)  # it has waited for an orphan
+        accepted = await gateway.several.submit(submissions, caller, idempotency_key, jobs)
+        jobs = [*accepted]
         if survives_disconnect:
             await require_connected(request)
         if isinstance(body, ChatRequest | CompletionRequest) and body.wants_stream:
             return await _stream(
                 request, gateway, streams, accepted, body, attempt, survives_disconnect
             )
-        waiting = gateway.jobs.wait(accepted.id, accepted)
-        result = await while_connected(request, gateway.stopping, waiting)
+        waiting = asyncio.gather(*(gateway.jobs.wait(job.id, job) for job in accepted))
+        results = await while_connected(request, gateway.stopping, waiting)
+    except RefusedTogether as refused:
+        raise named(refused, "prompt", body.as_sent) from None
+    except InvalidRequest as error:
+        raise body.as_sent(error) from None
     except ClientDisconnected:
         if may_return and attempt.has_timed_out:
-            gateway.orphans.add(accepted, submission)
-        elif may_return:
-            gateway.abandon(accepted.id)
+            gateway.several.orphan(submissions, jobs)
+        elif may_return and not gateway.stopping.is_set():
+            gateway.several.abandon(jobs)
         raise
     except GatewayStopping:
-        return Response(_stopping_error(accepted), status_code=503, headers=NO_RETRY)
-    if isinstance(result, Completed):
-        if isinstance(body, EmbeddingsRequest | RerankRequest):
-            return Response(body.response(accepted, result))
-        return Response(completion(accepted, result, body.echoed))
-    return _failure(result)
+        return Response(_stopping_error(accepted[0]), status_code=503, headers=NO_RETRY)
+    completed = [result for result in results if isinstance(result, Completed)]
+    for result in results:
+        if not isinstance(result, Completed):
+            return _failure(result)
+    if isinstance(body, EmbeddingsRequest | RerankRequest):
+        return Response(body.response(accepted[0], completed[0]))
+    return Response(completion(accepted, completed, body.echoed))
 
 
 async def _stream(
     request: Request[Any, Any, Any],
     gateway: Gateway,
     streams: OpenStreams,
-    accepted: AcceptedJob,
+    accepted: list[AcceptedJob],
     body: ChatRequest | CompletionRequest,
     attempt: ClientAttempt,
     survives_disconnect: bool,
 ) -> Response[Any]:
-    is_finished = False
+    usages: dict[int, Usage] = {}
+    """Of the jobs that have ended, by their number."""
 
     def abandon() -> None:
-        if not (is_finished or survives_disconnect):
-            gateway.abandon(accepted.id)
+        for number, job in enumerate(accepted):
+            if not (number in usages or survives_disconnect):
+                gateway.abandon(job.id)
 
     on_request_end(request, abandon)
-    feed = streams.open(gateway.events(accepted.id, accepted=accepted), request)
-    first: JobEvent | None = None
+    events = merged([gateway.events(job.id, accepted=job) for job in accepted])
+    feed = streams.open(events, request)
+    first: NumberedEvent | None = None
     with suppress(TimeoutError):
         first = await while_connected(
             request, gateway.stopping, _first_output(feed), attempt.within(HEADERS_WITHIN_S)
         )
-    error = first.data if first is not None else None
+    error = first[1].data if first is not None else None
     if isinstance(error, JobStatus):
         error = error.error
-    if isinstance(error, JobError):
-        is_finished = True
+    if first is not None and isinstance(error, JobError):
+        usages[first[0]] = NO_USAGE
         return _failure(error)
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
-        nonlocal is_finished
-        chunks = Chunks(accepted, body.n or 1, body.wants_usage, body.echoed)
+        n = body.n or 1
+        writers = [
+            Chunks(job, n, body.wants_usage, echoed, accepted[0], number * n)
+            for number, (job, echoed) in enumerate(zip(accepted, body.echoed, strict=True))
+        ]
         try:
-            for chunk in chunks.opening():
+            for chunk in chain.from_iterable(writer.opening() for writer in writers):
                 yield _data(chunk)
             pending = first
-            while True:
+            while len(usages) < len(accepted):
                 try:
-                    event = pending or await feed.next(attempt.within(KEEP_ALIVE_S))
+                    number, event = pending or await feed.next(attempt.within(KEEP_ALIVE_S))
                 except TimeoutError:
                     yield COMMENT
                     continue
                 pending = None
-                is_finished = event.event in ("result", "error")
-                for part in _parts(chunks, event):
+                usage = _usage(event)
+                if usage is not None:
+                    usages[number] = usage
+                for part in _parts(writers[number], event):
                     yield part
-                if is_finished or event.event == "retrying":  # which this API cannot express
+                if usage is NO_USAGE or event.event == "retrying":  # not expressible in this API
                     return
+            if body.wants_usage:
+                yield _data(usage_chunk(accepted[0], list(usages.values())))
+            yield ServerSentEventMessage(data="[DONE]")
         except GatewayStopping:
-            yield _data(_stopping_error(accepted))
+            yield _data(_stopping_error(accepted[0]))
 
     return event_stream(messages())
 
 
-async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
+def _usage(event: JobEvent) -> Usage | None:
+    """That of a job which ends with this event; `NO_USAGE` if it failed, None if it goes on."""
+    if event.event not in ("result", "error"):
+        return None
+    status = event.data
+    if isinstance(status, JobStatus) and status.result is not None:
+        return status.result.usage
+    return NO_USAGE
+
+
+async def _first_output(feed: BufferedStream[NumberedEvent]) -> NumberedEvent:
     """The first event that is visible in this API."""
     while True:
-        event = await feed.next()
+        number, event = await feed.next()
         if event.event in ("tokens", "result", "error"):
-            return event
+            return number, event
 
 
 def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
@@ -254,8 +293,7 @@ def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
     if status.result is None:
         assert status.error is not None
         return [_data(_error(status.error))]
-    parts = list(map(_data, chunks.end(status.result)))
-    return [*parts, ServerSentEventMessage(data="[DONE]")]
+    return list(map(_data, chunks.end(status.result)))
 
 
 def _failure(why: JobError | Failed | Cancelled | Expired) -> Response[Any]:
