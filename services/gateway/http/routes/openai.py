@@ -1,7 +1,7 @@
 """`/v1`: the part of OpenAI's HTTP API that a text model can serve, for its official client."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -186,10 +186,11 @@ async def _answer(
         raise
     except GatewayStopping:
         return Response(_stopping_error(accepted[0]), status_code=503, headers=NO_RETRY)
-    completed = [result for result in results if isinstance(result, Completed)]
-    for result in results:
+    completed = []
+    for number, result in enumerate(results):
         if not isinstance(result, Completed):
-            return _failure(result)
+            return _failure(result, _item(number, accepted))
+        completed.append(result)
     if isinstance(body, EmbeddingsRequest | RerankRequest):
         return Response(body.response(accepted[0], completed[0]))
     return Response(completion(accepted, completed, body.echoed))
@@ -225,7 +226,7 @@ async def _stream(
         error = error.error
     if first is not None and isinstance(error, JobError):
         usages[first[0]] = NO_USAGE
-        return _failure(error)
+        return _failure(error, _item(first[0], accepted))
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         n = body.n or 1
@@ -247,7 +248,7 @@ async def _stream(
                 usage = _usage(event)
                 if usage is not None:
                     usages[number] = usage
-                for part in _parts(writers[number], event):
+                for part in _parts(writers[number], event, _item(number, accepted)):
                     yield part
                 if usage is NO_USAGE or event.event == "retrying":  # not expressible in this API
                     return
@@ -278,31 +279,37 @@ async def _first_output(feed: BufferedStream[NumberedEvent]) -> NumberedEvent:
             return number, event
 
 
-def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
-    """What this API sends for one event of the job."""
+def _item(number: int, jobs: Sequence[AcceptedJob]) -> str:
+    """What errors of one of several jobs begin with."""
+    return f"prompt[{number}]: " if len(jobs) > 1 else ""
+
+
+def _parts(chunks: Chunks, event: JobEvent, item: str) -> list[ServerSentEventMessage]:
+    """What this API sends for one event of the job, whose errors begin with ``item``."""
     if event.event == "retrying":
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return list(map(_data, chunks.text(event.data)))
     if isinstance(event.data, JobError):
-        return [_data(_error(event.data))]
+        return [_data(_error(event.data, item))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
         return []
     status = event.data
     if status.result is None:
         assert status.error is not None
-        return [_data(_error(status.error))]
+        return [_data(_error(status.error, item))]
     return list(map(_data, chunks.end(status.result)))
 
 
-def _failure(why: JobError | Failed | Cancelled | Expired) -> Response[Any]:
-    """The response for a job that did not complete."""
-    return Response(_error(why), status_code=STATUS_BY_CODE.get(why.code, 500), headers=NO_RETRY)
+def _failure(why: JobError | Failed | Cancelled | Expired, item: str) -> Response[Any]:
+    """The response for a job that did not complete. Its message begins with ``item``."""
+    status = STATUS_BY_CODE.get(why.code, 500)
+    return Response(_error(why, item), status_code=status, headers=NO_RETRY)
 
 
-def _error(why: JobError | Failed | Cancelled | Expired) -> OpenAIError:
-    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, why.message)
+def _error(why: JobError | Failed | Cancelled | Expired, item: str) -> OpenAIError:
+    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, item + why.message)
 
 
 def _stopping_error(accepted: AcceptedJob) -> OpenAIError:
