@@ -54,7 +54,8 @@ def error_of(request: bytes, tokenizer: llguidance.LLTokenizer) -> str | None:
     if request.startswith(b"{"):
         form = msgspec.json.decode(request, type=GrammarFormat | RegexFormat)
         matcher = compile_lark(f"start: {lark_language(form)}", tokenizer)
-        return None if any(matcher.compute_bitmask()) else "no text matches it"
+        matcher.compute_bitmask()
+        return "no text matches it" if matcher.is_stopped() and not matcher.is_accepting() else None
     schema, *answers = read_json(request)
     validator = validator_of(schema)
     if answers:

@@ -309,7 +309,7 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
     them. Each is a job of its own; choice `i` of prompt `p` has the index `p * n + i`."""
     logprobs: TopLogprobs | None = None
     """How many of the likeliest tokens to list; with 0 only those of the answer."""
-    best_of: int | None = None
+    best_of: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """The same as `n`: answers are not ranked, so a larger number is refused."""
     echo: bool | None = None
     """Whether the text of each answer begins with the prompt. Not together with `logprobs`, and not
