@@ -70,7 +70,8 @@ NOT_MESSAGES = [
     '[{"role": "user", "content": [{"text": "hi"}]}]',
     '[{"role": "user", "content": "\\ud800"}]',
 ]
-NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', "[5]", '["a", "b"]', '"\\ud800"']
+NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', '[5, "a"]', "[[]]", '"\\ud800"']
+NOT_A_PROMPT += ["[-1]", '[["a"]]', "[99999999]", str(["a"] * 65).replace("'", '"')]
 
 
 def _bad_bodies() -> Iterator[Any]:
@@ -157,10 +158,14 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
             "top_p, top_k, min_p, seed, n, stop, repeat_penalty, presence_penalty, "
             "frequency_penalty, response_format, logit_bias, min_tokens, ignore_eos, "
             "stop_token_ids, logprobs, top_logprobs, adapter, cache_prompt, messages, prompt, "
-            "tools, tool_choice, parallel_tool_calls, chat_template_kwargs, model, input, "
+            "prompt_tokens, tools, tool_choice, parallel_tool_calls, chat_template_kwargs, model, input, "
             "dimensions, query, documents, top_n, return_documents, timeout_s, priority, metadata",
         ),
-        ("{}", None, "give exactly one of `messages`, `prompt`, `input` and `query`"),
+        (
+            "{}",
+            None,
+            "give exactly one of `messages`, `prompt`, `prompt_tokens`, `input` and `query`",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -124,7 +124,7 @@ async def test_a_grammar_that_cannot_be_enforced_is_refused(
     schemas: Schemas, form: GrammarFormat | RegexFormat
 ) -> None:
     """With a sentence, within the limits; and the process, or another one, goes on."""
-    with pytest.raises(InvalidRequest, match="^response_format: ") as refused:
+    with pytest.raises(InvalidRequest, match=r"^response_format: ") as refused:
         await schemas.check(JobSubmission(prompt="x", response_format=form))
     assert refused.value.param == "response_format"
     assert len(refused.value.message) < 600

@@ -59,7 +59,10 @@ def test_each_form_of_input_is_a_list_of_inputs(given: Any, inputs: Any) -> None
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b'{"input":"a","prompt":"b"}', "exactly one of `messages`, `prompt`, `input` and `query`"),
+        (
+            b'{"input":"a","prompt":"b"}',
+            "exactly one of `messages`, `prompt`, `prompt_tokens`, `input` and `query`",
+        ),
         (b'{"query":"a"}', "`query` and `documents` together"),
         (b'{"documents":["a"]}', "exactly one of"),
         (b'{"prompt":"a","documents":["a"]}', "together"),
