@@ -158,8 +158,9 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
             "top_p, top_k, min_p, seed, n, stop, repeat_penalty, presence_penalty, "
             "frequency_penalty, response_format, logit_bias, min_tokens, ignore_eos, "
             "stop_token_ids, logprobs, top_logprobs, adapter, cache_prompt, messages, prompt, "
-            "prompt_tokens, tools, tool_choice, parallel_tool_calls, chat_template_kwargs, model, input, "
-            "dimensions, query, documents, top_n, return_documents, timeout_s, priority, metadata",
+            "prompt_tokens, tools, tool_choice, parallel_tool_calls, chat_template_kwargs, model, "
+            "input, dimensions, query, documents, top_n, return_documents, timeout_s, priority, "
+            "metadata",
         ),
         (
             "{}",
