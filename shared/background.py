@@ -1,7 +1,7 @@
 """Background tasks: failures of tasks that are not awaited are logged."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from shared.logs import logger
@@ -63,6 +63,39 @@ async def first_of(
         )
     finally:
         drop(*events)
+
+
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """The items of all ``streams`` as they come, each with the number of its stream. The streams
+    are closed when this is closed, or when one of them fails, with its error."""
+    ended = object()
+    items: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+    async def read(number: int, stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async for item in stream:
+                items.put_nowait((number, item))
+        finally:
+            await stream.aclose()
+            items.put_nowait((number, ended))
+
+    reading = [
+        asyncio.create_task(read(number, stream), name="read one of several streams")
+        for number, stream in enumerate(streams)
+    ]
+    try:
+        left = len(reading)
+        while left:
+            number, item = await items.get()
+            if item is not ended:
+                yield number, item
+                continue
+            await reading[number]
+            left -= 1
+    finally:
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
 
 
 class Tasks:

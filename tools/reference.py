@@ -3,10 +3,11 @@
 import ast
 import asyncio
 import inspect
+import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,9 @@ import msgspec
 from services.gateway.gateway import Gateway
 from services.gateway.http.app import create_app
 from services.gateway.http.errors import COMMON_STATUSES
+from services.gateway.http.openai.inputs import EmbeddingsRequest, RerankRequest
+from services.gateway.http.openai.parameters import Body, Refused, WithoutEffect
+from services.gateway.http.openai.requests import ChatRequest, CompletionRequest
 from services.gateway.http.openai.responses.parameters import PARAMETERS
 from services.gateway.settings import GatewaySettings
 from services.gateway.statuses import STATUSES
@@ -48,6 +52,26 @@ beside OpenAI's own. A job has `messages`, a `prompt`, an `input`, or a `query` 
 unknown field, or one that cannot be honoured, gets 400.
 
 """
+OPENAI_INTRODUCTION = """# Parameters under /v1
+
+No parameter is ignored in silence. Each is *honoured*; *without effect*, because it cannot change
+the answer; or *refused* with 400 and its name in `param`. A refused one is accepted if it asks for
+nothing: `null`, empty, or one of the values named beside it. Any other name is refused, too.
+
+Some have several names, because other servers (llama.cpp, vLLM) call them so. If two names have
+different values, the request is refused. Only one parameter may say what the answer must be:
+`response_format`, `structured_outputs`, `json_schema`, `grammar` or one of `guided_*`.
+
+`max_tokens` may be more than the context has room for: the answer then ends when the context is
+full. The seed, the sampling and the metadata are those of [jobs](jobs.md).
+"""
+OPENAI_BODIES: dict[str, type[Body]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingsRequest,
+    "/v1/rerank": RerankRequest,
+}
+NO_TEXTS: Mapping[str, str] = {}
 HTTP_INTRODUCTION = """# HTTP
 
 The fields of each body are in the OpenAPI document: `/schema` in a browser, `/schema/openapi.json`
@@ -157,22 +181,56 @@ def responses_page() -> str:
     return RESPONSES_INTRODUCTION + _table(("parameter", "handling", ""), rows)
 
 
+def openai_page() -> str:
+    """The parameters under ``/v1``."""
+    # A parameter without a text of its own is the field of a job.
+    known = {name: text for name, _, _, text in _fields(JobSubmission)}
+    page = OPENAI_INTRODUCTION
+    for path, body in OPENAI_BODIES.items():
+        page += f"\n## `POST {path}`\n\n"
+        page += _table(
+            ("honoured", "values", ""),
+            [(f"`{name}`", _values(kind), text) for name, _, kind, text in _fields(body, known)],
+        )
+        for title, kind in (("without effect", WithoutEffect), ("refused", Refused)):
+            names: dict[str, list[str]] = {}
+            for name, other in body.others.items():
+                if isinstance(other, kind):
+                    names.setdefault(_sentence_of(other), []).append(f"`{name}`")
+            rows = [(", ".join(alike), sentence) for sentence, alike in names.items()]
+            page += "\n" + _table((title, ""), rows)
+    return page
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "responses.md": responses_page,
     "settings.md": settings_page,
     "command-line.md": commands_page,
     "jobs.md": jobs_page,
     "http.md": http_page,
+    "openai.md": openai_page,
 }
 
 
-def _fields(struct: type[msgspec.Struct]) -> Iterator[tuple[str, Any, Any, str]]:
-    """Name, default, type and docstring of each field."""
+def _sentence_of(other: Refused | WithoutEffect) -> str:
+    """What stands beside a parameter that is not honoured."""
+    nothing = getattr(other, "nothing", ())
+    accepted = ", ".join(f"`{json.dumps(value)}`" for value in nothing)
+    return other.why + (f"; accepted if {accepted}" if accepted else "")
+
+
+def _fields(
+    struct: type[msgspec.Struct], known: Mapping[str, str] = NO_TEXTS
+) -> Iterator[tuple[str, Any, Any, str]]:
+    """Name, default, type and docstring of each field, or else what is ``known`` of its name."""
     texts = {
-        name: text
-        for base in reversed(struct.__mro__)
-        if issubclass(base, msgspec.Struct) and base is not msgspec.Struct
-        for name, text in _docstrings(base)
+        **known,
+        **{
+            name: text
+            for base in reversed(struct.__mro__)
+            if issubclass(base, msgspec.Struct) and base is not msgspec.Struct
+            for name, text in _docstrings(base)
+        },
     }
     info = msgspec.inspect.type_info(struct)
     assert isinstance(info, msgspec.inspect.StructType)

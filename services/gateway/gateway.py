@@ -17,6 +17,7 @@ from services.gateway.jobs.job_list import JobList
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.kept_requests import KeptRequests
 from services.gateway.jobs.orphans import Orphans
+from services.gateway.jobs.several import Several
 from services.gateway.jobs.stored_responses import StoredResponses
 from services.gateway.jobs.version_1 import Version1Requests
 from services.gateway.listing.reader import JobLister
@@ -76,6 +77,7 @@ class Gateway:
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.orphans = Orphans(self.broker, self.jobs, settings.return_s, settings.patience_s)
+        self.several = Several(self.jobs, self.idempotency, self.orphans)
         self.dead_letters = DeadLetters(self.broker, self.idempotency)
         self.bulk = Bulk(self.jobs, self.job_list, self.dead_letters)
         self.edge: Edge | None = None

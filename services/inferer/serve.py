@@ -37,7 +37,7 @@ from shared.model_files import locate_cancellable
 from shared.model_names import served_name
 from shared.process.lifecycle import ShutdownRequested, run_process, stop_on_signals, until_stopped
 from shared.timestamps import timestamp
-from shared.wire.inferers import InfererEntry
+from shared.wire.inferers import GRAMMARS, PROMPT_TOKENS, InfererEntry
 from shared.wire.requests import MAX_CHOICES
 
 
@@ -121,6 +121,7 @@ async def _serve(
                 adapters=list(model.adapters),
                 sampling_defaults=model.sampling_defaults,
                 max_choices=MAX_CHOICES,
+                accepts=[GRAMMARS, PROMPT_TOKENS],
                 state=worker.state,
                 cpus=own_cpus(),
                 gpu_layers=model.gpu_layers,

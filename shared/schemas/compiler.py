@@ -1,11 +1,13 @@
-"""Compiles a JSON schema to a matcher of llguidance (decisions 19 and 45)."""
+"""Compiles JSON schemas and grammars to matchers of llguidance (decisions 19, 45 and 53)."""
 
 import json
 from typing import Any
 
 import llguidance
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from shared.schemas.preparation import prepared
+from shared.wire.requests import GrammarFormat, RegexFormat
 
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=500_000,
@@ -63,6 +65,23 @@ def lark_json(schema: dict[str, Any]) -> str:
         ValueError, RecursionError: as `compile_schema`.
     """
     return f"%json {json.dumps({**prepared(schema), 'x-guidance': OPTIONS})}"
+
+
+def lark_language(form: GrammarFormat | RegexFormat) -> str:
+    """What stands for the texts of ``form`` in such a grammar.
+
+    Raises:
+        ValueError, RecursionError: it cannot be read; the message is a sentence.
+    """
+    if isinstance(form, RegexFormat):
+        escaped = json.loads(llguidance.LLMatcher.grammar_from_regex(form.pattern))
+        return f"%lark {{\n{escaped['grammars'][0]['lark_grammar']}\n}}"
+    try:
+        return f"%lark {{\n{gbnf_to_lark(form.grammar)}\n}}"
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as error:  # its own are of no other kind
+        raise ValueError(f"not a grammar in GBNF: {error}"[:MAX_REASON_CHARS]) from None
 
 
 def error_text(matcher: llguidance.LLMatcher) -> str:

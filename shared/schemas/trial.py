@@ -6,7 +6,8 @@ it runs in a process that can be killed. What passed takes the inferer about as 
 
 The first request is null; the response is null when the process is ready. Each further request is
 `[schema]` or `[schema, answer]`; the response is null, or why the schema is refused, or why the
-answer is not valid.
+answer is not valid. Or it is an object, a ``response_format`` of the type `grammar` or `regex`; the
+response is null, or why that is refused.
 """
 
 import json
@@ -14,10 +15,12 @@ import resource
 from pathlib import Path
 
 import llguidance
+import msgspec
 
 from shared.bounded.server import limit_memory, read_request, requests, respond
-from shared.schemas.compiler import compile_schema, error_text
+from shared.schemas.compiler import compile_lark, compile_schema, error_text, lark_language
 from shared.schemas.validator import answer_error, read_json, validator_of
+from shared.wire.requests import GrammarFormat, RegexFormat
 
 MEMORY_BYTES = 128 * 2**20
 """In addition to what the process has when it is ready."""
@@ -48,6 +51,11 @@ def error_of(request: bytes, tokenizer: llguidance.LLTokenizer) -> str | None:
     Raises:
         MemoryError, ValueError, RecursionError: its message is the response.
     """
+    if request.startswith(b"{"):
+        form = msgspec.json.decode(request, type=GrammarFormat | RegexFormat)
+        matcher = compile_lark(f"start: {lark_language(form)}", tokenizer)
+        matcher.compute_bitmask()
+        return "no text matches it" if matcher.is_stopped() and not matcher.is_accepting() else None
     schema, *answers = read_json(request)
     validator = validator_of(schema)
     if answers:

@@ -4,7 +4,10 @@ import json
 import threading
 from typing import Any
 
+import msgspec
+
 from shared.bounded.process import BoundedProcess, BoundedProcesses, LimitExceeded
+from shared.wire.requests import GrammarFormat, RegexFormat
 
 MODULE = "shared.schemas.trial"
 
@@ -33,6 +36,19 @@ class SchemaTrials:
                 f"the schema takes {exceeded} to compile; make it simpler"
             ) from None
 
+    def language_error(
+        self, form: GrammarFormat | RegexFormat, cancelled: threading.Event | None = None
+    ) -> str | None:
+        """The same for a grammar or a regular expression.
+
+        Raises:
+            OSError, Cancelled, LimitExceeded: as in `error`.
+        """
+        try:
+            return self._request(msgspec.to_builtins(form), cancelled)
+        except LimitExceeded as exceeded:
+            raise LimitExceeded(f"takes {exceeded} to compile; make it simpler") from None
+
     def answer_error(self, schema: Any, answer: str) -> str | None:
         """Why ``answer`` is not valid under ``schema``; None if it is.
 
@@ -44,7 +60,9 @@ class SchemaTrials:
         except LimitExceeded as exceeded:
             return f"it takes {exceeded} to check it"
 
-    def _request(self, body: list[Any], cancelled: threading.Event | None = None) -> str | None:
+    def _request(
+        self, body: list[Any] | dict[str, Any], cancelled: threading.Event | None = None
+    ) -> str | None:
         cancelled = cancelled or threading.Event()
         try:
             error: str | None = self._processes.request(json.dumps(body), self._trial_s, cancelled)

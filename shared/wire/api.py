@@ -78,9 +78,11 @@ class JobSubmission(
         super().__post_init__()
         if self.model == "":  # some clients send it for no model
             msgspec.structs.force_setattr(self, "model", None)
-        asked = [self.messages, self.prompt, self.input, self.query]
+        asked = [self.messages, self.prompt, self.prompt_tokens, self.input, self.query]
         if sum(one is not None for one in asked) != 1:
-            raise ValueError("give exactly one of `messages`, `prompt`, `input` and `query`")
+            raise ValueError(
+                "give exactly one of `messages`, `prompt`, `prompt_tokens`, `input` and `query`"
+            )
         if (self.query is None) != (self.documents is None):
             raise ValueError("give `query` and `documents` together")
         if self.dimensions is not None and self.input is None:

@@ -24,6 +24,10 @@ Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
 """Those of 32 inferers must fit into one message of 1 MB."""
 
 
+GRAMMARS, PROMPT_TOKENS = "grammars", "prompt_tokens"
+"""In ``accepts`` of an inferer: answers of a grammar or a regular expression, prompts as tokens."""
+Accepted = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=32)]
+
 Slowdown = Annotated[float, Meta(ge=1, le=1000)]
 
 
@@ -60,9 +64,10 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     embedding has, 0 if it computes none. ``format`` is that of answers in conversations with tools,
     None if it knows none; ``template_options`` are what the model's chat template takes besides.
     ``adapters`` are the LoRA adapters that it has; ``sampling_defaults`` hold where a request does
-    not say. ``max_choices`` is how many answers to one request it can give. ``prefixes`` are the
-    fingerprints of prompts that it has computed recently
-    (`shared/prompt_prefixes.py`); always empty in the HTTP API.
+    not say. ``max_choices`` is how many answers to one request it can give; ``accepts`` names what
+    it takes that earlier versions do not know (`GRAMMARS`, `PROMPT_TOKENS`). ``prefixes`` are the
+    fingerprints of prompts that it has computed recently (`shared/prompt_prefixes.py`); always
+    empty in the HTTP API.
     """
 
     id: InfererId
@@ -82,6 +87,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     adapters: AdapterNames = []
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     max_choices: Count = 1
+    accepts: Accepted = []
     priority: SmallInt = 0
     state: InfererState = "idle"
     cpus: Cpus = []
@@ -109,7 +115,8 @@ class ModelFacts(Struct, frozen=True):
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
     ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options``,
     ``sampling_defaults`` are as in `InfererEntry`. ``adapters`` are those that every inferer of the
-    model has, ``max_choices`` how many answers each can give: any of them may get the job.
+    model has, ``max_choices`` how many answers each can give, ``accepts`` what all of them accept:
+    any of them may get the job.
     """
 
     n_ctx: AtLeastOne
@@ -122,16 +129,23 @@ class ModelFacts(Struct, frozen=True):
     adapters: AdapterNames = []
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     max_choices: Count = 1
+    accepts: Accepted = []
 
     @classmethod
     def of(cls, entries: Sequence[InfererEntry]) -> "ModelFacts":
         """What the inferers of a model, at least one, say of it: what differs is that of the
-        youngest, except for the adapters and the number of answers."""
+        youngest, except for what any of them must have."""
         youngest = max(entries, key=lambda entry: entry.started_at)
         facts = {name: getattr(youngest, name) for name in cls.__struct_fields__}
         common = set.intersection(*(set(entry.adapters) for entry in entries))
         fewest = min(entry.max_choices for entry in entries)
-        return cls(**{**facts, "adapters": sorted(common), "max_choices": fewest})
+        accepted = set.intersection(*(set(entry.accepts) for entry in entries))
+        common_to_all = {
+            "adapters": sorted(common),
+            "max_choices": fewest,
+            "accepts": sorted(accepted),
+        }
+        return cls(**{**facts, **common_to_all})
 
 
 Concurrency = Annotated[int, Meta(ge=0, le=64, description="Jobs at once; 0 takes no jobs.")]

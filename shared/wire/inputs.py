@@ -35,8 +35,8 @@ AnyDocuments = Annotated[list[Text | Document], Meta(min_length=1, max_length=MA
 TopN = Annotated[int, Meta(ge=1, le=2**31 - 1, description="How many of the best to return.")]
 
 
-def inputs_of(given: AnyInput) -> Inputs:
-    """The inputs in what a client sent.
+def inputs_of(given: AnyInput, name: str = "input") -> Inputs:
+    """The inputs in what a client sent in the field ``name``.
 
     Raises:
         ValueError: they are too many, or tokens are among whole inputs.
@@ -47,9 +47,9 @@ def inputs_of(given: AnyInput) -> Inputs:
     if kinds == {int}:
         return [cast(list[int], given)]
     if int in kinds:
-        raise ValueError("`input` must be a list of tokens, or a list of inputs, not a mixture")
+        raise ValueError(f"`{name}` must be a list of tokens, or a list of inputs, not a mixture")
     if len(given) > MAX_INPUTS:
-        raise ValueError(f"`input` has {len(given)} items, more than {MAX_INPUTS}; send fewer")
+        raise ValueError(f"`{name}` has {len(given)} items, more than {MAX_INPUTS}; send fewer")
     return cast(Inputs, given)
 
 

@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from shared.wire.fields import AtLeastOne, Count, JobId, Metadata, check_times
-from shared.wire.inputs import Inputs, Text, Texts, TokenId, TopN, input_bytes, utf8_bytes
+from shared.wire.inputs import Inputs, Text, Texts, TokenId, TokenIds, TopN, input_bytes, utf8_bytes
 from shared.wire.responses import ResponseForm
 from shared.wire.tools import Tool, ToolCall, ToolCallId, ToolChoice, Tools
 
@@ -139,7 +139,23 @@ class JsonObject(Struct, frozen=True, tag_field="type", tag="json_object", omit_
     source: SchemaSource | UnsetType = msgspec.field(name="schema", default=UNSET)
 
 
-ResponseFormat = PlainText | JsonObject | JsonSchema
+MAX_GRAMMAR_CHARS = 32 * 1024
+GrammarText = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
+class GrammarFormat(Struct, frozen=True, tag_field="type", tag="grammar"):
+    """``response_format`` that asks for a text of a grammar, in GBNF as llama.cpp has it."""
+
+    grammar: GrammarText
+
+
+class RegexFormat(Struct, frozen=True, tag_field="type", tag="regex"):
+    """``response_format`` that asks for a text that matches a regular expression as a whole."""
+
+    pattern: GrammarText
+
+
+ResponseFormat = PlainText | JsonObject | JsonSchema | GrammarFormat | RegexFormat
 
 
 class SamplingDefaults(Struct, frozen=True, kw_only=True):
@@ -181,7 +197,8 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: Penalty = 0.0
     """Above 0, a token becomes less likely each time it is used."""
     response_format: ResponseFormat | None = None
-    """`json_schema`: JSON that matches a schema; `json_object`: any object; `text`: any text."""
+    """`json_schema`: JSON that matches a schema; `json_object`: any object; `grammar`: what its
+    GBNF `grammar` allows; `regex`: what its `pattern` matches; `text`: any text."""
     logit_bias: LogitBias | None = None
     """Token ids, and the values added to their logits; -100 bans a token."""
     min_tokens: MinTokens = 0
@@ -232,6 +249,8 @@ class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """A conversation, which goes through the model's chat template."""
     prompt: Prompt | None = None
     """A text to continue, as it is."""
+    prompt_tokens: TokenIds | None = None
+    """The tokens of a text to continue, instead of `prompt`. Nothing is added to them."""
     tools: Tools | None = None
     """Functions that the model may call, in OpenAI's form."""
     tool_choice: ToolChoice = "auto"
@@ -283,8 +302,11 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
         super().__post_init__()
         if (self.task == "chat") != (self.messages is not None):
             raise ValueError("the task `chat` takes `messages`, and no other task does")
-        if (self.task == "complete") != (self.prompt is not None):
-            raise ValueError("the task `complete` takes a `prompt`, and no other task does")
+        prompts = sum(one is not None for one in (self.prompt, self.prompt_tokens))
+        if prompts != (self.task == "complete"):
+            raise ValueError(
+                "the task `complete` takes a `prompt` or `prompt_tokens`, and no other task does"
+            )
         if (self.task == "embed") != (self.input is not None):
             raise ValueError("the task `embed` takes `input`, and no other task does")
         for ranked in (self.query, self.documents):
@@ -311,6 +333,7 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
         return Work(
             prompt_bytes=sum(map(utf8_bytes, self.prompt_texts + (self.documents or [])))
             + sum(map(input_bytes, self.input or []))
+            + input_bytes(self.prompt_tokens or [])
             + queries,
             max_tokens=min(self.max_tokens or n_ctx, n_ctx) if self.task in TEXT_TASKS else 1,
             task=self.task,

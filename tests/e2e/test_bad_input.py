@@ -39,7 +39,7 @@ NOT_A_REQUEST = {
 NOT_AN_OPTION = [
     *('"metadata": {"name": "\udcff"}', '"metadata": {"name": "\\ud800"}', '"metadata": 5'),
     *('"max_tokens": "5"', '"max_tokens": 5.5', '"max_tokens": true', '"max_tokens": [5]'),
-    *('"max_tokens": 0', '"max_tokens": -1', '"max_tokens": 4097', f'"max_tokens": {10**30}'),
+    *('"max_tokens": 0', '"max_tokens": -1', f'"max_tokens": {10**30}'),
     *('"temperature": -0.1', '"temperature": 2.1', '"temperature": NaN', '"temperature": 1e999'),
     *('"temperature": "1"', '"temperature": true', '"temperature": Infinity'),
     *('"top_p": -0.1', '"top_p": 1.1', '"top_p": NaN', '"top_p": "1"'),
@@ -49,6 +49,9 @@ NOT_AN_OPTION = [
     '"metadata": {"deep": ' + 5_000 * "[" + 5_000 * "]" + "}",
     *('"response_format": "json"', '"response_format": {"type": "yaml"}'),
     '"response_format": {"type": "json_schema"}',
+    *('"max_token": 5', '"response_format": {"type": "grammar"}'),
+    '"response_format": {"type": "grammar", "grammar": "root = x"}',
+    '"response_format": {"type": "regex", "pattern": "("}',
     *(
         f'"response_format": {{"type": "json_schema", "json_schema": {{"schema": {schema}}}}}'
         for schema in ('{"type": "nonsense"}', '{"properties": 5}', "5", '{"pattern": "("}')
@@ -56,7 +59,7 @@ NOT_AN_OPTION = [
 ]
 
 NOT_FOR_JOBS = ['"timeout_s": 0', '"timeout_s": -1', '"timeout_s": "x"', '"timeout_s": 1e999']
-NOT_FOR_JOBS += ['"max_token": 5', '"timeout_s": 100000', MESSAGES]
+NOT_FOR_JOBS += ['"max_tokens": 4097', '"timeout_s": 100000', MESSAGES]
 
 NOT_MESSAGES = [
     *("[]", "{}", '"hi"', "null", "5", "[5]", "[null]"),
@@ -67,7 +70,8 @@ NOT_MESSAGES = [
     '[{"role": "user", "content": [{"text": "hi"}]}]',
     '[{"role": "user", "content": "\\ud800"}]',
 ]
-NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', "[5]", '["a", "b"]', '"\\ud800"']
+NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', '[5, "a"]', "[[]]", '"\\ud800"']
+NOT_A_PROMPT += ["[-1]", '[["a"]]', "[99999999]", str(["a"] * 65).replace("'", '"')]
 
 
 def _bad_bodies() -> Iterator[Any]:
@@ -129,7 +133,8 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
         (
             '{"prompt": "x", "response_format": {"type": "yaml"}}',
             "response_format.type",
-            "response_format.type must be text or json_object or json_schema, not 'yaml'",
+            "response_format.type must be text or json_object or json_schema or grammar or "
+            "regex, not 'yaml'",
         ),
         (
             '{"messages": [{"role": "robot", "content": "x"}]}',
@@ -144,14 +149,24 @@ def test_the_refusal_names_the_field(shared_stack: Stack) -> None:
         (
             '{"prompt": "x", "max_token": 5}',
             "max_token",
-            "max_token is not a field of this request; the fields are max_tokens, temperature, "
+            "max_token is not a field of this request; did you mean max_tokens?",
+        ),
+        (
+            '{"prompt": "x", "colour": 5}',
+            "colour",
+            "colour is not a field of this request; the fields are max_tokens, temperature, "
             "top_p, top_k, min_p, seed, n, stop, repeat_penalty, presence_penalty, "
             "frequency_penalty, response_format, logit_bias, min_tokens, ignore_eos, "
             "stop_token_ids, logprobs, top_logprobs, adapter, cache_prompt, messages, prompt, "
-            "tools, tool_choice, parallel_tool_calls, chat_template_kwargs, model, input, "
-            "dimensions, query, documents, top_n, return_documents, timeout_s, priority, metadata",
+            "prompt_tokens, tools, tool_choice, parallel_tool_calls, chat_template_kwargs, model, "
+            "input, dimensions, query, documents, top_n, return_documents, timeout_s, priority, "
+            "metadata",
         ),
-        ("{}", None, "give exactly one of `messages`, `prompt`, `input` and `query`"),
+        (
+            "{}",
+            None,
+            "give exactly one of `messages`, `prompt`, `prompt_tokens`, `input` and `query`",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

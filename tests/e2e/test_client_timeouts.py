@@ -143,6 +143,29 @@ def test_a_hang_up_before_the_timeout_cancels_at_once(
         assert status["error"]["code"] == "client_disconnected"
 
 
+def test_several_prompts_are_kept_together(stack: Stack, go_on: Callable[[], None]) -> None:
+    """Each prompt is a job with a place of its own, also where two are equal; a hang-up before the
+    timeout cancels all."""
+    body = {"model": "tiny", "prompt": ["one", "two", "one"], "max_tokens": 2}
+    seen = _Seen(stack)
+    _leave(stack, "/v1/completions", body, jobs=3, headers={"x-stainless-read-timeout": "60"})
+    eventually(lambda: seen.count("job_abandoned") == 3, "they are cancelled")
+
+    seen = _Seen(stack)
+    _leave(stack, "/v1/completions", body, jobs=3)
+    eventually(lambda: seen.count("job_orphaned") == 3, "their places are kept")
+    go_on()
+    answer = httpx.post(
+        f"{stack.urls[1]}/v1/completions", json=body, headers=_headers(1), timeout=PATIENCE_S
+    )
+    assert answer.status_code == 200, answer.text
+    assert seen.count("job_adopted") == seen.count("request_accepted") == 3
+    assert {one["job_id"] for one in seen.events("job_adopted")} == {
+        one["job_id"] for one in seen.events("request_accepted")
+    }
+    assert [choice["index"] for choice in answer.json()["choices"]] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("dies", [False, True], ids=["the same gateway", "another gateway"])
 def test_a_job_whose_client_stays_away_is_cancelled(
     stack: Stack, go_on: Callable[[], None], dies: bool
@@ -251,9 +274,10 @@ def _leave(
     retry: int = 0,
     headers: dict[str, str] | None = None,
     url: str | None = None,
+    jobs: int = 1,
 ) -> None:
-    """Send a request, and disconnect once its job is accepted, which is at its timeout for a client
-    whose ``headers`` name so short a time."""
+    """Send a request, and disconnect once its ``jobs`` are accepted, which is at its timeout for a
+    client whose ``headers`` name so short a time."""
     url = url or stack.url
     accepted = _Seen(stack)
     payload = json.dumps(body).encode()
@@ -263,7 +287,7 @@ def _leave(
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + payload)
-        eventually(lambda: accepted.count("request_accepted") == 1, "the job is accepted")
+        eventually(lambda: accepted.count("request_accepted") == jobs, "the job is accepted")
 
 
 def _assert_no_orphans(stack: Stack) -> None:

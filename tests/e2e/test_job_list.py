@@ -128,7 +128,7 @@ def test_a_wrong_parameter_is_400_with_what_is_allowed(listed_stack: Stack) -> N
 
 
 async def test_the_same_list_over_nats(listed_stack: Stack) -> None:
-    """With the same fields; an unknown one is 400 with the known ones."""
+    """With the same fields; an unknown one is 400 with the one that was meant."""
     job_id = listed_stack.submit(prompt="x", max_tokens=1, metadata={"of": "nats"})
     listed_stack.wait_for_end(job_id)
     expected = listed(listed_stack.url, **{"metadata.of": "nats"})
@@ -142,7 +142,7 @@ async def test_the_same_list_over_nats(listed_stack: Stack) -> None:
     headers = wrong.headers or {}
     assert headers["Nats-Service-Error-Code"] == "400"
     assert (
-        "stat is not a field of this request; the fields are state, code"
+        "stat is not a field of this request; did you mean state?"
         in (headers["Nats-Service-Error"])
     )
     await client.close()

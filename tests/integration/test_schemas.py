@@ -14,7 +14,7 @@ from services.gateway.validation.schemas import TRIALS_AT_ONCE, Schemas
 from shared.errors import InvalidRequest, Overloaded
 from shared.schemas.trials import SchemaTrials
 from shared.wire.api import JobSubmission
-from shared.wire.requests import JsonObject, PlainText
+from shared.wire.requests import GrammarFormat, JsonObject, PlainText, RegexFormat
 from tests.support.schemas import schema_format
 
 SLOW = {"type": "integer", "multipleOf": 999_983}
@@ -95,6 +95,41 @@ async def test_schemas_that_are_much_work_are_refused(schemas: Schemas) -> None:
         {"oneOf": [{"const": number} for number in range(700)] + [{"minimum": 0}]},
     ):
         await refusal(schemas, schema)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        RegexFormat("("),
+        RegexFormat("a{99999999999}"),
+        RegexFormat("(" * 5000 + ")" * 5000),
+        RegexFormat("[^\\s\\S]"),
+        RegexFormat("(?=a)b"),
+        RegexFormat("[z-a]"),
+        RegexFormat("a\\1"),
+        GrammarFormat("root = x"),
+        GrammarFormat('start: "a"'),
+        GrammarFormat('root ::= "a" missing'),
+        GrammarFormat("roots ::= [a-z]"),
+        GrammarFormat("root ::= [z-a]"),
+        GrammarFormat('root ::= "a'),
+        GrammarFormat("root ::= " + "(" * 5000 + '"a"' + ")" * 5000),
+        GrammarFormat('root ::= ("a"{1000}){1000}{1000}'),
+        GrammarFormat("root ::= root"),
+        GrammarFormat("\n".join(f"r{n} ::= r{n + 1}" for n in range(1500)) + "\nroot ::= r0"),
+    ],
+    ids=lambda form: repr(form)[:50],
+)
+async def test_a_grammar_that_cannot_be_enforced_is_refused(
+    schemas: Schemas, form: GrammarFormat | RegexFormat
+) -> None:
+    """With a sentence, within the limits; and the process, or another one, goes on."""
+    with pytest.raises(InvalidRequest, match=r"^response_format: ") as refused:
+        await schemas.check(JobSubmission(prompt="x", response_format=form))
+    assert refused.value.param == "response_format"
+    assert len(refused.value.message) < 600
+    await schemas.check(JobSubmission(prompt="x", response_format=RegexFormat("[ab]+")))
+    await schemas.check(JobSubmission(prompt="x", response_format=GrammarFormat('root ::= "a"*')))
 
 
 async def test_schemas_that_look_large_are_accepted(schemas: Schemas) -> None:

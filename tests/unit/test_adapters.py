@@ -66,6 +66,12 @@ def test_several_answers_need_inferers_that_all_give_them(inferers: list[int], m
     assert ENTRY.max_choices == 1
 
 
+def test_only_what_all_inferers_accept_is_accepted() -> None:
+    entries = [entry(accepts=["b", "a"]), entry(started_at=LATER, accepts=["b", "c"])]
+    assert ModelFacts.of(entries).accepts == ["b"]
+    assert ModelFacts.of([*entries, ENTRY]).accepts == []
+
+
 def test_an_unknown_one_is_refused_by_name_with_what_there_is() -> None:
     wanted = JobSubmission(prompt="x", adapter="c")
     for facts, has in (

@@ -10,12 +10,13 @@ from services.gateway.validation.limits import (
     MAX_METADATA_BYTES,
     check_metadata,
     check_submission,
+    clamped,
 )
 from services.gateway.validation.schema_size import read_schema
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission
 from shared.wire.inferers import ModelFacts
-from shared.wire.requests import NamedSchema
+from shared.wire.requests import NamedSchema, RegexFormat
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,13 @@ def test_a_schema_is_a_small_object(source: bytes) -> None:
     assert refused.value.param == "response_format"
 
 
-FACTS = ModelFacts(n_ctx=100_000, tasks=["chat", "complete"], vocabulary=1000, max_choices=8)
+FACTS = ModelFacts(
+    n_ctx=100_000,
+    tasks=["chat", "complete"],
+    vocabulary=1000,
+    max_choices=8,
+    accepts=["grammars", "prompt_tokens"],
+)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,21 @@ FACTS = ModelFacts(n_ctx=100_000, tasks=["chat", "complete"], vocabulary=1000, m
             "with top_logprobs 3 and n 4 an answer has at most 750 tokens",
         ),
         ({"n": 2, "input": "x"}, FACTS, "n", "applies only to text"),
+        (
+            {"prompt": "x", "response_format": RegexFormat("a")},
+            replace(FACTS, accepts=[]),
+            "response_format",
+            "earlier version",
+        ),
+        (
+            {"prompt": "x", "response_format": RegexFormat("a"), "ignore_eos": True},
+            FACTS,
+            "ignore_eos",
+            "determines where the answer ends",
+        ),
+        ({"prompt_tokens": [1]}, replace(FACTS, accepts=[]), "prompt_tokens", "earlier version"),
+        ({"prompt_tokens": [5, 1000]}, FACTS, "prompt_tokens", "1000 is not a token"),
+        ({"prompt_tokens": [5] * 100_000}, FACTS, "prompt_tokens", "leave no room"),
     ],
     ids=str,
 )
@@ -83,6 +105,14 @@ def test_answers_that_fit_are_accepted() -> None:
     check_submission(JobSubmission(prompt="x", max_tokens=12_500, n=8), FACTS)
     check_submission(JobSubmission(prompt="x", n=8), None)
     check_submission(JobSubmission(prompt="x"), FACTS)
+    check_submission(JobSubmission(prompt_tokens=[999], response_format=RegexFormat("a")), FACTS)
+
+
+def test_more_tokens_than_the_context_has_are_clamped() -> None:
+    wanted = JobSubmission(prompt="x", max_tokens=200_000)
+    assert clamped(wanted, FACTS).max_tokens == 100_000
+    assert clamped(wanted, None) == wanted
+    assert clamped(JobSubmission(prompt="x"), FACTS).max_tokens is None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_each_form_of_input_is_a_list_of_inputs(given: Any, inputs: Any) -> None
     submission = decode_body(body, JobSubmission)
     assert (submission.task, submission.input) == ("embed", inputs)
     assert decode_body(encode({"input": inputs}), JobSubmission).input == inputs
-    assert decode_body(body, EmbeddingsRequest).submission().input == inputs
+    assert decode_body(body, EmbeddingsRequest).submissions()[0].input == inputs
     request = InferenceRequest(task="embed", input=inputs)
     assert msgspec.json.decode(encode(request), type=InferenceRequest).input == inputs
 
@@ -59,7 +59,10 @@ def test_each_form_of_input_is_a_list_of_inputs(given: Any, inputs: Any) -> None
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b'{"input":"a","prompt":"b"}', "exactly one of `messages`, `prompt`, `input` and `query`"),
+        (
+            b'{"input":"a","prompt":"b"}',
+            "exactly one of `messages`, `prompt`, `prompt_tokens`, `input` and `query`",
+        ),
         (b'{"query":"a"}', "`query` and `documents` together"),
         (b'{"documents":["a"]}', "exactly one of"),
         (b'{"prompt":"a","documents":["a"]}', "together"),

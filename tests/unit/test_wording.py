@@ -12,7 +12,7 @@ from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission
 
 
-class Circle(Struct, tag_field="shape", tag="circle"):
+class Circle(Struct, tag_field="shape", tag="circle", forbid_unknown_fields=True):
     radius: float
 
 
@@ -48,8 +48,18 @@ class Body(Struct, forbid_unknown_fields=True):
         (
             '{"name":"a","colr":1}',
             "colr",
-            "colr is not a field of this request; the fields are name, count, share, sizes, "
+            "colr is not a field of this request; did you mean colour?",
+        ),
+        (
+            '{"name":"a","x":1}',
+            "x",
+            "x is not a field of this request; the fields are name, count, share, sizes, "
             "colour, is_open, shapes, text, extra, biases",
+        ),
+        (
+            '{"name":"a","shapes":[{"shape":"circle","radius":1,"y":1}]}',
+            "shapes[0].y",
+            "shapes[0].y is not a field of this request; the fields are shape, radius, side",
         ),
         ('{"name":1}', "name", "name must be a string"),
         ('{"name":null}', "name", "name must be a string"),

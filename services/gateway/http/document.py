@@ -20,6 +20,7 @@ from litestar.types import Empty
 from litestar.typing import FieldDefinition
 from msgspec import Raw, Struct, UnsetType, inspect
 
+from services.gateway.http.openai.parameters import Body, OtherParameters, WithoutEffect
 from shared.wire.api import JobSubmission, TaskState
 from shared.wire.listing import ID_PREFIX, PAGE, JobQuery, JobSort
 from shared.wire.requests import Priority, Via
@@ -43,18 +44,31 @@ RAW_FIELDS: dict[str, Any] = {
     "request": dict[str, Any] | None,
     "source": dict[str, Any],
     "parameters": dict[str, Any] | None,
-    "functions": list[Any] | None,
-    "function_call": str | dict[str, Any] | None,
     "input": str | list[dict[str, Any]],
     "format": dict[str, Any] | None,
     "tools": list[dict[str, Any]] | None,
     "tool_choice": str | dict[str, Any] | None,
     **dict.fromkeys(UNSUPPORTED, dict[str, Any] | list[Any] | None),
+    "guided_json": dict[str, Any] | str | None,
+    "json_schema": dict[str, Any] | str | None,
+    "json": dict[str, Any] | str | None,
+    "audio": None,
+    "function_call": None,
+    "annotations": list[Any] | None,
+    "provider_specific_fields": dict[str, Any] | None,
+    "cache_control": dict[str, Any] | None,
+    "prompt_cache_breakpoint": dict[str, Any] | None,
 }
 """Fields that are passed on as raw bytes, with the type that they must contain."""
 
 EXACTLY_ONE: dict[type[Struct], list[list[str]]] = {
-    JobSubmission: [["messages"], ["prompt"], ["input"], ["query", "documents"]]
+    JobSubmission: [
+        ["messages"],
+        ["prompt"],
+        ["prompt_tokens"],
+        ["input"],
+        ["query", "documents"],
+    ]
 }
 """Groups of fields of which exactly one must be given, with all its fields."""
 
@@ -134,6 +148,9 @@ class StructSchemaPlugin(OpenAPISchemaPlugin):
         schema: Schema = schema_creator.create_component_schema(
             field_definition, required=sorted(required), property_fields=properties
         )
+        if issubclass(info.cls, Body):
+            schema.additional_properties = False
+            schema.properties = {**(schema.properties or {}), **_others(info.cls.others)}
         if info.forbid_unknown_fields:
             schema.additional_properties = False
         if (groups := EXACTLY_ONE.get(info.cls)) is not None:
@@ -141,6 +158,16 @@ class StructSchemaPlugin(OpenAPISchemaPlugin):
         for field in info.fields:
             _constrain(field.type, (schema.properties or {})[field.encode_name])
         return schema
+
+
+def _others(parameters: OtherParameters) -> dict[str, Schema]:
+    """What the parameters that have no effect may be."""
+    return {
+        name: Schema(description=other.why)
+        if isinstance(other, WithoutEffect)
+        else Schema(enum=[None, *other.nothing], description=f"Not supported: {other.why}.")
+        for name, other in parameters.items()
+    }
 
 
 def _is_raw(hint: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 from litestar import Request
 from litestar.types import Empty
 
+from services.gateway.http.openai.parameters import Body
 from services.gateway.validation.decode import decode_body
 from shared.errors import InvalidRequest, RequestTooLarge
 
@@ -37,7 +38,10 @@ class StrictRequest(Request[Any, Any, Any]):
         """
         field = self.route_handler.parsed_data_field
         assert field is not None
-        return decode_body(await self.body(), field.annotation)
+        body, kind = await self.body(), field.annotation
+        if field.is_subclass_of(Body):
+            kind.check_names(body)
+        return decode_body(body, kind)
 
     async def _read(self, limit: int | None) -> bytes:
         parts, size, more = [], 0, True

@@ -53,17 +53,28 @@ class Idempotency:
         """
         if key is None:
             return await self._jobs.submit(submission, caller, reply_to)
+        self.require_valid(key)
+        return await self.submit_once(submission, caller, key, reply_to)
+
+    @staticmethod
+    def require_valid(key: str) -> None:
+        """Raises: InvalidRequest: no client may send this key."""
         if not _KEY.fullmatch(key):
             raise InvalidRequest(
                 f"{subjects.HEADER_IDEMPOTENCY_KEY}: give 1 to 255 printable ASCII characters",
                 subjects.HEADER_IDEMPOTENCY_KEY,
             )
-        return await self.submit_once(submission, caller, key, reply_to)
 
     async def submit_once(
-        self, submission: JobSubmission, caller: Caller, key: str, reply_to: str | None = None
+        self,
+        submission: JobSubmission,
+        caller: Caller,
+        key: str,
+        reply_to: str | None = None,
+        digest: str | None = None,
     ) -> AcceptedJob:
-        """Like `submit`, also for a key that no client can send.
+        """Like `submit`, also for a key that no client can send. ``digest`` is what distinguishes
+        the request from others, if that is more than this submission.
 
         The key's record is written first, then the job is published under the id in it. A gateway
         that dies in between leaves a key without a job. So a gateway that finds a record, but no
@@ -75,7 +86,7 @@ class Idempotency:
         would be refused, because a result is written once.
         """
         subject = subjects.idempotency(sha256(f"{caller.owner}\0{key}".encode()).hexdigest())
-        digest = digest_of(submission)
+        digest = digest or digest_of(submission)
         while True:
             record = await read_record(self._broker, subject, digest)
             if record.job_id is not None and (job := await self._find(record.job_id)) is not None:

@@ -28,7 +28,7 @@ from services.gateway.state.pending_job import (
 from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
 from services.gateway.validation.inputs import check_result_fits, result_bytes
-from services.gateway.validation.limits import check_submission, logprob_bytes
+from services.gateway.validation.limits import check_submission, clamped, logprob_bytes
 from services.gateway.validation.schemas import Schemas
 from shared.background import Tasks
 from shared.broker.connection import Broker
@@ -117,10 +117,7 @@ class Jobs:
             Overtaken: another gateway has used the key meanwhile.
         """
         self._storage.require_room()
-        model = await self._fleet.choose(submission.model)
-        check_submission(submission, model.facts)
-        check_result_fits(submission, model.facts, self._broker.max_body)
-        await self._schemas.check(submission)
+        model, submission = await self._checked(submission, caller)
         now = self._broker.now()
         timeout_s = submission.timeout_s or self._settings.default_timeout_s
         accepted = AcceptedJob(
@@ -164,8 +161,29 @@ class Jobs:
         )
         return accepted
 
+    async def check(self, submission: JobSubmission, caller: Caller) -> None:
+        """Refuse what `submit` would refuse as invalid.
+
+        Raises:
+            InvalidRequest, UnknownModel: it cannot run.
+            Overloaded: too many schemas are being checked.
+        """
+        await self._checked(submission, caller)
+
+    async def _checked(
+        self, submission: JobSubmission, caller: Caller
+    ) -> tuple[ModelConsumers, JobSubmission]:
+        """The model of a submission, and the submission as it is stored."""
+        model = await self._fleet.choose(submission.model)
+        if caller.via == "openai":
+            submission = clamped(submission, model.facts)
+        check_submission(submission, model.facts)
+        check_result_fits(submission, model.facts, self._broker.max_body)
+        await self._schemas.check(submission)
+        return model, submission
+
     def answer_format(self, model: str, submission: ModelRequest) -> AnswerFormat:
-        """How the answer to a request is written, as far as that is known now."""
+        """How the answer to a submission is written, as far as that is known now."""
         known = self._fleet.models.get(token_of(model))
         return format_in(submission, known.facts if known else None)
 

@@ -169,7 +169,7 @@ class NatsService:
 
     async def _complete(self, request: Request) -> None:
         submission = decode_body(request.data, NatsSubmission)
-        if submission.prompt is None:
+        if submission.prompt is None and submission.prompt_tokens is None:
             raise InvalidRequest("infer.complete takes a `prompt`; for `messages` use infer.chat")
         await self._converse(request, submission)
 

@@ -9,10 +9,10 @@ from services.gateway.validation.inputs import check_inputs
 from services.gateway.validation.schema_size import MAX_DEPTH, is_deeper
 from services.gateway.validation.tools import check_template, check_tools
 from shared.errors import InvalidRequest, PromptTooLong
-from shared.token_ids import require_token_ids
+from shared.token_ids import require_known, require_token_ids
 from shared.wire.api import JobSubmission
-from shared.wire.inferers import ModelFacts
-from shared.wire.requests import JsonObject, JsonSchema, Task
+from shared.wire.inferers import GRAMMARS, PROMPT_TOKENS, ModelFacts
+from shared.wire.requests import GrammarFormat, PlainText, RegexFormat, Task
 
 MAX_METADATA_BYTES = 16 * 1024
 
@@ -69,6 +69,19 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             ("logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "logprobs"),
             OF_EARLIER_VERSION,
         )
+    is_grammar = isinstance(submission.response_format, GrammarFormat | RegexFormat)
+    if is_grammar and GRAMMARS not in facts.accepts:
+        _refuse(submission, ("response_format",), OF_EARLIER_VERSION)
+    if submission.prompt_tokens is not None:
+        if PROMPT_TOKENS not in facts.accepts:
+            _refuse(submission, ("prompt_tokens",), OF_EARLIER_VERSION)
+        require_known(submission.prompt_tokens, facts.vocabulary, "prompt_tokens")
+        if len(submission.prompt_tokens) >= facts.n_ctx:
+            raise PromptTooLong(
+                f"prompt_tokens: {len(submission.prompt_tokens)} tokens leave no room for an "
+                f"answer in the model's context of {facts.n_ctx}",
+                "prompt_tokens",
+            )
     if submission.n > facts.max_choices:
         _refuse(submission, ("n",), OF_EARLIER_VERSION)
     most_tokens = min(submission.max_tokens or facts.n_ctx, facts.n_ctx)
@@ -89,6 +102,15 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
             f"{facts.n_ctx} tokens",
             "prompt" if submission.prompt is not None else "messages",
         )
+
+
+def clamped(submission: JobSubmission, facts: ModelFacts | None) -> JobSubmission:
+    """``submission`` with no more ``max_tokens`` than the model's context, as other servers of
+    OpenAI's API do it."""
+    wanted = submission.max_tokens
+    if facts is None or wanted is None or wanted <= facts.n_ctx:
+        return submission
+    return msgspec.structs.replace(submission, max_tokens=facts.n_ctx)
 
 
 def _check_task(task: Task, facts: ModelFacts) -> None:
@@ -122,7 +144,7 @@ def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
                 f"min_tokens: {submission.min_tokens} is more than {name}, {bound}", "min_tokens"
             )
     deciding = ["tools"] if submission.offered_tools else []
-    if isinstance(submission.response_format, JsonSchema | JsonObject):
+    if not isinstance(submission.response_format, PlainText | None):
         deciding.append("response_format")
     if deciding:
         _refuse(

@@ -1,4 +1,4 @@
-"""Checks the schemas of a submission before its job is queued (decision 45)."""
+"""Checks the schemas and grammars of a submission before its job is queued (decisions 45, 53)."""
 
 import asyncio
 import hashlib
@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET, Raw
@@ -16,7 +17,8 @@ from shared.errors import InvalidRequest, Overloaded
 from shared.logs import logger
 from shared.schemas.trials import SchemaTrials
 from shared.wire.api import JobSubmission
-from shared.wire.requests import JsonSchema
+from shared.wire.codecs import encode
+from shared.wire.requests import GrammarFormat, JsonSchema, RegexFormat
 
 TRIAL_S = 2.0
 """For one schema, which typically takes some milliseconds. The CPU time is limited, too."""
@@ -48,9 +50,9 @@ class Schemas:
         self._running: dict[bytes, asyncio.Task[str | None]] = {}
 
     async def check(self, submission: JobSubmission) -> None:
-        """Refuse schemas that cannot be enforced: that of the answer, and those of the arguments of
-        tools that are ``strict``. Takes `TRIAL_S` and `TURN_S` at most for each; next to nothing
-        if it was sent before.
+        """Refuse schemas that cannot be enforced: that of the answer, or its grammar, and those of
+        the arguments of tools that are ``strict``. Takes `TRIAL_S` and `TURN_S` at most for each;
+        next to nothing if it was sent before.
 
         Raises:
             InvalidRequest: one is not a valid schema, cannot be enforced, or takes too much.
@@ -59,6 +61,8 @@ class Schemas:
         if isinstance(submission.response_format, JsonSchema):
             named = submission.response_format.json_schema
             await self._check(named.source, lambda: named.schema, "response_format")
+        if isinstance(form := submission.response_format, GrammarFormat | RegexFormat):
+            await self._check_language(form)
         for number, tool in enumerate(submission.offered_tools):
             function = tool.function
             if function.strict and function.parameters is not UNSET:
@@ -66,15 +70,28 @@ class Schemas:
                 await self._check(function.parameters, lambda: function.schema, param)  # noqa: B023
 
     async def _check(self, source: Raw, read: Callable[[], dict[str, Any]], param: str) -> None:
-        digest = hashlib.sha256(source).digest()
+        def trial() -> Callable[[], str | None]:
+            schema = read_schema(source, read, param)
+            return partial(self._trials.error, schema, self._closing)
+
+        await self._refuse(hashlib.sha256(source).digest(), trial, param)
+
+    async def _check_language(self, form: GrammarFormat | RegexFormat) -> None:
+        digest = hashlib.sha256(encode(form)).digest()
+        error = partial(self._trials.language_error, form, self._closing)
+        await self._refuse(digest, lambda: error, "response_format")
+
+    async def _refuse(
+        self, digest: bytes, trial: Callable[[], Callable[[], str | None]], param: str
+    ) -> None:
+        """Raises: InvalidRequest: what has this ``digest`` is refused, as its ``trial`` says."""
         if digest in self._outcomes:
             self._outcomes.move_to_end(digest)
             refused = self._outcomes[digest]
         else:
-            schema = read_schema(source, read, param)
-            trial = self._running.get(digest) or self._start(digest, schema)
+            running = self._running.get(digest) or self._start(digest, trial())
             # A client that hangs up leaves the outcome to others.
-            refused = await asyncio.shield(trial)
+            refused = await asyncio.shield(running)
         if refused is not None:
             raise InvalidRequest(f"{param}: {refused}", param)
 
@@ -84,18 +101,18 @@ class Schemas:
         self._trials.close()
         self._threads.shutdown(wait=False)
 
-    def _start(self, digest: bytes, schema: dict[str, Any]) -> asyncio.Task[str | None]:
+    def _start(self, digest: bytes, error: Callable[[], str | None]) -> asyncio.Task[str | None]:
         def forget(trial: asyncio.Task[str | None]) -> None:
             del self._running[digest]
             if not trial.cancelled():
                 trial.exception()  # all clients may have hung up
 
-        trial = asyncio.create_task(self._try(digest, schema), name="try a schema")
+        trial = asyncio.create_task(self._try(digest, error), name="try a schema")
         self._running[digest] = trial
         trial.add_done_callback(forget)
         return trial
 
-    async def _try(self, digest: bytes, schema: dict[str, Any]) -> str | None:
+    async def _try(self, digest: bytes, error: Callable[[], str | None]) -> str | None:
         try:
             async with asyncio.timeout(TURN_S):
                 await self._turns.acquire()
@@ -104,14 +121,12 @@ class Schemas:
                 "too many other schemas are being checked; nothing was accepted, try again"
             ) from None
         try:
-            refused = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._trials.error, schema, self._closing
-            )
+            refused = await asyncio.get_running_loop().run_in_executor(self._threads, error)
         except LimitExceeded as exceeded:
             # Not remembered: it may be due to what else the machine was doing.
             return str(exceeded)
-        except OSError as error:
-            log.warning("schema_not_tried", error=str(error))
+        except OSError as failure:
+            log.warning("schema_not_tried", error=str(failure))
             raise Overloaded(
                 "the schema cannot be checked now; nothing was accepted, try again"
             ) from None

@@ -1,7 +1,8 @@
 """Turns msgspec's validation errors into messages for clients."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from msgspec import ValidationError, inspect
@@ -9,6 +10,8 @@ from msgspec import ValidationError, inspect
 from shared.errors import InvalidRequest
 
 MAX_QUOTE_CHARS = 80
+CLOSE = 0.75
+"""How alike two names are if one may be meant by the other, from 0 to 1."""
 
 TYPES = {
     "int": "a whole number",
@@ -41,10 +44,8 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
         param = f"{param}.{match[2]}".lstrip(".")[:MAX_QUOTE_CHARS]
         if match[1] == "missing required":
             return InvalidRequest(f"{param} is missing", param)
-        fields = ", ".join(kind.__struct_fields__)
-        return InvalidRequest(
-            f"{param} is not a field of this request; the fields are {fields}", param
-        )
+        parent = re.findall(r"\w+", parsed[3] or "")
+        return unknown_field(param, match[2], _fields(inspect.type_info(kind), parent))
     requirement = None
     if match := _VALUE.fullmatch(message):
         choices = " or ".join(_choices(inspect.type_info(kind), re.findall(r"\w+", param)))
@@ -69,6 +70,33 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
 def invalid_parameter(name: str, message: str) -> InvalidRequest:
     """The error for a parameter of a URL, of which the framework has read ``message``."""
     return invalid_body(ValidationError(f"{message} - at `$.{name}`"), dict)
+
+
+def unknown_field(param: str, name: str, known: Sequence[str]) -> InvalidRequest:
+    """The error for a field ``param`` with a ``name`` that is not one of those ``known``."""
+    param = param[:MAX_QUOTE_CHARS]
+    nearest = get_close_matches(name[:MAX_QUOTE_CHARS], known, 1, CLOSE)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"the fields are {', '.join(known)}"
+    return InvalidRequest(f"{param} is not a field of this request; {hint}", param)
+
+
+def _fields(kind: inspect.Type, path: list[str]) -> list[str]:
+    """The fields of the objects at ``path`` in ``kind``."""
+    match kind:
+        case inspect.Metadata():
+            return _fields(kind.type, path)
+        case inspect.UnionType():
+            found = [name for member in kind.types for name in _fields(member, path)]
+            return list(dict.fromkeys(found))
+        case inspect.ListType() if path:
+            return _fields(kind.item_type, path[1:])
+        case inspect.StructType() if not path:
+            tags = [kind.tag_field] if kind.tag_field else []
+            return [*tags, *(field.encode_name for field in kind.fields)]
+        case inspect.StructType():
+            types = [field.type for field in kind.fields if field.encode_name == path[0]]
+            return _fields(types[0], path[1:]) if types else []
+    return []
 
 
 def _choices(kind: inspect.Type, path: list[str]) -> Iterator[str]:

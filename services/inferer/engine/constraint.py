@@ -36,9 +36,15 @@ from shared.answers.marks import (
 )
 from shared.bounded.process import LimitExceeded
 from shared.errors import InvalidRequest
-from shared.schemas.compiler import lark_json
+from shared.schemas.compiler import lark_json, lark_language
 from shared.wire.answers import PLAIN
-from shared.wire.requests import JsonObject, JsonSchema, ModelRequest
+from shared.wire.requests import (
+    GrammarFormat,
+    JsonObject,
+    JsonSchema,
+    ModelRequest,
+    RegexFormat,
+)
 from shared.wire.tools import ChosenTool, Tool
 
 LONGEST_SCHEMA = 2**20
@@ -65,7 +71,7 @@ def constraint(
         Cancelled: ``cancelled`` was set.
     """
     rules = _Rules(model, request, cancelled)
-    if rules.schema is None and not rules.tools:
+    if not (rules.is_formatted or rules.tools):
         return None
     if rules.schema is not None and rules.format == PLAIN:
         return model.vocabulary.grammar_of_schema(rules.schema, RESPONSE_FORMAT)
@@ -83,6 +89,8 @@ class _Rules:
         self._cancelled = cancelled
         self.format = model.answer_format(request)
         self.schema = self._enforced_schema(request)
+        self._language = self._enforced_language(request)
+        self.is_formatted = self.schema is not None or self._language is not None
         self.tools = _callable(request) if request.messages is not None else []
         self._must_call = request.tool_choice not in ("none", "auto")
         self._many = "*" if request.parallel_tool_calls else "?"
@@ -93,7 +101,9 @@ class _Rules:
 
     def text(self, opened: bool, is_closed: bool) -> str:
         if self.schema is not None:
-            self._lines.append(f"schema: {lark_json(self.schema)}")
+            self._lines.append(f"formatted: {lark_json(self.schema)}")
+        if self._language is not None:
+            self._lines.append(f"formatted: {self._language}")
         for number, tool in enumerate(self.tools):
             self._lines.append(f"arguments_{number}: {lark_json(self._parameters(tool))}")
         self._lines.append("WS: /[ \\n]{0,4}/")
@@ -121,7 +131,7 @@ class _Rules:
     def _answer(self) -> str:
         """What comes after the reasoning: text, JSON or calls."""
         if not self.tools:
-            return "schema"
+            return "formatted"
         opening, call, separator = {
             HERMES: (TOOL_CALL, f"WS one WS {self._mark(END_TOOL_CALL)}", "WS"),
             LLAMA: ("", "one", ""),
@@ -152,8 +162,8 @@ class _Rules:
         calls = f"{mark} call {repeated}"
         if self._must_call:
             return calls
-        if self.schema is not None:
-            return f"schema | {calls}"
+        if self.is_formatted:
+            return f"formatted | {calls}"
         if self._token(opening) is not None:
             text = self._free("TEXT", opening)
             return f"{text}? | {text}? {calls}"
@@ -169,8 +179,8 @@ class _Rules:
         called = "call" if tag is None else f"<[{tag}]>? call"
         if self._must_call:
             return called
-        if self.schema is not None:
-            return f"schema | {called}"
+        if self.is_formatted:
+            return f"formatted | {called}"
         # What begins with a brace is read as a call.
         self._not_first.append(r"\{")
         self._free("TEXT", PYTHON_TAG)
@@ -184,7 +194,7 @@ class _Rules:
         for name in ("analysis", "commentary"):
             self._lines.append(f'{name}: {channel} "{name}" {message} {body} {next_one}')
         last = [] if self._must_call and self.tools else ["final"]
-        shown = "schema" if self.schema is not None else f"{text}?"
+        shown = "formatted" if self.is_formatted else f"{text}?"
         self._lines.append(f'final: {channel} "final" {message} {shown}')
         if self.tools:
             last.append("call")
@@ -193,8 +203,8 @@ class _Rules:
                 self._lines.append(f"one_{number}: {header} arguments_{number}")
             ones = _any(f"one_{number}" for number in range(len(self.tools)))
             self._lines.append(f'call: {channel} "commentary to=functions." ({ones})')
-        # Commentary is part of the answer, which is to be JSON and nothing else.
-        before = "analysis" if self.schema is not None else "analysis | commentary"
+        # Commentary is part of the answer, which is to be of its format and nothing else.
+        before = "analysis" if self.is_formatted else "analysis | commentary"
         self._lines.append(f"start: ({before})* ({_any(last)})")
 
     def _mark(self, text: str) -> str:
@@ -242,6 +252,21 @@ class _Rules:
         if reason is not None:
             raise InvalidRequest(reason, RESPONSE_FORMAT)
         return schema
+
+    def _enforced_language(self, request: ModelRequest) -> str | None:
+        """The grammar or the regular expression of the answer, in Lark.
+
+        Raises: InvalidRequest: it cannot be enforced."""
+        form = request.response_format
+        if not isinstance(form, GrammarFormat | RegexFormat):
+            return None
+        try:
+            reason = self._model.vocabulary.language_error(form, self._cancelled)
+        except LimitExceeded as exceeded:
+            reason = str(exceeded)
+        if reason is not None:
+            raise InvalidRequest(f"{RESPONSE_FORMAT}: {reason}", RESPONSE_FORMAT)
+        return lark_language(form)
 
     def _parameters(self, tool: Tool) -> dict[str, Any]:
         """The schema of the arguments, or of any object where it cannot be enforced.

@@ -17,6 +17,7 @@ from shared.bounded.process import LimitExceeded
 from shared.errors import InvalidRequest, ModelError
 from shared.schemas.compiler import compile_lark, compile_schema, error_text
 from shared.schemas.trials import SchemaTrials
+from shared.wire.requests import GrammarFormat, RegexFormat
 
 if TYPE_CHECKING:
     from services.inferer.engine.model import Model
@@ -113,6 +114,19 @@ class Vocabulary:
             return self._trials.error(schema, cancelled)
         except LimitExceeded:
             raise
+        except OSError as error:
+            raise ModelError(str(error)) from error
+
+    def language_error(
+        self, form: GrammarFormat | RegexFormat, cancelled: threading.Event | None = None
+    ) -> str | None:
+        """The same for a grammar or a regular expression.
+
+        Raises:
+            LimitExceeded, ModelError, Cancelled: as in `schema_error`.
+        """
+        try:
+            return self._trials.language_error(form, cancelled)
         except OSError as error:
             raise ModelError(str(error)) from error
 

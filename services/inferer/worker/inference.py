@@ -20,6 +20,7 @@ from shared.answers.reader import read_answer
 from shared.background import start
 from shared.broker.connection import Broker
 from shared.errors import InvalidAnswer, InvalidRequest, PromptTooLong
+from shared.token_ids import require_known
 from shared.wire import subjects
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.replies import is_inbox
@@ -126,7 +127,11 @@ class Inference:
         else:
             written = ChatPrompt(Prompt([Piece(request.prompt or "")]))
         self._entry.enter(Phase.TOKENIZING)
-        prompt = model.tokenize_prompt(written.prompt)
+        if request.prompt_tokens is not None:
+            require_known(request.prompt_tokens, model.vocabulary.size, "prompt_tokens")
+            prompt = request.prompt_tokens
+        else:
+            prompt = model.tokenize_prompt(written.prompt)
         if not prompt:
             raise InvalidRequest("the prompt has no tokens for this model", "prompt")
         if len(prompt) >= n_ctx:

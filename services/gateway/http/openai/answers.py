@@ -13,7 +13,7 @@ from shared.answers.reader import AnswerReader, Content, Part, Reasoning
 from shared.timestamps import parse_timestamp
 from shared.wire.api import JobChoice, JobResult
 from shared.wire.logprobs import TokenLogprob, TopLogprob
-from shared.wire.results import Completed, FinishReason, Usage
+from shared.wire.results import Completed, FinishReason, PromptTokensDetails, Usage
 
 CONTINUATION, CONTINUATION_BITS = 0b1100_0000, 0b1000_0000
 """Of the bytes of a character in UTF-8, all but the first."""
@@ -39,10 +39,33 @@ class Answer(Struct, frozen=True, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
 
 
-def completion(accepted: AcceptedJob, result: Completed, echoed: str) -> Answer:
-    """The response to a request that did not stream."""
+def completion(
+    jobs: Sequence[AcceptedJob], results: Sequence[Completed], echoed: Sequence[str]
+) -> Answer:
+    """The response to a request that did not stream, whose ``jobs`` have these ``results``.
+    ``echoed`` is what the texts of each begin with."""
+    choices: list[Choice] = []
+    for job, result, prompt in zip(jobs, results, echoed, strict=True):
+        choices += _choices(job, result, prompt, len(choices))
+    kind = "chat.completion" if jobs[0].task == "chat" else "text_completion"
+    return _answer(jobs[0], kind, choices, usage_of([result.usage for result in results]))
+
+
+def usage_of(usages: Sequence[Usage]) -> Usage:
+    """That of several jobs together."""
+    cached = sum(one.prompt_tokens_details.cached_tokens for one in usages)
+    return Usage(
+        prompt_tokens=sum(one.prompt_tokens for one in usages),
+        completion_tokens=sum(one.completion_tokens for one in usages),
+        total_tokens=sum(one.total_tokens for one in usages),
+        prompt_tokens_details=PromptTokensDetails(cached),
+    )
+
+
+def _choices(accepted: AcceptedJob, result: Completed, echoed: str, first: int) -> list[Choice]:
+    """Those of one job; the ``first`` has this index."""
     choices = []
-    for index, one in enumerate(JobChoice.all_of(result)):
+    for index, one in enumerate(JobChoice.all_of(result), first):
         logprobs = None
         if one.logprobs is not UNSET:
             logprobs = logprobs_of(accepted, one.logprobs, TextOffsets())
@@ -54,19 +77,29 @@ def completion(accepted: AcceptedJob, result: Completed, echoed: str) -> Answer:
             text = echoed + one.text
             choice = Choice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
         choices.append(choice)
-    kind = "chat.completion" if accepted.task == "chat" else "text_completion"
-    return _answer(accepted, kind, choices, result.usage)
+    return choices
 
 
 class Chunks:
-    """The chunks of a streamed response with ``n`` answers. With ``include_usage``, ``usage`` is
-    null in all but the last."""
+    """The chunks of one job with ``n`` answers, in a streamed response. With ``include_usage``,
+    ``usage`` is null in all but the last."""
 
-    def __init__(self, accepted: AcceptedJob, n: int, include_usage: bool, echoed: str) -> None:
+    def __init__(
+        self,
+        accepted: AcceptedJob,
+        n: int,
+        include_usage: bool,
+        echoed: str,
+        head: AcceptedJob,
+        first: int = 0,
+    ) -> None:
+        """The response has the id of ``head``. The first answer has the index ``first``."""
         self._accepted = accepted
         self._n = n
         self._include_usage = include_usage
         self._echoed = echoed
+        self._head = head
+        self._first = first
         self._choices: dict[int, _ChoiceChunks] = {}
 
     def opening(self) -> list[Answer]:
@@ -85,24 +118,42 @@ class Chunks:
         chunks: list[Answer] = []
         for index, reason in enumerate(reasons):
             chunks += self._choice(index).end(reason)
-        if self._include_usage:
-            chunks.append(_answer(self._accepted, _chunk_kind(self._accepted), [], result.usage))
         return chunks
 
     def _choice(self, index: int) -> "_ChoiceChunks":
         if index not in self._choices:
             self._choices[index] = _ChoiceChunks(
-                self._accepted, index, self._include_usage, self._echoed
+                self._accepted,
+                index,
+                self._include_usage,
+                self._echoed,
+                self._head,
+                self._first + index,
             )
         return self._choices[index]
+
+
+def usage_chunk(head: AcceptedJob, usages: Sequence[Usage]) -> Answer:
+    """The last chunk of a response with ``include_usage``."""
+    return _answer(head, _chunk_kind(head), [], usage_of(usages))
 
 
 class _ChoiceChunks:
     """Those of one answer."""
 
-    def __init__(self, accepted: AcceptedJob, index: int, include_usage: bool, echoed: str) -> None:
+    def __init__(
+        self,
+        accepted: AcceptedJob,
+        index: int,
+        include_usage: bool,
+        echoed: str,
+        head: AcceptedJob,
+        shown_index: int,
+    ) -> None:
         self._accepted = accepted
         self._index = index
+        self._head = head
+        self._shown_index = shown_index
         self._include_usage = include_usage
         self._echoed = echoed
         self._offsets = TextOffsets()
@@ -152,9 +203,9 @@ class _ChoiceChunks:
         return deltas
 
     def _chunk(self, *, finish_reason: Any = None, **content: Any) -> Answer:
-        choice = Choice(index=self._index, finish_reason=finish_reason, **content)
+        choice = Choice(index=self._shown_index, finish_reason=finish_reason, **content)
         usage = None if self._include_usage else UNSET
-        return _answer(self._accepted, _chunk_kind(self._accepted), [choice], usage)
+        return _answer(self._head, _chunk_kind(self._accepted), [choice], usage)
 
 
 class TextOffsets:

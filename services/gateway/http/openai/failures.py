@@ -25,13 +25,14 @@ STATUS_BY_CODE = {
 NO_RETRY = {"x-should-retry": "false"}
 
 
-def failure(why: JobError | Failed | Cancelled | Expired) -> Response[Any]:
-    """The response for a job that did not complete."""
-    return Response(error_of(why), status_code=STATUS_BY_CODE.get(why.code, 500), headers=NO_RETRY)
+def failure(why: JobError | Failed | Cancelled | Expired, item: str = "") -> Response[Any]:
+    """The response for a job that did not complete. Its message begins with ``item``."""
+    status = STATUS_BY_CODE.get(why.code, 500)
+    return Response(error_of(why, item), status_code=status, headers=NO_RETRY)
 
 
-def error_of(why: JobError | Failed | Cancelled | Expired) -> OpenAIError:
-    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, why.message)
+def error_of(why: JobError | Failed | Cancelled | Expired, item: str = "") -> OpenAIError:
+    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, item + why.message)
 
 
 def stopping(accepted: AcceptedJob) -> Response[Any]:

@@ -2,60 +2,62 @@
 do; and their conversion from and to Sluice's."""
 
 from base64 import b64encode
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from services.gateway.http.openai.parameters import EMBEDDINGS, RERANK, Body, OtherParameters
+from services.gateway.http.openai.requests import AnyPriority, priority_of
 from services.gateway.jobs.accepted import AcceptedJob
+from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.inputs import AnyDocuments, AnyInput, Text, TopN, inputs_of
-from shared.wire.requests import Priority
 from shared.wire.results import Completed, RankedDocument
 
 EncodingFormat = Literal["float", "base64"]
 
 
-class InputsRequest(Struct, frozen=True, kw_only=True):
-    """The fields of both routes. Others are ignored."""
+class InputsRequest(Body, frozen=True, kw_only=True):
+    """The parameters of both routes."""
 
     model: str | None = None
-    user: str | None = None
-    """Not used."""
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
-    priority: Priority | int | None = None
-    """An extension, like ``timeout_s``. Numbers, which other servers use, are ignored."""
+    priority: AnyPriority | None = None
+    """`high`, `normal` or `low`; or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
 
     @property
     def wants_stream(self) -> bool:
         return False
 
-    @property
-    def wants_usage(self) -> bool:
-        return False
+    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
+        """``error``, whose parameter has the same name here."""
+        return error
 
     def _options(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "metadata": self.metadata,
             "timeout_s": self.timeout_s,
-            "priority": self.priority if isinstance(self.priority, str) else "normal",
+            "priority": "normal" if self.priority is None else priority_of(self.priority),
         }
 
 
 class EmbeddingsRequest(InputsRequest, frozen=True, kw_only=True):
+    others: ClassVar[OtherParameters] = EMBEDDINGS
+
     input: AnyInput
     encoding_format: EncodingFormat | None = None
-    """``base64``: of little-endian 32-bit floats."""
+    """`float`, or `base64`: of little-endian 32-bit floats."""
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
     def __post_init__(self) -> None:
         inputs_of(self.input)  # one that is not valid is an error in the body
 
-    def submission(self) -> JobSubmission:
-        return JobSubmission(input=self.input, dimensions=self.dimensions, **self._options())
+    def submissions(self) -> list[JobSubmission]:
+        return [JobSubmission(input=self.input, dimensions=self.dimensions, **self._options())]
 
     def response(self, accepted: AcceptedJob, result: Completed) -> "EmbeddingsResponse":
         as_floats = self.encoding_format != "base64"
@@ -70,19 +72,23 @@ class EmbeddingsRequest(InputsRequest, frozen=True, kw_only=True):
 
 
 class RerankRequest(InputsRequest, frozen=True, kw_only=True):
+    others: ClassVar[OtherParameters] = RERANK
+
     query: Text
     documents: AnyDocuments
     top_n: TopN | None = None
     return_documents: bool | None = None
 
-    def submission(self) -> JobSubmission:
-        return JobSubmission(
-            query=self.query,
-            documents=self.documents,
-            top_n=self.top_n,
-            return_documents=bool(self.return_documents),
-            **self._options(),
-        )
+    def submissions(self) -> list[JobSubmission]:
+        return [
+            JobSubmission(
+                query=self.query,
+                documents=self.documents,
+                top_n=self.top_n,
+                return_documents=bool(self.return_documents),
+                **self._options(),
+            )
+        ]
 
     def response(self, accepted: AcceptedJob, result: Completed) -> "RerankResponse":
         return RerankResponse(

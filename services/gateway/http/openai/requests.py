@@ -1,12 +1,21 @@
 """OpenAI's request bodies, and their conversion to Sluice's."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from services.gateway.http.openai.parameters import (
+    CHAT,
+    COMPLETIONS,
+    Body,
+    OtherParameters,
+    Refused,
+)
+from services.gateway.http.openai.structured import StructuredOutputs, formats_of
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
+from shared.wire.inputs import AnyInput, Inputs, inputs_of
 from shared.wire.requests import (
     AdapterName,
     ChatMessage,
@@ -18,7 +27,6 @@ from shared.wire.requests import (
     Penalty,
     Priority,
     Probability,
-    Prompt,
     RepeatPenalty,
     ResponseFormat,
     Seed,
@@ -27,7 +35,6 @@ from shared.wire.requests import (
     Temperature,
     TemplateOptions,
     TextPart,
-    TopK,
     TopLogprobs,
 )
 from shared.wire.tools import ToolCall, ToolCallId, ToolChoice, Tools
@@ -35,34 +42,64 @@ from shared.wire.tools import ToolCall, ToolCallId, ToolChoice, Tools
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` on /v1/completions."""
 
-EMPTY = (b"null", b"[]", b"{}")
-MAX_EMPTY_BYTES = 64
-"""With white space."""
+MAX_PROMPTS = 64
+"""In one request; each is a job."""
+
+RANDOM_SEED = -1
+"""Of llama.cpp and vLLM: as if none was sent."""
+
+NO_LIMIT = -1
+"""As ``n_predict``."""
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+AnyPriority = Priority | Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-
-
-class StreamOptions(Struct, frozen=True):
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Not used: it pads the chunks, so that their size does not give away the text."""
+    continuous_usage_stats: Literal[False] | None = None
 
 
-class OpenAIRequest(Struct, frozen=True, kw_only=True):
-    """The fields of both routes. Unsupported parameters that would change the answer are refused by
-    name; others are ignored."""
+class TextRequest(Body, frozen=True, kw_only=True):
+    """The parameters of both routes that generate text."""
 
     model: str | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
-    top_k: TopK | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    """0 or -1 disables it."""
     min_p: Probability | None = None
     repeat_penalty: RepeatPenalty | None = None
+    repetition_penalty: RepeatPenalty | None = None
+    """Another name of `repeat_penalty`."""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     max_tokens: MaxTokens | None = None
+    """The most tokens of an answer. More than the context has room for means: until it is full."""
+    n_predict: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    """Another name of `max_tokens`; -1 means no limit."""
     seed: Seed | None = None
+    """With the same seed, a request usually gets the same answer; -1 means a random one."""
     stop: Stop | None = None
+    """A text that ends the answer and is not part of it, or up to 16 of them."""
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer must be, as vLLM has it: one of `json`, `json_object`, `regex`, `choice` and
+    `grammar`."""
+    guided_json: Raw | UnsetType = UNSET
+    """A JSON schema of the answer, as an object or as text."""
+    guided_regex: str | None = None
+    """A regular expression that the whole answer matches."""
+    guided_choice: list[str] | None = None
+    """Texts of which the answer is one."""
+    guided_grammar: str | None = None
+    """A grammar of the answer, in GBNF."""
+    grammar: str | None = None
+    """The same, as llama.cpp calls it."""
+    json_schema: Raw | UnsetType = UNSET
+    """The same as `guided_json`, as llama.cpp calls it."""
     logit_bias: LogitBias | None = None
     min_tokens: MinTokens | None = None
     ignore_eos: bool | None = None
@@ -71,10 +108,13 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     adapter: AdapterName | None = None
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
-    priority: Priority | int | None = None
-    """An extension, like ``timeout_s``. Numbers, which other servers use, are ignored."""
+    priority: AnyPriority | None = None
+    """`high`, `normal` or `low`; or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
     stream: bool | None = None
+    """Whether the answer comes as server-sent events while it is generated."""
     stream_options: StreamOptions | None = None
+    """`include_usage`: the stream ends with a chunk that has the `usage`. Without `stream` it has
+    no effect, as the answer always has it."""
     n: Choices | None = None
 
     @property
@@ -82,58 +122,148 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return bool(self.stream)
 
     @property
-    def echoed(self) -> str:
-        """What the text of each answer begins with."""
-        return ""
-
-    @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def _options(self) -> dict[str, Any]:
-        """The options that were set, with Sluice's names."""
+        """The options that were set, with Sluice's names.
+
+        Raises:
+            InvalidRequest: two parameters contradict each other.
+        """
         named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
-        return {
-            name: value
-            for name, value in named.items()
-            if value is not None
-            and name not in ("messages", "prompt")
-            and not (name == "priority" and isinstance(value, int))
+        named |= {
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "repeat_penalty": self._same("repeat_penalty", "repetition_penalty"),
+            "max_tokens": self._same("max_tokens", "max_completion_tokens", "n_predict"),
+            "seed": None if self.seed == RANDOM_SEED else self.seed,
+            "priority": None if self.priority is None else priority_of(self.priority),
+            "response_format": next(iter(formats_of(self).values()), None),
         }
+        if named["max_tokens"] == NO_LIMIT:
+            del named["max_tokens"]
+        named = {name: value for name, value in named.items() if value is not None}
+        return {name: named[name] for name in named if name not in ("messages", "prompt")}
+
+    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
+        """``error`` with the name by which the client has sent the parameter."""
+        names = {
+            "response_format": [*formats_of(self)],
+            "repeat_penalty": ["repetition_penalty"],
+            "max_tokens": ["max_completion_tokens", "n_predict"],
+            "chat_template_kwargs": ["chat_template_kwargs", "reasoning_effort", "enable_thinking"],
+            "prompt_tokens": ["prompt"],
+        }.get(error.param or "", [])
+        for name in names:
+            if "." in name or getattr(self, name, None) is not None:
+                assert error.param is not None
+                return type(error)(error.message.replace(error.param, name, 1), name)
+        return error
+
+    def _same(self, *names: str) -> Any:
+        """The value of a parameter that has several ``names``.
+
+        Raises: InvalidRequest: they have different values.
+        """
+        given = {name: getattr(self, name, None) for name in names}
+        values = [(name, value) for name, value in given.items() if value is not None]
+        for name, value in values:
+            if value != values[0][1]:
+                raise InvalidRequest(
+                    f"{name}: differs from {values[0][0]}, which means the same; send one of them",
+                    name,
+                )
+        return values[0][1] if values else None
 
 
-class OpenAIMessage(Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    """Absent or null if an assistant only called tools."""
+class ContentText(Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+    cache_control: Raw | UnsetType = UNSET
+    """Not used, like `prompt_cache_breakpoint`: the prompt cache works by itself."""
+    prompt_cache_breakpoint: Raw | UnsetType = UNSET
+
+
+class ContentRefusal(
+    Struct, frozen=True, tag_field="type", tag="refusal", forbid_unknown_fields=True
+):
+    refusal: str
+
+
+IN_MESSAGES: dict[str, Refused] = {
+    "audio": Refused("models read and write text; leave it out"),
+    "function_call": Refused("send the call in `tool_calls`"),
+}
+
+
+class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentText | ContentRefusal] | None = None
+    """Absent or null if an assistant only called tools, or refused."""
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: ToolCallId | None = None
     reasoning_content: str | None = None
+    refusal: str | None = None
+    """What an assistant said instead of an answer."""
+    audio: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
+    annotations: Raw | UnsetType = UNSET
+    """Not used, like `provider_specific_fields` and `cache_control`; clients send back what they
+    got."""
+    provider_specific_fields: Raw | UnsetType = UNSET
+    cache_control: Raw | UnsetType = UNSET
 
     def to_chat_message(self, number: int) -> ChatMessage:
         """``number`` is its index in the list, for the error.
 
         Raises:
-            InvalidRequest: the content is missing.
+            InvalidRequest: the content is missing, or something in it is not supported.
         """
+        param = f"messages[{number}]"
+        if self.role == "function":
+            raise InvalidRequest(
+                f"{param}.role: function is not supported; send the result of a call as role tool, "
+                "with its tool_call_id",
+                f"{param}.role",
+            )
+        for name, refused in IN_MESSAGES.items():
+            if value := getattr(self, name):
+                refused.require_nothing(f"{param}.{name}", value)
         if self.content is None and self.role != "assistant":
-            param = f"messages[{number}].content"
-            raise InvalidRequest(f"{param} is missing", param)
+            raise InvalidRequest(f"{param}.content is missing", f"{param}.content")
+        if self.refusal and self.role != "assistant":
+            raise InvalidRequest(
+                f"{param}.refusal: only a message with the role assistant has one",
+                f"{param}.refusal",
+            )
         role: Any = "system" if self.role == "developer" else self.role
         return ChatMessage(
             role,
-            self.content or "",
+            self._content,
             self.name,
             self.tool_calls or None,
             self.tool_call_id,
             self.reasoning_content,
         )
 
+    @property
+    def _content(self) -> str | list[TextPart]:
+        """With a refusal as text, which is what it is."""
+        content = self.content or ""
+        if isinstance(content, str) and not self.refusal:
+            return content
+        parts = [ContentText(content)] if isinstance(content, str) else content
+        texts = [part.text if isinstance(part, ContentText) else part.refusal for part in parts]
+        return [TextPart("text", text) for text in (*texts, self.refusal or "") if text]
 
-class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
+
+class ChatRequest(TextRequest, frozen=True, kw_only=True):
+    others: ClassVar[OtherParameters] = CHAT
+
     messages: Annotated[list[OpenAIMessage], Meta(min_length=1)]
+    """The conversation. Parts of a `content` are of type `text` or `refusal`."""
     max_completion_tokens: MaxTokens | None = None
+    """Another name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: Tools | None = None
@@ -141,25 +271,24 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     enable_thinking: bool | None = None
-    """As in ``chat_template_kwargs``, like ``reasoning_effort``."""
+    """As in `chat_template_kwargs`."""
     reasoning_effort: ReasoningEffort | None = None
-    functions: Raw | UnsetType = UNSET
-    function_call: Raw | UnsetType = UNSET
+    """As in `chat_template_kwargs`; `none` is the same as `enable_thinking: false`."""
 
-    def submission(self) -> JobSubmission:
-        """Raises: InvalidRequest: a parameter is not supported."""
-        for name in ("functions", "function_call"):
-            if _is_set(getattr(self, name)):
-                raise _unsupported(name, "`tools` and `tool_choice` instead")
+    @property
+    def echoed(self) -> list[str]:
+        """What the text of each answer begins with."""
+        return [""]
+
+    def submissions(self) -> list[JobSubmission]:
+        """The one job. Raises: InvalidRequest: a parameter contradicts another."""
         options = self._options()
-        if self.max_completion_tokens is not None:
-            options["max_tokens"] = self.max_completion_tokens
         if template_options := self._template_options():
             options["chat_template_kwargs"] = template_options
         messages: Messages = [
             message.to_chat_message(number) for number, message in enumerate(self.messages)
         ]
-        return JobSubmission(messages=messages, **options)
+        return [JobSubmission(messages=messages, **options)]
 
     def _template_options(self) -> TemplateOptions:
         options: TemplateOptions = {}
@@ -172,17 +301,30 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
         return options | (self.chat_template_kwargs or {})
 
 
-class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
-    prompt: Prompt | list[Prompt]
+class CompletionRequest(TextRequest, frozen=True, kw_only=True):
+    others: ClassVar[OtherParameters] = COMPLETIONS
+
+    prompt: AnyInput
+    """A text to continue, or its tokens, which are taken as they are; or a list of up to 64 of
+    them. Each is a job of its own; choice `i` of prompt `p` has the index `p * n + i`."""
     logprobs: TopLogprobs | None = None
     """How many of the likeliest tokens to list; with 0 only those of the answer."""
-    best_of: int | None = None
+    best_of: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    """The same as `n`: answers are not ranked, so a larger number is refused."""
     echo: bool | None = None
-    """Whether the text of each answer begins with the prompt."""
-    suffix: str | None = None
+    """Whether the text of each answer begins with the prompt. Not together with `logprobs`, and not
+    with prompts of tokens."""
 
-    def submission(self) -> JobSubmission:
-        """Raises: InvalidRequest: not exactly one prompt, or a parameter is not supported."""
+    def __post_init__(self) -> None:
+        prompts = inputs_of(self.prompt, "prompt")  # what is not valid is an error in the body
+        if len(prompts) > MAX_PROMPTS:
+            raise ValueError(
+                f"`prompt` has {len(prompts)} items, more than {MAX_PROMPTS}; send fewer"
+            )
+
+    def submissions(self) -> list[JobSubmission]:
+        """A job for each prompt. Raises: InvalidRequest: a parameter is not supported, or
+        contradicts another."""
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequest(
                 "best_of: not supported, because answers are not ranked; use n instead",
@@ -194,35 +336,35 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
                 "one of them out",
                 "echo",
             )
-        if self.suffix:
-            raise _unsupported("suffix", "continuation only")
-        prompt = self._prompt
+        if self.echo and not all(isinstance(prompt, str) for prompt in self._prompts):
+            raise InvalidRequest(
+                "echo: needs prompts that are texts, not tokens; leave it out", "echo"
+            )
         most = max(DEFAULT_COMPLETION_TOKENS, self.min_tokens or 0)
-        options = {"max_tokens": most, **self._options()}
+        options = self._options()
+        if self.n_predict != NO_LIMIT:
+            options.setdefault("max_tokens", most)
         if self.logprobs is not None:
             options |= {"logprobs": True, "top_logprobs": self.logprobs}
-        return JobSubmission(prompt=prompt, **options)
+        return [
+            JobSubmission(prompt=prompt, **options)
+            if isinstance(prompt, str)
+            else JobSubmission(prompt_tokens=prompt, **options)
+            for prompt in self._prompts
+        ]
 
     @property
-    def echoed(self) -> str:
-        """What the text of each answer begins with."""
-        return self._prompt if self.echo else ""
+    def echoed(self) -> list[str]:
+        """What the text of each answer begins with, for each prompt."""
+        return [prompt if self.echo and isinstance(prompt, str) else "" for prompt in self._prompts]
 
     @property
-    def _prompt(self) -> str:
-        """Raises: InvalidRequest: not exactly one."""
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if len(prompts) != 1:
-            raise InvalidRequest("prompt: give one prompt per request", "prompt")
-        return prompts[0]
+    def _prompts(self) -> Inputs:
+        return inputs_of(self.prompt, "prompt")
 
 
-def _is_set(value: Raw | UnsetType) -> bool:
-    """Whether an unsupported parameter, which is never decoded, has a value."""
-    if value is UNSET:
-        return False
-    return len(value) > MAX_EMPTY_BYTES or b"".join(bytes(value).split()) not in EMPTY
-
-
-def _unsupported(param: str, instead: str) -> InvalidRequest:
-    return InvalidRequest(f"{param} is not supported: Sluice offers {instead}", param)
+def priority_of(given: AnyPriority) -> Priority:
+    """The priority that a client means. In vLLM it is a number, and the lowest runs first."""
+    if isinstance(given, str):
+        return given
+    return "high" if given < 0 else "low" if given > 0 else "normal"

@@ -1,13 +1,18 @@
 """`/v1`: the part of OpenAI's HTTP API that a text model can serve, for its official client."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
 from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
+from services.gateway.http.caller import caller_of
 from services.gateway.http.client_attempt import ClientAttempt
 from services.gateway.http.connection import (
     ClientDisconnected,
@@ -17,8 +22,7 @@ from services.gateway.http.connection import (
 )
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import openai_error, openai_error_responses
-from services.gateway.http.openai.accept import accept
-from services.gateway.http.openai.answers import Answer, Chunks, completion
+from services.gateway.http.openai.answers import Answer, Chunks, completion, usage_chunk
 from services.gateway.http.openai.failures import (
     HEADERS_WITHIN_S,
     error_of,
@@ -46,9 +50,18 @@ from services.gateway.http.sse import (
 )
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent, Tokens
+from services.gateway.jobs.several import Adopted, RefusedTogether, named
+from shared.background import merged
+from shared.errors import InvalidRequest
 from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import encode
-from shared.wire.results import Completed
+from shared.wire.results import Completed, Usage
+
+NO_USAGE = Usage(0, 0, 0)
+"""Of a job that failed."""
+
+NumberedEvent = tuple[int, JobEvent]
+"""With the number of its job, of those of a request."""
 
 RESPONSES = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 
@@ -56,9 +69,9 @@ RESPONSES = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 @post("/v1/chat/completions", status_code=200, responses=RESPONSES, operation_class=StreamOperation)
 async def chat_completions(
     request: Request[Any, Any, Any],
-    data: ChatRequest,
-    gateway: Gateway,
-    streams: OpenStreams,
+    data: JSONBody[ChatRequest],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
     """Answer a conversation, as one response or as a stream. If the client disconnects before its
@@ -69,9 +82,9 @@ async def chat_completions(
 @post("/v1/completions", status_code=200, responses=RESPONSES, operation_class=StreamOperation)
 async def completions(
     request: Request[Any, Any, Any],
-    data: CompletionRequest,
-    gateway: Gateway,
-    streams: OpenStreams,
+    data: JSONBody[CompletionRequest],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Answer]:
     """Continue a prompt, as one response or as a stream. If the client disconnects before its
@@ -82,9 +95,9 @@ async def completions(
 @post("/v1/embeddings", status_code=200, responses=RESPONSES)
 async def embeddings(
     request: Request[Any, Any, Any],
-    data: EmbeddingsRequest,
-    gateway: Gateway,
-    streams: OpenStreams,
+    data: JSONBody[EmbeddingsRequest],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[EmbeddingsResponse]:
     """Compute an embedding of each input. If the client disconnects before its
@@ -95,9 +108,9 @@ async def embeddings(
 @post("/v1/rerank", status_code=200, responses=RESPONSES)
 async def rerank(
     request: Request[Any, Any, Any],
-    data: RerankRequest,
-    gateway: Gateway,
-    streams: OpenStreams,
+    data: JSONBody[RerankRequest],
+    gateway: NamedDependency[Gateway],
+    streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[RerankResponse]:
     """Rank documents by their relevance for a query. If the client disconnects before its
@@ -106,7 +119,7 @@ async def rerank(
 
 
 @get("/v1/models", responses=openai_error_responses())
-async def list_models(gateway: Gateway) -> ModelList:
+async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
     """Every model that has a queue, with or without a live inferer."""
     gateway.require_ready()
     await gateway.fleet.refresh()
@@ -114,7 +127,7 @@ async def list_models(gateway: Gateway) -> ModelList:
 
 
 @get("/v1/models/{model:path}", responses=openai_error_responses(404))
-async def get_model(model: str, gateway: Gateway) -> ModelCard:
+async def get_model(model: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
     """One model by its name, which may contain slashes, plain or as `%2F`."""
     gateway.require_ready()
     return ModelCard.of(await gateway.fleet.model(model.removeprefix("/")))
@@ -137,113 +150,150 @@ async def _answer(
         streams.require_capacity()
     if not survives_disconnect:
         await require_connected(request)
-    submission = body.submission()
-    accepted = await accept(
-        request, gateway, submission, attempt, idempotency_key, may_return=may_return
-    )
+    caller = caller_of(request, "openai")
     try:
+        submissions = body.submissions()
+        jobs: Adopted = [None] * len(submissions)
+        if may_return and attempt.is_retry:
+            jobs = await gateway.several.adopt(submissions, caller)
+            if None in jobs:
+                await require_connected(request)  # it has waited for an orphan
+        accepted = await gateway.several.submit(submissions, caller, idempotency_key, jobs)
+        jobs = [*accepted]
         if survives_disconnect:
             await require_connected(request)
         if isinstance(body, ChatRequest | CompletionRequest) and body.wants_stream:
             return await _stream(
                 request, gateway, streams, accepted, body, attempt, survives_disconnect
             )
-        waiting = gateway.jobs.wait(accepted.id, accepted)
-        result = await while_connected(request, gateway.stopping, waiting)
+        waiting = asyncio.gather(*(gateway.jobs.wait(job.id, job) for job in accepted))
+        results = await while_connected(request, gateway.stopping, waiting)
+    except RefusedTogether as refused:
+        raise named(refused, "prompt", body.as_sent) from None
+    except InvalidRequest as error:
+        raise body.as_sent(error) from None
     except ClientDisconnected:
         if may_return and attempt.has_timed_out:
-            gateway.orphans.add(accepted, submission)
-        elif may_return:
-            gateway.abandon(accepted.id)
+            gateway.several.orphan(submissions, jobs)
+        elif may_return and not gateway.stopping.is_set():
+            gateway.several.abandon(jobs)
         raise
     except GatewayStopping:
-        return stopping(accepted)
-    if isinstance(result, Completed):
-        if isinstance(body, EmbeddingsRequest | RerankRequest):
-            return Response(body.response(accepted, result))
-        return Response(completion(accepted, result, body.echoed))
-    return failure(result)
+        return stopping(accepted[0])
+    completed = []
+    for number, result in enumerate(results):
+        if not isinstance(result, Completed):
+            return failure(result, _item(number, accepted))
+        completed.append(result)
+    if isinstance(body, EmbeddingsRequest | RerankRequest):
+        return Response(body.response(accepted[0], completed[0]))
+    return Response(completion(accepted, completed, body.echoed))
 
 
 async def _stream(
     request: Request[Any, Any, Any],
     gateway: Gateway,
     streams: OpenStreams,
-    accepted: AcceptedJob,
+    accepted: list[AcceptedJob],
     body: ChatRequest | CompletionRequest,
     attempt: ClientAttempt,
     survives_disconnect: bool,
 ) -> Response[Any]:
-    is_finished = False
+    usages: dict[int, Usage] = {}
+    """Of the jobs that have ended, by their number."""
 
     def abandon() -> None:
-        if not (is_finished or survives_disconnect):
-            gateway.abandon(accepted.id)
+        for number, job in enumerate(accepted):
+            if not (number in usages or survives_disconnect):
+                gateway.abandon(job.id)
 
     on_request_end(request, abandon)
-    feed = streams.open(gateway.events(accepted.id, accepted=accepted), request)
-    first: JobEvent | None = None
+    events = merged([gateway.events(job.id, accepted=job) for job in accepted])
+    feed = streams.open(events, request)
+    first: NumberedEvent | None = None
     with suppress(TimeoutError):
         first = await while_connected(
             request, gateway.stopping, _first_output(feed), attempt.within(HEADERS_WITHIN_S)
         )
-    error = first.data if first is not None else None
+    error = first[1].data if first is not None else None
     if isinstance(error, JobStatus):
         error = error.error
-    if isinstance(error, JobError):
-        is_finished = True
-        return failure(error)
+    if first is not None and isinstance(error, JobError):
+        usages[first[0]] = NO_USAGE
+        return failure(error, _item(first[0], accepted))
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
-        nonlocal is_finished
-        chunks = Chunks(accepted, body.n or 1, body.wants_usage, body.echoed)
+        n = body.n or 1
+        writers = [
+            Chunks(job, n, body.wants_usage, echoed, accepted[0], number * n)
+            for number, (job, echoed) in enumerate(zip(accepted, body.echoed, strict=True))
+        ]
         try:
-            for chunk in chunks.opening():
+            for chunk in chain.from_iterable(writer.opening() for writer in writers):
                 yield _data(chunk)
             pending = first
-            while True:
+            while len(usages) < len(accepted):
                 try:
-                    event = pending or await feed.next(attempt.within(KEEP_ALIVE_S))
+                    number, event = pending or await feed.next(attempt.within(KEEP_ALIVE_S))
                 except TimeoutError:
                     yield COMMENT
                     continue
                 pending = None
-                is_finished = event.event in ("result", "error")
-                for part in _parts(chunks, event):
+                usage = _usage(event)
+                if usage is not None:
+                    usages[number] = usage
+                for part in _parts(writers[number], event, _item(number, accepted)):
                     yield part
-                if is_finished or event.event == "retrying":  # which this API cannot express
+                if usage is NO_USAGE or event.event == "retrying":  # not expressible in this API
                     return
+            if body.wants_usage:
+                yield _data(usage_chunk(accepted[0], list(usages.values())))
+            yield ServerSentEventMessage(data="[DONE]")
         except GatewayStopping:
-            yield _data(stopping_error(accepted))
+            yield _data(stopping_error(accepted[0]))
 
     return event_stream(messages())
 
 
-async def _first_output(feed: BufferedStream[JobEvent]) -> JobEvent:
+def _usage(event: JobEvent) -> Usage | None:
+    """That of a job which ends with this event; `NO_USAGE` if it failed, None if it goes on."""
+    if event.event not in ("result", "error"):
+        return None
+    status = event.data
+    if isinstance(status, JobStatus) and status.result is not None:
+        return status.result.usage
+    return NO_USAGE
+
+
+async def _first_output(feed: BufferedStream[NumberedEvent]) -> NumberedEvent:
     """The first event that is visible in this API."""
     while True:
-        event = await feed.next()
+        number, event = await feed.next()
         if event.event in ("tokens", "result", "error"):
-            return event
+            return number, event
 
 
-def _parts(chunks: Chunks, event: JobEvent) -> list[ServerSentEventMessage]:
-    """What this API sends for one event of the job."""
+def _item(number: int, jobs: Sequence[AcceptedJob]) -> str:
+    """What errors of one of several jobs begin with."""
+    return f"prompt[{number}]: " if len(jobs) > 1 else ""
+
+
+def _parts(chunks: Chunks, event: JobEvent, item: str) -> list[ServerSentEventMessage]:
+    """What this API sends for one event of the job, whose errors begin with ``item``."""
     if event.event == "retrying":
         message = "a second attempt produced a different text than was sent; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return list(map(_data, chunks.text(event.data)))
     if isinstance(event.data, JobError):
-        return [_data(error_of(event.data))]
+        return [_data(error_of(event.data, item))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
         return []
     status = event.data
     if status.result is None:
         assert status.error is not None
-        return [_data(error_of(status.error))]
-    parts = list(map(_data, chunks.end(status.result)))
-    return [*parts, ServerSentEventMessage(data="[DONE]")]
+        return [_data(error_of(status.error, item))]
+    return list(map(_data, chunks.end(status.result)))
 
 
 def _data(body: Any) -> ServerSentEventMessage:

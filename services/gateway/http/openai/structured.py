@@ -1,0 +1,109 @@
+"""What an answer must be, by all the names that clients have for it."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from shared.errors import InvalidRequest
+from shared.wire.requests import (
+    GrammarFormat,
+    JsonObject,
+    JsonSchema,
+    NamedSchema,
+    PlainText,
+    RegexFormat,
+    ResponseFormat,
+)
+
+ANY_ESCAPED = 0x80
+"""Characters below are escaped in a regular expression."""
+
+
+class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of vLLM. One of the first five says what the answer must be."""
+
+    json: Raw | UnsetType = UNSET
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    structural_tag: None = None
+    whitespace_pattern: None = None
+    disable_fallback: bool | None = None
+    """Not used, like the next one: there is no fallback, and white space is bounded anyway."""
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+
+
+def formats_of(request: Any) -> dict[str, ResponseFormat]:
+    """What the answer to a `TextRequest` must be, with the name of the parameter that says so;
+    nothing if none does.
+
+    Raises:
+        InvalidRequest: that is said in two ways, or cannot be read.
+    """
+    found: dict[str, ResponseFormat] = {}
+    if not isinstance(request.response_format, PlainText | None):
+        found["response_format"] = request.response_format
+    outputs = request.structured_outputs or StructuredOutputs()
+    for param, schema in (
+        ("guided_json", request.guided_json),
+        ("json_schema", request.json_schema),
+        ("structured_outputs.json", outputs.json),
+    ):
+        if schema is not UNSET and bytes(schema) != b"null":
+            found[param] = JsonSchema(NamedSchema(_schema(schema, param)))
+    for param, grammar in (
+        ("grammar", request.grammar),
+        ("guided_grammar", request.guided_grammar),
+        ("structured_outputs.grammar", outputs.grammar),
+    ):
+        if grammar:
+            found[param] = GrammarFormat(grammar)
+    for param, pattern in (
+        ("guided_regex", request.guided_regex),
+        ("structured_outputs.regex", outputs.regex),
+    ):
+        if pattern:
+            found[param] = RegexFormat(pattern)
+    for param, choices in (
+        ("guided_choice", request.guided_choice),
+        ("structured_outputs.choice", outputs.choice),
+    ):
+        if choices:
+            found[param] = RegexFormat("|".join(map(_escaped, choices)))
+    if outputs.json_object:
+        found["structured_outputs.json_object"] = JsonObject()
+    if outputs.disable_additional_properties:
+        param = "structured_outputs.disable_additional_properties"
+        raise InvalidRequest(
+            f"{param}: not supported: set `additionalProperties` in the schema", param
+        )
+    if len(found) > 1:
+        first, second, *_ = found
+        raise InvalidRequest(f"{second}: cannot be combined with {first}; send one", second)
+    return found
+
+
+def _schema(value: Raw, param: str) -> Raw:
+    """A schema that may also be sent as text.
+
+    Raises: InvalidRequest: it is neither an object nor a text.
+    """
+    if bytes(value).startswith(b"{"):
+        return value
+    try:
+        return Raw(msgspec.json.decode(value, type=str).encode())
+    except ValueError:
+        raise InvalidRequest(f"{param} must be an object or a string", param) from None
+
+
+def _escaped(text: str) -> str:
+    """A regular expression that matches ``text`` alone."""
+    return "".join(
+        character
+        if character.isalnum() or ord(character) >= ANY_ESCAPED
+        else f"\\x{ord(character):02x}"
+        for character in text
+    )

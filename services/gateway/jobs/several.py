@@ -1,0 +1,121 @@
+"""Jobs of one request, which are accepted together or not at all (decision 53)."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+from services.gateway.jobs.accepted import AcceptedJob
+from services.gateway.jobs.caller import Caller
+from services.gateway.jobs.idempotency import Idempotency, digest_of
+from services.gateway.jobs.jobs import Jobs
+from services.gateway.jobs.orphans import Orphans
+from shared.errors import InvalidRequest, SluiceError
+from shared.wire.api import JobSubmission
+
+Adopted = list[AcceptedJob | None]
+
+
+class RefusedTogether(SluiceError):
+    """The job ``number`` of several was refused, because of ``cause``, so none was accepted."""
+
+    def __init__(self, number: int, cause: SluiceError) -> None:
+        super().__init__(cause.message)
+        self.number = number
+        self.cause = cause
+
+
+class Several:
+    """Accepts the jobs of a request, mostly a single one."""
+
+    def __init__(self, jobs: Jobs, idempotency: Idempotency, orphans: Orphans) -> None:
+        self._jobs = jobs
+        self._idempotency = idempotency
+        self._orphans = orphans
+
+    async def adopt(self, submissions: Sequence[JobSubmission], caller: Caller) -> Adopted:
+        """For each submission its orphan, or None: see `Orphans.adopt`.
+
+        Raises:
+            InvalidRequest, BrokerUnavailable: as there; nothing is adopted then.
+        """
+        found = await asyncio.gather(
+            *(self._orphans.adopt(submission, caller) for submission in submissions),
+            return_exceptions=True,
+        )
+        adopted = [None if isinstance(one, BaseException) else one for one in found]
+        for one in found:
+            if isinstance(one, BaseException):
+                self.orphan(submissions, adopted)
+                raise one
+        return adopted
+
+    def orphan(self, submissions: Sequence[JobSubmission], jobs: Adopted) -> None:
+        """Keep the places of those ``jobs`` that there are."""
+        for job, submission in zip(jobs, submissions, strict=True):
+            if job is not None:
+                self._orphans.add(job, submission)
+
+    async def submit(
+        self,
+        submissions: Sequence[JobSubmission],
+        caller: Caller,
+        key: str | None,
+        adopted: Adopted,
+    ) -> list[AcceptedJob]:
+        """Accept those that are not ``adopted``. If one is refused, the others are cancelled; but
+        with a ``key`` they go on, and the same request with the same key completes them.
+
+        Raises:
+            SluiceError: a single job was refused, see `Idempotency.submit`.
+            RefusedTogether: one of several was refused.
+        """
+        if len(submissions) == 1:
+            return [adopted[0] or await self._idempotency.submit(submissions[0], caller, key)]
+        jobs = list(adopted)
+        number = 0
+        try:
+            # What is wrong with a request is found before any of it is accepted.
+            for number in range(len(submissions)):
+                await self._jobs.check(submissions[number], caller)
+            digest = sha256("".join(map(digest_of, submissions)).encode()).hexdigest()
+            for number, submission in enumerate(submissions):
+                if jobs[number] is None:
+                    jobs[number] = await self._submit(submission, caller, key, number, digest)
+        except BaseException as error:
+            self.abandon(jobs)
+            if isinstance(error, SluiceError):
+                raise RefusedTogether(number, error) from error
+            raise
+        return [job for job in jobs if job is not None]
+
+    def abandon(self, jobs: Adopted) -> None:
+        """Cancel those ``jobs`` that there are, in the background, unless they survive it."""
+        for job in jobs:
+            if job is not None and not job.survives_disconnect:
+                self._jobs.abandon(job.id)
+
+    async def _submit(
+        self, submission: JobSubmission, caller: Caller, key: str | None, number: int, digest: str
+    ) -> AcceptedJob:
+        if key is None:
+            return await self._jobs.submit(submission, caller)
+        self._idempotency.require_valid(key)
+        # No client can send the keys of the others. The first has the key itself, so that a request
+        # with another number of jobs is another request.
+        derived = f"{key}\0{number}" if number else key
+        return await self._idempotency.submit_once(submission, caller, derived, digest=digest)
+
+
+def named(
+    refused: RefusedTogether, param: str, as_sent: Callable[[InvalidRequest], InvalidRequest]
+) -> SluiceError:
+    """Why one of several was refused, which came from the list in the field ``param``. ``as_sent``
+    gives errors the names of the client."""
+    cause, item = refused.cause, f"{param}[{refused.number}]"
+    if isinstance(cause, InvalidRequest):
+        cause = as_sent(cause)
+        if cause.param != param:
+            return cause  # it is about all of them
+        cause.param = item
+    cause.args = (f"{item}: {cause.message.removeprefix(f'{param}: ')}",)
+    return cause

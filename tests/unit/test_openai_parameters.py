@@ -1,0 +1,286 @@
+"""Every parameter of the official client is honoured, refused or without effect: what a later
+version of the client adds fails here until it is decided."""
+
+import json
+import typing
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import (
+    ChatCompletionMessageParam,
+    ChatCompletionToolUnionParam,
+    chat_completion_assistant_message_param,
+    chat_completion_content_part_param,
+    chat_completion_content_part_refusal_param,
+)
+from openai.types.chat import (
+    completion_create_params as chat_create_params,
+)
+from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
+from openai.types.shared.reasoning_effort import ReasoningEffort
+
+from services.gateway.http.openai.inputs import EmbeddingsRequest, RerankRequest
+from services.gateway.http.openai.parameters import Body, Refused, WithoutEffect
+from services.gateway.http.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    ContentRefusal,
+    ContentText,
+    OpenAIMessage,
+    StreamOptions,
+    TextRequest,
+)
+from services.gateway.validation.decode import decode_body
+from shared.errors import InvalidRequest
+from shared.wire.requests import GrammarFormat, JsonObject, JsonSchema, RegexFormat
+
+CHATS = {"messages": [{"role": "user", "content": "hi"}]}
+PROMPT = {"prompt": "hi"}
+BODIES: list[tuple[type[Body], dict[str, Any]]] = [
+    (ChatRequest, CHATS),
+    (CompletionRequest, PROMPT),
+    (EmbeddingsRequest, {"input": "hi"}),
+    (RerankRequest, {"query": "a", "documents": ["b"]}),
+]
+OTHERS = [
+    pytest.param(kind, needed, name, other, id=f"{kind.__name__} {name}")
+    for kind, needed in BODIES
+    for name, other in kind.others.items()
+]
+REFUSED_PARTS = {"image_url", "input_audio", "file"}
+REFUSED_TOOLS = {"custom"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        (ChatRequest, chat_create_params.CompletionCreateParamsNonStreaming),
+        (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
+        (CompletionRequest, completion_create_params.CompletionCreateParamsNonStreaming),
+        (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
+        (EmbeddingsRequest, embedding_create_params.EmbeddingCreateParams),
+    ],
+)
+def test_every_parameter_of_the_client_is_decided(kind: type[Body], params: Any) -> None:
+    assert set(typing.get_type_hints(params)) <= {*kind.__struct_fields__, *kind.others}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in BODIES])
+def test_no_parameter_is_decided_twice(kind: type[Body]) -> None:
+    assert not set(kind.__struct_fields__) & set(kind.others)
+
+
+def test_the_parts_of_requests_are_decided() -> None:
+    """The options of streams, the fields of messages, their roles and parts, the kinds of tools."""
+    assert set(typing.get_type_hints(ChatCompletionStreamOptionsParam)) <= _fields(StreamOptions)
+    messages = [*map(typing.get_type_hints, typing.get_args(ChatCompletionMessageParam))]
+    assert set().union(*messages) <= _fields(OpenAIMessage)
+    roles = set().union(*(typing.get_args(one["role"]) for one in messages))
+    assert roles == set(typing.get_args(typing.get_type_hints(OpenAIMessage)["role"]))
+    parts = {
+        tag: typing.get_type_hints(part)
+        for part in (
+            *typing.get_args(chat_completion_content_part_param.ChatCompletionContentPartParam),
+            *typing.get_args(chat_completion_assistant_message_param.ContentArrayOfContentPart),
+        )
+        for tag in typing.get_args(typing.get_type_hints(part)["type"])
+    }
+    assert set(parts) == {"text", "refusal"} | REFUSED_PARTS
+    assert set(parts["text"]) <= _fields(ContentText) | {"type"}
+    refusal = chat_completion_content_part_refusal_param.ChatCompletionContentPartRefusalParam
+    assert set(typing.get_type_hints(refusal)) <= _fields(ContentRefusal) | {"type"}
+    tools = {
+        tag
+        for tool in typing.get_args(ChatCompletionToolUnionParam)
+        for tag in typing.get_args(typing.get_type_hints(tool)["type"])
+    }
+    assert tools == {"function"} | REFUSED_TOOLS
+
+
+def test_every_effort_of_reasoning_is_known() -> None:
+    (theirs,) = (one for one in typing.get_args(ReasoningEffort) if one is not type(None))
+    ours = typing.get_type_hints(ChatRequest)["reasoning_effort"]
+    assert set(typing.get_args(theirs)) == set(typing.get_args(typing.get_args(ours)[0]))
+
+
+@pytest.mark.parametrize(("kind", "needed", "name", "other"), OTHERS)
+def test_what_is_not_used_is_refused_unless_it_asks_for_nothing(
+    kind: type[Body], needed: dict[str, Any], name: str, other: Refused | WithoutEffect
+) -> None:
+    for value in (None, "", [], {}, *getattr(other, "nothing", ())):
+        _read(kind, {**needed, name: value})
+    for value in ({"a": 1}, "x" * 1000, ["x"]):
+        if isinstance(other, WithoutEffect):
+            _read(kind, {**needed, name: value})
+            continue
+        with pytest.raises(InvalidRequest, match=f"^{name}: not supported: ") as raised:
+            _read(kind, {**needed, name: value})
+        assert raised.value.param == name
+
+
+@pytest.mark.parametrize(("kind", "needed"), BODIES)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("modle", "did you mean model?"),
+        ("zzz", "the fields are"),
+        ("x" * 100_000, "the fields are"),
+    ],
+    ids=["typo", "other", "long"],
+)
+def test_an_unknown_name_is_refused(
+    kind: type[Body], needed: dict[str, Any], name: str, hint: str
+) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        _read(kind, {**needed, name: None})
+    assert raised.value.param == name[:80]
+    assert hint in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        ({"repetition_penalty": 1.5}, "repeat_penalty", 1.5),
+        ({"n_predict": 7}, "max_tokens", 7),
+        ({"max_tokens": 7, "n_predict": 7}, "max_tokens", 7),
+        ({"top_k": -1}, "top_k", 0),
+        ({"seed": -1}, "seed", None),
+        ({"seed": -2}, "seed", -2),
+        ({"priority": -5}, "priority", "high"),
+        ({"priority": 0}, "priority", "normal"),
+        ({"priority": 12}, "priority", "low"),
+        ({"priority": "low"}, "priority", "low"),
+        ({"grammar": 'root ::= "a"'}, "response_format", GrammarFormat('root ::= "a"')),
+        ({"guided_grammar": "x"}, "response_format", GrammarFormat("x")),
+        ({"guided_regex": "[ab]+"}, "response_format", RegexFormat("[ab]+")),
+        ({"guided_choice": ["a.b", "ü"]}, "response_format", RegexFormat(r"a\x2eb|ü")),
+        ({"guided_choice": []}, "response_format", None),
+        ({"structured_outputs": {"regex": "a"}}, "response_format", RegexFormat("a")),
+        ({"structured_outputs": {"choice": ["a"]}}, "response_format", RegexFormat("a")),
+        ({"structured_outputs": {"grammar": "x"}}, "response_format", GrammarFormat("x")),
+        ({"structured_outputs": {"json_object": True}}, "response_format", JsonObject()),
+        ({"structured_outputs": {}}, "response_format", None),
+        ({"stop": [], "tools": None}, "stop", []),
+    ],
+    ids=str,
+)
+def test_the_words_of_other_servers_are_ours(
+    options: dict[str, Any], field: str, value: object
+) -> None:
+    """The same on both routes that generate text."""
+    for kind, needed in BODIES[:2]:
+        given = {name: one for name, one in options.items() if name in kind.__struct_fields__}
+        (submission,) = _read(kind, {**needed, **given}).submissions()
+        assert getattr(submission, field) == value
+
+
+@pytest.mark.parametrize("name", ["guided_json", "json_schema", "structured_outputs"])
+@pytest.mark.parametrize("as_text", [False, True], ids=["object", "text"])
+def test_a_schema_by_any_name(name: str, as_text: bool) -> None:
+    """It may be an object, or JSON as text."""
+    schema = {"type": "object", "required": ["é"]}
+    value: Any = json.dumps(schema) if as_text else schema
+    value = {"json": value} if name == "structured_outputs" else value
+    (submission,) = _read(ChatRequest, {**CHATS, name: value}).submissions()
+    assert isinstance(submission.response_format, JsonSchema)
+    assert submission.response_format.json_schema.schema == schema
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
+        ({"max_tokens": 5, "n_predict": -1}, "n_predict"),
+        ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"grammar": "x", "guided_regex": "x"}, "guided_regex"),
+        ({"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
+        ({"guided_json": 5}, "guided_json"),
+        (
+            {"structured_outputs": {"disable_additional_properties": True}},
+            "structured_outputs.disable_additional_properties",
+        ),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"jsn": {}}}, "structured_outputs.jsn"),
+        ({"stream_options": {"include_usge": True}}, "stream_options.include_usge"),
+        (
+            {"stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+    ],
+    ids=str,
+)
+def test_a_contradiction_is_named(options: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        _read(ChatRequest, {**CHATS, **options}).submissions()
+    assert raised.value.param == param
+
+
+def test_a_refusal_is_what_an_assistant_said() -> None:
+    """As a field or as a part; with null where nothing was said."""
+    messages = [
+        {"role": "assistant", "content": None, "refusal": "no", "annotations": [], "audio": None},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "never"}]},
+        {"role": "assistant", "content": None, "refusal": None, "function_call": None},
+        {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"x": 1}}]},
+    ]
+    (submission,) = _read(ChatRequest, {"messages": messages}).submissions()
+    assert [message.text for message in submission.messages or []] == ["no", "never", "", "a"]
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "function", "name": "f", "content": "x"}, "role"),
+        ({"role": "user", "content": "x", "refusal": "x"}, "refusal"),
+        ({"role": "assistant", "content": "x", "audio": {"id": "x"}}, "audio"),
+        ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "assistant", "content": "x", "prefix": True}, "prefix"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "content[0].type"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "a": 1}]}, "content[0].a"),
+    ],
+)
+def test_what_a_message_cannot_have_is_named(message: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        _read(ChatRequest, {"messages": [*CHATS["messages"], message]}).submissions()
+    assert raised.value.param == f"messages[1].{param}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "jobs"),
+    [
+        ("a", [("a", None)]),
+        (["a", "b"], [("a", None), ("b", None)]),
+        ([1, 2], [(None, [1, 2])]),
+        ([[1, 2], "a"], [(None, [1, 2]), ("a", None)]),
+        (["x"] * 64, [("x", None)] * 64),
+    ],
+)
+def test_each_prompt_is_a_job(prompt: Any, jobs: list[Any]) -> None:
+    submissions = _read(CompletionRequest, {"prompt": prompt}).submissions()
+    assert [(one.prompt, one.prompt_tokens) for one in submissions] == jobs
+
+
+@pytest.mark.parametrize("prompt", [["x"] * 65, [1, "a"], [], [[]], [""], [-1]], ids=str)
+def test_prompts_that_are_none_are_refused(prompt: Any) -> None:
+    with pytest.raises(InvalidRequest, match="prompt"):
+        _read(CompletionRequest, {"prompt": prompt})
+
+
+def test_echo_needs_texts() -> None:
+    with pytest.raises(InvalidRequest, match="echo"):
+        _read(CompletionRequest, {"prompt": [1], "echo": True}).submissions()
+
+
+def _fields(struct: type[msgspec.Struct]) -> set[str]:
+    return set(struct.__struct_fields__)
+
+
+def _read(kind: Any, body: dict[str, Any]) -> Any:
+    encoded = json.dumps(body).encode()
+    kind.check_names(encoded)
+    read = decode_body(encoded, kind)
+    assert isinstance(read, TextRequest | EmbeddingsRequest | RerankRequest)
+    return read
