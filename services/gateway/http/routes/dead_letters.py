@@ -66,7 +66,7 @@ async def drop(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Dead
 @post("/dead/retry", status_code=200, responses=error_responses(413))
 async def retry_several(
     request: Request[Any, Any, Any],
-    data: JSONBody[JSONBody[BulkDeadRequest]],
+    data: JSONBody[BulkDeadRequest],
     gateway: NamedDependency[Gateway],
 ) -> BulkReport:
     """Send several requests again, as new jobs: the dead letters with these `ids`, or those that
@@ -77,7 +77,7 @@ async def retry_several(
 
 @post("/dead/drop", status_code=200, responses=error_responses(413))
 async def drop_several(
-    data: JSONBody[JSONBody[BulkDeadRequest]], gateway: NamedDependency[Gateway]
+    data: JSONBody[BulkDeadRequest], gateway: NamedDependency[Gateway]
 ) -> BulkReport:
     """Remove several dead letters for good: those with these `ids`, or those that match `where`,
     the newest first. An empty `where` is refused."""

@@ -25,7 +25,7 @@ async def inferers(gateway: NamedDependency[Gateway]) -> FleetReport:
 
 @put("/concurrency", responses=error_responses(404, 413))
 async def set_concurrency(
-    data: JSONBody[JSONBody[ConcurrencyRequest]], gateway: NamedDependency[Gateway]
+    data: JSONBody[ConcurrencyRequest], gateway: NamedDependency[Gateway]
 ) -> ConcurrencyReport:
     """Open or close slots of live inferers: all, those of a `model`, or one `inferer`. No restart
     is needed and running jobs go on. With 0 they take no more jobs."""

@@ -41,7 +41,7 @@ from shared.wire.listing import BulkReport, BulkRequest, JobDetails, JobPage
 )
 async def submit(
     request: Request[Any, Any, Any],
-    data: JSONBody[JSONBody[JobSubmission]],
+    data: JSONBody[JobSubmission],
     gateway: NamedDependency[Gateway],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobAccepted | JobStatus]:
@@ -154,7 +154,7 @@ async def cancel(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Jo
 
 @post("/jobs/cancel", status_code=200, responses=error_responses(413))
 async def cancel_several(
-    data: JSONBody[JSONBody[BulkRequest]], gateway: NamedDependency[Gateway]
+    data: JSONBody[BulkRequest], gateway: NamedDependency[Gateway]
 ) -> BulkReport:
     """Cancel several jobs: those with these `ids`, or those that match `where`, the newest first,
     whose fields are the filters of `GET /jobs`. An empty `where` is refused."""

@@ -89,7 +89,7 @@ class ItemPage(Struct, frozen=True, kw_only=True):
 @post("/v1/responses", status_code=200, responses=ERRORS, operation_class=StreamOperation)
 async def create(
     request: Request[Any, Any, Any],
-    data: JSONBody[JSONBody[ResponseRequest]],
+    data: JSONBody[ResponseRequest],
     gateway: NamedDependency[Gateway],
     streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
