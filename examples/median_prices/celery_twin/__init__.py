@@ -1,0 +1,1 @@
+"""The same program with Celery and Redis, for comparison."""

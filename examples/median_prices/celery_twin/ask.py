@@ -1,0 +1,33 @@
+"""Answers questions about prices, all of them asked at the same moment, with Celery and Redis:
+
+python -m celery_twin.ask "median price of three-room flats in the north"
+"""
+
+import sys
+import time
+
+from prices import answer
+from questions import QUESTIONS, prompt
+
+from celery_twin.tasks import query
+
+POLL_S = 0.5
+
+
+def main(questions: list[str]) -> None:
+    waiting = {question: query.delay(prompt(question)) for question in questions}
+    shown: dict[str, str] = {}
+    while waiting:
+        for question, task in list(waiting.items()):
+            if task.ready():
+                found = task.get()  # raises what the task raised
+                print(f"{question}  {answer(found):,.0f}  {found}", flush=True)
+                del waiting[question]
+            elif task.state != shown.get(question):
+                shown[question] = task.state
+                print(f"{question}  {task.state}", flush=True)
+        time.sleep(POLL_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or QUESTIONS)
