@@ -68,7 +68,7 @@ class Shell:
             _end(child)
 
     def run(self, command: str, until_shown: list[str] | None = None) -> tuple[str, int]:
-        """The output and the exit status of ``command``. One that never ends is ended with Ctrl-C
+        """The output and the exit status of ``command``. One that never ends is killed
         once its output shows ``until_shown``, or anything at all."""
         if STARTS_STACK.search(command):
             return self.start_stack(command), 0
@@ -86,8 +86,8 @@ class Shell:
                 lambda: self._read().strip() != "" and shows(self._received, wanted),
                 f"{command} shows {wanted}:\n{self._received}",
             )
-            # Not a Ctrl-C on the terminal: a program that asks for a key reads it as one.
-            os.killpg(os.tcgetpgrp(self._terminal), signal.SIGINT)
+            # A program that asks for a key reads Ctrl-C as one.
+            os.killpg(os.tcgetpgrp(self._terminal), signal.SIGKILL)
         eventually(lambda: PROMPT.search(self._read()), f"the end of {command}:\n{self._received}")
         output, status, _ = PROMPT.split(self._received, maxsplit=1)
         self._received = ""
