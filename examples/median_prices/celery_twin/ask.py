@@ -19,13 +19,14 @@ def main(questions: list[str]) -> None:
     shown: dict[str, str] = {}
     while waiting:
         for question, task in list(waiting.items()):
+            state = task.state
             if task.ready():
                 found = task.get()  # raises what the task raised
                 print(f"{question}  {answer(found):,.0f}  {found}", flush=True)
                 del waiting[question]
-            elif task.state != shown.get(question):
-                shown[question] = task.state
-                print(f"{question}  {task.state}", flush=True)
+            elif state != shown.get(question):
+                shown[question] = state
+                print(f"{question}  {state}", flush=True)
         time.sleep(POLL_S)
 
 
