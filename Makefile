@@ -1,12 +1,14 @@
 # Everything runs in .venv, which every target creates if needed.
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo up test test-fast coverage chaos fuzz schemathesis check fmt bench bench-peers reference clean
+.PHONY: help .venv demo up clients test test-fast coverage chaos fuzz schemathesis check fmt bench bench-peers reference clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SCHEMATHESIS := .venv/schemathesis/.ready
 SUITE := .venv/json-schema-test-suite/.ready
+CLIENTS := $(patsubst tests/clients/environments/%.txt,.venv/clients/%/.ready,$(wildcard tests/clients/environments/*.txt))
+AI_SDK := .venv/clients/vercel-ai/.ready
 PEERS := .venv/peers/.ready
 LLAMA_SERVER := .venv/peers/llama-server/build/bin/llama-server
 LLAMA := $(wildcard deploy/llama/*)
@@ -41,6 +43,17 @@ $(SUITE): tests/conformance/suite.txt $(READY)
 	tar --extract --file $(@D)/*.tar.gz --directory $(@D) --strip-components 2 --wildcards '*/json/tests'
 	@touch $@
 
+$(CLIENTS): .venv/clients/%/.ready: tests/clients/environments/%.txt $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --no-deps --python $(@D)/bin/python --requirement $<
+	@touch $@
+
+$(AI_SDK): $(wildcard tests/clients/environments/vercel-ai/*) $(READY)
+	mkdir -p $(@D) && cp tests/clients/environments/vercel-ai/* $(@D)
+	if command -v npm >/dev/null; then npm ci --silent --ignore-scripts --prefix $(@D); \
+		else echo "no npm here: tests of the Vercel AI SDK are skipped"; fi
+	@touch $@
+
 $(PEERS): benchmarks/peers/requirements.txt $(READY)
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --no-deps \
@@ -59,13 +72,15 @@ demo: $(READY) ## Two prompts at once, answered one after the other
 up: $(READY) ## Run the stack on 127.0.0.1:5001 and :4222 until Ctrl-C; data is kept in data/
 	$(BIN)/sluice up --data data
 
-test: $(READY) $(SCHEMATHESIS) $(SUITE) ## All tests, two files at a time; ARGS are passed to pytest
+clients: $(CLIENTS) $(AI_SDK) ## Install the clients that tests/clients runs, each in an environment of its own
+
+test: $(READY) $(SCHEMATHESIS) $(SUITE) clients ## All tests, two files at a time; ARGS are passed to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(READY) ## Unit and integration tests, two or three minutes; ARGS as above
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
 
-coverage: $(READY) $(SCHEMATHESIS) $(SUITE) ## All tests with coverage, and the lines that no test runs; ARGS as above
+coverage: $(READY) $(SCHEMATHESIS) $(SUITE) clients ## All tests with coverage, and the lines that no test runs; ARGS as above
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile $(ARGS); status=$$?; \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status

@@ -254,7 +254,7 @@ class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     tools: Tools | None = None
     """Functions that the model may call, in OpenAI's form."""
     tool_choice: ToolChoice = "auto"
-    """`auto`, `none`, `required`, or the function that must be called."""
+    """`auto`, `none`, `required`, or the function that must be called, once."""
     parallel_tool_calls: bool = True
     """False: at most one call in an answer."""
     chat_template_kwargs: TemplateOptions | None = None

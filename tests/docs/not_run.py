@@ -8,6 +8,7 @@ NOT_RUN = {
     ("", "sluice bench"): "measures for minutes; test_bench.py runs it",
     ("docs/how-to/gpu.md", ""): "needs a GPU, and compiles for minutes",
     ("docs/compiling.md", ""): "compiles llama.cpp for minutes",
+    ("docs/how-to/clients.md", ""): "needs their environments; tests/clients runs the same",
     ("docs/benchmarks/README.md", ""): "measures for many minutes, with Redis",
     ("examples/median_prices/README.md", "celery"): "needs Redis and Celery",
     ("examples/median_prices/README.md", "cd examples"): "a step on the way to the former",

@@ -10,8 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from services.inferer.engine.model import Model
-from tests.support.families import FAMILIES, write_family
+from tests.support.families import FAMILIES, brevity, write_family
 from tests.support.processes import Stack
 
 CITIES = {"enum": ["Oslo", "Łódź", '"</tool_call>"']}
@@ -43,8 +42,7 @@ class Served(NamedTuple):
     name: str
     client: openai.OpenAI
     brief: dict[str, Any]
-    """Options with which an answer ends wherever it may, and reasoning, too: these models have
-    random weights, and would go on."""
+    """Options with which an answer ends wherever it may."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -53,17 +51,13 @@ def family(
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("family")
     path = write_family(folder, request.param)
-    model = Model(path, 0, chat=False)
-    texts = ["<|im_end|>", *FAMILIES[request.param].to_the_point]
-    bias = {str(model.tokenize(text, add_special=False)[0]): 60 for text in texts}
-    # The end of one call and the beginning of the next in one token.
-    bias[str(model.tokenize("><", add_special=False)[0])] = -100
-    model.close()
     options = {"chat_template_kwargs": {"enable_thinking": False}}
     with Stack(folder) as stack:
         stack.serve(path)
         with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
-            yield Served(request.param, client, {"logit_bias": bias, "extra_body": options})
+            yield Served(
+                request.param, client, {"logit_bias": brevity(path), "extra_body": options}
+            )
 
 
 class Said(NamedTuple):
@@ -152,8 +146,9 @@ def test_a_model_that_must_call_a_tool_does(family: Served, temperature: float) 
 
 
 def test_a_model_calls_the_tool_that_it_must_call(family: Served) -> None:
+    """Once, also where it would repeat the call for ever."""
     choice: Any = {"type": "function", "function": {"name": "stop-it"}}
-    answer = ask(family, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, **family.brief)
+    answer = ask(family, tools=TOOLS, tool_choice=choice, **family.brief)
     ((_, name, arguments),) = require_valid(answer)
     assert (name, arguments) == ("stop-it", "{}")
 
@@ -240,7 +235,6 @@ def test_the_bundled_model_calls_the_tool_that_it_must_call(tmp_path: Path, smol
                 Served("smollm2", client, {}),
                 tools=TOOLS,
                 tool_choice={"type": "function", "function": {"name": "get_weather"}},
-                parallel_tool_calls=False,
                 temperature=0,
             )
     ((_, name, _),) = require_valid(said)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import llama_cpp
 
+from services.inferer.engine.model import Model
 from shared.answers.marks import (
     HARMONY,
     HERMES,
@@ -171,3 +172,15 @@ def write_family(folder: Path, name: str, seed: int = 7) -> Path:
                 at += 1
     metadata = {TOKENS: vocabulary, TYPES: types, TEMPLATE: family.template}
     return write_tiny_model(folder / f"{name}.gguf", metadata=metadata, seed=seed)
+
+
+def brevity(path: Path) -> dict[str, int]:
+    """The ``logit_bias`` with which an answer of this model of a family ends wherever it may, and
+    reasoning, too: it has random weights, and would go on."""
+    model = Model(path, 0, chat=False)
+    texts = ["<|im_end|>", *FAMILIES[path.stem].to_the_point]
+    bias = {str(model.tokenize(text, add_special=False)[0]): 60 for text in texts}
+    # The end of one call and the beginning of the next in one token.
+    bias[str(model.tokenize("><", add_special=False)[0])] = -100
+    model.close()
+    return bias

@@ -93,7 +93,9 @@ class _Rules:
         self.is_formatted = self.schema is not None or self._language is not None
         self.tools = _callable(request) if request.messages is not None else []
         self._must_call = request.tool_choice not in ("none", "auto")
-        self._many = "*" if request.parallel_tool_calls else "?"
+        # A function that must be called is called once.
+        is_chosen = isinstance(request.tool_choice, ChosenTool)
+        self._many = "*" if request.parallel_tool_calls and not is_chosen else "?"
         self._lines: list[str] = []
         self._tried_s = 0.0
         self._not_first: list[str] = []
