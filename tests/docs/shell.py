@@ -46,8 +46,10 @@ class Shell:
             if entry.name not in SHARED:
                 (folder / entry.name).symlink_to(entry)
         path = os.pathsep.join((str(scripts()), os.environ["PATH"], str(Path.home() / "go/bin")))
+        # Where `make` runs the tests, another one would print that it is inside of it.
+        outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
         self.environment = {
-            **environment,
+            **{name: value for name, value in environment.items() if name not in outer},
             "PATH": path,
             "HOME": str(folder),
             "INFERER_THREADS": "1",
@@ -105,7 +107,9 @@ class Shell:
         self.end_stack()
         if command.startswith("make"):
             asked = ["make", "--dry-run", *command.split()[1:]]
-            recipe = subprocess.check_output(asked, cwd=self.folder, text=True)
+            recipe = subprocess.check_output(
+                asked, cwd=self.folder, env=self.environment, text=True
+            )
             command = recipe.splitlines()[-1]
         command += " --port 0 --nats-port 0"
         if "--model" not in command:
