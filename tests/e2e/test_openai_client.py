@@ -287,6 +287,7 @@ def test_tokens_are_banned_and_forced(client: openai.OpenAI) -> None:
         model="tiny",
         prompt="hi",
         max_tokens=8,
+        temperature=0,
         logit_bias={"70": 100},
         extra_body={"stop_token_ids": [70], "min_tokens": 3},
     )
