@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 import jsonschema_rs
@@ -413,6 +414,21 @@ def test_threads_stay_from_one_batch_to_the_next(model: Model) -> None:
     assert engine.close()
     # Not one for each of 40 batches; each growth has a thread that prepares requests.
     assert len(seen - before) < 10
+
+
+def test_threads_sleep_while_there_is_nothing_to_compute(model: Model) -> None:
+    """At once: otherwise each of them would take a core for 20 ms after every job."""
+    engine = Engine(model, slots=1, n_ctx=N_CTX, n_batch=512, threads=2)
+    pause_s, idle_s = 0.02, []
+    try:
+        for _ in range(30):
+            answer(engine, max_tokens=2)
+            before = time.process_time()
+            time.sleep(pause_s)
+            idle_s.append(time.process_time() - before)
+    finally:
+        engine.close()
+    assert median(idle_s) < pause_s / 4
 
 
 def test_a_pool_of_threads_ends_when_it_is_closed() -> None:

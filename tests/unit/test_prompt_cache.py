@@ -135,6 +135,12 @@ class Runner:
             self.cache.leave(sequence)
         self.scheduler.remove(sequence)
 
+    def save_ahead(self) -> int:
+        """What the engine does while it is idle; the bytes that are saved then."""
+        while self.cache.save_ahead(self.scheduler.free_slots):
+            pass
+        return self.cache.saved_bytes
+
     def run(self, prompt: list[int], owner: str = "us", tokens: int = 3) -> int:
         """Run a sequence to its end; how many tokens of its prompt were reused."""
         sequence = self.add(prompt, owner)
@@ -179,6 +185,32 @@ def test_what_made_room_comes_back_from_host_memory() -> None:
         len(one) - 1,
         len(other) - 1,
     ]
+
+
+def test_what_will_have_to_make_room_is_saved_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once no slot is empty; then the next prompt does not wait until a state is saved."""
+    runner = Runner(Tokens(), slots=2)
+    one, other = [1, *SYSTEM], [2, *SYSTEM]
+    runner.run(one)
+    assert runner.save_ahead() == 0
+    runner.run(other)
+    assert runner.save_ahead() > len(one) + len(other)
+
+    def fail(slot: int) -> SavedState:
+        raise AssertionError("it is saved again")
+
+    monkeypatch.setattr(runner.memory, "save", fail)
+    runner.run([3, *SYSTEM])
+    assert runner.run(one) == len(one) - 1
+
+
+def test_nothing_leaves_the_store_for_what_is_saved_ahead() -> None:
+    runner = Runner(Tokens(), slots=1, capacity=2 * len(SYSTEM))
+    runner.run([1, *SYSTEM])
+    runner.run([2, *SYSTEM])
+    before = runner.cache.saved_bytes
+    assert before > len(SYSTEM)
+    assert runner.save_ahead() == before
 
 
 def test_the_store_stays_within_its_bound() -> None:
@@ -385,6 +417,7 @@ class Reusing(RuleBasedStateMachine):
         self, slots: int, can_copy: bool, is_recurrent: bool, window: int, capacity: int
     ) -> None:
         memory = Tokens(can_copy and not is_recurrent, is_recurrent, window)
+        self.capacity = capacity
         self.runner = Runner(memory, slots, capacity)
         self.unfinished: list[Sequence] = []
 
@@ -404,6 +437,10 @@ class Reusing(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             self.runner.step()
+
+    @rule()
+    def idle(self) -> None:
+        self.runner.save_ahead()
 
     @rule(slot=some.integers(0, 3))
     def forget(self, slot: int) -> None:
@@ -429,7 +466,7 @@ class Reusing(RuleBasedStateMachine):
         for slot, prefix in self.runner.cache._left.items():
             assert prefix.slot == slot
             assert self.runner.memory.slots[slot] == prefix.tokens
-        assert self.runner.cache.saved_bytes <= 5000
+        assert self.runner.cache.saved_bytes <= self.capacity
 
 
 TestReusing = Reusing.TestCase

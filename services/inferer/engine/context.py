@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import llama_cpp
+import numpy
+from numpy.typing import NDArray
 
 from services.inferer.engine.memory import available_bytes, dry_run
 from services.inferer.engine.model import Model
@@ -74,7 +76,7 @@ class _State:
     ``end`` stand for the others.
     """
 
-    def __init__(self, data: ctypes.Array[ctypes.c_uint8], begin: int, end: int) -> None:
+    def __init__(self, data: NDArray[numpy.uint8], begin: int, end: int) -> None:
         self.data, self.begin, self.end = data, begin, end
 
     def __len__(self) -> int:
@@ -220,15 +222,17 @@ class Context:
         """The state of ``slot``; None if llama.cpp cannot, or there is no memory for it."""
         size = self._buffer_bytes(slot)
         try:
-            data = (ctypes.c_uint8 * size)()
+            # Not zeroed: llama.cpp is the first to touch it, without the interpreter's lock.
+            data = numpy.empty(size, numpy.uint8)
         except MemoryError:
             return None
-        begin, end = 0, llama_cpp.llama_state_seq_get_data(self.handle, data, size, slot)
+        begin, end = 0, llama_cpp.llama_state_seq_get_data(self.handle, _at(data), size, slot)
         if not end:
             return None
+        data[end:] = 0
         if self.can_copy:
             begin, end = _NUMBER * slot, end - _NUMBER * (self._memories - slot - 1)
-            ctypes.memmove(ctypes.byref(data, begin), data, _HEADER)
+            data[begin : begin + _HEADER] = data[:_HEADER].copy()
         length = self.length(slot)
         # What has left the window is not saved.
         first = max(int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot)), 0)
@@ -242,14 +246,11 @@ class Context:
         assert isinstance(saved, _State)
         size = saved.end - saved.begin
         if self.can_copy:
-            number = ctypes.c_uint32.from_buffer(saved.data, saved.begin + _HEADER)
-            number.value = self._memories
+            number = saved.begin + _HEADER
+            saved.data[number : number + _NUMBER].view(numpy.uint32)[0] = self._memories
             size += _NUMBER * (self._memories - 1)
-        source = ctypes.byref(saved.data, saved.begin)
-        return bool(
-            llama_cpp.llama_state_seq_set_data(self.handle, ctypes.cast(source, _BYTES), size, slot)
-            == size
-        )
+        source = _at(saved.data, saved.begin)
+        return bool(llama_cpp.llama_state_seq_set_data(self.handle, source, size, slot) == size)
 
     def take_over(self, other: "Context", source: int, target: int) -> bool:
         """Copy what ``source`` has in ``other`` to ``target``; False if llama.cpp cannot."""
@@ -369,6 +370,10 @@ def _sizes(path: Path, is_shared: bool, options: ContextOptions) -> tuple[int, i
             "INFERER_KV_TYPE=f16"
         ) from None
     return one, two
+
+
+def _at(data: NDArray[numpy.uint8], offset: int = 0) -> "ctypes._Pointer[ctypes.c_uint8]":
+    return ctypes.cast(data.ctypes.data + offset, _BYTES)
 
 
 def _slot(chunk: Chunk[Sequence]) -> int:

@@ -267,6 +267,8 @@ class EmbeddingEngine:
                         self._current = run
                         self._abort_flag[0] = NOT_SET
                         return run
+                if self._pool is not None:
+                    self._pool.pause()
                 self._changed.wait()
             return None
 

@@ -261,6 +261,8 @@ class Engine:
         while self._receive():
             try:
                 self._step()
+                if self._scheduler.is_idle:
+                    self._idle()
             except Exception as error:
                 # These callers get an error, and the engine goes on with the next sequences.
                 for sequence in self._scheduler.running:
@@ -340,6 +342,14 @@ class Engine:
             self._cache.save_checkpoint(sequence)
         else:
             sequence.start = self._cache.copy_of(sequence.slot)
+
+    def _idle(self) -> None:
+        """Leave the cores to others, but save what the slots hold until there is something to
+        compute."""
+        if self._pool is not None:
+            self._pool.pause()
+        while not self._notified and self._cache.save_ahead(self._scheduler.free_slots):
+            pass
 
     def _close_gaps(self) -> None:
         """Move sequences to adjacent slots: llama.cpp computes only those together."""

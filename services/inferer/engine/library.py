@@ -89,6 +89,32 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
+def load_cpu_code() -> ctypes.CDLL:
+    """The library with the code for this CPU, which may be loaded later than the rest; after
+    `load_backends`."""
+    library = load_library()
+    registry = library.ggml_backend_dev_backend_reg(library.ggml_backend_dev_by_type(CPU))
+    address = library.ggml_backend_reg_get_proc_address(registry, b"ggml_threadpool_new")
+    found = _Location()
+    ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(found))
+    code = ctypes.CDLL(os.fsdecode(found.file))
+    code.ggml_threadpool_new.restype = ctypes.c_void_p
+    code.ggml_threadpool_pause.argtypes = [ctypes.c_void_p]
+    code.ggml_threadpool_free.argtypes = [ctypes.c_void_p]
+    return code
+
+
+class _Location(ctypes.Structure):
+    """`Dl_info`: what `dladdr` knows of an address."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
 def compiled_for() -> list[str]:
     """The features of the CPU backend, as llama.cpp names them; after `load_backends`."""
     info = llama_cpp.llama_print_system_info().decode("utf-8", "replace")

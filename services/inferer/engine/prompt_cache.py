@@ -198,6 +198,21 @@ class PromptCache:
         tokens = sequence.tokens[: sequence.position]
         self._save(_Prefix(sequence.cache_key, tokens, sequence.slot))
 
+    def save_ahead(self, free_slots: list[int]) -> bool:
+        """Save what one of ``free_slots`` holds before another prompt needs the slot, so that no
+        prompt has to wait for it. Only where nothing else has to leave host memory for it, and no
+        slot is empty. Returns whether a state was saved."""
+        if not all(slot in self._left for slot in free_slots):
+            return False
+        for prefix in self._left.values():
+            if len(prefix.tokens) < WORTH_KEEPING or self._is_saved(prefix):
+                continue
+            size = self.memory.state_bytes(prefix.slot)
+            if size and self.saved_bytes + size <= self._capacity:
+                self._save(prefix)
+                return self._is_saved(prefix)
+        return False
+
     def forget(self, slot: int) -> None:
         """The slot has lost what it held."""
         self._left.pop(slot, None)
@@ -289,6 +304,9 @@ class PromptCache:
         self._saved = [known for known in self._saved if not self._contains(longer, known)]
         self._saved.append(longer)
         self._drop_excess()
+
+    def _is_saved(self, prefix: _Prefix) -> bool:
+        return any(self._contains(known, prefix) for known in self._saved)
 
     def _drop_excess(self) -> None:
         while self.saved_bytes > self._capacity:

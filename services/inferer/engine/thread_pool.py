@@ -5,10 +5,8 @@ core of the thread that then waits for it, and the batch takes longer (decision 
 """
 
 import ctypes
-from collections.abc import Callable
-from typing import Any
 
-from services.inferer.engine.library import CPU, load_library
+from services.inferer.engine.library import load_cpu_code, load_library
 
 WAIT = 10
 """How long a thread waits for the next batch before it sleeps, in llama.cpp's measure (``poll``):
@@ -39,20 +37,18 @@ class ThreadPool:
         parameters = _Parameters()
         self._library.ggml_threadpool_params_init(ctypes.byref(parameters), threads)
         parameters.poll = WAIT
-        new = self._function("ggml_threadpool_new", ctypes.c_void_p)
-        self._handle = new(ctypes.byref(parameters))
+        self._code = load_cpu_code()
+        self._handle = self._code.ggml_threadpool_new(ctypes.byref(parameters))
 
     def attach(self, context: object) -> None:
         """Have ``context`` compute with these threads; it must be set to as many. Contexts that
         share them must not compute at the same time."""
         self._library.llama_attach_threadpool(context, self._handle, self._handle)
 
-    def close(self) -> None:
-        self._function("ggml_threadpool_free", None)(self._handle)
+    def pause(self) -> None:
+        """Have the threads sleep until the next batch, at once: while there is none, the cores are
+        free for others."""
+        self._code.ggml_threadpool_pause(self._handle)
 
-    def _function(self, name: str, result: type | None) -> Callable[..., Any]:
-        """A function of the code for this CPU, which may be loaded later than the rest."""
-        device = self._library.ggml_backend_dev_by_type(CPU)
-        registry = self._library.ggml_backend_dev_backend_reg(device)
-        address = self._library.ggml_backend_reg_get_proc_address(registry, name.encode())
-        return ctypes.CFUNCTYPE(result, ctypes.c_void_p)(address)
+    def close(self) -> None:
+        self._code.ggml_threadpool_free(self._handle)
