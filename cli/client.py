@@ -96,7 +96,7 @@ class Client:
         return self._call("GET", f"/jobs/{job_id}", JobDetails)
 
     def bulk(self, path: str, selected: dict[str, Any]) -> BulkReport:
-        """``selected``: ``ids``, or ``where`` with filters."""
+        """A bulk request. ``selected`` contains ``ids``, or ``where`` with filters."""
         return self._call("POST", path, BulkReport, content=encode(selected))
 
     def queue(self) -> QueueReport:

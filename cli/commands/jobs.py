@@ -211,8 +211,8 @@ def cancel(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Cancel jobs, waiting or running: one or several, or all that match the filters. To see first
-    which these are, give the filters to: sluice jobs."""
+    """Cancel waiting or running jobs, selected by ids or filters. To preview which jobs the filters
+    match, give them to: sluice jobs."""
     where = {
         "state": (states_of(state) or "").split(",") if state else None,
         "model": model,

@@ -329,9 +329,9 @@ class Broker:
             )
 
     async def purge(self, stream: str, subject: str, sequence: int | None = None) -> int:
-        """Remove the messages of ``subject``, those up to ``sequence`` if it is given, without a
-        marker, which would need storage. Returns how many there were: of several calls for one
-        message only one removes it.
+        """Remove the messages of ``subject``, only up to ``sequence`` if it is given. This writes
+        no marker, which would need storage. Returns the number of removed messages: of several calls
+        for one message, only one removes it.
 
         Raises:
             BrokerUnavailable: no answer, or it could not.

@@ -89,7 +89,7 @@ class Several:
         return [job for job in jobs if job is not None]
 
     def abandon(self, jobs: Adopted) -> None:
-        """Cancel all ``jobs`` that are not None and do not outlive their client, in the background."""
+        """Cancel, in the background, all ``jobs`` that do not outlive their client."""
         for job in jobs:
             if job is not None and not job.survives_disconnect:
                 self._jobs.abandon(job.id)

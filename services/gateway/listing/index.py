@@ -407,8 +407,8 @@ def _deadline(message: StoredMessage) -> str | None:
 
 
 def _metadata(head: RequestHead | ResultHead) -> bytes | None:
-    """As stored in a row; None if the job has no metadata, or more than a gateway accepts, which
-    only a request that was published by hand can have."""
+    """The metadata as stored in a row. None if the job has none, or more than a gateway accepts,
+    which is possible only for a request that was not published by a gateway."""
     metadata = head.metadata
     if metadata is UNSET or metadata == NO_METADATA or len(metadata) > LONGEST_VALUE:
         return None

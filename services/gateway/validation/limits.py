@@ -105,8 +105,8 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
 
 
 def clamped(submission: JobSubmission, facts: ModelFacts | None) -> JobSubmission:
-    """``submission`` with no more ``max_tokens`` than the model's context, as other servers of
-    OpenAI's API do it."""
+    """``submission`` with ``max_tokens`` limited to the model's context, as in other servers with
+    OpenAI's API."""
     wanted = submission.max_tokens
     if facts is None or wanted is None or wanted <= facts.n_ctx:
         return submission

@@ -205,7 +205,7 @@ class _Rules:
                 self._lines.append(f"one_{number}: {header} arguments_{number}")
             ones = _any(f"one_{number}" for number in range(len(self.tools)))
             self._lines.append(f'call: {channel} "commentary to=functions." ({ones})')
-        # Commentary is part of the answer, which is to be of its format and nothing else.
+        # Commentary is part of the answer, which must contain nothing but its format.
         before = "analysis" if self.is_formatted else "analysis | commentary"
         self._lines.append(f"start: ({before})* ({_any(last)})")
 
@@ -256,7 +256,7 @@ class _Rules:
         return schema
 
     def _enforced_language(self, request: ModelRequest) -> str | None:
-        """The grammar or the regular expression of the answer, in Lark.
+        """The answer's grammar or regular expression, in Lark.
 
         Raises: InvalidRequest: it cannot be enforced."""
         form = request.response_format
