@@ -330,8 +330,8 @@ class Broker:
 
     async def purge(self, stream: str, subject: str, sequence: int | None = None) -> int:
         """Remove the messages of ``subject``, only up to ``sequence`` if it is given. This writes
-        no marker, which would need storage. Returns the number of removed messages: of several calls
-        for one message, only one removes it.
+        no marker, which would need storage. Returns the number of removed messages: of several
+        calls for one message, only one removes it.
 
         Raises:
             BrokerUnavailable: no answer, or it could not.

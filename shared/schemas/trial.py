@@ -6,8 +6,8 @@ it runs in a process that can be killed. What passed takes the inferer about as 
 
 The first request is null; the response is null when the process is ready. Each further request is
 `[schema]` or `[schema, answer]`; the response is null, or why the schema is refused, or why the
-answer is not valid. Or it is an object, a ``response_format`` of the type `grammar` or `regex`; the
-response is null, or why that is refused.
+answer is not valid. A request can also be an object, a ``response_format`` of the type `grammar` or
+`regex`; then the response is null, or why it is refused.
 """
 
 import json

@@ -72,7 +72,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     retry_of: str | None = None
     via: Via | None = None
     preview: str = ""
-    """As in the request, like ``response``."""
+    """Copied from the request, like ``response``."""
     response: ResponseForm | None = None
 
     def __post_init__(self) -> None:

@@ -120,7 +120,7 @@ class Vocabulary:
     def language_error(
         self, form: GrammarFormat | RegexFormat, cancelled: threading.Event | None = None
     ) -> str | None:
-        """The same for a grammar or a regular expression.
+        """Like `schema_error`, for a grammar or a regular expression.
 
         Raises:
             LimitExceeded, ModelError, Cancelled: as in `schema_error`.

@@ -113,7 +113,7 @@ async def rerank(
     streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[RerankResponse]:
-    """Rank documents by their relevance for a query. If the client disconnects before its
+    """Rank documents by their relevance to a query. If the client disconnects before its
     timeout, its job is cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
