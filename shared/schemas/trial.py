@@ -23,9 +23,9 @@ from shared.schemas.validator import answer_error, read_json, validator_of
 from shared.wire.requests import GrammarFormat, RegexFormat
 
 MEMORY_BYTES = 128 * 2**20
-"""In addition to what the process has when it is ready."""
+"""The memory limit, in addition to what the process uses when it is ready."""
 CPU_S = 1.0
-"""For one request, which typically takes some milliseconds."""
+"""The limit for one request, which typically takes milliseconds."""
 
 
 class _Bytes:

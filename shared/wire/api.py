@@ -183,7 +183,7 @@ class JobChoice(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def all_of(cls, completed: Completed) -> list[Self]:
-        """Those of a job, in their order."""
+        """The choices of a job, in order."""
         found = []
         for index, choice in enumerate(completed.choices):
             message: AssistantMessage | UnsetType = UNSET

@@ -19,9 +19,9 @@ TemplateOptionNames = Annotated[
 ]
 AdapterNames = Annotated[list[AdapterName], Meta(max_length=MAX_ADAPTERS)]
 Cpu = Annotated[int, Meta(ge=0, le=8191)]
-"""Linux knows no more."""
+"""Linux supports no more."""
 Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
-"""Those of 32 inferers must fit into one message of 1 MB."""
+"""The CPUs of 32 inferers must fit into one message of 1 MB."""
 
 
 GRAMMARS, PROMPT_TOKENS = "grammars", "prompt_tokens"

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 from msgspec import Meta, Struct
 
 MAX_INPUTS = 2048
-"""Of one request, as OpenAI has it."""
+"""The most inputs of one request, as in OpenAI's API."""
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -23,7 +23,7 @@ AnyInput = (
 
 
 TOKEN_BYTES = 4
-"""Of a text, for each of its tokens, about."""
+"""The approximate size of a text per token."""
 
 
 class Document(Struct, frozen=True):

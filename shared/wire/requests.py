@@ -115,7 +115,7 @@ SchemaSource = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 
 class NamedSchema(Struct, frozen=True, omit_defaults=True):
     source: SchemaSource = msgspec.field(name="schema")
-    """As it was sent: decoded before its size is known it could be hundreds of megabytes."""
+    """The schema as it was sent. Decoded, it could take hundreds of megabytes."""
     name: str = "response"
     description: str | None = None
     strict: bool | None = None
@@ -352,7 +352,7 @@ class Work(Struct, frozen=True, omit_defaults=True):
 
     @property
     def most_tokens(self) -> int:
-        """Of all answers together."""
+        """The most tokens of all answers together."""
         return self.n * self.max_tokens
 
 

@@ -110,7 +110,7 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     task: Task = "complete"
     work: Work | None = None
     logprobs: list[TokenLogprob] | None = None
-    """Of the answer's tokens, if the request asks for them."""
+    """The log probabilities of the answer's tokens, if the request asks for them."""
     other_choices: Annotated[list[Choice], Meta(max_length=MAX_CHOICES - 1)] = []
     """The answers after the first, if the request asks for several."""
     format: AnswerFormat | None = None

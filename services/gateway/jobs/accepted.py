@@ -34,7 +34,7 @@ class AcceptedJob:
 
     @classmethod
     def of_replay(cls, job: JobStatus, task: Task, caller: Caller, format: AnswerFormat) -> Self:
-        """For a client that has submitted ``job`` again, with the same key."""
+        """The job for a client that has submitted ``job`` again with the same key."""
         return cls(
             id=job.id,
             model=job.model,

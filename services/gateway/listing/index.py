@@ -45,9 +45,9 @@ from shared.wire.listing import (
 from shared.wire.requests import priority_of
 
 MAX_BYTES = 128 * 1024 * 1024
-"""Of the table. Jobs with large metadata take more: then fewer are known."""
+"""The maximum size of the table. If jobs have large metadata, fewer of them fit."""
 PAGE_BYTES = 2 * 1024 * 1024
-"""A page of jobs with large metadata is shorter than its limit."""
+"""The maximum size of a page. With large metadata, a page has fewer jobs than its limit."""
 PRUNE_SHARE = 20
 """Over a bound, one job in this many goes at once."""
 MAX_EARLY = 10_000
@@ -377,7 +377,7 @@ def _id(key: bytes) -> str:
 
 
 def _result_head(message: StoredMessage) -> ResultHead:
-    """As `decode_stored`: what cannot be read, or is of another job, failed."""
+    """Like `decode_stored`: a result that cannot be read, or belongs to another job, is a failure."""
     model, job_id = subjects.model_and_id(message.subject)
     try:
         head = decode_result_head(message.data)

@@ -52,7 +52,7 @@ LONGEST_SCHEMA = 2**20
 RESPONSE_FORMAT, TOOLS = "response_format", "tools"
 ANY_OBJECT = {"type": "object"}
 TRIALS_S = 10.0
-"""For the schemas of all tools. Each has limits of its own, and typically takes milliseconds."""
+"""The time limit for the schemas of all tools. Each has its own limits and takes milliseconds."""
 
 
 def constraint(
@@ -338,7 +338,7 @@ def _excluding(marks: Sequence[str]) -> str:
 
 
 def _escaped(mark: str) -> str:
-    """In a regular expression."""
+    """``mark`` escaped for a regular expression."""
     return "".join(f"\\x{ord(character):02x}" for character in mark)
 
 
