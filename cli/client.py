@@ -136,7 +136,7 @@ class Client:
                 failures += 1
                 if failures >= MAX_RECONNECTS:
                     raise CommandError(
-                        f"the connection to {self.url} failed ({error}); the job goes on: "
+                        f"the connection to {self.url} failed ({error}); the job continues: "
                         f"sluice status {job_id}",
                         EXIT_UNREACHABLE,
                     ) from None

@@ -28,7 +28,7 @@ class AcceptedJob:
     """How the answer is written."""
     state: TaskState = "PENDING"
     survives_disconnect: bool = False
-    """Whether it goes on when its client disconnects: the client may come back with its key."""
+    """Whether it continues when its client disconnects: the client may come back with its key."""
     is_replay: bool = False
     """Whether another submit with the same key came first: the inferer replies to that caller."""
 

@@ -377,7 +377,7 @@ def _id(key: bytes) -> str:
 
 
 def _result_head(message: StoredMessage) -> ResultHead:
-    """Like `decode_stored`: a result that cannot be read, or belongs to another job, is a failure."""
+    """Like `decode_stored`. A result that is unreadable or of another job counts as failed."""
     model, job_id = subjects.model_and_id(message.subject)
     try:
         head = decode_result_head(message.data)
