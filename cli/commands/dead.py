@@ -37,7 +37,9 @@ def _group() -> None:
 
 @app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of letters.")] = PAGE,
+    limit: Annotated[
+        int, typer.Option(min=1, max=200, help="Maximum number of dead letters.")
+    ] = PAGE,
     before: Annotated[
         int | None, typer.Option(min=1, help="`before` of the previous page.")
     ] = None,

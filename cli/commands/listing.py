@@ -70,7 +70,7 @@ def jobs(
 
 
 def job(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="Or its beginning.")],
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The id, or its beginning.")],
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
