@@ -1,4 +1,4 @@
-"""What a model without text as its answer works on: inputs to embed, documents to rank."""
+"""The inputs of models that do not generate text: inputs to embed, documents to rank."""
 
 from typing import Annotated, cast
 
@@ -11,7 +11,7 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 Inputs = Annotated[list[Text | TokenIds], Meta(min_length=1, max_length=MAX_INPUTS)]
-"""Texts, or tokens that are taken as they are."""
+"""Texts, or tokens that are used unchanged."""
 AnyInput = (
     Text
     | Annotated[

@@ -144,7 +144,7 @@ async def _answer(
     attempt = ClientAttempt.of(request)
     preferences = Preferences.parse(request.headers.getall("prefer", []))
     survives_disconnect = preferences.respond_async or idempotency_key is not None
-    # A stream keeps its client from reaching its timeout, and cancels its job itself.
+    # The client of a stream does not time out, and a closed stream cancels its job itself.
     may_return = not (survives_disconnect or body.wants_stream)
     if body.wants_stream:
         streams.require_capacity()
@@ -157,7 +157,7 @@ async def _answer(
         if may_return and attempt.is_retry:
             jobs = await gateway.several.adopt(submissions, caller)
             if None in jobs:
-                await require_connected(request)  # it has waited for an orphan
+                await require_connected(request)  # it may be gone after the wait for an orphan
         accepted = await gateway.several.submit(submissions, caller, idempotency_key, jobs)
         jobs = [*accepted]
         if survives_disconnect:
