@@ -96,7 +96,7 @@ class Client:
         return self._call("GET", f"/jobs/{job_id}", JobDetails)
 
     def bulk(self, path: str, selected: dict[str, Any]) -> BulkReport:
-        """``selected``: ``ids``, or ``where`` with filters."""
+        """A bulk request. ``selected`` contains ``ids``, or ``where`` with filters."""
         return self._call("POST", path, BulkReport, content=encode(selected))
 
     def queue(self) -> QueueReport:
@@ -136,7 +136,7 @@ class Client:
                 failures += 1
                 if failures >= MAX_RECONNECTS:
                     raise CommandError(
-                        f"the connection to {self.url} failed ({error}); the job goes on: "
+                        f"the connection to {self.url} failed ({error}); the job continues: "
                         f"sluice status {job_id}",
                         EXIT_UNREACHABLE,
                     ) from None

@@ -1,4 +1,4 @@
-"""Commands about several jobs or dead letters, named by ids or by filters."""
+"""Options and reports of commands that select jobs or dead letters by ids or filters."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -22,14 +22,14 @@ State = Annotated[
     str | None,
     typer.Option(
         "--state",
-        help="PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED; several with commas.",
+        help="PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED; separate several by commas.",
     ),
 ]
 ModelFilter = Annotated[str | None, typer.Option("--model", "-m")]
-Code = Annotated[str | None, typer.Option("--code", help="Such as model_error.")]
+Code = Annotated[str | None, typer.Option("--code", help="The error code, such as model_error.")]
 PriorityFilter = Annotated[Priority | None, typer.Option("--priority")]
 Metadata = Annotated[
-    list[str] | None, typer.Option("--metadata", help="NAME=VALUE; several have to match all.")
+    list[str] | None, typer.Option("--metadata", help="NAME=VALUE; if repeated, all must match.")
 ]
 Since = Annotated[str | None, typer.Option("--since", help=f"Accepted since: {TIME}.")]
 Until = Annotated[str | None, typer.Option("--until", help=f"Accepted before: {TIME}.")]
@@ -44,11 +44,11 @@ AtMost = Annotated[
 def selection(
     ids: list[str] | None, where: dict[str, Any], at_most: int | None = None
 ) -> dict[str, Any]:
-    """The body of a request about several: ``ids``, or those that match ``where``, in which None
-    stands for a filter that was not given.
+    """The body of a bulk request, with ``ids`` or with the filters in ``where``. A filter that is
+    None was not given.
 
     Raises:
-        CommandError: neither is given, or both.
+        CommandError: neither ids nor filters are given, or both.
     """
     where = {name: value for name, value in where.items() if value is not None}
     if bool(ids) == bool(where):
@@ -61,7 +61,7 @@ def selection(
 
 
 def end_with_report(report: BulkReport, done: str, *, as_json: bool) -> None:
-    """Print what became of them; with status 1 if some are not ``done``."""
+    """Print the report. The exit status is 1 if something could not be ``done``."""
     if as_json:
         print_json(report)
     else:
@@ -75,7 +75,7 @@ def end_with_report(report: BulkReport, done: str, *, as_json: bool) -> None:
 
 
 def states_of(text: str | None) -> str | None:
-    """States as the gateway has them, separated by commas."""
+    """The states in the gateway's form, separated by commas."""
     return text.upper() if text else None
 
 
@@ -93,7 +93,7 @@ def metadata_of(pairs: list[str] | None) -> dict[str, str] | None:
 
 
 def time_of(text: str | None) -> str | None:
-    """A time as it is, or so long ago."""
+    """A time; ``2h`` is converted to the time two hours ago, others are unchanged."""
     if text is None or (ago := _AGO.fullmatch(text)) is None:
         return text
     return timestamp(datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])}))

@@ -66,8 +66,8 @@ async def first_of(
 
 
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """The items of all ``streams`` as they come, each with the number of its stream. The streams
-    are closed when this is closed, or when one of them fails, with its error."""
+    """The items of all ``streams`` as they arrive, each with the index of its stream. If a stream
+    fails, its error is raised. All streams are closed at the end."""
     ended = object()
     items: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 

@@ -32,7 +32,7 @@ class PromptTooLong(InvalidRequest):
 
 
 class RequestTooLarge(SluiceError):
-    """The body is larger than `GATEWAY_MAX_BODY_BYTES`, or than a message of the broker may be."""
+    """The body exceeds `GATEWAY_MAX_BODY_BYTES`, or the maximum size of a broker message."""
 
     code = "request_too_large"
 
@@ -44,7 +44,7 @@ class KeyReused(SluiceError):
 
 
 class UnknownModel(SluiceError):
-    """No model of this name has a queue, or no model has one yet."""
+    """No model of this name has a queue, or there is no queue yet."""
 
     code = "model_not_found"
 
@@ -74,8 +74,8 @@ class JobAgedOut(SluiceError):
 
 
 class UnknownResponse(UnknownJob):
-    """There is no response with this id, or it is not kept. ``param`` names the parameter that
-    has the id."""
+    """There is no response with this id, or it is not stored. ``param`` names the parameter that
+    contains the id."""
 
     code = "response_not_found"
 
@@ -95,13 +95,13 @@ class AlreadyFinished(SluiceError):
 
 
 class ListingRefused(SluiceError):
-    """The gateway does not list jobs to everybody who can connect (`GATEWAY_LIST_JOBS`)."""
+    """The gateway is configured not to list jobs (`GATEWAY_LIST_JOBS`)."""
 
     code = "listing_refused"
 
 
 class StateChanged(SluiceError):
-    """The job has left the state in which it was to be cancelled. It was not."""
+    """The job is no longer in the state in which it was to be cancelled, so it was not."""
 
     code = "state_changed"
 
@@ -130,7 +130,7 @@ class TooManyStreams(SluiceError):
 
 
 class BrokerUnavailable(SluiceError):
-    """The broker is away, restarting or electing a leader."""
+    """The broker is unavailable, restarting or electing a leader."""
 
     code = "broker_unavailable"
 
@@ -166,8 +166,8 @@ class ModelError(SluiceError):
 
 
 class InvalidAnswer(ModelError):
-    """An answer that is complete is not of the format that was asked for. The next attempt has the
-    same seed, and would come out the same."""
+    """A complete answer does not match the requested format. The next attempt would have the same
+    seed, and so give the same answer."""
 
 
 class OutOfMemory(ModelError):

@@ -48,22 +48,23 @@ answer; 130 if the command was interrupted while it waited for a job.
 JOBS_INTRODUCTION = """# The fields of a job
 
 `POST /jobs`, `infer.submit` and the other NATS endpoints take them; under `/v1` they can be used
-beside OpenAI's own. A job has `messages`, a `prompt`, an `input`, or a `query` with `documents`. An
-unknown field, or one that cannot be honoured, gets 400.
+beside OpenAI's own. A job has exactly one of `messages`, `prompt`, `prompt_tokens`, `input`, and
+`query` with `documents`. An unknown field, or one that cannot be honoured, gets 400.
 
 """
 OPENAI_INTRODUCTION = """# Parameters under /v1
 
-No parameter is ignored in silence. Each is *honoured*; *without effect*, because it cannot change
-the answer; or *refused* with 400 and its name in `param`. A refused one is accepted if it asks for
-nothing: `null`, empty, or one of the values named beside it. Any other name is refused, too.
+No parameter is silently ignored. Each one is *honoured*; or *without effect*, because it cannot
+change the answer; or *refused* with 400 and its name in `param`. A refused parameter is accepted if
+its value asks for nothing: `null`, an empty value, or one of the values in the table. Unknown names
+are refused, too.
 
-Some have several names, because other servers (llama.cpp, vLLM) call them so. If two names have
-different values, the request is refused. Only one parameter may say what the answer must be:
+Some parameters have several names, which other servers (llama.cpp, vLLM) use. If two names have
+different values, the request is refused. Only one parameter may constrain the answer:
 `response_format`, `structured_outputs`, `json_schema`, `grammar` or one of `guided_*`.
 
-`max_tokens` may be more than the context has room for: the answer then ends when the context is
-full. The seed, the sampling and the metadata are those of [jobs](jobs.md).
+`max_tokens` may exceed the context; the answer then ends when the context is full. The seed, the
+sampling options and the metadata are the same as for [jobs](jobs.md).
 """
 OPENAI_BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatRequest,
@@ -75,23 +76,23 @@ NO_TEXTS: Mapping[str, str] = {}
 HTTP_INTRODUCTION = """# HTTP
 
 The fields of each body are in the OpenAPI document: `/schema` in a browser, `/schema/openapi.json`
-for programs. Errors are `application/problem+json` (RFC 9457), and under `/v1` in OpenAI's form;
-both have the code. Besides the statuses below, any request may get 400, 403, 405, 408, 414, 431,
+for programs. Errors are `application/problem+json` (RFC 9457), and under `/v1` in OpenAI's format;
+both contain the code. Besides the statuses below, any request may get 400, 403, 405, 408, 414, 431,
 500 or 503.
 """
 RESPONSES_INTRODUCTION = """# Parameters of `POST /v1/responses`
 
-Each one is honoured; or accepted, because it cannot change the answer; or refused with 400, unless
-it is null or empty. A name that is not in this table is refused, too. See [the Responses
-API](../how-to/responses.md).
+Each parameter is *honoured*; or *accepted* without effect, because it cannot change the answer; or
+*refused* with 400, unless it is null or empty. Names that are not in this table are refused, too.
+[Use the Responses API](../how-to/responses.md) has examples.
 
 """
 CODES_INTRODUCTION = """
 ## Error codes
 
 The codes are the same over HTTP, over NATS (header `Nats-Service-Error`, with the status in
-`Nats-Service-Error-Code`), in `/status` and in results. A code without a status is not an answer to
-a request; it says why a job or a program ended.
+`Nats-Service-Error-Code`), in `/status` and in results. A code without a status is not returned for
+a request; it is the reason why a job or a program ended.
 """
 OTHER_CODES = {
     "cancelled": ("", "Somebody cancelled the job"),
@@ -104,12 +105,12 @@ OTHER_CODES = {
     "too_many_requests": ("429", "Too many requests were pipelined on a connection"),
     "url_too_long": ("414", "The URL is too long"),
     "deadline_passed": ("504", "The deadline passed while the job waited"),
-    "internal_error": ("500", "A fault of Sluice, which the log describes; please report it"),
-    "result_too_large": ("", "The result does not fit into a message of the broker"),
+    "internal_error": ("500", "A bug in Sluice, which the log describes; please report it"),
+    "result_too_large": ("", "The result does not fit into a broker message"),
     "timed_out": ("504", "The deadline passed while the job ran"),
     "worker_lost": ("", "The inferer died or hung in each attempt"),
 }
-"""How jobs end without an error that is raised."""
+"""Codes for which no error is raised."""
 UNREACHABLE = 2**24
 """Bounds from here on are only there so that a number fits."""
 COMMON = set(map(str, COMMON_STATUSES))

@@ -37,7 +37,9 @@ def _group() -> None:
 
 @app.command("list")
 def list_letters(
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of letters.")] = PAGE,
+    limit: Annotated[
+        int, typer.Option(min=1, max=200, help="Maximum number of dead letters.")
+    ] = PAGE,
     before: Annotated[
         int | None, typer.Option(min=1, help="`before` of the previous page.")
     ] = None,
@@ -70,8 +72,8 @@ def retry(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Send requests again: one, of which the id of the new job is printed, several, or all that
-    match the filters. Their dead letters are removed."""
+    """Send the requests of dead letters again, selected by ids or filters. The dead letters are
+    removed. With a single id, the id of the new job is printed."""
     selected = selection(ids, _where(code, model, priority, since, until), at_most)
     with Client(url) as client:
         if ids and len(ids) == 1:
@@ -94,7 +96,7 @@ def drop(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Delete dead letters: one or several, or all that match the filters."""
+    """Delete dead letters, selected by ids or filters."""
     selected = selection(ids, _where(code, model, priority, since, until), at_most)
     with Client(url) as client:
         if ids and len(ids) == 1:

@@ -59,7 +59,7 @@ def concurrency(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Set how many jobs an inferer runs at once, without a restart. Running jobs go on.
+    """Set how many jobs an inferer runs at once, without a restart. Running jobs continue.
 
     After a restart the inferer uses INFERER_CONCURRENCY again."""
     wanted = ConcurrencyRequest(concurrency=slots, model=model, inferer=inferer)

@@ -134,7 +134,7 @@ def submit(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Submit a job and print its id. The job goes on when this command ends."""
+    """Submit a job and print its id. The job continues after this command ends."""
     body = submission(
         _text(prompt),
         model=model,
@@ -165,7 +165,7 @@ def submit(
             if accepted is None:
                 print_error(UNKNOWN_JOB)
             else:
-                print_error(f"the job goes on: sluice status {accepted.id}")
+                print_error(f"the job continues: sluice status {accepted.id}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_json(status) if as_json else print_status(status)
     _end(status, is_printed=True)
@@ -211,8 +211,8 @@ def cancel(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """Cancel jobs, waiting or running: one or several, or all that match the filters. To see first
-    which these are, give the filters to: sluice jobs."""
+    """Cancel waiting or running jobs, selected by ids or filters. To preview which jobs the filters
+    match, give them to: sluice jobs."""
     where = {
         "state": (states_of(state) or "").split(",") if state else None,
         "model": model,

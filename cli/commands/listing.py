@@ -30,7 +30,9 @@ def jobs(
     model: ModelFilter = None,
     code: Code = None,
     priority: PriorityFilter = None,
-    inferer: Annotated[str | None, typer.Option("--inferer", help="The last that ran it.")] = None,
+    inferer: Annotated[
+        str | None, typer.Option("--inferer", help="The inferer that ran it last.")
+    ] = None,
     via: Annotated[
         str | None, typer.Option("--via", help="http, openai, nats, cli or retry.")
     ] = None,
@@ -45,7 +47,7 @@ def jobs(
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
-    """List jobs, newest first: waiting, running and of the last 48 hours."""
+    """List jobs, newest first: waiting, running, and ended within the last 48 hours."""
     given = {
         "state": states_of(state),
         "model": model,
@@ -68,7 +70,7 @@ def jobs(
 
 
 def job(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="Or its beginning.")],
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The id, or its beginning.")],
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:

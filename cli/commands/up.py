@@ -25,7 +25,7 @@ def up(
             "-m",
             metavar="[NAME=]MODEL",
             help=f"{MODEL_HELP} With NAME=, it is served under that name. Can be given several "
-            "times: each model gets inferers of its own.",
+            "times: each model has its own inferers.",
         ),
     ] = ["smollm2"],  # noqa: B006  # Typer does not change it
     inferers: Annotated[

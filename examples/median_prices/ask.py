@@ -1,8 +1,8 @@
-"""Answers questions about prices, all of them asked at the same moment:
+"""Answers questions about prices, all of which are asked at the same time:
 
 python ask.py "median price of three-room flats in the north" "how many flats are in the west?"
 
-SLUICE_URL is the gateway, http://127.0.0.1:5001 by default."""
+SLUICE_URL is the URL of the gateway, by default http://127.0.0.1:5001."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ async def main(questions: list[str]) -> int:
         try:
             answered = await asyncio.gather(*(ask(http, question) for question in questions))
         except httpx.HTTPStatusError as error:
-            print(f"{GATEWAY} refuses: {error.response.text}", file=sys.stderr)
+            print(f"{GATEWAY} returned an error: {error.response.text}", file=sys.stderr)
             return 1
         except httpx.TransportError as error:
             print(f"no answer from {GATEWAY}: {error}", file=sys.stderr)
@@ -32,7 +32,7 @@ async def main(questions: list[str]) -> int:
 
 
 async def ask(http: httpx.AsyncClient, question: str) -> bool:
-    """Print the place in the queue while it changes, and then the answer; whether there is one."""
+    """Print the place in the queue whenever it changes, then the answer. False if the job fails."""
     status_url = await submit(http, question)
     shown = None
     while (status := await read(http, status_url))["state"] in ("PENDING", "STARTED", "RETRY"):
@@ -50,7 +50,7 @@ async def ask(http: httpx.AsyncClient, question: str) -> bool:
 
 
 async def submit(http: httpx.AsyncClient, question: str) -> str:
-    """The URL of the status of a new job. The broker has stored it: it survives this program."""
+    """Submit a job, which survives this program, and return the URL of its status."""
     job = {
         "prompt": prompt(question),
         "max_tokens": MAX_TOKENS,
@@ -71,12 +71,12 @@ async def read(http: httpx.AsyncClient, status_url: str) -> dict[str, Any]:
 
 
 def waiting(status: dict[str, Any]) -> str:
-    """Where a job is, and when it should be done."""
+    """A job's place in the queue, and when it should be done."""
     if status["state"] == "STARTED":
         where = "running"
     else:
         where = f"{ahead} ahead" if (ahead := status.get("position")) else "next to run"
-    eta = status.get("eta")  # there is none while no inferer serves the model
+    eta = status.get("eta")  # missing while no inferer serves the model
     return f"{where}, done in about {eta['p50_s']:.0f} s" if eta else where
 
 

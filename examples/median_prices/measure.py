@@ -1,4 +1,4 @@
-"""How many of the questions in wordings.csv the model understands: python measure.py"""
+"""Counts how many questions in wordings.csv the model understands: python measure.py"""
 
 import asyncio
 import csv
@@ -30,7 +30,7 @@ async def main() -> None:
 
 
 def meaning(query: dict[str, Any]) -> tuple[Any, ...]:
-    """The same for words that mean the same."""
+    """The meaning of a query: equal for words that mean the same."""
     return STATISTICS[query["statistic"]], query["rooms"], query["side"]
 
 

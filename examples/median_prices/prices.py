@@ -19,15 +19,15 @@ STATISTICS: dict[str, Callable[[list[int]], float]] = {
     "how many": len,
     "number": len,
 }
-"""By the words that people use for them."""
+"""By the words that people use in questions."""
 
 ROOMS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 SIDES = ("north", "south", "east", "west")
 
 
 def answer(query: dict[str, Any]) -> float | None:
-    """What the table says; None if it has no such flats. ``query`` has a `statistic`, the number
-    of `rooms` in words and a `side`; the last two may be ``any``."""
+    """The answer from the table; None if it has no such flats. ``query`` has a `statistic`, the
+    number of `rooms` in words and a `side`; the last two may be ``any``."""
     statistic, rooms, side = query["statistic"], query["rooms"], query["side"]
     with TABLE.open() as file:
         prices = [

@@ -10,7 +10,7 @@ QUESTIONS = [
     "What is the median price of three-room flats in the north?",
     "How many two-room flats are there in the west?",
 ]
-"""Those that are asked by default."""
+"""The questions that are asked by default."""
 
 SCHEMA = {
     "type": "object",
@@ -21,8 +21,8 @@ SCHEMA = {
     },
     "required": ["statistic", "rooms", "side"],
 }
-"""Small models copy well and translate badly. So the values are words of the questions, in the
-order in which most questions have them."""
+"""Small models are good at copying and bad at translating. So the values are words that appear in
+the questions, in the usual order."""
 
 EXAMPLES = [
     ("What is the median price of two-room flats in the south?", "median", "two", "south"),
@@ -49,14 +49,14 @@ EXAMPLES = [
     ("What is the highest price of all?", "highest", "any", "any"),
 ]
 SHOWN = 10
-"""So many of them are in a prompt."""
+"""How many of the examples are in a prompt."""
 MAX_TOKENS = 50
-"""More than any query has."""
+"""More than any query needs."""
 
 
 def prompt(question: str) -> str:
-    """The examples that share the most words with ``question``, the most similar one last, where
-    it has the most influence; and the question."""
+    """The question, after the examples that share the most words with it. The most similar example
+    comes last, where it has the most influence."""
     asked = _words(question)
 
     def similarity(example: tuple[str, ...]) -> float:

@@ -173,7 +173,7 @@ class Broker:
         return await self._direct_get(stream, f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
 
     async def leader_get(self, stream: str, *, last_by_subj: str) -> StoredMessage | None:
-        """As `direct_get`, from the stream's leader alone: a replica may lag behind it.
+        """Like `direct_get`, but only from the stream's leader, because a replica may lag behind.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -289,7 +289,7 @@ class Broker:
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> Stored:
-        """As the client's own `publish`, whose decoding takes ten times as long."""
+        """Like the client's own `publish`, whose decoding takes ten times as long."""
         try:
             answer = await self.nc.request(subject, payload, REQUEST_TIMEOUT_S, headers=headers)
         except nats.errors.NoRespondersError:
@@ -329,9 +329,9 @@ class Broker:
             )
 
     async def purge(self, stream: str, subject: str, sequence: int | None = None) -> int:
-        """Remove the messages of ``subject``, those up to ``sequence`` if it is given, without a
-        marker, which would need storage. Returns how many there were: of several calls for one
-        message only one removes it.
+        """Remove the messages of ``subject``, only up to ``sequence`` if it is given. This writes
+        no marker, which would need storage. Returns the number of removed messages: of several
+        calls for one message, only one removes it.
 
         Raises:
             BrokerUnavailable: no answer, or it could not.

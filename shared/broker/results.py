@@ -30,7 +30,7 @@ async def read_result(broker: Broker, model: str, job_id: str) -> Result | None:
 
 
 async def find_result(broker: Broker, job_id: str, *, from_leader: bool = False) -> Result | None:
-    """As `read_result`, where the model of the job is not known.
+    """Like `read_result`, if the model of the job is not known.
 
     Raises:
         BrokerUnavailable: no answer.

@@ -1,4 +1,4 @@
-"""Compiles JSON schemas and grammars to matchers of llguidance (decisions 19, 45 and 53)."""
+"""Compiles JSON schemas and grammars to llguidance matchers (decisions 19, 45 and 53)."""
 
 import json
 from typing import Any
@@ -68,7 +68,7 @@ def lark_json(schema: dict[str, Any]) -> str:
 
 
 def lark_language(form: GrammarFormat | RegexFormat) -> str:
-    """What stands for the texts of ``form`` in such a grammar.
+    """The expression for the texts of ``form`` in a Lark grammar.
 
     Raises:
         ValueError, RecursionError: it cannot be read; the message is a sentence.
@@ -80,7 +80,7 @@ def lark_language(form: GrammarFormat | RegexFormat) -> str:
         return f"%lark {{\n{gbnf_to_lark(form.grammar)}\n}}"
     except (RecursionError, MemoryError):
         raise
-    except Exception as error:  # its own are of no other kind
+    except Exception as error:  # the converter raises plain exceptions
         raise ValueError(f"not a grammar in GBNF: {error}"[:MAX_REASON_CHARS]) from None
 
 

@@ -6,8 +6,8 @@ it runs in a process that can be killed. What passed takes the inferer about as 
 
 The first request is null; the response is null when the process is ready. Each further request is
 `[schema]` or `[schema, answer]`; the response is null, or why the schema is refused, or why the
-answer is not valid. Or it is an object, a ``response_format`` of the type `grammar` or `regex`; the
-response is null, or why that is refused.
+answer is not valid. A request can also be an object, a ``response_format`` of the type `grammar` or
+`regex`; then the response is null, or why it is refused.
 """
 
 import json
@@ -23,9 +23,9 @@ from shared.schemas.validator import answer_error, read_json, validator_of
 from shared.wire.requests import GrammarFormat, RegexFormat
 
 MEMORY_BYTES = 128 * 2**20
-"""In addition to what the process has when it is ready."""
+"""The memory limit, in addition to what the process uses when it is ready."""
 CPU_S = 1.0
-"""For one request, which typically takes some milliseconds."""
+"""The limit for one request, which typically takes milliseconds."""
 
 
 class _Bytes:

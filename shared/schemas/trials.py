@@ -39,7 +39,7 @@ class SchemaTrials:
     def language_error(
         self, form: GrammarFormat | RegexFormat, cancelled: threading.Event | None = None
     ) -> str | None:
-        """The same for a grammar or a regular expression.
+        """Like `error`, for a grammar or a regular expression.
 
         Raises:
             OSError, Cancelled, LimitExceeded: as in `error`.

@@ -59,19 +59,19 @@ class JobSubmission(
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """The length of the embeddings; only the model's own is possible."""
     query: Text | None = None
-    """What `documents` are ranked by."""
+    """The text for which `documents` are ranked."""
     documents: AnyDocuments | None = None
-    """Texts to rank by their relevance for `query`."""
+    """Texts to rank by their relevance to `query`."""
     top_n: TopN | None = None
-    """Return only so many of the ranked documents."""
+    """Return only this many of the best documents."""
     return_documents: bool = False
     """Whether the ranking contains the texts."""
     timeout_s: TimeoutS | None = None
-    """The job must end within this many seconds of its acceptance."""
+    """The job must end within this many seconds after it was accepted."""
     priority: Priority = "normal"
     """`high` jobs run first, `low` ones last."""
     metadata: Metadata | UnsetType = UNSET
-    """Any JSON object of up to 16 kB. The status and the result include it, and jobs can be
+    """Any JSON object of up to 16 kB. It is returned in the status and the result, and jobs can be
     found by it."""
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class JobSubmission(
 
     @property
     def keeps_request(self) -> bool:
-        """Whether a copy of it may be kept for those who look at the job later."""
+        """Whether a copy of the request may be kept after the job has ended."""
         return True
 
     @property
@@ -183,7 +183,7 @@ class JobChoice(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def all_of(cls, completed: Completed) -> list[Self]:
-        """Those of a job, in their order."""
+        """The choices of a job, in order."""
         found = []
         for index, choice in enumerate(completed.choices):
             message: AssistantMessage | UnsetType = UNSET

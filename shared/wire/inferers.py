@@ -19,13 +19,13 @@ TemplateOptionNames = Annotated[
 ]
 AdapterNames = Annotated[list[AdapterName], Meta(max_length=MAX_ADAPTERS)]
 Cpu = Annotated[int, Meta(ge=0, le=8191)]
-"""Linux knows no more."""
+"""Linux supports no more."""
 Cpus = Annotated[list[Cpu], Meta(max_length=4096)]
-"""Those of 32 inferers must fit into one message of 1 MB."""
+"""The CPUs of 32 inferers must fit into one message of 1 MB."""
 
 
 GRAMMARS, PROMPT_TOKENS = "grammars", "prompt_tokens"
-"""In ``accepts`` of an inferer: answers of a grammar or a regular expression, prompts as tokens."""
+"""Values in ``accepts``: answers with a grammar or regular expression; prompts as tokens."""
 Accepted = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=32)]
 
 Slowdown = Annotated[float, Meta(ge=1, le=1000)]
@@ -63,10 +63,10 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     do, ``vocabulary`` is how many tokens it knows, 0 if unknown, ``dimensions`` how many numbers an
     embedding has, 0 if it computes none. ``format`` is that of answers in conversations with tools,
     None if it knows none; ``template_options`` are what the model's chat template takes besides.
-    ``adapters`` are the LoRA adapters that it has; ``sampling_defaults`` hold where a request does
-    not say. ``max_choices`` is how many answers to one request it can give; ``accepts`` names what
-    it takes that earlier versions do not know (`GRAMMARS`, `PROMPT_TOKENS`). ``prefixes`` are the
-    fingerprints of prompts that it has computed recently (`shared/prompt_prefixes.py`); always
+    ``adapters`` are the LoRA adapters that it has; ``sampling_defaults`` are the values of options
+    that a request does not set. ``max_choices`` is the most answers to one request; ``accepts``
+    lists features that earlier versions do not have (`GRAMMARS`, `PROMPT_TOKENS`). ``prefixes`` are
+    the fingerprints of prompts that it has computed recently (`shared/prompt_prefixes.py`); always
     empty in the HTTP API.
     """
 
@@ -115,8 +115,8 @@ class ModelFacts(Struct, frozen=True):
     ``n_ctx`` times that cannot fit. ``vocabulary`` is the number of its tokens, 0 if unknown,
     ``dimensions`` that of an embedding, 0 if it computes none. ``format``, ``template_options``,
     ``sampling_defaults`` are as in `InfererEntry`. ``adapters`` are those that every inferer of the
-    model has, ``max_choices`` how many answers each can give, ``accepts`` what all of them accept:
-    any of them may get the job.
+    model has, ``max_choices`` is the most answers that all of them can give, and ``accepts`` lists
+    what all of them accept, because any of them may get the job.
     """
 
     n_ctx: AtLeastOne
@@ -133,8 +133,8 @@ class ModelFacts(Struct, frozen=True):
 
     @classmethod
     def of(cls, entries: Sequence[InfererEntry]) -> "ModelFacts":
-        """What the inferers of a model, at least one, say of it: what differs is that of the
-        youngest, except for what any of them must have."""
+        """The facts about a model from its inferers, at least one. Where they differ, the youngest
+        counts, except for facts that must apply to all of them."""
         youngest = max(entries, key=lambda entry: entry.started_at)
         facts = {name: getattr(youngest, name) for name in cls.__struct_fields__}
         common = set.intersection(*(set(entry.adapters) for entry in entries))

@@ -1,17 +1,17 @@
-"""What a model without text as its answer works on: inputs to embed, documents to rank."""
+"""The inputs of models that do not generate text: inputs to embed, documents to rank."""
 
 from typing import Annotated, cast
 
 from msgspec import Meta, Struct
 
 MAX_INPUTS = 2048
-"""Of one request, as OpenAI has it."""
+"""The most inputs of one request, as in OpenAI's API."""
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 Inputs = Annotated[list[Text | TokenIds], Meta(min_length=1, max_length=MAX_INPUTS)]
-"""Texts, or tokens that are taken as they are."""
+"""Texts, or tokens that are used unchanged."""
 AnyInput = (
     Text
     | Annotated[
@@ -23,7 +23,7 @@ AnyInput = (
 
 
 TOKEN_BYTES = 4
-"""Of a text, for each of its tokens, about."""
+"""The approximate size of a text per token."""
 
 
 class Document(Struct, frozen=True):

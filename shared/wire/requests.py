@@ -115,7 +115,7 @@ SchemaSource = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 
 class NamedSchema(Struct, frozen=True, omit_defaults=True):
     source: SchemaSource = msgspec.field(name="schema")
-    """As it was sent: decoded before its size is known it could be hundreds of megabytes."""
+    """The schema as it was sent. Decoded, it could take hundreds of megabytes."""
     name: str = "response"
     description: str | None = None
     strict: bool | None = None
@@ -144,13 +144,13 @@ GrammarText = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
 class GrammarFormat(Struct, frozen=True, tag_field="type", tag="grammar"):
-    """``response_format`` that asks for a text of a grammar, in GBNF as llama.cpp has it."""
+    """A ``response_format`` for a text that matches a grammar in GBNF, llama.cpp's notation."""
 
     grammar: GrammarText
 
 
 class RegexFormat(Struct, frozen=True, tag_field="type", tag="regex"):
-    """``response_format`` that asks for a text that matches a regular expression as a whole."""
+    """A ``response_format`` for a text that matches a regular expression as a whole."""
 
     pattern: GrammarText
 
@@ -197,20 +197,20 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: Penalty = 0.0
     """Above 0, a token becomes less likely each time it is used."""
     response_format: ResponseFormat | None = None
-    """`json_schema`: JSON that matches a schema; `json_object`: any object; `grammar`: what its
-    GBNF `grammar` allows; `regex`: what its `pattern` matches; `text`: any text."""
+    """`json_schema`: JSON that matches a schema; `json_object`: any object; `grammar`: text that
+    matches its GBNF `grammar`; `regex`: text that matches its `pattern`; `text`: any text."""
     logit_bias: LogitBias | None = None
     """Token ids, and the values added to their logits; -100 bans a token."""
     min_tokens: MinTokens = 0
     """The minimum length of the answer, in tokens."""
     ignore_eos: bool = False
-    """Whether the answer goes on until `max_tokens` or a stop, whatever the model wants."""
+    """Whether the answer continues until `max_tokens` or a stop, even if the model would end it."""
     stop_token_ids: StopTokenIds | None = None
-    """Tokens that end the answer, besides those of the model. They add no text."""
+    """Tokens that end the answer, besides those of the model. They are not part of it."""
     logprobs: bool = False
-    """Whether the answer says how likely each of its tokens was."""
+    """Whether to return the log probability of each token of the answer."""
     top_logprobs: TopLogprobs = 0
-    """With `logprobs`: also return this many of the most likely tokens at each position."""
+    """With `logprobs`, also return this many of the most likely tokens at each position."""
     adapter: AdapterName | None = None
     """The LoRA adapter to use; by default none."""
     cache_prompt: bool = True
@@ -243,26 +243,26 @@ def check_options(task: Task, options: Sampling, top_n: int | None, returns: boo
 
 
 class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
-    """What a model is asked."""
+    """What a client asks of a model."""
 
     messages: Messages | None = None
-    """A conversation, which goes through the model's chat template."""
+    """A conversation, which is rendered with the model's chat template."""
     prompt: Prompt | None = None
-    """A text to continue, as it is."""
+    """A text to continue, without a chat template."""
     prompt_tokens: TokenIds | None = None
-    """The tokens of a text to continue, instead of `prompt`. Nothing is added to them."""
+    """The tokens of a text to continue, instead of `prompt`. They are used unchanged."""
     tools: Tools | None = None
-    """Functions that the model may call, in OpenAI's form."""
+    """Functions that the model may call, in OpenAI's format."""
     tool_choice: ToolChoice = "auto"
-    """`auto`, `none`, `required`, or the function that must be called, once."""
+    """`auto`, `none`, `required`, or the function that must be called, exactly once."""
     parallel_tool_calls: bool = True
-    """False: at most one call in an answer."""
+    """`false` allows at most one call in an answer."""
     chat_template_kwargs: TemplateOptions | None = None
     """Variables of the model's chat template, such as `enable_thinking`."""
 
     @property
     def offered_tools(self) -> list[Tool]:
-        """Those that the model may call."""
+        """The tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
@@ -296,7 +296,7 @@ class InferenceRequest(ModelRequest, frozen=True, kw_only=True, omit_defaults=Tr
     """Whether a value of `SamplingDefaults` that is missing was not sent by the client. Earlier
     versions also left out those that equal llama.cpp's defaults."""
     response: ResponseForm | None = None
-    """Of a job that is a response of the Responses API."""
+    """Set if the job is a response of the Responses API."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -352,7 +352,7 @@ class Work(Struct, frozen=True, omit_defaults=True):
 
     @property
     def most_tokens(self) -> int:
-        """Of all answers together."""
+        """The most tokens of all answers together."""
         return self.n * self.max_tokens
 
 

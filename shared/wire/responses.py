@@ -1,4 +1,4 @@
-"""What a response of OpenAI's Responses API says of itself beyond the job that it is."""
+"""The properties of a response of OpenAI's Responses API that other jobs do not have."""
 
 from typing import Annotated, Literal
 
@@ -11,19 +11,18 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 
 
 class ResponseForm(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Travels in the request, and from there in the result. The rest of what a response shows
-    (its input, tools, format and options) is the job's request itself."""
+    """Is part of the request, and is copied from there to the result. The other properties of a
+    response (its input, tools, format and options) are those of the job's request."""
 
     has_instructions: bool = False
     """Whether the first message is the `instructions`."""
     history: Count = 0
-    """How many messages come before the input: the instructions, and those of the responses
-    before."""
+    """How many messages precede the input: the instructions, and those of earlier responses."""
     previous: JobId | None = None
     """The job of `previous_response_id`."""
     background: bool = False
     store: bool = True
-    """False: it cannot be read again."""
+    """Whether the response can be read again."""
     effort: ReasoningEffort | None = None
     summary: Literal["auto"] | None = None
     max_tool_calls: Count | None = None

@@ -72,7 +72,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     retry_of: str | None = None
     via: Via | None = None
     preview: str = ""
-    """As in the request, like ``response``."""
+    """Copied from the request, like ``response``."""
     response: ResponseForm | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
     task: Task = "complete"
     work: Work | None = None
     logprobs: list[TokenLogprob] | None = None
-    """Of the answer's tokens, if the request asks for them."""
+    """The log probabilities of the answer's tokens, if the request asks for them."""
     other_choices: Annotated[list[Choice], Meta(max_length=MAX_CHOICES - 1)] = []
     """The answers after the first, if the request asks for several."""
     format: AnswerFormat | None = None

@@ -27,7 +27,7 @@ INFERERS = "INFERERS"
 IDEMPOTENCY = "IDEMPOTENCY"
 
 PRIORITIES = ("high", "normal", "low")
-"""In the order in which they are served."""
+"""The priorities, in the order in which they are served."""
 NORMAL = "normal"
 
 PUBLIC = "public"

@@ -447,7 +447,7 @@ def test_submit_that_is_stopped_prints_the_id(shared_stack: Stack) -> None:
     submitting.terminate()
     printed = submitting.stderr.read()
     assert submitting.wait(PATIENCE_S) == INTERRUPTED, printed
-    assert printed == f"the job goes on: sluice status {job_id}\n"
+    assert printed == f"the job continues: sluice status {job_id}\n"
     assert shared_stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 

@@ -122,7 +122,7 @@ def test_submit_that_is_interrupted_while_it_submits_prints_its_id(
     slow.released.set()
     _, printed = submitting.communicate(timeout=PATIENCE_S)
     assert submitting.returncode == INTERRUPTED, printed
-    assert printed.decode() == f"the job goes on: sluice status {job_id}\n"
+    assert printed.decode() == f"the job continues: sluice status {job_id}\n"
     assert stack.wait_for_end(job_id)["state"] == "SUCCESS"
 
 

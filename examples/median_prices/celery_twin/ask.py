@@ -1,4 +1,4 @@
-"""Answers questions about prices, all of them asked at the same moment, with Celery and Redis:
+"""Answers questions about prices, all of which are asked at the same time, with Celery and Redis:
 
 python -m celery_twin.ask "median price of three-room flats in the north"
 """

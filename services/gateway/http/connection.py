@@ -20,7 +20,7 @@ IdempotencyKey = Annotated[
         name=subjects.HEADER_IDEMPOTENCY_KEY,
         required=False,
         schema_extra={"pattern": "^[ -~]{1,255}$"},
-        description="For 24 h the same key returns the same job. It goes on if the client "
+        description="For 24 h, the same key returns the same job. The job continues if the client "
         "disconnects.",
     ),
 ]

@@ -37,7 +37,7 @@ UNSUPPORTED = (
     "prompt",
     "prompt_cache_options",
 )
-"""Parameters of responses that are refused unless they are empty."""
+"""Parameters of `/v1/responses` that are refused unless they are empty."""
 
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
@@ -161,7 +161,7 @@ class StructSchemaPlugin(OpenAPISchemaPlugin):
 
 
 def _others(parameters: OtherParameters) -> dict[str, Schema]:
-    """What the parameters that have no effect may be."""
+    """The schemas of parameters that are refused or have no effect."""
     return {
         name: Schema(description=other.why)
         if isinstance(other, WithoutEffect)

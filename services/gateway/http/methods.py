@@ -12,7 +12,7 @@ def allowed_methods(scope: Scope) -> str:
     parts = [part for part in scope["path"].split("/") if part]
     routes = scope["litestar_app"].routes
     found = [route for route in routes if isinstance(route, HTTPRoute) and _matches(route, parts)]
-    # One without parameters comes first: `/jobs/cancel` is not a job.
+    # A route without parameters takes precedence: `/jobs/cancel` is not a job.
     exact = [route for route in found if not route.path_parameters]
     methods = {str(method) for route in exact or found for method in route.methods}
     return ", ".join(sorted(methods))

@@ -40,7 +40,7 @@ def event_stream(messages: AsyncIterator[ServerSentEventMessage]) -> Stream:
 
 
 class GatewayStopping(Exception):
-    """This gateway shuts down; the job goes on."""
+    """This gateway shuts down; the job continues."""
 
 
 class OpenStreams:

@@ -28,13 +28,13 @@ class AcceptedJob:
     """How the answer is written."""
     state: TaskState = "PENDING"
     survives_disconnect: bool = False
-    """Whether it goes on when its client disconnects: the client may come back with its key."""
+    """Whether it continues when its client disconnects: the client may come back with its key."""
     is_replay: bool = False
     """Whether another submit with the same key came first: the inferer replies to that caller."""
 
     @classmethod
     def of_replay(cls, job: JobStatus, task: Task, caller: Caller, format: AnswerFormat) -> Self:
-        """For a client that has submitted ``job`` again, with the same key."""
+        """The job for a client that has submitted ``job`` again with the same key."""
         return cls(
             id=job.id,
             model=job.model,

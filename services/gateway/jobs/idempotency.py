@@ -58,7 +58,7 @@ class Idempotency:
 
     @staticmethod
     def require_valid(key: str) -> None:
-        """Raises: InvalidRequest: no client may send this key."""
+        """Raises: InvalidRequest: clients may not send this key."""
         if not _KEY.fullmatch(key):
             raise InvalidRequest(
                 f"{subjects.HEADER_IDEMPOTENCY_KEY}: give 1 to 255 printable ASCII characters",

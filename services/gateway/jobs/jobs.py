@@ -162,7 +162,7 @@ class Jobs:
         return accepted
 
     async def check(self, submission: JobSubmission, caller: Caller) -> None:
-        """Refuse what `submit` would refuse as invalid.
+        """Refuse a job that `submit` would refuse as invalid.
 
         Raises:
             InvalidRequest, UnknownModel: it cannot run.
@@ -173,7 +173,7 @@ class Jobs:
     async def _checked(
         self, submission: JobSubmission, caller: Caller
     ) -> tuple[ModelConsumers, JobSubmission]:
-        """The model of a submission, and the submission as it is stored."""
+        """The model of a submission, and the submission as it will be stored."""
         model = await self._fleet.choose(submission.model)
         if caller.via == "openai":
             submission = clamped(submission, model.facts)

@@ -37,8 +37,8 @@ class KeptRequests:
         return self._topology.kept_requests_h > 0
 
     async def refresh(self, is_missing: bool) -> None:
-        """Create the stream again, now and then, while it ``is_missing``: no job depends on it, so
-        nothing waits for it, and the gateway serves although it fails."""
+        """Try to create the stream again, now and then, while it ``is_missing``. No job depends on
+        it, so nothing waits for it, and a failure does not stop the gateway."""
         if is_missing and self._has_stream:
             log.warning("requests_not_kept")
         self._has_stream = not is_missing

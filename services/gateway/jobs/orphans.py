@@ -1,8 +1,8 @@
-"""Orphans: jobs whose client reached its timeout, and may send the same request again.
+"""Orphans: jobs whose client timed out and may send the same request again.
 
-Their entries are in the bucket IDEMPOTENCY, so that the retry may come to any gateway, and any
-gateway cancels the job when no retry comes. The gateway that removes an entry has the job: the
-broker counts what a purge removes, so of several only one does.
+Their entries are in the bucket IDEMPOTENCY, so that any gateway can serve the retry, and can cancel
+the job if there is no retry. The gateway that removes an entry gets the job. The broker
+reports how many messages a purge removed, so only one of several gateways succeeds.
 """
 
 import asyncio
@@ -37,19 +37,19 @@ from shared.wire.codecs import decode_orphan_entry, encode
 from shared.wire.requests import OrphanEntry
 
 NOTICED_WITHIN_S = 1.0
-"""How long a retry waits for its orphan: the gateway that had its client may not have noticed yet
-that it disconnected."""
+"""How long a retry waits for its orphan: the gateway that served the client may not have noticed
+the disconnect yet."""
 
 LOOK_EVERY_S = 0.1
 
 MOST_AT_ONCE = 500
-"""Entries in one read; the oldest come first."""
+"""How many entries are read at once, the oldest first."""
 
 log = logger()
 
 
 class Orphans:
-    """Keeps the place of such jobs for ``return_s``."""
+    """Keeps the places of orphans for ``return_s``."""
 
     def __init__(self, broker: Broker, jobs: Jobs, return_s: float, patience_s: float) -> None:
         self._broker = broker
@@ -58,7 +58,7 @@ class Orphans:
         self._patience_s = patience_s
         self._adding = Tasks()
         self._in_hand: set[int] = set()
-        """The sequences of entries that a retry at this gateway is about to remove."""
+        """The sequence numbers of entries that a retry at this gateway is about to remove."""
 
     def add(self, accepted: AcceptedJob, submission: JobSubmission) -> None:
         """Keep the place of a job whose client has timed out, in the background."""
@@ -66,8 +66,8 @@ class Orphans:
         self._adding.start(self._add(accepted.id, entry), f"orphan {accepted.id}")
 
     async def adopt(self, submission: JobSubmission, caller: Caller) -> AcceptedJob | None:
-        """The oldest orphan of the same request and owner, for a client that sends it again. None
-        if no such orphan is left; the caller then submits a new job.
+        """The oldest orphan of the same request and owner, for a client that retries. None if there
+        is no such orphan; the caller then submits a new job.
 
         Raises:
             InvalidRequest: the submission cannot be read.
@@ -97,7 +97,7 @@ class Orphans:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def cancel_overdue(self) -> None:
-        """Cancel orphans that nobody has adopted in time, on whatever gateway they were added.
+        """Cancel orphans of all gateways that nobody has adopted in time.
 
         Raises:
             BrokerUnavailable: no answer.
@@ -108,13 +108,13 @@ class Orphans:
                 self._jobs.abandon(_job_id(entry))
 
     async def end(self, patience_s: float) -> None:
-        """Write what is to be written, as far as the broker answers within ``patience_s``. Jobs
-        without an entry run to their end."""
+        """Write the remaining entries, if the broker answers within ``patience_s``. Jobs without an
+        entry run to their end."""
         if left := await self._adding.end(patience_s):
             log.warning("orphans_not_stored", left=left)
 
     async def _add(self, job_id: str, subject: str) -> None:
-        # The same in each round: one that was stored, and adopted since, must not come back.
+        # The same entry in each try: one that was stored and then adopted must not come back.
         entry = encode(OrphanEntry(timestamp(self._broker.now() + self._return)))
         headers = {subjects.HEADER_MSG_ID: new_job_id()}
         refusal = await self._broker.through_outages(partial(self._store, subject, entry, headers))
@@ -127,7 +127,7 @@ class Orphans:
     async def _store(
         self, subject: str, entry: bytes, headers: dict[str, str]
     ) -> SluiceError | None:
-        """Why the broker refuses it; None once it is stored."""
+        """Why the broker refuses the entry; None if it was stored."""
         try:
             await self._broker.publish_stored(subject, entry, headers, self._patience_s)
         except (StorageShort, StreamRefused) as error:
@@ -140,16 +140,16 @@ class Orphans:
         )
 
     async def _take(self, entry: StoredMessage) -> bool:
-        """Remove the entry of a job that is to be adopted. Returns whether the job is ours.
+        """Remove the entry of a job that a retry adopts. Returns whether the retry gets the job.
 
         Raises:
-            BrokerUnavailable: the entry is still there, or nothing is known of it.
+            BrokerUnavailable: the entry is still there, or its state is unknown.
         """
         try:
             return await self._remove(entry)
         except BrokerUnavailable as error:
-            # The answer may have been lost. If the entry is gone, nobody else may have the job;
-            # that two clients read one job is better.
+            # The reply may have been lost. If the entry is gone, it may be that nobody else has the
+            # job. Two clients that read one job are better than none.
             read = partial(self._broker.leader_get, BUCKET, last_by_subj=entry.subject)
             try:
                 async with asyncio.timeout(self._patience_s):
@@ -161,7 +161,7 @@ class Orphans:
             return True
 
     async def _remove(self, entry: StoredMessage) -> bool:
-        """Whether it was there until now."""
+        """Whether this call removed the entry."""
         return await self._broker.purge(BUCKET, entry.subject, entry.sequence) > 0
 
 
@@ -174,7 +174,7 @@ def _job_id(entry: StoredMessage) -> str:
 
 
 def _is_overdue(entry: StoredMessage, now: datetime) -> bool:
-    """Also one that cannot be read: it was put there by hand."""
+    """True also for an unreadable entry, which no gateway wrote."""
     read = decode_orphan_entry.read(entry.data, entry.subject)
     try:
         return read is None or parse_timestamp(read.until) <= now

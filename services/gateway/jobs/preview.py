@@ -7,7 +7,7 @@ MAX_CHARS = 80
 
 def preview_of(submission: JobSubmission) -> str:
     """The beginning of what is asked: of the last message of a user, the prompt, the query or the
-    first input, on one line. Empty if nothing of that is text."""
+    first input, on one line. Empty if none of these is text."""
     texts = [one.text for one in submission.messages or () if one.role == "user"]
     texts += [submission.prompt or "", submission.query or ""]
     texts += [one for one in (submission.input or ())[:1] if isinstance(one, str)]

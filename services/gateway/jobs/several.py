@@ -1,4 +1,4 @@
-"""Jobs of one request, which are accepted together or not at all (decision 53)."""
+"""The jobs of one request, which are accepted together or not at all (decision 53)."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Adopted = list[AcceptedJob | None]
 
 
 class RefusedTogether(SluiceError):
-    """The job ``number`` of several was refused, because of ``cause``, so none was accepted."""
+    """Job ``number`` of several was refused because of ``cause``, so none was accepted."""
 
     def __init__(self, number: int, cause: SluiceError) -> None:
         super().__init__(cause.message)
@@ -25,7 +25,7 @@ class RefusedTogether(SluiceError):
 
 
 class Several:
-    """Accepts the jobs of a request, mostly a single one."""
+    """Accepts the jobs of a request, usually a single one."""
 
     def __init__(self, jobs: Jobs, idempotency: Idempotency, orphans: Orphans) -> None:
         self._jobs = jobs
@@ -33,10 +33,10 @@ class Several:
         self._orphans = orphans
 
     async def adopt(self, submissions: Sequence[JobSubmission], caller: Caller) -> Adopted:
-        """For each submission its orphan, or None: see `Orphans.adopt`.
+        """The orphan for each submission, or None; see `Orphans.adopt`.
 
         Raises:
-            InvalidRequest, BrokerUnavailable: as there; nothing is adopted then.
+            InvalidRequest, BrokerUnavailable: as there; then nothing is adopted.
         """
         found = await asyncio.gather(
             *(self._orphans.adopt(submission, caller) for submission in submissions),
@@ -50,7 +50,7 @@ class Several:
         return adopted
 
     def orphan(self, submissions: Sequence[JobSubmission], jobs: Adopted) -> None:
-        """Keep the places of those ``jobs`` that there are."""
+        """Keep the places of all ``jobs`` that are not None."""
         for job, submission in zip(jobs, submissions, strict=True):
             if job is not None:
                 self._orphans.add(job, submission)
@@ -62,8 +62,8 @@ class Several:
         key: str | None,
         adopted: Adopted,
     ) -> list[AcceptedJob]:
-        """Accept those that are not ``adopted``. If one is refused, the others are cancelled; but
-        with a ``key`` they go on, and the same request with the same key completes them.
+        """Accept the submissions that were not ``adopted``. If one is refused, the others are
+        cancelled. But with a ``key`` they continue, and repeating the request adds the rest.
 
         Raises:
             SluiceError: a single job was refused, see `Idempotency.submit`.
@@ -74,7 +74,7 @@ class Several:
         jobs = list(adopted)
         number = 0
         try:
-            # What is wrong with a request is found before any of it is accepted.
+            # Errors in any job are found before the first one is accepted.
             for number in range(len(submissions)):
                 await self._jobs.check(submissions[number], caller)
             digest = sha256("".join(map(digest_of, submissions)).encode()).hexdigest()
@@ -89,7 +89,7 @@ class Several:
         return [job for job in jobs if job is not None]
 
     def abandon(self, jobs: Adopted) -> None:
-        """Cancel those ``jobs`` that there are, in the background, unless they survive it."""
+        """Cancel, in the background, all ``jobs`` that do not outlive their client."""
         for job in jobs:
             if job is not None and not job.survives_disconnect:
                 self._jobs.abandon(job.id)
@@ -100,8 +100,8 @@ class Several:
         if key is None:
             return await self._jobs.submit(submission, caller)
         self._idempotency.require_valid(key)
-        # No client can send the keys of the others. The first has the key itself, so that a request
-        # with another number of jobs is another request.
+        # The first job has the key itself, so that the same key with another number of jobs is a
+        # conflict. The other jobs have keys that no client can send.
         derived = f"{key}\0{number}" if number else key
         return await self._idempotency.submit_once(submission, caller, derived, digest=digest)
 
@@ -109,13 +109,13 @@ class Several:
 def named(
     refused: RefusedTogether, param: str, as_sent: Callable[[InvalidRequest], InvalidRequest]
 ) -> SluiceError:
-    """Why one of several was refused, which came from the list in the field ``param``. ``as_sent``
-    gives errors the names of the client."""
+    """Why one of several jobs was refused, which came from the list ``param``. ``as_sent`` replaces
+    parameter names in errors by those that the client sent."""
     cause, item = refused.cause, f"{param}[{refused.number}]"
     if isinstance(cause, InvalidRequest):
         cause = as_sent(cause)
         if cause.param != param:
-            return cause  # it is about all of them
+            return cause  # the error concerns all jobs
         cause.param = item
     cause.args = (f"{item}: {cause.message.removeprefix(f'{param}: ')}",)
     return cause

@@ -1,4 +1,4 @@
-"""Responses (of OpenAI's Responses API) as they are stored: the request and the result of a job."""
+"""Responses (of OpenAI's Responses API) as they are stored: as a job's request and result."""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from shared.wire.responses import ResponseForm
 from shared.wire.results import Result
 
 LEAVES_WITHIN_S = 5.0
-"""How long a delete waits for a job that has ended to leave the queue: its inferer stops first."""
+"""How long a delete waits until a job that has ended leaves the queue."""
 LOOK_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """``request`` is None if it is not kept."""
+    """A response. ``request`` is None if it is not kept."""
 
     job: Result | PendingJob
     form: ResponseForm
@@ -29,7 +29,7 @@ class StoredResponse:
 
 
 class StoredResponses:
-    """Reads and deletes them."""
+    """Reads and deletes stored responses."""
 
     def __init__(self, broker: Broker, jobs: Jobs, kept_requests: KeptRequests) -> None:
         self._broker = broker
@@ -37,10 +37,10 @@ class StoredResponses:
         self._kept_requests = kept_requests
 
     async def find(self, job_id: str, param: str = "response_id") -> StoredResponse:
-        """The response that the job is. ``param`` names the parameter that has the id, for errors.
+        """The response with this job. ``param`` is the parameter that contains the id, for errors.
 
         Raises:
-            UnknownResponse: it is not a response, or not stored, or not any more.
+            UnknownResponse: the job is not a response, or is not stored or no longer stored.
             BrokerUnavailable: no answer.
         """
         unknown = f"{param}: there is no response resp_{job_id}"
@@ -70,18 +70,18 @@ class StoredResponses:
 
         Raises:
             UnknownResponse: it was deleted.
-            InvalidRequest: this gateway keeps none.
+            InvalidRequest: this gateway keeps no requests.
         """
         if stored.request is not None:
             return stored.request
         if not self._kept_requests.are_kept:
             raise InvalidRequest(
-                f"{param}: not possible here, since this gateway keeps no requests of responses "
-                "that have ended (GATEWAY_KEEP_REQUESTS_H is 0); send the whole conversation as "
-                "`input`",
+                f"{param}: not possible, because this gateway does not keep the requests of "
+                "responses that have ended (GATEWAY_KEEP_REQUESTS_H is 0); send the whole "
+                "conversation as `input`",
                 param,
             )
-        raise UnknownResponse(f"{param}: the request of this response is not kept any more", param)
+        raise UnknownResponse(f"{param}: the request of this response is no longer stored", param)
 
     async def delete(self, job_id: str) -> None:
         """Delete what is stored of a response that has ended: its result, events and request.
@@ -97,12 +97,12 @@ class StoredResponses:
                 "response_id",
             )
         await self._wait_until_it_left(job_id)
-        # The state stays. It contains no text, and keeps an idempotency key from running it again.
+        # The state stays. It contains no text, and its idempotency key must not run the job again.
         await self._kept_requests.delete(job_id)
         for stream, subject in (
             (subjects.EVENTS, subjects.events_of(job_id)),
             (subjects.DEAD, subjects.dead_of(job_id)),
-            (subjects.RESULTS, subjects.result_of(job_id)),  # last: until then it can be repeated
+            (subjects.RESULTS, subjects.result_of(job_id)),  # last: a delete can be repeated
         ):
             await self._broker.purge(stream, subject)
 

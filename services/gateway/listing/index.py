@@ -45,9 +45,9 @@ from shared.wire.listing import (
 from shared.wire.requests import priority_of
 
 MAX_BYTES = 128 * 1024 * 1024
-"""Of the table. Jobs with large metadata take more: then fewer are known."""
+"""The maximum size of the table. If jobs have large metadata, fewer of them fit."""
 PAGE_BYTES = 2 * 1024 * 1024
-"""A page of jobs with large metadata is shorter than its limit."""
+"""The maximum size of a page. With large metadata, a page has fewer jobs than its limit."""
 PRUNE_SHARE = 20
 """Over a bound, one job in this many goes at once."""
 MAX_EARLY = 10_000
@@ -377,7 +377,7 @@ def _id(key: bytes) -> str:
 
 
 def _result_head(message: StoredMessage) -> ResultHead:
-    """As `decode_stored`: what cannot be read, or is of another job, failed."""
+    """Like `decode_stored`. A result that is unreadable or of another job counts as failed."""
     model, job_id = subjects.model_and_id(message.subject)
     try:
         head = decode_result_head(message.data)
@@ -407,8 +407,8 @@ def _deadline(message: StoredMessage) -> str | None:
 
 
 def _metadata(head: RequestHead | ResultHead) -> bytes | None:
-    """As stored in a row; None if the job has no metadata, or more than a gateway accepts, which
-    only a request that was published by hand can have."""
+    """The metadata as stored in a row. None if the job has none, or more than a gateway accepts,
+    which is possible only for a request that was not published by a gateway."""
     metadata = head.metadata
     if metadata is UNSET or metadata == NO_METADATA or len(metadata) > LONGEST_VALUE:
         return None

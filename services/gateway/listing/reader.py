@@ -135,7 +135,7 @@ class JobLister:
     async def _read_next(self) -> None:
         try:
             async with self._reading:
-                # A request from now on needs another read.
+                # A request that arrives from now on needs another read.
                 self._next_read = None
                 await self._read()
         except nats.js.errors.Error as error:

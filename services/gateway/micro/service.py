@@ -48,8 +48,8 @@ from shared.wire.trace import trace_of
 DESCRIPTION = "LLM inference, one job at a time through each worker"
 
 LONGEST_DESCRIPTION = 1000
-"""Of an error: it is a header, which the client does not count against the server's limit, and it
-may name what was sent."""
+"""The maximum length of an error's description. It is a header, which the client does not count
+against the server's limit, and it may quote the request."""
 
 log = logger()
 

@@ -34,13 +34,13 @@ OF_EARLIER_VERSION = (
 )
 
 MAX_TOKENS_OF_CHOICES = 100_000
-"""Of several answers, in one result: about 0.5 MB of text."""
+"""The most tokens of several answers in one result, about 0.5 MB of text."""
 
 LOGPROB_BYTES = 60
-"""Of one token in a result, about."""
+"""The approximate size in a result of one token's log probability."""
 
 MAX_LOGPROBS = 12_000
-"""In a result, which is one message of the broker, of at most 1 MiB."""
+"""The most log probabilities in a result, which is one broker message of at most 1 MiB."""
 
 
 def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> None:
@@ -105,8 +105,8 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
 
 
 def clamped(submission: JobSubmission, facts: ModelFacts | None) -> JobSubmission:
-    """``submission`` with no more ``max_tokens`` than the model's context, as other servers of
-    OpenAI's API do it."""
+    """``submission`` with ``max_tokens`` limited to the model's context, as in other servers with
+    OpenAI's API."""
     wanted = submission.max_tokens
     if facts is None or wanted is None or wanted <= facts.n_ctx:
         return submission

@@ -21,16 +21,16 @@ from shared.wire.codecs import encode
 from shared.wire.requests import GrammarFormat, JsonSchema, RegexFormat
 
 TRIAL_S = 2.0
-"""For one schema, which typically takes some milliseconds. The CPU time is limited, too."""
+"""The time limit for one schema, which typically takes milliseconds. CPU time is limited, too."""
 
 TURN_S = 2.0
-"""How long a schema may wait for others to be tried."""
+"""How long a schema may wait until others have been tried."""
 
 TRIALS_AT_ONCE = 2
-"""Each in a process of some 40 MB, which stays."""
+"""Each needs a process of about 40 MB, which is kept."""
 
 REMEMBERED = 1024
-"""Schemas; an application has few, and sends them again and again."""
+"""Outcomes that are cached. An application has few schemas, and sends them again and again."""
 
 log = logger()
 
@@ -50,12 +50,12 @@ class Schemas:
         self._running: dict[bytes, asyncio.Task[str | None]] = {}
 
     async def check(self, submission: JobSubmission) -> None:
-        """Refuse schemas that cannot be enforced: that of the answer, or its grammar, and those of
-        the arguments of tools that are ``strict``. Takes `TRIAL_S` and `TURN_S` at most for each;
-        next to nothing if it was sent before.
+        """Refuse schemas that cannot be enforced: the answer's schema or grammar, and the argument
+        schemas of ``strict`` tools. Takes at most `TRIAL_S` and `TURN_S` for each, and almost
+        no time for one that was sent before.
 
         Raises:
-            InvalidRequest: one is not a valid schema, cannot be enforced, or takes too much.
+            InvalidRequest: a schema is not valid, cannot be enforced, or takes too long.
             Overloaded: it cannot be tried now.
         """
         if isinstance(submission.response_format, JsonSchema):
@@ -84,13 +84,13 @@ class Schemas:
     async def _refuse(
         self, digest: bytes, trial: Callable[[], Callable[[], str | None]], param: str
     ) -> None:
-        """Raises: InvalidRequest: what has this ``digest`` is refused, as its ``trial`` says."""
+        """Raises: InvalidRequest: the ``trial`` of the schema with this ``digest`` failed."""
         if digest in self._outcomes:
             self._outcomes.move_to_end(digest)
             refused = self._outcomes[digest]
         else:
             running = self._running.get(digest) or self._start(digest, trial())
-            # A client that hangs up leaves the outcome to others.
+            # If this client disconnects, others may still wait for the outcome.
             refused = await asyncio.shield(running)
         if refused is not None:
             raise InvalidRequest(f"{param}: {refused}", param)
@@ -105,7 +105,7 @@ class Schemas:
         def forget(trial: asyncio.Task[str | None]) -> None:
             del self._running[digest]
             if not trial.cancelled():
-                trial.exception()  # all clients may have hung up
+                trial.exception()  # all clients may have disconnected
 
         trial = asyncio.create_task(self._try(digest, error), name="try a schema")
         self._running[digest] = trial

@@ -11,7 +11,7 @@ from shared.errors import InvalidRequest
 
 MAX_QUOTE_CHARS = 80
 CLOSE = 0.75
-"""How alike two names are if one may be meant by the other, from 0 to 1."""
+"""The similarity, from 0 to 1, from which on a name is suggested instead of another."""
 
 TYPES = {
     "int": "a whole number",
@@ -68,12 +68,12 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
 
 
 def invalid_parameter(name: str, message: str) -> InvalidRequest:
-    """The error for a parameter of a URL, of which the framework has read ``message``."""
+    """The error for a parameter of a URL, for which the framework has the ``message``."""
     return invalid_body(ValidationError(f"{message} - at `$.{name}`"), dict)
 
 
 def unknown_field(param: str, name: str, known: Sequence[str]) -> InvalidRequest:
-    """The error for a field ``param`` with a ``name`` that is not one of those ``known``."""
+    """The error for a field ``param`` whose ``name`` is not one of those ``known``."""
     param = param[:MAX_QUOTE_CHARS]
     nearest = get_close_matches(name[:MAX_QUOTE_CHARS], known, 1, CLOSE)
     hint = f"did you mean {nearest[0]}?" if nearest else f"the fields are {', '.join(known)}"

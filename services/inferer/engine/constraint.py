@@ -1,9 +1,8 @@
-"""What a request allows in its answer, as a grammar: JSON under a schema, tool calls, and the
-reasoning that may come before them.
+"""Builds the grammar of an answer: JSON with a schema, tool calls, and reasoning before them.
 
-A schema alone is compiled as it is. Everything else is written in llguidance's dialect of Lark, in
-the syntax of the model's family. Where the model may choose, the text before a call is free; from
-the mark that opens the call on, only a call is possible.
+A schema alone is compiled directly. Everything else is written in llguidance's dialect of Lark, in
+the syntax of the model's family. If the model may choose, the text before a call is free. After the
+mark that opens a call, only a call is possible.
 """
 
 import json
@@ -48,11 +47,11 @@ from shared.wire.requests import (
 from shared.wire.tools import ChosenTool, Tool
 
 LONGEST_SCHEMA = 2**20
-"""Bytes. Decoded, one can take ten times its size; gateways take much shorter ones."""
+"""In bytes. Decoded, a schema can take ten times its size. Gateways accept only shorter ones."""
 RESPONSE_FORMAT, TOOLS = "response_format", "tools"
 ANY_OBJECT = {"type": "object"}
 TRIALS_S = 10.0
-"""For the schemas of all tools. Each has limits of its own, and typically takes milliseconds."""
+"""The time limit for the schemas of all tools. Each has its own limits and takes milliseconds."""
 
 
 def constraint(
@@ -64,10 +63,10 @@ def constraint(
     cancelled: threading.Event | None = None,
 ) -> Grammar | None:
     """The grammar of the answer to ``request``; None if any answer is allowed. ``opened`` and
-    ``is_closed``: whether the prompt has begun the model's reasoning, or ended it.
+    ``is_closed`` are whether the prompt has begun or ended the model's reasoning.
 
     Raises:
-        InvalidRequest: a schema contradicts itself, uses what is not supported, or is too large.
+        InvalidRequest: a schema contradicts itself, is not supported, or is too large.
         Cancelled: ``cancelled`` was set.
     """
     rules = _Rules(model, request, cancelled)
@@ -183,7 +182,7 @@ class _Rules:
             return called
         if self.is_formatted:
             return f"formatted | {called}"
-        # What begins with a brace is read as a call.
+        # Text that begins with a brace is parsed as a call.
         self._not_first.append(r"\{")
         self._free("TEXT", PYTHON_TAG)
         return f"TEXT? | {called}"
@@ -205,7 +204,7 @@ class _Rules:
                 self._lines.append(f"one_{number}: {header} arguments_{number}")
             ones = _any(f"one_{number}" for number in range(len(self.tools)))
             self._lines.append(f'call: {channel} "commentary to=functions." ({ones})')
-        # Commentary is part of the answer, which is to be of its format and nothing else.
+        # Commentary is part of the answer, which must contain nothing but its format.
         before = "analysis" if self.is_formatted else "analysis | commentary"
         self._lines.append(f"start: ({before})* ({_any(last)})")
 
@@ -214,22 +213,22 @@ class _Rules:
         return json.dumps(text) if token is None else f"<[{token}]>"
 
     def _token(self, text: str) -> int | None:
-        """The control token of a mark; None if it is written in tokens of text."""
+        """The control token of a mark; None if the mark consists of text tokens."""
         return self._model.control_token(text)
 
     def _up_to(self, name: str, mark: str, *without: str) -> str:
-        """Any text without those marks, and ``mark``."""
+        """Any text without these marks, followed by ``mark``."""
         if self._token(mark) is not None:
             return f"{self._free(name, mark, *without)}? {self._mark(mark)}"
-        # Its own kind of rule: the longest text, which is what others match, would take its
-        # beginning for text.
+        # A rule with a suffix, because other rules match the longest text, which would include the
+        # beginning of the mark.
         text = f"/(?s:.*)/{_excluding(without)}{self._without_first()}"
         self._lines.append(f"{name.lower()}[suffix={json.dumps(mark)}]: {text}")
         return name.lower()
 
     def _free(self, name: str, *without: str) -> str:
-        """Any text but the empty one, without those marks: also where a mark is a control token,
-        as its text would be read as one."""
+        """Any text except an empty one, without these marks. This also holds for control tokens,
+        whose text would be parsed as a mark."""
         rule = f"{name}: /(?s:.+)/{_excluding(without)}{self._without_first()}"
         if rule not in self._lines:
             self._lines.append(rule)
@@ -256,7 +255,7 @@ class _Rules:
         return schema
 
     def _enforced_language(self, request: ModelRequest) -> str | None:
-        """The grammar or the regular expression of the answer, in Lark.
+        """The answer's grammar or regular expression, in Lark.
 
         Raises: InvalidRequest: it cannot be enforced."""
         form = request.response_format
@@ -280,7 +279,7 @@ class _Rules:
             schema = tool.function.schema
             reason = self._model.vocabulary.schema_error(schema, self._cancelled)
         except LimitExceeded as exceeded:
-            # Not ignored: many of them would keep this inferer from its work.
+            # Not ignored, because many such schemas would keep this inferer busy.
             raise InvalidRequest(f"tools: the parameters of {name}: {exceeded}", TOOLS) from None
         except (ValueError, RecursionError) as error:
             reason = str(error)
@@ -319,7 +318,7 @@ def response_schema(request: ModelRequest) -> dict[str, Any] | None:
 def _callable(request: ModelRequest) -> list[Tool]:
     """The tools that the answer may call.
 
-    Raises: InvalidRequest: the one to be called is not there."""
+    Raises: InvalidRequest: the tool that must be called does not exist."""
     choice = request.tool_choice
     if not isinstance(choice, ChosenTool):
         return request.offered_tools
@@ -338,7 +337,7 @@ def _excluding(marks: Sequence[str]) -> str:
 
 
 def _escaped(mark: str) -> str:
-    """In a regular expression."""
+    """``mark`` escaped for a regular expression."""
     return "".join(f"\\x{ord(character):02x}" for character in mark)
 
 

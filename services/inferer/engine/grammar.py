@@ -41,7 +41,7 @@ class Grammar:
         self._mask = numpy.zeros((self._size + 31) // 32, dtype=numpy.int32)
 
     def copy(self) -> "Grammar":
-        """The same grammar in the same state, for another answer."""
+        """A copy of the grammar in its current state, for another answer."""
         return Grammar(self._matcher.deep_copy(), self._vocabulary, self._param)
 
     def restrict(self, logits: Logits) -> None:
@@ -120,7 +120,7 @@ class Vocabulary:
     def language_error(
         self, form: GrammarFormat | RegexFormat, cancelled: threading.Event | None = None
     ) -> str | None:
-        """The same for a grammar or a regular expression.
+        """Like `schema_error`, for a grammar or a regular expression.
 
         Raises:
             LimitExceeded, ModelError, Cancelled: as in `schema_error`.
@@ -140,7 +140,7 @@ class Vocabulary:
         return self._grammar(lambda tokenizer: compile_schema(schema, tokenizer), param)
 
     def grammar_of_lark(self, text: str, param: str) -> Grammar:
-        """The same for a grammar in llguidance's dialect of Lark."""
+        """Like `grammar_of_schema`, for a grammar in llguidance's dialect of Lark."""
         return self._grammar(lambda tokenizer: compile_lark(text, tokenizer), param)
 
     def answer_error(self, schema: dict[str, Any], answer: str) -> str | None:

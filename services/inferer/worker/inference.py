@@ -1,4 +1,4 @@
-"""One job through the engine: prompt in, tokens out as they come, stopped when it must be."""
+"""Runs one job on the engine, publishes its tokens, and stops it if necessary."""
 
 import asyncio
 import threading
@@ -27,10 +27,10 @@ from shared.wire.replies import is_inbox
 
 
 class Inference:
-    """What one job asks of the engine."""
+    """One job on the engine."""
 
     def __init__(self, broker: Broker, engine: Engine, job: Job, entry: Entry) -> None:
-        """``entry`` is where it writes down what it is doing."""
+        """``entry`` records what the inference is doing, for reports of crashes."""
         self._engine = engine
         self._entry = entry
         self._cancelled = threading.Event()
@@ -60,18 +60,18 @@ class Inference:
         )
         self._sequence.owner = "" if engine.shares_cache else job.owner
         self._sequence.adapter = job.request.adapter or ""
-        # Whatever made the first attempt fail, the next one computes everything itself.
+        # The cache may have made the first attempt fail, so the next one computes everything.
         self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
         job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, TokenPublisher]:
-        """How the job's answers were generated, and what was published of them meanwhile: all.
+        """Generate the job's answers. When this returns, all of their tokens were published.
 
         Raises:
             Interrupted: see ``job.interruption``.
             InvalidRequest, PromptTooLong: the model cannot take this request.
             ModelError: llama.cpp failed.
-            InvalidAnswer: an answer is not of the format that was asked for.
+            InvalidAnswer: an answer does not match the requested format.
         """
         self._engine.submit(self._sequence)
         publishing = start(self._tokens.run(self._job.attempt), "publish tokens")
@@ -88,11 +88,11 @@ class Inference:
 
     def _abort(self) -> None:
         self._engine.abort(self._sequence)
-        # Only now: a preparation that fails because of it must find that it is aborted.
+        # After the abort: a preparation that fails because of this must find that it is aborted.
         self._cancelled.set()
 
     async def _check_answer(self, text: str) -> None:
-        """Raises: InvalidAnswer: it is not of the format that was asked for."""
+        """Raises: InvalidAnswer: the answer does not match the requested format."""
         model, request = self._engine.model, self._job.request
         schema = response_schema(request)
         if schema is None:
@@ -108,7 +108,7 @@ class Inference:
             raise InvalidAnswer(f"the answer does not match `response_format`: {wrong}; {remedy}")
 
     def _add(self, text: str) -> None:
-        """Publish the text of one more token, and how likely it was; on the compute thread."""
+        """Publish the text and log probability of one more token; called on the compute thread."""
         sequence = self._sequence
         self._tokens.add(text, sequence.last_token, sequence.sampler.logprobs, sequence.choice)
 
@@ -139,7 +139,7 @@ class Inference:
                 f"the prompt has {len(prompt)} tokens, the context of {self._job.model} only "
                 f"{n_ctx}; at least one must be left for the answer"
             )
-        # Without a seed of its own a job must still come out the same on its next attempt.
+        # A job without a seed must still give the same answer in its next attempt.
         seed = zlib.crc32(self._job.id.encode()) if request.seed is None else request.seed
         self._entry.enter(Phase.SCHEMA)
         grammar = constraint(
@@ -154,6 +154,6 @@ class Inference:
             for number in range(request.n)
         ]
         if written.opened:
-            # Each answer goes on with what the prompt has begun: only both together can be read.
+            # Each answer continues what the prompt has begun, so it can only be parsed with it.
             self._tokens.open(written.opened)
         return prompt, samplers

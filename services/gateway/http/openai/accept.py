@@ -1,4 +1,4 @@
-"""How a request under `/v1` becomes a job: a new one, that of its key, or one that it left."""
+"""How a request under `/v1` gets a job: a new one, that of its idempotency key, or its orphan."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ async def accept(
     *,
     may_return: bool,
 ) -> AcceptedJob:
-    """The job for a client that waits for it. ``may_return``: the client may have reached its
-    timeout before, and then gets the job that it waited for.
+    """The job for a client that waits for it. ``may_return``: the client may have timed out and
+    retried; then it gets the job that it was waiting for.
 
     Raises:
         ClientDisconnected; see `Idempotency.submit` for more.
@@ -32,5 +32,5 @@ async def accept(
         adopted = await gateway.orphans.adopt(submission, caller)
         if adopted is not None:
             return adopted
-        await require_connected(request)  # it has waited for an orphan
+        await require_connected(request)  # it may be gone after the wait for an orphan
     return await gateway.idempotency.submit(submission, caller, key)

@@ -16,7 +16,7 @@ from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.results import Completed, FinishReason, PromptTokensDetails, Usage
 
 CONTINUATION, CONTINUATION_BITS = 0b1100_0000, 0b1000_0000
-"""Of the bytes of a character in UTF-8, all but the first."""
+"""How the bytes of a UTF-8 character after its first byte begin."""
 
 
 class Choice(Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """A completion, or a chunk of a streamed one, of a chat or a prompt."""
+    """A completion, or a chunk of a streamed completion, for a chat or a prompt."""
 
     id: str
     object: str
@@ -42,8 +42,8 @@ class Answer(Struct, frozen=True, kw_only=True):
 def completion(
     jobs: Sequence[AcceptedJob], results: Sequence[Completed], echoed: Sequence[str]
 ) -> Answer:
-    """The response to a request that did not stream, whose ``jobs`` have these ``results``.
-    ``echoed`` is what the texts of each begin with."""
+    """The response to a request without a stream, whose ``jobs`` have these ``results``. The texts
+    of each job begin with its item of ``echoed``."""
     choices: list[Choice] = []
     for job, result, prompt in zip(jobs, results, echoed, strict=True):
         choices += _choices(job, result, prompt, len(choices))
@@ -52,7 +52,7 @@ def completion(
 
 
 def usage_of(usages: Sequence[Usage]) -> Usage:
-    """That of several jobs together."""
+    """The usage of several jobs together."""
     cached = sum(one.prompt_tokens_details.cached_tokens for one in usages)
     return Usage(
         prompt_tokens=sum(one.prompt_tokens for one in usages),
@@ -63,7 +63,7 @@ def usage_of(usages: Sequence[Usage]) -> Usage:
 
 
 def _choices(accepted: AcceptedJob, result: Completed, echoed: str, first: int) -> list[Choice]:
-    """Those of one job; the ``first`` has this index."""
+    """The choices of one job; the index of the first one is ``first``."""
     choices = []
     for index, one in enumerate(JobChoice.all_of(result), first):
         logprobs = None
@@ -103,15 +103,15 @@ class Chunks:
         self._choices: dict[int, _ChoiceChunks] = {}
 
     def opening(self) -> list[Answer]:
-        """The first ones."""
+        """The first chunk of each answer."""
         return [self._choice(index).opening() for index in range(self._n)]
 
     def text(self, tokens: Tokens) -> list[Answer]:
-        """Those for what the model wrote next."""
+        """The chunks for the next tokens of the model."""
         return self._choice(tokens.choice).text(tokens.text, tokens.logprobs)
 
     def end(self, result: JobResult) -> list[Answer]:
-        """The last ones."""
+        """The last chunks of all answers."""
         reasons = [result.finish_reason or None]
         if result.choices is not UNSET:
             reasons = [one.finish_reason for one in result.choices]
@@ -139,7 +139,7 @@ def usage_chunk(head: AcceptedJob, usages: Sequence[Usage]) -> Answer:
 
 
 class _ChoiceChunks:
-    """Those of one answer."""
+    """The chunks of one answer."""
 
     def __init__(
         self,
@@ -161,13 +161,13 @@ class _ChoiceChunks:
         self._calls = 0
 
     def opening(self) -> Answer:
-        """The first one."""
+        """The first chunk."""
         if self._accepted.task != "chat":
             return self._chunk(text=self._echoed)
         return self._chunk(delta={"role": "assistant", "content": ""})
 
     def text(self, text: str, logprobs: Sequence[TokenLogprob]) -> list[Answer]:
-        """Those for what the model wrote next."""
+        """The chunks for the next text of the model."""
         known = logprobs_of(self._accepted, logprobs, self._offsets) if logprobs else None
         if self._accepted.task != "chat":
             return [self._chunk(text=text, logprobs=known)]
@@ -178,7 +178,7 @@ class _ChoiceChunks:
         ]
 
     def end(self, reason: str | None) -> list[Answer]:
-        """The last ones, with the reason why it ended."""
+        """The last chunks, with the reason why the answer ended."""
         if self._accepted.task == "chat":
             left = self._deltas(self._reader.finish())
             chunks = [self._chunk(delta=delta) for delta in left]
@@ -216,9 +216,9 @@ class TextOffsets:
         self._characters = 0
 
     def next(self, piece: bytes) -> int:
-        """Where the next token begins, which adds ``piece``."""
+        """The offset of the next token, whose bytes are ``piece``."""
         if piece and piece[0] & CONTINUATION != CONTINUATION_BITS:
-            # What came before was no character.
+            # The bytes before did not form a character.
             self._characters += len(self._decoder.decode(b"", final=True))
         begin = self._characters
         self._characters += len(self._decoder.decode(piece))
@@ -228,7 +228,7 @@ class TextOffsets:
 def logprobs_of(
     accepted: AcceptedJob, logprobs: Sequence[TokenLogprob], offsets: TextOffsets
 ) -> dict[str, Any]:
-    """In the form of the route by which the job came."""
+    """The log probabilities in the format of the route that the client used."""
     if accepted.task == "chat":
         content = [
             {**openai_logprob(one), "top_logprobs": [openai_logprob(other) for other in one.top]}

@@ -44,5 +44,5 @@ def stopping_error(accepted: AcceptedJob) -> OpenAIError:
     return openai_error(
         503,
         "gateway_stopping",
-        f"this gateway is shutting down; the job goes on, see /status/{accepted.id}",
+        f"this gateway is shutting down; the job continues: see /status/{accepted.id}",
     )

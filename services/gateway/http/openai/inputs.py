@@ -1,5 +1,5 @@
-"""Bodies of /v1/embeddings, as OpenAI has it, and of /v1/rerank, as Jina, Cohere and other servers
-do; and their conversion from and to Sluice's."""
+"""The bodies of /v1/embeddings, as in OpenAI's API, and of /v1/rerank, as in the APIs of Jina,
+Cohere and others, and their conversion from and to Sluice's."""
 
 from base64 import b64encode
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,14 +26,14 @@ class InputsRequest(Body, frozen=True, kw_only=True):
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
     priority: AnyPriority | None = None
-    """`high`, `normal` or `low`; or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
+    """`high`, `normal` or `low`, or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
 
     @property
     def wants_stream(self) -> bool:
         return False
 
     def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        """``error``, whose parameter has the same name here."""
+        """``error`` unchanged, because parameters have the same names here."""
         return error
 
     def _options(self) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class EmbeddingsRequest(InputsRequest, frozen=True, kw_only=True):
 
     input: AnyInput
     encoding_format: EncodingFormat | None = None
-    """`float`, or `base64`: of little-endian 32-bit floats."""
+    """`float`, or `base64` of little-endian 32-bit floats."""
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
     def __post_init__(self) -> None:
-        inputs_of(self.input)  # one that is not valid is an error in the body
+        inputs_of(self.input)  # an invalid input is an error in the body
 
     def submissions(self) -> list[JobSubmission]:
         return [JobSubmission(input=self.input, dimensions=self.dimensions, **self._options())]

@@ -12,8 +12,8 @@ from shared.wire.requests import (
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
-    """``adapters`` are the LoRA adapters that a request may name, ``sampling_defaults`` what holds
-    where it does not say; null until an inferer has served the model once."""
+    """``adapters`` are the LoRA adapters that a request may name, and ``sampling_defaults`` the
+    values for options that it does not set; null until an inferer has served the model once."""
 
     id: str
     created: int

@@ -1,7 +1,7 @@
-"""The parameters of the routes under ``/v1`` that Sluice does not use, and what becomes of them.
+"""The parameters of the routes under ``/v1`` that are refused or have no effect.
 
-Together with the fields of the bodies these are all parameters: any other name is refused. See
-`docs/reference/openai.md`, which is made from both.
+Together with the fields of the bodies, these are all known parameters: any other name is refused.
+`docs/reference/openai.md` is generated from both.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from shared.errors import InvalidRequest
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 LONGEST_NOTHING = 64
-"""Bytes of a value that asks for nothing, with white space."""
+"""The most bytes, with white space, of a value that asks for nothing."""
 
 
 class Refused(Struct, frozen=True):
-    """A parameter that would change the answer, and that Sluice cannot honour. It may have one of
-    the values ``nothing``, which ask for what happens anyway, or none."""
+    """A parameter that would change the answer, and that Sluice cannot honour. Only an empty value
+    is accepted, or one of the values in ``nothing``, which ask for what happens anyway."""
 
     why: str
     nothing: tuple[Any, ...] = ()
@@ -35,28 +35,28 @@ class Refused(Struct, frozen=True):
 
 
 class WithoutEffect(Struct, frozen=True):
-    """A parameter that cannot change the answer: any value is accepted, and not used."""
+    """A parameter that cannot change the answer. Any value is accepted and ignored."""
 
     why: str
 
 
 OtherParameters = Mapping[str, Refused | WithoutEffect]
 
-_TEXT_ONLY = "models read and write text; leave it out"
+_TEXT_ONLY = "only text is supported; leave it out"
 _SAMPLERS = "Sluice does not have this sampler; use `temperature`, `top_p`, `top_k` and `min_p`"
 _OFF = "belongs to a sampler that is off"
-_CACHE = "the prompt cache finds the beginning of each prompt by itself"
+_CACHE = "the prompt cache works automatically"
 
 USER: OtherParameters = {
-    "user": WithoutEffect("names the end user; use `metadata` to find jobs by it"),
+    "user": WithoutEffect("identifies the end user; use `metadata` to find the jobs of a user"),
 }
 IDENTITY: OtherParameters = {
     **USER,
-    "safety_identifier": WithoutEffect("names the end user to OpenAI"),
-    "request_id": WithoutEffect("of vLLM: each job has an id of its own"),
+    "safety_identifier": WithoutEffect("identifies the end user to OpenAI"),
+    "request_id": WithoutEffect("each job has its own id"),
 }
 TRUNCATION: OtherParameters = {
-    "truncate_prompt_tokens": Refused("nothing is cut from an input; shorten it yourself"),
+    "truncate_prompt_tokens": Refused("inputs are never truncated; shorten them yourself"),
 }
 SAMPLING: OtherParameters = {
     "typical_p": Refused(_SAMPLERS, (1,)),
@@ -81,27 +81,27 @@ SAMPLING: OtherParameters = {
         ),
         WithoutEffect(_OFF),
     ),
-    "repeat_last_n": Refused("penalties look at the last 64 tokens; leave it out", (64,)),
+    "repeat_last_n": Refused("penalties always apply to the last 64 tokens; leave it out", (64,)),
     "min_keep": Refused(_SAMPLERS, (0, 1)),
     "use_beam_search": Refused("use `n` for several answers", (False,)),
     "length_penalty": Refused("part of beam search; use `max_tokens` and `min_tokens`", (1,)),
 }
 TOKENS: OtherParameters = {
-    "allowed_token_ids": Refused("use `logit_bias`, or `structured_outputs` for a set of texts"),
-    "bad_words": Refused("use `logit_bias` with -100 for their tokens"),
-    "logits_processors": Refused("no code of clients runs here; use `logit_bias`"),
+    "allowed_token_ids": Refused("use `logit_bias`, or `structured_outputs` to choose from texts"),
+    "bad_words": Refused("use `logit_bias` with -100 for the tokens of the words"),
+    "logits_processors": Refused("clients cannot run code in Sluice; use `logit_bias`"),
     "include_stop_str_in_output": Refused("a stop text is never part of the answer", (False,)),
     "skip_special_tokens": Refused("control tokens are never part of the answer", (True,)),
     "spaces_between_special_tokens": WithoutEffect("control tokens are not part of the answer"),
     "detokenize": Refused("answers are text", (True,)),
     "prompt_logprobs": Refused("`logprobs` cover the answer only"),
     "n_probs": Refused("use `logprobs` and `top_logprobs`", (0,)),
-    "post_sampling_probs": Refused("`logprobs` are those of the model's output", (False,)),
+    "post_sampling_probs": Refused("`logprobs` are always those before sampling", (False,)),
     "return_tokens": Refused("use `logprobs`, which has the text of each token", (False,)),
     "return_token_ids": Refused("use `logprobs`, which has the text of each token", (False,)),
     "return_tokens_as_token_ids": Refused("`logprobs` has texts, not ids", (False,)),
-    "timings_per_token": Refused("`GET /status/<id>` has the times of a job", (False,)),
-    "return_progress": Refused("`GET /status/<id>` has the progress of a job", (False,)),
+    "timings_per_token": Refused("`GET /status/<id>` shows the timings of a job", (False,)),
+    "return_progress": Refused("`GET /status/<id>` shows the progress of a job", (False,)),
 }
 PROMPT: OtherParameters = {
     **TRUNCATION,
@@ -121,7 +121,7 @@ PROMPT: OtherParameters = {
     "speculative.p_min": WithoutEffect("speculation does not change answers"),
 }
 TEXT: OtherParameters = {**IDENTITY, **SAMPLING, **TOKENS, **PROMPT}
-"""Of chats and completions."""
+"""The parameters of both routes that generate text."""
 
 CHAT: OtherParameters = {
     **TEXT,
@@ -129,59 +129,59 @@ CHAT: OtherParameters = {
     "modalities": Refused(_TEXT_ONLY, (["text"],)),
     "functions": Refused("use `tools`"),
     "function_call": Refused("use `tools` and `tool_choice`", ("none", "auto")),
-    "moderation": Refused("no moderation is done here; leave it out"),
-    "prediction": WithoutEffect("only makes answers faster, which speculation does by itself"),
+    "moderation": Refused("Sluice does not moderate; leave it out"),
+    "prediction": WithoutEffect("only makes answers faster; speculation does that automatically"),
     "prompt_cache_key": WithoutEffect(_CACHE),
     "prompt_cache_options": WithoutEffect(_CACHE),
     "prompt_cache_retention": WithoutEffect(_CACHE),
     "service_tier": Refused("use `priority`", ("auto", "default")),
     "store": Refused("answers cannot be listed under /v1; `GET /jobs` lists jobs", (False,)),
-    "verbosity": Refused("say in a message how long the answer should be", ("medium",)),
+    "verbosity": Refused("state in a message how long the answer should be", ("medium",)),
     "web_search_options": Refused("Sluice does not search the web; leave it out"),
     "add_generation_prompt": Refused("an answer is always a new message", (True,)),
     "continue_final_message": Refused(
         "send the text to continue as `prompt` to /v1/completions", (False,)
     ),
-    "add_special_tokens": Refused("the chat template writes them", (False,)),
-    "chat_template": Refused("that of the model is used; see `chat_template_kwargs`"),
+    "add_special_tokens": Refused("the chat template adds them", (False,)),
+    "chat_template": Refused("the model's own template is used; see `chat_template_kwargs`"),
     "echo": Refused("an answer does not repeat the messages", (False,)),
-    "include_reasoning": Refused("reasoning is apart, in `reasoning_content`", (True,)),
+    "include_reasoning": Refused("reasoning is always returned, in `reasoning_content`", (True,)),
     "reasoning_format": Refused("reasoning is in `reasoning_content`", ("auto", "deepseek")),
     "thinking_token_budget": Refused("use `reasoning_effort` or `max_tokens`"),
-    "parse_tool_calls": Refused("tool calls are always read", (True,)),
+    "parse_tool_calls": Refused("tool calls are always parsed", (True,)),
 }
 COMPLETIONS: OtherParameters = {
     **TEXT,
-    "suffix": Refused("prompts are continued, not filled in"),
-    "add_special_tokens": Refused("those of the model are added to a text", (True,)),
+    "suffix": Refused("text is only generated after the prompt"),
+    "add_special_tokens": Refused("special tokens are always added to a text", (True,)),
 }
 EMBEDDINGS: OtherParameters = {
     **USER,
     **TRUNCATION,
-    "add_special_tokens": Refused("those of the model are added to a text", (True,)),
+    "add_special_tokens": Refused("special tokens are always added to a text", (True,)),
     "request_id": IDENTITY["request_id"],
-    "embd_normalize": Refused("embeddings have length 1", (2,)),
-    "normalize": Refused("embeddings have length 1", (True,)),
-    "input_type": Refused("put what the model expects before each input, such as `query: `"),
+    "embd_normalize": Refused("embeddings are always normalized to length 1", (2,)),
+    "normalize": Refused("embeddings are always normalized to length 1", (True,)),
+    "input_type": Refused("put the prefix that the model needs before each input: `query: `"),
 }
 RERANK: OtherParameters = {
     **USER,
     **TRUNCATION,
     "request_id": IDENTITY["request_id"],
-    "rank_fields": Refused("documents are texts"),
-    "max_chunks_per_doc": Refused("documents are not divided; divide them yourself"),
-    "max_tokens_per_doc": Refused("documents are not cut; shorten them yourself"),
+    "rank_fields": Refused("documents are plain texts"),
+    "max_chunks_per_doc": Refused("documents are not split; split them yourself"),
+    "max_tokens_per_doc": Refused("documents are never truncated; shorten them yourself"),
 }
 
 
 class Body(Struct, frozen=True, kw_only=True):
-    """The body of a request. Its fields are the parameters that are honoured."""
+    """The body of a request. Its fields are the honoured parameters."""
 
     others: ClassVar[OtherParameters] = {}
 
     @classmethod
     def check_names(cls, body: bytes) -> None:
-        """Refuse what would be ignored otherwise.
+        """Refuse parameters that would otherwise be ignored.
 
         Raises:
             InvalidRequest: a parameter of ``body`` is unknown or not supported, or it is not an

@@ -43,13 +43,13 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` on /v1/completions."""
 
 MAX_PROMPTS = 64
-"""In one request; each is a job."""
+"""The most prompts in one request; each becomes a job."""
 
 RANDOM_SEED = -1
-"""Of llama.cpp and vLLM: as if none was sent."""
+"""In llama.cpp and vLLM, this ``seed`` means the same as none."""
 
 NO_LIMIT = -1
-"""As ``n_predict``."""
+"""In llama.cpp, the ``n_predict`` that means no limit."""
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 AnyPriority = Priority | Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -58,7 +58,7 @@ AnyPriority = Priority | Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
-    """Not used: it pads the chunks, so that their size does not give away the text."""
+    """Ignored: it would pad the chunks, so that their size does not reveal the text."""
     continuous_usage_stats: Literal[False] | None = None
 
 
@@ -77,29 +77,30 @@ class TextRequest(Body, frozen=True, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     max_tokens: MaxTokens | None = None
-    """The most tokens of an answer. More than the context has room for means: until it is full."""
+    """The maximum length of an answer, in tokens. It may exceed the context: the answer then ends
+    when the context is full."""
     n_predict: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     """Another name of `max_tokens`; -1 means no limit."""
     seed: Seed | None = None
     """With the same seed, a request usually gets the same answer; -1 means a random one."""
     stop: Stop | None = None
-    """A text that ends the answer and is not part of it, or up to 16 of them."""
+    """A text that ends the answer and is not part of it, or a list of up to 16 such texts."""
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    """What the answer must be, as vLLM has it: one of `json`, `json_object`, `regex`, `choice` and
+    """vLLM's constraint on the answer: one of `json`, `json_object`, `regex`, `choice` and
     `grammar`."""
     guided_json: Raw | UnsetType = UNSET
-    """A JSON schema of the answer, as an object or as text."""
+    """A JSON schema that the answer must match, as an object or as text."""
     guided_regex: str | None = None
-    """A regular expression that the whole answer matches."""
+    """A regular expression that the whole answer must match."""
     guided_choice: list[str] | None = None
-    """Texts of which the answer is one."""
+    """The answer must be one of these texts."""
     guided_grammar: str | None = None
-    """A grammar of the answer, in GBNF."""
+    """A grammar that the answer must match, in GBNF."""
     grammar: str | None = None
-    """The same, as llama.cpp calls it."""
+    """llama.cpp's name of `guided_grammar`."""
     json_schema: Raw | UnsetType = UNSET
-    """The same as `guided_json`, as llama.cpp calls it."""
+    """llama.cpp's name of `guided_json`."""
     logit_bias: LogitBias | None = None
     min_tokens: MinTokens | None = None
     ignore_eos: bool | None = None
@@ -109,12 +110,12 @@ class TextRequest(Body, frozen=True, kw_only=True):
     metadata: Metadata | UnsetType = UNSET
     timeout_s: TimeoutS | None = None
     priority: AnyPriority | None = None
-    """`high`, `normal` or `low`; or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
+    """`high`, `normal` or `low`, or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
     stream: bool | None = None
-    """Whether the answer comes as server-sent events while it is generated."""
+    """Whether the answer is sent as server-sent events while it is generated."""
     stream_options: StreamOptions | None = None
-    """`include_usage`: the stream ends with a chunk that has the `usage`. Without `stream` it has
-    no effect, as the answer always has it."""
+    """`include_usage`: the stream ends with a chunk that contains `usage`. Without `stream` it has
+    no effect, because the response always contains `usage`."""
     n: Choices | None = None
 
     @property
@@ -146,7 +147,7 @@ class TextRequest(Body, frozen=True, kw_only=True):
         return {name: named[name] for name in named if name not in ("messages", "prompt")}
 
     def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        """``error`` with the name by which the client has sent the parameter."""
+        """``error`` with the parameter's name as the client sent it."""
         names = {
             "response_format": [*formats_of(self)],
             "repeat_penalty": ["repetition_penalty"],
@@ -179,7 +180,7 @@ class TextRequest(Body, frozen=True, kw_only=True):
 class ContentText(Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
     text: str
     cache_control: Raw | UnsetType = UNSET
-    """Not used, like `prompt_cache_breakpoint`: the prompt cache works by itself."""
+    """Ignored, like `prompt_cache_breakpoint`: the prompt cache works automatically."""
     prompt_cache_breakpoint: Raw | UnsetType = UNSET
 
 
@@ -190,7 +191,7 @@ class ContentRefusal(
 
 
 IN_MESSAGES: dict[str, Refused] = {
-    "audio": Refused("models read and write text; leave it out"),
+    "audio": Refused("only text is supported; leave it out"),
     "function_call": Refused("send the call in `tool_calls`"),
 }
 
@@ -198,23 +199,23 @@ IN_MESSAGES: dict[str, Refused] = {
 class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentText | ContentRefusal] | None = None
-    """Absent or null if an assistant only called tools, or refused."""
+    """May be absent or null if an assistant only called tools or refused."""
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: ToolCallId | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    """What an assistant said instead of an answer."""
+    """The text with which an assistant refused to answer."""
     audio: Raw | UnsetType = UNSET
     function_call: Raw | UnsetType = UNSET
     annotations: Raw | UnsetType = UNSET
-    """Not used, like `provider_specific_fields` and `cache_control`; clients send back what they
-    got."""
+    """Ignored, like `provider_specific_fields` and `cache_control`: clients send back the messages
+    that they received."""
     provider_specific_fields: Raw | UnsetType = UNSET
     cache_control: Raw | UnsetType = UNSET
 
     def to_chat_message(self, number: int) -> ChatMessage:
-        """``number`` is its index in the list, for the error.
+        """``number`` is the index of this message in the list, for errors.
 
         Raises:
             InvalidRequest: the content is missing, or something in it is not supported.
@@ -233,7 +234,7 @@ class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidRequest(f"{param}.content is missing", f"{param}.content")
         if self.refusal and self.role != "assistant":
             raise InvalidRequest(
-                f"{param}.refusal: only a message with the role assistant has one",
+                f"{param}.refusal: only messages with the role assistant can have one",
                 f"{param}.refusal",
             )
         role: Any = "system" if self.role == "developer" else self.role
@@ -248,7 +249,7 @@ class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def _content(self) -> str | list[TextPart]:
-        """With a refusal as text, which is what it is."""
+        """The content, in which a refusal is an ordinary text."""
         content = self.content or ""
         if isinstance(content, str) and not self.refusal:
             return content
@@ -261,7 +262,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     others: ClassVar[OtherParameters] = CHAT
 
     messages: Annotated[list[OpenAIMessage], Meta(min_length=1)]
-    """The conversation. Parts of a `content` are of type `text` or `refusal`."""
+    """The conversation. The parts of a `content` can have the types `text` and `refusal`."""
     max_completion_tokens: MaxTokens | None = None
     """Another name of `max_tokens`."""
     logprobs: bool | None = None
@@ -281,7 +282,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
         return [""]
 
     def submissions(self) -> list[JobSubmission]:
-        """The one job. Raises: InvalidRequest: a parameter contradicts another."""
+        """A single job. Raises: InvalidRequest: two parameters contradict each other."""
         options = self._options()
         if template_options := self._template_options():
             options["chat_template_kwargs"] = template_options
@@ -305,26 +306,26 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
     others: ClassVar[OtherParameters] = COMPLETIONS
 
     prompt: AnyInput
-    """A text to continue, or its tokens, which are taken as they are; or a list of up to 64 of
-    them. Each is a job of its own; choice `i` of prompt `p` has the index `p * n + i`."""
+    """A text to continue, or its tokens, which are used unchanged; or a list of up to 64 of these.
+    Each prompt becomes a separate job; choice `i` of prompt `p` has the index `p * n + i`."""
     logprobs: TopLogprobs | None = None
-    """How many of the likeliest tokens to list; with 0 only those of the answer."""
+    """How many of the likeliest tokens to return; with 0 only those of the answer."""
     best_of: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """The same as `n`: answers are not ranked, so a larger number is refused."""
     echo: bool | None = None
-    """Whether the text of each answer begins with the prompt. Not together with `logprobs`, and not
-    with prompts of tokens."""
+    """Whether the text of each answer begins with the prompt. Cannot be combined with `logprobs` or
+    with prompts that are tokens."""
 
     def __post_init__(self) -> None:
-        prompts = inputs_of(self.prompt, "prompt")  # what is not valid is an error in the body
+        prompts = inputs_of(self.prompt, "prompt")  # an invalid prompt is an error in the body
         if len(prompts) > MAX_PROMPTS:
             raise ValueError(
                 f"`prompt` has {len(prompts)} items, more than {MAX_PROMPTS}; send fewer"
             )
 
     def submissions(self) -> list[JobSubmission]:
-        """A job for each prompt. Raises: InvalidRequest: a parameter is not supported, or
-        contradicts another."""
+        """A job for each prompt. Raises: InvalidRequest: a parameter is not supported, or two
+        contradict each other."""
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequest(
                 "best_of: not supported, because answers are not ranked; use n instead",
@@ -364,7 +365,7 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
 
 
 def priority_of(given: AnyPriority) -> Priority:
-    """The priority that a client means. In vLLM it is a number, and the lowest runs first."""
+    """A client's priority as Sluice's. In vLLM it is a number, and the lowest runs first."""
     if isinstance(given, str):
         return given
     return "high" if given < 0 else "low" if given > 0 else "normal"

@@ -1,4 +1,4 @@
-"""What an answer must be, by all the names that clients have for it."""
+"""The constraints on an answer, under all the names that clients use for them."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from shared.wire.requests import (
 )
 
 ANY_ESCAPED = 0x80
-"""Characters below are escaped in a regular expression."""
+"""Characters below this one are escaped in a regular expression."""
 
 
 class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of vLLM. One of the first five says what the answer must be."""
+    """vLLM's constraints on an answer. Only one of the first five may be set."""
 
     json: Raw | UnsetType = UNSET
     json_object: bool | None = None
@@ -31,17 +31,17 @@ class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
     structural_tag: None = None
     whitespace_pattern: None = None
     disable_fallback: bool | None = None
-    """Not used, like the next one: there is no fallback, and white space is bounded anyway."""
+    """Ignored, like `disable_any_whitespace`. There is no fallback, and white space is limited."""
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
 
 
 def formats_of(request: Any) -> dict[str, ResponseFormat]:
-    """What the answer to a `TextRequest` must be, with the name of the parameter that says so;
-    nothing if none does.
+    """The constraint on the answer to a `TextRequest`, by the name of the parameter that sets it;
+    empty if there is none.
 
     Raises:
-        InvalidRequest: that is said in two ways, or cannot be read.
+        InvalidRequest: two parameters set a constraint, or one cannot be read.
     """
     found: dict[str, ResponseFormat] = {}
     if not isinstance(request.response_format, PlainText | None):
@@ -78,7 +78,7 @@ def formats_of(request: Any) -> dict[str, ResponseFormat]:
     if outputs.disable_additional_properties:
         param = "structured_outputs.disable_additional_properties"
         raise InvalidRequest(
-            f"{param}: not supported: set `additionalProperties` in the schema", param
+            f"{param}: not supported; set `additionalProperties` in the schema", param
         )
     if len(found) > 1:
         first, second, *_ = found
@@ -87,7 +87,7 @@ def formats_of(request: Any) -> dict[str, ResponseFormat]:
 
 
 def _schema(value: Raw, param: str) -> Raw:
-    """A schema that may also be sent as text.
+    """A schema, which a client may also send as text.
 
     Raises: InvalidRequest: it is neither an object nor a text.
     """
@@ -100,7 +100,7 @@ def _schema(value: Raw, param: str) -> Raw:
 
 
 def _escaped(text: str) -> str:
-    """A regular expression that matches ``text`` alone."""
+    """A regular expression that matches only ``text``."""
     return "".join(
         character
         if character.isalnum() or ord(character) >= ANY_ESCAPED

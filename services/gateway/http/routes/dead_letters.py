@@ -20,15 +20,16 @@ PAGE = 50
 async def letters(
     gateway: NamedDependency[Gateway],
     limit: Annotated[
-        int, QueryParameter(ge=1, le=200, description="Maximum number of letters.")
+        int, QueryParameter(ge=1, le=200, description="Maximum number of dead letters.")
     ] = PAGE,
     before: Annotated[
         int | None, QueryParameter(ge=1, description="`before` of the previous page.")
     ] = None,
 ) -> DeadLetterPage:
-    """Requests that failed for good, the newest first, with the reason. Kept for 7 days.
+    """Dead letters, the newest first: requests that failed for good, with the reason. They are kept
+    for 7 days.
 
-    A page of large requests is shorter than its limit. If `before` is not null, another page
+    A page of large requests has fewer items than its limit. If `before` is not null, another page
     follows.
     """
     gateway.require_ready()
@@ -50,7 +51,7 @@ async def letter(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> De
 async def retry(
     request: Request[Any, Any, Any], job_id: FromPath[str], gateway: NamedDependency[Gateway]
 ) -> Response[JobAccepted]:
-    """Send the request again, as a new job with `retry_of`; the dead letter is removed."""
+    """Send the request again as a new job with `retry_of`. The dead letter is removed."""
     gateway.require_ready()
     accepted = await gateway.dead_letters.retry(job_id, caller_of(request, "retry"))
     return Response(accepted, status_code=202, headers={"location": accepted.status_url})
@@ -58,7 +59,7 @@ async def retry(
 
 @delete("/dead/{job_id:str}", status_code=200, responses=error_responses(404))
 async def drop(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> DeadLetterHead:
-    """Remove a dead letter for good."""
+    """Delete a dead letter."""
     gateway.require_ready()
     return await gateway.dead_letters.drop(job_id)
 
@@ -69,8 +70,8 @@ async def retry_several(
     data: JSONBody[BulkDeadRequest],
     gateway: NamedDependency[Gateway],
 ) -> BulkReport:
-    """Send several requests again, as new jobs: the dead letters with these `ids`, or those that
-    match `where`, the newest first. An empty `where` is refused."""
+    """Send the requests of several dead letters again as new jobs: those with these `ids`, or those
+    that match `where`, the newest first. An empty `where` is refused."""
     gateway.require_ready()
     return await gateway.bulk.retry(data, caller_of(request, "retry"))
 
@@ -79,7 +80,7 @@ async def retry_several(
 async def drop_several(
     data: JSONBody[BulkDeadRequest], gateway: NamedDependency[Gateway]
 ) -> BulkReport:
-    """Remove several dead letters for good: those with these `ids`, or those that match `where`,
-    the newest first. An empty `where` is refused."""
+    """Delete several dead letters: those with these `ids`, or those that match `where`, the newest
+    first. An empty `where` is refused."""
     gateway.require_ready()
     return await gateway.bulk.drop(data)

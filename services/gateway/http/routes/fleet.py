@@ -28,6 +28,6 @@ async def set_concurrency(
     data: JSONBody[ConcurrencyRequest], gateway: NamedDependency[Gateway]
 ) -> ConcurrencyReport:
     """Open or close slots of live inferers: all, those of a `model`, or one `inferer`. No restart
-    is needed and running jobs go on. With 0 they take no more jobs."""
+    is needed, and running jobs continue. With 0, inferers take no more jobs."""
     gateway.require_ready()
     return await gateway.fleet.set_concurrency(data)

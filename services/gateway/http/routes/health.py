@@ -22,6 +22,6 @@ async def healthz() -> Health:
 
 @get("/readyz", responses=error_responses())
 async def readyz(gateway: NamedDependency[Gateway]) -> Health:
-    """200 while requests can be served; 503 while the broker is away or cannot write to disk."""
+    """200 while requests can be served; 503 while the broker is unavailable or cannot write."""
     gateway.require_fit()
     return Health("ready")

@@ -45,10 +45,11 @@ async def submit(
     gateway: NamedDependency[Gateway],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobAccepted | JobStatus]:
-    """Submit a job. The response comes once the broker has stored it; it will end with a result.
+    """Submit a job. The response is sent once the broker has stored the job.
 
-    `Prefer: wait=N` waits up to N seconds for that result. If the client disconnects meanwhile the
-    job is cancelled, unless it also sent `Prefer: respond-async` or an `Idempotency-Key`.
+    With `Prefer: wait=N`, it waits up to N seconds for the result. If the client disconnects in the
+    meantime, the job is cancelled, unless the client also sent `Prefer: respond-async` or an
+    `Idempotency-Key`.
     """
     gateway.require_ready()
     preferences = Preferences.parse(request.headers.getall("prefer", []))
@@ -77,11 +78,11 @@ async def submit(
 async def list_jobs(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> JobPage:
     """Jobs that match all parameters, newest first: those that are waiting or running, and those
     that ended within the last 48 hours, up to `GATEWAY_HISTORY_JOBS`. `metadata.<name>`
-    compares a member of the metadata, such as `metadata.user=u77`; several have to match all.
+    compares a member of the metadata, such as `metadata.user=u77`; if there are several, all must
+    match.
 
-    `total` is the number of matching jobs; `states` counts all jobs by state,
-    regardless of the filter. If
-    `cursor` is not null, another page follows.
+    `total` is the number of matching jobs; `states` counts all jobs by state, regardless of the
+    filter. If `cursor` is not null, another page follows.
     """
     gateway.require_ready()
     return await gateway.job_list.page(parse_query(request.query_params.multi_items()))
@@ -115,8 +116,8 @@ async def events(
 ) -> Response[Any]:
     """The job's events: `queued`, `started`, `tokens`, `result`; also `returned` (its inferer shut
     down and requeued it), `attempt_failed` (another attempt follows), `retrying` (the text starts
-    again from the beginning), and `error` (the job was deleted from the broker and will have no
-    result). Resumes after `Last-Event-ID`, on any gateway. Disconnecting cancels nothing."""
+    again from the beginning), and `error` (the job was deleted from the broker and has no
+    result). Resumes after `Last-Event-ID`, at any gateway. Disconnecting does not cancel it."""
     gateway.require_ready()
     if last_event_id == END:
         return Response(None, status_code=204)  # an EventSource does not reconnect after a 204
@@ -140,14 +141,14 @@ async def events(
 
 @get("/jobs/{job_id:str}", responses=error_responses(404, 410))
 async def details(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> JobDetails:
-    """A job with its status, its request, and what happened to it when."""
+    """A job with its status, its request and its timeline."""
     gateway.require_ready()
     return await gateway.job_list.details(job_id)
 
 
 @delete("/jobs/{job_id:str}", status_code=200, responses=error_responses(404, 409, 410))
 async def cancel(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> JobStatus:
-    """Cancel a job, waiting or running. 409 if it has already ended."""
+    """Cancel a waiting or running job. 409 if it has already ended."""
     gateway.require_ready()
     return await gateway.jobs.cancel(job_id)
 
@@ -156,8 +157,8 @@ async def cancel(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> Jo
 async def cancel_several(
     data: JSONBody[BulkRequest], gateway: NamedDependency[Gateway]
 ) -> BulkReport:
-    """Cancel several jobs: those with these `ids`, or those that match `where`, the newest first,
-    whose fields are the filters of `GET /jobs`. An empty `where` is refused."""
+    """Cancel several jobs: those with these `ids`, or those that match `where`, the newest first.
+    The fields of `where` are the filters of `GET /jobs`. An empty `where` is refused."""
     gateway.require_ready()
     return await gateway.bulk.cancel(data)
 

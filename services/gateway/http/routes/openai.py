@@ -58,10 +58,10 @@ from shared.wire.codecs import encode
 from shared.wire.results import Completed, Usage
 
 NO_USAGE = Usage(0, 0, 0)
-"""Of a job that failed."""
+"""The usage of a job that failed."""
 
 NumberedEvent = tuple[int, JobEvent]
-"""With the number of its job, of those of a request."""
+"""An event with the index of its job in the request."""
 
 RESPONSES = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 
@@ -113,7 +113,7 @@ async def rerank(
     streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[RerankResponse]:
-    """Rank documents by their relevance for a query. If the client disconnects before its
+    """Rank documents by their relevance to a query. If the client disconnects before its
     timeout, its job is cancelled, unless it sent an `Idempotency-Key`."""
     return await _answer(request, gateway, streams, data, idempotency_key)
 
@@ -128,7 +128,7 @@ async def list_models(gateway: NamedDependency[Gateway]) -> ModelList:
 
 @get("/v1/models/{model:path}", responses=openai_error_responses(404))
 async def get_model(model: FromPath[str], gateway: NamedDependency[Gateway]) -> ModelCard:
-    """One model by its name, which may contain slashes, plain or as `%2F`."""
+    """A model by its name, which may contain slashes, also as `%2F`."""
     gateway.require_ready()
     return ModelCard.of(await gateway.fleet.model(model.removeprefix("/")))
 
@@ -144,7 +144,7 @@ async def _answer(
     attempt = ClientAttempt.of(request)
     preferences = Preferences.parse(request.headers.getall("prefer", []))
     survives_disconnect = preferences.respond_async or idempotency_key is not None
-    # A stream keeps its client from reaching its timeout, and cancels its job itself.
+    # The client of a stream does not time out, and a closed stream cancels its job itself.
     may_return = not (survives_disconnect or body.wants_stream)
     if body.wants_stream:
         streams.require_capacity()
@@ -157,7 +157,7 @@ async def _answer(
         if may_return and attempt.is_retry:
             jobs = await gateway.several.adopt(submissions, caller)
             if None in jobs:
-                await require_connected(request)  # it has waited for an orphan
+                await require_connected(request)  # it may be gone after the wait for an orphan
         accepted = await gateway.several.submit(submissions, caller, idempotency_key, jobs)
         jobs = [*accepted]
         if survives_disconnect:
@@ -200,7 +200,7 @@ async def _stream(
     survives_disconnect: bool,
 ) -> Response[Any]:
     usages: dict[int, Usage] = {}
-    """Of the jobs that have ended, by their number."""
+    """The usages of jobs that have ended, by their index."""
 
     def abandon() -> None:
         for number, job in enumerate(accepted):
@@ -256,7 +256,7 @@ async def _stream(
 
 
 def _usage(event: JobEvent) -> Usage | None:
-    """That of a job which ends with this event; `NO_USAGE` if it failed, None if it goes on."""
+    """The usage of a job that ends with this event; `NO_USAGE` if it failed, None if it runs."""
     if event.event not in ("result", "error"):
         return None
     status = event.data
@@ -274,14 +274,14 @@ async def _first_output(feed: BufferedStream[NumberedEvent]) -> NumberedEvent:
 
 
 def _item(number: int, jobs: Sequence[AcceptedJob]) -> str:
-    """What errors of one of several jobs begin with."""
+    """The beginning of errors about one of several jobs."""
     return f"prompt[{number}]: " if len(jobs) > 1 else ""
 
 
 def _parts(chunks: Chunks, event: JobEvent, item: str) -> list[ServerSentEventMessage]:
-    """What this API sends for one event of the job, whose errors begin with ``item``."""
+    """What this API sends for an event of a job, whose errors begin with ``item``."""
     if event.event == "retrying":
-        message = "a second attempt produced a different text than was sent; send the request again"
+        message = "a second attempt wrote a different text; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return list(map(_data, chunks.text(event.data)))

@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's Responses API. A response is a job, and is read from the broker."""
+"""`/v1/responses`: OpenAI's Responses API. Responses are jobs, and are read from the broker."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
@@ -67,7 +67,7 @@ from shared.wire.results import Cancelled, Completed
 ERRORS = openai_error_responses(404, 409, 410, 413, 422, 429, 504)
 READ_ERRORS = openai_error_responses(404)
 FIRST_TIME = -1
-"""The number of the last event that a new client has."""
+"""Instead of the number of the last event, for a client that has no events yet."""
 
 
 class DeletedResponse(Struct, frozen=True):
@@ -77,7 +77,7 @@ class DeletedResponse(Struct, frozen=True):
 
 
 class ItemPage(Struct, frozen=True, kw_only=True):
-    """The items of the input, not those of earlier responses."""
+    """Items of a response's own input, without those of earlier responses."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
@@ -94,7 +94,7 @@ async def create(
     streams: NamedDependency[OpenStreams],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[ResponseBody]:
-    """Create a response, as one body or as a stream. With `background` it is returned at once.
+    """Create a response, as one body or as a stream. With `background`, it is returned at once.
     Otherwise, if the client disconnects before its timeout, its job is cancelled, unless it sent an
     `Idempotency-Key`."""
     gateway.require_ready()
@@ -109,7 +109,7 @@ async def create(
     if not survives_disconnect:
         await require_connected(request)
     submission = data.submission(*await conversation_of(data, gateway.responses))
-    # A stream keeps its client from reaching its timeout, and cancels its job itself.
+    # The client of a stream does not time out, and a closed stream cancels its job itself.
     may_return = not (survives_disconnect or data.stream)
     with in_words_of(data):
         accepted = await accept(
@@ -147,8 +147,8 @@ async def retrieve(
     stream: FromQuery[bool] = False,
     starting_after: Annotated[int | None, QueryParameter(ge=0)] = None,
 ) -> Response[ResponseBody]:
-    """A response as it is now; with `stream`, its events from the first on, or from the one after
-    `starting_after`, whichever gateway they began at. Disconnecting cancels nothing."""
+    """The current state of a response. With `stream`, its events from the first one, or from the
+    one after `starting_after`, at any gateway. Disconnecting does not cancel it."""
     gateway.require_ready()
     _check_query(request, "stream", "starting_after", "include_obfuscation")
     if starting_after is not None and not stream:
@@ -166,8 +166,8 @@ async def retrieve(
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200, responses=READ_ERRORS)
 async def cancel(response_id: FromPath[str], gateway: NamedDependency[Gateway]) -> ResponseBody:
-    """Cancel a response that is queued or in progress; harmless to repeat. 400 if it has ended in
-    another way."""
+    """Cancel a response that is queued or in progress. It is safe to repeat this. 400 if the
+    response has already ended in another way."""
     gateway.require_ready()
     job_id = _job_id(response_id)
     stored = await gateway.responses.find(job_id)
@@ -175,7 +175,7 @@ async def cancel(response_id: FromPath[str], gateway: NamedDependency[Gateway]) 
         status = await gateway.jobs.cancel(job_id)
     except AlreadyFinished:
         raise InvalidRequest(
-            "response_id: this response has already ended, and cannot be cancelled", "response_id"
+            "response_id: this response has already ended and cannot be cancelled", "response_id"
         ) from None
     return _queued(job_id, stored).ended_as(status, [])
 
@@ -199,8 +199,8 @@ async def input_items(
     order: Annotated[str, QueryParameter(pattern="^(asc|desc)$")] = "desc",
     after: FromQuery[str | None] = None,
 ) -> ItemPage:
-    """The items of a response's input, the last ones first; `after` is the id of the last one of
-    the page before."""
+    """The items of a response's input, by default the last one first. `after` is the id of the last
+    item of the previous page."""
     gateway.require_ready()
     _check_query(request, "limit", "order", "after")
     job_id = _job_id(response_id)
@@ -310,7 +310,7 @@ async def _resumed_stream(
         if after > last:
             raise InvalidRequest(beyond_the_end(after, last), "starting_after")
         if not isinstance(job, Completed) or job.attempt <= 1 or after < FIRST_OUTPUT:
-            # The client has no other text than that of the result.
+            # The client cannot have a text other than that of the result.
             async def whole() -> AsyncIterator[ServerSentEventMessage]:
                 for event in (*events.opening(), *events.of_result(job)):
                     yield _message(event)
@@ -318,7 +318,7 @@ async def _resumed_stream(
             return event_stream(whole())
     feed = streams.open(gateway.events(job_id), request)
     try:
-        first = await feed.next()  # an error gets its own status here
+        first = await feed.next()  # an error still gets its own status
     except GatewayStopping:
         raise BrokerUnavailable("this gateway is shutting down; try another one") from None
     silence_s = ClientAttempt.of(request).within(KEEP_ALIVE_S)
@@ -326,7 +326,7 @@ async def _resumed_stream(
 
 
 async def _read_to_output(feed: BufferedStream[JobEvent], early: list[JobEvent]) -> None:
-    """Read into ``early`` up to the first event that decides whether the stream begins well."""
+    """Read events into ``early`` until one shows whether the job failed at once."""
     while not early or early[-1].event not in ("tokens", "result", "error"):
         early.append(await feed.next())
 
@@ -337,7 +337,7 @@ async def _messages(
     early: Iterable[JobEvent],
     silence_s: float,
 ) -> AsyncIterator[ServerSentEventMessage]:
-    """The stream of ``events``: those of what was read ``early``, and of what follows."""
+    """The stream of ``events``, made from those that were read ``early`` and those that follow."""
     for event in events.opening():
         yield _message(event)
     for read in early:
@@ -353,7 +353,7 @@ async def _messages(
             for event in events.of(read):
                 yield _message(event)
     except GatewayStopping:
-        message = "this gateway is shutting down; go on at another one, with starting_after"
+        message = "this gateway is shutting down; resume at another one with starting_after"
         yield _message(events.error("gateway_stopping", message))
 
 
@@ -386,21 +386,21 @@ def _queued(job_id: str, stored: StoredResponse) -> ResponseBody:
 
 
 def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
-    """Check the parameters of the URL. What can be included is there if it was asked for when the
-    response was created.
+    """Check the parameters of the URL. `include` has no effect: what was included when the response
+    was created is always returned.
 
     Raises:
-        InvalidRequest: one is not ``known``, or something else is to be included.
+        InvalidRequest: a parameter is not ``known``, or a value of `include` is not supported.
     """
     for name, value in request.query_params.multi_items():
         param = name.removesuffix("[]")
         if param not in (*known, "include"):
             raise InvalidRequest(
-                f"{name[:80]} is not a parameter here; there are include, {', '.join(known)}",
+                f"{name[:80]}: unknown parameter; use {', '.join(known)} or include",
                 name[:80],
             )
         if param == "include" and value not in INCLUDABLE:
             raise InvalidRequest(
-                f"include: {value[:80]!r} is not available; there are {' and '.join(INCLUDABLE)}",
+                f"include: {value[:80]!r} is not supported; use {' or '.join(INCLUDABLE)}",
                 "include",
             )

@@ -1,4 +1,4 @@
-"""The object `response`, as it is returned and as events contain it."""
+"""The object `response`, which is returned and contained in events."""
 
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ class InputTokensDetails(Struct, frozen=True):
 
 
 class OutputTokensDetails(Struct, frozen=True):
-    """``reasoning_tokens`` is always 0: they are not counted apart."""
+    """``reasoning_tokens`` is always 0, because they are not counted separately."""
 
     reasoning_tokens: int = 0
 
@@ -63,8 +63,8 @@ class TextBody(Struct, frozen=True):
 
 
 class ResponseBody(Struct, frozen=True, kw_only=True):
-    """A response. ``error`` has the code and the message of a job that did not complete, as
-    ``/status`` has them. Where the request is not kept any more, what only it knows is null or
+    """A response. ``error`` has the code and the message of a job that did not complete, as in
+    ``/status``. If the request is no longer kept, the fields that come from it are null or
     empty."""
 
     id: str
@@ -109,7 +109,7 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
         form: ResponseForm,
         request: ModelRequest | None,
     ) -> "ResponseBody":
-        """A response that waits. ``request`` is None where it is not kept."""
+        """A waiting response. ``request`` is None if it is not kept."""
         return cls(
             id=response_id(job_id),
             created_at=_seconds(queued_at),
@@ -130,16 +130,16 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
         return replace(self, status="in_progress")
 
     def as_now(self, status: JobStatus) -> "ResponseBody":
-        """While the job waits or runs."""
+        """The response while the job waits or runs."""
         return self if status.state == "PENDING" else self.in_progress()
 
     def ended(self, result: Result) -> "ResponseBody":
-        """With the whole answer."""
+        """The response with the complete answer."""
         output = output_of(result) if isinstance(result, Completed) else []
         return self.ended_as(JobStatus.of(result), output)
 
     def ended_as(self, status: JobStatus, output: list[dict[str, Any]]) -> "ResponseBody":
-        """With an ``output`` that was read before."""
+        """The response with an ``output`` that was already read."""
         if status.result is None:
             ending: Status = "cancelled" if status.state == "REVOKED" else "failed"
             return replace(self, status=ending, error=status.error)

@@ -1,4 +1,4 @@
-"""The conversation that a response answers: what was said before, and its input."""
+"""The conversation that a response continues: the earlier messages and its input."""
 
 from services.gateway.http.openai.responses.items import (
     Item,
@@ -21,7 +21,7 @@ PREVIOUS = "previous_response_id"
 async def conversation_of(
     body: ResponseRequest, responses: StoredResponses
 ) -> tuple[list[ChatMessage], list[ChatMessage]]:
-    """The messages of earlier responses, without their instructions, and those of the input.
+    """The messages of earlier responses without their instructions, and those of the input.
 
     Raises:
         UnknownResponse: an earlier response is not kept.

@@ -24,17 +24,17 @@ def job_of_response(text: str) -> str | None:
 
 
 def output_item_id(kind: str, job_id: str, index: int) -> str:
-    """Of the item at ``index`` of a response's output."""
+    """The id of the item at ``index`` of a response's output."""
     return f"{_KINDS[kind]}_{job_id}_{index}"
 
 
 def input_item_id(kind: str, job_id: str, index: int) -> str:
-    """Of the item at ``index`` of a response's input."""
+    """The id of the item at ``index`` of a response's input."""
     return f"{_KINDS[kind]}_{job_id}_{_INPUT}{index}"
 
 
 def job_of_output_item(text: str) -> str | None:
-    """The job whose response has an output item of this id; None if none can have it."""
+    """The job whose response has an output item with this id; None if the id cannot exist."""
     kind, _, rest = text.partition("_")
     job_id, _, index = rest.rpartition("_")
     is_id = kind in _KINDS.values() and is_job_id(job_id)

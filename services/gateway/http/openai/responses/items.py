@@ -1,4 +1,4 @@
-"""Items of a conversation: from OpenAI's to the messages of a job, and back."""
+"""Converts the items of a conversation to the messages of a job, and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeGuard, TypeVar
@@ -59,7 +59,7 @@ KINDS = ["message", "function_call", "function_call_output", "reasoning", "item_
 
 
 def input_items(source: Raw) -> list[Raw]:
-    """The items in the field `input`, a text or a list.
+    """The items in the field `input`, which is a text or a list.
 
     Raises:
         InvalidRequest.
@@ -97,8 +97,8 @@ def referenced_jobs(items: Sequence[Raw]) -> set[str]:
 def messages_of(
     items: Sequence[Raw], history: Sequence[ChatMessage], known: Mapping[str, Item]
 ) -> list[ChatMessage]:
-    """The messages that the items say, which follow ``history``. ``known`` are items of earlier
-    responses by their ids.
+    """The messages for ``items``, which follow ``history``. ``known`` maps ids to items of earlier
+    responses.
 
     Raises:
         InvalidRequest: an item is not valid, or of a kind that a text model cannot take.
@@ -143,14 +143,14 @@ def messages_of(
 
 
 def output_messages(items: Iterable[Item]) -> list[ChatMessage]:
-    """The messages that the items of a response's output say."""
+    """The messages for the items of a response's output."""
     items = list(items)
     sources = [Raw(msgspec.json.encode(item)) for item in items]
     return messages_of(sources, (), {})
 
 
 def items_of(messages: Sequence[ChatMessage], job_id: str) -> list[Item]:
-    """The items that ``messages`` say, the input of the response that ``job_id`` is."""
+    """The items for ``messages``, which are the input of the response ``job_id``."""
     found: list[Item] = []
 
     def add(kind: str, **fields: Any) -> None:
@@ -201,7 +201,7 @@ def is_given(source: Raw | UnsetType) -> TypeGuard[Raw]:
 
 
 def decode_at(source: Raw | bytes, kind: type[T], param: str) -> T:
-    """``source`` as ``kind``; errors name it ``param``.
+    """Decode ``source`` as ``kind``; errors call it ``param``.
 
     Raises:
         InvalidRequest.
@@ -218,7 +218,7 @@ def decode_at(source: Raw | bytes, kind: type[T], param: str) -> T:
         raise InvalidRequest(
             f"{param}{separator}{message}", f"{param}{separator}{wrong.param}"
         ) from None
-    except msgspec.DecodeError as error:  # the body was read as far as its brackets
+    except msgspec.DecodeError as error:  # only the brackets of the body were checked
         raise InvalidRequest(f"{param}: not JSON: {error}", param) from None
     except RecursionError:
         raise InvalidRequest(f"{param}: nested too deeply", param) from None
@@ -235,19 +235,19 @@ def check_kind(source: Raw, param: str, known: list[str]) -> str:
 
 def unknown_item(item_id: str | None, param: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{param}.id: no kept response has an output item {(item_id or '')[:80]!r}; send the item "
-        "itself",
+        f"{param}.id: no stored response has an output item {(item_id or '')[:80]!r}; send the "
+        "item itself",
         f"{param}.id",
     )
 
 
 class _Turns:
-    """Makes messages of items: what an assistant reasons, says and calls in a row is one."""
+    """Makes messages of items. Successive reasoning, text and calls become one message."""
 
     def __init__(self) -> None:
         self.messages: list[ChatMessage] = []
         self._is_open = False
-        """Whether the last message is an assistant's that may go on."""
+        """Whether the last message is an assistant's, to which the next item may belong."""
 
     def say(self, role: str, content: str | list[TextPart]) -> None:
         last = self._last
@@ -290,7 +290,7 @@ class _Turns:
 def _kind(head: _Head, param: str) -> str:
     kind = head.type
     if kind is None:
-        # Both may leave it out.
+        # OpenAI's API allows both kinds without a type.
         kind = "item_reference" if head.role is None and head.id is not None else "message"
     return _checked(kind, param, KINDS)
 

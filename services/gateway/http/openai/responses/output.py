@@ -1,8 +1,7 @@
-"""A response's output, made from the text that the model writes, item by item, and its events.
+"""Makes a response's output, item by item, and its events from the text that the model writes.
 
-Both depend on nothing but the text: not on the pieces in which it comes, nor on who reads it. So an
-event has the same number at every gateway, whether it is made while the job runs, from its stored
-events, or from its result.
+Both depend only on the text, not on the pieces in which it arrives. So an event has the same number
+at every gateway, whether it is made while the job runs, from its stored events, or from its result.
 """
 
 from collections import deque
@@ -18,14 +17,14 @@ from shared.wire.logprobs import TokenLogprob
 from shared.wire.results import Completed
 
 DELTA_CHARS = 8
-"""Of a text in one event, about two tokens. What is left comes when its item is complete."""
+"""The length of the text in an event, about two tokens. The rest is sent when its item ends."""
 
 Event = tuple[str, dict[str, Any]]
-"""Its type, and its fields but the number."""
+"""The type of an event, and its fields except for the number."""
 
 
 def output_of(result: Completed) -> list[dict[str, Any]]:
-    """The items of a job that has completed."""
+    """The output items of a completed job."""
     read = Output(result.id, result.format or PLAIN)
     for _ in read.add(result.text, result.logprobs or ()):
         pass
@@ -44,10 +43,10 @@ class Output:
         self._open: _Text | None = None
         self._calls = 0
         self.items: list[dict[str, Any]] = []
-        """Those so far. The last one may go on."""
+        """The items so far. The last one may be incomplete."""
 
     def add(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
-        """The events of what the model wrote next. ``logprobs`` are those of its tokens."""
+        """The events for the next ``text``. ``logprobs`` are those of its tokens."""
         for piece, known in self._tokens.of(text, logprobs):
             parts = self._reader.add(piece)
             if known is not None:
@@ -55,10 +54,10 @@ class Output:
             yield from self._events(parts)
 
     def finish(self, *, is_whole: bool) -> Iterator[Event]:
-        """The events of the end. Not ``is_whole``: the answer was cut off."""
+        """The last events. ``is_whole`` is False if the answer was cut off."""
         yield from self._events(self._reader.finish())
         if not self.items:
-            yield from self._text_item("message")  # clients expect one, be it empty
+            yield from self._text_item("message")  # clients expect one, even if it is empty
         yield from self._close("completed" if is_whole else "incomplete")
 
     def _events(self, parts: list[Part]) -> Iterator[Event]:
@@ -80,7 +79,7 @@ class Output:
             yield from self._open.add(text)
 
     def _text_item(self, kind: str) -> Iterator[Event]:
-        """Begin an item of this kind, unless the last one is, and may go on."""
+        """Begin an item of this kind, unless the open item already has it."""
         if self._open is not None and self._open.item["type"] == kind:
             return
         yield from self._close("completed")
@@ -128,8 +127,8 @@ class _Text:
         self._logprobs: list[dict[str, Any]] = []
         self.text = ""
         self.waiting: deque[tuple[int, dict[str, Any]]] = deque()
-        """Log probabilities of tokens that were not sent yet, with the place in the text at which
-        each begins."""
+        """Log probabilities of tokens that were not sent yet, each with the offset of its token in
+        the text."""
         self.item: dict[str, Any] = {"id": item_id, "type": kind, "status": "in_progress"}
         if self._is_message:
             self.item |= {"role": "assistant", "content": []}
@@ -177,8 +176,8 @@ class _Text:
 
 
 class _Tokens:
-    """Divides the text into its tokens, if their log probabilities are known: which of them belong
-    to a message is known for each only when it was read."""
+    """Divides the text into its tokens, if their log probabilities are known. Whether a
+    token belongs to a message is known only after it was read."""
 
     def __init__(self) -> None:
         self._offsets = TextOffsets()
@@ -201,17 +200,17 @@ class _Tokens:
         self._characters += len(text)
 
     def wait(self, known: TokenLogprob) -> None:
-        """A token was read. It belongs to what comes of it next."""
+        """Remember a token that was read. It belongs to the next part of the answer."""
         self._waiting.append(known)
 
     def take(self, at: int) -> list[tuple[int, dict[str, Any]]]:
-        """Those that belong to a message whose text was read up to ``at``."""
+        """The remembered tokens belong to a message, whose text was read up to ``at``."""
         found = [(at, _logprob(one)) for one in self._waiting]
         self._waiting.clear()
         return found
 
     def drop(self) -> None:
-        """Those that waited belong to something that has no log probabilities."""
+        """The remembered tokens belong to an item without log probabilities."""
         self._waiting.clear()
 
 

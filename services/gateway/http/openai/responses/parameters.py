@@ -1,11 +1,11 @@
-"""What becomes of each parameter of `POST /v1/responses`."""
+"""How each parameter of `POST /v1/responses` is handled."""
 
 from typing import Literal, NamedTuple
 
 
 class Parameter(NamedTuple):
-    """``accepted``: taken without effect, because it cannot change the answer. ``note`` says why;
-    for one that is refused, what to do instead."""
+    """``accepted`` parameters have no effect, because they cannot change the answer. ``note`` gives
+    the reason or, for a refused parameter, what to use instead."""
 
     handling: Literal["honoured", "accepted", "refused"]
     note: str = ""
@@ -34,33 +34,33 @@ OWN = (
     "timeout_s",
     "priority",
 )
-"""Those of a job that OpenAI's API does not have here."""
+"""Fields of a job that OpenAI's API does not have."""
 
 PARAMETERS: dict[str, Parameter] = {
     "model": _HONOURED,
-    "input": Parameter("honoured", "text, calls of functions and their outputs, reasoning"),
+    "input": Parameter("honoured", "text, function calls and their outputs, reasoning"),
     "instructions": _HONOURED,
     "previous_response_id": Parameter(
         "honoured", "as long as the earlier response and its request are kept"
     ),
     "tools": Parameter("honoured", "functions only"),
-    "tool_choice": Parameter("honoured", "of functions"),
+    "tool_choice": Parameter("honoured", "functions only"),
     "parallel_tool_calls": _HONOURED,
     "text": Parameter("honoured", "`format`; of `verbosity` only `medium`"),
     "reasoning": Parameter("honoured", "`effort`, as an option of the model's chat template"),
     "max_output_tokens": _HONOURED,
     "temperature": _HONOURED,
     "top_p": _HONOURED,
-    "top_logprobs": Parameter("honoured", "with `include`"),
+    "top_logprobs": Parameter("honoured", "needs `include`"),
     "include": Parameter("honoured", "`message.output_text.logprobs`"),
     "metadata": Parameter("honoured", "any object, up to 16 kB"),
-    "store": Parameter("honoured", "false: it cannot be read again, and its request is not kept"),
+    "store": Parameter("honoured", "with `false`, the response cannot be read again"),
     "background": _HONOURED,
     "stream": _HONOURED,
-    "stream_options": Parameter("accepted", "`include_obfuscation` pads events; nothing is padded"),
+    "stream_options": Parameter("accepted", "events are never padded (`include_obfuscation`)"),
     "truncation": Parameter("accepted", "`disabled`; `auto` is refused"),
-    "max_tool_calls": Parameter("accepted", "it limits built-in tools, of which there are none"),
-    "service_tier": Parameter("accepted", "`auto` and `default`; for others there is `priority`"),
+    "max_tool_calls": Parameter("accepted", "it limits built-in tools, which are not supported"),
+    "service_tier": Parameter("accepted", "`auto` and `default`; otherwise use `priority`"),
     "user": Parameter("accepted", "returned"),
     "safety_identifier": Parameter("accepted", "returned"),
     "prompt_cache_key": Parameter("accepted", "returned; prompts are cached anyway"),
@@ -70,8 +70,8 @@ PARAMETERS: dict[str, Parameter] = {
     "background_options": _refused("use `timeout_s` and `priority` instead"),
     "context_management": _refused("send a shorter `input`"),
     "conversation": _refused("use `previous_response_id` instead"),
-    "image": _refused("models here take text only"),
+    "image": _refused("only text is supported"),
     "moderation": _refused("leave it out"),
     "prompt": _refused("send the text itself, as `instructions` and `input`"),
-    **dict.fromkeys((*OWN, "chat_template_kwargs"), Parameter("honoured", "not OpenAI's")),
+    **dict.fromkeys((*OWN, "chat_template_kwargs"), Parameter("honoured", "not in OpenAI's API")),
 }

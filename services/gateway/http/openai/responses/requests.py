@@ -43,14 +43,14 @@ INCLUDABLE = {
     LOGPROBS: "the log probabilities of the answer",
     "reasoning.encrypted_content": "accepted: reasoning is returned as text, and can be sent back",
 }
-"""What `include` may name."""
+"""The possible values of `include`."""
 
 SAME = ("model", "parallel_tool_calls", "temperature", "top_p", "metadata", *OWN)
-"""Parameters that a job has, too, under the same names."""
+"""Parameters that a job has under the same name."""
 
 EMPTY = (b"null", b"[]", b"{}")
 MAX_EMPTY_BYTES = 64
-"""With white space."""
+"""The most bytes, with white space, of an empty value."""
 
 
 class TextFormat(Struct, frozen=True):
@@ -123,7 +123,7 @@ CHOICES: dict[str, Any] = {"function": NamedFunction, "allowed_tools": AllowedTo
 class ResponseSubmission(
     JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """A job that is a response. Only a gateway makes one."""
+    """A job that is a response. Only gateways make such jobs."""
 
     response: ResponseForm
 
@@ -133,11 +133,11 @@ class ResponseSubmission(
 
 
 Unsupported = Raw | UnsetType
-"""Never decoded: it is refused unless it is empty."""
+"""A parameter that is refused unless it is empty, and so is never decoded."""
 
 
 class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `PARAMETERS` says of each field holds."""
+    """The body. `PARAMETERS` defines how each field is handled."""
 
     model: str | None = None
     input: Raw
@@ -200,8 +200,7 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise _unsupported(name, parameter.note)
         if self.background and self.store is False:
             raise InvalidRequest(
-                "background: needs `store`, since the response is read later; leave one of the two "
-                "out",
+                "background: cannot be combined with `store: false`; leave one of them out",
                 "background",
             )
         if self.truncation == "auto":
@@ -210,16 +209,16 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise _unsupported("service_tier", "use `priority` instead", self.service_tier)
         for number, name in enumerate(self.include or []):
             if name not in INCLUDABLE:
-                known = " and ".join(INCLUDABLE)
+                known = " or ".join(INCLUDABLE)
                 raise InvalidRequest(
-                    f"include[{number}]: {name[:80]!r} is not available; there are {known}",
+                    f"include[{number}]: {name[:80]!r} is not supported; use {known}",
                     f"include[{number}]",
                 )
         if self.top_logprobs and not self.has_logprobs:
             raise InvalidRequest(f'top_logprobs: needs "{LOGPROBS}" in `include`', "top_logprobs")
         if self.text is not None and self.text.verbosity not in (None, "medium"):
             raise _unsupported(
-                "text.verbosity", "say it in the `instructions`", self.text.verbosity
+                "text.verbosity", "use the `instructions` instead", self.text.verbosity
             )
         self._check_reasoning()
 
@@ -229,7 +228,7 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def previous(self) -> str | None:
-        """The job of the response before.
+        """The job of the previous response.
 
         Raises:
             UnknownResponse: the id is not one of a response.
@@ -248,8 +247,8 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def submission(
         self, history: Sequence[ChatMessage], asked: Sequence[ChatMessage]
     ) -> ResponseSubmission:
-        """The job that answers ``asked``, the messages of the input, after ``history``, those of
-        the responses before.
+        """The job for the messages of the input (``asked``), which follow those of the earlier
+        responses (``history``).
 
         Raises:
             InvalidRequest: the tools, their choice or the format are not valid.
@@ -291,8 +290,8 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def _check_reasoning(self) -> None:
         options = self.reasoning or ReasoningOptions()
         for name, allowed, instead in (
-            ("summary", "auto", "the reasoning itself is in the output"),
-            ("generate_summary", "auto", "the reasoning itself is in the output"),
+            ("summary", "auto", "the output contains the full reasoning"),
+            ("generate_summary", "auto", "the output contains the full reasoning"),
             ("context", "auto", "send the reasoning that the model should see as items"),
             ("mode", "standard", "leave it out"),
         ):
@@ -320,7 +319,7 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return JsonObject() if isinstance(form, ObjectFormat) else None
 
     def _tools(self) -> tuple[list[Tool], ToolChoice]:
-        """The tools that are offered, and whether one must be called."""
+        """The tools, and whether the model must call one."""
         tools = []
         for number, source in enumerate(self.tools or []):
             param = f"tools[{number}]"

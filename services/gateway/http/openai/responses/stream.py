@@ -1,8 +1,8 @@
 """A response's events, with their numbers.
 
-The first three are always numbered 0, 1 and 2 (the last of them is left out if the job never ran).
-The others follow from the answer (`output.py`), so a number says how much of the response a client
-has, and any gateway goes on after it.
+The first three always have the numbers 0, 1 and 2 (the last one is omitted if the job never ran).
+The others are derived from the answer (`output.py`), so a number shows how much of the response a
+client has, and any gateway can resume after it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ ENDINGS = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",
     "failed": "response.failed",
-    "cancelled": "response.failed",  # OpenAI has no event of its own for it
+    "cancelled": "response.failed",  # OpenAI has no separate event for it
 }
 
 
@@ -31,14 +31,14 @@ class NumberedEvent(NamedTuple):
 
 
 class ResponseEvents:
-    """The events of one response, from those of its job. Those up to number ``after``, which the
-    client has, are left out."""
+    """The events of one response, made from those of its job. Events up to number ``after``, which
+    the client already has, are omitted."""
 
     def __init__(
         self, response: ResponseBody, job_id: str, format: Callable[[], AnswerFormat], after: int
     ) -> None:
-        """``response`` is queued. ``format`` is called when the answer begins: an inferer runs then
-        that knows it."""
+        """``response`` is the queued response. ``format`` is called when the answer begins, because
+        only a running inferer knows the format."""
         self._response = response
         self._job_id = job_id
         self._format = format
@@ -46,24 +46,24 @@ class ResponseEvents:
         self._number = CREATED
         self._output: Output | None = None
         self._attempt = 0
-        """The one that ran when the stream was opened."""
+        """The attempt that was running when the stream was opened."""
         self._held: list[Event] = []
-        """Of an earlier attempt, whose text may turn out to be another."""
+        """Events of an earlier attempt, held back until the running one has written the same."""
         self.is_finished = False
-        """Whether the last event was made."""
+        """Whether the last event has been made."""
 
     @property
     def last_number(self) -> int:
-        """Of the events that were made."""
+        """The number of the last event that was made."""
         return self._number - 1
 
     def opening(self) -> Iterator[NumberedEvent]:
-        """The first ones."""
+        """The first events."""
         for kind in ("response.created", "response.queued"):
             yield from self._numbered([(kind, {"response": self._response})])
 
     def of(self, event: JobEvent) -> Iterator[NumberedEvent]:
-        """Those that follow from an event of the job."""
+        """The events for an event of the job."""
         data = event.data
         if event.event == "queued" and isinstance(data, JobStatus):
             self._attempt = data.attempts
@@ -74,8 +74,8 @@ class ResponseEvents:
             if max(self._number - 1, self._after) >= FIRST_OUTPUT:
                 yield self._error(
                     "attempt_differs",
-                    "a second attempt produced a different text than was sent; read the response "
-                    "again from its beginning",
+                    "a second attempt wrote a different text; read the response again from the "
+                    "beginning",
                 )
             self._output = None
         elif isinstance(data, Tokens):
@@ -89,15 +89,15 @@ class ResponseEvents:
             yield from self._end(data)
 
     def of_result(self, result: Result) -> Iterator[NumberedEvent]:
-        """All that follow the first ones, of a job that has ended."""
+        """All events after the first ones, for a job that has ended."""
         if isinstance(result, Completed):
             yield from self._begin()
             yield from self._numbered(self._answer.add(result.text, result.logprobs or ()))
         yield from self._end(JobStatus.of(result))
 
     def error(self, code: str, message: str, param: str | None = None) -> NumberedEvent:
-        """An event that says why the stream ends early. Its number is that of the event before it:
-        to go on after it loses nothing."""
+        """An event with the reason why the stream ends early. It has the number of the event before
+        it, so a client that resumes after it misses nothing."""
         body = {"code": code, "message": message, "param": param}
         number = max(self._number - 1, self._after, 0)
         return NumberedEvent("error", {"type": "error", "sequence_number": number, **body})
@@ -158,4 +158,4 @@ def last_number(response: ResponseBody, job_id: str, result: Result) -> int:
 
 
 def beyond_the_end(after: int, last: int) -> str:
-    return f"starting_after: {after} is beyond the last event of this response, which is {last}"
+    return f"starting_after: {after} is beyond the last event of this response, {last}"

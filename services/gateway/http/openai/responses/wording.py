@@ -1,4 +1,4 @@
-"""Errors about a job, in the words of the Responses API."""
+"""Errors about a job, with the parameter names of the Responses API."""
 
 import re
 from collections.abc import Iterator
