@@ -1,6 +1,7 @@
 """The consumers of each model, one per priority: their settings, and the state of their queues."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -83,6 +84,8 @@ class ModelConsumers:
 
     token: str
     by_priority: dict[str, ConsumerInfo]
+    asked_at: float = 0.0
+    """When the broker was asked for them (`time.monotonic`); they may be older than that."""
 
     @property
     def name(self) -> str:
@@ -149,13 +152,14 @@ async def read_models(broker: Broker) -> dict[str, ModelConsumers]:
         BrokerUnavailable: no answer, or no stream.
     """
     found: dict[str, dict[str, ConsumerInfo]] = {}
+    asked_at = time.monotonic()
     with unavailable_on_outage(broker):
         infos = await list_consumers(broker)
     for info in infos:
         if (priority := priority_of_consumer(info)) is not None:
             found.setdefault(subjects.parse_consumer(info.name)[0], {})[priority] = info
     return {
-        model: ModelConsumers(model, by_priority)
+        model: ModelConsumers(model, by_priority, asked_at)
         for model, by_priority in found.items()
         if subjects.NORMAL in by_priority
     }
@@ -167,9 +171,12 @@ async def read_model(broker: Broker, name: str) -> ModelConsumers | None:
     Raises:
         BrokerUnavailable: no answer.
     """
+    asked_at = time.monotonic()
     infos = await asyncio.gather(*(read_consumer(broker, name, c) for c in subjects.PRIORITIES))
     by_priority = {c: info for c, info in zip(subjects.PRIORITIES, infos, strict=True) if info}
-    return ModelConsumers(token_of(name), by_priority) if subjects.NORMAL in by_priority else None
+    if subjects.NORMAL not in by_priority:
+        return None
+    return ModelConsumers(token_of(name), by_priority, asked_at)
 
 
 async def read_consumer(broker: Broker, model: str, priority: str) -> ConsumerInfo | None:

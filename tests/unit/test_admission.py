@@ -1,5 +1,7 @@
 """How many jobs may wait for a model, and when a refused client should come back."""
 
+import time
+
 import pytest
 
 from services.gateway.jobs.admission import Reservations, jobs_to_end
@@ -31,17 +33,26 @@ def test_a_job_is_refused_once_the_bound_is_reached(
 
 
 def test_reservations_count_what_a_read_may_not_include() -> None:
-    """A publish that had not ended when the state was read may be missing in it; one that had is
-    counted by the broker. The same state, seen again, misses all that came since."""
+    """A publish that had not ended when the broker was asked may be missing in its answer, however
+    late that is used; one that had is counted by the broker."""
+
+    def read() -> ModelConsumers:
+        return ModelConsumers("m", {}, time.monotonic())
+
     reservations = Reservations()
-    before, after = ModelConsumers("m", {}), ModelConsumers("m", {})
+    before = read()
     assert reservations.not_in(before) == 0
-    reservations.reserved = 2
-    reservations.ended = 1
-    assert reservations.not_in(before) == 2
-    assert reservations.not_in(after) == 1
-    reservations.reserved = 3
-    assert reservations.not_in(after) == 2
-    reservations.ended = 3
-    assert reservations.not_in(after) == 2
-    assert reservations.not_in(ModelConsumers("m", {})) == 0
+    with reservations.hold():
+        assert reservations.not_in(before) == 1
+        during = read()
+        with reservations.hold():
+            pass
+        after_one = read()
+        assert reservations.not_in(before) == reservations.not_in(during) == 2
+        assert reservations.not_in(after_one) == 1
+    assert reservations.not_in(during) == 2
+    assert reservations.not_in(after_one) == 1
+    assert reservations.not_in(read()) == 0
+    assert reservations.not_in(before) == 2, "a later read changes nothing"
+    reservations.forget_before(after_one)
+    assert (reservations.not_in(after_one), reservations.not_in(read())) == (1, 0)

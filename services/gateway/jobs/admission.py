@@ -1,9 +1,11 @@
 """The limit of each model's queue. Accepted jobs are never dropped, so jobs beyond the limit are
 refused."""
 
+import time
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from services.gateway.eta.forecast import Forecast
 from services.gateway.state.fleet import Fleet
@@ -26,24 +28,37 @@ def jobs_to_end(waiting: int, bound: int, slots: int) -> int:
 
 
 class Reservations:
-    """Counts, since this gateway started, the jobs of one model that it reserved a place for, and
-    those of them whose publish has ended, successfully or not."""
+    """The jobs of one model that this gateway has reserved places for and the broker's count may
+    not include yet: those being published, and those published since it was asked."""
 
     def __init__(self) -> None:
-        self.reserved = 0
-        self.ended = 0
-        self._read: ModelConsumers | None = None
-        self._ended_before = 0
+        self.publishing = 0
+        self._ended_at: list[float] = []
+        """When publishes ended, successfully or not (`time.monotonic`), in order."""
 
     def not_in(self, read: ModelConsumers) -> int:
-        """How many jobs ``read``, the last state of the model that was read, may not count."""
-        if self._read is not read:
-            self._read, self._ended_before = read, self.ended
-        return self.reserved - self._ended_before
+        """How many jobs ``read`` may not count."""
+        counted = bisect_left(self._ended_at, read.asked_at)
+        return self.publishing + len(self._ended_at) - counted
+
+    def forget_before(self, read: ModelConsumers) -> None:
+        """Forget what ``read``, and every later one, counts."""
+        del self._ended_at[: bisect_left(self._ended_at, read.asked_at)]
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Count the job that the block publishes."""
+        self.publishing += 1
+        try:
+            yield
+        finally:
+            self.publishing -= 1
+            self._ended_at.append(time.monotonic())
 
 
 class Admission:
-    """How many jobs may wait. Gateways count separately, so several may slightly exceed it."""
+    """How many jobs may wait. More may be accepted by a few: gateways count separately, and the
+    broker may count a job a few milliseconds after it has confirmed it."""
 
     def __init__(self, fleet: Fleet, forecast: Forecast, bound: int) -> None:
         self.bound = bound
@@ -53,25 +68,22 @@ class Admission:
 
     @asynccontextmanager
     async def reserved(self, model: ModelConsumers) -> AsyncIterator[None]:
-        """A place in the queue of ``model`` for the job that the block publishes.
+        """A place in the queue of ``model``, as of the last refresh, for the job that the block
+        publishes.
 
         Raises:
             QueueFull: the limit is reached.
             UnknownModel, BrokerUnavailable: see `Fleet.model`.
         """
         own = self._reservations[model.token]
+        own.forget_before(model)
         if 2 * (model.waiting + own.not_in(model)) >= self.bound:
-            # A publish that ended before this read is in the broker's count; others may not be.
-            ended = own.ended
             now = await self._fleet.model(model.token)
-            waiting = now.waiting + own.reserved - ended
+            waiting = now.waiting + own.not_in(now)
             if excess := jobs_to_end(waiting, self.bound, now.limit):
                 raise self._full(now, self._forecast.retry_after_s(now, excess))
-        own.reserved += 1
-        try:
+        with own.hold():
             yield
-        finally:
-            own.ended += 1
 
     def _full(self, model: ModelConsumers, retry_after_s: int) -> QueueFull:
         return QueueFull(
