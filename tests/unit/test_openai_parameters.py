@@ -193,6 +193,7 @@ def test_a_schema_by_any_name(name: str, as_text: bool) -> None:
     [
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"max_tokens": 5, "n_predict": -1}, "n_predict"),
+        ({"n_predict": 0}, "n_predict"),
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, "repetition_penalty"),
         ({"grammar": "x", "guided_regex": "x"}, "guided_regex"),
         ({"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json"),
@@ -216,6 +217,18 @@ def test_a_contradiction_is_named(options: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         _read(ChatRequest, {**CHATS, **options}).submissions()
     assert raised.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("grammar", "x" * 40_000), ("guided_regex", "x" * 40_000), ("guided_choice", ["/" * 10_000])],
+    ids=["grammar", "regex", "choice"],
+)
+def test_a_grammar_has_a_bound_by_any_name(name: str, value: Any) -> None:
+    """That of what an inferer reads, where a choice is a regular expression."""
+    with pytest.raises(InvalidRequest, match="more than the limit of 32768") as raised:
+        _read(ChatRequest, {**CHATS, name: value}).submissions()
+    assert raised.value.param == name
 
 
 def test_a_refusal_is_what_an_assistant_said() -> None:

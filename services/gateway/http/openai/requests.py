@@ -140,6 +140,8 @@ class TextRequest(Body, frozen=True, kw_only=True):
             "priority": None if self.priority is None else priority_of(self.priority),
             "response_format": next(iter(formats_of(self).values()), None),
         }
+        if self.n_predict == 0:
+            raise InvalidRequest("n_predict must be at least 1, or -1 for no limit", "n_predict")
         if named["max_tokens"] == NO_LIMIT:
             del named["max_tokens"]
         named = {name: value for name, value in named.items() if value is not None}
