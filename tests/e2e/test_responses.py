@@ -146,6 +146,27 @@ def test_cancel(client: openai.OpenAI) -> None:
         client.responses.cancel(done.id)
 
 
+def test_a_stream_that_was_cut_off_goes_on_to_a_cancel(client: openai.OpenAI) -> None:
+    """After what the client has; the numbers are those of a client that stayed."""
+    stream = client.responses.create(
+        model="tiny", input="hi", max_output_tokens=LONG, background=True, stream=True
+    )
+    seen: list[dict[str, Any]] = []
+    for event in stream:
+        seen.append(event.to_dict(mode="json"))
+        if len(seen) == 10:
+            break
+    stream.close()
+    response_id = seen[0]["response"]["id"]
+    client.responses.cancel(response_id)
+    rest = client.responses.retrieve(response_id, stream=True, starting_after=len(seen) - 1)
+    events = seen + events_of(rest)
+    assert numbers_of(events) == list(range(len(events)))
+    assert events[-1]["type"] == "response.failed"
+    assert events[-1]["response"]["status"] == "cancelled"
+    assert events_of(client.responses.retrieve(response_id, stream=True))[:10] == seen
+
+
 def test_delete(client: openai.OpenAI) -> None:
     """A response that has ended is gone, and its job too; one that runs is cancelled first."""
     response = client.responses.create(model="tiny", input="hi", max_output_tokens=3)

@@ -299,23 +299,24 @@ async def _resumed_stream(
     job_id, job, asked = stored.job.id, stored.job, stored.request
 
     def format() -> AnswerFormat:
-        if not isinstance(job, PendingJob):
-            return (isinstance(job, Completed) and job.format) or PLAIN
+        if isinstance(job, Completed):
+            return job.format or PLAIN
         return gateway.jobs.answer_format(job.model, asked) if asked else PLAIN
 
     events = ResponseEvents(queued, job_id, format, after)
     await require_connected(request)
-    if not isinstance(job, PendingJob):
+    if isinstance(job, Completed):
         last = last_number(queued, job_id, job)
         if after > last:
             raise InvalidRequest(beyond_the_end(after, last), "starting_after")
-        if not isinstance(job, Completed) or job.attempt <= 1 or after < FIRST_OUTPUT:
+        if job.attempt <= 1 or after < FIRST_OUTPUT:
             # The client has no other text than that of the result.
             async def whole() -> AsyncIterator[ServerSentEventMessage]:
                 for event in (*events.opening(), *events.of_result(job)):
                     yield _message(event)
 
             return event_stream(whole())
+    # What a job wrote that did not complete is in its events alone.
     feed = streams.open(gateway.events(job_id), request)
     try:
         first = await feed.next()  # an error gets its own status here
