@@ -20,7 +20,7 @@ from services.gateway.http.errors import COMMON_STATUSES
 from services.gateway.http.openai.inputs import EmbeddingsRequest, RerankRequest
 from services.gateway.http.openai.parameters import Body, Refused, WithoutEffect
 from services.gateway.http.openai.requests import ChatRequest, CompletionRequest
-from services.gateway.http.openai.responses.parameters import PARAMETERS
+from services.gateway.http.openai.responses.requests import ResponseRequest
 from services.gateway.settings import GatewaySettings
 from services.gateway.statuses import STATUSES
 from services.inferer.settings import InfererSettings
@@ -68,6 +68,7 @@ full. The seed, the sampling and the metadata are those of [jobs](jobs.md).
 OPENAI_BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
     "/v1/embeddings": EmbeddingsRequest,
     "/v1/rerank": RerankRequest,
 }
@@ -78,13 +79,6 @@ The fields of each body are in the OpenAPI document: `/schema` in a browser, `/s
 for programs. Errors are `application/problem+json` (RFC 9457), and under `/v1` in OpenAI's form;
 both have the code. Besides the statuses below, any request may get 400, 403, 405, 408, 414, 431,
 500 or 503.
-"""
-RESPONSES_INTRODUCTION = """# Parameters of `POST /v1/responses`
-
-Each one is honoured; or accepted, because it cannot change the answer; or refused with 400, unless
-it is null or empty. A name that is not in this table is refused, too. See [the Responses
-API](../how-to/responses.md).
-
 """
 CODES_INTRODUCTION = """
 ## Error codes
@@ -176,11 +170,6 @@ def jobs_page() -> str:
     return JOBS_INTRODUCTION + _table(("field", "values", "default", ""), rows)
 
 
-def responses_page() -> str:
-    rows = [(f"`{name}`", row.handling, row.note) for name, row in PARAMETERS.items()]
-    return RESPONSES_INTRODUCTION + _table(("parameter", "handling", ""), rows)
-
-
 def openai_page() -> str:
     """The parameters under ``/v1``."""
     # A parameter without a text of its own is the field of a job.
@@ -203,7 +192,6 @@ def openai_page() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "responses.md": responses_page,
     "settings.md": settings_page,
     "command-line.md": commands_page,
     "jobs.md": jobs_page,

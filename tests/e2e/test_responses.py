@@ -8,6 +8,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from services.gateway.http.openai.responses.items import MAX_REFERENCED_JOBS
+from shared.job_ids import new_job_id
 from tests.support.processes import Stack, eventually
 
 LONG = 400
@@ -253,6 +255,20 @@ def test_previous_response(client: openai.OpenAI) -> None:
     assert again.output_text == third.output_text
 
 
+def test_references_have_a_bound(client: openai.OpenAI) -> None:
+    """Each of them is short, and stands for an item of any length."""
+    response = client.responses.create(model="tiny", input="hi", max_output_tokens=2)
+    reference: Any = {"type": "item_reference", "id": response.output[0].id}
+    many: Any = [
+        {"type": "item_reference", "id": f"msg_{new_job_id()}_0"}
+        for _ in range(MAX_REFERENCED_JOBS + 1)
+    ]
+    for items, param in (([reference, reference], "input[1].id"), (many, "input")):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.responses.create(model="tiny", input=items, max_output_tokens=2)
+        assert raised.value.param == param
+
+
 WEATHER: Any = {
     "type": "function",
     "name": "get_weather",
@@ -358,6 +374,7 @@ def raw(event: dict[str, Any]) -> dict[str, Any]:
             "input[0].content[0].type",
         ),
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": "hi", "contnt": "ho"}]}, "input[0].contnt"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
         (
             {"input": [{"type": "function_call_output", "call_id": "x", "output": "1"}]},

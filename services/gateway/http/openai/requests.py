@@ -11,6 +11,7 @@ from services.gateway.http.openai.parameters import (
     OtherParameters,
     Refused,
 )
+from services.gateway.http.openai.strict import StrictFormat, StrictToolChoice, StrictTools
 from services.gateway.http.openai.structured import StructuredOutputs, formats_of
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission, TimeoutS
@@ -28,7 +29,6 @@ from shared.wire.requests import (
     Priority,
     Probability,
     RepeatPenalty,
-    ResponseFormat,
     Seed,
     Stop,
     StopTokenIds,
@@ -37,7 +37,8 @@ from shared.wire.requests import (
     TextPart,
     TopLogprobs,
 )
-from shared.wire.tools import ToolCall, ToolCallId, ToolChoice, Tools
+from shared.wire.responses import ReasoningEffort
+from shared.wire.tools import ToolCall, ToolCallId
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` on /v1/completions."""
@@ -51,7 +52,6 @@ RANDOM_SEED = -1
 NO_LIMIT = -1
 """As ``n_predict``."""
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 AnyPriority = Priority | Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 
@@ -84,7 +84,7 @@ class TextRequest(Body, frozen=True, kw_only=True):
     """With the same seed, a request usually gets the same answer; -1 means a random one."""
     stop: Stop | None = None
     """A text that ends the answer and is not part of it, or up to 16 of them."""
-    response_format: ResponseFormat | None = None
+    response_format: StrictFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     """What the answer must be, as vLLM has it: one of `json`, `json_object`, `regex`, `choice` and
     `grammar`."""
@@ -205,13 +205,15 @@ class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: ToolCallId | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Another name of it, in vLLM and Ollama."""
     refusal: str | None = None
     """What an assistant said instead of an answer."""
     audio: Raw | UnsetType = UNSET
     function_call: Raw | UnsetType = UNSET
     annotations: Raw | UnsetType = UNSET
-    """Not used, like `provider_specific_fields` and `cache_control`; clients send back what they
-    got."""
+    """Not used, like the following; clients send back what they got."""
+    parsed: Raw | UnsetType = UNSET
     provider_specific_fields: Raw | UnsetType = UNSET
     cache_control: Raw | UnsetType = UNSET
 
@@ -245,7 +247,7 @@ class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
             self.name,
             self.tool_calls or None,
             self.tool_call_id,
-            self.reasoning_content,
+            self.reasoning_content or self.reasoning,
         )
 
     @property
@@ -268,8 +270,8 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     """Another name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    tools: Tools | None = None
-    tool_choice: ToolChoice | None = None
+    tools: StrictTools | None = None
+    tool_choice: StrictToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     enable_thinking: bool | None = None

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
@@ -32,7 +32,7 @@ from services.gateway.http.openai.responses.conversation import conversation_of
 from services.gateway.http.openai.responses.ids import job_of_response
 from services.gateway.http.openai.responses.items import items_of
 from services.gateway.http.openai.responses.requests import (
-    INCLUDABLE,
+    Includable,
     ResponseRequest,
     ResponseSubmission,
 )
@@ -43,7 +43,6 @@ from services.gateway.http.openai.responses.stream import (
     beyond_the_end,
     last_number,
 )
-from services.gateway.http.openai.responses.wording import in_words_of
 from services.gateway.http.preferences import Preferences
 from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import (
@@ -111,10 +110,12 @@ async def create(
     submission = data.submission(*await conversation_of(data, gateway.responses))
     # A stream keeps its client from reaching its timeout, and cancels its job itself.
     may_return = not (survives_disconnect or data.stream)
-    with in_words_of(data):
+    try:
         accepted = await accept(
             request, gateway, submission, attempt, idempotency_key, may_return=may_return
         )
+    except InvalidRequest as error:
+        raise data.as_sent(error) from None
     created = _Created(gateway, submission, accepted, attempt, survives_disconnect)
     try:
         if survives_disconnect:
@@ -400,8 +401,8 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
                 f"{name[:80]} is not a parameter here; there are include, {', '.join(known)}",
                 name[:80],
             )
-        if param == "include" and value not in INCLUDABLE:
+        if param == "include" and value not in get_args(Includable):
+            names = " and ".join(get_args(Includable))
             raise InvalidRequest(
-                f"include: {value[:80]!r} is not available; there are {' and '.join(INCLUDABLE)}",
-                "include",
+                f"include: {value[:80]!r} is not available; there are {names}", "include"
             )
