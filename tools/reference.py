@@ -56,7 +56,8 @@ OPENAI_INTRODUCTION = """# Parameters under /v1
 
 No parameter is ignored in silence. Each is *honoured*; *without effect*, because it cannot change
 the answer; or *refused* with 400 and its name in `param`. A refused one is accepted if it asks for
-nothing: `null`, empty, or one of the values named beside it. Any other name is refused, too.
+nothing: `null`, empty, or one of the values named beside it. Any other name is refused, too; also
+inside tools, formats, messages and input items.
 
 Some have several names, because other servers (llama.cpp, vLLM) call them so. If two names have
 different values, the request is refused. Only one parameter may say what the answer must be:
