@@ -269,18 +269,7 @@ def test_references_have_a_bound(client: openai.OpenAI) -> None:
         assert raised.value.param == param
 
 
-WEATHER: Any = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "The weather of a day.",
-    "strict": True,
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"enum": ["Oslo", "Łódź"]}, "days": {"enum": [1, 2, 3]}},
-        "required": ["city", "days"],
-        "additionalProperties": False,
-    },
-}
+TOOL: Any = {"type": "function", "name": "get_weather"}
 
 
 class Weather(BaseModel):
@@ -349,14 +338,14 @@ def raw(event: dict[str, Any]) -> dict[str, Any]:
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
-        ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "never"}, "tool_choice"),
         ({"tool_choice": {"type": "mcp", "server_label": "x"}}, "tool_choice.type"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         (
             {
-                "tools": [WEATHER],
+                "tools": [TOOL],
                 "tool_choice": {
                     "type": "allowed_tools",
                     "mode": "auto",
