@@ -214,7 +214,7 @@ def cancel(
     """Cancel jobs, waiting or running: one or several, or all that match the filters. To see first
     which these are, give the filters to: sluice jobs."""
     where = {
-        "state": (states_of(state) or "").split(",") if state else None,
+        "state": states.split(",") if (states := states_of(state)) else None,
         "model": model,
         "priority": priority,
         "metadata": metadata_of(metadata),
