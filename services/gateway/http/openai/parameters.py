@@ -208,3 +208,7 @@ class Body(Struct, frozen=True, kw_only=True):
                 raise unknown_field(name, name, [*cls.__struct_fields__, *cls.others])
             if isinstance(other, Refused):
                 other.require_nothing(name, value)
+
+    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
+        """``error``, which is about a job, with the name that its parameter has here."""
+        return error

@@ -148,7 +148,6 @@ class TextRequest(Body, frozen=True, kw_only=True):
         return {name: named[name] for name in named if name not in ("messages", "prompt")}
 
     def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        """``error`` with the name by which the client has sent the parameter."""
         names = {
             "response_format": [*formats_of(self)],
             "repeat_penalty": ["repetition_penalty"],

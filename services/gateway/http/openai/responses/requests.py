@@ -237,7 +237,6 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             raise InvalidRequest(f'top_logprobs: needs "{LOGPROBS}" in `include`', "top_logprobs")
 
     def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        """``error``, which is about a job, with the name that its parameter has here."""
         names = dict(_NAMES)
         if self.chat_template_kwargs is None:
             names["chat_template_kwargs"] = "reasoning.effort"
