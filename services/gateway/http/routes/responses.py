@@ -221,8 +221,10 @@ async def _stream(
         return gateway.jobs.answer_format(accepted.model, submission)
 
     events = ResponseEvents(queued, accepted.id, format, FIRST_TIME)
+    # Of one that was created before, it must be known which attempt's text is the right one.
+    created = None if accepted.is_replay else accepted
     feed = exchange.open(
-        gateway.events(accepted.id, accepted=accepted), lambda _: events.is_finished
+        gateway.events(accepted.id, accepted=created), lambda _: events.is_finished
     )
     if not submission.response.background:
         first = await exchange.first(feed, decides)

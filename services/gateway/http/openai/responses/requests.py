@@ -147,6 +147,9 @@ class AllowedTools(
     tools: list[NamedFunction]
 
 
+ResponseToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
+
+
 class ResponseSubmission(
     JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
@@ -172,7 +175,7 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
     """A response whose conversation goes on, as long as it and its request are kept."""
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     """Functions that the model may call."""
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedTools | None = None
+    tool_choice: ResponseToolChoice | None = None
     """`auto`, `none`, `required`, the function that must be called, once, or `allowed_tools`."""
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
@@ -335,7 +338,7 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             Tool("function", Function(one.name, one.description, one.parameters, one.strict))
             for one in self.tools or []
         ]
-        choice = self.tool_choice or "auto"
+        choice: ResponseToolChoice = self.tool_choice or "auto"
         if isinstance(choice, str):
             return tools, choice
         if isinstance(choice, NamedFunction):
