@@ -294,11 +294,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
         return [JobSubmission(messages=messages, **options)]
 
     def _template_options(self) -> TemplateOptions:
-        options: TemplateOptions = {}
-        if self.reasoning_effort == "none":
-            options["enable_thinking"] = False
-        elif self.reasoning_effort is not None:
-            options["reasoning_effort"] = self.reasoning_effort
+        options = effort_options(self.reasoning_effort)
         if self.enable_thinking is not None:
             options["enable_thinking"] = self.enable_thinking
         return options | (self.chat_template_kwargs or {})
@@ -364,6 +360,13 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
     @property
     def _prompts(self) -> Inputs:
         return inputs_of(self.prompt, "prompt")
+
+
+def effort_options(effort: ReasoningEffort | None) -> TemplateOptions:
+    """The options of a chat template that stand for an effort of reasoning."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
 
 
 def priority_of(given: AnyPriority) -> Priority:

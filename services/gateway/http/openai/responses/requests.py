@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from services.gateway.http.openai.parameters import RESPONSES, Body, OtherParameters
+from services.gateway.http.openai.requests import effort_options
 from services.gateway.http.openai.responses.ids import job_of_response
 from services.gateway.http.openai.strict import StrictJsonObject, StrictPlainText
 from shared.errors import InvalidRequest, UnknownResponse
@@ -287,6 +288,8 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             [] if self.instructions is None else [ChatMessage("system", self.instructions)]
         )
         tools, choice = self._tools()
+        effort = self.reasoning.effort if self.reasoning else None
+        template_options = effort_options(effort) | (self.chat_template_kwargs or {})
         options: dict[str, Any] = {name: getattr(self, name) for name in SAME}
         return ResponseSubmission(
             messages=[*instructions, *history, *asked],
@@ -297,7 +300,7 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             logprobs=self.has_logprobs,
             top_logprobs=self.top_logprobs or 0,
             response=self._form(bool(instructions), len(instructions) + len(history)),
-            chat_template_kwargs=self._template_options() or None,
+            chat_template_kwargs=template_options or None,
             **{name: value for name, value in options.items() if value is not None},
         )
 
@@ -316,15 +319,6 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             safety_identifier=self.safety_identifier,
             prompt_cache_key=self.prompt_cache_key,
         )
-
-    def _template_options(self) -> TemplateOptions:
-        effort = self.reasoning.effort if self.reasoning else None
-        options: TemplateOptions = {}
-        if effort == "none":
-            options["enable_thinking"] = False
-        elif effort is not None:
-            options["reasoning_effort"] = effort
-        return options | (self.chat_template_kwargs or {})
 
     def _format(self) -> ResponseFormat | None:
         form = self.text.format if self.text else None
