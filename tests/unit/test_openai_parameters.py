@@ -423,8 +423,11 @@ def test_a_tool_of_a_response_may_ask_for_what_happens_anyway() -> None:
     tool = {"type": "function", "name": "f", "async": False, "defer_loading": False}
     tool |= {"allowed_callers": ["direct"], "output_schema": None}
     _read(ResponseRequest, {"input": "hi", "tools": [tool]})
-    for name, value in (("async", True), ("allowed_callers", ["programmatic"])):
-        with pytest.raises(InvalidRequest, match=name):
+    for name, value, why in (
+        ("async", True, r"tools\[0\]\.async must be false, not true"),
+        ("allowed_callers", ["programmatic"], "must be direct, not 'programmatic'"),
+    ):
+        with pytest.raises(InvalidRequest, match=why):
             _read(ResponseRequest, {"input": "hi", "tools": [{**tool, name: value}]})
 
 
