@@ -126,16 +126,16 @@ async def test_a_key_gives_the_text_of_the_attempt_that_ended(
     body: Any = {"model": "tiny", "input": "hi", "background": True}
     body["extra_headers"] = {"Idempotency-Key": "attempts that differ"}
 
-    def create(stream: bool) -> Any:
+    def create(**options: Any) -> Any:
         with _client(shared_stack.url) as client:
-            created = client.responses.create(**body, stream=stream)
-            return [event.to_dict(mode="json") for event in created] if stream else created
+            created = client.responses.create(**body, **options)
+            return [event.to_dict(mode="json") for event in created] if options else created
 
     shared_stack.http.put("/concurrency", json={"concurrency": 0}).raise_for_status()
     try:
-        first = await asyncio.to_thread(create, False)
+        first = await asyncio.to_thread(create)
         await _differ(broker, first.id.removeprefix("resp_"))
-        whole = await asyncio.to_thread(create, True)
+        whole = await asyncio.to_thread(create, stream=True)
     finally:
         shared_stack.http.put("/concurrency", json={"concurrency": 1}).raise_for_status()
     assert [event["sequence_number"] for event in whole] == list(range(len(whole)))
