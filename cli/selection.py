@@ -80,7 +80,7 @@ def states_of(text: str | None) -> str | None:
 
 
 def metadata_of(pairs: list[str] | None) -> dict[str, str] | None:
-    """Raises: CommandError: one of ``pairs`` is not NAME=VALUE."""
+    """Raises: CommandError: one of ``pairs`` is not NAME=VALUE, or two have the same name."""
     if not pairs:
         return None
     found = {}
@@ -88,12 +88,20 @@ def metadata_of(pairs: list[str] | None) -> dict[str, str] | None:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise CommandError(f"--metadata takes NAME=VALUE, not {pair!r}", EXIT_USAGE)
+        if name in found:
+            raise CommandError(f"--metadata {name} is given twice; give it once", EXIT_USAGE)
         found[name] = value
     return found
 
 
 def time_of(text: str | None) -> str | None:
-    """A time; ``2h`` is converted to the time two hours ago, others are unchanged."""
+    """A time as it is, or so long ago.
+
+    Raises: CommandError: longer ago than there are dates.
+    """
     if text is None or (ago := _AGO.fullmatch(text)) is None:
         return text
-    return timestamp(datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])}))
+    try:
+        return timestamp(datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])}))
+    except OverflowError:
+        raise CommandError(f"{text} ago is before the first date; give less", EXIT_USAGE) from None

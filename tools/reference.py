@@ -20,7 +20,7 @@ from services.gateway.http.errors import COMMON_STATUSES
 from services.gateway.http.openai.inputs import EmbeddingsRequest, RerankRequest
 from services.gateway.http.openai.parameters import Body, Refused, WithoutEffect
 from services.gateway.http.openai.requests import ChatRequest, CompletionRequest
-from services.gateway.http.openai.responses.parameters import PARAMETERS
+from services.gateway.http.openai.responses.requests import ResponseRequest
 from services.gateway.settings import GatewaySettings
 from services.gateway.statuses import STATUSES
 from services.inferer.settings import InfererSettings
@@ -54,10 +54,10 @@ beside OpenAI's own. A job has exactly one of `messages`, `prompt`, `prompt_toke
 """
 OPENAI_INTRODUCTION = """# Parameters under /v1
 
-No parameter is silently ignored. Each one is *honoured*; or *without effect*, because it cannot
-change the answer; or *refused* with 400 and its name in `param`. A refused parameter is accepted if
-its value asks for nothing: `null`, an empty value, or one of the values in the table. Unknown names
-are refused, too.
+No parameter is ignored in silence. Each is *honoured*; *without effect*, because it cannot change
+the answer; or *refused* with 400 and its name in `param`. A refused one is accepted if it asks for
+nothing: `null`, empty, or one of the values named beside it. Any other name is refused, too; also
+inside tools, formats, messages and input items.
 
 Some parameters have several names, which other servers (llama.cpp, vLLM) use. If two names have
 different values, the request is refused. Only one parameter may constrain the answer:
@@ -69,6 +69,7 @@ sampling options and the metadata are the same as for [jobs](jobs.md).
 OPENAI_BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
     "/v1/embeddings": EmbeddingsRequest,
     "/v1/rerank": RerankRequest,
 }
@@ -79,13 +80,6 @@ The fields of each body are in the OpenAPI document: `/schema` in a browser, `/s
 for programs. Errors are `application/problem+json` (RFC 9457), and under `/v1` in OpenAI's format;
 both contain the code. Besides the statuses below, any request may get 400, 403, 405, 408, 414, 431,
 500 or 503.
-"""
-RESPONSES_INTRODUCTION = """# Parameters of `POST /v1/responses`
-
-Each parameter is *honoured*; or *accepted* without effect, because it cannot change the answer; or
-*refused* with 400, unless it is null or empty. Names that are not in this table are refused, too.
-[Use the Responses API](../how-to/responses.md) has examples.
-
 """
 CODES_INTRODUCTION = """
 ## Error codes
@@ -177,11 +171,6 @@ def jobs_page() -> str:
     return JOBS_INTRODUCTION + _table(("field", "values", "default", ""), rows)
 
 
-def responses_page() -> str:
-    rows = [(f"`{name}`", row.handling, row.note) for name, row in PARAMETERS.items()]
-    return RESPONSES_INTRODUCTION + _table(("parameter", "handling", ""), rows)
-
-
 def openai_page() -> str:
     """The parameters under ``/v1``."""
     # A parameter without a text of its own is the field of a job.
@@ -204,7 +193,6 @@ def openai_page() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "responses.md": responses_page,
     "settings.md": settings_page,
     "command-line.md": commands_page,
     "jobs.md": jobs_page,

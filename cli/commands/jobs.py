@@ -214,7 +214,7 @@ def cancel(
     """Cancel waiting or running jobs, selected by ids or filters. To preview which jobs the filters
     match, give them to: sluice jobs."""
     where = {
-        "state": (states_of(state) or "").split(",") if state else None,
+        "state": states.split(",") if (states := states_of(state)) else None,
         "model": model,
         "priority": priority,
         "metadata": metadata_of(metadata),

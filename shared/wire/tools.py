@@ -7,6 +7,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$(?!\n)")]
 ToolCallId = Annotated[str, Meta(min_length=1, max_length=256)]
+Parameters = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
+"""The JSON schema of arguments, as it was sent: see `NamedSchema`."""
 
 
 class Function(Struct, frozen=True, omit_defaults=True):
@@ -14,8 +16,7 @@ class Function(Struct, frozen=True, omit_defaults=True):
 
     name: ToolName
     description: str | None = None
-    parameters: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
-    """As it was sent: see `NamedSchema`."""
+    parameters: Parameters | UnsetType = UNSET
     strict: bool | None = None
     """Whether a schema that cannot be enforced is an error. Otherwise any arguments will do."""
 
@@ -38,7 +39,8 @@ class Tool(Struct, frozen=True):
     function: Function
 
 
-Tools = Annotated[list[Tool], Meta(max_length=128)]
+MAX_TOOLS = 128
+Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
 
 
 class ChosenFunction(Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""Clients that people use, each in an environment of its own, against a running stack.
+"""Clients that people use, each in an environment of its own, against a running stack: with chat
+completions, and with the Responses API, which is the default of some.
 
 Texts and objects are SmolLM2's. It is too small to decide to call a tool: its calls are forced by
 grammar, and the clients' loops of tools run with a tiny model that calls one by itself
@@ -24,6 +25,19 @@ CLIENTS = {
     "ai-sdk-compatible": Client(
         "vercel-ai", "plain stream structured tools embeddings", "compatible"
     ),
+    **{
+        f"{name}-responses": Client(name, cases, "responses")
+        for name, cases in {
+            "langchain": "plain stream structured tools",
+            "instructor": "forced",
+            "pydantic-ai": "plain stream structured forced tools",
+            "openai-agents": "plain stream structured tools",
+            "litellm": "plain stream structured tools",
+            "llama-index": "plain stream structured tools",
+            "llm": "plain stream structured tools",
+            "vercel-ai": "plain stream structured tools",
+        }.items()
+    },
 }
 pytestmark = pytest.mark.timeout(300)
 
@@ -35,6 +49,7 @@ def able_to(case: str) -> pytest.MarkDecorator:
 
 @able_to("plain")
 def test_a_text_is_the_official_clients(ask: Ask, name: str, text: str) -> None:
+    """Of a chat completion."""
     assert ask(CLIENTS[name], "plain")["got"] == text
 
 

@@ -16,6 +16,7 @@ from services.gateway.http.openai.parameters import (
     COMPLETIONS,
     EMBEDDINGS,
     RERANK,
+    RESPONSES,
     OtherParameters,
     Refused,
     WithoutEffect,
@@ -30,6 +31,7 @@ ROUTES: dict[str, tuple[OtherParameters, dict[str, Any]]] = {
     "completions": (COMPLETIONS, {**GREEDY, "prompt": "once upon"}),
     "embeddings": (EMBEDDINGS, {"input": "hi"}),
     "rerank": (RERANK, {"query": "a", "documents": ["b"]}),
+    "responses": (RESPONSES, {"model": "tiny", "input": "hi"}),
 }
 GBNF = r"""
 root ::= "yes" | "no, " number  # a comment
@@ -83,6 +85,7 @@ def test_the_official_client_is_told(client: openai.OpenAI, stream: bool) -> Non
         ({"service_tier": "priority"}, "service_tier", "use `priority`"),
         ({"store": True}, "store", "GET /jobs"),
         ({"stream_options": {"include_usge": True}}, "stream_options.include_usge", "did you mean"),
+        ({"response_format": {"type": "text", "typ": 1}}, "response_format.typ", "did you mean"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "chat template"),
         ({"extra_body": {"guided_regex": "("}}, "guided_regex", "cannot be enforced"),
         ({"extra_body": {"grammar": "root = x"}}, "grammar", "not a grammar in GBNF"),

@@ -8,6 +8,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from services.gateway.http.openai.responses.items import MAX_REFERENCED_JOBS
+from shared.job_ids import new_job_id
 from tests.support.processes import Stack, eventually
 
 LONG = 400
@@ -146,6 +148,27 @@ def test_cancel(client: openai.OpenAI) -> None:
         client.responses.cancel(done.id)
 
 
+def test_a_stream_that_was_cut_off_goes_on_to_a_cancel(client: openai.OpenAI) -> None:
+    """After what the client has; the numbers are those of a client that stayed."""
+    stream = client.responses.create(
+        model="tiny", input="hi", max_output_tokens=LONG, background=True, stream=True
+    )
+    seen: list[dict[str, Any]] = []
+    for event in stream:
+        seen.append(event.to_dict(mode="json"))
+        if len(seen) == 10:
+            break
+    stream.close()
+    response_id = seen[0]["response"]["id"]
+    client.responses.cancel(response_id)
+    rest = client.responses.retrieve(response_id, stream=True, starting_after=len(seen) - 1)
+    events = seen + events_of(rest)
+    assert numbers_of(events) == list(range(len(events)))
+    assert events[-1]["type"] == "response.failed"
+    assert events[-1]["response"]["status"] == "cancelled"
+    assert events_of(client.responses.retrieve(response_id, stream=True))[:10] == seen
+
+
 def test_delete(client: openai.OpenAI) -> None:
     """A response that has ended is gone, and its job too; one that runs is cancelled first."""
     response = client.responses.create(model="tiny", input="hi", max_output_tokens=3)
@@ -232,18 +255,21 @@ def test_previous_response(client: openai.OpenAI) -> None:
     assert again.output_text == third.output_text
 
 
-WEATHER: Any = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "The weather of a day.",
-    "strict": True,
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"enum": ["Oslo", "Łódź"]}, "days": {"enum": [1, 2, 3]}},
-        "required": ["city", "days"],
-        "additionalProperties": False,
-    },
-}
+def test_references_have_a_bound(client: openai.OpenAI) -> None:
+    """Each of them is short, and stands for an item of any length."""
+    response = client.responses.create(model="tiny", input="hi", max_output_tokens=2)
+    reference: Any = {"type": "item_reference", "id": response.output[0].id}
+    many: Any = [
+        {"type": "item_reference", "id": f"msg_{new_job_id()}_0"}
+        for _ in range(MAX_REFERENCED_JOBS + 1)
+    ]
+    for items, param in (([reference, reference], "input[1].id"), (many, "input")):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.responses.create(model="tiny", input=items, max_output_tokens=2)
+        assert raised.value.param == param
+
+
+TOOL: Any = {"type": "function", "name": "get_weather"}
 
 
 class Weather(BaseModel):
@@ -312,14 +338,14 @@ def raw(event: dict[str, Any]) -> dict[str, Any]:
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
-        ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "never"}, "tool_choice"),
         ({"tool_choice": {"type": "mcp", "server_label": "x"}}, "tool_choice.type"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         (
             {
-                "tools": [WEATHER],
+                "tools": [TOOL],
                 "tool_choice": {
                     "type": "allowed_tools",
                     "mode": "auto",
@@ -337,6 +363,7 @@ def raw(event: dict[str, Any]) -> dict[str, Any]:
             "input[0].content[0].type",
         ),
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": "hi", "contnt": "ho"}]}, "input[0].contnt"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
         (
             {"input": [{"type": "function_call_output", "call_id": "x", "output": "1"}]},

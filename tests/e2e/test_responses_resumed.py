@@ -111,17 +111,45 @@ async def test_a_second_attempt_with_another_text_ends_the_stream(
 ) -> None:
     """For a client that has a part of the first one. From its beginning, the response is whole."""
     job_id = new_job_id()
+    await _differ(broker, job_id)
+    (*_, error) = await asyncio.to_thread(_events, shared_stack, job_id, 6)
+    assert (error["type"], error["code"]) == ("error", "attempt_differs")
+    whole = await asyncio.to_thread(_events, shared_stack, job_id)
+    assert [event["sequence_number"] for event in whole] == list(range(len(whole)))
+    assert whole[-1]["response"]["output"][0]["content"][0]["text"] == "One and two, then"
+
+
+async def test_a_key_gives_the_text_of_the_attempt_that_ended(
+    shared_stack: Stack, broker: Broker
+) -> None:
+    """The client that repeats its request reads from the beginning, too."""
+    body: Any = {"model": "tiny", "input": "hi", "background": True}
+    body["extra_headers"] = {"Idempotency-Key": "attempts that differ"}
+
+    def create(**options: Any) -> Any:
+        with _client(shared_stack.url) as client:
+            created = client.responses.create(**body, **options)
+            return [event.to_dict(mode="json") for event in created] if options else created
+
+    shared_stack.http.put("/concurrency", json={"concurrency": 0}).raise_for_status()
+    try:
+        first = await asyncio.to_thread(create)
+        await _differ(broker, first.id.removeprefix("resp_"))
+        whole = await asyncio.to_thread(create, stream=True)
+    finally:
+        shared_stack.http.put("/concurrency", json={"concurrency": 1}).raise_for_status()
+    assert [event["sequence_number"] for event in whole] == list(range(len(whole)))
+    assert whole[-1]["response"]["output"][0]["content"][0]["text"] == "One and two, then"
+
+
+async def _differ(broker: Broker, job_id: str) -> None:
+    """The events and the result of a job whose second attempt wrote another text."""
     for attempt, text in ((1, "One, two, three, four"), (2, "One and two")):
         started = StateEvent(state="started", attempt=attempt, at=timestamp(), inferer="x")
         await broker.js.publish(subjects.state_events("tiny", job_id), encode(started))
         frame = TokenFrame(attempt=attempt, index=0, tokens=[text])
         await broker.js.publish(subjects.token_events("tiny", job_id), encode(frame))
     await _store(broker, job_id, 2, "One and two, then")
-    (*_, error) = await asyncio.to_thread(_events, shared_stack, job_id, 6)
-    assert (error["type"], error["code"]) == ("error", "attempt_differs")
-    whole = await asyncio.to_thread(_events, shared_stack, job_id)
-    assert [event["sequence_number"] for event in whole] == list(range(len(whole)))
-    assert whole[-1]["response"]["output"][0]["content"][0]["text"] == "One and two, then"
 
 
 async def _store(broker: Broker, job_id: str, attempt: int, text: str) -> None:

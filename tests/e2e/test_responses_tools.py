@@ -9,8 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from services.inferer.engine.model import Model
-from tests.support.families import FAMILIES, write_family
+from tests.support.families import brevity, write_family
 from tests.support.processes import Stack
 
 WEATHER: Any = {
@@ -41,11 +40,7 @@ def family(
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("family")
     path = write_family(folder, request.param)
-    model = Model(path, 0, chat=False)
-    texts = ["<|im_end|>", *FAMILIES[request.param].to_the_point]
-    bias = {str(model.tokenize(text, add_special=False)[0]): 60 for text in texts}
-    bias[str(model.tokenize("><", add_special=False)[0])] = -100
-    model.close()
+    bias = brevity(path)
     with Stack(folder) as stack:
         stack.serve(path)
         with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:

@@ -191,7 +191,7 @@ class Weather(BaseModel):
 
 
 def test_the_clients_own_tools(family: Served) -> None:
-    """A pydantic model as a tool, whose arguments the client parses."""
+    """A pydantic model as a tool: the client parses the arguments, and sends back what it has."""
     model, client = family.name, family.client
     answer = client.chat.completions.parse(
         model=model,
@@ -201,8 +201,12 @@ def test_the_clients_own_tools(family: Served) -> None:
         max_tokens=400,
         **family.brief,
     )
-    (call, *_) = answer.choices[0].message.tool_calls or []
-    assert isinstance(call.function.parsed_arguments, Weather)
+    message = answer.choices[0].message
+    calls = message.tool_calls or []
+    assert isinstance(calls[0].function.parsed_arguments, Weather)
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "rain"} for call in calls]
+    conversation: Any = [*QUESTION, message, *results]
+    client.chat.completions.create(model=model, messages=conversation, max_tokens=1)
 
 
 def test_the_status_shows_what_the_model_wrote_and_what_it_means(family: Served) -> None:

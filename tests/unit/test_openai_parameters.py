@@ -3,22 +3,29 @@ version of the client adds fails here until it is decided."""
 
 import json
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import pytest
-from openai.types import completion_create_params, embedding_create_params
+from openai.types import (
+    chat,
+    completion_create_params,
+    embedding_create_params,
+    responses,
+    shared_params,
+)
 from openai.types.chat import (
     ChatCompletionMessageParam,
     ChatCompletionToolUnionParam,
     chat_completion_assistant_message_param,
     chat_completion_content_part_param,
-    chat_completion_content_part_refusal_param,
 )
 from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
 from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
+from openai.types.responses import response_create_params
 from openai.types.shared.reasoning_effort import ReasoningEffort
 
 from services.gateway.http.openai.inputs import EmbeddingsRequest, RerankRequest
@@ -30,7 +37,19 @@ from services.gateway.http.openai.requests import (
     ContentText,
     OpenAIMessage,
     StreamOptions,
-    TextRequest,
+)
+from services.gateway.http.openai.responses import input_types, requests
+from services.gateway.http.openai.responses.requests import ResponseRequest
+from services.gateway.http.openai.strict import (
+    StrictChosenFunction,
+    StrictChosenTool,
+    StrictFormat,
+    StrictFunction,
+    StrictJsonObject,
+    StrictJsonSchema,
+    StrictNamedSchema,
+    StrictPlainText,
+    StrictTool,
 )
 from services.gateway.validation.decode import decode_body
 from shared.errors import InvalidRequest
@@ -43,12 +62,64 @@ BODIES: list[tuple[type[Body], dict[str, Any]]] = [
     (CompletionRequest, PROMPT),
     (EmbeddingsRequest, {"input": "hi"}),
     (RerankRequest, {"query": "a", "documents": ["b"]}),
+    (ResponseRequest, {"input": "hi"}),
 ]
 OTHERS = [
     pytest.param(kind, needed, name, other, id=f"{kind.__name__} {name}")
     for kind, needed in BODIES
     for name, other in kind.others.items()
 ]
+CONTAINED: dict[type[msgspec.Struct], list[Any]] = {
+    StreamOptions: [ChatCompletionStreamOptionsParam],
+    OpenAIMessage: [
+        *typing.get_args(ChatCompletionMessageParam),
+        chat.ChatCompletionMessage,
+        chat.ParsedChatCompletionMessage,
+    ],
+    ContentText: [chat.ChatCompletionContentPartTextParam],
+    ContentRefusal: [chat.ChatCompletionContentPartRefusalParam],
+    StrictTool: [chat.ChatCompletionFunctionToolParam],
+    StrictFunction: [shared_params.FunctionDefinition],
+    StrictChosenTool: [chat.ChatCompletionNamedToolChoiceParam],
+    StrictChosenFunction: [chat.chat_completion_named_tool_choice_param.Function],
+    StrictPlainText: [shared_params.ResponseFormatText],
+    StrictJsonObject: [shared_params.ResponseFormatJSONObject],
+    StrictJsonSchema: [shared_params.ResponseFormatJSONSchema],
+    StrictNamedSchema: [shared_params.response_format_json_schema.JSONSchema],
+    requests.StreamOptions: [response_create_params.StreamOptions],
+    requests.TextOptions: [responses.ResponseTextConfigParam],
+    requests.SchemaFormat: [responses.ResponseFormatTextJSONSchemaConfigParam],
+    requests.ReasoningOptions: [shared_params.Reasoning],
+    requests.FunctionTool: [responses.FunctionToolParam],
+    requests.NamedFunction: [responses.ToolChoiceFunctionParam],
+    requests.AllowedTools: [responses.ToolChoiceAllowedParam],
+    input_types.MessageItem: [
+        responses.response_input_item_param.Message,
+        responses.ResponseInputMessageItem,
+    ],
+    input_types.AnswerItem: [
+        responses.EasyInputMessageParam,
+        responses.ResponseOutputMessageParam,
+        responses.ResponseOutputMessage,
+    ],
+    input_types.CallItem: [
+        responses.ResponseFunctionToolCallParam,
+        responses.ResponseFunctionToolCallItem,
+    ],
+    input_types.CallOutputItem: [
+        responses.response_input_item_param.FunctionCallOutput,
+        responses.ResponseFunctionToolCallOutputItem,
+    ],
+    input_types.ReasoningItem: [
+        responses.ResponseReasoningItemParam,
+        responses.ResponseReasoningItem,
+    ],
+    input_types.AnyItem: [responses.response_input_item_param.ItemReference],
+    input_types.InputText: [responses.ResponseInputTextParam],
+    input_types.OutputText: [responses.ResponseOutputTextParam, responses.ResponseOutputText],
+    input_types.Refusal: [responses.ResponseOutputRefusalParam],
+}
+"""The structs of what is inside parameters, and the client's types of the same."""
 REFUSED_PARTS = {"image_url", "input_audio", "file"}
 REFUSED_TOOLS = {"custom"}
 
@@ -61,6 +132,8 @@ REFUSED_TOOLS = {"custom"}
         (CompletionRequest, completion_create_params.CompletionCreateParamsNonStreaming),
         (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
         (EmbeddingsRequest, embedding_create_params.EmbeddingCreateParams),
+        (ResponseRequest, response_create_params.ResponseCreateParamsNonStreaming),
+        (ResponseRequest, response_create_params.ResponseCreateParamsStreaming),
     ],
 )
 def test_every_parameter_of_the_client_is_decided(kind: type[Body], params: Any) -> None:
@@ -72,31 +145,35 @@ def test_no_parameter_is_decided_twice(kind: type[Body]) -> None:
     assert not set(kind.__struct_fields__) & set(kind.others)
 
 
-def test_the_parts_of_requests_are_decided() -> None:
-    """The options of streams, the fields of messages, their roles and parts, the kinds of tools."""
-    assert set(typing.get_type_hints(ChatCompletionStreamOptionsParam)) <= _fields(StreamOptions)
-    messages = [*map(typing.get_type_hints, typing.get_args(ChatCompletionMessageParam))]
-    assert set().union(*messages) <= _fields(OpenAIMessage)
+@pytest.mark.parametrize(
+    ("struct", "theirs"), CONTAINED.items(), ids=lambda one: getattr(one, "__name__", "")
+)
+def test_every_name_inside_a_parameter_is_decided(
+    struct: type[msgspec.Struct], theirs: list[Any]
+) -> None:
+    """What the client's types of requests have; of messages and items, which are sent back, also
+    those of its responses. Any other name is refused."""
+    config = struct.__struct_config__
+    ours = {*struct.__struct_encode_fields__, config.tag_field}
+    assert config.forbid_unknown_fields
+    for one in theirs:
+        assert _names(one) <= ours, one
+
+
+def test_every_kind_of_what_is_inside_a_parameter_is_decided() -> None:
+    """The roles of messages, and the types of their parts, of tools and of formats."""
+    messages = map(typing.get_type_hints, typing.get_args(ChatCompletionMessageParam))
     roles = set().union(*(typing.get_args(one["role"]) for one in messages))
     assert roles == set(typing.get_args(typing.get_type_hints(OpenAIMessage)["role"]))
-    parts = {
-        tag: typing.get_type_hints(part)
-        for part in (
-            *typing.get_args(chat_completion_content_part_param.ChatCompletionContentPartParam),
-            *typing.get_args(chat_completion_assistant_message_param.ContentArrayOfContentPart),
-        )
-        for tag in typing.get_args(typing.get_type_hints(part)["type"])
-    }
-    assert set(parts) == {"text", "refusal"} | REFUSED_PARTS
-    assert set(parts["text"]) <= _fields(ContentText) | {"type"}
-    refusal = chat_completion_content_part_refusal_param.ChatCompletionContentPartRefusalParam
-    assert set(typing.get_type_hints(refusal)) <= _fields(ContentRefusal) | {"type"}
-    tools = {
-        tag
-        for tool in typing.get_args(ChatCompletionToolUnionParam)
-        for tag in typing.get_args(typing.get_type_hints(tool)["type"])
-    }
-    assert tools == {"function"} | REFUSED_TOOLS
+    parts = (
+        *typing.get_args(chat_completion_content_part_param.ChatCompletionContentPartParam),
+        *typing.get_args(chat_completion_assistant_message_param.ContentArrayOfContentPart),
+    )
+    assert _types(parts) == {"text", "refusal"} | REFUSED_PARTS
+    assert _types(typing.get_args(ChatCompletionToolUnionParam)) == {"function"} | REFUSED_TOOLS
+    formats = typing.get_args(chat_create_params.ResponseFormat)
+    ours = {one.__struct_config__.tag for one in typing.get_args(StrictFormat)}
+    assert _types(formats) == ours - {"grammar", "regex"}
 
 
 def test_every_effort_of_reasoning_is_known() -> None:
@@ -193,6 +270,7 @@ def test_a_schema_by_any_name(name: str, as_text: bool) -> None:
     [
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"max_tokens": 5, "n_predict": -1}, "n_predict"),
+        ({"n_predict": 0}, "n_predict"),
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, "repetition_penalty"),
         ({"grammar": "x", "guided_regex": "x"}, "guided_regex"),
         ({"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json"),
@@ -218,6 +296,18 @@ def test_a_contradiction_is_named(options: dict[str, Any], param: str) -> None:
     assert raised.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("grammar", "x" * 40_000), ("guided_regex", "x" * 40_000), ("guided_choice", ["/" * 10_000])],
+    ids=["grammar", "regex", "choice"],
+)
+def test_a_grammar_has_a_bound_by_any_name(name: str, value: Any) -> None:
+    """That of what an inferer reads, where a choice is a regular expression."""
+    with pytest.raises(InvalidRequest, match="more than the limit of 32768") as raised:
+        _read(ChatRequest, {**CHATS, name: value}).submissions()
+    assert raised.value.param == name
+
+
 def test_a_refusal_is_what_an_assistant_said() -> None:
     """As a field or as a part; with null where nothing was said."""
     messages = [
@@ -230,6 +320,13 @@ def test_a_refusal_is_what_an_assistant_said() -> None:
     assert [message.text for message in submission.messages or []] == ["no", "never", "", "a"]
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_is_sent_back_by_either_name(name: str) -> None:
+    message = {"role": "assistant", "content": "x", name: "because"}
+    (submission,) = _read(ChatRequest, {"messages": [message]}).submissions()
+    assert [one.reasoning_content for one in submission.messages or []] == ["because"]
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -238,6 +335,7 @@ def test_a_refusal_is_what_an_assistant_said() -> None:
         ({"role": "assistant", "content": "x", "audio": {"id": "x"}}, "audio"),
         ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
         ({"role": "assistant", "content": "x", "prefix": True}, "prefix"),
+        ({"role": "assistant", "content": "x", "contnt": "y"}, "contnt"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "content[0].type"),
         ({"role": "user", "content": [{"type": "text", "text": "x", "a": 1}]}, "content[0].a"),
     ],
@@ -246,6 +344,91 @@ def test_what_a_message_cannot_have_is_named(message: dict[str, Any], param: str
     with pytest.raises(InvalidRequest) as raised:
         _read(ChatRequest, {"messages": [*CHATS["messages"], message]}).submissions()
     assert raised.value.param == f"messages[1].{param}"
+
+
+FUNCTION: Any = {"name": "f", "parameters": {"type": "object"}}
+TOOL: Any = {"type": "function", "function": FUNCTION}
+SCHEMA: Any = {"name": "a", "schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "param", "hint"),
+    [
+        (ChatRequest, {"tools": [{**TOOL, "functoin": 1}]}, "tools[0].functoin", "function"),
+        (
+            ChatRequest,
+            {"tools": [TOOL, {**TOOL, "function": {**FUNCTION, "strickt": True}}]},
+            "tools[1].function.strickt",
+            "strict",
+        ),
+        (
+            ChatRequest,
+            {"tool_choice": {"type": "function", "function": {"name": "f", "nam": "g"}}},
+            "tool_choice.function.nam",
+            "name",
+        ),
+        (
+            ChatRequest,
+            {"response_format": {"type": "json_schema", "json_schema": {**SCHEMA, "strickt": 1}}},
+            "response_format.json_schema.strickt",
+            "strict",
+        ),
+        (
+            CompletionRequest,
+            {"response_format": {"type": "regex", "pattern": "a", "patern": "b"}},
+            "response_format.patern",
+            "pattern",
+        ),
+        (
+            ResponseRequest,
+            {"tools": [{"type": "function", "name": "f", "sctrict": True}]},
+            "tools[0].sctrict",
+            "strict",
+        ),
+        (
+            ResponseRequest,
+            {"text": {"format": {"type": "json_schema", **SCHEMA, "strickt": True}}},
+            "text.format.strickt",
+            "strict",
+        ),
+        (
+            ResponseRequest,
+            {"tool_choice": {"type": "function", "name": "f", "nme": "g"}},
+            "tool_choice.nme",
+            "name",
+        ),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_an_unknown_name_inside_a_parameter_is_refused(
+    kind: type[Body], options: dict[str, Any], param: str, hint: str
+) -> None:
+    """The nearest one is named."""
+    (needed,) = (body for one, body in BODIES if one is kind)
+    with pytest.raises(InvalidRequest) as raised:
+        _read(kind, {**needed, **options})
+    assert raised.value.param == param
+    assert f"did you mean {hint}?" in raised.value.message
+
+
+def test_tools_of_a_response_have_a_bound() -> None:
+    """That of what an inferer reads."""
+    tools = [{"type": "function", "name": f"f{number}"} for number in range(129)]
+    with pytest.raises(InvalidRequest, match="128") as raised:
+        _read(ResponseRequest, {"input": "hi", "tools": tools})
+    assert raised.value.param == "tools"
+
+
+def test_a_tool_of_a_response_may_ask_for_what_happens_anyway() -> None:
+    tool = {"type": "function", "name": "f", "async": False, "defer_loading": False}
+    tool |= {"allowed_callers": ["direct"], "output_schema": None}
+    _read(ResponseRequest, {"input": "hi", "tools": [tool]})
+    for name, value, why in (
+        ("async", True, r"tools\[0\]\.async must be false, not true"),
+        ("allowed_callers", ["programmatic"], "must be direct, not 'programmatic'"),
+    ):
+        with pytest.raises(InvalidRequest, match=why):
+            _read(ResponseRequest, {"input": "hi", "tools": [{**tool, name: value}]})
 
 
 @pytest.mark.parametrize(
@@ -274,13 +457,22 @@ def test_echo_needs_texts() -> None:
         _read(CompletionRequest, {"prompt": [1], "echo": True}).submissions()
 
 
-def _fields(struct: type[msgspec.Struct]) -> set[str]:
-    return set(struct.__struct_fields__)
+def _names(theirs: Any) -> set[str]:
+    """Those of the fields of one of the client's types, as they are sent."""
+    fields = getattr(theirs, "model_fields", None)
+    if fields is None:
+        return set(typing.get_type_hints(theirs))
+    return {field.alias or name for name, field in fields.items()}
+
+
+def _types(theirs: Iterable[Any]) -> set[str]:
+    """The values of their fields `type`."""
+    return {tag for one in theirs for tag in typing.get_args(typing.get_type_hints(one)["type"])}
 
 
 def _read(kind: Any, body: dict[str, Any]) -> Any:
     encoded = json.dumps(body).encode()
     kind.check_names(encoded)
     read = decode_body(encoded, kind)
-    assert isinstance(read, TextRequest | EmbeddingsRequest | RerankRequest)
+    assert isinstance(read, Body)
     return read

@@ -201,6 +201,23 @@ def test_a_response_that_never_ran_has_no_event_in_progress() -> None:
     assert events[-1]["response"]["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("after", [2, 3, 17])
+def test_the_end_of_a_job_that_did_not_complete_is_always_sent(after: int) -> None:
+    """Also where the events of what it wrote are gone, and a client has more of them."""
+    result = Cancelled(
+        id=JOB,
+        model="tiny",
+        attempt=1,
+        queued_at=NOW,
+        started_at=NOW,
+        finished_at=NOW,
+        code="cancelled",
+        message="x",
+    )
+    (event,) = events_of(PLAIN, [end(result)], after)
+    assert (event["type"], event["sequence_number"]) == ("response.failed", after + 1)
+
+
 def test_an_attempt_that_came_out_differently_ends_the_stream() -> None:
     """With an error whose number is that of the last event, so that nothing is skipped later."""
     restarted = JobEvent("1", "retrying", Tokens(2, 0, ""))

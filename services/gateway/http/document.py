@@ -27,34 +27,19 @@ from shared.wire.requests import Priority, Via
 
 EVENT_STREAM = "text/event-stream"
 
-UNSUPPORTED = (
-    "access_programs",
-    "background_options",
-    "context_management",
-    "conversation",
-    "image",
-    "moderation",
-    "prompt",
-    "prompt_cache_options",
-)
-"""Parameters of `/v1/responses` that are refused unless they are empty."""
-
 RAW_FIELDS: dict[str, Any] = {
     "metadata": dict[str, Any] | None,
     "request": dict[str, Any] | None,
     "source": dict[str, Any],
     "parameters": dict[str, Any] | None,
     "input": str | list[dict[str, Any]],
-    "format": dict[str, Any] | None,
-    "tools": list[dict[str, Any]] | None,
-    "tool_choice": str | dict[str, Any] | None,
-    **dict.fromkeys(UNSUPPORTED, dict[str, Any] | list[Any] | None),
     "guided_json": dict[str, Any] | str | None,
     "json_schema": dict[str, Any] | str | None,
     "json": dict[str, Any] | str | None,
     "audio": None,
     "function_call": None,
     "annotations": list[Any] | None,
+    "parsed": Any,
     "provider_specific_fields": dict[str, Any] | None,
     "cache_control": dict[str, Any] | None,
     "prompt_cache_breakpoint": dict[str, Any] | None,

@@ -1,7 +1,8 @@
 """Streams of events for HTTP clients: buffered, limited in number, ended by a shutdown."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 from litestar import Request
@@ -85,6 +86,7 @@ class BufferedStream(Generic[T]):
     def __init__(self, stream: AsyncGenerator[T, None], stopping: asyncio.Event) -> None:
         """Call `close` when done."""
         self._items: asyncio.Queue[T | _End] = asyncio.Queue()
+        self._peeked: deque[T] = deque()
         self._reader = start(self._fill(stream), "read a stream")
         _readers.add(self._reader)  # until it has closed the stream
         self._reader.add_done_callback(_readers.discard)
@@ -99,6 +101,8 @@ class BufferedStream(Generic[T]):
             StopAsyncIteration: the stream has ended.
             GatewayStopping: this gateway shuts down; the client can resume at another one.
         """
+        if self._peeked:
+            return self._peeked.popleft()
         if self._stopping.is_set():
             raise GatewayStopping
         async with asyncio.timeout(timeout_s):
@@ -107,15 +111,31 @@ class BufferedStream(Generic[T]):
             raise item.error
         return item
 
-    async def items(self) -> AsyncIterator[T | None]:
-        """All items, and None after every `KEEP_ALIVE_S` without one.
+    async def peek(self, is_wanted: Callable[[T], bool]) -> T:
+        """The first item that ``is_wanted``. It stays to be read, and so do those before it, also
+        if this is cancelled.
+
+        Raises:
+            StopAsyncIteration, GatewayStopping: see `next`.
+        """
+        passed: deque[T] = deque()
+        try:
+            while True:
+                passed.append(await self.next())
+                if is_wanted(passed[-1]):
+                    return passed[-1]
+        finally:
+            self._peeked = passed + self._peeked
+
+    async def items(self, silence_s: float = KEEP_ALIVE_S) -> AsyncIterator[T | None]:
+        """All items, and None after every ``silence_s`` without one.
 
         Raises:
             GatewayStopping: see `next`.
         """
         while True:
             try:
-                yield await self.next(KEEP_ALIVE_S)
+                yield await self.next(silence_s)
             except TimeoutError:
                 yield None
             except StopAsyncIteration:

@@ -49,8 +49,10 @@ class Several:
                 raise one
         return adopted
 
-    def orphan(self, submissions: Sequence[JobSubmission], jobs: Adopted) -> None:
-        """Keep the places of all ``jobs`` that are not None."""
+    def orphan(
+        self, submissions: Sequence[JobSubmission], jobs: Sequence[AcceptedJob | None]
+    ) -> None:
+        """Keep the places of those ``jobs`` that there are."""
         for job, submission in zip(jobs, submissions, strict=True):
             if job is not None:
                 self._orphans.add(job, submission)
@@ -82,17 +84,13 @@ class Several:
                 if jobs[number] is None:
                     jobs[number] = await self._submit(submission, caller, key, number, digest)
         except BaseException as error:
-            self.abandon(jobs)
+            for job in jobs:
+                if job is not None and not job.survives_disconnect:
+                    self._jobs.abandon(job.id)
             if isinstance(error, SluiceError):
                 raise RefusedTogether(number, error) from error
             raise
         return [job for job in jobs if job is not None]
-
-    def abandon(self, jobs: Adopted) -> None:
-        """Cancel, in the background, all ``jobs`` that do not outlive their client."""
-        for job in jobs:
-            if job is not None and not job.survives_disconnect:
-                self._jobs.abandon(job.id)
 
     async def _submit(
         self, submission: JobSubmission, caller: Caller, key: str | None, number: int, digest: str

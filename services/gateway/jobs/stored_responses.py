@@ -36,6 +36,11 @@ class StoredResponses:
         self._jobs = jobs
         self._kept_requests = kept_requests
 
+    @property
+    def max_bytes(self) -> int:
+        """Of the request of one."""
+        return self._broker.max_body
+
     async def find(self, job_id: str, param: str = "response_id") -> StoredResponse:
         """The response with this job. ``param`` is the parameter that contains the id, for errors.
 

@@ -26,7 +26,7 @@ BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 _ERROR = re.compile(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", re.DOTALL)
 _ANY_VALUE = "[...]"
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
-_VALUE = re.compile(r"Invalid (?:enum )?value '(.*)'", re.DOTALL)
+_VALUE = re.compile(r"Invalid (?:enum )?value (?:'(.*)'|(True|False))", re.DOTALL)
 _TYPE = re.compile(r"Expected `([a-z |]+)`(?:, got `\w+`)?")
 _BOUND = re.compile(r"Expected `(\w+)` (of length )?([<>]=?) (-?\d+)(?:\.0)?")
 
@@ -49,7 +49,8 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
     requirement = None
     if match := _VALUE.fullmatch(message):
         choices = " or ".join(_choices(inspect.type_info(kind), re.findall(r"\w+", param)))
-        requirement = f"be {choices}, not {match[1][:MAX_QUOTE_CHARS]!r}"
+        value = match[2].lower() if match[2] else repr(match[1][:MAX_QUOTE_CHARS])
+        requirement = f"be {choices}, not {value}"
     elif match := _TYPE.fullmatch(message):
         requirement = "be " + " or ".join(
             TYPES[name] for name in match[1].split(" | ") if name in TYPES
@@ -116,4 +117,5 @@ def _choices(kind: inspect.Type, path: list[str]) -> Iterator[str]:
                 if path[:1] == [field.encode_name]:
                     yield from _choices(field.type, path[1:])
         case inspect.LiteralType() if not path:
-            yield from map(str, kind.values)
+            for value in kind.values:
+                yield str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,10 +9,6 @@ from services.gateway.jobs.accepted import AcceptedJob
 from shared.wire.api import JobError
 from shared.wire.results import Cancelled, Expired, Failed
 
-HEADERS_WITHIN_S = 5.0
-"""How long a stream's status line waits for the first token, so that a job that fails at once gets
-its own status. After that the stream opens, before a proxy or the client times out."""
-
 STATUS_BY_CODE = {
     **dict.fromkeys(("invalid_request", "prompt_too_long", "result_too_large"), 400),
     **dict.fromkeys(("job_not_found", "job_aged_out"), 404),

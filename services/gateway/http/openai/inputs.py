@@ -10,7 +10,6 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from services.gateway.http.openai.parameters import EMBEDDINGS, RERANK, Body, OtherParameters
 from services.gateway.http.openai.requests import AnyPriority, priority_of
 from services.gateway.jobs.accepted import AcceptedJob
-from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.inputs import AnyDocuments, AnyInput, Text, TopN, inputs_of
@@ -31,10 +30,6 @@ class InputsRequest(Body, frozen=True, kw_only=True):
     @property
     def wants_stream(self) -> bool:
         return False
-
-    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        """``error`` unchanged, because parameters have the same names here."""
-        return error
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -172,6 +172,19 @@ RERANK: OtherParameters = {
     "max_chunks_per_doc": Refused("documents are not split; split them yourself"),
     "max_tokens_per_doc": Refused("documents are never truncated; shorten them yourself"),
 }
+RESPONSES: OtherParameters = {
+    "access_programs": Refused("no programs run here; leave it out"),
+    "background_options": Refused("use `timeout_s` and `priority`"),
+    "context_management": Refused("nothing is cut from a conversation; shorten it yourself"),
+    "conversation": Refused("use `previous_response_id`"),
+    "image": Refused(_TEXT_ONLY),
+    "moderation": CHAT["moderation"],
+    "prompt": Refused("send the text itself, as `instructions` and `input`"),
+    "prompt_cache_options": WithoutEffect(_CACHE),
+    "prompt_cache_retention": WithoutEffect(_CACHE),
+    "service_tier": CHAT["service_tier"],
+    "truncation": Refused("nothing is cut from a conversation; shorten it yourself", ("disabled",)),
+}
 
 
 class Body(Struct, frozen=True, kw_only=True):
@@ -195,3 +208,7 @@ class Body(Struct, frozen=True, kw_only=True):
                 raise unknown_field(name, name, [*cls.__struct_fields__, *cls.others])
             if isinstance(other, Refused):
                 other.require_nothing(name, value)
+
+    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
+        """``error``, which is about a job, with the name that its parameter has here."""
+        return error

@@ -11,6 +11,7 @@ from services.gateway.http.openai.parameters import (
     OtherParameters,
     Refused,
 )
+from services.gateway.http.openai.strict import StrictFormat, StrictToolChoice, StrictTools
 from services.gateway.http.openai.structured import StructuredOutputs, formats_of
 from shared.errors import InvalidRequest
 from shared.wire.api import JobSubmission, TimeoutS
@@ -28,7 +29,6 @@ from shared.wire.requests import (
     Priority,
     Probability,
     RepeatPenalty,
-    ResponseFormat,
     Seed,
     Stop,
     StopTokenIds,
@@ -37,7 +37,8 @@ from shared.wire.requests import (
     TextPart,
     TopLogprobs,
 )
-from shared.wire.tools import ToolCall, ToolCallId, ToolChoice, Tools
+from shared.wire.responses import ReasoningEffort
+from shared.wire.tools import ToolCall, ToolCallId
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` on /v1/completions."""
@@ -51,7 +52,6 @@ RANDOM_SEED = -1
 NO_LIMIT = -1
 """In llama.cpp, the ``n_predict`` that means no limit."""
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 AnyPriority = Priority | Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 
@@ -84,8 +84,8 @@ class TextRequest(Body, frozen=True, kw_only=True):
     seed: Seed | None = None
     """With the same seed, a request usually gets the same answer; -1 means a random one."""
     stop: Stop | None = None
-    """A text that ends the answer and is not part of it, or a list of up to 16 such texts."""
-    response_format: ResponseFormat | None = None
+    """A text that ends the answer and is not part of it, or up to 16 of them."""
+    response_format: StrictFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     """vLLM's constraint on the answer: one of `json`, `json_object`, `regex`, `choice` and
     `grammar`."""
@@ -141,13 +141,14 @@ class TextRequest(Body, frozen=True, kw_only=True):
             "priority": None if self.priority is None else priority_of(self.priority),
             "response_format": next(iter(formats_of(self).values()), None),
         }
+        if self.n_predict == 0:
+            raise InvalidRequest("n_predict must be at least 1, or -1 for no limit", "n_predict")
         if named["max_tokens"] == NO_LIMIT:
             del named["max_tokens"]
         named = {name: value for name, value in named.items() if value is not None}
         return {name: named[name] for name in named if name not in ("messages", "prompt")}
 
     def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        """``error`` with the parameter's name as the client sent it."""
         names = {
             "response_format": [*formats_of(self)],
             "repeat_penalty": ["repetition_penalty"],
@@ -204,13 +205,15 @@ class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: ToolCallId | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Another name of it, in vLLM and Ollama."""
     refusal: str | None = None
     """The text with which an assistant refused to answer."""
     audio: Raw | UnsetType = UNSET
     function_call: Raw | UnsetType = UNSET
     annotations: Raw | UnsetType = UNSET
-    """Ignored, like `provider_specific_fields` and `cache_control`: clients send back the messages
-    that they received."""
+    """Not used, like the following; clients send back what they got."""
+    parsed: Raw | UnsetType = UNSET
     provider_specific_fields: Raw | UnsetType = UNSET
     cache_control: Raw | UnsetType = UNSET
 
@@ -244,7 +247,7 @@ class OpenAIMessage(Struct, frozen=True, forbid_unknown_fields=True):
             self.name,
             self.tool_calls or None,
             self.tool_call_id,
-            self.reasoning_content,
+            self.reasoning_content or self.reasoning,
         )
 
     @property
@@ -267,8 +270,8 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
     """Another name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    tools: Tools | None = None
-    tool_choice: ToolChoice | None = None
+    tools: StrictTools | None = None
+    tool_choice: StrictToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     enable_thinking: bool | None = None
@@ -292,11 +295,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
         return [JobSubmission(messages=messages, **options)]
 
     def _template_options(self) -> TemplateOptions:
-        options: TemplateOptions = {}
-        if self.reasoning_effort == "none":
-            options["enable_thinking"] = False
-        elif self.reasoning_effort is not None:
-            options["reasoning_effort"] = self.reasoning_effort
+        options = effort_options(self.reasoning_effort)
         if self.enable_thinking is not None:
             options["enable_thinking"] = self.enable_thinking
         return options | (self.chat_template_kwargs or {})
@@ -362,6 +361,13 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
     @property
     def _prompts(self) -> Inputs:
         return inputs_of(self.prompt, "prompt")
+
+
+def effort_options(effort: ReasoningEffort | None) -> TemplateOptions:
+    """The options of a chat template that stand for an effort of reasoning."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
 
 
 def priority_of(given: AnyPriority) -> Priority:

@@ -7,6 +7,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from shared.errors import InvalidRequest
 from shared.wire.requests import (
+    MAX_GRAMMAR_CHARS,
     GrammarFormat,
     JsonObject,
     JsonSchema,
@@ -60,19 +61,19 @@ def formats_of(request: Any) -> dict[str, ResponseFormat]:
         ("structured_outputs.grammar", outputs.grammar),
     ):
         if grammar:
-            found[param] = GrammarFormat(grammar)
+            found[param] = GrammarFormat(_bounded(grammar, param))
     for param, pattern in (
         ("guided_regex", request.guided_regex),
         ("structured_outputs.regex", outputs.regex),
     ):
         if pattern:
-            found[param] = RegexFormat(pattern)
+            found[param] = RegexFormat(_bounded(pattern, param))
     for param, choices in (
         ("guided_choice", request.guided_choice),
         ("structured_outputs.choice", outputs.choice),
     ):
         if choices:
-            found[param] = RegexFormat("|".join(map(_escaped, choices)))
+            found[param] = RegexFormat(_bounded("|".join(map(_escaped, choices)), param))
     if outputs.json_object:
         found["structured_outputs.json_object"] = JsonObject()
     if outputs.disable_additional_properties:
@@ -97,6 +98,17 @@ def _schema(value: Raw, param: str) -> Raw:
         return Raw(msgspec.json.decode(value, type=str).encode())
     except ValueError:
         raise InvalidRequest(f"{param} must be an object or a string", param) from None
+
+
+def _bounded(text: str, param: str) -> str:
+    """Raises: InvalidRequest: ``text``, a grammar or a regular expression, is too long."""
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequest(
+            f"{param}: {len(text)} characters are more than the limit of {MAX_GRAMMAR_CHARS}; make "
+            "it simpler",
+            param,
+        )
+    return text
 
 
 def _escaped(text: str) -> str:

@@ -1,8 +1,6 @@
 """`/v1`: the part of OpenAI's HTTP API that a text model can serve, for its official client."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -12,19 +10,12 @@ from litestar.params import FromPath, JSONBody
 from litestar.response import ServerSentEventMessage
 
 from services.gateway.gateway import Gateway
-from services.gateway.http.caller import caller_of
-from services.gateway.http.client_attempt import ClientAttempt
-from services.gateway.http.connection import (
-    ClientDisconnected,
-    IdempotencyKey,
-    require_connected,
-    while_connected,
-)
+from services.gateway.http.connection import IdempotencyKey
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import openai_error, openai_error_responses
 from services.gateway.http.openai.answers import Answer, Chunks, completion, usage_chunk
+from services.gateway.http.openai.exchange import Exchange, decides
 from services.gateway.http.openai.failures import (
-    HEADERS_WITHIN_S,
     error_of,
     failure,
     stopping,
@@ -38,19 +29,15 @@ from services.gateway.http.openai.inputs import (
 )
 from services.gateway.http.openai.models import ModelCard, ModelList
 from services.gateway.http.openai.requests import ChatRequest, CompletionRequest
-from services.gateway.http.preferences import Preferences
-from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import (
     COMMENT,
-    KEEP_ALIVE_S,
-    BufferedStream,
     GatewayStopping,
     OpenStreams,
     event_stream,
 )
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent, Tokens
-from services.gateway.jobs.several import Adopted, RefusedTogether, named
+from services.gateway.jobs.several import RefusedTogether, named
 from shared.background import merged
 from shared.errors import InvalidRequest
 from shared.wire.api import JobError, JobStatus
@@ -140,119 +127,77 @@ async def _answer(
     body: ChatRequest | CompletionRequest | EmbeddingsRequest | RerankRequest,
     idempotency_key: str | None,
 ) -> Response[Any]:
-    gateway.require_ready()
-    attempt = ClientAttempt.of(request)
-    preferences = Preferences.parse(request.headers.getall("prefer", []))
-    survives_disconnect = preferences.respond_async or idempotency_key is not None
-    # The client of a stream does not time out, and a closed stream cancels its job itself.
-    may_return = not (survives_disconnect or body.wants_stream)
-    if body.wants_stream:
-        streams.require_capacity()
-    if not survives_disconnect:
-        await require_connected(request)
-    caller = caller_of(request, "openai")
+    exchange = Exchange(request, gateway, streams, idempotency_key, is_stream=body.wants_stream)
+    await exchange.require_client()
     try:
-        submissions = body.submissions()
-        jobs: Adopted = [None] * len(submissions)
-        if may_return and attempt.is_retry:
-            jobs = await gateway.several.adopt(submissions, caller)
-            if None in jobs:
-                await require_connected(request)  # it may be gone after the wait for an orphan
-        accepted = await gateway.several.submit(submissions, caller, idempotency_key, jobs)
-        jobs = [*accepted]
-        if survives_disconnect:
-            await require_connected(request)
+        await exchange.accept(body.submissions())
         if isinstance(body, ChatRequest | CompletionRequest) and body.wants_stream:
-            return await _stream(
-                request, gateway, streams, accepted, body, attempt, survives_disconnect
-            )
-        waiting = asyncio.gather(*(gateway.jobs.wait(job.id, job) for job in accepted))
-        results = await while_connected(request, gateway.stopping, waiting)
+            return await _stream(exchange, body)
+        results = await exchange.results()
     except RefusedTogether as refused:
         raise named(refused, "prompt", body.as_sent) from None
     except InvalidRequest as error:
         raise body.as_sent(error) from None
-    except ClientDisconnected:
-        if may_return and attempt.has_timed_out:
-            gateway.several.orphan(submissions, jobs)
-        elif may_return and not gateway.stopping.is_set():
-            gateway.several.abandon(jobs)
-        raise
     except GatewayStopping:
-        return stopping(accepted[0])
+        return stopping(exchange.jobs[0])
     completed = []
     for number, result in enumerate(results):
         if not isinstance(result, Completed):
-            return failure(result, _item(number, accepted))
+            return failure(result, _item(number, exchange.jobs))
         completed.append(result)
     if isinstance(body, EmbeddingsRequest | RerankRequest):
-        return Response(body.response(accepted[0], completed[0]))
-    return Response(completion(accepted, completed, body.echoed))
+        return Response(body.response(exchange.jobs[0], completed[0]))
+    return Response(completion(exchange.jobs, completed, body.echoed))
 
 
-async def _stream(
-    request: Request[Any, Any, Any],
-    gateway: Gateway,
-    streams: OpenStreams,
-    accepted: list[AcceptedJob],
-    body: ChatRequest | CompletionRequest,
-    attempt: ClientAttempt,
-    survives_disconnect: bool,
-) -> Response[Any]:
+async def _stream(exchange: Exchange, body: ChatRequest | CompletionRequest) -> Response[Any]:
+    jobs, gateway = exchange.jobs, exchange.gateway
     usages: dict[int, Usage] = {}
-    """The usages of jobs that have ended, by their index."""
-
-    def abandon() -> None:
-        for number, job in enumerate(accepted):
-            if not (number in usages or survives_disconnect):
-                gateway.abandon(job.id)
-
-    on_request_end(request, abandon)
-    events = merged([gateway.events(job.id, accepted=job) for job in accepted])
-    feed = streams.open(events, request)
-    first: NumberedEvent | None = None
-    with suppress(TimeoutError):
-        first = await while_connected(
-            request, gateway.stopping, _first_output(feed), attempt.within(HEADERS_WITHIN_S)
-        )
-    error = first[1].data if first is not None else None
-    if isinstance(error, JobStatus):
-        error = error.error
-    if first is not None and isinstance(error, JobError):
+    """Of the jobs that have ended, by their number."""
+    events = merged([gateway.events(job.id, accepted=job) for job in jobs])
+    feed = exchange.open(events, usages.__contains__)
+    first = await exchange.first(feed, lambda item: decides(item[1]))
+    if first is not None and (error := _error(first[1])) is not None:
         usages[first[0]] = NO_USAGE
-        return failure(error, _item(first[0], accepted))
+        return failure(error, _item(first[0], jobs))
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         n = body.n or 1
         writers = [
-            Chunks(job, n, body.wants_usage, echoed, accepted[0], number * n)
-            for number, (job, echoed) in enumerate(zip(accepted, body.echoed, strict=True))
+            Chunks(job, n, body.wants_usage, echoed, jobs[0], number * n)
+            for number, (job, echoed) in enumerate(zip(jobs, body.echoed, strict=True))
         ]
         try:
             for chunk in chain.from_iterable(writer.opening() for writer in writers):
                 yield _data(chunk)
-            pending = first
-            while len(usages) < len(accepted):
-                try:
-                    number, event = pending or await feed.next(attempt.within(KEEP_ALIVE_S))
-                except TimeoutError:
+            async for item in feed.items(exchange.silence_s):
+                if item is None:
                     yield COMMENT
                     continue
-                pending = None
+                number, event = item
                 usage = _usage(event)
                 if usage is not None:
                     usages[number] = usage
-                for part in _parts(writers[number], event, _item(number, accepted)):
+                for part in _parts(writers[number], event, _item(number, jobs)):
                     yield part
                 if usage is NO_USAGE or event.event == "retrying":  # not expressible in this API
                     return
+                if len(usages) == len(jobs):
+                    break
             if body.wants_usage:
-                yield _data(usage_chunk(accepted[0], list(usages.values())))
+                yield _data(usage_chunk(jobs[0], list(usages.values())))
             yield ServerSentEventMessage(data="[DONE]")
         except GatewayStopping:
-            yield _data(stopping_error(accepted[0]))
+            yield _data(stopping_error(jobs[0]))
 
     return event_stream(messages())
+
+
+def _error(event: JobEvent) -> JobError | None:
+    """Why the job ended with this event; None if it goes on, or has completed."""
+    if isinstance(event.data, JobStatus):
+        return event.data.error
+    return event.data if isinstance(event.data, JobError) else None
 
 
 def _usage(event: JobEvent) -> Usage | None:
@@ -263,14 +208,6 @@ def _usage(event: JobEvent) -> Usage | None:
     if isinstance(status, JobStatus) and status.result is not None:
         return status.result.usage
     return NO_USAGE
-
-
-async def _first_output(feed: BufferedStream[NumberedEvent]) -> NumberedEvent:
-    """The first event that is visible in this API."""
-    while True:
-        number, event = await feed.next()
-        if event.event in ("tokens", "result", "error"):
-            return number, event
 
 
 def _item(number: int, jobs: Sequence[AcceptedJob]) -> str:

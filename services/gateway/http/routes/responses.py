@@ -1,9 +1,7 @@
 """`/v1/responses`: OpenAI's Responses API. Responses are jobs, and are read from the broker."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, get_args
 
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
@@ -13,26 +11,17 @@ from msgspec import Struct
 
 from services.gateway.gateway import Gateway
 from services.gateway.http.client_attempt import ClientAttempt
-from services.gateway.http.connection import (
-    ClientDisconnected,
-    IdempotencyKey,
-    require_connected,
-    while_connected,
-)
+from services.gateway.http.connection import IdempotencyKey, require_connected
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import openai_error_responses
-from services.gateway.http.openai.accept import accept
-from services.gateway.http.openai.failures import (
-    HEADERS_WITHIN_S,
-    failure,
-    stopping,
-)
+from services.gateway.http.openai.exchange import Exchange, decides
+from services.gateway.http.openai.failures import failure, stopping
 from services.gateway.http.openai.responses.body import ResponseBody
 from services.gateway.http.openai.responses.conversation import conversation_of
 from services.gateway.http.openai.responses.ids import job_of_response
 from services.gateway.http.openai.responses.items import items_of
 from services.gateway.http.openai.responses.requests import (
-    INCLUDABLE,
+    Includable,
     ResponseRequest,
     ResponseSubmission,
 )
@@ -43,9 +32,6 @@ from services.gateway.http.openai.responses.stream import (
     beyond_the_end,
     last_number,
 )
-from services.gateway.http.openai.responses.wording import in_words_of
-from services.gateway.http.preferences import Preferences
-from services.gateway.http.request_end import on_request_end
 from services.gateway.http.sse import (
     COMMENT,
     KEEP_ALIVE_S,
@@ -97,44 +83,40 @@ async def create(
     """Create a response, as one body or as a stream. With `background`, it is returned at once.
     Otherwise, if the client disconnects before its timeout, its job is cancelled, unless it sent an
     `Idempotency-Key`."""
-    gateway.require_ready()
-    attempt = ClientAttempt.of(request)
     data.check()
-    preferences = Preferences.parse(request.headers.getall("prefer", []))
-    survives_disconnect = (
-        bool(data.background) or preferences.respond_async or idempotency_key is not None
+    exchange = Exchange(
+        request,
+        gateway,
+        streams,
+        idempotency_key,
+        is_stream=bool(data.stream),
+        is_background=bool(data.background),
     )
-    if data.stream:
-        streams.require_capacity()
-    if not survives_disconnect:
-        await require_connected(request)
+    await exchange.require_client()
     submission = data.submission(*await conversation_of(data, gateway.responses))
-    # The client of a stream does not time out, and a closed stream cancels its job itself.
-    may_return = not (survives_disconnect or data.stream)
-    with in_words_of(data):
-        accepted = await accept(
-            request, gateway, submission, attempt, idempotency_key, may_return=may_return
-        )
-    created = _Created(gateway, submission, accepted, attempt, survives_disconnect)
     try:
-        if survives_disconnect:
-            await require_connected(request)
+        await exchange.accept([submission])
+    except InvalidRequest as error:
+        raise data.as_sent(error) from None
+    (accepted,) = exchange.jobs
+    queued = ResponseBody.queued(
+        job_id=accepted.id,
+        model=accepted.model,
+        queued_at=accepted.queued_at,
+        metadata=submission.metadata,
+        form=submission.response,
+        request=submission,
+    )
+    try:
         if data.stream:
-            return await _stream(request, streams, created)
+            return await _stream(exchange, queued, submission)
         if data.background:
-            return Response(await _now(created))
-        waiting = gateway.jobs.wait(accepted.id, accepted)
-        result = await while_connected(request, gateway.stopping, waiting)
-    except ClientDisconnected:
-        if may_return and attempt.has_timed_out:
-            gateway.orphans.add(accepted, submission)
-        elif may_return:
-            gateway.abandon(accepted.id)
-        raise
+            return Response(await _now(gateway, accepted, queued))
+        (result,) = await exchange.results()
     except GatewayStopping:
         return stopping(accepted)
     if isinstance(result, Completed | Cancelled):
-        return Response(created.queued.ended(result))
+        return Response(queued.ended(result))
     return failure(result)
 
 
@@ -223,69 +205,34 @@ async def input_items(
     )
 
 
-@dataclass(frozen=True)
-class _Created:
-    """A response that was just created."""
-
-    gateway: Gateway
-    submission: ResponseSubmission
-    accepted: AcceptedJob
-    attempt: ClientAttempt
-    survives_disconnect: bool
-
-    @property
-    def queued(self) -> ResponseBody:
-        return ResponseBody.queued(
-            job_id=self.accepted.id,
-            model=self.accepted.model,
-            queued_at=self.accepted.queued_at,
-            metadata=self.submission.metadata,
-            form=self.submission.response,
-            request=self.submission,
-        )
-
-    def format(self) -> AnswerFormat:
-        return self.gateway.jobs.answer_format(self.accepted.model, self.submission)
-
-
-async def _now(created: _Created) -> ResponseBody:
-    accepted = created.accepted
+async def _now(gateway: Gateway, accepted: AcceptedJob, queued: ResponseBody) -> ResponseBody:
     if not accepted.is_replay:
-        return created.queued
-    job = await created.gateway.jobs.find(accepted.id)
-    if isinstance(job, PendingJob):
-        return created.queued.as_now(job.status())
-    return created.queued.ended(job)
+        return queued
+    job = await gateway.jobs.find(accepted.id)
+    return queued.as_now(job.status()) if isinstance(job, PendingJob) else queued.ended(job)
 
 
 async def _stream(
-    request: Request[Any, Any, Any], streams: OpenStreams, created: _Created
+    exchange: Exchange, queued: ResponseBody, submission: ResponseSubmission
 ) -> Response[Any]:
-    gateway, accepted, attempt = created.gateway, created.accepted, created.attempt
-    events = ResponseEvents(created.queued, accepted.id, created.format, FIRST_TIME)
+    gateway, (accepted,) = exchange.gateway, exchange.jobs
 
-    def abandon() -> None:
-        if not (events.is_finished or created.survives_disconnect):
-            gateway.abandon(accepted.id)
+    def format() -> AnswerFormat:
+        return gateway.jobs.answer_format(accepted.model, submission)
 
-    on_request_end(request, abandon)
-    feed = streams.open(gateway.events(accepted.id, accepted=accepted), request)
-    early: list[JobEvent] = []
-    if not created.submission.response.background:
-        with suppress(TimeoutError):
-            await while_connected(
-                request,
-                gateway.stopping,
-                _read_to_output(feed, early),
-                attempt.within(HEADERS_WITHIN_S),
-            )
-    last = early[-1].data if early else None
-    if isinstance(last, JobStatus) and last.state == "FAILURE" and last.error is not None:
-        for _ in events.of(early[-1]):
-            pass
-        return failure(last.error)
-    silence_s = attempt.within(KEEP_ALIVE_S)
-    return event_stream(_messages(events, feed, early, silence_s))
+    events = ResponseEvents(queued, accepted.id, format, FIRST_TIME)
+    # Of one that was created before, it must be known which attempt's text is the right one.
+    created = None if accepted.is_replay else accepted
+    feed = exchange.open(
+        gateway.events(accepted.id, accepted=created), lambda _: events.is_finished
+    )
+    if not submission.response.background:
+        first = await exchange.first(feed, decides)
+        status = first.data if first is not None else None
+        if isinstance(status, JobStatus) and status.state == "FAILURE" and status.error is not None:
+            events.is_finished = True
+            return failure(status.error)
+    return event_stream(_messages(events, feed, exchange.silence_s))
 
 
 async def _resumed_stream(
@@ -299,59 +246,47 @@ async def _resumed_stream(
     job_id, job, asked = stored.job.id, stored.job, stored.request
 
     def format() -> AnswerFormat:
-        if not isinstance(job, PendingJob):
-            return (isinstance(job, Completed) and job.format) or PLAIN
+        if isinstance(job, Completed):
+            return job.format or PLAIN
         return gateway.jobs.answer_format(job.model, asked) if asked else PLAIN
 
     events = ResponseEvents(queued, job_id, format, after)
     await require_connected(request)
-    if not isinstance(job, PendingJob):
+    if isinstance(job, Completed):
         last = last_number(queued, job_id, job)
         if after > last:
             raise InvalidRequest(beyond_the_end(after, last), "starting_after")
-        if not isinstance(job, Completed) or job.attempt <= 1 or after < FIRST_OUTPUT:
-            # The client cannot have a text other than that of the result.
+        if job.attempt <= 1 or after < FIRST_OUTPUT:
+            # The client has no other text than that of the result.
             async def whole() -> AsyncIterator[ServerSentEventMessage]:
                 for event in (*events.opening(), *events.of_result(job)):
                     yield _message(event)
 
             return event_stream(whole())
+    # What a job wrote that did not complete is in its events alone.
     feed = streams.open(gateway.events(job_id), request)
     try:
-        first = await feed.next()  # an error still gets its own status
+        await feed.peek(lambda _: True)  # an error gets its own status here
     except GatewayStopping:
         raise BrokerUnavailable("this gateway is shutting down; try another one") from None
     silence_s = ClientAttempt.of(request).within(KEEP_ALIVE_S)
-    return event_stream(_messages(events, feed, [first], silence_s))
-
-
-async def _read_to_output(feed: BufferedStream[JobEvent], early: list[JobEvent]) -> None:
-    """Read events into ``early`` until one shows whether the job failed at once."""
-    while not early or early[-1].event not in ("tokens", "result", "error"):
-        early.append(await feed.next())
+    return event_stream(_messages(events, feed, silence_s))
 
 
 async def _messages(
-    events: ResponseEvents,
-    feed: BufferedStream[JobEvent],
-    early: Iterable[JobEvent],
-    silence_s: float,
+    events: ResponseEvents, feed: BufferedStream[JobEvent], silence_s: float
 ) -> AsyncIterator[ServerSentEventMessage]:
-    """The stream of ``events``, made from those that were read ``early`` and those that follow."""
     for event in events.opening():
         yield _message(event)
-    for read in early:
-        for event in events.of(read):
-            yield _message(event)
     try:
-        while not events.is_finished:
-            try:
-                read = await feed.next(silence_s)
-            except TimeoutError:
+        async for read in feed.items(silence_s):
+            if read is None:
                 yield COMMENT
                 continue
             for event in events.of(read):
                 yield _message(event)
+            if events.is_finished:
+                return
     except GatewayStopping:
         message = "this gateway is shutting down; resume at another one with starting_after"
         yield _message(events.error("gateway_stopping", message))
@@ -399,8 +334,8 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
                 f"{name[:80]}: unknown parameter; use {', '.join(known)} or include",
                 name[:80],
             )
-        if param == "include" and value not in INCLUDABLE:
+        if param == "include" and value not in get_args(Includable):
+            names = " and ".join(get_args(Includable))
             raise InvalidRequest(
-                f"include: {value[:80]!r} is not supported; use {' or '.join(INCLUDABLE)}",
-                "include",
+                f"include: {value[:80]!r} is not available; there are {names}", "include"
             )

@@ -6,11 +6,10 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from services.gateway.http.openai.responses.ids import response_id
-from services.gateway.http.openai.responses.items import is_given
 from services.gateway.http.openai.responses.output import output_of
 from shared.timestamps import parse_timestamp
 from shared.wire.api import JobError, JobStatus
-from shared.wire.fields import Metadata
+from shared.wire.fields import NO_METADATA, Metadata
 from shared.wire.requests import JsonObject, JsonSchema, ModelRequest
 from shared.wire.responses import ResponseForm
 from shared.wire.results import Completed, Result, Usage
@@ -114,7 +113,7 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
             id=response_id(job_id),
             created_at=_seconds(queued_at),
             model=model,
-            metadata=metadata if is_given(metadata) else EMPTY,
+            metadata=metadata if metadata and metadata != NO_METADATA else EMPTY,
             background=form.background,
             store=form.store,
             previous_response_id=response_id(form.previous) if form.previous else None,

@@ -1,5 +1,7 @@
 """The conversation that a response continues: the earlier messages and its input."""
 
+import msgspec
+
 from services.gateway.http.openai.responses.items import (
     Item,
     input_items,
@@ -11,7 +13,7 @@ from services.gateway.http.openai.responses.output import output_of
 from services.gateway.http.openai.responses.requests import ResponseRequest
 from services.gateway.jobs.stored_responses import StoredResponse, StoredResponses
 from services.gateway.state.pending_job import PendingJob
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, RequestTooLarge
 from shared.wire.requests import ChatMessage
 from shared.wire.results import Completed
 
@@ -26,6 +28,7 @@ async def conversation_of(
     Raises:
         UnknownResponse: an earlier response is not kept.
         InvalidRequest: an item is not valid, or an earlier response has no output.
+        RequestTooLarge: the items that are referred to are larger than a job may be.
         BrokerUnavailable: no answer.
     """
     items = input_items(body.input)
@@ -38,9 +41,16 @@ async def conversation_of(
         history = (request.messages or [])[stored.form.has_instructions :]
         history += output_messages(output)
     known: dict[str, Item] = {}
+    size = 0
     for job_id in references:
-        stored = await responses.find(job_id, "input")
-        known |= {item["id"]: item for item in _output(stored, "input")}
+        output = _output(await responses.find(job_id, "input"), "input")
+        known |= {item["id"]: item for item in output}
+        size += len(msgspec.json.encode(output))
+        if size > responses.max_bytes:
+            raise RequestTooLarge(
+                "input: the responses that it refers to are larger than a request may be "
+                f"({responses.max_bytes} bytes); refer to fewer"
+            )
     return history, messages_of(items, history, known)
 
 

@@ -1,23 +1,33 @@
 """Converts the items of a conversation to the messages of a job, and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeGuard, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Raw, Struct
 
 from services.gateway.http.openai.responses.ids import input_item_id, job_of_output_item
+from services.gateway.http.openai.responses.input_types import (
+    AnswerItem,
+    AnyItem,
+    CallItem,
+    CallOutputItem,
+    InputText,
+    MessageItem,
+    OutputText,
+    ReasoningItem,
+    Refusal,
+)
 from services.gateway.validation.wording import invalid_body
 from shared.errors import InvalidRequest
 from shared.wire.requests import ChatMessage, TextPart
-from shared.wire.tools import FunctionCall, ToolCall, ToolCallId, ToolName
+from shared.wire.tools import FunctionCall, ToolCall
 
 Item = dict[str, Any]
 T = TypeVar("T")
-
-INPUT_PARTS = ["input_text"]
-ASSISTANT_PARTS = ["output_text", "refusal", "input_text"]
-OUTPUT_PARTS = ["input_text", "output_text"]
+MAX_REFERENCED_JOBS = 256
+"""By the items of one input; each is read from the broker."""
 
 
 class _Head(Struct, frozen=True):
@@ -26,72 +36,45 @@ class _Head(Struct, frozen=True):
     id: str | None = None
 
 
-class _Message(Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Raw
+KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 
 
-class _Call(Struct, frozen=True):
-    call_id: ToolCallId
-    name: ToolName
-    arguments: str
-
-
-class _Output(Struct, frozen=True):
-    call_id: ToolCallId
-    output: Raw
-
-
-class _Text(Struct, frozen=True):
-    text: str
-
-
-class _Refusal(Struct, frozen=True):
-    refusal: str
-
-
-class _Reasoning(Struct, frozen=True):
-    summary: list[_Text] = []
-    content: list[_Text] | None = None
-
-
-KINDS = ["message", "function_call", "function_call_output", "reasoning", "item_reference"]
-
-
-def input_items(source: Raw) -> list[Raw]:
-    """The items in the field `input`, which is a text or a list.
-
-    Raises:
-        InvalidRequest.
-    """
-    if is_string(source):
-        text = decode_at(source, str, "input")
-        message = {"role": "user", "content": text}
-        return [Raw(msgspec.json.encode(message))]
-    if not is_array(source):
-        raise InvalidRequest("input must be a string or an array", "input")
-    items = decode_at(source, list[Raw], "input")
-    if not items:
-        raise InvalidRequest("input must not be empty", "input")
-    return items
+def input_items(given: str | list[Raw]) -> list[Raw]:
+    """The items in the field `input`."""
+    if isinstance(given, str):
+        return [Raw(msgspec.json.encode({"role": "user", "content": given}))]
+    return given
 
 
 def referenced_jobs(items: Sequence[Raw]) -> set[str]:
     """The jobs whose output the items refer to.
 
     Raises:
-        InvalidRequest: an item cannot be read, or refers to nothing that can exist.
+        InvalidRequest: an item cannot be read, or refers to nothing that can exist; or they refer
+            to one twice, or to more than `MAX_REFERENCED_JOBS`. A reference is much shorter than
+            what it may stand for.
     """
-    found = set()
+    item_ids, job_ids = set(), set()
     for number, source in enumerate(items):
         param = f"input[{number}]"
-        head = decode_at(source, _Head, param)
-        if _kind(head, param) == "item_reference":
-            job_id = job_of_output_item(head.id or "")
-            if job_id is None:
-                raise unknown_item(head.id, param)
-            found.add(job_id)
-    return found
+        head = _decode_at(source, _Head, param)
+        if _kind(head, param) != "item_reference":
+            continue
+        _decode_at(source, AnyItem, param)
+        job_id = job_of_output_item(head.id or "")
+        if job_id is None:
+            raise _unknown_item(head.id, param)
+        if head.id in item_ids:
+            raise InvalidRequest(f"{param}.id: an earlier item refers to the same", f"{param}.id")
+        item_ids.add(head.id)
+        job_ids.add(job_id)
+    if len(job_ids) > MAX_REFERENCED_JOBS:
+        raise InvalidRequest(
+            f"input: it refers to items of {len(job_ids)} responses, more than "
+            f"{MAX_REFERENCED_JOBS}; send the items themselves",
+            "input",
+        )
+    return job_ids
 
 
 def messages_of(
@@ -107,38 +90,39 @@ def messages_of(
     call_ids = {call.id for message in history for call in message.tool_calls or []}
     for number, source in enumerate(items):
         param = f"input[{number}]"
-        head = decode_at(source, _Head, param)
+        head = _decode_at(source, _Head, param)
         kind = _kind(head, param)
         if kind == "item_reference":
             item = known.get(head.id or "")
             if item is None:
-                raise unknown_item(head.id, param)
-            kind, source = item["type"], Raw(msgspec.json.encode(item))
-        if kind == "message":
-            message = decode_at(source, _Message, param)
-            turns.say(message.role, _content(message.content, message.role, f"{param}.content"))
+                raise _unknown_item(head.id, param)
+            source = Raw(msgspec.json.encode(item))
+            head = _decode_at(source, _Head, param)
+            kind = _kind(head, param)
+        if kind == "message" and head.role == "assistant":
+            answer = _decode_at(source, AnswerItem, param)
+            turns.say(answer.role, _content(answer.content))
+        elif kind == "message":
+            message = _decode_at(source, MessageItem, param)
+            turns.say(message.role, _content(message.content))
         elif kind == "reasoning":
-            reasoning = decode_at(source, _Reasoning, param)
+            reasoning = _decode_at(source, ReasoningItem, param)
             turns.reason("".join(part.text for part in reasoning.content or reasoning.summary))
         elif kind == "function_call":
-            call = decode_at(source, _Call, param)
-            function = FunctionCall(call.name, call.arguments)
-            try:
-                _ = function.decoded_arguments
-            except (ValueError, RecursionError):
-                field = f"{param}.arguments"
-                raise InvalidRequest(f"{field}: not a JSON object", field) from None
+            call = _decode_at(source, CallItem, param)
+            if not _is_object(call.arguments):
+                at = f"{param}.arguments"
+                raise InvalidRequest(f"{at}: not a JSON object", at)
             call_ids.add(call.call_id)
-            turns.call(ToolCall(call.call_id, function))
+            turns.call(ToolCall(call.call_id, FunctionCall(call.name, call.arguments)))
         else:
-            output = decode_at(source, _Output, param)
+            output = _decode_at(source, CallOutputItem, param)
             if output.call_id not in call_ids:
-                field = f"{param}.call_id"
+                at = f"{param}.call_id"
                 raise InvalidRequest(
-                    f"{field}: no earlier item is a function_call with this call_id", field
+                    f"{at}: no earlier item is a function_call with this call_id", at
                 )
-            content = _content(output.output, "tool", f"{param}.output")
-            turns.answer(output.call_id, content)
+            turns.answer(output.call_id, _content(output.output))
     return turns.messages
 
 
@@ -187,21 +171,8 @@ def items_of(messages: Sequence[ChatMessage], job_id: str) -> list[Item]:
     return found
 
 
-def is_string(source: Raw) -> bool:
-    return bytes(memoryview(source)[:1]) == b'"'
-
-
-def is_array(source: Raw) -> bool:
-    return bytes(memoryview(source)[:1]) == b"["
-
-
-def is_given(source: Raw | UnsetType) -> TypeGuard[Raw]:
-    """Whether a field that is not decoded has a value."""
-    return source is not UNSET and bytes(memoryview(source)[:4]) != b"null"
-
-
-def decode_at(source: Raw | bytes, kind: type[T], param: str) -> T:
-    """Decode ``source`` as ``kind``; errors call it ``param``.
+def _decode_at(source: Raw | bytes, kind: type[T], param: str) -> T:
+    """``source`` as ``kind``; errors name it ``param``.
 
     Raises:
         InvalidRequest.
@@ -224,16 +195,7 @@ def decode_at(source: Raw | bytes, kind: type[T], param: str) -> T:
         raise InvalidRequest(f"{param}: nested too deeply", param) from None
 
 
-def check_kind(source: Raw, param: str, known: list[str]) -> str:
-    """The ``type`` of an object, which must be one of ``known``.
-
-    Raises:
-        InvalidRequest.
-    """
-    return _checked(decode_at(source, _Head, param).type, param, known)
-
-
-def unknown_item(item_id: str | None, param: str) -> InvalidRequest:
+def _unknown_item(item_id: str | None, param: str) -> InvalidRequest:
     return InvalidRequest(
         f"{param}.id: no stored response has an output item {(item_id or '')[:80]!r}; send the "
         "item itself",
@@ -241,80 +203,93 @@ def unknown_item(item_id: str | None, param: str) -> InvalidRequest:
     )
 
 
-class _Turns:
-    """Makes messages of items. Successive reasoning, text and calls become one message."""
+@dataclass
+class _Turn:
+    """What an assistant reasons, says and calls in a row."""
 
-    def __init__(self) -> None:
-        self.messages: list[ChatMessage] = []
-        self._is_open = False
-        """Whether the last message is an assistant's, to which the next item may belong."""
-
-    def say(self, role: str, content: str | list[TextPart]) -> None:
-        last = self._last
-        if role == "assistant" and last is not None and not (last.text or last.tool_calls):
-            self._replace(content=content)
-            return
-        real: Any = "system" if role == "developer" else role
-        self.messages.append(ChatMessage(real, content))
-        self._is_open = role == "assistant"
-
-    def reason(self, text: str) -> None:
-        last = self._last
-        if last is None or last.text or last.tool_calls:
-            self._open()
-            self._replace(reasoning_content=text)
-        else:
-            self._replace(reasoning_content=(last.reasoning_content or "") + text)
-
-    def call(self, call: ToolCall) -> None:
-        last = self._last or self._open()
-        self._replace(tool_calls=[*(last.tool_calls or []), call])
-
-    def answer(self, call_id: str, content: str | list[TextPart]) -> None:
-        self.messages.append(ChatMessage("tool", content, tool_call_id=call_id))
-        self._is_open = False
+    reasoning: list[str] = field(default_factory=list)
+    content: str | list[TextPart] = ""
+    calls: list[ToolCall] = field(default_factory=list)
 
     @property
-    def _last(self) -> ChatMessage | None:
-        return self.messages[-1] if self._is_open else None
+    def message(self) -> ChatMessage:
+        reasoning = "".join(self.reasoning) or None
+        calls = self.calls or None
+        return ChatMessage("assistant", self.content, tool_calls=calls, reasoning_content=reasoning)
 
-    def _open(self) -> ChatMessage:
-        self.messages.append(ChatMessage("assistant", ""))
-        self._is_open = True
-        return self.messages[-1]
 
-    def _replace(self, **fields: Any) -> None:
-        self.messages[-1] = msgspec.structs.replace(self.messages[-1], **fields)
+class _Turns:
+    """Makes messages of items: each turn of an assistant is one."""
+
+    def __init__(self) -> None:
+        self._messages: list[ChatMessage] = []
+        self._turn: _Turn | None = None
+        """The one that may go on."""
+
+    def say(self, role: str, content: str | list[TextPart]) -> None:
+        if role == "assistant":
+            self._turn_before_calls().content = content
+        else:
+            real: Any = "system" if role == "developer" else role
+            self._add(ChatMessage(real, content))
+
+    def reason(self, text: str) -> None:
+        self._turn_before_calls().reasoning.append(text)
+
+    def call(self, call: ToolCall) -> None:
+        if self._turn is None:
+            self._turn = _Turn()
+        self._turn.calls.append(call)
+
+    def answer(self, call_id: str, content: str | list[TextPart]) -> None:
+        self._add(ChatMessage("tool", content, tool_call_id=call_id))
+
+    @property
+    def messages(self) -> list[ChatMessage]:
+        return self._messages + ([self._turn.message] if self._turn else [])
+
+    def _turn_before_calls(self) -> _Turn:
+        """The turn that goes on, if it has said and called nothing yet, or a new one."""
+        if self._turn is None or self._turn.content or self._turn.calls:
+            self._end_turn()
+            self._turn = _Turn()
+        return self._turn
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._messages.append(self._turn.message)
+        self._turn = None
+
+    def _add(self, message: ChatMessage) -> None:
+        self._end_turn()
+        self._messages.append(message)
 
 
 def _kind(head: _Head, param: str) -> str:
+    """Raises: InvalidRequest: it is of a kind that a text model cannot take."""
     kind = head.type
     if kind is None:
         # OpenAI's API allows both kinds without a type.
         kind = "item_reference" if head.role is None and head.id is not None else "message"
-    return _checked(kind, param, KINDS)
-
-
-def _checked(kind: str | None, param: str, known: list[str]) -> str:
-    if kind not in known:
-        what = "is missing" if kind is None else f"{kind[:80]!r} is not supported"
-        raise InvalidRequest(f"{param}.type: {what}; use {' or '.join(known)}", f"{param}.type")
+    if kind not in KINDS:
+        raise InvalidRequest(
+            f"{param}.type: {kind[:80]!r} is not supported; use {' or '.join(KINDS)}",
+            f"{param}.type",
+        )
     return kind
 
 
-def _content(source: Raw, role: str, param: str) -> str | list[TextPart]:
-    if is_string(source):
-        return decode_at(source, str, param)
-    if not is_array(source):
-        raise InvalidRequest(f"{param} must be a string or an array", param)
-    known = {"assistant": ASSISTANT_PARTS, "tool": OUTPUT_PARTS}.get(role, INPUT_PARTS)
-    texts = []
-    for number, part in enumerate(decode_at(source, list[Raw], param)):
-        at = f"{param}[{number}]"
-        if check_kind(part, at, known) == "refusal":
-            texts.append(decode_at(part, _Refusal, at).refusal)
-        else:
-            texts.append(decode_at(part, _Text, at).text)
-    if len(texts) == 1:
-        return texts[0]
-    return [TextPart("text", text) for text in texts]
+def _is_object(arguments: str) -> bool:
+    """Whether the arguments of a call are a JSON object, which is not decoded."""
+    try:
+        msgspec.json.decode(arguments.strip() or "{}", type=dict[str, Raw])
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _content(content: str | Sequence[InputText | OutputText | Refusal]) -> str | list[TextPart]:
+    if isinstance(content, str):
+        return content
+    texts = [part.text for part in content]
+    return texts[0] if len(texts) == 1 else [TextPart("text", text) for text in texts]

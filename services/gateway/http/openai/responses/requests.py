@@ -1,21 +1,22 @@
 """The body of `POST /v1/responses`, and its conversion to a job."""
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from services.gateway.http.openai.parameters import RESPONSES, Body, OtherParameters
+from services.gateway.http.openai.requests import effort_options
 from services.gateway.http.openai.responses.ids import job_of_response
-from services.gateway.http.openai.responses.items import check_kind, decode_at, is_given, is_string
-from services.gateway.http.openai.responses.parameters import OWN, PARAMETERS
+from services.gateway.http.openai.strict import StrictJsonObject, StrictPlainText
 from shared.errors import InvalidRequest, UnknownResponse
 from shared.wire.api import JobSubmission, TimeoutS
 from shared.wire.fields import Count, Metadata
 from shared.wire.requests import (
     AdapterName,
     ChatMessage,
-    JsonObject,
     JsonSchema,
     LogitBias,
     MaxTokens,
@@ -36,88 +37,118 @@ from shared.wire.requests import (
     TopLogprobs,
 )
 from shared.wire.responses import Label, ReasoningEffort, ResponseForm
-from shared.wire.tools import ChosenFunction, ChosenTool, Function, Tool, ToolChoice, ToolName
+from shared.wire.tools import (
+    MAX_TOOLS,
+    ChosenFunction,
+    ChosenTool,
+    Function,
+    Parameters,
+    Tool,
+    ToolChoice,
+    ToolName,
+)
 
-LOGPROBS = "message.output_text.logprobs"
-INCLUDABLE = {
-    LOGPROBS: "the log probabilities of the answer",
-    "reasoning.encrypted_content": "accepted: reasoning is returned as text, and can be sent back",
+LOGPROBS: Literal["message.output_text.logprobs"] = "message.output_text.logprobs"
+Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+"""What `include` may name. The second has no effect: reasoning is returned as text."""
+
+SAME = (
+    "model",
+    "parallel_tool_calls",
+    "temperature",
+    "top_p",
+    "metadata",
+    # OpenAI's API does not have the others here.
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "logit_bias",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "cache_prompt",
+    "adapter",
+    "timeout_s",
+    "priority",
+)
+"""Parameters that a job has, too, under the same names."""
+
+_NAMES = {
+    r"messages(\[.*|\..*)?": "input",
+    r"max_tokens": "max_output_tokens",
+    r"logprobs": "top_logprobs",
+    r"response_format(\..*)?": "text.format",
+    r"(tools\[\d+\])\.function(.*)": r"\1\2",
 }
-"""The possible values of `include`."""
-
-SAME = ("model", "parallel_tool_calls", "temperature", "top_p", "metadata", *OWN)
-"""Parameters that a job has under the same name."""
-
-EMPTY = (b"null", b"[]", b"{}")
-MAX_EMPTY_BYTES = 64
-"""The most bytes, with white space, of an empty value."""
+"""Names of parameters of a job, and here."""
 
 
-class TextFormat(Struct, frozen=True):
-    type: Literal["text"]
-
-
-class SchemaFormat(Struct, frozen=True):
+class SchemaFormat(
+    Struct, frozen=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True
+):
     """OpenAI's flat form of a `JsonSchema`."""
 
-    type: Literal["json_schema"]
     name: str
     source: SchemaSource = msgspec.field(name="schema")
     description: str | None = None
     strict: bool | None = None
 
 
-class ObjectFormat(Struct, frozen=True):
-    type: Literal["json_object"]
-
-
-FORMATS: dict[str, Any] = {
-    "text": TextFormat,
-    "json_schema": SchemaFormat,
-    "json_object": ObjectFormat,
-}
-
-
 class TextOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    format: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
-    verbosity: Literal["low", "medium", "high"] | None = None
+    format: StrictPlainText | StrictJsonObject | SchemaFormat | None = None
+    verbosity: Literal["medium"] | None = None
 
 
 class ReasoningOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """All but ``effort`` may only ask for what happens anyway."""
+
     effort: ReasoningEffort | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    summary: Literal["auto"] | None = None
+    """The reasoning itself is in the output."""
+    generate_summary: Literal["auto"] | None = None
     """The earlier name of ``summary``."""
-    context: Literal["auto", "current_turn", "all_turns"] | None = None
-    mode: Literal["standard", "pro"] | None = None
+    context: Literal["auto"] | None = None
+    """What the model sees of earlier reasoning is what is sent as items."""
+    mode: Literal["standard"] | None = None
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class FunctionTool(Struct, frozen=True, forbid_unknown_fields=True):
-    """OpenAI's flat form of a `Tool`."""
+class FunctionTool(
+    Struct, frozen=True, tag_field="type", tag="function", forbid_unknown_fields=True
+):
+    """OpenAI's flat form of a `Tool`. The last four may only ask for what happens anyway."""
 
-    type: Literal["function"]
     name: ToolName
     description: str | None = None
-    parameters: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
+    parameters: Parameters | UnsetType = UNSET
     strict: bool | None = None
+    is_async: Literal[False] | None = msgspec.field(name="async", default=None)
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    output_schema: None = None
 
 
-class NamedFunction(Struct, frozen=True):
-    type: Literal["function"]
+class NamedFunction(
+    Struct, frozen=True, tag_field="type", tag="function", forbid_unknown_fields=True
+):
     name: ToolName
 
 
-class AllowedTools(Struct, frozen=True):
-    type: Literal["allowed_tools"]
+class AllowedTools(
+    Struct, frozen=True, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True
+):
     mode: Literal["auto", "required"]
     tools: list[NamedFunction]
 
 
-CHOICES: dict[str, Any] = {"function": NamedFunction, "allowed_tools": AllowedTools}
+ResponseToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
 
 
 class ResponseSubmission(
@@ -132,49 +163,54 @@ class ResponseSubmission(
         return self.response.store
 
 
-Unsupported = Raw | UnsetType
-"""A parameter that is refused unless it is empty, and so is never decoded."""
-
-
-class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body. `PARAMETERS` defines how each field is handled."""
+class ResponseRequest(Body, frozen=True, kw_only=True):
+    others: ClassVar[OtherParameters] = RESPONSES
 
     model: str | None = None
-    input: Raw
+    input: str | Annotated[list[Raw], Meta(min_length=1)]
+    """A text, or a list of messages, calls of functions, their outputs, reasoning and references to
+    items of earlier responses."""
     instructions: str | None = None
+    """What the model is told before `input`, in this response only."""
     previous_response_id: str | None = None
-    tools: list[Raw] | None = None
-    tool_choice: Raw | UnsetType = UNSET
+    """A response whose conversation goes on, as long as it and its request are kept."""
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
+    """Functions that the model may call."""
+    tool_choice: ResponseToolChoice | None = None
+    """`auto`, `none`, `required`, the function that must be called, once, or `allowed_tools`."""
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
+    """`format`: what the answer must be, as in `response_format` of a chat. Of `verbosity` only
+    `medium`."""
     reasoning: ReasoningOptions | None = None
+    """`effort`, as an option of the model's chat template. The others only with the values that
+    describe what happens anyway."""
     max_output_tokens: MaxTokens | None = None
+    """The most tokens of an answer. More than the context has room for means: until it is full."""
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_logprobs: TopLogprobs | None = None
-    include: list[str] | None = None
+    """How many of the likeliest tokens to list. Needs `include`."""
+    include: list[Includable] | None = None
+    """`message.output_text.logprobs`. `reasoning.encrypted_content` has no effect: reasoning is
+    returned as text."""
     metadata: Metadata | UnsetType = UNSET
     store: bool | None = None
+    """`false`: the response cannot be read again, and its request is not kept."""
     background: bool | None = None
+    """Whether the response is returned at once, and read later."""
     stream: bool | None = None
-
+    """Whether the response comes as server-sent events while it is generated."""
     stream_options: StreamOptions | None = None
-    truncation: Literal["disabled", "auto"] | None = None
+    """`include_obfuscation` has no effect: no event is padded."""
     max_tool_calls: Count | None = None
-    service_tier: str | None = None
+    """Only returned: it limits tools of OpenAI's, of which there are none here."""
     user: Label | None = None
+    """Only returned, like the next two."""
     safety_identifier: Label | None = None
+    """Only returned."""
     prompt_cache_key: Label | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-
-    prompt_cache_options: Unsupported = UNSET
-    access_programs: Unsupported = UNSET
-    background_options: Unsupported = UNSET
-    context_management: Unsupported = UNSET
-    conversation: Unsupported = UNSET
-    image: Unsupported = UNSET
-    moderation: Unsupported = UNSET
-    prompt: Unsupported = UNSET
+    """Only returned: the prompt cache works by itself."""
 
     top_k: TopK | None = None
     min_p: Probability | None = None
@@ -194,33 +230,27 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     priority: Priority | None = None
 
     def check(self) -> None:
-        """Raises: InvalidRequest: a parameter, or a value of it, is not supported."""
-        for name, parameter in PARAMETERS.items():
-            if parameter.handling == "refused" and _is_set(getattr(self, name)):
-                raise _unsupported(name, parameter.note)
+        """Raises: InvalidRequest: two parameters contradict each other."""
         if self.background and self.store is False:
             raise InvalidRequest(
                 "background: cannot be combined with `store: false`; leave one of them out",
                 "background",
             )
-        if self.truncation == "auto":
-            raise _unsupported("truncation", "send a shorter `input`", "auto")
-        if self.service_tier not in (None, "auto", "default"):
-            raise _unsupported("service_tier", "use `priority` instead", self.service_tier)
-        for number, name in enumerate(self.include or []):
-            if name not in INCLUDABLE:
-                known = " or ".join(INCLUDABLE)
-                raise InvalidRequest(
-                    f"include[{number}]: {name[:80]!r} is not supported; use {known}",
-                    f"include[{number}]",
-                )
         if self.top_logprobs and not self.has_logprobs:
             raise InvalidRequest(f'top_logprobs: needs "{LOGPROBS}" in `include`', "top_logprobs")
-        if self.text is not None and self.text.verbosity not in (None, "medium"):
-            raise _unsupported(
-                "text.verbosity", "use the `instructions` instead", self.text.verbosity
-            )
-        self._check_reasoning()
+
+    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
+        names = dict(_NAMES)
+        if self.chat_template_kwargs is None:
+            names["chat_template_kwargs"] = "reasoning.effort"
+        param = error.param or ""
+        for name, here in names.items():
+            if (match := re.fullmatch(name, param)) is not None:
+                sent = match.expand(here)
+                message = error.message.replace(param, sent, 1)
+                message = re.sub(r"\bmax_tokens\b", "max_output_tokens", message)
+                return type(error)(message, sent)
+        return error
 
     @property
     def has_logprobs(self) -> bool:
@@ -257,6 +287,8 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             [] if self.instructions is None else [ChatMessage("system", self.instructions)]
         )
         tools, choice = self._tools()
+        effort = self.reasoning.effort if self.reasoning else None
+        template_options = effort_options(effort) | (self.chat_template_kwargs or {})
         options: dict[str, Any] = {name: getattr(self, name) for name in SAME}
         return ResponseSubmission(
             messages=[*instructions, *history, *asked],
@@ -267,7 +299,7 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             logprobs=self.has_logprobs,
             top_logprobs=self.top_logprobs or 0,
             response=self._form(bool(instructions), len(instructions) + len(history)),
-            chat_template_kwargs=self._template_options() or None,
+            chat_template_kwargs=template_options or None,
             **{name: value for name, value in options.items() if value is not None},
         )
 
@@ -280,60 +312,28 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             background=bool(self.background),
             store=self.store is not False,
             effort=reasoning.effort,
-            summary="auto" if reasoning.summary or reasoning.generate_summary else None,
+            summary=reasoning.summary or reasoning.generate_summary,
             max_tool_calls=self.max_tool_calls,
             user=self.user,
             safety_identifier=self.safety_identifier,
             prompt_cache_key=self.prompt_cache_key,
         )
 
-    def _check_reasoning(self) -> None:
-        options = self.reasoning or ReasoningOptions()
-        for name, allowed, instead in (
-            ("summary", "auto", "the output contains the full reasoning"),
-            ("generate_summary", "auto", "the output contains the full reasoning"),
-            ("context", "auto", "send the reasoning that the model should see as items"),
-            ("mode", "standard", "leave it out"),
-        ):
-            value = getattr(options, name)
-            if value not in (None, allowed):
-                raise _unsupported(f"reasoning.{name}", instead, value)
-
-    def _template_options(self) -> TemplateOptions:
-        effort = self.reasoning.effort if self.reasoning else None
-        options: TemplateOptions = {}
-        if effort == "none":
-            options["enable_thinking"] = False
-        elif effort is not None:
-            options["reasoning_effort"] = effort
-        return options | (self.chat_template_kwargs or {})
-
     def _format(self) -> ResponseFormat | None:
-        source = self.text.format if self.text else UNSET
-        if not is_given(source):
-            return None
-        kind = check_kind(source, "text.format", list(FORMATS))
-        form = decode_at(source, FORMATS[kind], "text.format")
+        form = self.text.format if self.text else None
         if isinstance(form, SchemaFormat):
             return JsonSchema(NamedSchema(form.source, form.name, form.description, form.strict))
-        return JsonObject() if isinstance(form, ObjectFormat) else None
+        return form
 
     def _tools(self) -> tuple[list[Tool], ToolChoice]:
-        """The tools, and whether the model must call one."""
-        tools = []
-        for number, source in enumerate(self.tools or []):
-            param = f"tools[{number}]"
-            check_kind(source, param, ["function"])
-            tool = decode_at(source, FunctionTool, param)
-            function = Function(tool.name, tool.description, tool.parameters, tool.strict)
-            tools.append(Tool("function", function))
-        if not is_given(self.tool_choice):
-            return tools, "auto"
-        if is_string(self.tool_choice):
-            known: Any = Literal["none", "auto", "required"]
-            return tools, decode_at(self.tool_choice, known, "tool_choice")
-        kind = check_kind(self.tool_choice, "tool_choice", list(CHOICES))
-        choice = decode_at(self.tool_choice, CHOICES[kind], "tool_choice")
+        """The tools that are offered, and whether one must be called."""
+        tools = [
+            Tool("function", Function(one.name, one.description, one.parameters, one.strict))
+            for one in self.tools or []
+        ]
+        choice: ResponseToolChoice = self.tool_choice or "auto"
+        if isinstance(choice, str):
+            return tools, choice
         if isinstance(choice, NamedFunction):
             return tools, ChosenTool("function", ChosenFunction(choice.name))
         names = {tool.function.name for tool in tools}
@@ -352,14 +352,3 @@ class ResponseRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 "tool_choice.tools: empty, although a tool must be called", "tool_choice.tools"
             )
         return offered, choice.mode
-
-
-def _is_set(value: Raw | UnsetType) -> bool:
-    if value is UNSET:
-        return False
-    return len(value) > MAX_EMPTY_BYTES or b"".join(bytes(value).split()) not in EMPTY
-
-
-def _unsupported(param: str, instead: str, value: Any = None) -> InvalidRequest:
-    what = param if value is None else f"{param} {value[:80]!r}"
-    return InvalidRequest(f"{what} is not supported: {instead}", param)

@@ -13,7 +13,7 @@ from services.gateway.http.openai.responses.output import Event, Output
 from services.gateway.jobs.events import JobEvent, Tokens
 from shared.wire.answers import PLAIN, AnswerFormat
 from shared.wire.api import JobError, JobStatus
-from shared.wire.results import Completed, Result
+from shared.wire.results import Completed
 
 CREATED, QUEUED, IN_PROGRESS, FIRST_OUTPUT = range(4)
 
@@ -88,11 +88,10 @@ class ResponseEvents:
         elif event.event == "result" and isinstance(data, JobStatus):
             yield from self._end(data)
 
-    def of_result(self, result: Result) -> Iterator[NumberedEvent]:
-        """All events after the first ones, for a job that has ended."""
-        if isinstance(result, Completed):
-            yield from self._begin()
-            yield from self._numbered(self._answer.add(result.text, result.logprobs or ()))
+    def of_result(self, result: Completed) -> Iterator[NumberedEvent]:
+        """All that follow the first ones, of a job that has completed."""
+        yield from self._begin()
+        yield from self._numbered(self._answer.add(result.text, result.logprobs or ()))
         yield from self._end(JobStatus.of(result))
 
     def error(self, code: str, message: str, param: str | None = None) -> NumberedEvent:
@@ -128,6 +127,8 @@ class ResponseEvents:
             is_whole = status.result.finish_reason != "length"
             yield from self._numbered(answer.finish(is_whole=is_whole))
             output = answer.items
+        else:  # the events of what it wrote may be gone
+            self._number = max(self._number, self._after + 1)
         ended = self._response.ended_as(status, output)
         yield from self._numbered([(ENDINGS[ended.status], {"response": ended})])
         self.is_finished = True
@@ -148,9 +149,9 @@ class ResponseEvents:
                 yield NumberedEvent(kind, body)
 
 
-def last_number(response: ResponseBody, job_id: str, result: Result) -> int:
-    """The number of the last event of a response that has ended."""
-    format = (result.format or PLAIN) if isinstance(result, Completed) else PLAIN
+def last_number(response: ResponseBody, job_id: str, result: Completed) -> int:
+    """The number of the last event of a response that has completed."""
+    format = result.format or PLAIN
     events = ResponseEvents(response, job_id, lambda: format, after=-1)
     for _ in (*events.opening(), *events.of_result(result)):
         pass
