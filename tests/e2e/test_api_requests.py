@@ -16,11 +16,13 @@ from tests.support.processes import PATIENCE_S, Stack
 
 QUIET_S = 5.0
 WATCHED_S = 10.0
-MOST_REQUESTS = 4
+MOST_REQUESTS = 10
+"""All that a gateway reads in 30 s may fall into the time that is watched."""
 
 
 async def test_an_idle_gateway_hardly_uses_the_api(stack: Stack) -> None:
-    """After a job. It lists no consumers, and everything together is a few requests."""
+    """After a job. It lists no consumers, and everything together is a few requests, where 18 were
+    made every two seconds."""
     await asyncio.to_thread(_run_a_job, stack)
     seen: list[str] = []
     client = await nats.connect(stack.nats.url)
@@ -37,7 +39,8 @@ async def test_an_idle_gateway_hardly_uses_the_api(stack: Stack) -> None:
     del seen[:]
     await asyncio.sleep(WATCHED_S)
     await client.close()
-    assert not [subject for subject in seen if ".CONSUMER." in subject]
+    listing = ("$JS.API.CONSUMER.LIST", "$JS.API.CONSUMER.NAMES")
+    assert not [subject for subject in seen if subject.startswith(listing)]
     assert len(seen) <= MOST_REQUESTS, seen
 
 
@@ -55,7 +58,7 @@ async def test_a_consumer_deleted_while_nothing_happens_is_created_again(stack: 
 
 
 async def test_a_limit_that_was_changed_while_nothing_happened_is_set_back(stack: Stack) -> None:
-    """Once a job comes: the broker does not announce such a change."""
+    """At the latest once a job comes: the broker does not announce such a change."""
     await asyncio.to_thread(_run_a_job, stack)
     async with connected(BrokerSettings(url=stack.nats.url), "test") as broker:
         await ensure_consumers(broker, Topology().ack_wait_s, "tiny", limit=7, facts=None)

@@ -35,6 +35,8 @@ from shared.wire.inferers import (
 from shared.wire.nearest import NearestInferer
 
 REFRESH_S = 2.0
+READ_IDLE_EVERY_S = 30.0
+"""The broker does not announce that somebody has changed a consumer."""
 COMMAND_TIMEOUT_S = 10.0
 """How long an inferer may take to move into a larger context."""
 
@@ -43,7 +45,8 @@ log = logger()
 
 class Fleet:
     """The models and inferers as of the last refresh. The inferers, and the queues of models that
-    have jobs, are read every few seconds; those without jobs when something may have changed."""
+    have jobs, are read every few seconds; those of other models when something may have changed,
+    and every `READ_IDLE_EVERY_S`."""
 
     def __init__(self, broker: Broker, topology: Topology, expected: list[str]) -> None:
         """``expected`` are the models that this gateway is to serve before any inferer comes."""
@@ -53,6 +56,7 @@ class Fleet:
         self._changed = asyncio.Event()
         self._is_outdated = True
         """Whether an inferer or a consumer has come or gone since all consumers were read."""
+        self._all_read_at = -math.inf
         self._touched: set[str] = set()
         """The tokens of models that got a job, or another limit, since their consumers were
         read."""
@@ -104,9 +108,8 @@ class Fleet:
             await self._broker.nc.subscribe(advisories, cb=self._on_advisory)
 
     def on_accepted(self, model: str) -> None:
-        """The model with this token got a job."""
-        if model in self.models:
-            self._touched.add(model)
+        """The model with this token got a job; its consumers need not be known yet."""
+        self._touched.add(model)
 
     async def queues(self) -> dict[str, ModelConsumers]:
         """The models' consumers by token, as they are now: callers that come while the queues are
@@ -148,7 +151,8 @@ class Fleet:
 
     async def follow(self) -> None:
         """Like `refresh`, but read only the consumers of models that have jobs, or got one since
-        their consumers were read. If an inferer or a consumer has come or gone, read all.
+        their consumers were read, and now and then those of each known model. If an inferer or a
+        consumer has come or gone, read all.
 
         Raises:
             BrokerUnavailable: no answer, or what should be there is not.
@@ -158,23 +162,27 @@ class Fleet:
                 await self._read_all()
                 self.is_active = True
             else:
-                await self._read_active()
+                await self._read_some()
 
     async def _read_all(self) -> None:
         self._is_outdated = False  # set again by what changes meanwhile
         try:
             self._touched.clear()
+            self._all_read_at = time.monotonic()
             await self._adjust_all(await read_models(self._broker))
         except BaseException:
             self._is_outdated = True
             raise
 
-    async def _read_active(self) -> None:
-        active = [token for token, model in self.models.items() if self._is_active(model)]
-        self.is_active = bool(active)
+    async def _read_some(self) -> None:
+        tokens = [token for token, model in self.models.items() if self._is_active(model)]
+        self.is_active = bool(tokens)
         self._touched.clear()
-        found = await asyncio.gather(*(read_model(self._broker, token) for token in active))
-        models = self.models | dict(zip(active, found, strict=True))
+        if time.monotonic() - self._all_read_at > READ_IDLE_EVERY_S:
+            self._all_read_at = time.monotonic()
+            tokens = list(self.models)
+        found = await asyncio.gather(*(read_model(self._broker, token) for token in tokens))
+        models = self.models | dict(zip(tokens, found, strict=True))
         await self._adjust_all({token: model for token, model in models.items() if model})
 
     def _is_active(self, model: ModelConsumers) -> bool:
