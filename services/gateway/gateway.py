@@ -25,10 +25,11 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.result_listener import ResultListener
 from services.gateway.state.storage import Storage
+from services.gateway.state.stream_changes import StreamChanges
 from services.gateway.state.waiting_jobs import WaitingJobs
 from shared.background import drop, first_of
 from shared.broker.connection import RETRY_DELAY_S, Broker
-from shared.broker.streams import Topology
+from shared.broker.streams import Topology, streams
 from shared.broker.topology import ensure_topology, missing_streams, obstructed_streams
 from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, SluiceError, TopologyError
@@ -59,6 +60,9 @@ class Gateway:
         self.forecast = Forecast(self.broker, self.fleet, self.waiting_jobs)
         self.results = ResultListener(self.broker, self.forecast.observe)
         self.storage = Storage(self.broker, settings.replicas)
+        self.stream_changes = StreamChanges(
+            self.broker, [str(stream.name) for stream in streams(self.topology)]
+        )
         self.version_1 = Version1Requests(self.broker, settings.patience_s)
         self.kept_requests = KeptRequests(self.broker, self.topology)
         self.jobs = Jobs(
@@ -176,11 +180,13 @@ class Gateway:
     async def _serve(self) -> None:
         async with AsyncExitStack() as stack:
             await self.broker.connect()
+            # Before the first reading, so that no change between the two is missed.
+            await self.stream_changes.watch()
+            await self.fleet.watch()
+            await self.waiting_jobs.follow()
             await self._prepare()
             await stack.enter_async_context(self.results.listening())
-            await self.waiting_jobs.follow()
             await self.forecast.start()
-            await self.fleet.watch()
             await stack.enter_async_context(self.lister.running())
             if self.edge is not None:
                 serving = self.edge.running(self.stopping, self.settings.shutdown_s)
@@ -190,7 +196,7 @@ class Gateway:
             while True:
                 await self.fleet.change()
                 try:
-                    await self._refresh()
+                    await self._follow()
                 except BrokerUnavailable:
                     # It may have come back without its streams.
                     await self._prepare_again()
@@ -218,22 +224,41 @@ class Gateway:
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _refresh(self) -> None:
-        missing = await missing_streams(self.broker, self.topology)
-        await self.kept_requests.refresh(subjects.KEPT in missing)
-        if missing := [name for name in missing if name != subjects.KEPT]:
-            log.warning("streams_missing", streams=missing)
-            raise BrokerUnavailable(f"streams are missing: {', '.join(missing)}")
-        self._obstructed = await obstructed_streams(self.broker, self.topology)
-        if self._obstructed and self._obstructed != self._unmended:
-            raise BrokerUnavailable("; ".join(self._obstructed))
-        for refresh in (
-            self.fleet.refresh,
-            self.storage.refresh,
-            self.version_1.dead_letter_some,
-            self.orphans.cancel_overdue,
-        ):
+        """Read everything afresh."""
+        await self._check_streams()
+        await self._call(self.fleet.refresh, self.storage.refresh)
+
+    async def _follow(self) -> None:
+        """Read what may have changed."""
+        if self.stream_changes.is_check_due:
+            await self._check_streams()
+        await self._call(self.fleet.follow, self._follow_storage)
+
+    async def _follow_storage(self) -> None:
+        await self.storage.follow(self.fleet.is_active)
+
+    async def _check_streams(self) -> None:
+        self.stream_changes.checking()
+        try:
+            missing = await missing_streams(self.broker, self.topology)
+            await self.kept_requests.refresh(subjects.KEPT in missing)
+            if others := [name for name in missing if name != subjects.KEPT]:
+                log.warning("streams_missing", streams=others)
+                raise BrokerUnavailable(f"streams are missing: {', '.join(others)}")
+            self._obstructed = await obstructed_streams(self.broker, self.topology)
+            if self._obstructed and self._obstructed != self._unmended:
+                raise BrokerUnavailable("; ".join(self._obstructed))
+        except BrokerUnavailable:
+            self.stream_changes.check_again()
+            raise
+        if missing:
+            self.stream_changes.check_again()
+
+    async def _call(self, *reads: Callable[[], Awaitable[None]]) -> None:
+        """Call ``reads``, and then what is done at each turn."""
+        for call in (*reads, self.version_1.dead_letter_some, self.orphans.cancel_overdue):
             try:
-                await refresh()
+                await call()
             except SluiceError:
                 raise
             except Exception:

@@ -50,6 +50,10 @@ TOO_FEW_NODES = 10005
 """No suitable peers for placement: a cluster that is still starting says so, too."""
 
 
+STREAMS_PAGE = 256
+"""As many as the broker lists at a time."""
+
+
 class _Names(Struct, frozen=True):
     total: int = 0
     streams: list[str] | None = None
@@ -89,10 +93,9 @@ async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
         BrokerUnavailable: no answer.
     """
 
-    async def check(wanted: StreamConfig) -> str | None:
-        try:
-            held = (await broker.js.stream_info(str(wanted.name))).config
-        except nats.js.errors.NotFoundError:
+    def check(wanted: StreamConfig) -> str | None:
+        held = configs.get(wanted.name)
+        if held is None:
             return None
         unbounded = {
             name: value
@@ -102,9 +105,20 @@ async def obstructed_streams(broker: Broker, topology: Topology) -> list[str]:
         differences = _differences(unbounded, held)
         return f"stream {wanted.name}: " + "; ".join(differences) if differences else None
 
-    with unavailable_on_outage(broker):
-        found = await asyncio.gather(*map(check, streams(topology)))
+    configs = await _held_configs(broker)
+    found = map(check, streams(topology))
     return [difference for difference in found if difference is not None]
+
+
+async def _held_configs(broker: Broker) -> dict[str | None, StreamConfig]:
+    """The configurations of all streams, by name."""
+    configs: dict[str | None, StreamConfig] = {}
+    with unavailable_on_outage(broker):
+        while True:
+            page = await broker.js.streams_info(offset=len(configs))
+            configs.update((info.config.name, info.config) for info in page)
+            if len(page) < STREAMS_PAGE:
+                return configs
 
 
 async def recreated_streams(broker: Broker, topology: Topology) -> dict[str, datetime]:

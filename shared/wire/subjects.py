@@ -75,6 +75,11 @@ RETRY_WILDCARD = "infer.retry.*.*"
 ACCEPTED_WILDCARD = "infer.accepted.*.*"
 ORPHANS_WILDCARD = f"$KV.{IDEMPOTENCY}.orphan.*.*"
 INFERERS_WILDCARD = f"$KV.{INFERERS}.*.*"
+STREAM_ADVISORIES = "$JS.EVENT.ADVISORY.STREAM.*.*"
+"""The broker says that a stream was created, deleted or changed. The name of the stream is last."""
+CONSUMER_ADVISORIES = [
+    f"$JS.EVENT.ADVISORY.CONSUMER.{change}.{REQUESTS}.*" for change in ("CREATED", "DELETED")
+]
 
 LONGEST_ID = 256
 """Bytes of an id from outside: the broker limits the length of subjects made of it."""

@@ -73,6 +73,7 @@ class Forecast:
         self._running = RunningJobs()
         self._service_times: dict[str, ServiceTime] = {}
         fleet.on_refresh(waiting_jobs.on_queues_read)
+        waiting_jobs.on_accepted(fleet.on_accepted)
 
     async def start(self) -> None:
         """Read the stored results, and subscribe to the events of jobs that start and end."""
@@ -145,6 +146,12 @@ class Forecast:
     def knows_of(self, job_id: str) -> bool:
         """Whether this gateway knows that an attempt of the job has begun or ended."""
         return self._running.knows_of(job_id)
+
+    def runs(self, job_id: str) -> bool:
+        """Whether an inferer runs the job, which the queue may have lost: as it says in its entry,
+        or since a moment ago."""
+        has_just_started = self._running.has_just_started(job_id, self._broker.now())
+        return has_just_started or self._fleet.runs(job_id)
 
     def retry_after_s(self, model: ModelConsumers, jobs: int) -> int:
         """Whole seconds until ``jobs`` of the waiting jobs will have been delivered."""

@@ -76,6 +76,11 @@ class RunningJobs:
         """The job has ended, whatever attempt was its last."""
         self._end(job_id, EVERY_ATTEMPT)
 
+    def has_just_started(self, job_id: str, now: datetime) -> bool:
+        """Whether an attempt runs that may not be in a heartbeat yet."""
+        attempt = self._started.get(job_id)
+        return attempt is not None and attempt.elapsed_s(now) < UNCONFIRMED_S
+
     def knows_of(self, job_id: str) -> bool:
         return job_id in self._started or job_id in self._ended
 
@@ -110,7 +115,7 @@ class RunningJobs:
                     known = running.get(attempt.job_id)
                     # The end of an unreported attempt may have been missed; and a heartbeat may
                     # still report an earlier attempt of the same job.
-                    if (known is None and attempt.elapsed_s(now) < UNCONFIRMED_S) or (
+                    if (known is None and self.has_just_started(attempt.job_id, now)) or (
                         known is not None and known.started_at < attempt.started_at
                     ):
                         running[attempt.job_id] = attempt

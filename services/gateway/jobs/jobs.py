@@ -324,13 +324,17 @@ class Jobs:
                 except BrokerUnavailable:
                     pass
                 except UnknownJob:
-                    if not self._fleet.runs(job_id):
+                    if not self.runs(job_id):
                         raise
                 pause_s = self._pause_s(deadline) if read else FIRST_READ_AFTER_S
                 await asyncio.wait((announced,), timeout=pause_s)
                 if announced.done() and (result := announced.result()) is not None:
                     return result
             read = True
+
+    def runs(self, job_id: str) -> bool:
+        """See `Forecast.runs`."""
+        return self._forecast.runs(job_id)
 
     async def cancel(
         self,

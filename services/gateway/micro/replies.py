@@ -13,7 +13,6 @@ from services.gateway.jobs.events import stored_events
 from services.gateway.jobs.jobs import READ_AGAIN_S, Jobs
 from services.gateway.jobs.token_merger import Restarted, TokenReader
 from services.gateway.micro.interest import Interest
-from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.result_listener import ResultListener
 from services.gateway.statuses import status_of
@@ -42,9 +41,8 @@ log = logger()
 class Replies:
     """Sends what an inferer would send, as long as this gateway lives."""
 
-    def __init__(self, broker: Broker, fleet: Fleet, jobs: Jobs, results: ResultListener) -> None:
+    def __init__(self, broker: Broker, jobs: Jobs, results: ResultListener) -> None:
         self._broker = broker
-        self._fleet = fleet
         self._jobs = jobs
         self._results = results
         self._interest = Interest(broker)
@@ -121,7 +119,7 @@ class Replies:
             except BrokerUnavailable:
                 continue
             except SluiceError:
-                if not self._fleet.runs(accepted.id):
+                if not self._jobs.runs(accepted.id):
                     raise
 
     async def _abandon_when_left(self, accepted: AcceptedJob, reply_to: str) -> None:

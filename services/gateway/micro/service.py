@@ -74,7 +74,7 @@ class NatsService:
         self._idempotency = idempotency
         self._retries = retries
         self._job_list = job_list
-        self._replies = Replies(broker, fleet, jobs, results)
+        self._replies = Replies(broker, jobs, results)
         self._endpoints = {
             "chat": Endpoint(
                 self._chat,

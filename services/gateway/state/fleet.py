@@ -1,6 +1,7 @@
 """Which models exist, which inferers live, and the limit that follows from it.
 
-Everything is read afresh from the broker every time, so any number of gateways may do it at once.
+Everything is read from the broker and nothing is kept anywhere else, so any number of gateways may
+do it at once.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ from shared.wire.inferers import (
 from shared.wire.nearest import NearestInferer
 
 REFRESH_S = 2.0
+READ_IDLE_EVERY_S = 30.0
+"""The broker does not announce that somebody has changed a consumer."""
 COMMAND_TIMEOUT_S = 10.0
 """How long an inferer may take to move into a larger context."""
 
@@ -41,7 +44,9 @@ log = logger()
 
 
 class Fleet:
-    """The models and inferers as of the last refresh, at most a few seconds ago."""
+    """The models and inferers as of the last refresh. The inferers, and the queues of models that
+    have jobs, are read every few seconds; those of other models when something may have changed,
+    and every `READ_IDLE_EVERY_S`."""
 
     def __init__(self, broker: Broker, topology: Topology, expected: list[str]) -> None:
         """``expected`` are the models that this gateway is to serve before any inferer comes."""
@@ -49,6 +54,14 @@ class Fleet:
         self._topology = topology
         self._expected = expected
         self._changed = asyncio.Event()
+        self._is_outdated = True
+        """Whether an inferer or a consumer has come or gone since all consumers were read."""
+        self._all_read_at = -math.inf
+        self._touched: set[str] = set()
+        """The tokens of models that got a job, or another limit, since their consumers were
+        read."""
+        self.is_active = True
+        """Whether anything had changed, or a model had jobs, at the last refresh."""
         self._refreshing = asyncio.Lock()
         self.models: dict[str, ModelConsumers] = {}
         """By the model's token."""
@@ -62,7 +75,7 @@ class Fleet:
         self._overlaps: dict[tuple[str, str], list[str]] = {}
         """The last notice to each inferer, by its model's token and its id."""
         self._on_refresh: list[Callable[[dict[str, ModelConsumers]], None]] = []
-        broker.on_reconnect(self._changed.set)
+        broker.on_reconnect(self._note_change)
 
     def on_refresh(self, callback: Callable[[dict[str, ModelConsumers]], None]) -> None:
         """Call ``callback`` with the models' consumers after each refresh."""
@@ -89,8 +102,14 @@ class Fleet:
         return best[1] if best else None
 
     async def watch(self) -> None:
-        """Follow the inferers that come and go."""
+        """Follow the inferers and consumers that come and go."""
         await self._broker.nc.subscribe(subjects.INFERERS_WILDCARD, cb=self._on_entry)
+        for advisories in subjects.CONSUMER_ADVISORIES:
+            await self._broker.nc.subscribe(advisories, cb=self._on_advisory)
+
+    def on_accepted(self, model: str) -> None:
+        """The model with this token got a job; its consumers need not be known yet."""
+        self._touched.add(model)
 
     async def queues(self) -> dict[str, ModelConsumers]:
         """The models' consumers by token, as they are now: callers that come while the queues are
@@ -111,7 +130,7 @@ class Fleet:
             return await read_models(self._broker)
 
     async def change(self) -> None:
-        """Wait until an inferer has come or gone, a few seconds at most."""
+        """Wait until an inferer or a consumer has come or gone, a few seconds at most."""
         try:
             async with asyncio.timeout(REFRESH_S):
                 await self._changed.wait()
@@ -128,10 +147,56 @@ class Fleet:
         # One at a time here; and the entries after the limits, so that a limit that somebody has
         # just raised is not compared with entries from before.
         async with self._refreshing:
-            await self._refresh()
+            await self._read_all()
 
-    async def _refresh(self) -> None:
-        models = await read_models(self._broker)
+    async def follow(self) -> None:
+        """Like `refresh`, but read only the consumers of models that have jobs, or got one since
+        their consumers were read, and now and then those of each known model. If an inferer or a
+        consumer has come or gone, read all.
+
+        Raises:
+            BrokerUnavailable: no answer, or what should be there is not.
+        """
+        async with self._refreshing:
+            if self._is_outdated:
+                await self._read_all()
+                self.is_active = True
+            else:
+                await self._read_some()
+
+    async def _read_all(self) -> None:
+        self._is_outdated = False  # set again by what changes meanwhile
+        try:
+            self._touched.clear()
+            self._all_read_at = time.monotonic()
+            await self._adjust_all(await read_models(self._broker))
+        except BaseException:
+            self._is_outdated = True
+            raise
+
+    async def _read_some(self) -> None:
+        tokens = [token for token, model in self.models.items() if self._is_active(model)]
+        self.is_active = bool(tokens)
+        self._touched.clear()
+        if time.monotonic() - self._all_read_at > READ_IDLE_EVERY_S:
+            self._all_read_at = time.monotonic()
+            tokens = list(self.models)
+        found = await asyncio.gather(*(read_model(self._broker, token) for token in tokens))
+        models = self.models | dict(zip(tokens, found, strict=True))
+        await self._adjust_all({token: model for token, model in models.items() if model})
+
+    def _is_active(self, model: ModelConsumers) -> bool:
+        return bool(
+            model.token in self._touched
+            or model.waiting
+            or model.in_flight
+            # Such as a retry, which is not announced.
+            or any(entry.jobs for entry in self.inferers(model.token))
+        )
+
+    async def _adjust_all(self, models: dict[str, ModelConsumers]) -> None:
+        """Read the entries, and adjust every consumer of ``models``, as just read, to its
+        inferers."""
         live, some_died = await read_inferers(self._broker)
         entries: dict[str, dict[str, InfererEntry]] = {}
         for one in live:
@@ -188,7 +253,7 @@ class Fleet:
         self._overlaps = overlaps
 
     def runs(self, job_id: str) -> bool:
-        """Whether an inferer says that it runs the job, which the queue may have lost."""
+        """Whether an inferer says in its entry that it runs the job."""
         entries = (entry for entries in self._inferers.values() for entry in entries.values())
         return any(job.id == job_id for entry in entries for job in entry.jobs)
 
@@ -311,6 +376,7 @@ class Fleet:
         if held is not None and held.is_set(name, limit, facts):
             return
         await ensure_consumers(self._broker, self._topology.ack_wait_s, name, limit, facts)
+        self._touched.add(model)
         log.info("limit_set", model=name, limit=limit, inferers=len(inferers))
 
     async def _on_entry(self, message: Msg) -> None:
@@ -325,7 +391,14 @@ class Fleet:
         if entry is not None and known is not None and _is_same(entry, known):
             entries[inferer_id] = entry
         else:
-            self._changed.set()
+            self._note_change()
+
+    async def _on_advisory(self, message: Msg) -> None:
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._is_outdated = True
+        self._changed.set()
 
 
 def _token_of_valid(name: str) -> str:

@@ -1,6 +1,8 @@
 """The broker's storage: results need room too, so jobs are refused before it is full."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -13,15 +15,20 @@ GATEWAYS = 4
 """How many gateways may be about to store as much as this one without filling the storage: what
 they publish at the same moment is not in the broker's figures yet."""
 
+READ_IDLE_EVERY_S = 30.0
+"""Others may use the storage, too."""
+
 OVERHEAD_BYTES = 512
 """Of a stored message: its subject, its headers and the broker's own."""
+
+SUFFICIENT = "storage_sufficient"
 
 log = logger()
 
 
 class Storage:
-    """Whether there is room for more jobs, as of the last refresh, at most a few seconds ago, and
-    of what this gateway has published since."""
+    """Whether there is room for more jobs, as of the last refresh, and of what this gateway has
+    published since. While jobs come or run the refresh is at most a few seconds ago."""
 
     def __init__(self, broker: Broker, replicas: int) -> None:
         self._broker = broker
@@ -33,6 +40,7 @@ class Storage:
         self._begun = 0
         self._done = 0
         self._seen = 0
+        self._read_at = -math.inf
         self._one_at_a_time = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -47,6 +55,19 @@ class Storage:
                 limit=self._use.limit,
                 write_errors=self._write_errors,
             )
+
+    async def follow(self, is_active: bool) -> None:
+        """Refresh while something may be written, ``is_active`` or by this gateway, and while
+        storage is short or unwritable. Else only the use is read, now and then: the broker fails to
+        write a stream only after somebody has tried.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        if is_active or self._unseen or self._state != SUFFICIENT:
+            await self.refresh()
+        elif time.monotonic() - self._read_at > READ_IDLE_EVERY_S:
+            await self._read_use()
 
     def require_writable(self) -> None:
         """Raises: StorageShort: nothing can be stored any more, not even a result."""
@@ -92,7 +113,7 @@ class Storage:
     async def _read_use(self) -> None:
         done = self._done
         self._use = await read_storage(self._broker)
-        self._seen = done
+        self._seen, self._read_at = done, time.monotonic()
 
     @contextmanager
     def _counted(self, size: int) -> Iterator[None]:
@@ -114,4 +135,4 @@ class Storage:
     def _state(self) -> str:
         if self._write_errors:
             return "storage_unwritable"
-        return "storage_short" if self._use.is_short else "storage_sufficient"
+        return "storage_short" if self._use.is_short else SUFFICIENT

@@ -7,6 +7,7 @@ longer that takes. Here they are counted in memory.
 import time
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from contextlib import suppress
 
 from nats.aio.msg import Msg
@@ -126,11 +127,16 @@ class WaitingJobs:
         self._tasks = Tasks()
         self._read_at = -READ_AGAIN_S
         self.arrivals = Arrivals()
+        self._on_accept: list[Callable[[str], None]] = []
         broker.on_reconnect(self._forget_all)
 
     async def follow(self) -> None:
         """Subscribe to the announcements. The first count reads what waits already."""
-        await self._broker.nc.subscribe(subjects.ACCEPTED_WILDCARD, cb=self._on_accepted)
+        await self._broker.nc.subscribe(subjects.ACCEPTED_WILDCARD, cb=self._on_announcement)
+
+    def on_accepted(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback`` with the token of the model of each job that comes."""
+        self._on_accept.append(callback)
 
     async def close(self) -> None:
         await self._tasks.end(timeout_s=0)
@@ -182,12 +188,14 @@ class WaitingJobs:
         self._index = self._next_index = None
         self._differs_since.clear()
 
-    async def _on_accepted(self, message: Msg) -> None:
+    async def _on_announcement(self, message: Msg) -> None:
         headers = message.headers or {}
         with suppress(KeyError, ValueError):  # published by something other than the broker
             request = subjects.RequestSubject.parse(headers["Nats-Subject"])
             sequence = int(headers["Nats-Sequence"])
             self.arrivals.note((request.model, request.priority))
+            for callback in self._on_accept:
+                callback(request.model)
             for index in self._indexes():
                 index.add(request, sequence)
 
