@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import numpy
 
 from benchmarks.measuring import describe_machine, running_stack, spread
@@ -133,7 +133,7 @@ def _errors_with_hindsight(jobs: list[dict[str, Any]], waited: list[dict[str, An
 
 async def _measure(url: str, situation: Situation) -> list[dict[str, Any]]:
     slots = situation.slots * situation.inferers
-    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:
         ended: list[float] = []
         """The durations of the jobs that have ended."""
         # Twice: in the first round slots may still open.
@@ -172,7 +172,7 @@ def _jobs(situation: Situation, seed: int, count: int) -> list[dict[str, Any]]:
 
 
 async def _one(
-    http: httpx.AsyncClient, body: dict[str, Any], slots: int, ended: list[float]
+    http: httpx2.AsyncClient, body: dict[str, Any], slots: int, ended: list[float]
 ) -> dict[str, Any]:
     """A job's ETA right after it was accepted, and what became of it."""
     answer = await http.post("/jobs", json=body)
@@ -192,7 +192,7 @@ async def _one(
     }
 
 
-async def _finished(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+async def _finished(http: httpx2.AsyncClient, job_id: str) -> dict[str, Any]:
     async with http.stream("GET", f"/jobs/{job_id}/events") as events:
         async for _ in events.aiter_lines():
             pass

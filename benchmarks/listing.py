@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import nats
 
@@ -84,7 +84,7 @@ def main() -> int:
         print(f"  the same page after a restart and from another gateway: {same}")
         QUERIES["since"]["since"] = timestamp(accepted_at(last) - timedelta(hours=1))
         medians = {}
-        with httpx.Client(base_url=stack.url, timeout=PATIENCE_S, trust_env=False) as client:
+        with httpx2.Client(base_url=stack.url, timeout=PATIENCE_S, trust_env=False) as client:
             for name, query in QUERIES.items():
                 measured = _measure(client, query)
                 medians[name] = statistics.median(measured)
@@ -178,7 +178,7 @@ async def _watched() -> AsyncIterator[list[float]]:
         ticking.cancel()
 
 
-def _measure(client: httpx.Client, query: dict[str, str]) -> list[float]:
+def _measure(client: httpx2.Client, query: dict[str, str]) -> list[float]:
     """Milliseconds of each request."""
 
     def ask() -> None:
@@ -190,21 +190,21 @@ def _measure(client: httpx.Client, query: dict[str, str]) -> list[float]:
 
 
 def _page(url: str) -> object:
-    return httpx.get(f"{url}/jobs", timeout=PATIENCE_S, trust_env=False).json()
+    return httpx2.get(f"{url}/jobs", timeout=PATIENCE_S, trust_env=False).json()
 
 
 def _is_complete(url: str) -> bool:
     if _status(url, "/jobs") != 200:
         return False
-    page = httpx.get(f"{url}/jobs?limit=1", timeout=PATIENCE_S, trust_env=False).json()
+    page = httpx2.get(f"{url}/jobs?limit=1", timeout=PATIENCE_S, trust_env=False).json()
     complete: bool = page["covers"]["complete"]
     return complete
 
 
 def _status(url: str, path: str) -> int:
     try:
-        return httpx.get(url + path, timeout=PATIENCE_S, trust_env=False).status_code
-    except httpx.TransportError:
+        return httpx2.get(url + path, timeout=PATIENCE_S, trust_env=False).status_code
+    except httpx2.TransportError:
         return 0
 
 

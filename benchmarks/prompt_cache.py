@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
-import httpx
+import httpx2
 
 from benchmarks.measuring import alternated, describe_machine, running_stack
 from shared.model_files import locate
@@ -39,7 +39,7 @@ class Client:
     """Requests to one stack."""
 
     def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, timeout=PATIENCE_S * 5, trust_env=False)
+        self.http = httpx2.Client(base_url=url, timeout=PATIENCE_S * 5, trust_env=False)
 
     def first_token_s(self, *messages: Message) -> float:
         """Seconds until the first token of an answer to ``messages``."""

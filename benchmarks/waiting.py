@@ -12,7 +12,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import nats
 
 from benchmarks.measuring import alternated, describe_machine, running_stack, seconds
@@ -35,7 +35,7 @@ def main() -> int:
         for count in (FEW, MANY):
             stack = stacks.enter_context(running_stack(path, "tiny"))
             client = stacks.enter_context(
-                httpx.Client(base_url=stack.url, timeout=PATIENCE_S, trust_env=False)
+                httpx2.Client(base_url=stack.url, timeout=PATIENCE_S, trust_env=False)
             )
             for _ in range(MEASURED):  # so that there is an estimate
                 stack.wait_for_end(stack.submit(prompt="measure this", max_tokens=20))
@@ -79,12 +79,12 @@ async def fill(stack: Stack, count: int) -> str:
     return middle
 
 
-def _wait_for_position(client: httpx.Client, job_id: str) -> None:
+def _wait_for_position(client: httpx2.Client, job_id: str) -> None:
     """Until the gateway has read the queue."""
     eventually(lambda: client.get(f"/status/{job_id}").json().get("position"), "a position")
 
 
-def _block(client: httpx.Client, path: str) -> list[float]:
+def _block(client: httpx2.Client, path: str) -> list[float]:
     """Milliseconds of each request."""
     return [1000 * seconds(lambda: client.get(path).raise_for_status()) for _ in range(BLOCK)]
 

@@ -7,8 +7,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlencode
 
-import httpx
-import httpx_sse
+import httpx2
 import msgspec
 
 from cli.exit_status import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
@@ -44,8 +43,8 @@ class Client:
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
         try:
-            parsed = httpx.URL(self.url)
-        except httpx.InvalidURL as error:
+            parsed = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
             raise CommandError(f"{url} is not a URL: {error}", EXIT_USAGE) from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise CommandError(
@@ -53,11 +52,11 @@ class Client:
             )
         self._proxy = proxy_for(parsed)
         self._host = parsed.host
-        self._http = httpx.Client(
+        self._http = httpx2.Client(
             base_url=parsed,
             timeout=timeout_s,
             proxy=self._proxy,
-            verify=httpx.create_ssl_context(),  # respects SSL_CERT_FILE and SSL_CERT_DIR
+            verify=httpx2.create_ssl_context(),  # respects SSL_CERT_FILE and SSL_CERT_DIR
             trust_env=False,
         )
 
@@ -121,7 +120,7 @@ class Client:
     def drop_dead_letter(self, letter_id: str) -> DeadLetterHead:
         return self._call("DELETE", _dead_path(letter_id), DeadLetterHead)
 
-    def follow(self, job_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
+    def follow(self, job_id: str) -> Iterator[httpx2.ServerSentEvent]:
         """All events of the job, up to its result. Reconnects, and resumes after the last event."""
         last_event_id, failures = "", 0
         while True:
@@ -132,7 +131,7 @@ class Client:
                     yield event
                     if event.event == "result":
                         return
-            except (httpx.TransportError, _Unavailable) as error:
+            except (httpx2.TransportError, _Unavailable) as error:
                 failures += 1
                 if failures >= MAX_RECONNECTS:
                     raise CommandError(
@@ -142,18 +141,21 @@ class Client:
                     ) from None
             time.sleep(RETRY_S if failures else 0)
 
-    def _events(self, job_id: str, last_event_id: str) -> Iterator[httpx_sse.ServerSentEvent]:
+    def _events(self, job_id: str, last_event_id: str) -> Iterator[httpx2.ServerSentEvent]:
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        timeout = httpx.Timeout(TIMEOUT_S, read=READ_TIMEOUT_S)
-        with httpx_sse.connect_sse(
-            self._http, "GET", f"/jobs/{job_id}/events", headers=headers, timeout=timeout
+        timeout = httpx2.Timeout(TIMEOUT_S, read=READ_TIMEOUT_S)
+        with self._http.sse(
+            f"/jobs/{job_id}/events",
+            headers=headers,
+            timeout=timeout,
+            max_event_size=None,  # a result may be larger than the default of 1 MiB
         ) as source:
             if source.response.status_code == 503:
                 raise _Unavailable("the broker is away")
             if source.response.is_error:
                 source.response.read()
                 raise self._error(source.response)
-            yield from source.iter_sse()
+            yield from source
 
     def _call(self, method: str, path: str, kind: type[T], content: bytes | None = None) -> T:
         with self._reachable():
@@ -169,14 +171,14 @@ class Client:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
-        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
+        except (httpx2.TransportError, httpx2.UnsupportedProtocol) as error:
             raise CommandError(
                 f"no gateway at {self.url}{via_proxy(self._proxy, self._host)} ({error}); "
                 "start one with: sluice up",
                 EXIT_UNREACHABLE,
             ) from None
 
-    def _error(self, response: httpx.Response) -> CommandError:
+    def _error(self, response: httpx2.Response) -> CommandError:
         try:
             problem = response.json()
             detail = problem["detail"] if isinstance(problem, dict) else response.text

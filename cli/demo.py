@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
-import httpx_sse
+import httpx2
 import msgspec
 from rich.text import Text
 
@@ -44,7 +43,7 @@ async def main() -> int:
             if url is None:
                 out.print(Text(f"The stack did not start:\n{log.read_text()}", "red"))
                 return 1
-            async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+            async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
                 jobs = await asyncio.gather(*(_submit(http, prompt) for prompt in PROMPTS))
                 out.print(f"Submitted {len(jobs)} prompts at the same moment.\n")
                 await _show_queue(http)
@@ -88,7 +87,7 @@ async def _stack(data: Path, log: Path) -> AsyncIterator[str | None]:
         await process.wait()
 
 
-async def _submit(http: httpx.AsyncClient, prompt: str) -> JobAccepted:
+async def _submit(http: httpx2.AsyncClient, prompt: str) -> JobAccepted:
     body = {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": MAX_TOKENS,
@@ -100,18 +99,18 @@ async def _submit(http: httpx.AsyncClient, prompt: str) -> JobAccepted:
     return msgspec.json.decode(answer.content, type=JobAccepted)
 
 
-async def _show(http: httpx.AsyncClient, job: JobAccepted, prompt: str, colour: str) -> JobStatus:
+async def _show(http: httpx2.AsyncClient, job: JobAccepted, prompt: str, colour: str) -> JobStatus:
     """Print a job's tokens as they arrive. Two of these may run: the jobs never run at once."""
-    async with httpx_sse.aconnect_sse(http, "GET", job.events_url) as source:
-        async for event in source.aiter_sse():
+    async with http.sse(job.events_url) as source:
+        async for event in source:
             if event.event == "started":
                 out.print(Text(f"▶ {prompt}", f"bold {colour}"))
             elif event.event == "attempt_failed":
-                failure = event.json()
+                failure = msgspec.json.decode(event.data)
                 if failure.get("code") == "worker_lost":
                     raise InfererDied(f"The inferer died: {failure['message']}.")
             elif event.event == "tokens":
-                out.print(Text(event.json()["text"], colour), end="")
+                out.print(Text(msgspec.json.decode(event.data)["text"], colour), end="")
             elif event.event == "result":
                 out.print("\n")
                 await _show_queue(http)
@@ -119,7 +118,7 @@ async def _show(http: httpx.AsyncClient, job: JobAccepted, prompt: str, colour: 
     raise RuntimeError(f"the events of {job.id} ended without a result")
 
 
-async def _show_queue(http: httpx.AsyncClient) -> None:
+async def _show_queue(http: httpx2.AsyncClient) -> None:
     queue = msgspec.json.decode((await http.get("/queue")).content, type=QueueReport)
     for model in queue.models:
         line = f"queue of {model.model}: {model.in_flight} running, {model.waiting} waiting"

@@ -4,12 +4,12 @@ import ipaddress
 import re
 import urllib.request
 
-import httpx
+import httpx2
 
 from cli.exit_status import EXIT_USAGE, CommandError
 
 
-def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
+def proxy_for(url: httpx2.URL) -> httpx2.Proxy | None:
     """The proxy for ``url`` from ``http_proxy``, ``https_proxy`` or ``all_proxy``; None if
     ``no_proxy`` excludes its host, or if the host is this machine.
 
@@ -23,8 +23,8 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
     if not named:
         return None
     try:
-        return httpx.Proxy(named if "://" in named else f"http://{named}")
-    except (ValueError, httpx.InvalidURL) as error:
+        return httpx2.Proxy(named if "://" in named else f"http://{named}")
+    except (ValueError, httpx2.InvalidURL) as error:
         raise CommandError(
             f"the proxy {_without_password(named)} in the environment cannot be used ({error}); "
             f"correct {url.scheme}_proxy or all_proxy, or connect without it: "
@@ -46,7 +46,7 @@ def is_this_machine(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
-def via_proxy(proxy: httpx.Proxy | None, host: str) -> str:
+def via_proxy(proxy: httpx2.Proxy | None, host: str) -> str:
     """A clause for error messages that names the proxy; empty without one."""
     if proxy is None:
         return ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
+import httpx2
 import msgspec
 
 from services.gateway.gateway import Gateway
@@ -265,8 +265,8 @@ def _values(kind: Any) -> str:
 
 async def _openapi_document() -> dict[str, Any]:
     app = create_app(Gateway(GatewaySettings(), BrokerSettings()), on_fatal=lambda: None)
-    transport = httpx.ASGITransport(cast("Any", app))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+    transport = httpx2.ASGITransport(cast("Any", app))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/schema/openapi.json")
         document: dict[str, Any] = response.raise_for_status().json()
         return document

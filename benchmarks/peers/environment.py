@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
+import httpx2
 
 from benchmarks.peers.comparison import Machine
 from services.inferer.engine.library import compiled_for, library_folder, load_backends
@@ -155,8 +155,8 @@ def http_server(command: list[str], log: Path) -> Iterator[str]:
 
         def answers() -> bool:
             assert server.popen.poll() is None, server.output()
-            with suppress(httpx.TransportError):
-                return httpx.get(f"{url}/v1/models", trust_env=False).status_code == 200
+            with suppress(httpx2.TransportError):
+                return httpx2.get(f"{url}/v1/models", trust_env=False).status_code == 200
             return False
 
         eventually(answers, f"{command[0]} serves")

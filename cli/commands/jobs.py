@@ -253,7 +253,7 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
             elif event.event == "tokens" and show:
                 tokens += 1
                 line.hide()
-                added = event.json()
+                added = msgspec.json.decode(event.data)
                 if added.get("choice", 0) > choice:
                     choice = added["choice"]
                     print_tokens(f"\n\nanswer {choice + 1}:\n")
@@ -263,7 +263,7 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
                     print_tokens("\n")
                 return msgspec.json.decode(event.data, type=JobStatus)
             elif event.event == "error":
-                raise CommandError(event.json()["message"], EXIT_FAILED)
+                raise CommandError(msgspec.json.decode(event.data)["message"], EXIT_FAILED)
     raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 
 from cli.doctor.finding import Finding, error, ok
@@ -22,21 +22,21 @@ async def examine_gateway(url: str) -> tuple[list[Finding], str | None]:
         CommandError: the URL of the proxy in the environment cannot be used.
     """
     try:
-        proxy = proxy_for(httpx.URL(url))
-        async with httpx.AsyncClient(
+        proxy = proxy_for(httpx2.URL(url))
+        async with httpx2.AsyncClient(
             base_url=url,
             timeout=TIMEOUT_S,
             proxy=proxy,
-            verify=httpx.create_ssl_context(),
+            verify=httpx2.create_ssl_context(),
             trust_env=False,
         ) as client:
             health = await client.get("/healthz")
             ready = await client.get("/readyz")
             queue = await client.get("/queue")
-    except httpx.InvalidURL:
+    except httpx2.InvalidURL:
         return [error("gateway", f"{url} is not a URL", NO_GATEWAY)], None
-    except httpx.HTTPError:
-        found = f"no answer at {url}{via_proxy(proxy, httpx.URL(url).host)}"
+    except httpx2.HTTPError:
+        found = f"no answer at {url}{via_proxy(proxy, httpx2.URL(url).host)}"
         return [error("gateway", found, NO_GATEWAY)], None
     try:
         version = msgspec.json.decode(health.content, type=dict[str, str])["version"]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import httpx
+import httpx2
 import msgspec
 from msgspec import Struct
 
@@ -53,7 +53,7 @@ class Autoscaler:
         self, url: str, model: str, concurrency: int, scale: Scale, inferers: Sequence[Child]
     ) -> None:
         """``concurrency`` is the initial number of slots of each inferer; its name is its id."""
-        self._http = httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
+        self._http = httpx2.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
         self._token = token_of(model)
         self._concurrency = concurrency
         self._scale = scale
@@ -66,7 +66,7 @@ class Autoscaler:
                 try:
                     await self._adjust(await self._read())
                     pause_s = POLL_S if self._running else POLL_WITHOUT_INFERERS_S
-                except (httpx.HTTPError, msgspec.DecodeError) as error:
+                except (httpx2.HTTPError, msgspec.DecodeError) as error:
                     log.warning("queue_not_read", error=repr(error))
                     pause_s = POLL_S
                 await asyncio.sleep(pause_s)
@@ -148,7 +148,7 @@ class Autoscaler:
             return False
         try:
             snapshot = await self._read()
-        except (httpx.HTTPError, msgspec.DecodeError):
+        except (httpx2.HTTPError, msgspec.DecodeError):
             return False
         entry = snapshot.live.get(inferer.name)
         # An entry with slots is older than the command, and may miss a job taken since.
@@ -159,10 +159,10 @@ class Autoscaler:
         command = encode(ConcurrencyRequest(concurrency=slots, inferer=inferer.name))
         try:
             answer = await self._http.put("/concurrency", content=command)
-            if answer.status_code == httpx.codes.NOT_FOUND:
+            if answer.status_code == httpx2.codes.NOT_FOUND:
                 return True
             report = msgspec.json.decode(answer.raise_for_status().content, type=ConcurrencyReport)
-        except (httpx.HTTPError, msgspec.DecodeError):
+        except (httpx2.HTTPError, msgspec.DecodeError):
             return False
         return all(change.refused is None for change in report.inferers)
 

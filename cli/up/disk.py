@@ -4,7 +4,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from cli.up.child import Child
 from shared.errors import StorageShort
@@ -35,7 +35,7 @@ class DiskWatch:
 
     def __init__(self, url: str, broker: Child, stop_timeout_s: float, folder: Path) -> None:
         """``url`` is the gateway's; ``stop_timeout_s`` is how long the broker may take to stop."""
-        self._http = httpx.AsyncClient(base_url=url, timeout=POLL_S, trust_env=False)
+        self._http = httpx2.AsyncClient(base_url=url, timeout=POLL_S, trust_env=False)
         self._broker = broker
         self._stop_timeout_s = stop_timeout_s
         self._folder = folder
@@ -70,5 +70,5 @@ class DiskWatch:
         try:
             answer = await self._http.get("/readyz")
             return answer.status_code == 503 and answer.json()["code"] == StorageShort.code
-        except (httpx.HTTPError, ValueError, KeyError):
+        except (httpx2.HTTPError, ValueError, KeyError):
             return False

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import msgspec
 from msgspec import Struct
 from structlog.processors import JSONRenderer
@@ -238,11 +238,11 @@ class _Stack:
     async def _wait_until_ready(self) -> None:
         """Until the gateway is ready and, unless the minimum is 0, each model has a live inferer
         and a queue."""
-        async with httpx.AsyncClient(base_url=self.http_url, timeout=2, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=self.http_url, timeout=2, trust_env=False) as client:
             while not await self._is_ready(client):
                 await asyncio.sleep(POLL_S)
 
-    async def _is_ready(self, client: httpx.AsyncClient) -> bool:
+    async def _is_ready(self, client: httpx2.AsyncClient) -> bool:
         try:
             if (await client.get("/readyz")).status_code != 200:
                 return False
@@ -251,7 +251,7 @@ class _Stack:
             # Its gateway has created the queues of the models that it lists.
             found = (await client.get("/queue")).content
             queues = msgspec.json.decode(found, type=QueueReport).models
-        except (httpx.HTTPError, msgspec.DecodeError):
+        except (httpx2.HTTPError, msgspec.DecodeError):
             return False
         # Entries of an earlier stack, which was killed a moment ago, may still exist.
         live = {token_of(one.model) for one in inferers if one.started_at >= self._started_at}

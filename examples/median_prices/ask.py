@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-import httpx
+import httpx2
 from prices import answer
 from questions import MAX_TOKENS, QUESTIONS, SCHEMA, prompt
 
@@ -19,19 +19,19 @@ POLL_S = 0.5
 
 
 async def main(questions: list[str]) -> int:
-    async with httpx.AsyncClient(base_url=GATEWAY, timeout=60) as http:
+    async with httpx2.AsyncClient(base_url=GATEWAY, timeout=60) as http:
         try:
             answered = await asyncio.gather(*(ask(http, question) for question in questions))
-        except httpx.HTTPStatusError as error:
+        except httpx2.HTTPStatusError as error:
             print(f"{GATEWAY} returned an error: {error.response.text}", file=sys.stderr)
             return 1
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             print(f"no answer from {GATEWAY}: {error}", file=sys.stderr)
             return 1
     return 0 if all(answered) else 1
 
 
-async def ask(http: httpx.AsyncClient, question: str) -> bool:
+async def ask(http: httpx2.AsyncClient, question: str) -> bool:
     """Print the place in the queue whenever it changes, then the answer. False if the job fails."""
     status_url = await submit(http, question)
     shown = None
@@ -49,7 +49,7 @@ async def ask(http: httpx.AsyncClient, question: str) -> bool:
     return True
 
 
-async def submit(http: httpx.AsyncClient, question: str) -> str:
+async def submit(http: httpx2.AsyncClient, question: str) -> str:
     """Submit a job, which survives this program, and return the URL of its status."""
     job = {
         "prompt": prompt(question),
@@ -63,7 +63,7 @@ async def submit(http: httpx.AsyncClient, question: str) -> str:
     return str(response.json()["status_url"])
 
 
-async def read(http: httpx.AsyncClient, status_url: str) -> dict[str, Any]:
+async def read(http: httpx2.AsyncClient, status_url: str) -> dict[str, Any]:
     response = await http.get(status_url)
     response.raise_for_status()
     status: dict[str, Any] = response.json()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from ask import GATEWAY, POLL_S, read, submit
 from prices import STATISTICS
 
@@ -16,7 +16,7 @@ WORDINGS = Path(__file__).parent / "wordings.csv"
 async def main() -> None:
     with WORDINGS.open() as file:
         wordings = list(csv.DictReader(file))
-    async with httpx.AsyncClient(base_url=GATEWAY, timeout=60) as http:
+    async with httpx2.AsyncClient(base_url=GATEWAY, timeout=60) as http:
         urls = await asyncio.gather(*(submit(http, wording["question"]) for wording in wordings))
         right = 0
         for wording, url in zip(wordings, urls, strict=True):

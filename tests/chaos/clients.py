@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from typing import Any, Self
 
-import httpx
-from httpx_sse import EventSource, ServerSentEvent, SSEError
+import httpx2
 from nats.micro.request import ERROR_CODE_HEADER
 
 from shared.broker.connection import Broker
@@ -57,9 +56,9 @@ class Clients:
         self._waiting: dict[Client, tuple[asyncio.Timeout, float]] = {}
         """Their timeouts, and how far these may be extended."""
         self._nats = Broker(BrokerSettings(url=nats_url), "clients")
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=5),
-            limits=httpx.Limits(),  # none
+        self._http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=5),
+            limits=httpx2.Limits(),  # none
         )
 
     async def __aenter__(self) -> Self:
@@ -112,7 +111,7 @@ class Client:
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
+        http: httpx2.AsyncClient,
         nats: Broker,
         urls: list[str],
         ledger: Ledger,
@@ -209,7 +208,7 @@ class Client:
 
     async def leaves(self) -> None:
         """Nobody learns the id; what became of the job shows in the results."""
-        with contextlib.suppress(TimeoutError, httpx.TransportError):
+        with contextlib.suppress(TimeoutError, httpx2.TransportError):
             async with asyncio.timeout(self._random.uniform(0.1, 1.5)):
                 await self._http.post(
                     f"{next(self._gateways)}/jobs",
@@ -250,11 +249,11 @@ class Client:
         while True:
             url = f"{next(self._gateways)}/jobs/{self.job_id}/events"
             headers = {"Last-Event-ID": last_id} if last_id else {}
-            with contextlib.suppress(httpx.TransportError, SSEError):
+            with contextlib.suppress(httpx2.TransportError):
                 async with self._http.stream("GET", url, headers=headers) as response:
                     if response.status_code == 200:
                         self._ledger.readings += 1
-                        async for event in EventSource(response).aiter_sse():
+                        async for event in httpx2.EventSource(response, max_event_size=None):
                             text, last_id = self._read(event, text), event.id
                             if event.event == "result":
                                 return
@@ -265,24 +264,24 @@ class Client:
                         raise self._refused("/events", response)
             await asyncio.sleep(PAUSE_S)
 
-    def _read(self, event: ServerSentEvent, text: str) -> str:
+    def _read(self, event: httpx2.ServerSentEvent, text: str) -> str:
         """The answer so far, after one more event."""
         if event.event == "tokens":
-            return text + str(event.json()["text"])
+            return text + str(json.loads(event.data)["text"])
         if event.event == "retrying":
             return ""
         if event.event == "result":
-            self._heard("/events", event.json())
+            self._heard("/events", json.loads(event.data))
             self._read_all(text)
         return text
 
-    async def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    async def _call(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         """The first answer of any gateway that is not "come again"."""
         while True:
             url = next(self._gateways) + path
             try:
                 answer = await self._http.request(method, url, **arguments)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 self._ledger.repeated[f"{method} {type(error).__name__}"] += 1
             else:
                 if answer.status_code not in COME_AGAIN:
@@ -298,7 +297,7 @@ class Client:
         assert self.job_id is not None
         self._ledger.texts[self.job_id] = text
 
-    def _refused(self, where: str, answer: httpx.Response) -> Unserved:
+    def _refused(self, where: str, answer: httpx2.Response) -> Unserved:
         return self._odd(where, f"{answer.status_code}: {answer.text[:200]}")
 
     def _odd(self, where: str, answer: str) -> Unserved:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.chaos.log_pipe import LogPipe
 from tests.support.disk import Disk
@@ -219,9 +219,9 @@ class Gateway(Part):
     async def known_inferers(self) -> int:
         """How many inferers it knows for its models."""
         try:
-            async with httpx.AsyncClient(base_url=self.url, timeout=20) as http:
+            async with httpx2.AsyncClient(base_url=self.url, timeout=20) as http:
                 answer = await http.get("/queue")
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return 0  # another fault has struck it
         return sum(queue["inferers"] for queue in answer.json().get("models", []))
 
@@ -298,9 +298,9 @@ class Inferer(Part):
 def _answers(url: str) -> Callable[[Part], Awaitable[bool]]:
     async def answers(_: Part) -> bool:
         try:
-            async with httpx.AsyncClient(timeout=2) as http:
+            async with httpx2.AsyncClient(timeout=2) as http:
                 return (await http.get(url)).status_code == 200
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
 
     return answers

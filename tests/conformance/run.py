@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from tests.support.processes import ROOT, Stack, end_on_sigterm
 from tests.support.tiny_model import write_tiny_model
@@ -54,9 +54,9 @@ def _open_slots(url: str) -> Iterator[None]:
     ended = threading.Event()
 
     def keep_open() -> None:
-        with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
+        with httpx2.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
             while not ended.wait(1):
-                with suppress(httpx.HTTPError):
+                with suppress(httpx2.HTTPError):
                     http.put("/concurrency", json={"concurrency": 1})
 
     opener = threading.Thread(target=keep_open)

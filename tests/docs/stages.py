@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
-import httpx
+import httpx2
 
 from shared.broker.connection import Broker
 from shared.config import BrokerSettings
@@ -100,7 +100,7 @@ that it returns takes the place of `PLACEHOLDERS` and of ``$id`` from there on."
 
 def _submit(shell: Shell, body: dict[str, object], prefer: str = "") -> dict[str, object]:
     headers = {"Prefer": prefer} if prefer else {}
-    answer = httpx.post(f"{shell.url}/jobs", json=body, headers=headers, timeout=90)
+    answer = httpx2.post(f"{shell.url}/jobs", json=body, headers=headers, timeout=90)
     answer.raise_for_status()
     found: dict[str, object] = answer.json()
     return found

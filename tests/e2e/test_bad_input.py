@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.processes import Stack, eventually, server_sent_events
@@ -237,7 +237,7 @@ def test_a_client_that_sends_everything_first_sees_the_413(
     shared_stack: Stack, chunked: bool, size: int
 ) -> None:
     """Nothing is reset under a client that does not read while it writes."""
-    url = httpx.URL(shared_stack.url)
+    url = httpx2.URL(shared_stack.url)
     body = _body_of(size)
     head = f"POST /jobs HTTP/1.1\r\nHost: {url.host}\r\nConnection: close\r\n".encode()
     if chunked:
@@ -336,7 +336,7 @@ def _unfinished(stack: Stack) -> int:
     return int(queue["waiting"] + queue["in_flight"])
 
 
-def _post(stack: Stack, route: str, body: bytes | Iterator[bytes]) -> httpx.Response:
+def _post(stack: Stack, route: str, body: bytes | Iterator[bytes]) -> httpx2.Response:
     return stack.http.post(route, content=body, headers={"content-type": "application/json"})
 
 
@@ -348,7 +348,7 @@ def _body_of(size: int) -> bytes:
     return b'{"prompt": "' + b"a" * (size - 14) + b'"}'
 
 
-def _assert_refused(answer: httpx.Response, status: int) -> None:
+def _assert_refused(answer: httpx2.Response, status: int) -> None:
     """The status, and the error body of the route's kind."""
     assert answer.status_code == status, answer.text[:500]
     body = answer.json()

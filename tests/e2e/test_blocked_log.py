@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.processes import (
@@ -62,19 +62,19 @@ def start(service: str, output: int | None, **environment: str) -> subprocess.Po
     )
 
 
-def serves(http: httpx.Client) -> bool:
+def serves(http: httpx2.Client) -> bool:
     try:
         return http.get("/readyz").status_code == 200
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
 
 
-def accepted(http: httpx.Client, body: dict[str, object]) -> str | None:
+def accepted(http: httpx2.Client, body: dict[str, object]) -> str | None:
     answer = http.post("/jobs", json=body)
     return str(answer.json()["id"]) if answer.status_code == 202 else None
 
 
-def succeeded(http: httpx.Client, job_id: str) -> bool:
+def succeeded(http: httpx2.Client, job_id: str) -> bool:
     return bool(http.get(f"/status/{job_id}").json().get("state") == "SUCCESS")
 
 
@@ -92,7 +92,7 @@ def test_jobs_are_done_although_the_log_is_blocked(
             start("inferer", output, NATS_URL=nats.url, INFERER_MODEL=str(tiny_model)),
         ]
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
                 eventually(lambda: serves(http), "the gateway serves")
                 body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
                 for _ in range(20):
@@ -123,7 +123,7 @@ def test_a_reader_that_pauses_gets_every_line(tmp_path: Path) -> None:
         gateway = start("gateway", writer, NATS_URL=nats.url, GATEWAY_PORT=port, GATEWAY_MODELS="m")
         os.close(writer)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
                 eventually(lambda: serves(http), "the gateway serves")
                 body = {"model": "m", "prompt": "hi"}
                 ids = [http.post("/jobs", json=body).json()["id"] for _ in range(60)]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
@@ -107,7 +107,7 @@ def test_jobs_outlive_every_outage_of_the_broker(stack: Stack, fault: str) -> No
 
 def test_a_waiting_client_is_answered_after_an_outage(stack: Stack) -> None:
     """A job that finishes while the broker is away is stored and sent when it is back."""
-    with httpx.Client(base_url=stack.url, timeout=PATIENCE_S) as patient:
+    with httpx2.Client(base_url=stack.url, timeout=PATIENCE_S) as patient:
         job_id = stack.submit(prompt="long", max_tokens=1000)
         with patient.stream("GET", f"/jobs/{job_id}/events") as response:
             lines = response.iter_lines()
@@ -183,7 +183,7 @@ async def test_a_broker_that_holds_something_incompatible_ends_the_gateway_with_
 
 def _answer(stack: Stack, **body: Any) -> dict[str, Any]:
     """What a client gets that submits a job and waits for its end."""
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{stack.url}/jobs",
         json=body,
         headers={"prefer": f"wait={PATIENCE_S:.0f}"},
@@ -219,11 +219,11 @@ def _run_gateway(nats_url: str) -> "subprocess.CompletedProcess[str]":
 def _status(stack: Stack, path: str) -> int | None:
     try:
         return stack.http.get(path).status_code
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return None
 
 
-def _assert_unavailable(answer: httpx.Response) -> None:
+def _assert_unavailable(answer: httpx2.Response) -> None:
     """503, in the shape of the route, with a whole number of seconds to wait."""
     assert answer.status_code == 503, answer.text
     assert int(answer.headers["retry-after"]) > 0

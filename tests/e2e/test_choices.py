@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import openai
 import pytest
@@ -271,14 +271,14 @@ def test_a_stream_goes_on_at_another_gateway(shared_stack: Stack) -> None:
 
 
 def is_ready(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/readyz").status_code == 200
+    with suppress(httpx2.TransportError):
+        return httpx2.get(f"{url}/readyz").status_code == 200
     return False
 
 
 def events_of(url: str, job_id: str, after: str = "") -> list[dict[str, str]]:
     headers = {"last-event-id": after} if after else {}
-    with httpx.stream(
+    with httpx2.stream(
         "GET", f"{url}/jobs/{job_id}/events", headers=headers, timeout=PATIENCE_S
     ) as response:
         return list(server_sent_events(response))

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import openai
 import pytest
@@ -118,7 +118,7 @@ def test_an_answer_that_came_meanwhile_is_given(stack: Stack, go_on: Callable[[]
     go_on()
     (job,) = seen.events("request_accepted")
     stack.wait_for_end(job["job_id"])
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{stack.urls[1]}/v1/chat/completions",
         json=_chat("meanwhile"),
         headers=_headers(2),
@@ -155,7 +155,7 @@ def test_several_prompts_are_kept_together(stack: Stack, go_on: Callable[[], Non
     _leave(stack, "/v1/completions", body, jobs=3)
     eventually(lambda: seen.count("job_orphaned") == 3, "their places are kept")
     go_on()
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{stack.urls[1]}/v1/completions", json=body, headers=_headers(1), timeout=PATIENCE_S
     )
     assert answer.status_code == 200, answer.text
@@ -250,7 +250,7 @@ def _ask(
 
     def to_other_gateway(request: Any) -> None:
         if retry_url is not None and request.headers["x-stainless-retry-count"] != "0":
-            request.url = request.url.copy_with(port=httpx.URL(retry_url).port)
+            request.url = request.url.copy_with(port=httpx2.URL(retry_url).port)
 
     def ask() -> Any:
         hooks = {"request": [to_other_gateway]}
@@ -281,7 +281,7 @@ def _leave(
     url = url or stack.url
     accepted = _Seen(stack)
     payload = json.dumps(body).encode()
-    address = httpx.URL(url)
+    address = httpx2.URL(url)
     lines = {"Host": address.netloc.decode(), "Content-Length": len(payload)}
     lines |= _headers(retry) if headers is None else headers
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -304,8 +304,8 @@ def _assert_no_orphans(stack: Stack) -> None:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
         return False
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from shared.broker.connection import connected
@@ -28,13 +28,13 @@ def is_about_now(at: str) -> bool:
 
 
 @contextmanager
-def client(stack: Stack, gateway: int) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.urls[gateway], timeout=PATIENCE_S) as found:
+def client(stack: Stack, gateway: int) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=stack.urls[gateway], timeout=PATIENCE_S) as found:
 
         def is_ready() -> bool:
             try:
                 return found.get("/readyz").status_code == 200
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 return False
 
         eventually(is_ready, "the gateway is ready")
@@ -82,7 +82,7 @@ def test_a_gateway_with_a_wrong_clock_gives_true_times(
             for answer, gateway in zip(brief, (wrong, right), strict=True):
                 path = answer.headers["location"]
 
-                def ended(gateway: httpx.Client = gateway, path: str = path) -> object:
+                def ended(gateway: httpx2.Client = gateway, path: str = path) -> object:
                     return gateway.get(path).json()["state"] == "FAILURE"
 
                 eventually(ended, "it has expired")

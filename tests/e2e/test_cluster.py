@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-import httpx
+import httpx2
 import nats.errors
 import nats.js.errors
 
@@ -53,13 +53,13 @@ async def test_a_gateway_that_starts_before_all_nodes_waits_for_them(tmp_path: P
 
 
 @asynccontextmanager
-async def gateway_at(node: Node, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway_at(node: Node, folder: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a gateway that knows only this node; nobody serves its model."""
     gateway = _gateway_at(node, folder)
     gateway.launch()
     try:
         await gateway.until_ready()
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+        async with httpx2.AsyncClient(base_url=gateway.url, timeout=60) as http:
             yield http
     finally:
         gateway.kill()
@@ -162,7 +162,7 @@ async def removed(cluster: Cluster, stream: str) -> None:
                 await asyncio.sleep(0.2)
 
 
-async def _are_kept(http: httpx.AsyncClient) -> bool:
+async def _are_kept(http: httpx2.AsyncClient) -> bool:
     answer = await http.post("/jobs", json=JOB)
     if answer.status_code != 202:
         return False
@@ -172,7 +172,7 @@ async def _are_kept(http: httpx.AsyncClient) -> bool:
     return answer.status_code == 200 and answer.json()["request_from"] == "kept"
 
 
-async def until_listed(http: httpx.AsyncClient, expected: dict[str, str]) -> None:
+async def until_listed(http: httpx2.AsyncClient, expected: dict[str, str]) -> None:
     """A replica may lag behind its leader for a moment."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -203,7 +203,7 @@ async def test_a_gateway_that_stops_during_an_election_ends_in_time(tmp_path: Pa
         gateway.launch()
         try:
             await gateway.until_ready()
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+            async with httpx2.AsyncClient(base_url=gateway.url, timeout=60) as http:
                 job_id = (await http.post("/jobs", json=JOB)).json()["id"]
                 for node in cluster.nodes[1:]:
                     node.freeze()

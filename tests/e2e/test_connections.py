@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from shared.broker.connection import connected
@@ -126,7 +126,7 @@ def test_malformed_messages_on_every_subject_stop_nothing(stack: Stack, kind: st
 
 def _answer(stack: Stack, **body: Any) -> dict[str, Any]:
     """What a client gets that submits a job and waits for its end."""
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{stack.url}/jobs",
         json=body,
         headers={"prefer": f"wait={PATIENCE_S:.0f}"},

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from msgspec import Raw
 
@@ -183,7 +183,7 @@ async def test_a_letter_that_is_sent_again_twice_is_one_job(gateway: Stack, brok
     """At the same moment; or once more by whoever finds it still there, as the gateway died before
     it could drop it."""
     job_id = await bury(broker)
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
+    async with httpx2.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as http:
         answers = await asyncio.gather(*(http.post(f"/dead/{job_id}/retry") for _ in range(8)))
     accepted = [answer.json() for answer in answers if answer.status_code == 202]
     assert len({job["id"] for job in accepted}) == 1

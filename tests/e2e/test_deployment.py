@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import yaml
 from msgspec import Struct
@@ -246,9 +246,9 @@ async def test_the_broker_starts_with_the_arguments_of_compose(tmp_path: Path) -
     try:
         eventually(lambda: "Server is ready" in server.output(), "nats-server is ready")
         assert f"client connections on 0.0.0.0:{client_port}" in server.output()
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False) as client:
             assert (await client.get(check)).json() == {"status": "ok"}
-            printed = (await client.get(httpx.URL(check).copy_with(path="/varz"))).json()
+            printed = (await client.get(httpx2.URL(check).copy_with(path="/varz"))).json()
         assert (printed["http_host"], printed["http_port"]) == ("127.0.0.1", monitoring_port)
         assert printed["max_payload"] == MAX_PAYLOAD
         assert Path(printed["jetstream"]["config"]["store_dir"]).is_relative_to(tmp_path / "data")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from shared.broker.connection import connected
@@ -98,7 +98,7 @@ async def _storage_limit(nats_url: str) -> int:
         return (await broker.js.account_info()).limits.max_storage
 
 
-def _refused(http: httpx.Client, path: str) -> httpx.Response:
+def _refused(http: httpx2.Client, path: str) -> httpx2.Response:
     """The answer to a job that cannot be stored."""
     answer = http.post(path, json=BULKY)
     assert answer.status_code == 503, answer.text
@@ -106,7 +106,7 @@ def _refused(http: httpx.Client, path: str) -> httpx.Response:
     return answer
 
 
-def _code(answer: httpx.Response) -> str | None:
+def _code(answer: httpx2.Response) -> str | None:
     body = answer.json()
     code: str | None = body.get("code") or body.get("error", {}).get("code")
     return code

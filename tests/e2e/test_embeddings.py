@@ -312,21 +312,36 @@ def test_the_command_line_shows_what_there_is(served: Stack) -> None:
 
     def shown(job_id: str) -> str:
         served.wait_for_end(job_id)
-        ended = subprocess.run(
-            [scripts() / "sluice", "status", job_id, "--url", served.url],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
+        return sluice("status", job_id, "--url", served.url)
 
     embed = shown(served.submit(model="embedder", input=TEXTS[:3]))
     assert f"3 embeddings of {WIDTH} dimensions" in embed
     assert "tokens read" in embed
     ranked = {"query": QUERY, "documents": ["a text", "another"], "return_documents": True}
     assert "another" in shown(served.submit(model="ranker", **ranked))
+
+
+def test_the_command_line_reads_a_result_of_any_size(served: Stack) -> None:
+    """More than 1 MiB in one event, which an HTTP client need not accept by default."""
+    long = "x" + " " * 4000  # one token
+    ranked = {"query": QUERY, "documents": [long] * 300, "return_documents": True}
+    job_id = served.submit(model="ranker", **ranked)
+    followed = sluice("follow", job_id, "--json", "--url", served.url)
+    assert len(followed) > 2**20
+    assert json.loads(followed) == served.status(job_id)
+
+
+def sluice(*arguments: str) -> str:
+    """What the command prints."""
+    ended = subprocess.run(
+        [scripts() / "sluice", *arguments],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def test_a_crash_says_that_it_was_computing_inputs(tmp_path: Path, files: dict[str, Path]) -> None:

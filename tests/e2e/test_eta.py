@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -119,7 +119,7 @@ def test_every_gateway_gives_the_same_estimates(stack: Stack) -> None:
     """One that has just started has learned from the results that are stored."""
     measure(stack)
     stack.start_gateway()
-    with httpx.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
+    with httpx2.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
         eventually(lambda: is_ready(other), "the second gateway is ready")
         ids = [stack.submit(**LONG) for _ in range(2)]
         for job_id in ids:
@@ -158,7 +158,7 @@ async def test_results_by_hand_are_ignored(stack: Stack) -> None:
             await broker.js.publish(subjects.result("tiny", job_id), payload)
     stack.start_gateway()
     ids = [stack.submit(**LONG) for _ in range(2)]
-    with httpx.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
+    with httpx2.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
         await asyncio.to_thread(eventually, lambda: is_ready(other), "the gateway is ready")
         for url in (stack.http, other):
             assert url.get(f"/status/{ids[1]}").json()["eta"]["p50_s"] > 0
@@ -272,10 +272,10 @@ def with_progress(stack: Stack, job_id: str) -> dict[str, Any] | None:
     return status if status.get("progress", {}).get("completion_tokens") else None
 
 
-def is_ready(http: httpx.Client) -> bool:
+def is_ready(http: httpx2.Client) -> bool:
     try:
         return http.get("/readyz").status_code == 200
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
 
 

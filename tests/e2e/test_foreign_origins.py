@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.processes import Stack
@@ -47,14 +47,14 @@ def test_a_foreign_page_cannot_submit(closed: Stack) -> None:
         "b\u00fccher".encode().decode("latin-1"),
     ):
         headers = {b"origin": origin.encode("latin-1"), b"content-type": b"text/plain"}
-        answer = httpx.post(f"{closed.url}/jobs", content='{"prompt": "x"}', headers=headers)
+        answer = httpx2.post(f"{closed.url}/jobs", content='{"prompt": "x"}', headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (403, "foreign_origin"), origin
         assert "access-control-allow-origin" not in answer.headers
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{closed.url}/v1/completions", json={"prompt": "x"}, headers={"origin": "null"}
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
-    preflight = httpx.options(
+    preflight = httpx2.options(
         f"{closed.url}/jobs",
         headers={"origin": "https://evil.example", "access-control-request-method": "POST"},
     )
@@ -72,15 +72,15 @@ def test_a_foreign_page_cannot_embed(closed: Stack) -> None:
         ("none", "navigate", 200),
     ):
         headers = {"sec-fetch-site": site, "sec-fetch-mode": mode}
-        assert httpx.get(f"{closed.url}/queue", headers=headers).status_code == expected
+        assert httpx2.get(f"{closed.url}/queue", headers=headers).status_code == expected
 
 
 def test_its_own_pages_and_programs_may_submit(closed: Stack) -> None:
     """The same origin, and none."""
     for headers in ({}, {"origin": closed.url}):
-        assert httpx.post(f"{closed.url}/jobs", json={"prompt": "x"}, headers=headers).is_success
+        assert httpx2.post(f"{closed.url}/jobs", json={"prompt": "x"}, headers=headers).is_success
     plain = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d says
-    assert httpx.post(f"{closed.url}/jobs", content='{"prompt": "x"}', headers=plain).is_success
+    assert httpx2.post(f"{closed.url}/jobs", content='{"prompt": "x"}', headers=plain).is_success
 
 
 @pytest.mark.parametrize(
@@ -141,19 +141,19 @@ def test_a_listed_origin_may_submit(opened: Stack) -> None:
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization,content-type,idempotency-key",
         }
-        preflight = httpx.options(f"{opened.url}/v1/chat/completions", headers=asked)
+        preflight = httpx2.options(f"{opened.url}/v1/chat/completions", headers=asked)
         assert preflight.status_code == 204
         assert preflight.headers["access-control-allow-origin"] == origin
         assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
         for path, status in (("/jobs", 202), ("/nothing", 404)):
-            answer = httpx.post(
+            answer = httpx2.post(
                 f"{opened.url}{path}", json={"prompt": "x"}, headers={"origin": origin}
             )
             assert answer.status_code == status
             assert answer.headers["access-control-allow-origin"] == origin
             assert "location" in answer.headers["access-control-expose-headers"]
     for origin in ("http://app.example", "https://app.example:444", "https://app.example.evil"):
-        answer = httpx.post(f"{opened.url}/jobs", json={"prompt": "x"}, headers={"origin": origin})
+        answer = httpx2.post(f"{opened.url}/jobs", json={"prompt": "x"}, headers={"origin": origin})
         assert answer.status_code == 403
 
 

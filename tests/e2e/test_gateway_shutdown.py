@@ -4,7 +4,7 @@ import json
 import signal
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from tests.support.processes import PATIENCE_S, Stack
 from tests.support.wire import connect
@@ -22,7 +22,7 @@ def test_cancellations_under_way_end_before_the_gateway(tmp_path: Path) -> None:
         client.sendall(_completion(stack.url))
         abandoned = gateway.wait_for("request_accepted")["job_id"]
         stack.nats.process.freeze()
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{stack.url}/jobs", json={"prompt": "hi", "model": "tiny"}, timeout=PATIENCE_S
         )
         assert answer.status_code == 503
@@ -38,7 +38,7 @@ def test_cancellations_under_way_end_before_the_gateway(tmp_path: Path) -> None:
         assert [line["job_id"] for line in gateway.events("job_abandoned")] == [abandoned]
         (withdrawn,) = (line["job_id"] for line in gateway.events("job_withdrawn"))
         stack.start_gateway().wait_for("gateway_ready")
-        with httpx.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
+        with httpx2.Client(base_url=stack.urls[1], timeout=PATIENCE_S) as other:
             for job_id in (abandoned, withdrawn):
                 assert other.get(f"/status/{job_id}").json()["state"] == "REVOKED"
 
@@ -62,6 +62,6 @@ def test_jobs_that_could_not_be_cancelled_are_logged(tmp_path: Path) -> None:
 
 def _completion(url: str) -> bytes:
     body = json.dumps({"prompt": "hi", "model": "tiny"}).encode()
-    host = httpx.URL(url).netloc.decode()
+    host = httpx2.URL(url).netloc.decode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body

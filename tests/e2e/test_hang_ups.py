@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import pytest
 from nats.js import JetStreamContext
@@ -48,7 +48,7 @@ async def jetstream(waiting: Stack) -> AsyncIterator[JetStreamContext]:
 
 def _post(url: str, path: str, body: object, lines: str) -> bytes:
     payload = json.dumps(body).encode()
-    host = httpx.URL(url).netloc.decode()
+    host = httpx2.URL(url).netloc.decode()
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(payload)}\r\n{lines}\r\n"
     return head.encode() + payload
 
@@ -155,7 +155,7 @@ async def test_readers_of_events_leave_no_consumer(
     """And the job they read of is not theirs to cancel."""
     job_id = waiting.submit(prompt="hi")
     jobs, descriptors = _waiting_jobs(waiting), _descriptors(waiting)
-    host = httpx.URL(waiting.url).netloc.decode()
+    host = httpx2.URL(waiting.url).netloc.decode()
     request = f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     _hang_up(waiting.url, [request] * COUNT, seed=2)
     await _assert_nothing_is_left(waiting, jetstream, lambda: jobs, descriptors)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.processes import Stack, eventually
@@ -43,9 +43,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def _wait_until_ready(stack: Stack) -> None:
     def check() -> bool:
         try:
-            with httpx.Client() as client:
+            with httpx2.Client() as client:
                 return client.get(f"{stack.url}/readyz").status_code == 200
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
 
     eventually(check, "the gateway is ready")
@@ -87,7 +87,7 @@ def test_a_head_without_end_takes_no_memory(impatient: Stack) -> None:
     """However much is sent: as one value, as lines, as trailers of a body, as a chunk's
     extension."""
     gateway = impatient.gateways[0]
-    host = f"Host: {httpx.URL(impatient.url).netloc.decode()}\r\n".encode()
+    host = f"Host: {httpx2.URL(impatient.url).netloc.decode()}\r\n".encode()
     post = b"POST /jobs HTTP/1.1\r\n" + host + b"Transfer-Encoding: chunked\r\n\r\n"
     before = _memory_mb(gateway.pid)
     for beginning, part in (
@@ -136,7 +136,7 @@ def test_a_head_of_a_byte_at_a_time_is_408(impatient: Stack) -> None:
 )
 def test_a_body_that_does_not_come_is_408(impatient: Stack, framing: bytes) -> None:
     """Half of it, then nothing; on another connection the next request is answered."""
-    host = httpx.URL(impatient.url).netloc
+    host = httpx2.URL(impatient.url).netloc
     head = b"POST /jobs HTTP/1.1\r\nHost: " + host + b"\r\n" + framing + b"\r\n\r\n"
     half = b'5\r\n{"pro' if framing.startswith(b"T") else b'{"pro'
     with connect(impatient.url) as connection:
@@ -176,7 +176,7 @@ def test_a_flood_of_pipelined_requests_is_refused(impatient: Stack) -> None:
     with connect(impatient.url) as connection:
         job = json.dumps({"prompt": "x"}).encode()
         head = (
-            f"POST /jobs HTTP/1.1\r\nHost: {httpx.URL(impatient.url).netloc.decode()}\r\n"
+            f"POST /jobs HTTP/1.1\r\nHost: {httpx2.URL(impatient.url).netloc.decode()}\r\n"
             f"Prefer: wait=30\r\nContent-Length: {len(job)}\r\n\r\n"
         )
         connection.sendall(head.encode() + job)
@@ -206,7 +206,7 @@ def test_a_pipelined_request_is_not_taken_for_idleness(tmp_path: Path) -> None:
         stack.start_gateway(GATEWAY_MODELS="tiny", GATEWAY_KEEP_ALIVE_S="1")
         _wait_until_ready(stack)
         job = json.dumps({"prompt": "x"}).encode()
-        host = httpx.URL(stack.url).netloc.decode()
+        host = httpx2.URL(stack.url).netloc.decode()
         request = (
             f"POST /jobs HTTP/1.1\r\nHost: {host}\r\nPrefer: wait=4\r\n"
             f"Content-Length: {len(job)}\r\n\r\n"
@@ -244,7 +244,7 @@ def test_idle_connections_make_room_for_others(crowded: Stack) -> None:
 def test_beyond_the_bound_only_health_checks_are_answered(crowded: Stack) -> None:
     """503 with Retry-After while as many streams as connections are allowed are open; afterwards
     all is as before."""
-    with httpx.Client(base_url=crowded.url) as client:
+    with httpx2.Client(base_url=crowded.url) as client:
         job_id = client.post("/jobs", json={"prompt": "x"}).json()["id"]
     with ExitStack() as open_ones:
         for _ in range(10):
@@ -254,7 +254,7 @@ def test_beyond_the_bound_only_health_checks_are_answered(crowded: Stack) -> Non
         for path, expected in (("/healthz", 200), ("/readyz", 200), ("/queue", 503)):
             status, body = ask(crowded.url, get(crowded.url, path))
             assert status == expected, body
-        answer = httpx.get(f"{crowded.url}/v1/models")
+        answer = httpx2.get(f"{crowded.url}/v1/models")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert answer.json()["error"]["code"] == "too_many_connections"
     eventually(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import pytest
 from nats.aio.client import Client
@@ -32,11 +32,11 @@ def key() -> str:
 
 
 @pytest.fixture(scope="module")
-def pair(shared_stack: Stack) -> Iterator[tuple[httpx.Client, httpx.Client]]:
+def pair(shared_stack: Stack) -> Iterator[tuple[httpx2.Client, httpx2.Client]]:
     """Clients of two gateways before the same queue."""
     shared_stack.start_gateway()
     _wait_until_ready(shared_stack.urls[1])
-    with httpx.Client(base_url=shared_stack.urls[1], timeout=PATIENCE_S) as second:
+    with httpx2.Client(base_url=shared_stack.urls[1], timeout=PATIENCE_S) as second:
         yield shared_stack.http, second
 
 
@@ -56,7 +56,7 @@ def go_on(shared_stack: Stack) -> Iterator[Callable[[], None]]:
 
 
 def test_a_request_sent_again_is_the_same_job(
-    shared_stack: Stack, pair: tuple[httpx.Client, httpx.Client], key: str
+    shared_stack: Stack, pair: tuple[httpx2.Client, httpx2.Client], key: str
 ) -> None:
     """On another gateway, in other white space and order, while it waits and after its end."""
     content = ('{"prompt":"once","max_tokens":3}', '{ "max_tokens": 3,\n "prompt": "once" }')
@@ -76,7 +76,7 @@ def test_a_request_sent_again_is_the_same_job(
     assert (waited.status_code, waited.json()) == (200, ended)
 
 
-def test_every_option_is_compared(pair: tuple[httpx.Client, httpx.Client], key: str) -> None:
+def test_every_option_is_compared(pair: tuple[httpx2.Client, httpx2.Client], key: str) -> None:
     """In whatever order they are, and whatever their types."""
     schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
     options: dict[str, Any] = {
@@ -108,7 +108,7 @@ def test_every_option_is_compared(pair: tuple[httpx.Client, httpx.Client], key: 
 
 
 def test_another_request_with_the_key_is_refused(
-    pair: tuple[httpx.Client, httpx.Client], key: str
+    pair: tuple[httpx2.Client, httpx2.Client], key: str
 ) -> None:
     """422 in the shape of each route; another key, or none, is another job."""
     job_id = _post(pair[0], key, BODY).json()["id"]
@@ -142,12 +142,12 @@ def test_the_longest_key_is_accepted(shared_stack: Stack) -> None:
 
 
 def test_many_at_once_are_one_job(
-    shared_stack: Stack, pair: tuple[httpx.Client, httpx.Client], key: str
+    shared_stack: Stack, pair: tuple[httpx2.Client, httpx2.Client], key: str
 ) -> None:
     """Twenty submits at the same moment, through two gateways: one id, one run."""
     ready = threading.Barrier(20)
 
-    def submit(number: int) -> httpx.Response:
+    def submit(number: int) -> httpx2.Response:
         ready.wait()
         return _post(pair[number % 2], key, BODY)
 
@@ -165,13 +165,13 @@ def test_many_at_once_are_one_job(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_openai_answers_are_those_of_the_first_job(
-    pair: tuple[httpx.Client, httpx.Client], key: str, stream: bool
+    pair: tuple[httpx2.Client, httpx2.Client], key: str, stream: bool
 ) -> None:
     """The same id and text, whole or as a stream, while it runs and afterwards."""
     body = {"prompt": "tell me", "max_tokens": 300}
     headers = _headers(key)
 
-    def ask(gateway: httpx.Client, streamed: bool) -> tuple[str, str]:
+    def ask(gateway: httpx2.Client, streamed: bool) -> tuple[str, str]:
         request = {**body, "stream": streamed}
         answer = gateway.post("/v1/completions", json=request, headers=headers)
         assert answer.status_code == 200, answer.text
@@ -190,18 +190,18 @@ def test_openai_answers_are_those_of_the_first_job(
 
 def test_a_hang_up_cancels_nothing(
     shared_stack: Stack,
-    pair: tuple[httpx.Client, httpx.Client],
+    pair: tuple[httpx2.Client, httpx2.Client],
     go_on: Callable[[], None],
     key: str,
 ) -> None:
     """Who has a key may come back with it: neither the first nor a later one ends the job."""
     ids = set()
     for gateway in pair:
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             gateway.post("/jobs", json=BODY, headers=_headers(key, prefer="wait=60"), timeout=0.5)
         ids.add(_post(gateway, key, BODY).json()["id"])
     stream = {**BODY, "stream": True}
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx2.ReadTimeout):
         pair[0].post("/v1/completions", json=stream, headers=_headers(key), timeout=0.5)
     (job_id,) = ids
     assert shared_stack.status(job_id)["state"] == "PENDING"
@@ -334,7 +334,7 @@ async def test_a_key_that_has_expired_is_free(
     await client.jetstream().publish(subject, entry, headers={"Nats-TTL": "1s"})
     assert _post(shared_stack.http, key, BODY).status_code == 422
 
-    def free() -> httpx.Response | None:
+    def free() -> httpx2.Response | None:
         answer = _post(shared_stack.http, key, BODY)
         return None if answer.status_code == 422 else answer
 
@@ -388,12 +388,12 @@ def test_a_stream_repeated_in_its_middle_begins_with_what_there_is(stack: Stack)
     assert sent.startswith(again) or again.startswith(sent)
 
 
-def _set_concurrency(gateway: httpx.Client, slots: int) -> None:
+def _set_concurrency(gateway: httpx2.Client, slots: int) -> None:
     answer = gateway.put("/concurrency", json={"concurrency": slots})
     assert answer.status_code == 200, answer.text
 
 
-def _post(gateway: httpx.Client, key: str, body: dict[str, Any]) -> httpx.Response:
+def _post(gateway: httpx2.Client, key: str, body: dict[str, Any]) -> httpx2.Response:
     return gateway.post("/jobs", json=body, headers=_headers(key))
 
 
@@ -401,7 +401,7 @@ def _headers(key: str, **others: str) -> dict[str, str]:
     return {"idempotency-key": key, **others}
 
 
-def _accepted(answer: httpx.Response) -> dict[str, Any] | None:
+def _accepted(answer: httpx2.Response) -> dict[str, Any] | None:
     found: dict[str, Any] = answer.json()
     return found if answer.status_code == 202 else None
 
@@ -411,11 +411,11 @@ def _hash(key: str) -> str:
     return sha256(f"public\0{key}".encode()).hexdigest()
 
 
-def _start_gateway(stack: Stack, **environment: str) -> httpx.Client:
+def _start_gateway(stack: Stack, **environment: str) -> httpx2.Client:
     """Another gateway; a client of it."""
     stack.start_gateway(**environment)
     _wait_until_ready(stack.urls[-1])
-    return httpx.Client(base_url=stack.urls[-1], timeout=PATIENCE_S)
+    return httpx2.Client(base_url=stack.urls[-1], timeout=PATIENCE_S)
 
 
 def _wait_until_ready(url: str) -> None:
@@ -424,8 +424,8 @@ def _wait_until_ready(url: str) -> None:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
         return False
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import pytest
 
@@ -28,13 +28,13 @@ def shown_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> I
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz", timeout=PATIENCE_S).status_code == 200
+    except httpx2.TransportError:
         return False
 
 
 def details(stack: Stack, job_id: str, gateway: int = 0) -> dict[str, Any]:
-    answer = httpx.get(f"{stack.urls[gateway]}/jobs/{job_id}", timeout=PATIENCE_S)
+    answer = httpx2.get(f"{stack.urls[gateway]}/jobs/{job_id}", timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -78,7 +78,7 @@ def _kept(stack: Stack, job_id: str) -> dict[str, Any] | None:
 
 def test_a_gateway_that_keeps_no_requests_shows_none(shown_stack: Stack) -> None:
     """Neither the whole nor its beginning, whichever gateway is asked."""
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{shown_stack.urls[1]}/jobs",
         json={"prompt": "secret", "max_tokens": 1},
         timeout=PATIENCE_S,
@@ -88,7 +88,9 @@ def test_a_gateway_that_keeps_no_requests_shows_none(shown_stack: Stack) -> None
     for gateway in (0, 1):
         found = eventually(partial(_gone, shown_stack, job_id, gateway), "it left")
         assert (found["request"], found["request_from"]) == (None, None)
-        page = httpx.get(f"{shown_stack.urls[gateway]}/jobs?id={job_id}", timeout=PATIENCE_S).json()
+        page = httpx2.get(
+            f"{shown_stack.urls[gateway]}/jobs?id={job_id}", timeout=PATIENCE_S
+        ).json()
         assert page["jobs"][0]["preview"] == ""
 
 
@@ -102,7 +104,7 @@ def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
     found = details(shown_stack, job_id, gateway=1)
     assert (found["request"], found["request_from"]) == (None, None)
     assert found["status"]["state"] == "PENDING"
-    page = httpx.get(f"{shown_stack.urls[1]}/jobs?id={job_id}", timeout=PATIENCE_S).json()
+    page = httpx2.get(f"{shown_stack.urls[1]}/jobs?id={job_id}", timeout=PATIENCE_S).json()
     assert page["jobs"][0]["preview"] == ""
 
     shown_stack.start_gateway(GATEWAY_HOST="0.0.0.0")
@@ -110,9 +112,9 @@ def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
     eventually(lambda: _is_ready(url), "the third gateway is ready")
     everything = {"where": {"since": "2020-01-01T00:00:00Z"}}
     answers = [
-        httpx.get(f"{url}/jobs", timeout=PATIENCE_S),
+        httpx2.get(f"{url}/jobs", timeout=PATIENCE_S),
         *(
-            httpx.post(f"{url}{path}", json=everything, timeout=PATIENCE_S)
+            httpx2.post(f"{url}{path}", json=everything, timeout=PATIENCE_S)
             for path in ("/jobs/cancel", "/dead/retry", "/dead/drop")
         ),
     ]
@@ -122,7 +124,7 @@ def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
         assert "GATEWAY_LIST_JOBS=true" in problem["detail"]
     found = details(shown_stack, job_id, gateway=2)
     assert (found["status"]["state"], found["request"]) == ("PENDING", None)
-    cancelled = httpx.post(
+    cancelled = httpx2.post(
         f"{url}/jobs/cancel", json={"ids": [job_id, running]}, timeout=PATIENCE_S
     )
     assert cancelled.json()["done"] == 2

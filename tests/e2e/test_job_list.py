@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import pytest
 
@@ -25,8 +25,8 @@ def listed(url: str, **query: Any) -> dict[str, Any]:
 
     def complete() -> dict[str, Any] | None:
         try:
-            answer = httpx.get(f"{url}/jobs", params=query, timeout=PATIENCE_S)
-        except httpx.TransportError:
+            answer = httpx2.get(f"{url}/jobs", params=query, timeout=PATIENCE_S)
+        except httpx2.TransportError:
             return None
         if answer.status_code == 503:
             return None

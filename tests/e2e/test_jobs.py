@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 
-import httpx
+import httpx2
 import pytest
 
 from shared.broker.connection import connected
@@ -233,9 +233,9 @@ def test_a_client_that_hangs_up_cancels_its_job(stack: Stack) -> None:
     eventually(lambda: set(blockers) <= _known_jobs(stack), "all are in the log")
     headers = {"prefer": "wait=60"}
     for extra, state in (("", "REVOKED"), (", respond-async", "PENDING")):
-        with httpx.Client(base_url=stack.url) as impatient:
+        with httpx2.Client(base_url=stack.url) as impatient:
             known = _known_jobs(stack)
-            with contextlib.suppress(httpx.ReadTimeout):
+            with contextlib.suppress(httpx2.ReadTimeout):
                 impatient.post(
                     "/jobs",
                     json={"prompt": "nobody waits", "max_tokens": 2},
@@ -281,7 +281,7 @@ def test_a_gateway_that_stops_cancels_nothing(stack: Stack) -> None:
     seen: list[str] = []
 
     def read() -> None:
-        with httpx.stream("GET", f"{stack.url}/jobs/{job_id}/events", timeout=60) as response:
+        with httpx2.stream("GET", f"{stack.url}/jobs/{job_id}/events", timeout=60) as response:
             for event in server_sent_events(response):
                 seen.append(event["event"])
                 started.set()
@@ -304,8 +304,8 @@ def test_a_gateway_that_stops_cancels_nothing(stack: Stack) -> None:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
         return False
 
 

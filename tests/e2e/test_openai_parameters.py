@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -314,7 +314,7 @@ def test_a_full_queue_refuses_all(small_stack: Stack) -> None:
     assert answer.status_code == 429, answer.text
     small_stack.http.put("/concurrency", json={"concurrency": 1}).raise_for_status()
 
-    def sent_again() -> httpx.Response | None:
+    def sent_again() -> httpx2.Response | None:
         answer = small_stack.http.post("/v1/completions", json=body, headers=headers)
         return answer if answer.status_code == 200 else None
 
@@ -325,7 +325,7 @@ def test_a_full_queue_refuses_all(small_stack: Stack) -> None:
 def test_a_key_gives_the_same_jobs(shared_stack: Stack) -> None:
     """Several prompts sent again with their key are the same jobs; others are refused."""
 
-    def ask(prompts: Any) -> httpx.Response:
+    def ask(prompts: Any) -> httpx2.Response:
         return shared_stack.http.post(
             "/v1/completions",
             json={"prompt": prompts, "max_tokens": 4},

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import pytest
 
 from shared.broker.connection import Broker
@@ -102,7 +102,7 @@ def cancel(site: Stack) -> str:
 
 def hang_up(site: Stack) -> str:
     known = _accepted(site)
-    with httpx.Client(base_url=site.url) as impatient, pytest.raises(httpx.ReadTimeout):
+    with httpx2.Client(base_url=site.url) as impatient, pytest.raises(httpx2.ReadTimeout):
         impatient.post(
             "/jobs", json={"prompt": "go on"}, headers={"prefer": "wait=60"}, timeout=0.3
         )
@@ -188,7 +188,7 @@ async def test_every_waiting_client_gets_the_same_reason(
     """A submit that waits, OpenAI's answers, whole, as a stream and in the middle of one, and the
     inferer's reply over NATS."""
     reason = REASONS[code]
-    async with httpx.AsyncClient(base_url=site.url, timeout=PATIENCE_S) as http:
+    async with httpx2.AsyncClient(base_url=site.url, timeout=PATIENCE_S) as http:
 
         def post(path: str, **options: Any) -> Any:
             body = {"prompt": "hi", "max_tokens": 3, **options}
@@ -307,7 +307,7 @@ def _sluice(site: Stack, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def _chunks(answer: httpx.Response) -> list[dict[str, Any]]:
+def _chunks(answer: httpx2.Response) -> list[dict[str, Any]]:
     """What an OpenAI stream consisted of."""
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
     data = [line.removeprefix("data: ") for line in answer.text.splitlines()]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from pydantic import BaseModel
@@ -402,7 +402,9 @@ def test_what_cannot_be_read_is_refused(client: openai.OpenAI) -> None:
         r'"input": "hi", "tool_choice": "\ud800 and more"',
         f'"input": "hi", "conversation": {deep}',
     ):
-        answer = httpx.post(f"{client.base_url}responses", content=f'{{"model": "tiny", {fields}}}')
+        answer = httpx2.post(
+            f"{client.base_url}responses", content=f'{{"model": "tiny", {fields}}}'
+        )
         assert answer.status_code == 400, answer.text
 
 

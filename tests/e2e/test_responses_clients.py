@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -55,7 +55,7 @@ def test_the_job_of_a_client_that_hangs_up_is_cancelled(stack: Stack, stream: bo
 
 
 def _hang_up(stack: Stack, body: str, header: str, before: set[str]) -> None:
-    url = httpx.URL(stack.url)
+    url = httpx2.URL(stack.url)
     with socket.create_connection((url.host, url.port or 80)) as connection:
         head = f"POST /v1/responses HTTP/1.1\r\nhost: {url.host}:{url.port}\r\n{header}"
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
@@ -119,7 +119,7 @@ def test_without_kept_requests(client: openai.OpenAI) -> None:
         ("response_id", ("GET", f"/responses/{response.id}/input_items", {})),
     ):
         method, path, body = request
-        answer = httpx.request(
+        answer = httpx2.request(
             method, f"{client.base_url}{path[1:]}", json={"input": "more", **body}
         )
         error = answer.json()["error"]

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -175,6 +175,6 @@ def _client(url: str) -> openai.OpenAI:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
         return False

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from msgspec.structs import replace
 from nats.aio.msg import Msg
@@ -413,14 +413,14 @@ async def _any_schedule(broker: Broker) -> StoredMessage | None:
 
 
 def _events(url: str, job_id: str) -> list[dict[str, str]]:
-    with httpx.stream("GET", f"{url}/jobs/{job_id}/events", timeout=60) as response:
+    with httpx2.stream("GET", f"{url}/jobs/{job_id}/events", timeout=60) as response:
         return list(server_sent_events(response))
 
 
 def _completion(url: str, body: dict[str, object]) -> str:
     body = {**body, "model": "tiny", "stream": True}
     text = ""
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+    with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
         for event in server_sent_events(response):
             if event["data"] != "[DONE]":
                 chunk = json.loads(event["data"])

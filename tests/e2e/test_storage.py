@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 import nats.js.errors
 import pytest
@@ -91,7 +91,7 @@ async def test_large_jobs_at_once_leave_room_for_results(tmp_path: Path) -> None
         for _ in range(2):
             stack.start_gateway(GATEWAY_MODELS="tiny").wait_for("gateway_ready")
         body = {"prompt": "x" * 3_900_000, "max_tokens": 1}
-        async with httpx.AsyncClient(timeout=60) as http:
+        async with httpx2.AsyncClient(timeout=60) as http:
             answers = await asyncio.gather(
                 *(http.post(f"{stack.urls[number % 2]}/jobs", json=body) for number in range(24))
             )
@@ -129,9 +129,9 @@ async def _drop(client: Client) -> None:
         await client.jetstream().delete_stream("BALLAST")
 
 
-def _refusal(answer: httpx.Response) -> httpx.Response | None:
+def _refusal(answer: httpx2.Response) -> httpx2.Response | None:
     return answer if answer.status_code == 503 else None
 
 
-def _accepted(answer: httpx.Response) -> Any:
+def _accepted(answer: httpx2.Response) -> Any:
     return answer.json()["id"] if answer.status_code == 202 else None

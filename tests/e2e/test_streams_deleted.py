@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from shared.broker.connection import Broker, connected
@@ -160,7 +160,7 @@ def _events(stack: Stack, job_id: str, opened: threading.Event | None = None) ->
     """All of them; ``opened`` is set when the first has come."""
     lines = []
     url = f"{stack.url}/jobs/{job_id}/events"
-    with httpx.stream("GET", url, timeout=2 * PATIENCE_S) as response:
+    with httpx2.stream("GET", url, timeout=2 * PATIENCE_S) as response:
         for line in response.iter_lines():
             lines.append(line)
             if opened is not None:
@@ -168,9 +168,9 @@ def _events(stack: Stack, job_id: str, opened: threading.Event | None = None) ->
     return "\n".join(lines)
 
 
-def _post(stack: Stack, path: str, **body: Any) -> httpx.Response:
+def _post(stack: Stack, path: str, **body: Any) -> httpx2.Response:
     headers = {"prefer": f"wait={PATIENCE_S:.0f}"} if path == "/jobs" else {}
-    return httpx.post(f"{stack.url}{path}", json=body, headers=headers, timeout=2 * PATIENCE_S)
+    return httpx2.post(f"{stack.url}{path}", json=body, headers=headers, timeout=2 * PATIENCE_S)
 
 
 def _chat(stack: Stack) -> str:

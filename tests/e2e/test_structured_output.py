@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import httpx2
 import jsonschema_rs
 import pytest
 
@@ -90,7 +90,7 @@ async def test_of_a_thousand_answers_none_that_succeeds_is_invalid(shared_stack:
     ends: Counter[str] = Counter()
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def run(http: httpx.AsyncClient, schema: dict[str, Any], seed: int) -> None:
+    async def run(http: httpx2.AsyncClient, schema: dict[str, Any], seed: int) -> None:
         wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
         options = {"max_tokens": 100, "temperature": 1.5, "seed": seed, "response_format": wanted}
         async with turns:
@@ -105,7 +105,7 @@ async def test_of_a_thousand_answers_none_that_succeeds_is_invalid(shared_stack:
         if result["finish_reason"] == "stop":
             jsonschema_rs.validate(schema, json.loads(result["text"]), validate_formats=True)
 
-    async with httpx.AsyncClient(base_url=shared_stack.url, timeout=PATIENCE_S) as http:
+    async with httpx2.AsyncClient(base_url=shared_stack.url, timeout=PATIENCE_S) as http:
         await asyncio.gather(
             *(run(http, schema, seed) for schema in SCHEMAS for seed in range(JOBS_PER_SCHEMA))
         )

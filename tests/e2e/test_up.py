@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import nats
 
 from shared.cpus import own_cpus, usable_cpus
@@ -65,9 +65,9 @@ async def test_an_inferer_killed_in_the_middle_of_a_job(
     announced = await connection.subscribe(subjects.FINISHED_WILDCARD)
     await flush(connection)
 
-    def ask() -> httpx.Response:
+    def ask() -> httpx2.Response:
         body, headers = {"prompt": "long", "max_tokens": 1500}, {"prefer": "wait=120"}
-        return httpx.post(f"{up.url}/jobs", json=body, headers=headers, timeout=150)
+        return httpx2.post(f"{up.url}/jobs", json=body, headers=headers, timeout=150)
 
     def accepted() -> str | None:
         lines = [line for line in up.stderr.splitlines() if '"request_accepted"' in line]
@@ -138,7 +138,7 @@ def test_a_gateway_and_a_broker_that_die_come_back(
                 answer = up.http.post(
                     "/jobs", json={"prompt": "hi", "max_tokens": 2}, headers={"prefer": "wait=30"}
                 )
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 return False
             return answer.status_code == 200 and answer.json()["state"] == "SUCCESS"
 

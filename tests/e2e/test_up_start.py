@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.disk import small_disk
@@ -223,7 +223,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_stack(tmp_path: Path, tiny_mo
     )
     os.close(gone)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
             eventually(lambda: is_served(http), "it serves")
             for _ in range(400):
                 assert http.post("/jobs", json={"prompt": "hi", "max_tokens": 1}).status_code == 202
@@ -248,8 +248,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def is_served(http: httpx.Client) -> bool:
+def is_served(http: httpx2.Client) -> bool:
     try:
         return any(queue["inferers"] for queue in http.get("/queue").json().get("models", []))
-    except (httpx.TransportError, ValueError):
+    except (httpx2.TransportError, ValueError):
         return False

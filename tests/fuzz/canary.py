@@ -4,7 +4,7 @@ import threading
 import time
 from typing import Self
 
-import httpx
+import httpx2
 
 from tests.fuzz.accepted import Accepted
 from tests.fuzz.findings import Findings
@@ -22,7 +22,7 @@ class Canary:
     def __init__(self, site: Site, accepted: Accepted, findings: Findings) -> None:
         self.completed = 0
         self.slowest_s = 0.0
-        self._clients = [httpx.Client(base_url=g.url, timeout=30) for g in site.gateways]
+        self._clients = [httpx2.Client(base_url=g.url, timeout=30) for g in site.gateways]
         self._accepted = accepted
         self._findings = findings
         self._ending = threading.Event()
@@ -49,7 +49,7 @@ class Canary:
                 self._findings.add("a canary job does not complete", str(error))
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
-    def _complete(self, http: httpx.Client, began: float) -> None:
+    def _complete(self, http: httpx2.Client, began: float) -> None:
         """Raises: TimeoutError."""
         body = {"prompt": "canary", "max_tokens": 3}
         submitted = self._until(http, "POST", "/jobs", 202, began + ACCEPTED_WITHIN_S, json=body)
@@ -70,7 +70,7 @@ class Canary:
 
     def _until(
         self,
-        http: httpx.Client,
+        http: httpx2.Client,
         method: str,
         path: str,
         status: int,
@@ -85,7 +85,7 @@ class Canary:
                 if answer.status_code == status:
                     found: dict[str, object] = answer.json()
                     return found
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 printed = repr(error)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{method} {path}: {printed}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.fuzz.accepted import Accepted
 from tests.fuzz.findings import Findings
@@ -40,7 +40,7 @@ class Target:
         self._accepted = accepted
         self._findings = findings
         self._streams: list[str] = []
-        self._https = [httpx.Client(base_url=g.url, timeout=ENDS_WITHIN_S) for g in site.gateways]
+        self._https = [httpx2.Client(base_url=g.url, timeout=ENDS_WITHIN_S) for g in site.gateways]
 
     @contextmanager
     def case(self, name: str, case: object) -> Iterator[None]:
@@ -57,7 +57,7 @@ class Target:
                 raise Fault(kind, f"exit status {death.status}\n{death.tail}")
 
     @property
-    def http(self) -> httpx.Client:
+    def http(self) -> httpx2.Client:
         """A client of one gateway, then of the other."""
         return self._https[self.cases % len(self._https)]
 
@@ -69,11 +69,11 @@ class Target:
     def nats(self) -> RawNats:
         return RawNats(self.site.node.port)
 
-    def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def call(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         """Any answer but a crash. Raises: Fault."""
         try:
             answer = self.http.request(method, path, **arguments)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise Fault("no answer over HTTP", f"{method} {path[:200]}: {error!r}") from None
         if answer.status_code in (500, 501, 502, 504):
             code = _code(answer)
@@ -135,11 +135,11 @@ class Target:
             for path in ("/readyz", "/queue", "/inferers", "/dead", "/v1/models"):
                 self._require_page(client, path, deadline)
 
-    def _require_page(self, client: httpx.Client, path: str, deadline: float) -> None:
+    def _require_page(self, client: httpx2.Client, path: str, deadline: float) -> None:
         while True:
             try:
                 answer = client.get(path)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 raise Fault("no answer over HTTP", f"GET {path}: {error!r}") from None
             if answer.status_code == 200:
                 return
@@ -171,7 +171,7 @@ class Target:
         return ""
 
 
-def _code(answer: httpx.Response) -> str | None:
+def _code(answer: httpx2.Response) -> str | None:
     """The error's code, in either form."""
     try:
         body = answer.json()

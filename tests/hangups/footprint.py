@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from shared.broker.connection import Broker
 from shared.wire import subjects
@@ -55,7 +55,7 @@ async def footprint(node: Node, gateway: Gateway, broker: Broker, counted: Path)
     consumers = 0
     for stream in (subjects.EVENTS, subjects.RESULTS, subjects.REQUESTS):
         consumers += (await broker.js.stream_info(stream)).state.consumer_count
-    async with httpx.AsyncClient(base_url=node.monitoring) as http:
+    async with httpx2.AsyncClient(base_url=node.monitoring) as http:
         open_now = (await http.get("/connz?limit=10000")).json()["connections"]
     process = Path(f"/proc/{gateway.process.pid}")
     pages = int((process / "statm").read_text().split()[1])

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-import httpx
+import httpx2
 
 from shared.broker.results import decode_stored
 from shared.job_ids import new_job_id
@@ -77,7 +77,7 @@ class HangUps:
         self._gateway = gateway
         self._counted = counted
         self._random = Random(seed)
-        self._http = httpx.AsyncClient(base_url=gateway.url, timeout=60)
+        self._http = httpx2.AsyncClient(base_url=gateway.url, timeout=60)
         self._seen: set[str] = set()
         """Jobs that were accepted before."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, ClassVar, Self, TypeVar
 
-import httpx
+import httpx2
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "deploy/nats/nats.conf"
@@ -260,7 +260,7 @@ class Stack:
         self.gateways: list[Process] = []
         self.inferers: list[Process] = []
         self.urls: list[str] = []
-        self._clients: list[httpx.Client] = []
+        self._clients: list[httpx2.Client] = []
 
     def __enter__(self) -> Self:
         return self
@@ -277,10 +277,10 @@ class Stack:
         return self.urls[0]
 
     @property
-    def http(self) -> httpx.Client:
+    def http(self) -> httpx2.Client:
         """A client of the first gateway."""
         if not self._clients:
-            self._clients.append(httpx.Client(base_url=self.url, timeout=PATIENCE_S))
+            self._clients.append(httpx2.Client(base_url=self.url, timeout=PATIENCE_S))
         return self._clients[0]
 
     def start_gateway(self, **environment: str) -> Process:
@@ -323,7 +323,7 @@ class Stack:
                 assert process.popen.poll() is None, process.output()
             try:
                 answer = self.http.get("/queue")
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 return False
             queues = answer.json().get("models", []) if answer.status_code == 200 else []
             return any(q["model"] == model and q["inferers"] >= inferers for q in queues)
@@ -369,7 +369,7 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
-def server_sent_events(response: httpx.Response) -> Iterator[dict[str, str]]:
+def server_sent_events(response: httpx2.Response) -> Iterator[dict[str, str]]:
     """The events of a stream, as dictionaries of their fields."""
     fields: dict[str, str] = {}
     for line in response.iter_lines():

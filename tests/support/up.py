@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.support.processes import Child, clean_environment, eventually, scripts
 
@@ -45,7 +45,7 @@ class Up(Child):
         eventually(is_ready, f"ready\n{self.stderr}")
         word, self.url, self.nats_url = self.stdout.split()
         assert word == "ready"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx2.Client(base_url=self.url, timeout=60)
         return self
 
     def events(self, name: str) -> list[dict[str, Any]]:

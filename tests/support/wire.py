@@ -5,7 +5,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
-import httpx
+import httpx2
 
 Answer = tuple[int, bytes]
 """Status and body; status 0 where the connection was closed without an answer."""
@@ -13,7 +13,7 @@ Answer = tuple[int, bytes]
 
 def connect(url: str, *, receive_bytes: int | None = None) -> socket.socket:
     """A connection; with ``receive_bytes`` of room for what is not read."""
-    parts = httpx.URL(url)
+    parts = httpx2.URL(url)
     connection = socket.socket()
     if receive_bytes is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -60,7 +60,7 @@ def statuses(received: bytes) -> list[int]:
 def get(url: str, path: str = "/healthz", *lines: str, close: bool = True) -> bytes:
     """The bytes of a GET with these header lines; without a Host among them with the right one."""
     if not any(line.lower().startswith("host:") for line in lines):
-        lines = (f"Host: {httpx.URL(url).netloc.decode()}", *lines)
+        lines = (f"Host: {httpx2.URL(url).netloc.decode()}", *lines)
     if close:
         lines = (*lines, "Connection: close")
     return "\r\n".join((f"GET {path} HTTP/1.1", *lines, "", "")).encode("latin-1")

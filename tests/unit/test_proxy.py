@@ -2,7 +2,7 @@
 
 import ast
 
-import httpx
+import httpx2
 import pytest
 
 from cli.proxy import is_this_machine, proxy_for
@@ -37,19 +37,19 @@ def test_hosts_of_this_machine_need_no_proxy(host: str, expected: bool) -> None:
 def test_the_environment_names_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheme's own comes before all_proxy; no_proxy and loopback need none; a proxy without a
     scheme speaks HTTP, as for curl."""
-    url = httpx.URL("http://gateway.example:5001")
+    url = httpx2.URL("http://gateway.example:5001")
     assert proxy_for(url) is None
     monkeypatch.setenv("all_proxy", "socks5://other:1080")
     assert str(proxy_for(url).url) == "socks5://other:1080"  # type: ignore[union-attr]
     monkeypatch.setenv("http_proxy", "proxy:3128")
     assert str(proxy_for(url).url) == "http://proxy:3128"  # type: ignore[union-attr]
-    assert proxy_for(httpx.URL("http://127.0.0.1:5001")) is None
+    assert proxy_for(httpx2.URL("http://127.0.0.1:5001")) is None
     monkeypatch.setenv("no_proxy", ".example")
     assert proxy_for(url) is None
 
 
 def test_every_client_says_whether_it_uses_the_environments_proxy() -> None:
-    """httpx goes through the environment's proxy by default: each call must turn that off."""
+    """httpx2 goes through the environment's proxy by default: each call must turn that off."""
     calls = []
     for folder in ("cli", "services", "shared", "benchmarks"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -58,7 +58,7 @@ def test_every_client_says_whether_it_uses_the_environments_proxy() -> None:
                     isinstance(node, ast.Call)
                     and isinstance(node.func, ast.Attribute)
                     and isinstance(node.func.value, ast.Name)
-                    and node.func.value.id == "httpx"
+                    and node.func.value.id == "httpx2"
                     and node.func.attr in CLIENTS
                 ):
                     calls.append(file.name)
