@@ -9,7 +9,7 @@ from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency, digest_of
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.orphans import Orphans
-from shared.errors import InvalidRequest, SluiceError
+from shared.errors import InvalidRequest, KeyReused, SluiceError
 from shared.wire.api import JobSubmission
 
 Adopted = list[AcceptedJob | None]
@@ -112,6 +112,8 @@ def named(
     """Why one of several was refused, which came from the list in the field ``param``. ``as_sent``
     gives errors the names of the client."""
     cause, item = refused.cause, f"{param}[{refused.number}]"
+    if isinstance(cause, KeyReused):
+        return cause  # the key is that of all of them
     if isinstance(cause, InvalidRequest):
         cause = as_sent(cause)
         if cause.param != param:

@@ -196,7 +196,7 @@ async def input_items(
     response_id: FromPath[str],
     gateway: NamedDependency[Gateway],
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
-    order: Annotated[str, QueryParameter(pattern="^(asc|desc)$")] = "desc",
+    order: FromQuery[Literal["asc", "desc"]] = "desc",
     after: FromQuery[str | None] = None,
 ) -> ItemPage:
     """The items of a response's input, the last ones first; `after` is the id of the last one of
@@ -390,8 +390,9 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     response was created.
 
     Raises:
-        InvalidRequest: one is not ``known``, or something else is to be included.
+        InvalidRequest: one is not ``known`` or given twice, or something else is to be included.
     """
+    seen: set[str] = set()
     for name, value in request.query_params.multi_items():
         param = name.removesuffix("[]")
         if param not in (*known, "include"):
@@ -399,6 +400,9 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
                 f"{name[:80]} is not a parameter here; there are include, {', '.join(known)}",
                 name[:80],
             )
+        if param in seen and param != "include":
+            raise InvalidRequest(f"{param} is given twice", param)
+        seen.add(param)
         if param == "include" and value not in INCLUDABLE:
             raise InvalidRequest(
                 f"include: {value[:80]!r} is not available; there are {' and '.join(INCLUDABLE)}",

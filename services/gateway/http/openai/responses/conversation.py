@@ -38,9 +38,9 @@ async def conversation_of(
         history = (request.messages or [])[stored.form.has_instructions :]
         history += output_messages(output)
     known: dict[str, Item] = {}
-    for job_id in references:
-        stored = await responses.find(job_id, "input")
-        known |= {item["id"]: item for item in _output(stored, "input")}
+    for job_id, param in references.items():
+        stored = await responses.find(job_id, param)
+        known |= {item["id"]: item for item in _output(stored, param)}
     return history, messages_of(items, history, known)
 
 

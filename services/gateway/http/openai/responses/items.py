@@ -76,21 +76,23 @@ def input_items(source: Raw) -> list[Raw]:
     return items
 
 
-def referenced_jobs(items: Sequence[Raw]) -> set[str]:
-    """The jobs whose output the items refer to.
+def referenced_jobs(items: Sequence[Raw]) -> dict[str, str]:
+    """The jobs whose output the items refer to, with the parameter that does so first.
 
     Raises:
         InvalidRequest: an item cannot be read, or refers to nothing that can exist.
     """
-    found = set()
+    found: dict[str, str] = {}
     for number, source in enumerate(items):
         param = f"input[{number}]"
         head = decode_at(source, _Head, param)
         if _kind(head, param) == "item_reference":
-            job_id = job_of_output_item(head.id or "")
+            if head.id is None:
+                raise InvalidRequest(f"{param}.id is missing", f"{param}.id")
+            job_id = job_of_output_item(head.id)
             if job_id is None:
                 raise unknown_item(head.id, param)
-            found.add(job_id)
+            found.setdefault(job_id, f"{param}.id")
     return found
 
 
