@@ -5,6 +5,7 @@ too, and holds every answer against the document. Exit status 0 if it has found 
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,16 +26,21 @@ N_CTX = 128
 REQUEST_TIMEOUT_S = 120
 SLACK_S = 240
 """What the run may take beyond its time, to end what it has begun."""
+RESPONSES = 20
+DELETED_RESPONSES = 200
+"""As many as may be deleted one by one; they are not among the others."""
 
 
 def examine(url: str, folder: Path, seconds: int, seed: int) -> "subprocess.CompletedProcess[str]":
     """Run Schemathesis against the gateway at ``url`` for about so long. It leaves what it keeps
     in ``folder``."""
     assert COMMAND.exists(), f"{COMMAND} is missing: run `make .venv/schemathesis/.ready`"
+    configuration = Path(shutil.copy(CONFIGURATION, folder))
     with _open_slots(url):
+        _write_dictionaries(url, folder)
         return subprocess.run(
             [
-                *(str(COMMAND), "--config-file", str(CONFIGURATION)),
+                *(str(COMMAND), "--config-file", str(configuration)),
                 *("run", f"{url}/schema/openapi.json", "--no-color", "--continue-on-failure"),
                 *("--max-time", str(seconds), "--seed", str(seed)),
                 *("--request-timeout", str(REQUEST_TIMEOUT_S)),
@@ -45,6 +51,25 @@ def examine(url: str, folder: Path, seconds: int, seed: int) -> "subprocess.Comp
             text=True,
             timeout=seconds + SLACK_S,
         )
+
+
+def _write_dictionaries(url: str, folder: Path) -> None:
+    """The ids of jobs and responses that there are, since no random one would be. The
+    configuration names the files."""
+    body = {"input": "a", "max_output_tokens": 4}
+    with httpx2.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
+
+        def response() -> str:
+            return str(http.post("/v1/responses", json=body).raise_for_status().json()["id"])
+
+        responses = [response() for _ in range(RESPONSES)]
+        cancelled = http.post("/v1/responses", json={**body, "background": True})
+        responses.append(cancelled.raise_for_status().json()["id"])
+        http.post(f"/v1/responses/{responses[-1]}/cancel")
+        deleted = [response() for _ in range(DELETED_RESPONSES)]
+    jobs = [id.removeprefix("resp_") for id in responses]
+    for name, ids in (("responses", responses), ("deleted", deleted), ("jobs", jobs)):
+        (folder / f"{name}.dict").write_text("".join(f'"{id}"\n' for id in ids))
 
 
 @contextmanager

@@ -336,7 +336,9 @@ def test_a_key_gives_the_same_jobs(shared_stack: Stack) -> None:
     assert first.status_code == 200, first.text
     assert ask(["a", "b"]).json() == first.json()
     for prompts in (["a", "c"], ["a"], "a", ["a", "b", "c"], ["b", "a"]):
-        assert ask(prompts).status_code == 422
+        refused = ask(prompts)
+        assert refused.status_code == 422
+        assert refused.json()["error"]["message"].startswith("Idempotency-Key: ")
     assert shared_stack.gateways[0].events("request_accepted") == known
 
 

@@ -388,6 +388,13 @@ def test_what_is_refused_is_named(client: openai.OpenAI, body: dict[str, Any], p
     assert param.partition("[")[0].partition(".")[0] in raised.value.message
 
 
+def test_a_reference_without_an_id_is_refused(client: openai.OpenAI) -> None:
+    """The missing field is named, not an empty id."""
+    reference: Any = {"type": "item_reference"}
+    with pytest.raises(openai.BadRequestError, match="id is missing"):
+        client.responses.create(model="tiny", input=[reference])
+
+
 def test_what_cannot_be_read_is_refused(client: openai.OpenAI) -> None:
     """Wherever it is: half of a surrogate pair, and what is nested too deeply."""
     deep = "[" * 5000 + "]" * 5000
@@ -428,6 +435,11 @@ def test_ids_of_other_kinds_are_unknown(client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError) as raised:
             client.responses.create(model="tiny", input="hi", previous_response_id=response_id)
         assert raised.value.param == "previous_response_id"
+    said: Any = {"role": "user", "content": "hi"}
+    reference: Any = {"type": "item_reference", "id": f"msg_{job_id}_0"}
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.responses.create(model="tiny", input=[said, reference])
+    assert raised.value.param == "input[1].id"
 
 
 def test_what_is_not_stored_cannot_be_read(client: openai.OpenAI) -> None:
@@ -455,6 +467,8 @@ def test_where_a_stream_goes_on_is_checked(client: openai.OpenAI) -> None:
         ("?stream=5", "stream"),
         ("?include[]=file_search_call.results", "include"),
         ("?steam=true", "steam"),
+        ("?stream=true&stream=false", "stream"),
+        ("/input_items?limit=1&limit=2", "limit"),
         ("/input_items?order=up", "order"),
         ("/input_items?limit=0", "limit"),
     ):
@@ -462,6 +476,7 @@ def test_where_a_stream_goes_on_is_checked(client: openai.OpenAI) -> None:
             client.get(f"/responses/{response.id}{query}", cast_to=object)
         assert raised.value.param == param
         assert param in raised.value.message
+        assert "regex" not in raised.value.message
 
 
 def test_a_failed_job(client: openai.OpenAI) -> None:

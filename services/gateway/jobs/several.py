@@ -9,7 +9,7 @@ from services.gateway.jobs.caller import Caller
 from services.gateway.jobs.idempotency import Idempotency, digest_of
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.orphans import Orphans
-from shared.errors import InvalidRequest, SluiceError
+from shared.errors import InvalidRequest, KeyReused, SluiceError
 from shared.wire.api import JobSubmission
 
 Adopted = list[AcceptedJob | None]
@@ -110,6 +110,8 @@ def named(
     """Why one of several jobs was refused, which came from the list ``param``. ``as_sent`` replaces
     parameter names in errors by those that the client sent."""
     cause, item = refused.cause, f"{param}[{refused.number}]"
+    if isinstance(cause, KeyReused):
+        return cause  # the key is that of all of them
     if isinstance(cause, InvalidRequest):
         cause = as_sent(cause)
         if cause.param != param:

@@ -178,7 +178,7 @@ async def input_items(
     response_id: FromPath[str],
     gateway: NamedDependency[Gateway],
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
-    order: Annotated[str, QueryParameter(pattern="^(asc|desc)$")] = "desc",
+    order: FromQuery[Literal["asc", "desc"]] = "desc",
     after: FromQuery[str | None] = None,
 ) -> ItemPage:
     """The items of a response's input, by default the last one first. `after` is the id of the last
@@ -325,8 +325,10 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     was created is always returned.
 
     Raises:
-        InvalidRequest: a parameter is not ``known``, or a value of `include` is not supported.
+        InvalidRequest: a parameter is not ``known`` or given twice, or a value of `include` is not
+            supported.
     """
+    seen: set[str] = set()
     for name, value in request.query_params.multi_items():
         param = name.removesuffix("[]")
         if param not in (*known, "include"):
@@ -334,6 +336,9 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
                 f"{name[:80]}: unknown parameter; use {', '.join(known)} or include",
                 name[:80],
             )
+        if param in seen and param != "include":
+            raise InvalidRequest(f"{param} is given twice", param)
+        seen.add(param)
         if param == "include" and value not in get_args(Includable):
             names = " and ".join(get_args(Includable))
             raise InvalidRequest(

@@ -42,8 +42,8 @@ async def conversation_of(
         history += output_messages(output)
     known: dict[str, Item] = {}
     size = 0
-    for job_id in references:
-        output = _output(await responses.find(job_id, "input"), "input")
+    for job_id, param in references.items():
+        output = _output(await responses.find(job_id, param), param)
         known |= {item["id"]: item for item in output}
         size += len(msgspec.json.encode(output))
         if size > responses.max_bytes:

@@ -46,15 +46,16 @@ def input_items(given: str | list[Raw]) -> list[Raw]:
     return given
 
 
-def referenced_jobs(items: Sequence[Raw]) -> set[str]:
-    """The jobs whose output the items refer to.
+def referenced_jobs(items: Sequence[Raw]) -> dict[str, str]:
+    """The jobs whose output the items refer to, with the parameter that does so first.
 
     Raises:
         InvalidRequest: an item cannot be read, or refers to nothing that can exist; or they refer
             to one twice, or to more than `MAX_REFERENCED_JOBS`. A reference is much shorter than
             what it may stand for.
     """
-    item_ids, job_ids = set(), set()
+    item_ids: set[str | None] = set()
+    jobs: dict[str, str] = {}
     for number, source in enumerate(items):
         param = f"input[{number}]"
         head = _decode_at(source, _Head, param)
@@ -67,14 +68,14 @@ def referenced_jobs(items: Sequence[Raw]) -> set[str]:
         if head.id in item_ids:
             raise InvalidRequest(f"{param}.id: an earlier item refers to the same", f"{param}.id")
         item_ids.add(head.id)
-        job_ids.add(job_id)
-    if len(job_ids) > MAX_REFERENCED_JOBS:
+        jobs.setdefault(job_id, f"{param}.id")
+    if len(jobs) > MAX_REFERENCED_JOBS:
         raise InvalidRequest(
-            f"input: it refers to items of {len(job_ids)} responses, more than "
+            f"input: it refers to items of {len(jobs)} responses, more than "
             f"{MAX_REFERENCED_JOBS}; send the items themselves",
             "input",
         )
-    return job_ids
+    return jobs
 
 
 def messages_of(
