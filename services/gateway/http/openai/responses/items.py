@@ -54,7 +54,7 @@ def referenced_jobs(items: Sequence[Raw]) -> dict[str, str]:
             to one twice, or to more than `MAX_REFERENCED_JOBS`. A reference is much shorter than
             what it may stand for.
     """
-    item_ids: set[str | None] = set()
+    item_ids: set[str] = set()
     jobs: dict[str, str] = {}
     for number, source in enumerate(items):
         param = f"input[{number}]"
@@ -62,7 +62,9 @@ def referenced_jobs(items: Sequence[Raw]) -> dict[str, str]:
         if _kind(head, param) != "item_reference":
             continue
         _decode_at(source, AnyItem, param)
-        job_id = job_of_output_item(head.id or "")
+        if head.id is None:
+            raise InvalidRequest(f"{param}.id is missing", f"{param}.id")
+        job_id = job_of_output_item(head.id)
         if job_id is None:
             raise _unknown_item(head.id, param)
         if head.id in item_ids:
