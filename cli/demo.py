@@ -104,7 +104,8 @@ async def _show(http: httpx2.AsyncClient, job: JobAccepted, prompt: str, colour:
     async with http.sse(job.events_url) as source:
         async for event in source:
             if event.event == "started":
-                out.print(Text(f"▶ {prompt}", f"bold {colour}"))
+                # The end of the other job's answer may not have arrived yet.
+                out.print(Text(f"\n▶ {prompt}", f"bold {colour}"))
             elif event.event == "attempt_failed":
                 failure = msgspec.json.decode(event.data)
                 if failure.get("code") == "worker_lost":
