@@ -1,7 +1,7 @@
 """Orphans: jobs whose client timed out and may send the same request again.
 
 Their entries are in the bucket IDEMPOTENCY, so that any gateway can serve the retry, and can cancel
-the job if there is no retry. The gateway that removes an entry gets the job. The broker
+the job if the client does not retry. The gateway that removes an entry gets the job. The broker
 reports how many messages a purge removed, so only one of several gateways succeeds.
 """
 
@@ -66,8 +66,8 @@ class Orphans:
         self._adding.start(self._add(accepted.id, entry), f"orphan {accepted.id}")
 
     async def adopt(self, submission: JobSubmission, caller: Caller) -> AcceptedJob | None:
-        """The oldest orphan of the same request and owner, for a client that retries. None if there
-        is no such orphan; the caller then submits a new job.
+        """The oldest orphan of the same request and owner, for a client that retries. With None
+        the caller submits a new job.
 
         Raises:
             InvalidRequest: the submission cannot be read.

@@ -170,7 +170,7 @@ class Fleet:
             self._touched.clear()
             self._all_read_at = time.monotonic()
             await self._adjust_all(await read_models(self._broker))
-        except BaseException:
+        except BaseException:  # a cancellation, too
             self._is_outdated = True
             raise
 

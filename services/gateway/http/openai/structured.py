@@ -32,14 +32,15 @@ class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
     structural_tag: None = None
     whitespace_pattern: None = None
     disable_fallback: bool | None = None
-    """Ignored, like `disable_any_whitespace`. There is no fallback, and white space is limited."""
+    """Ignored, like `disable_any_whitespace`: another backend is never tried, and white space is
+    limited."""
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
 
 
 def formats_of(request: Any) -> dict[str, ResponseFormat]:
     """The constraint on the answer to a `TextRequest`, by the name of the parameter that sets it;
-    empty if there is none.
+    empty if the answer is free.
 
     Raises:
         InvalidRequest: two parameters set a constraint, or one cannot be read.
