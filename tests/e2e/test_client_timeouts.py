@@ -159,7 +159,9 @@ def test_several_prompts_are_kept_together(stack: Stack, go_on: Callable[[], Non
         f"{stack.urls[1]}/v1/completions", json=body, headers=_headers(1), timeout=PATIENCE_S
     )
     assert answer.status_code == 200, answer.text
-    assert seen.count("job_adopted") == seen.count("request_accepted") == 3
+    # The lines are written a moment after the answer.
+    eventually(lambda: seen.count("job_adopted") == 3, "each has found its job")
+    assert seen.count("request_accepted") == 3
     assert {one["job_id"] for one in seen.events("job_adopted")} == {
         one["job_id"] for one in seen.events("request_accepted")
     }
