@@ -187,7 +187,7 @@ def test_an_answer_that_max_tokens_has_cut_is_one(shared_stack: Stack, form: str
     wanted: dict[str, Any] = {"type": form}
     if form == "json_schema":
         wanted["json_schema"] = {"schema": POINT}
-    job_id = shared_stack.submit(prompt="x", max_tokens=2, response_format=wanted)
+    job_id = shared_stack.submit(prompt="x", max_tokens=2, seed=3, response_format=wanted)
     ended = shared_stack.wait_for_end(job_id)
     assert ended["state"] == "SUCCESS"
     assert ended["result"]["finish_reason"] == "length"
