@@ -3,6 +3,7 @@ protocol is in `server.py`."""
 
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -15,6 +16,9 @@ from typing import Any, Self
 START_S = 60.0
 """How long a process may take to start on a busy machine."""
 POLL_S = 0.05
+BUSY_S = 0.05
+"""How long a request waits for one of the processes of a pool before another one is started. Most
+requests take a millisecond; a start takes a fifth of a second, just when many requests come."""
 MAX_RESPONSE_BYTES = 64 * 2**20
 
 
@@ -127,15 +131,17 @@ class BoundedProcess:
 
 
 class BoundedProcesses:
-    """A pool of processes of one kind: each works for one thread at a time, idle ones are kept."""
+    """A pool of processes of one kind: each works for one thread at a time, idle ones are kept.
+    Another one is started when all of them are busy with long requests."""
 
     def __init__(self, start: Callable[[], BoundedProcess]) -> None:
         """``start`` returns another process that is ready; `request` raises what it raises."""
         self._start = start
-        self._idle: list[BoundedProcess] = []
+        self._all: set[BoundedProcess] = set()
+        self._idle = queue.LifoQueue[BoundedProcess]()
 
     def start_one(self) -> None:
-        self._idle.append(self._start())
+        self._idle.put(self._started())
 
     def request(self, body: str, timeout_s: float, cancelled: threading.Event) -> Any:
         """As `BoundedProcess.request`, by any process; one that does not respond is killed. If it
@@ -146,25 +152,34 @@ class BoundedProcesses:
             return self._request(body, timeout_s, cancelled)
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().kill()
+        while not self._idle.empty():
+            self._kill(self._idle.get())
 
     def _request(self, body: str, timeout_s: float, cancelled: threading.Event) -> Any:
         process = self._take()
         try:
             response = process.request(body, timeout_s, cancelled)
         except BaseException:
-            process.kill()
+            self._kill(process)
             raise
-        self._idle.append(process)
+        self._idle.put(process)
         return response
 
     def _take(self) -> BoundedProcess:
         while True:
             try:
-                process = self._idle.pop()
-            except IndexError:  # also if another thread took the last one
-                return self._start()
+                process = self._idle.get(timeout=BUSY_S if self._all else 0)
+            except queue.Empty:
+                return self._started()
             if process.is_alive:
                 return process
-            process.kill()  # it was killed while idle, so no request is to blame
+            self._kill(process)  # it was killed while idle, so no request is to blame
+
+    def _started(self) -> BoundedProcess:
+        process = self._start()
+        self._all.add(process)
+        return process
+
+    def _kill(self, process: BoundedProcess) -> None:
+        self._all.remove(process)
+        process.kill()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,19 @@ def test_a_render_can_be_cancelled() -> None:
     cancelled.set()
     assert ended.wait(PATIENCE_S / 2)
     template.close()
+
+
+def test_conversations_that_come_together_share_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one would take longer to start than they take."""
+    monkeypatch.setattr("shared.bounded.process.BUSY_S", PATIENCE_S)
+    before = children()
+    template = ChatTemplate(HOSTILE, "", "")
+    contents = [str(number) for number in range(100)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(partial(render, template), contents)) == contents
+    assert len(children() - before) == 1
+    template.close()
+    assert children() == before
 
 
 def children() -> set[int]:
