@@ -41,6 +41,9 @@ from shared.model_files import locate
 PAIRS = 4
 CLIENTS = (1, 2, 4)
 SLOTS = max(CLIENTS)
+WARM_UP = 10
+"""Rounds of `SLOTS` clients before the first that counts: they fill Sluice's cache. In a virtual
+machine, memory that is used for the first time costs up to 2 s per GB."""
 REQUESTS, TOKENS = 2, 48
 """Of each client in a round; of each answer, at most."""
 TURN_TOKENS = 8
@@ -108,7 +111,8 @@ def _subjects(path: Path, commands: dict[str, list[str]]) -> Iterator[dict[str, 
         sluice = stack.enter_context(running_stack(path, "smollm2", 1, **SETTINGS))
         subjects[SLUICE] = Subject(sluice.url)
         for subject in subjects.values():
-            _converse(subject, SLOTS)
+            for _ in range(WARM_UP):
+                _converse(subject, SLOTS)
         yield subjects
 
 
