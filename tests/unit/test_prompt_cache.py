@@ -204,13 +204,30 @@ def test_what_will_have_to_make_room_is_saved_ahead(monkeypatch: pytest.MonkeyPa
     assert runner.run(one) == len(one) - 1
 
 
-def test_nothing_leaves_the_store_for_what_is_saved_ahead() -> None:
+def test_older_states_make_room_for_what_is_saved_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise all prompts would wait once the store is full."""
+    capacity = 4 * len(SYSTEM)
+    runner = Runner(Tokens(), slots=1, capacity=capacity)
+    for number in range(6):
+        runner.run([number, *SYSTEM])
+    assert runner.cache.saved_bytes > 2 * len(SYSTEM)
+    assert 2 * len(SYSTEM) < runner.save_ahead() <= capacity
+
+    def fail(slot: int) -> SavedState:
+        raise AssertionError("the prompt waits")
+
+    monkeypatch.setattr(runner.memory, "save", fail)
+    assert runner.run([4, *SYSTEM]) == len(SYSTEM)
+
+
+def test_half_of_the_store_is_for_states_that_no_slot_has() -> None:
     runner = Runner(Tokens(), slots=1, capacity=2 * len(SYSTEM))
     runner.run([1, *SYSTEM])
     runner.run([2, *SYSTEM])
     before = runner.cache.saved_bytes
     assert before > len(SYSTEM)
     assert runner.save_ahead() == before
+    assert runner.run([1, *SYSTEM]) == len(SYSTEM)
 
 
 def test_the_store_stays_within_its_bound() -> None:

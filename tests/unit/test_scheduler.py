@@ -125,11 +125,34 @@ def test_a_prompt_longer_than_a_batch_is_split() -> None:
     assert scheduler.is_idle
 
 
+def test_a_few_tokens_of_another_prompt_are_not_worth_a_part() -> None:
+    """llama.cpp computes parts of different lengths one after another."""
+    first, long, short = Work(LARGE_BATCH - 10), Work(LARGE_BATCH + 1), Work(LARGE_BATCH)
+    scheduler: Scheduler[Work] = Scheduler(3, LARGE_BATCH)
+    for work in (first, long, short):
+        scheduler.add(work)
+    batches = [sizes(compute(scheduler)) for _ in range(4)]
+    assert batches == [
+        {first: LARGE_BATCH - 10},
+        {short: LARGE_BATCH},
+        {long: LARGE_BATCH},
+        {long: 1},
+    ]
+
+
+def test_the_rest_of_a_prompt_is_computed_after_another_one() -> None:
+    first, rest = Work(LARGE_BATCH - 10), Work(10)
+    scheduler: Scheduler[Work] = Scheduler(2, LARGE_BATCH)
+    for work in (first, rest):
+        scheduler.add(work)
+    assert sizes(compute(scheduler)) == {first: LARGE_BATCH - 10, rest: 10}
+
+
 def test_generation_comes_before_prompts_and_short_prompts_before_long_ones() -> None:
     """A sequence that generates is in every batch; prompts share the rest, in their turn."""
     generating, long, short = Work(1, 10), Work(30), Work(2)
     scheduler = scheduler_of([long, generating, short], slots=3)
-    assert sizes(compute(scheduler)) == {generating: 1, short: 2, long: 1}
+    assert sizes(compute(scheduler)) == {generating: 1, short: 2}
     batches = [sizes(compute(scheduler)) for _ in range(6)]
     assert all(generating in batch for batch in batches)
     assert {generating: 1, long: 3} in batches

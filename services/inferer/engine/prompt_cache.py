@@ -16,6 +16,8 @@ WORTH_KEEPING = 64
 LONGEST_SOURCE = 32
 """A sequence is always copied as a whole, but only if it has at most this many times as many
 tokens as are wanted. Copying a token takes a hundredth of the time of computing it."""
+MOST_AHEAD = 0.5
+"""The part of host memory for states whose slots still hold them."""
 MOST_MOVED = 2048
 """Tokens that are moved to another slot at once: about 40 ms with SmolLM2-135M."""
 
@@ -200,15 +202,18 @@ class PromptCache:
 
     def save_ahead(self, free_slots: list[int]) -> bool:
         """Save what one of ``free_slots`` holds before another prompt needs the slot, so that no
-        prompt has to wait for it. Only where nothing else has to leave host memory for it, and no
-        slot is empty. Returns whether a state was saved."""
+        prompt has to wait for it. Only if no slot is empty. Returns whether a state was saved."""
         if not all(slot in self._left for slot in free_slots):
             return False
+        ahead = 0
         for prefix in self._left.values():
-            if len(prefix.tokens) < WORTH_KEEPING or self._is_saved(prefix):
+            if len(prefix.tokens) < WORTH_KEEPING:
                 continue
             size = self.memory.state_bytes(prefix.slot)
-            if size and self.saved_bytes + size <= self._capacity:
+            ahead += size
+            if not size or ahead > self._capacity * MOST_AHEAD:
+                return False
+            if not self._is_saved(prefix):
                 self._save(prefix)
                 return self._is_saved(prefix)
         return False

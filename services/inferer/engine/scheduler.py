@@ -22,6 +22,9 @@ LEAST_MEASURED = 8
 """The time per prompt token is learned only from steps with at least this many of them."""
 FIRST_CHUNK = 16
 """Tokens, before anything has been measured."""
+LEAST_PART = 32
+"""Tokens of a prompt that come after those of another prompt in a batch, unless they are its last
+ones. llama.cpp reads all weights once more for each part of another length."""
 TURN_S = 0.2
 """How long the sequences of one adapter are computed while those of another wait. A change takes
 about half the time of a token, which is to be little of it (decision 49)."""
@@ -212,11 +215,14 @@ class Scheduler(Generic[S]):
         for sequence, count in zip(generating, drafts, strict=True):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
             rows += 1 + count
-        end = rows + share
+        first, end = rows, rows + share
         for sequence in prompts:
-            if rows == end:
+            left = end - rows
+            if not left:
                 break
-            size = min(sequence.remaining, end - rows)
+            if rows > first and left < min(sequence.remaining, LEAST_PART):
+                continue
+            size = min(sequence.remaining, left)
             if sequence.position < sequence.checkpoint:
                 size = min(size, sequence.checkpoint - sequence.position)
             rows += size
