@@ -49,9 +49,9 @@ class JobList:
         """Raises: ListingRefused: who can connect may not see the jobs of others."""
         if not self._is_allowed:
             raise ListingRefused(
-                "this gateway does not list jobs, since other machines can connect to it and an "
-                "id is all it takes to read or cancel a job; name jobs by their ids, or set "
-                "GATEWAY_LIST_JOBS=true if all who can connect may do that"
+                "this gateway lists neither jobs nor dead letters, since other machines can "
+                "connect to it and an id is all it takes to read or cancel a job; name jobs by "
+                "their ids, or set GATEWAY_LIST_JOBS=true if all who can connect may do that"
             )
 
     async def page(self, query: JobQuery) -> JobPage:
