@@ -9,13 +9,16 @@ import re
 import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import count
 from secrets import token_bytes
 from typing import Any
 from uuid import UUID
 
 from msgspec import UNSET, Raw
 
+from services.gateway.eta.position import QueuedJob
 from services.gateway.listing.query import COLUMNS, Search
+from shared.broker.consumers import ModelConsumers
 from shared.broker.stored_messages import StoredMessage
 from shared.job_ids import accepted_at
 from shared.model_names import name_of
@@ -63,7 +66,7 @@ CREATE TABLE jobs (
     queued_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
     waited_s REAL, ran_s REAL, first_token_s REAL, tokens_per_s REAL,
     prompt_tokens INTEGER, completion_tokens INTEGER, retry_of TEXT, deadline TEXT,
-    result INTEGER, preview TEXT NOT NULL, metadata BLOB
+    result INTEGER, preview TEXT NOT NULL, queue TEXT, sequence INTEGER, metadata BLOB
 ) WITHOUT ROWID;
 CREATE INDEX results ON jobs (result) WHERE result IS NOT NULL;
 CREATE INDEX states ON jobs (state);
@@ -74,6 +77,7 @@ CREATE INDEX owners ON jobs (owner);
 CREATE INDEX inferers ON jobs (inferer);
 CREATE INDEX codes ON jobs (code) WHERE code IS NOT NULL;
 CREATE INDEX retries ON jobs (retry_of) WHERE retry_of IS NOT NULL;
+CREATE INDEX queues ON jobs (queue, sequence) WHERE queue IS NOT NULL;
 CREATE INDEX deadlines ON jobs (deadline) WHERE result IS NULL;
 CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER added AFTER INSERT ON jobs BEGIN
@@ -108,6 +112,9 @@ INSERT INTO jobs (id, state, model, priority, via, owner, attempts, queued_at, r
     preview, metadata)
 VALUES (?, 'PENDING', ?, ?, ?, ?, 0, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
+SET_PLACE = """
+UPDATE jobs SET queue = ?, sequence = ? WHERE id = ? AND result IS NULL
+"""
 SET_STATE = """
 UPDATE jobs SET state = ?, attempts = ?, inferer = ?, started_at = ?, waited_s = ?
 WHERE id = ? AND result IS NULL
@@ -124,7 +131,14 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state, code = excluded.code,
     waited_s = excluded.waited_s, ran_s = excluded.ran_s, first_token_s = excluded.first_token_s,
     tokens_per_s = excluded.tokens_per_s, prompt_tokens = excluded.prompt_tokens,
     completion_tokens = excluded.completion_tokens, result = excluded.result,
-    preview = excluded.preview, metadata = coalesce(excluded.metadata, metadata)
+    preview = excluded.preview, queue = NULL, sequence = NULL,
+    metadata = coalesce(excluded.metadata, metadata)
+"""
+
+
+QUEUED = """
+SELECT queue, sequence, id, owner, deadline FROM jobs
+WHERE queue IS NOT NULL AND state <> 'STARTED'
 """
 
 
@@ -153,8 +167,9 @@ class JobIndex:
         return bool(self._forgotten)
 
     def add_requests(self, messages: Iterable[StoredMessage]) -> None:
-        """Add jobs that wait or run; those that are known stay as they are."""
-        rows = []
+        """Add jobs that wait or run. Those that are known stay as they are, but for their place: a
+        retry leaves the queue, and comes back at its end."""
+        rows, places = [], []
         for message in messages:
             try:
                 subject = subjects.RequestSubject.parse(message.subject)
@@ -178,9 +193,12 @@ class JobIndex:
                     _metadata(head),
                 )
             )
+            queue = None if subject.is_scheduled else _queue(subject.model, subject.priority)
+            places.append((queue, message.sequence, key))
         with self._table:
             self._table.execute("BEGIN")
             self._add(ADD_REQUEST, rows)
+            self._table.executemany(SET_PLACE, places)
         early, self._early = self._early, {}
         self.set_states(early.values())
         self._prune()
@@ -323,6 +341,44 @@ class JobIndex:
             ),
         )
 
+    def queued(self, job_ids: Iterable[str], models: Iterable[ModelConsumers]) -> list[QueuedJob]:
+        """Those of the jobs that are on the queues of ``models`` and do not run."""
+        delivered = _delivered(models)
+        keys = [_key(job_id) for job_id in job_ids]
+        rows = self._table.execute(
+            f"{QUEUED} AND id IN ({', '.join('?' * len(keys))}) ORDER BY queue, sequence", keys
+        ).fetchall()
+        found: list[QueuedJob] = []
+        last, counted = "", 0
+        for row in rows:
+            queue, sequence = row[:2]
+            if queue not in delivered:
+                continue
+            if queue != last:
+                last, after, counted = queue, delivered[queue], 0
+            between = None
+            if sequence > delivered[queue]:
+                # Those up to the job before it were counted for that.
+                counted += self._table.execute(
+                    "SELECT count(*) FROM jobs WHERE queue = ? AND sequence > ? AND sequence < ?",
+                    (queue, after, sequence),
+                ).fetchone()[0]
+                between, after, counted = counted, sequence, counted + 1
+            found.append(_queued(row, between))
+        return found
+
+    def first_queued(self, model: ModelConsumers, limit: int) -> list[QueuedJob]:
+        """The first ``limit`` jobs on the queues of ``model`` that do not run, in the order of
+        delivery."""
+        found: list[QueuedJob] = []
+        for queue, delivered in _delivered([model]).items():
+            rows = self._table.execute(
+                f"{QUEUED} AND queue = ? ORDER BY sequence LIMIT ?", (queue, limit - len(found))
+            )
+            waiting = count()
+            found += [_queued(row, next(waiting) if row[1] > delivered else None) for row in rows]
+        return found
+
     def pair(self, name: str, value: str) -> int:
         """The number of a member of metadata."""
         text = f"{len(name)}:{name}{value}".encode("utf-8", "surrogatepass")
@@ -374,6 +430,28 @@ def _key(job_id: str) -> bytes | None:
 
 def _id(key: bytes) -> str:
     return str(UUID(bytes=key))
+
+
+def _queue(model: str, priority: str) -> str:
+    """How the queue of a priority of the model with this token is named in the table."""
+    return f"{model}.{priority}"
+
+
+def _delivered(models: Iterable[ModelConsumers]) -> dict[str, int]:
+    """The last sequences that were delivered, by their queues, in the order of delivery."""
+    return {
+        _queue(model.token, priority): model.last_delivered(priority)
+        for model in models
+        for priority in subjects.PRIORITIES
+        if priority in model.by_priority
+    }
+
+
+def _queued(row: Sequence[Any], between: int | None) -> QueuedJob:
+    queue, _, key, owner, deadline = row
+    model, _, priority = queue.rpartition(".")
+    request = subjects.RequestSubject(model, priority, owner, _id(key))
+    return QueuedJob(request, deadline and parse_timestamp(deadline), between)
 
 
 def _result_head(message: StoredMessage) -> ResultHead:
