@@ -14,12 +14,7 @@ from nats.aio.msg import Msg
 
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.line import Line
-from services.gateway.eta.position import (
-    QueuedJob,
-    find_position,
-    position_of,
-    settled,
-)
+from services.gateway.eta.position import QueuedJob, find_position, position_of, settled
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
 from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns

@@ -102,6 +102,7 @@ class JobList:
         return replace(page, jobs=[replace(job, preview="") for job in page.jobs])
 
     async def _with_estimates(self, page: JobPage) -> JobPage:
+        """``page`` as of a moment later: what has begun or ended since then gets no estimate."""
         waiting = {job.id: token_of(job.model) for job in page.jobs if job.state in MAY_WAIT}
         if not waiting:
             return page
