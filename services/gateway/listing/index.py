@@ -9,7 +9,6 @@ import re
 import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import count
 from secrets import token_bytes
 from typing import Any
 from uuid import UUID
@@ -18,6 +17,7 @@ from msgspec import UNSET, Raw
 
 from services.gateway.eta.position import QueuedJob
 from services.gateway.listing.query import COLUMNS, Search
+from services.gateway.listing.queues import Queues, queue_of
 from shared.broker.consumers import ModelConsumers
 from shared.broker.stored_messages import StoredMessage
 from shared.job_ids import accepted_at
@@ -112,9 +112,6 @@ INSERT INTO jobs (id, state, model, priority, via, owner, attempts, queued_at, r
     preview, metadata)
 VALUES (?, 'PENDING', ?, ?, ?, ?, 0, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
-SET_PLACE = """
-UPDATE jobs SET queue = ?, sequence = ? WHERE id = ? AND result IS NULL
-"""
 SET_STATE = """
 UPDATE jobs SET state = ?, attempts = ?, inferer = ?, started_at = ?, waited_s = ?
 WHERE id = ? AND result IS NULL
@@ -136,12 +133,6 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state, code = excluded.code,
 """
 
 
-QUEUED = """
-SELECT queue, sequence, id, owner, deadline FROM jobs
-WHERE queue IS NOT NULL AND state <> 'STARTED'
-"""
-
-
 class JobIndex:
     def __init__(self, max_jobs: int, max_bytes: int = MAX_BYTES) -> None:
         self._max_jobs = max_jobs
@@ -154,6 +145,7 @@ class JobIndex:
         # Another thread than that which creates it may use it, one at a time.
         self._table = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._table.executescript(SCHEMA)
+        self._queues = Queues(self._table)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -167,8 +159,7 @@ class JobIndex:
         return bool(self._forgotten)
 
     def add_requests(self, messages: Iterable[StoredMessage]) -> None:
-        """Add jobs that wait or run. Those that are known stay as they are, but for their place: a
-        retry leaves the queue, and comes back at its end."""
+        """Add jobs that wait or run; of those that are known, only the place changes."""
         rows, places = [], []
         for message in messages:
             try:
@@ -193,12 +184,11 @@ class JobIndex:
                     _metadata(head),
                 )
             )
-            queue = None if subject.is_scheduled else _queue(subject.model, subject.priority)
-            places.append((queue, message.sequence, key))
+            places.append((queue_of(subject), message.sequence, key))
         with self._table:
             self._table.execute("BEGIN")
             self._add(ADD_REQUEST, rows)
-            self._table.executemany(SET_PLACE, places)
+            self._queues.place(places)
         early, self._early = self._early, {}
         self.set_states(early.values())
         self._prune()
@@ -342,42 +332,12 @@ class JobIndex:
         )
 
     def queued(self, job_ids: Iterable[str], models: Iterable[ModelConsumers]) -> list[QueuedJob]:
-        """Those of the jobs that are on the queues of ``models`` and do not run."""
-        delivered = _delivered(models)
-        keys = [_key(job_id) for job_id in job_ids]
-        rows = self._table.execute(
-            f"{QUEUED} AND id IN ({', '.join('?' * len(keys))}) ORDER BY queue, sequence", keys
-        ).fetchall()
-        found: list[QueuedJob] = []
-        last, counted = "", 0
-        for row in rows:
-            queue, sequence = row[:2]
-            if queue not in delivered:
-                continue
-            if queue != last:
-                last, after, counted = queue, delivered[queue], 0
-            between = None
-            if sequence > delivered[queue]:
-                # Those up to the job before it were counted for that.
-                counted += self._table.execute(
-                    "SELECT count(*) FROM jobs WHERE queue = ? AND sequence > ? AND sequence < ?",
-                    (queue, after, sequence),
-                ).fetchone()[0]
-                between, after, counted = counted, sequence, counted + 1
-            found.append(_queued(row, between))
-        return found
+        """See `Queues.find`."""
+        return self._queues.find([key for key in map(_key, job_ids) if key], models)
 
     def first_queued(self, model: ModelConsumers, limit: int) -> list[QueuedJob]:
-        """The first ``limit`` jobs on the queues of ``model`` that do not run, in the order of
-        delivery."""
-        found: list[QueuedJob] = []
-        for queue, delivered in _delivered([model]).items():
-            rows = self._table.execute(
-                f"{QUEUED} AND queue = ? ORDER BY sequence LIMIT ?", (queue, limit - len(found))
-            )
-            waiting = count()
-            found += [_queued(row, next(waiting) if row[1] > delivered else None) for row in rows]
-        return found
+        """See `Queues.first`."""
+        return self._queues.first(model, limit)
 
     def pair(self, name: str, value: str) -> int:
         """The number of a member of metadata."""
@@ -430,28 +390,6 @@ def _key(job_id: str) -> bytes | None:
 
 def _id(key: bytes) -> str:
     return str(UUID(bytes=key))
-
-
-def _queue(model: str, priority: str) -> str:
-    """How the queue of a priority of the model with this token is named in the table."""
-    return f"{model}.{priority}"
-
-
-def _delivered(models: Iterable[ModelConsumers]) -> dict[str, int]:
-    """The last sequences that were delivered, by their queues, in the order of delivery."""
-    return {
-        _queue(model.token, priority): model.last_delivered(priority)
-        for model in models
-        for priority in subjects.PRIORITIES
-        if priority in model.by_priority
-    }
-
-
-def _queued(row: Sequence[Any], between: int | None) -> QueuedJob:
-    queue, _, key, owner, deadline = row
-    model, _, priority = queue.rpartition(".")
-    request = subjects.RequestSubject(model, priority, owner, _id(key))
-    return QueuedJob(request, deadline and parse_timestamp(deadline), between)
 
 
 def _result_head(message: StoredMessage) -> ResultHead:

@@ -118,12 +118,11 @@ class JobLister:
     async def queued(
         self, job_ids: Collection[str], models: Collection[ModelConsumers]
     ) -> list[QueuedJob]:
-        """Those of the jobs that are on the queues of ``models`` and do not run."""
+        """See `Queues.find`."""
         return await self._in_thread(lambda: self._index.queued(job_ids, models))
 
     async def first_queued(self, model: ModelConsumers, limit: int) -> list[QueuedJob]:
-        """The first ``limit`` jobs on the queues of ``model`` that do not run, in the order of
-        delivery."""
+        """See `Queues.first`."""
         return await self._in_thread(lambda: self._index.first_queued(model, limit))
 
     async def late(self, overdue: timedelta) -> list[str]:
