@@ -1,6 +1,7 @@
 """What a list of jobs costs with 50,000 of them: reading them at the start, a page, filters, and
-for how long the event loop of a gateway is held meanwhile. The results are written to the stream as
-an inferer writes them.
+for how long the event loop of a gateway is held meanwhile. Then what it costs that jobs wait, with
+positions and ETAs. Results and requests are written to the streams as inferers and gateways write
+them, and so is the entry of an inferer that takes no job.
 
     .venv/bin/python -m benchmarks.listing
 """
@@ -20,6 +21,7 @@ from typing import Any
 import httpx2
 import msgspec
 import nats
+from nats.aio.client import Client
 
 from benchmarks.measuring import describe_machine, seconds
 from services.gateway.gateway import Gateway
@@ -29,7 +31,9 @@ from shared.job_ids import accepted_at, new_job_id
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import encode
+from shared.wire.inferers import InfererEntry
 from shared.wire.listing import JobQuery
+from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed, Failed, Result, Timings, Usage
 from tests.support.processes import PATIENCE_S, Stack, eventually
 
@@ -42,6 +46,10 @@ REQUESTS = 200
 WARM_UP = 20
 TICK_S = 0.001
 READ_S = 600.0
+
+WAITING = (50, 50_000)
+"""How many jobs wait."""
+SLOTS = 2
 
 PAGE_MS, FILTER_MS, HELD_MS = 10.0, 20.0, 50.0
 """What is allowed: of the medians, and of the longest hold."""
@@ -90,6 +98,7 @@ def main() -> int:
                 medians[name] = statistics.median(measured)
                 p99 = sorted(measured)[int(0.99 * len(measured))]
                 print(f"  {name:15}  p50 {medians[name]:6.2f} ms   p99 {p99:6.2f} ms")
+        held_ms = max(held_ms, asyncio.run(_measure_waiting(stack)))
     slowest = max(value for name, value in medians.items() if name not in ("sort=waited",))
     return (
         0
@@ -158,6 +167,92 @@ async def _measure_loop(url: str) -> float:
     print(f"  read in {took_s:.1f} s; loop held for {max(reading):.1f} ms at most meanwhile")
     print(f"  loop held for {max(listing):.1f} ms at most while pages were made")
     return max(reading + listing)
+
+
+async def _measure_waiting(stack: Stack) -> float:
+    """Pages while jobs wait. Returns the longest time, in milliseconds, for which the event loop of
+    a gateway was held."""
+    gateway = Gateway(GatewaySettings(), BrokerSettings(url=stack.nats.url))
+    client = await nats.connect(stack.nats.url)
+    async with gateway.running(lambda: None), _inferer(client):
+        while not (gateway.lister.is_complete and gateway.fleet.inferers("tiny")):
+            await asyncio.sleep(0.05)
+        held = [0.0]
+        there = 0
+        for count in WAITING:
+            await _queue(client, there, count)
+            there = count
+            last = JobQuery(state="PENDING", priority="high")
+            while not (page := await gateway.job_list.page(last)).total:
+                await asyncio.sleep(0.1)
+            async with _watched() as late:
+                for _ in range(REQUESTS // 10):
+                    page = await gateway.job_list.page(JobQuery(limit=200))
+                    page = await gateway.job_list.page(last)
+                    encode(page)
+            held += late
+            print(f"  {count:,} waiting; loop held for {max(late):.1f} ms at most by pages")
+            for name, query in {"first page": {}, "first in line": {"priority": "high"}}.items():
+                found, measured = await asyncio.to_thread(_measure_page, stack.url, query)
+                etas = sum("eta" in job for job in found["jobs"])
+                positions = sum("position" in job for job in found["jobs"])
+                print(
+                    f"  {name:15}  p50 {statistics.median(measured):6.2f} ms   "
+                    f"p99 {sorted(measured)[int(0.99 * len(measured))]:6.2f} ms   "
+                    f"{positions} positions, {etas} ETAs"
+                )
+    await client.close()
+    return max(held)
+
+
+def _measure_page(url: str, query: dict[str, str]) -> tuple[dict[str, Any], list[float]]:
+    query = {"state": "PENDING", **query} if query else query
+    with httpx2.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+        return client.get("/jobs", params=query).json(), _measure(client, query)
+
+
+@asynccontextmanager
+async def _inferer(client: Client) -> AsyncIterator[None]:
+    """The entry of an inferer."""
+    entry = InfererEntry(
+        id="idle",
+        model="tiny",
+        slots=SLOTS,
+        host="host",
+        threads=1,
+        n_ctx=4096,
+        tasks=["chat", "complete"],
+        started_at=timestamp(),
+        version="1",
+        prompt_tokens_per_s=1000.0,
+        tokens_per_s=50.0,
+        slowdowns=[1.0, 1.5],
+    )
+
+    async def beat() -> None:
+        while True:
+            await client.publish(subjects.inferer(entry.model, entry.id), encode(entry))
+            await asyncio.sleep(1)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+
+
+async def _queue(client: Client, first: int, last: int) -> None:
+    """Store the requests ``first`` to ``last``; the first 50 have a high priority."""
+    for number in range(first, last):
+        job_id = new_job_id()
+        request = InferenceRequest(
+            task="complete", prompt=TEXT, max_tokens=50 + number % 400, queued_at=timestamp()
+        )
+        priority = "high" if number < WAITING[0] else "normal"
+        await client.publish(subjects.request("tiny", job_id, priority), encode(request))
+        if number % 500 == 0:
+            await client.flush()
+    await client.flush()
 
 
 @asynccontextmanager

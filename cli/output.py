@@ -21,6 +21,7 @@ from shared.printable import printable, printable_json
 from shared.timestamps import milliseconds_between
 from shared.wire.api import JobResult, JobStatus, ModelQueue
 from shared.wire.inferers import ConcurrencyChange, InfererEntry
+from shared.wire.listing import ListedJob
 from shared.wire.requests import TEXT_TASKS
 from shared.wire.results import FLOAT_BYTES
 from shared.wire.subjects import PRIORITIES
@@ -167,17 +168,17 @@ def timings_line(status: JobStatus) -> str:
     return ", ".join(parts)
 
 
-def estimate_line(status: JobStatus) -> str | None:
+def estimate_line(job: JobStatus | ListedJob) -> str | None:
     """``3 ahead of it, done in about 12 s (90 %: 20 s)``; None if nothing is known."""
     parts = []
-    if status.position is not UNSET:
-        parts.append("next to run" if status.position == 0 else f"{status.position} ahead of it")
-    if status.progress is not UNSET:
+    if job.position is not UNSET:
+        parts.append("next to run" if job.position == 0 else f"{job.position} ahead of it")
+    if isinstance(job, JobStatus) and job.progress is not UNSET:
         parts.append(
-            f"{status.progress.completion_tokens} of at most {status.progress.max_tokens} tokens"
+            f"{job.progress.completion_tokens} of at most {job.progress.max_tokens} tokens"
         )
-    if status.eta is not UNSET:
-        parts.append(f"done in about {status.eta.p50_s:.0f} s (90 %: {status.eta.p90_s:.0f} s)")
+    if job.eta is not UNSET:
+        parts.append(f"done in about {job.eta.p50_s:.0f} s (90 %: {job.eta.p90_s:.0f} s)")
     return ", ".join(parts) or None
 
 

@@ -95,7 +95,7 @@ class AlreadyFinished(SluiceError):
 
 
 class ListingRefused(SluiceError):
-    """The gateway is configured not to list jobs (`GATEWAY_LIST_JOBS`)."""
+    """The gateway is configured not to list jobs and dead letters (`GATEWAY_LIST_JOBS`)."""
 
     code = "listing_refused"
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from cli.client import Client
 from cli.exit_status import EXIT_USAGE, CommandError
 from cli.options import DEFAULT_URL, Json, Url
-from cli.output import COLOURS, out, print_json, print_status, safe_text
+from cli.output import COLOURS, estimate_line, out, print_json, print_status, safe_text
 from cli.selection import (
     Code,
     Metadata,
@@ -97,7 +97,7 @@ def _print_page(page: JobPage) -> None:
             table.add_column(heading, no_wrap=heading == "id", overflow="fold")
         for heading in ("waited", "ran", "tokens"):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("request or error", overflow="ellipsis", no_wrap=True)
+        table.add_column("estimate, error, request", overflow="ellipsis", no_wrap=True)
         for one in page.jobs:
             table.add_row(
                 safe_text(one.id),
@@ -117,7 +117,7 @@ def _print_page(page: JobPage) -> None:
 
 
 def _about(job: ListedJob) -> str:
-    return ": ".join(part for part in (job.code, job.preview) if part)
+    return ": ".join(part for part in (estimate_line(job), job.code, job.preview) if part)
 
 
 def _seconds(value: float | None) -> str:

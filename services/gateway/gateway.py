@@ -77,7 +77,12 @@ class Gateway:
         self.responses = StoredResponses(self.broker, self.jobs, self.kept_requests)
         self.lister = JobLister(self.broker, settings.history_jobs)
         self.job_list = JobList(
-            self.broker, self.jobs, self.lister, self.kept_requests, settings.lists_jobs
+            self.broker,
+            self.jobs,
+            self.forecast,
+            self.lister,
+            self.kept_requests,
+            settings.lists_jobs,
         )
         self.idempotency = Idempotency(self.broker, self.jobs)
         self.orphans = Orphans(self.broker, self.jobs, settings.return_s, settings.patience_s)

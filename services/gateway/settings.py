@@ -41,9 +41,10 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Hours for which the requests of jobs that have ended are kept; 0 keeps none. By default 48 if
     `GATEWAY_HOST` is a loopback address, and otherwise 0."""
     list_jobs: bool | None = None
-    """Whether jobs can be listed, and cancelled or retried by filter, by everybody who can connect:
-    `true` or `false` (403, `listing_refused`). By default only if `GATEWAY_HOST` is a loopback
-    address: a list contains the ids of all jobs, and an id is enough to read or cancel one."""
+    """Whether everybody who can connect can list jobs and dead letters, and cancel, retry or drop
+    them by filter: `true` or `false` (403, `listing_refused`). By default only if `GATEWAY_HOST` is
+    a loopback address: a list contains the ids of all jobs, and an id is enough to read or cancel
+    one."""
     history_jobs: Positive = 100_000
     """Jobs that have ended and are listed; the oldest are forgotten first. A job takes about 630
     bytes of memory, and its metadata."""

@@ -115,13 +115,19 @@ class ModelConsumers:
     def redelivered(self) -> int:
         return sum(info.num_redelivered or 0 for info in self.by_priority.values())
 
+    def last_delivered(self, priority: str) -> int:
+        """The last sequence of this priority that was delivered; 0 if none was."""
+        info = self.by_priority.get(priority)
+        return info.delivered.stream_seq if info and info.delivered else 0
+
     def was_delivered(self, request: subjects.RequestSubject, message: StoredMessage) -> bool:
         """Whether an inferer may have had the job: its message, or an earlier one that was put
         back on the queue for a retry."""
-        info = self.by_priority.get(priority_of(request.priority))
-        if info is None or request.is_scheduled or subjects.HEADER_SCHEDULER in message.headers:
+        priority = priority_of(request.priority)
+        is_unknown = priority not in self.by_priority or request.is_scheduled
+        if is_unknown or subjects.HEADER_SCHEDULER in message.headers:
             return True
-        return info.delivered is not None and message.sequence <= info.delivered.stream_seq
+        return message.sequence <= self.last_delivered(priority)
 
     @property
     def created(self) -> datetime | None:

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import force_setattr
 
 from shared.timestamps import parse_timestamp
-from shared.wire.api import DeadLetterHead, JobStatus, TaskState
+from shared.wire.api import DeadLetterHead, Eta, JobStatus, TaskState
 from shared.wire.fields import Count, JobId, Metadata, check_times
 from shared.wire.requests import Priority, Via
 from shared.wire.results import Timings, Usage
@@ -152,7 +152,10 @@ class BulkReport(Struct, frozen=True, kw_only=True):
 class ListedJob(Struct, frozen=True, kw_only=True):
     """A job in a list. ``waited_s`` is from its acceptance to the start of its last attempt,
     ``ran_s`` from there to its end. ``preview`` is the beginning of its last message or prompt;
-    empty if requests are not kept."""
+    empty if requests are not kept.
+
+    ``position`` and ``eta`` are those of ``/status``. Jobs on the queue have a ``position``; the
+    first 50 of each model also have an ``eta``, if one can be computed."""
 
     id: str
     state: TaskState
@@ -175,6 +178,8 @@ class ListedJob(Struct, frozen=True, kw_only=True):
     retry_of: str | None
     preview: str
     metadata: Metadata
+    position: int | UnsetType = UNSET
+    eta: Eta | UnsetType = UNSET
 
 
 class Coverage(Struct, frozen=True, kw_only=True):

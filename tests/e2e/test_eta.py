@@ -140,6 +140,8 @@ def test_requeued_jobs_are_ahead_of_waiting_ones(stack: Stack) -> None:
     # Its entry speaks of the job until it has expired.
     eventually(lambda: stack.status(second)["position"] == 1, "the first comes back before it")
     assert stack.status(high)["position"] == 2
+    jobs = {job["id"]: job for job in stack.http.get("/jobs").json()["jobs"]}
+    assert [jobs[job_id].get("position") for job_id in (first, second, high)] == [None, 1, 2]
 
 
 async def test_results_by_hand_are_ignored(stack: Stack) -> None:

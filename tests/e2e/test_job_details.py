@@ -11,6 +11,7 @@ import nats
 import pytest
 
 from shared.job_ids import new_job_id
+from tests.support.command_line import sluice
 from tests.support.processes import PATIENCE_S, Stack, eventually
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -112,7 +113,7 @@ def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
     eventually(lambda: _is_ready(url), "the third gateway is ready")
     everything = {"where": {"since": "2020-01-01T00:00:00Z"}}
     answers = [
-        httpx2.get(f"{url}/jobs", timeout=PATIENCE_S),
+        *(httpx2.get(f"{url}{path}", timeout=PATIENCE_S) for path in ("/jobs", "/dead")),
         *(
             httpx2.post(f"{url}{path}", json=everything, timeout=PATIENCE_S)
             for path in ("/jobs/cancel", "/dead/retry", "/dead/drop")
@@ -122,6 +123,10 @@ def test_a_gateway_that_others_can_reach_shows_no_jobs_of_others(
         problem = answer.json()
         assert (answer.status_code, problem["code"]) == (403, "listing_refused"), answer.text
         assert "GATEWAY_LIST_JOBS=true" in problem["detail"]
+    for command in ("jobs", "dead list"):
+        shown = sluice(shown_stack, *command.split(), gateway=2)
+        assert (shown.returncode, "GATEWAY_LIST_JOBS=true" in shown.stderr) == (2, True)
+    assert httpx2.get(f"{url}/dead/{job_id}", timeout=PATIENCE_S).status_code == 404
     found = details(shown_stack, job_id, gateway=2)
     assert (found["status"]["state"], found["request"]) == ("PENDING", None)
     cancelled = httpx2.post(

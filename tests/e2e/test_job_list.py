@@ -1,5 +1,6 @@
 """`GET /jobs`: which jobs there are, the same at every gateway, whenever it was started."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,14 @@ def listed(url: str, **query: Any) -> dict[str, Any]:
     return eventually(complete, "a complete list")
 
 
+def without_etas(page: dict[str, Any]) -> dict[str, Any]:
+    """Every job that has a position has an ETA, which changes all the time."""
+    for job in page["jobs"]:
+        assert ("eta" in job) == ("position" in job)
+        job.pop("eta", None)
+    return page
+
+
 def make_jobs(stack: Stack) -> dict[str, str]:
     """Jobs of several states. The last one waits behind one that runs."""
     ids = {
@@ -60,7 +69,7 @@ def test_the_same_page_after_a_restart_and_from_another_gateway(stack: Stack) ->
     """Jobs that wait, run and have ended: one gateway saw them happen, another starts later, and
     the first starts again."""
     ids = make_jobs(stack)
-    first = listed(stack.urls[0])
+    first = without_etas(listed(stack.urls[0]))
     assert [job["id"] for job in first["jobs"]] == list(ids.values())[::-1]
     by_name = dict(zip(ids, first["jobs"][::-1], strict=True))
     states = {name: job["state"] for name, job in by_name.items()}
@@ -77,13 +86,16 @@ def test_the_same_page_after_a_restart_and_from_another_gateway(stack: Stack) ->
     assert (by_name["done"]["preview"], by_name["chat"]["preview"]) == ("Once", "Name three")
     assert by_name["done"]["completion_tokens"] == 3
     assert by_name["running"]["inferer"] == "inferer-0"
+    assert {name: job["position"] for name, job in by_name.items() if "position" in job} == {
+        "waiting": 0
+    }
     assert {job["via"] for job in first["jobs"]} == {"http"}
 
     stack.start_gateway()
-    assert listed(stack.urls[1]) == first
+    assert without_etas(listed(stack.urls[1])) == first
     stack.gateways[0].kill()
     stack.gateways[0] = stack._start("gateway", 7, GATEWAY_PORT=stack.urls[0].rpartition(":")[2])
-    assert listed(stack.urls[0]) == first
+    assert without_etas(listed(stack.urls[0])) == first
     filtered = listed(stack.urls[0], **{"metadata.user": "u1", "state": "STARTED,SUCCESS"})
     assert [job["id"] for job in filtered["jobs"]] == [ids["running"], ids["done"]]
     assert filtered == listed(stack.urls[1], **{"metadata.user": "u1", "state": "STARTED,SUCCESS"})
@@ -116,6 +128,52 @@ def test_a_job_whose_deadline_has_passed_is_not_listed_as_waiting(listed_stack: 
     listed_stack.http.delete(f"/jobs/{running}").raise_for_status()
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_jobs_that_wait_have_the_position_and_eta_of_their_status(
+    tmp_path: Path, tiny_model: Path, slots: int
+) -> None:
+    """Behind those that run, by priority; over HTTP, over NATS and on the command line."""
+    with Stack(tmp_path) as stack:
+        stack.start_gateway()
+        stack.start_inferer(tiny_model, INFERER_CONCURRENCY=str(slots))
+        stack.wait_until_served("tiny")
+        ended = stack.submit(prompt="x", max_tokens=100)
+        stack.wait_for_end(ended)
+        running = [stack.submit(prompt="go on", ignore_eos=True) for _ in range(slots)]
+        for job_id in running:
+            stack.wait_for_state(job_id, "STARTED")
+        waiting = [
+            stack.submit(prompt="x", max_tokens=max_tokens, ignore_eos=True, priority=priority)
+            for priority in ("low", "normal", "high")
+            for max_tokens in (300, 3000)
+        ]
+        expected = dict(zip(waiting, (4, 5, 2, 3, 0, 1), strict=True))
+        jobs = {job["id"]: job for job in listed(stack.url)["jobs"]}
+        for job_id, position in expected.items():
+            job, status = jobs[job_id], stack.status(job_id)
+            assert job["position"] == status["position"] == position
+            assert job["eta"].keys() == status["eta"].keys()
+            # Those that run have come further meanwhile. With a clock that stands still, the two
+            # are equal: see test_listed_estimates.py.
+            assert 1 / 2 < job["eta"]["p50_s"] / status["eta"]["p50_s"] < 2
+        for job_id in (ended, *running):
+            assert not {"position", "eta"} & jobs[job_id].keys()
+
+        over_nats = asyncio.run(listed_over_nats(stack, {"state": "PENDING"}))
+        assert {job["id"]: job["position"] for job in over_nats["jobs"]} == expected
+        assert all(job["eta"]["p50_s"] > 0 for job in over_nats["jobs"])
+        rows = sluice(stack, "jobs", "--priority", "low").stdout.splitlines()[1:3]
+        assert ["5 ahead of it, done in about" in rows[0], "4 ahead of it" in rows[1]] == [True] * 2
+
+
+async def listed_over_nats(stack: Stack, query: dict[str, Any]) -> dict[str, Any]:
+    client = await nats.connect(stack.nats.url)
+    answer = await client.request("infer.jobs", json.dumps(query).encode(), timeout=PATIENCE_S)
+    await client.close()
+    page: dict[str, Any] = json.loads(answer.data)
+    return page
+
+
 def test_a_wrong_parameter_is_400_with_what_is_allowed(listed_stack: Stack) -> None:
     answer = listed_stack.http.get("/jobs", params={"stat": "PENDING"})
     problem = answer.json()
@@ -132,10 +190,9 @@ async def test_the_same_list_over_nats(listed_stack: Stack) -> None:
     job_id = listed_stack.submit(prompt="x", max_tokens=1, metadata={"of": "nats"})
     listed_stack.wait_for_end(job_id)
     expected = listed(listed_stack.url, **{"metadata.of": "nats"})
+    query = {"metadata": {"of": "nats"}, "state": "SUCCESS"}
+    assert await listed_over_nats(listed_stack, query) == expected
     client = await nats.connect(listed_stack.nats.url)
-    query = json.dumps({"metadata": {"of": "nats"}, "state": "SUCCESS"}).encode()
-    answer = await client.request("infer.jobs", query, timeout=PATIENCE_S)
-    assert json.loads(answer.data) == expected
     everything = await client.request("infer.jobs", b"", timeout=PATIENCE_S)
     assert json.loads(everything.data)["total"] >= 1
     wrong = await client.request("infer.jobs", b'{"stat": "SUCCESS"}', timeout=PATIENCE_S)

@@ -1,5 +1,6 @@
 """What gateways observe of jobs that run and have run."""
 
+from collections.abc import Collection, Generator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,9 +8,10 @@ import msgspec
 import numpy
 import pytest
 
+from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import DRAWS, Simulation, Slot
+from services.gateway.eta.simulation import Simulation, Slot, Waiting
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
@@ -41,6 +43,21 @@ def result(
         task="chat",
         work=WORK,
     )
+
+
+def done_s(simulation: Simulation, job: int, behind: int = 0) -> Floats:
+    """Seconds until a job that has begun is done, in each draw."""
+    found: Floats = result_of(simulation.follow([job], behind))[0]
+    return found
+
+
+def result_of(steps: Generator[None, None, Floats]) -> Floats:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Floats = end.value
+            return found
 
 
 def entry(*jobs: RunningJob, **reported: Any) -> InfererEntry:
@@ -87,7 +104,7 @@ def test_before_the_first_result_the_reported_speeds_count() -> None:
         assert not service_time.is_known
     service_time.report([entry(prompt_tokens_per_s=1000.0, tokens_per_s=100.0)])
     simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
-    done = simulation.done_s(simulation.serve(WORK), behind=0)
+    done = done_s(simulation, simulation.serve(WORK))
     assert 0.3 < numpy.median(done) <= 1.1
     assert 0.9 < done.max() < 1.3
     simulation.serve_typical(10)
@@ -99,7 +116,7 @@ def test_before_the_first_result_the_reported_speeds_count() -> None:
 def p50_s(service_time: ServiceTime) -> float:
     """When a job would be done that an idle inferer begins now."""
     simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
-    done = simulation.done_s(simulation.serve(WORK), behind=0)
+    done = done_s(simulation, simulation.serve(WORK))
     assert numpy.isfinite(done).all()
     return float(numpy.median(done))
 
@@ -166,7 +183,7 @@ def test_a_speed_that_cannot_be_is_bounded() -> None:
         )
     attempt = RunningAttempt("x", 1, "i", timestamp(now - timedelta(seconds=60)), WORK)
     simulation = Simulation(service_time, [Slot("i", attempt)], now, {})
-    assert numpy.isfinite(simulation.done_s(numpy.zeros(DRAWS, dtype=int), behind=0)).all()
+    assert numpy.isfinite(done_s(simulation, 0)).all()
 
 
 def test_an_inferer_that_has_become_slower_is_learned() -> None:
@@ -209,8 +226,8 @@ def test_a_job_goes_to_the_slot_that_is_free_first() -> None:
     for jobs, took_s in ((1, 1.1), (4, 2.2)):
         simulation = Simulation(service_time, [Slot("i"), Slot("k")], datetime.now(UTC), {})
         for _ in range(jobs):
-            slots = simulation.serve(WORK)
-        assert abs(numpy.median(simulation.done_s(slots, behind=0)) - took_s) < 0.1 * took_s
+            last = simulation.serve(WORK)
+        assert abs(numpy.median(done_s(simulation, last)) - took_s) < 0.1 * took_s
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
@@ -220,17 +237,16 @@ def test_several_answers_take_several_times_as_long(n: int) -> None:
     work = msgspec.structs.replace(WORK, n=n)
     took_s = 0.1 + n * 1.0
 
-    def done_s(attempt: RunningAttempt | None = None) -> float:
+    def takes_s(attempt: RunningAttempt | None = None) -> float:
         simulation = Simulation(service_time, [Slot("i", attempt)], datetime.now(UTC), {})
-        slots = numpy.zeros(DRAWS, dtype=int) if attempt else simulation.serve(work)
-        return float(numpy.median(simulation.done_s(slots, behind=0)))
+        return float(numpy.median(done_s(simulation, 0 if attempt else simulation.serve(work))))
 
     for _ in range(2):
-        assert abs(done_s() - took_s) < 0.1 * took_s
+        assert abs(takes_s() - took_s) < 0.1 * took_s
         half = RunningAttempt("x", 1, "i", ago(took_s / 2), work, tokens=50 * n // 2)
-        assert abs(done_s(half) - took_s / 2) < 0.2 * took_s
+        assert abs(takes_s(half) - took_s / 2) < 0.2 * took_s
         late = RunningAttempt("x", 1, "i", ago(2 * took_s), work, tokens=100 * n - 1)
-        assert done_s(late) < 3.0
+        assert takes_s(late) < 3.0
         other = Choice(text="", finish_reason="stop", completion_tokens=50)
         one = msgspec.structs.replace(
             result(took_s, tokens=50 * n), work=work, other_choices=[other] * (n - 1)
@@ -264,7 +280,7 @@ def shared_s(jobs: int, behind: int = 0, *, slots: int = 2, delay_ms: float = 0.
     simulation = Simulation(service_time, [Slot("i")] * slots, datetime.now(UTC), SHARED)
     for _ in range(jobs):
         last = simulation.serve(WORK)
-    return float(numpy.median(simulation.done_s(last, behind)))
+    return float(numpy.median(done_s(simulation, last, behind)))
 
 
 @pytest.mark.parametrize("delay_ms", [0.0, 700.0])
@@ -287,23 +303,52 @@ def test_a_job_that_has_run_alone_is_slowed_down_by_the_next() -> None:
         simulation = Simulation(service_time, [Slot("i", attempt), Slot("i")], now, SHARED)
         for _ in range(jobs):
             simulation.serve(WORK)
-        first = numpy.zeros(DRAWS, dtype=int)
-        assert abs(numpy.median(simulation.done_s(first, behind=0)) - left_s) < 0.15
+        assert abs(numpy.median(done_s(simulation, 0)) - left_s) < 0.15
 
 
 def test_jobs_of_higher_priority_that_will_come_are_expected() -> None:
     """One that waits for 11 s, while jobs of 1.1 s come every 2.2 s, begins after 22; if they come
     every second, much later, but not never. One that begins at once is not overtaken."""
     expected = {0.0: (12.1, 0.1), 1 / 2.2: (23.1, 2.0), 1.0: (140.0, 50.0)}
-    for per_s, (done_s, tolerance_s) in expected.items():
+    for per_s, (mean_s, tolerance_s) in expected.items():
         simulation = Simulation(learned(), [Slot("i")], datetime.now(UTC), {})
-        simulation.serve_arrivals(per_s)
+        simulation.serve_arrivals({"high": per_s})
         for _ in range(10):
             simulation.serve(WORK)
-        simulation.serve_arrivals(per_s)
-        done = simulation.done_s(simulation.serve(WORK), behind=0)
-        assert abs(numpy.median(done) - done_s) < tolerance_s, per_s
+        simulation.serve_arrivals({"high": per_s})
+        done = done_s(simulation, simulation.serve(WORK))
+        assert abs(numpy.median(done) - mean_s) < tolerance_s, per_s
         assert numpy.quantile(done, 0.9) > numpy.median(done) * (1.1 if per_s else 1.0)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("behind", [0, 30])
+def test_one_run_finds_the_same_for_all_jobs_as_a_run_for_each(slots: int, behind: int) -> None:
+    """A list shows what `/status` shows."""
+    high = [Waiting(WORK, {}) for _ in range(4)]
+    sizes: tuple[int | None, ...] = (10, 100, None, 100, 1000, 10, 100)
+    normal = [Waiting(Work(40, size, "chat") if size else None, {"high": 0.05}) for size in sizes]
+    low = [Waiting(WORK, {"high": 0.05, "normal": 0.1}) for _ in range(3)]
+    line, service_time, now = high + normal + low, learned(), datetime.now(UTC)
+
+    def run(wanted: Collection[int]) -> Floats:
+        simulation = Simulation(service_time, [Slot("i")] * slots, now, SHARED)
+        return result_of(simulation.run(line, wanted, behind))
+
+    together = run(range(len(line)))
+    assert numpy.isfinite(together).all()
+    for at in range(len(line)):
+        numpy.testing.assert_allclose(run([at])[0], together[at], rtol=1e-9)
+
+
+def test_a_job_that_runs_is_not_delayed_by_those_that_overtake_others() -> None:
+    """The first job begins at once, however many come before the second."""
+    for per_s in (0.0, 2.0):
+        simulation = Simulation(learned(), [Slot("i")], datetime.now(UTC), {})
+        line = [Waiting(WORK, {"high": per_s})] * 2
+        first, second = numpy.median(result_of(simulation.run(line, [0, 1], behind=0)), axis=1)
+        assert abs(first - 1.1) < 0.1
+        assert (second > 2.4) == (per_s > 0)
 
 
 def test_an_idle_inferer_comes_before_a_slot_beside_another_job() -> None:
@@ -312,7 +357,7 @@ def test_an_idle_inferer_comes_before_a_slot_beside_another_job() -> None:
     simulation = Simulation(service_time, slots, now, SHARED)
     simulation.serve(WORK)
     second = simulation.serve(WORK)
-    assert abs(numpy.median(simulation.done_s(second, behind=0)) - 1.1) < 0.1
+    assert abs(numpy.median(done_s(simulation, second)) - 1.1) < 0.1
 
 
 def test_running_jobs_are_known_from_events_and_heartbeats() -> None:

@@ -6,13 +6,16 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
+from nats.js.api import ConsumerConfig, ConsumerInfo, SequenceInfo
 
 from services.gateway.jobs.preview import preview_of
 from services.gateway.listing.index import PAGE_BYTES, JobIndex
 from services.gateway.validation.listing import parse_query
+from shared.broker.consumers import ModelConsumers
 from shared.broker.stored_messages import StoredMessage
 from shared.errors import InvalidRequest
 from shared.job_ids import new_job_id
+from shared.model_names import token_of
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import JobSubmission
@@ -424,3 +427,80 @@ def test_the_preview_is_the_beginning_of_what_is_asked() -> None:
     assert preview_of(JobSubmission(input=["a", "b"])) == "a"
     assert preview_of(JobSubmission(input=[[1, 2]])) == ""
     assert preview_of(JobSubmission(query="q", documents=["d"])) == "q"
+
+
+def consumers(token: str = "tiny", delivered: int = 0) -> ModelConsumers:
+    """A model with all priorities, of whose queues all up to ``delivered`` was delivered."""
+    return ModelConsumers(
+        token,
+        {
+            priority: ConsumerInfo(
+                name=subjects.consumer(token, priority),
+                stream_name=subjects.REQUESTS,
+                config=ConsumerConfig(),
+                created=BEGINNING,
+                delivered=SequenceInfo(consumer_seq=delivered, stream_seq=delivered),
+            )
+            for priority in subjects.PRIORITIES
+        },
+    )
+
+
+def between(filled: Filled, *job_ids: str, delivered: int = 0) -> list[int | None]:
+    """How many jobs of its own queue each of the jobs has before it, in the given order."""
+    models = consumers(delivered=delivered), consumers("other", delivered)
+    found = filled.index.queued(job_ids, models)
+    return [{job.request.job_id: job.between for job in found}[job_id] for job_id in job_ids]
+
+
+def test_jobs_are_counted_in_their_own_queue(filled: Filled) -> None:
+    """Whichever of them a page shows."""
+    normal = [filled.accept() for _ in range(4)]
+    high, other = filled.accept("high"), filled.accept(model="other")
+    normal += [filled.accept() for _ in range(3)]
+    assert between(filled, *normal) == [*range(7)]
+    assert between(filled, high, normal[6], normal[2], other) == [0, 6, 2, 0]
+    assert filled.index.queued([high], [consumers("third")]) == []
+
+
+def test_what_runs_or_has_ended_is_not_on_the_queue(filled: Filled) -> None:
+    """What was delivered and does not run is, before all that waits."""
+    running, returned, *waiting = [filled.accept() for _ in range(5)]
+    filled.change(running, "started")
+    filled.change(returned, "returned")
+    filled.end(waiting[1], Cancelled)
+    assert between(filled, waiting[2], returned, waiting[0], delivered=2) == [1, None, 0]
+    assert filled.index.queued([running, waiting[1]], [consumers()]) == []
+    first = filled.index.first_queued(consumers(delivered=2), limit=2)
+    assert [(job.request.job_id, job.between) for job in first] == [
+        (returned, None),
+        (waiting[0], 0),
+    ]
+
+
+def test_the_first_jobs_are_in_the_order_of_delivery(filled: Filled) -> None:
+    low, normal, high = (filled.accept(priority) for priority in ("low", "normal", "high"))
+    for limit in (1, 2, 3, 9):
+        first = filled.index.first_queued(consumers(), limit)
+        assert [job.request.job_id for job in first] == [high, normal, low][:limit]
+        assert {job.request.priority for job in first} <= set(subjects.PRIORITIES)
+    assert filled.index.first_queued(consumers("other"), limit=3) == []
+
+
+def test_a_retry_leaves_the_queue_and_comes_back_at_its_end(filled: Filled) -> None:
+    job_id, other = filled.accept(), filled.accept()
+    request = subjects.RequestSubject("tiny", "normal", "public", job_id)
+    filled.change(job_id, "retrying", code="model_error")
+    filled.index.add_requests([filled.message(request.schedule, b"{}")])
+    assert filled.index.queued([job_id], [consumers()]) == []
+    filled.index.add_requests([filled.message(request.request, b"{}")])
+    assert between(filled, other, job_id) == [0, 1]
+
+
+def test_names_of_one_token_share_a_queue(filled: Filled) -> None:
+    """A request without a readable name is listed under the token."""
+    name = "org/name"
+    token = token_of(name)
+    first, second = filled.accept(model=token), filled.accept(model=name)
+    found = filled.index.queued([first, second], [consumers(token)])
+    assert [(job.request.job_id, job.between) for job in found] == [(first, 0), (second, 1)]

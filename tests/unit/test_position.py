@@ -60,16 +60,16 @@ def test_a_delivered_job_has_nothing_of_its_own_priority_ahead() -> None:
 
 def test_jobs_between_are_counted_by_what_the_broker_says_comes_after_each() -> None:
     """9 wait, of which 4 stand behind the job: so 4 stand before it."""
-    assert count_between(SEQUENCE, [found(8, 11), found(7, 12)], found(behind=4)) == 4
-    assert count_between(SEQUENCE, [found(4)], found(behind=4)) == 0
+    assert count_between(SEQUENCE, found(8, 11), found(behind=4)) == 4
+    assert count_between(SEQUENCE, found(4), found(behind=4)) == 0
 
 
 def test_a_count_is_never_negative() -> None:
     """The two reads are not of one moment: jobs that came between them are only behind."""
-    assert count_between(SEQUENCE, [found(1, 49)], found(behind=5)) == 0
+    assert count_between(SEQUENCE, found(1, 49), found(behind=5)) == 0
 
 
 def test_a_job_that_is_no_longer_stored_is_not_counted() -> None:
     """It was delivered and has ended, or was cancelled; only a later one is there, or none."""
-    assert count_between(SEQUENCE, [found(1, 60)], found(1, SEQUENCE + 10)) is None
-    assert count_between(SEQUENCE, [], None) is None
+    assert count_between(SEQUENCE, found(1, 60), found(1, SEQUENCE + 10)) is None
+    assert count_between(SEQUENCE, None, None) is None

@@ -48,23 +48,21 @@ def test_jobs_of_two_models_may_have_the_same_id() -> None:
     assert index.queues == [QUEUE, ("other", "normal")]
 
 
-def test_next_subjects_are_those_before_a_job() -> None:
+def test_the_first_jobs_are_those_after_the_last_delivered() -> None:
     index = index_of(3, 5, 8, 9, 20)
-    assert index.next_subjects(QUEUE, after=3, before=20, limit=2) == [
-        "infer.requests.tiny.normal.public.job-5",
-        "infer.requests.tiny.normal.public.job-8",
-    ]
-    assert index.next_subjects(QUEUE, after=9, before=20, limit=2) == []
-    assert index.next_subjects(("other", "normal"), after=0, before=20, limit=2) == []
+    assert index.first(QUEUE, after=3, limit=2) == [request(5), request(8)]
+    assert index.first(QUEUE, after=9, limit=2) == [request(20)]
+    assert index.first(QUEUE, after=20, limit=2) == []
+    assert index.first(("other", "normal"), after=0, limit=2) == []
 
 
 def test_a_sequence_that_is_used_again_is_that_of_the_newer_job() -> None:
     """The stream was deleted and created again: its sequences begin anew."""
     index = index_of(7)
-    index.add(RequestSubject("tiny", "normal", "public", "newer"), 7)
+    newer = RequestSubject("tiny", "normal", "public", "newer")
+    index.add(newer, 7)
     index.remove("tiny", "job-7")
-    newer = ["infer.requests.tiny.normal.public.newer"]
-    assert index.next_subjects(QUEUE, after=0, before=20, limit=2) == newer
+    assert index.first(QUEUE, after=0, limit=2) == [newer]
 
 
 def test_a_number_that_differs_from_the_brokers_is_not_believed() -> None:
@@ -115,7 +113,7 @@ def test_a_job_that_has_ended_does_not_wait() -> None:
     st.sets(st.integers(1, 200)),
     st.lists(st.integers(0, 200)),
 )
-def test_counts_and_next_subjects_are_those_of_a_plain_list(
+def test_counts_and_first_jobs_are_those_of_a_plain_list(
     accepted: list[int], ended: set[int], delivered: list[int]
 ) -> None:
     """However the jobs come and go, and whatever was asked before."""
@@ -131,7 +129,6 @@ def test_counts_and_next_subjects_are_those_of_a_plain_list(
             ahead = sum(after < number < before for number in left)
             expected = ahead if before in left else None
             assert index.count(QUEUE, after, before, waiting) == expected
-            following = [number for number in left if after < number < before][:3]
-            names = [request(number).request for number in following]
-            assert index.next_subjects(QUEUE, after, before, limit=3) == names
+        following = [number for number in left if number > after][:3]
+        assert index.first(QUEUE, after, limit=3) == [request(number) for number in following]
         index.forget(QUEUE, after)

@@ -1,9 +1,11 @@
 """Estimates for clients: a job's position, progress and ETA, and when a full queue has room."""
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import TypeVar
 
 import numpy
 from msgspec import Struct
@@ -11,15 +13,11 @@ from msgspec.structs import asdict, replace
 from nats.aio.msg import Msg
 
 from services.gateway.eta.lengths import Floats
-from services.gateway.eta.position import (
-    QueuePosition,
-    find_position,
-    higher_than,
-    read_next_requests,
-)
+from services.gateway.eta.line import Line
+from services.gateway.eta.position import QueuedJob, find_position, position_of, settled
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import DRAWS, Simulation, Slot
+from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.waiting_jobs import WaitingJobs
@@ -33,9 +31,10 @@ from shared.retention import MAX_JOB_LIFETIME
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.api import Eta, JobStatus, Progress
-from shared.wire.codecs import decode_request, decode_state_event
+from shared.wire.codecs import decode_state_event
 from shared.wire.inferers import InfererEntry
-from shared.wire.requests import TEXT_TASKS, InferenceRequest, Work
+from shared.wire.listing import ListedJob
+from shared.wire.requests import TEXT_TASKS
 from shared.wire.results import Completed, Result
 
 MAX_STORED_SAMPLES = 300
@@ -46,7 +45,8 @@ RETRY_AFTER_UNMEASURED_S = 5
 RETRY_AFTER_UNSERVED_S = 30
 """``Retry-After`` while nothing has been measured, and while no inferer serves the model."""
 
-FIRST_SLOT = numpy.zeros(DRAWS, dtype=int)
+rank = subjects.PRIORITIES.index
+Shown = TypeVar("Shown", JobStatus, ListedJob)
 
 log = logger()
 
@@ -58,9 +58,9 @@ class Estimate(Struct, frozen=True):
     progress: Progress | None = None
     eta: Eta | None = None
 
-    def added_to(self, status: JobStatus) -> JobStatus:
+    def added_to(self, job: Shown) -> Shown:
         known = {name: value for name, value in asdict(self).items() if value is not None}
-        return replace(status, **known)
+        return replace(job, **known)
 
 
 class Forecast:
@@ -72,6 +72,7 @@ class Forecast:
         self._waiting_jobs = waiting_jobs
         self._running = RunningJobs()
         self._service_times: dict[str, ServiceTime] = {}
+        self._line = Line(broker, waiting_jobs)
         fleet.on_refresh(waiting_jobs.on_queues_read)
         waiting_jobs.on_accepted(fleet.on_accepted)
 
@@ -116,32 +117,74 @@ class Forecast:
         if job.scheduled:
             return Estimate()
         if job.is_running:
-            return self._estimate_running(job, model)
+            return await self._estimate_running(job, model)
         if model is None or job.priority not in model.by_priority:
             return Estimate()
         position = await find_position(
             self._broker, self._fleet, self._waiting_jobs, job, model, self._count_requeued
         )
-        simulation = self._simulation(
-            position.model, self._count_unreported(position.model) - position.is_delivered
-        )
-        own = _work(job.request, position.model)
+        model = position.model
+        simulation = self._simulation(model, self._count_unreported(model) - position.is_delivered)
+        own = self._line.note(job.message, job.request, model)
         if simulation is None or own is None:
             return Estimate(position=position.ahead)
-        own_priority = position.waiting_by_priority[job.priority]
-        simulation.serve_typical(position.waiting - own_priority)
-        next_requests = await read_next_requests(self._broker, self._waiting_jobs, job, position)
-        for message in next_requests:
-            request = decode_request.read(message.data, message.subject)
-            work = _work(request, position.model)
-            if work is not None:
-                simulation.serve(work)
-        simulation.serve_typical(own_priority - len(next_requests))
-        simulation.serve_arrivals(
-            self._waiting_jobs.arrivals.per_s(position.model.token, higher_than(job.priority))
-        )
-        done_s = simulation.done_s(simulation.serve(own), _waiting_behind(position))
-        return Estimate(position=position.ahead, eta=self._eta(done_s, job))
+        request = subjects.RequestSubject.parse(job.message.subject)
+        line = await self._line.first(model)
+        if request in line:
+            at = line.index(request)
+        else:
+            # Of its own priority, those that wait are behind it only if it was delivered.
+            place = bisect_left if position.is_delivered else bisect_right
+            at = place(line, rank(job.priority), key=lambda one: rank(one.priority))
+            line.insert(at, request)
+        waiting = await self._line.with_sizes(line, model)
+        waiting[at] = replace(waiting[at], unknown_before=max(position.waiting - at, 0))
+        (done_s,) = await self._run(simulation, model, waiting, [at])
+        return Estimate(position=position.ahead, eta=self._eta(done_s, job.deadline))
+
+    async def queues(self, tokens: Collection[str]) -> Mapping[str, ModelConsumers]:
+        """The queues of models, as `estimate_queued` takes them; those that have one.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        found = await self._fleet.queues()
+        models = {token: found[token] for token in tokens if token in found}
+        return await settled(self._fleet, models, self._count_requeued)
+
+    async def estimate_queued(
+        self, model: ModelConsumers, jobs: Sequence[QueuedJob], first: Sequence[QueuedJob]
+    ) -> dict[str, Estimate]:
+        """Estimates for several ``jobs`` of a model by their ids; those of them that are among its
+        ``first`` jobs on the queue have an ETA, all from one simulation.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        requeued = self._count_requeued(model)
+        estimates = {
+            job.request.job_id: Estimate(
+                position_of(job.request.priority, model, job.between, requeued).ahead
+            )
+            for job in jobs
+        }
+        running = self._running_attempts(model.token)
+        first = [job for job in first if job.request.job_id not in running]
+        delivered = sum(job.between is None for job in first)
+        wanted = [at for at, job in enumerate(first) if job.request.job_id in estimates]
+        simulation = None
+        if wanted and model.facts is not None:
+            simulation = self._simulation(model, self._count_unreported(model) - delivered)
+        if simulation is None:
+            return estimates
+        line = await self._line.with_sizes([job.request for job in first], model)
+        wanted = [at for at in wanted if line[at].work is not None]
+        all_done_s = await self._run(simulation, model, line, wanted)
+        for at, done_s in zip(wanted, all_done_s, strict=True):
+            job_id = first[at].request.job_id
+            eta = self._eta(done_s, first[at].deadline)
+            estimates[job_id] = replace(estimates[job_id], eta=eta)
+        return estimates
 
     def knows_of(self, job_id: str) -> bool:
         """Whether this gateway knows that an attempt of the job has begun or ended."""
@@ -164,7 +207,7 @@ class Forecast:
         free_s = float(numpy.median(simulation.next_free_s))
         return math.ceil(min(max(free_s, 1.0), MAX_JOB_LIFETIME.total_seconds()))
 
-    def _estimate_running(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
+    async def _estimate_running(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
         attempts = self._running_attempts(token_of(job.model))
         attempt = attempts.get(job.id)
         if attempt is None or attempt.work is None:
@@ -180,8 +223,19 @@ class Forecast:
         slots = [slot for slot in _slots(entry, attempts.values()) if slot.attempt != attempt]
         simulation = self._new_simulation(service_time, [Slot(entry.id, attempt), *slots], [entry])
         waiting = 0 if model is None else model.waiting // len(entries)
-        done_s = simulation.done_s(FIRST_SLOT, waiting)
-        return Estimate(progress=progress, eta=self._eta(done_s, job))
+        (done_s,) = await in_turns(simulation.follow([0], waiting))
+        return Estimate(progress=progress, eta=self._eta(done_s, job.deadline))
+
+    async def _run(
+        self,
+        simulation: Simulation,
+        model: ModelConsumers,
+        line: Sequence[Waiting],
+        wanted: Collection[int],
+    ) -> Floats:
+        """Seconds until the jobs at ``wanted`` in ``line`` are done, a row for each."""
+        behind = model.waiting - sum(1 + job.unknown_before for job in line)
+        return await in_turns(simulation.run(line, wanted, max(behind, 0)))
 
     def _simulation(self, model: ModelConsumers, unreported: int) -> Simulation | None:
         """The model's slots with what they run, after serving ``unreported`` jobs that were
@@ -223,12 +277,12 @@ class Forecast:
     def _running_attempts(self, model: str) -> dict[str, RunningAttempt]:
         return self._running.running_on(self._fleet.inferers(model), self._broker.now())
 
-    def _eta(self, done_s: Floats, job: PendingJob) -> Eta:
+    def _eta(self, done_s: Floats, deadline: datetime | None) -> Eta:
         """The quantiles of ``done_s``; never later than the job's deadline, which ends the job."""
         now = self._broker.now()
         latest_s = MAX_JOB_LIFETIME.total_seconds()
-        if job.deadline is not None:
-            latest_s = min(max((job.deadline - now).total_seconds(), 0.0), latest_s)
+        if deadline is not None:
+            latest_s = min(max((deadline - now).total_seconds(), 0.0), latest_s)
         done_s = numpy.clip(done_s, 0.0, latest_s)
         p50_s, p90_s = (float(quantile) for quantile in numpy.quantile(done_s, (0.5, 0.9)))
         return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(now + timedelta(seconds=p50_s)))
@@ -243,15 +297,3 @@ def _slots(entry: InfererEntry, attempts: Iterable[RunningAttempt]) -> list[Slot
     """The slots of an inferer with those of ``attempts`` that they run."""
     slots = [Slot(entry.id, attempt) for attempt in attempts if attempt.inferer == entry.id]
     return [*slots, *[Slot(entry.id)] * (entry.slots - len(slots))][: entry.slots]
-
-
-def _waiting_behind(position: QueuePosition) -> int:
-    """How many jobs of the model wait behind the one at ``position``."""
-    return max(position.model.waiting - position.waiting - 1, 0)
-
-
-def _work(request: InferenceRequest | None, model: ModelConsumers) -> Work | None:
-    """The size of a waiting request; None if it cannot be read or the model is not known yet."""
-    if request is None or model.facts is None:
-        return None
-    return request.work(model.facts.n_ctx)

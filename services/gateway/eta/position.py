@@ -1,10 +1,10 @@
 """The position of a waiting job in its queue: how many jobs the broker will deliver before it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from msgspec import Struct
-from nats.js.api import ConsumerInfo
 
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
@@ -18,9 +18,14 @@ from shared.wire import subjects
 EVENT_DELAY_S = 0.1
 """How long the event of a started job may take to arrive here."""
 
-MAX_AHEAD = 32
-"""How many of the jobs directly before a job are read; the others are assumed to be typical."""
-AHEAD_BYTES = 1024 * 1024
+
+class QueuedJob(Struct, frozen=True):
+    """A job on the queue that does not run. ``between`` counts the jobs of its own priority that
+    wait before it; None if it was delivered itself."""
+
+    request: subjects.RequestSubject
+    deadline: datetime | None
+    between: int | None
 
 
 class QueuePosition(Struct, frozen=True):
@@ -29,15 +34,12 @@ class QueuePosition(Struct, frozen=True):
     ``waiting_by_priority`` counts the jobs of each priority that wait before this one.
     ``requeued`` counts jobs that were delivered before and will be redelivered, which come first.
     ``is_delivered``: this job itself was delivered; it starts in a moment or is redelivered.
-    ``next_requests`` are the first of the waiting jobs of its own priority, if they were read to
-    count those.
     """
 
     model: ModelConsumers
     waiting_by_priority: dict[str, int]
     requeued: int = 0
     is_delivered: bool = False
-    next_requests: Sequence[StoredMessage] | None = None
 
     @property
     def waiting(self) -> int:
@@ -65,56 +67,39 @@ async def find_position(
         BrokerUnavailable: no answer.
     """
     token, sequence = token_of(job.model), job.message.sequence
-    info = model.by_priority[job.priority]
-    delivered = _delivered(info)
+    if sequence > model.last_delivered(job.priority):
+        model = (await settled(fleet, {token: model}, count_requeued))[token]
+    delivered = model.last_delivered(job.priority)
     if sequence <= delivered:
         return position_of(job.priority, model, None)
-    own = subjects.model_requests(job.model, job.priority)
-    between = waiting_jobs.count((token, job.priority), delivered, sequence, info.num_pending or 0)
-    following = None
+    waiting = model.by_priority[job.priority].num_pending or 0
+    between = waiting_jobs.count((token, job.priority), delivered, sequence, waiting)
     if between is None:
-        following, found = await asyncio.gather(
-            broker.direct_get_all(
-                subjects.REQUESTS,
-                seq=delivered + 1,
-                next_by_subj=own,
-                batch=MAX_AHEAD,
-                max_bytes=AHEAD_BYTES,
-            ),
-            broker.direct_get(subjects.REQUESTS, seq=sequence, next_by_subj=own, batch=1),
+        own = subjects.model_requests(job.model, job.priority)
+        reads = (
+            broker.direct_get(subjects.REQUESTS, seq=begin, next_by_subj=own, batch=1)
+            for begin in (delivered + 1, sequence)
         )
-        between = count_between(sequence, following, found)
-        following = [message for message in following if message.sequence < sequence]
-    requeued = count_requeued(model)
-    if requeued:
-        # Such a job may also have started, with its event still on the way.
-        await asyncio.sleep(EVENT_DELAY_S)
-        model = (await fleet.queues()).get(token, model)
-        requeued = count_requeued(model)
-    return position_of(job.priority, model, between, requeued, following)
+        between = count_between(sequence, *await asyncio.gather(*reads))
+    return position_of(job.priority, model, between, count_requeued(model))
 
 
-async def read_next_requests(
-    broker: Broker, waiting_jobs: WaitingJobs, job: PendingJob, position: QueuePosition
-) -> Sequence[StoredMessage]:
-    """The first of the requests of its own priority that wait before ``job``, `MAX_AHEAD` at most.
-
-    They are read by subject: for a range, the broker would also count what follows each one.
+async def settled(
+    fleet: Fleet,
+    models: Mapping[str, ModelConsumers],
+    count_requeued: Callable[[ModelConsumers], int],
+) -> Mapping[str, ModelConsumers]:
+    """``models`` by their tokens, read again a moment later if jobs of one seem to be redelivered:
+    such a job may also have started, with its event still on the way.
 
     Raises:
         BrokerUnavailable: no answer.
     """
-    if position.next_requests is not None:
-        return position.next_requests
-    names = waiting_jobs.next_subjects(
-        (position.model.token, job.priority),
-        _delivered(position.model.by_priority[job.priority]),
-        job.message.sequence,
-        MAX_AHEAD,
-    )
-    if not names:
-        return ()
-    return await broker.direct_get_all(subjects.REQUESTS, multi_last=names, max_bytes=AHEAD_BYTES)
+    if not any(map(count_requeued, models.values())):
+        return models
+    await asyncio.sleep(EVENT_DELAY_S)
+    now = await fleet.queues()
+    return {token: now.get(token, model) for token, model in models.items()}
 
 
 def position_of(
@@ -122,32 +107,24 @@ def position_of(
     model: ModelConsumers,
     between: int | None,
     requeued: int = 0,
-    next_requests: Sequence[StoredMessage] | None = None,
 ) -> QueuePosition:
     """The position of a job with ``between`` waiting jobs of its own priority before it; None if
     it was delivered itself."""
     higher = _waiting_with_higher_priority(model, priority)
     if between is None:
         return QueuePosition(model, {**higher, priority: 0}, is_delivered=True)
-    return QueuePosition(
-        model, {**higher, priority: between}, requeued, next_requests=next_requests
-    )
+    return QueuePosition(model, {**higher, priority: between}, requeued)
 
 
 def count_between(
-    sequence: int, following: list[StoredMessage], found: StoredMessage | None
+    sequence: int, first: StoredMessage | None, found: StoredMessage | None
 ) -> int | None:
     """How many messages of a queue come before ``sequence``, from two reads at one moment:
-    ``following``, the first of all that wait, and ``found``, the first one from ``sequence`` on.
-    Each says in a header how many come after it. None if ``sequence`` does not wait any more."""
-    if found is None or found.sequence != sequence or not following:
+    ``first``, the first of all that wait, and ``found``, the first one from ``sequence`` on. Each
+    says in a header how many come after it. None if ``sequence`` does not wait any more."""
+    if first is None or found is None or found.sequence != sequence:
         return None
-    return max(following[0].pending_after - found.pending_after, 0)
-
-
-def _delivered(info: ConsumerInfo) -> int:
-    """The last sequence that the consumer has delivered."""
-    return info.delivered.stream_seq if info.delivered else 0
+    return max(first.pending_after - found.pending_after, 0)
 
 
 def higher_than(priority: str) -> Sequence[str]:

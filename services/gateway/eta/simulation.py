@@ -1,10 +1,12 @@
 """Simulates the queue: when each slot becomes free, and when each waiting job is done."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from services.gateway.eta.lengths import Floats
@@ -20,14 +22,16 @@ HALF = 0.5**0.5
 LEAST = 1e-9
 """In place of 0, for a job that has not ended."""
 
-MAX_ENDS = 4
-"""How often a slot is taken by later jobs, at most, while a job beside it runs."""
-
 MAX_ROUNDS = 8
 """Of arrivals while earlier arrivals are served: if more come than can be served, it never ends."""
 
-MOST_STEPS = 32
-"""Of one estimate: each takes about a millisecond of the gateway's time."""
+MOST_FOLLOWED = 64
+"""Ends and begins of jobs that are simulated after the last job of a queue that matters has begun.
+What runs then is assumed to go on as it does."""
+
+STEPS_AT_ONCE = 20
+"""Before the event loop has its turn. Each takes about a tenth of a millisecond, and several times
+as long on a busy machine."""
 
 Ints = NDArray[numpy.int64]
 
@@ -38,6 +42,16 @@ class Slot:
 
     inferer: str
     attempt: RunningAttempt | None = None
+
+
+class Waiting(Struct, frozen=True):
+    """A job that waits; ``work`` is None if its size is not known. Before it, ``unknown_before``
+    jobs of unknown size are served, and those that come meanwhile and overtake it: so many per
+    second on average, by priority."""
+
+    work: Work | None
+    overtaking: Mapping[str, float]
+    unknown_before: int = 0
 
 
 class Simulation:
@@ -90,6 +104,17 @@ class Simulation:
         """The share of it that was left at a time; 0 if the slot is free."""
         self._end_s = numpy.full(shape, numpy.inf)
         """When it ends if no other begins or ends."""
+        self._number = numpy.zeros(shape, dtype=int)
+        """Of the job in each slot. Those that run come first, then jobs as they begin."""
+        self._done_s = numpy.empty((0, DRAWS))
+        """When each job was done, by its number."""
+        self._skipped_s = numpy.zeros(DRAWS)
+        """The time that was skipped so far for jobs of unknown size; jobs that run meanwhile do not
+        end later."""
+        self._skipped_before_s = numpy.zeros(shape)
+        """The same when the job in each slot began."""
+        self._overtaken_until_s: dict[str, Floats] = {}
+        """Up to when the jobs that come and overtake others were served, by priority."""
 
         running = [at for at, slot in enumerate(slots) if slot.attempt is not None]
         jobs = numpy.bincount(self._inferer[running], minlength=len(names))
@@ -98,6 +123,7 @@ class Simulation:
             assert attempt is not None
             remaining = self._remaining_s(at, attempt, int(jobs[self._inferer[at]]), now)
             self._prompt_s[at], self._answer_s[at] = remaining
+            self._number[at] = self._new_number()
         beside = jobs[self._inferer[running]][:, None]
         self._jobs += jobs[:, None]
         self._free -= len(running)
@@ -116,18 +142,78 @@ class Simulation:
         free_s: Floats = numpy.where(self._free > 0, self._now_s, next_end_s)
         return free_s
 
-    def serve(self, work: Work) -> Ints:
+    def run(
+        self, line: Sequence[Waiting], wanted: Collection[int], behind: int
+    ) -> Generator[None, None, Floats]:
+        """Serve the jobs of ``line``, behind which ``behind`` others wait, in steps. Returns the
+        seconds until those at ``wanted`` are done, a row for each."""
+        jobs: list[int] = []
+        for at, job in enumerate(line):
+            self.serve_typical(job.unknown_before)
+            self.serve_arrivals(job.overtaking)
+            number = self.serve(job.work or self._service_time.typical_work())
+            if at in wanted:
+                jobs.append(number)
+            left = len(line) - at - 1
+            if len(jobs) == len(wanted) and self._are_settled(jobs, left + behind):
+                break
+            yield
+        return (yield from self.follow(jobs, behind))
+
+    def follow(self, jobs: Sequence[int], behind: int) -> Generator[None, None, Floats]:
+        """Go on until ``jobs``, which have begun, are done, while ``behind`` jobs that wait take
+        the slots that become free; in steps. Returns the seconds until each is done."""
+        for _ in range(MOST_FOLLOWED):
+            if self._are_settled(jobs, behind):
+                break
+            if behind:
+                behind -= 1
+                self.serve(self._service_time.typical_work())
+            else:
+                self._end_first()
+            yield
+        self._note_end(*numpy.nonzero(self._left))
+        done_s: Floats = self._done_s[jobs]
+        return done_s
+
+    def _are_settled(self, jobs: Sequence[int], waiting: int) -> bool:
+        """Whether no other job begins or ends beside one of ``jobs`` before that is done, while so
+        many are ``waiting``."""
+        if waiting and self._free.any():
+            return False
+        first_s = self._end_s[self._slots_of].min(axis=1)
+        is_first = self._end_s[:-1] <= first_s[self._inferer]
+        is_wanted = numpy.isin(self._number[:-1], jobs) & (self._left[:-1] > 0)
+        return bool(is_first[is_wanted].all())
+
+    def serve(self, work: Work) -> int:
         """Give ``work`` to the slot that is free first, on the inferer with the fewest jobs.
-        Returns the slot, in each draw."""
-        slots: Ints = self._end_s.argmin(axis=0)
-        ending = numpy.flatnonzero(self._free == 0)
-        self._now_s[ending] = self._end_s[slots[ending], ending]
-        self._set_left(slots[ending], ending, self._now_s[ending], 0.0)
-        if ending.size < DRAWS:
+        Returns the number of the job."""
+        slots = self._end_s.argmin(axis=0)
+        is_full = self._free == 0
+        if not is_full.all():
             jobs = numpy.where(self._left[:-1] > 0, self._most, self._jobs[self._inferer])
-            slots = jobs.argmin(axis=0)
-        self._begin(slots, ALL_DRAWS, work)
-        return slots
+            slots = numpy.where(is_full, slots, jobs.argmin(axis=0))
+        full, others = numpy.flatnonzero(is_full), numpy.flatnonzero(~is_full)
+        self._note_end(slots[full], full)
+        self._now_s[full] = self._end_s[slots[full], full]
+
+        here = slots, ALL_DRAWS
+        prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
+        tokens = self._sample_lengths(work, beyond=0)
+        residuals = self._sample_residuals()
+        self._prompt_s[here] = prompt_tokens * self._prompt_token_s[slots] * residuals
+        self._answer_s[here] = tokens * self._token_s[slots] * residuals
+        self._number[here] = number = self._new_number()
+        self._skipped_before_s[here] = self._skipped_s
+        self._set_left(slots[others], others, self._now_s[others], 1.0)
+        # Where it takes the place of another, nothing changes for the jobs beside it.
+        here = slots[full], full
+        self._left[here] = 1.0
+        self._since_s[here] = self._now_s[full]
+        durations_s = self._durations_s(self._inferer[slots[full]], here)
+        self._end_s[here] = self._now_s[full] + durations_s
+        return number
 
     def serve_typical(self, count: int | Ints) -> None:
         """Serve ``count`` jobs of unknown size, in one step; as an array, those of each draw."""
@@ -142,49 +228,44 @@ class Simulation:
                 + self._slowdown[self._inferer, jobs - 1] * tokens * self._token_s
             )
             all_s = count / (1 / job_s).sum() * self._common
-            for times_s in (self._now_s, self._since_s, self._end_s):
+            for times_s in (self._now_s, self._since_s, self._end_s, self._skipped_s):
                 times_s += all_s
 
-    def serve_arrivals(self, per_s: float) -> None:
-        """Serve the jobs that come before the next slot is free and overtake those that wait, and
-        those that come meanwhile; ``per_s`` on average."""
-        free_s, waiting_s = self.next_free_s, self.next_free_s
+    def serve_arrivals(self, per_s: Mapping[str, float]) -> None:
+        """Serve the jobs of some priorities that come before the next slot is free and overtake
+        those that wait, and those that come meanwhile; so many ``per_s`` on average."""
+        if not any(per_s.values()):
+            return
+        expected = numpy.zeros(DRAWS)
+        for priority, rate in per_s.items():
+            since_s = self._overtaken_until_s.get(priority, 0.0)
+            expected += rate * numpy.maximum(self.next_free_s - since_s, 0.0)
         for _ in range(MAX_ROUNDS):
-            count = self._random.poisson(per_s * waiting_s)
+            count = self._random.poisson(expected)
             if not count.any():
                 break
+            free_s = self.next_free_s
             self.serve_typical(count)
-            waiting_s, free_s = self.next_free_s - free_s, self.next_free_s
+            expected = sum(per_s.values()) * (self.next_free_s - free_s)
+        self._overtaken_until_s |= dict.fromkeys(per_s, self.next_free_s)
 
-    def done_s(self, slots: Ints, behind: int) -> Floats:
-        """Seconds until the jobs in ``slots``, one in each draw, are done, while ``behind`` jobs
-        that wait behind them take slots that become free. It ends the simulation."""
-        typical = self._service_time.typical_work()
-        inferer = self._inferer[slots]
-        waiting = numpy.full(DRAWS, behind * self._most // self._inferer.size)
-        for _ in range(min(MAX_ENDS * self._most, MOST_STEPS)):
-            slots_here = self._slots_of[inferer].T
-            first = slots_here[self._end_s[slots_here, ALL_DRAWS].argmin(axis=0), ALL_DRAWS]
-            earlier = numpy.flatnonzero(first != slots)
-            if not earlier.size:
-                break
-            self._now_s[earlier] = self._end_s[first[earlier], earlier]
-            self._set_left(first[earlier], earlier, self._now_s[earlier], 0.0)
-            taken = earlier[waiting[earlier] > 0]
-            waiting[taken] -= 1
-            self._begin(first[taken], taken, typical)
-        done_s: Floats = self._end_s[slots, ALL_DRAWS]
-        return done_s
+    def _end_first(self) -> None:
+        """In each draw in which a job runs, the one that is done first ends."""
+        slots = self._end_s.argmin(axis=0)
+        running = numpy.flatnonzero(numpy.isfinite(self._end_s[slots, ALL_DRAWS]))
+        self._note_end(slots[running], running)
+        self._now_s[running] = self._end_s[slots[running], running]
+        self._set_left(slots[running], running, self._now_s[running], 0.0)
 
-    def _begin(self, slots: Ints, draws: Ints, work: Work) -> None:
-        """Have ``work`` begin in a free slot of each of ``draws``, now."""
-        if draws.size:
-            prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-            tokens = self._sample_lengths(work, beyond=0)[draws]
-            residuals = self._sample_residuals()[draws]
-            self._prompt_s[slots, draws] = prompt_tokens * self._prompt_token_s[slots] * residuals
-            self._answer_s[slots, draws] = tokens * self._token_s[slots] * residuals
-            self._set_left(slots, draws, self._now_s[draws], 1.0)
+    def _note_end(self, slots: Ints, draws: Ints) -> None:
+        """Note when the jobs in ``slots`` of ``draws`` are done."""
+        here = slots, draws
+        skipped_s = self._skipped_s[draws] - self._skipped_before_s[here]
+        self._done_s[self._number[here], draws] = self._end_s[here] - skipped_s
+
+    def _new_number(self) -> int:
+        self._done_s = numpy.vstack((self._done_s, numpy.full(DRAWS, numpy.inf)))
+        return len(self._done_s) - 1
 
     def _set_left(self, slots: Ints, draws: Ints, at_s: Floats, left: float) -> None:
         """A job begins (``left`` is 1) or ends (0) at ``at_s`` in one slot of each of ``draws``."""
@@ -192,7 +273,7 @@ class Simulation:
             return
         inferer = self._inferer[slots]
         here = (self._slots_of[inferer].T, draws)
-        done = (at_s - self._since_s[here]) / self._durations_s(inferer, draws)
+        done = (at_s - self._since_s[here]) / self._durations_s(inferer, here)
         # What ends in the same moment ends next.
         self._left[here] = numpy.where(
             self._left[here] > 0, numpy.maximum(self._left[here] - done, LEAST), 0.0
@@ -202,14 +283,13 @@ class Simulation:
         change = 1 if left else -1
         self._jobs[inferer, draws] += change
         self._free[draws] -= change
-        end_s = at_s + self._left[here] * self._durations_s(inferer, draws)
+        end_s = at_s + self._left[here] * self._durations_s(inferer, here)
         self._end_s[here] = numpy.where(self._left[here] > 0, end_s, numpy.inf)
 
-    def _durations_s(self, inferer: Ints, draws: Ints) -> Floats:
-        """How long the job in each slot of an inferer takes as a whole, in each of ``draws``, while
-        as many run there as do."""
-        here = (self._slots_of[inferer].T, draws)
-        jobs = numpy.maximum(self._jobs[inferer, draws], 1)
+    def _durations_s(self, inferer: Ints, here: tuple[Ints, Ints]) -> Floats:
+        """How long each job ``here``, in these slots of an inferer and draws, takes as a whole
+        while as many run there as do."""
+        jobs = numpy.maximum(self._jobs[inferer, here[1]], 1)
         answers_s = self._slowdown[inferer, jobs - 1] * self._answer_s[here]
         durations_s: Floats = numpy.maximum(jobs * self._prompt_s[here] + answers_s, LEAST)
         return durations_s
@@ -253,6 +333,20 @@ class Simulation:
 
     def _sample_residuals(self) -> Floats:
         return self._common * self._service_time.sample_residuals(self._random, DRAWS) ** HALF
+
+
+async def in_turns(steps: Generator[None, None, Floats]) -> Floats:
+    """Run a simulation to its end without holding the event loop."""
+    taken = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Floats = end.value
+            return found
+        taken += 1
+        if taken % STEPS_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 def _slowdowns(reported: Sequence[float], most: int) -> list[float]:

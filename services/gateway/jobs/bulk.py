@@ -74,7 +74,7 @@ class Bulk:
         ids: list[str] = []
         matched, cursor = None, None
         while True:
-            page = await self._job_list.page(
+            page = await self._job_list.find(
                 JobQuery(
                     **{**asdict(where), "state": states},
                     limit=min(PAGE, most - len(ids)),

@@ -1,12 +1,16 @@
 """Lists of jobs, in which no job waits that should have ended, and the details of one."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
+from services.gateway.eta.forecast import Estimate, Forecast
+from services.gateway.eta.line import MOST_IN_LINE
+from services.gateway.eta.position import QueuedJob
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.kept_requests import KeptRequests
 from services.gateway.jobs.timeline import timeline_of
@@ -15,7 +19,9 @@ from services.gateway.state.pending_job import OVERDUE, find_message
 from shared.broker.connection import Broker
 from shared.broker.stored_messages import StoredMessage
 from shared.errors import ListingRefused, Overloaded, SluiceError
+from shared.model_names import token_of
 from shared.wire import subjects
+from shared.wire.api import TaskState
 from shared.wire.codecs import decode_dead_letter, decode_request_head, decode_state_event
 from shared.wire.listing import JobDetails, JobPage, JobQuery, RequestSource
 from shared.wire.subjects import HEADER_TRACEPARENT
@@ -24,6 +30,7 @@ from shared.wire.trace import trace_of
 NULL = Raw(b"null")
 MAX_PAGES = 64
 """That are made at once: a thread makes one after another."""
+MAY_WAIT: tuple[TaskState, ...] = ("PENDING", "RETRY")
 MAX_EVENTS = 1000
 """Changes of state of a job that are shown."""
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -34,12 +41,14 @@ class JobList:
         self,
         broker: Broker,
         jobs: Jobs,
+        forecast: Forecast,
         lister: JobLister,
         kept_requests: KeptRequests,
         is_allowed: bool,
     ) -> None:
         self._broker = broker
         self._jobs = jobs
+        self._forecast = forecast
         self._lister = lister
         self._kept_requests = kept_requests
         self._is_allowed = is_allowed
@@ -49,12 +58,17 @@ class JobList:
         """Raises: ListingRefused: who can connect may not see the jobs of others."""
         if not self._is_allowed:
             raise ListingRefused(
-                "this gateway does not list jobs, since other machines can connect to it and an "
-                "id is all it takes to read or cancel a job; name jobs by their ids, or set "
-                "GATEWAY_LIST_JOBS=true if all who can connect may do that"
+                "this gateway lists neither jobs nor dead letters, since other machines can "
+                "connect to it and an id is all it takes to read or cancel a job; name jobs by "
+                "their ids, or set GATEWAY_LIST_JOBS=true if all who can connect may do that"
             )
 
     async def page(self, query: JobQuery) -> JobPage:
+        """Like `find`, with the positions and ETAs of the jobs that wait."""
+        with self._counted():
+            return await self._with_estimates(await self._find(query))
+
+    async def find(self, query: JobQuery) -> JobPage:
         """The jobs that match, as of now. Of those whose deadline has passed while nobody looked,
         some are expired here.
 
@@ -64,22 +78,46 @@ class JobList:
             InvalidRequest: the cursor is not one of such a list.
             BrokerUnavailable: no answer.
         """
+        with self._counted():
+            return await self._find(query)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A page is made in the block."""
         self.require_allowed()
         if self._pages == MAX_PAGES:
             raise Overloaded(f"{MAX_PAGES} lists are being made; try again")
         self._pages += 1
         try:
-            return await self._page(query)
+            yield
         finally:
             self._pages -= 1
 
-    async def _page(self, query: JobQuery) -> JobPage:
+    async def _find(self, query: JobQuery) -> JobPage:
         if late := await self._lister.late(OVERDUE):
             await asyncio.gather(*map(self._expire, late))
         page = await self._lister.page(query)
         if self._kept_requests.are_kept:
             return page
         return replace(page, jobs=[replace(job, preview="") for job in page.jobs])
+
+    async def _with_estimates(self, page: JobPage) -> JobPage:
+        """``page`` as of a moment later: what has begun or ended since then gets no estimate."""
+        waiting = {job.id: token_of(job.model) for job in page.jobs if job.state in MAY_WAIT}
+        if not waiting:
+            return page
+        models = await self._forecast.queues(set(waiting.values()))
+        queued: dict[str, list[QueuedJob]] = {}
+        for job in await self._lister.queued(waiting, models.values()):
+            queued.setdefault(job.request.model, []).append(job)
+        estimates: dict[str, Estimate] = {}
+        for token, jobs in queued.items():
+            first = await self._lister.first_queued(models[token], MOST_IN_LINE)
+            estimates |= await self._forecast.estimate_queued(models[token], jobs, first)
+        unknown = Estimate()
+        return replace(
+            page, jobs=[estimates.get(job.id, unknown).added_to(job) for job in page.jobs]
+        )
 
     async def details(self, job_id: str) -> JobDetails:
         """Raises: UnknownJob, JobAgedOut, BrokerUnavailable."""

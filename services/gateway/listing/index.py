@@ -15,7 +15,10 @@ from uuid import UUID
 
 from msgspec import UNSET, Raw
 
+from services.gateway.eta.position import QueuedJob
 from services.gateway.listing.query import COLUMNS, Search
+from services.gateway.listing.queues import Queues, queue_of
+from shared.broker.consumers import ModelConsumers
 from shared.broker.stored_messages import StoredMessage
 from shared.job_ids import accepted_at
 from shared.model_names import name_of
@@ -63,7 +66,7 @@ CREATE TABLE jobs (
     queued_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
     waited_s REAL, ran_s REAL, first_token_s REAL, tokens_per_s REAL,
     prompt_tokens INTEGER, completion_tokens INTEGER, retry_of TEXT, deadline TEXT,
-    result INTEGER, preview TEXT NOT NULL, metadata BLOB
+    result INTEGER, preview TEXT NOT NULL, queue TEXT, sequence INTEGER, metadata BLOB
 ) WITHOUT ROWID;
 CREATE INDEX results ON jobs (result) WHERE result IS NOT NULL;
 CREATE INDEX states ON jobs (state);
@@ -74,6 +77,7 @@ CREATE INDEX owners ON jobs (owner);
 CREATE INDEX inferers ON jobs (inferer);
 CREATE INDEX codes ON jobs (code) WHERE code IS NOT NULL;
 CREATE INDEX retries ON jobs (retry_of) WHERE retry_of IS NOT NULL;
+CREATE INDEX queues ON jobs (queue, sequence) WHERE queue IS NOT NULL;
 CREATE INDEX deadlines ON jobs (deadline) WHERE result IS NULL;
 CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER added AFTER INSERT ON jobs BEGIN
@@ -124,7 +128,8 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state, code = excluded.code,
     waited_s = excluded.waited_s, ran_s = excluded.ran_s, first_token_s = excluded.first_token_s,
     tokens_per_s = excluded.tokens_per_s, prompt_tokens = excluded.prompt_tokens,
     completion_tokens = excluded.completion_tokens, result = excluded.result,
-    preview = excluded.preview, metadata = coalesce(excluded.metadata, metadata)
+    preview = excluded.preview, queue = NULL, sequence = NULL,
+    metadata = coalesce(excluded.metadata, metadata)
 """
 
 
@@ -140,6 +145,7 @@ class JobIndex:
         # Another thread than that which creates it may use it, one at a time.
         self._table = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._table.executescript(SCHEMA)
+        self._queues = Queues(self._table)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -153,8 +159,8 @@ class JobIndex:
         return bool(self._forgotten)
 
     def add_requests(self, messages: Iterable[StoredMessage]) -> None:
-        """Add jobs that wait or run; those that are known stay as they are."""
-        rows = []
+        """Add jobs that wait or run; of those that are known, only the place changes."""
+        rows, places = [], []
         for message in messages:
             try:
                 subject = subjects.RequestSubject.parse(message.subject)
@@ -178,9 +184,11 @@ class JobIndex:
                     _metadata(head),
                 )
             )
+            places.append((queue_of(subject), message.sequence, key))
         with self._table:
             self._table.execute("BEGIN")
             self._add(ADD_REQUEST, rows)
+            self._queues.place(places)
         early, self._early = self._early, {}
         self.set_states(early.values())
         self._prune()
@@ -322,6 +330,14 @@ class JobIndex:
                 complete=is_complete,
             ),
         )
+
+    def queued(self, job_ids: Iterable[str], models: Iterable[ModelConsumers]) -> list[QueuedJob]:
+        """See `Queues.find`."""
+        return self._queues.find([key for key in map(_key, job_ids) if key], models)
+
+    def first_queued(self, model: ModelConsumers, limit: int) -> list[QueuedJob]:
+        """See `Queues.first`."""
+        return self._queues.first(model, limit)
 
     def pair(self, name: str, value: str) -> int:
         """The number of a member of metadata."""

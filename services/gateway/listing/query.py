@@ -9,7 +9,9 @@ from msgspec import Struct
 from shared.errors import InvalidRequest
 from shared.wire.listing import JobQuery, JobSort, ListedJob, id_at, value_text
 
-COLUMNS = ListedJob.__struct_fields__
+ESTIMATES = ("position", "eta")
+"""What is known only when a page is made."""
+COLUMNS = tuple(name for name in ListedJob.__struct_fields__ if name not in ESTIMATES)
 
 SORTED_BY: dict[JobSort, str] = {
     "accepted": "id",

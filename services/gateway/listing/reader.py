@@ -5,7 +5,7 @@ knows what the others know.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +18,11 @@ import nats.js.errors
 from msgspec import Struct
 from nats.js.api import StreamInfo
 
+from services.gateway.eta.position import QueuedJob
 from services.gateway.listing.index import JobIndex
 from shared.background import drop, keep_running
 from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
+from shared.broker.consumers import ModelConsumers
 from shared.broker.stored_messages import StoredMessage
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
@@ -112,6 +114,16 @@ class JobLister:
         """
         await self._catch_up()
         return await self._in_thread(lambda: self._index.page(query, self.is_complete))
+
+    async def queued(
+        self, job_ids: Collection[str], models: Collection[ModelConsumers]
+    ) -> list[QueuedJob]:
+        """See `Queues.find`."""
+        return await self._in_thread(lambda: self._index.queued(job_ids, models))
+
+    async def first_queued(self, model: ModelConsumers, limit: int) -> list[QueuedJob]:
+        """See `Queues.first`."""
+        return await self._in_thread(lambda: self._index.first_queued(model, limit))
 
     async def late(self, overdue: timedelta) -> list[str]:
         """The ids of jobs whose deadlines have passed; of running ones by ``overdue``."""

@@ -103,13 +103,11 @@ class SequenceIndex:
             return None
         return index - first if len(sequences) - first == waiting else None
 
-    def next_subjects(self, queue: Queue, after: int, before: int, limit: int) -> list[str]:
-        """The subjects of the first ``limit`` requests of ``queue`` that have a sequence between
-        ``after`` and ``before``."""
+    def first(self, queue: Queue, after: int, limit: int) -> list[subjects.RequestSubject]:
+        """The first ``limit`` requests of ``queue`` with a sequence after ``after``."""
         sequences = self._queues.get(queue, array("Q"))
-        first, end = bisect_right(sequences, after), bisect_left(sequences, before)
-        following = sequences[first : min(end, first + limit)]
-        return [self._requests[sequence].request for sequence in following]
+        begin = bisect_right(sequences, after)
+        return [self._requests[sequence] for sequence in sequences[begin : begin + limit]]
 
 
 class WaitingJobs:
@@ -153,8 +151,8 @@ class WaitingJobs:
             for queue in index.queues:
                 model, priority = queue
                 info = models[model].by_priority.get(priority) if model in models else None
-                delivered = info.delivered.stream_seq if info and info.delivered else 0
-                index.forget(queue, delivered)
+                if info is not None:
+                    index.forget(queue, models[model].last_delivered(priority))
                 if info is None or index.size(queue) > (info.num_pending or 0) + MOST_EARLY:
                     index.forget(queue, LAST_SEQUENCE)
 
@@ -175,11 +173,16 @@ class WaitingJobs:
             self._tasks.start(self._read(self._next_index), "read the waiting jobs")
         return None
 
-    def next_subjects(self, queue: Queue, after: int, before: int, limit: int) -> list[str]:
-        """See `SequenceIndex.next_subjects`; after a successful `count`."""
-        if self._index is None:  # forgotten since
-            return []
-        return self._index.next_subjects(queue, after, before, limit)
+    def first(self, model: ModelConsumers, limit: int) -> list[subjects.RequestSubject] | None:
+        """The first ``limit`` waiting jobs of ``model`` in the order of delivery; None where they
+        are not known."""
+        if self._index is None:
+            return None
+        found: list[subjects.RequestSubject] = []
+        for priority in subjects.PRIORITIES:
+            queue, after = (model.token, priority), model.last_delivered(priority)
+            found += self._index.first(queue, after, limit - len(found))
+        return found
 
     def _indexes(self) -> list[SequenceIndex]:
         return [index for index in (self._index, self._next_index) if index is not None]

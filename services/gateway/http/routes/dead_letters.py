@@ -30,9 +30,10 @@ async def letters(
     for 7 days.
 
     A page of large requests has fewer items than its limit. If `before` is not null, another page
-    follows.
+    follows. Like `GET /jobs`, it depends on `GATEWAY_LIST_JOBS`.
     """
     gateway.require_ready()
+    gateway.job_list.require_allowed()
     return await gateway.dead_letters.page(limit, before)
 
 

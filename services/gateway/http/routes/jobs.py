@@ -81,6 +81,7 @@ async def list_jobs(request: Request[Any, Any, Any], gateway: NamedDependency[Ga
     compares a member of the metadata, such as `metadata.user=u77`; if there are several, all must
     match.
 
+    Jobs on the queue have a `position`, and the first 50 of each model an `eta`, as in `/status`.
     `total` is the number of matching jobs; `states` counts all jobs by state, regardless of the
     filter. If `cursor` is not null, another page follows.
     """
