@@ -49,6 +49,7 @@ NOT_AN_OPTION = [
     '"metadata": {"deep": ' + 5_000 * "[" + 5_000 * "]" + "}",
     *('"response_format": "json"', '"response_format": {"type": "yaml"}'),
     '"response_format": {"type": "json_schema"}',
+    '"response_format": {"type": "text", "typ": 1}',
     *('"max_token": 5', '"response_format": {"type": "grammar"}'),
     '"response_format": {"type": "grammar", "grammar": "root = x"}',
     '"response_format": {"type": "regex", "pattern": "("}',
@@ -68,6 +69,7 @@ NOT_MESSAGES = [
     *('[{"role": "user", "content": 5}]', '[{"role": "user", "content": [{"type": "text"}]}]'),
     '[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]',
     '[{"role": "user", "content": [{"text": "hi"}]}]',
+    '[{"role": "user", "content": "hi", "nam": "x"}]',
     '[{"role": "user", "content": "\\ud800"}]',
 ]
 NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', '[5, "a"]', "[[]]", '"\\ud800"']

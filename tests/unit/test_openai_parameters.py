@@ -40,7 +40,10 @@ from services.gateway.http.openai.requests import (
 )
 from services.gateway.http.openai.responses import input_types, requests
 from services.gateway.http.openai.responses.requests import ResponseRequest
-from services.gateway.http.openai.strict import (
+from services.gateway.validation.decode import decode_body
+from shared.errors import InvalidRequest
+from shared.wire.requests import GrammarFormat, JsonObject, JsonSchema, RegexFormat
+from shared.wire.strict import (
     StrictChosenFunction,
     StrictChosenTool,
     StrictFormat,
@@ -51,9 +54,6 @@ from services.gateway.http.openai.strict import (
     StrictPlainText,
     StrictTool,
 )
-from services.gateway.validation.decode import decode_body
-from shared.errors import InvalidRequest
-from shared.wire.requests import GrammarFormat, JsonObject, JsonSchema, RegexFormat
 
 CHATS = {"messages": [{"role": "user", "content": "hi"}]}
 PROMPT = {"prompt": "hi"}

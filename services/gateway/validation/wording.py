@@ -52,6 +52,8 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
         value = match[2].lower() if match[2] else repr(match[1][:MAX_QUOTE_CHARS])
         requirement = f"be {choices}, not {value}"
     elif match := _TYPE.fullmatch(message):
+        if match[1] == "null":
+            return InvalidRequest(f"{param} is not supported; leave it out", param)
         requirement = "be " + " or ".join(
             TYPES[name] for name in match[1].split(" | ") if name in TYPES
         )

@@ -22,7 +22,7 @@ from services.gateway.http.sse import KEEP_ALIVE_S, BufferedStream, OpenStreams
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent
 from services.gateway.jobs.several import Adopted
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.results import Result
 
 HEADERS_WITHIN_S = 5.0
@@ -57,7 +57,7 @@ class Exchange:
             streams.require_capacity()
         self.gateway = gateway
         self.jobs: list[AcceptedJob] = []
-        self._submissions: Sequence[JobSubmission] = ()
+        self._submissions: Sequence[Submission] = ()
         self._request = request
         self._streams = streams
         self._key = key
@@ -81,7 +81,7 @@ class Exchange:
         if not self._goes_on:
             await require_connected(self._request)
 
-    async def accept(self, submissions: Sequence[JobSubmission]) -> None:
+    async def accept(self, submissions: Sequence[Submission]) -> None:
         """Make ``jobs`` of the submissions: new ones, those of the client's key, or those that it
         has waited for before it reached its timeout.
 

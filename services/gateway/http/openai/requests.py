@@ -11,10 +11,9 @@ from services.gateway.http.openai.parameters import (
     OtherParameters,
     Refused,
 )
-from services.gateway.http.openai.strict import StrictFormat, StrictToolChoice, StrictTools
 from services.gateway.http.openai.structured import StructuredOutputs, formats_of
 from shared.errors import InvalidRequest
-from shared.wire.api import JobSubmission, TimeoutS
+from shared.wire.api import Submission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.inputs import AnyInput, Inputs, inputs_of
 from shared.wire.requests import (
@@ -38,6 +37,7 @@ from shared.wire.requests import (
     TopLogprobs,
 )
 from shared.wire.responses import ReasoningEffort
+from shared.wire.strict import StrictFormat, StrictToolChoice, StrictTools
 from shared.wire.tools import ToolCall, ToolCallId
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -132,7 +132,7 @@ class TextRequest(Body, frozen=True, kw_only=True):
         Raises:
             InvalidRequest: two parameters contradict each other.
         """
-        named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
+        named = {name: getattr(self, name, None) for name in Submission.__struct_fields__}
         named |= {
             "top_k": 0 if self.top_k == -1 else self.top_k,
             "repeat_penalty": self._same("repeat_penalty", "repetition_penalty"),
@@ -284,7 +284,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
         """What the text of each answer begins with."""
         return [""]
 
-    def submissions(self) -> list[JobSubmission]:
+    def submissions(self) -> list[Submission]:
         """A single job. Raises: InvalidRequest: two parameters contradict each other."""
         options = self._options()
         if template_options := self._template_options():
@@ -292,7 +292,7 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
         messages: Messages = [
             message.to_chat_message(number) for number, message in enumerate(self.messages)
         ]
-        return [JobSubmission(messages=messages, **options)]
+        return [Submission(messages=messages, **options)]
 
     def _template_options(self) -> TemplateOptions:
         options = effort_options(self.reasoning_effort)
@@ -322,7 +322,7 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
                 f"`prompt` has {len(prompts)} items, more than {MAX_PROMPTS}; send fewer"
             )
 
-    def submissions(self) -> list[JobSubmission]:
+    def submissions(self) -> list[Submission]:
         """A job for each prompt. Raises: InvalidRequest: a parameter is not supported, or two
         contradict each other."""
         if self.best_of not in (None, self.n or 1):
@@ -347,9 +347,9 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
         if self.logprobs is not None:
             options |= {"logprobs": True, "top_logprobs": self.logprobs}
         return [
-            JobSubmission(prompt=prompt, **options)
+            Submission(prompt=prompt, **options)
             if isinstance(prompt, str)
-            else JobSubmission(prompt_tokens=prompt, **options)
+            else Submission(prompt_tokens=prompt, **options)
             for prompt in self._prompts
         ]
 

@@ -10,9 +10,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from services.gateway.http.openai.parameters import RESPONSES, Body, OtherParameters
 from services.gateway.http.openai.requests import effort_options
 from services.gateway.http.openai.responses.ids import job_of_response
-from services.gateway.http.openai.strict import StrictJsonObject, StrictPlainText
 from shared.errors import InvalidRequest, UnknownResponse
-from shared.wire.api import JobSubmission, TimeoutS
+from shared.wire.api import Submission, TimeoutS
 from shared.wire.fields import Count, Metadata
 from shared.wire.requests import (
     AdapterName,
@@ -37,6 +36,7 @@ from shared.wire.requests import (
     TopLogprobs,
 )
 from shared.wire.responses import Label, ReasoningEffort, ResponseForm
+from shared.wire.strict import StrictJsonObject, StrictPlainText
 from shared.wire.tools import (
     MAX_TOOLS,
     ChosenFunction,
@@ -151,9 +151,7 @@ class AllowedTools(
 ResponseToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
 
 
-class ResponseSubmission(
-    JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class ResponseSubmission(Submission, frozen=True, kw_only=True, omit_defaults=True):
     """A job that is a response. Only gateways make such jobs."""
 
     response: ResponseForm
