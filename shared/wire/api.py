@@ -248,8 +248,16 @@ class JobResult(Struct, frozen=True, kw_only=True):
 
 
 class JobError(Struct, frozen=True):
+    """``param`` names the invalid field of the job, if there is one."""
+
     code: str
     message: str
+    param: str | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, outcome: Failed | Cancelled | Expired) -> Self:
+        param = outcome.param if isinstance(outcome, Failed) else None
+        return cls(outcome.code, outcome.message, param or UNSET)
 
 
 CELERY_STATES: dict[type[Outcome], TaskState] = {
@@ -306,7 +314,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
         if isinstance(outcome, Completed):
             result = JobResult.of(outcome)
         else:
-            error = JobError(code=outcome.code, message=outcome.message)
+            error = JobError.of(outcome)
         return cls(
             id=outcome.id,
             state=CELERY_STATES[type(outcome)],

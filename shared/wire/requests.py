@@ -267,6 +267,12 @@ class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
+    def prompt_field(self) -> str:
+        """The name of the field with the prompt."""
+        names = ("messages", "prompt_tokens")
+        return next((name for name in names if getattr(self, name) is not None), "prompt")
+
+    @property
     def prompt_texts(self) -> list[str]:
         """Everything that becomes part of the prompt."""
         found = [self.prompt or ""]

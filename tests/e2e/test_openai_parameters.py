@@ -22,6 +22,7 @@ from services.gateway.http.openai.parameters import (
     WithoutEffect,
 )
 from tests.support.processes import Stack, eventually, server_sent_events
+from tests.support.schemas import TOO_MUCH
 
 HI: Any = [{"role": "user", "content": "hi"}]
 GREEDY: Any = {"model": "tiny", "max_tokens": 5, "temperature": 0}
@@ -33,6 +34,7 @@ ROUTES: dict[str, tuple[OtherParameters, dict[str, Any]]] = {
     "rerank": (RERANK, {"query": "a", "documents": ["b"]}),
     "responses": (RESPONSES, {"model": "tiny", "input": "hi"}),
 }
+SCHEMA_OF_A_RESPONSE = {"type": "json_schema", "name": "a", "schema": TOO_MUCH}
 GBNF = r"""
 root ::= "yes" | "no, " number  # a comment
 number ::= [0-9]{2} "!"
@@ -62,6 +64,72 @@ def test_what_cannot_be_honoured_is_refused_by_name(shared_stack: Stack, route: 
         answer = shared_stack.http.post(f"/v1/{route}", json={**body, name: 1})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
     assert shared_stack.gateways[0].events("request_accepted") == known
+
+
+LONG = "x " * 5000
+"""More tokens than the context has; only the inferer finds out."""
+TOO_MUCH_WORK = {"type": "json_schema", "json_schema": {"schema": TOO_MUCH}}
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("completions", {"prompt": ["a"] * 65}, "prompt"),
+        ("completions", {"prompt": ["a"] * 2049}, "prompt"),
+        ("completions", {"prompt": ["a", 5]}, "prompt"),
+        ("completions", {"prompt": ["a", ""]}, "prompt[1]"),
+        ("completions", {"prompt": ["a", "word " * 400_000]}, "prompt[1]"),
+        ("completions", {"prompt": LONG}, "prompt"),
+        ("completions", {"prompt": ["a", LONG]}, "prompt[1]"),
+        ("completions", {"prompt": [99_999_999]}, "prompt"),
+        ("completions", {"prompt": "a", "best_of": 2}, "best_of"),
+        ("completions", {"prompt": "a", "response_format": TOO_MUCH_WORK}, "response_format"),
+        ("completions", {"prompt": "a", "guided_json": TOO_MUCH}, "guided_json"),
+        ("completions", {"prompt": ["a", "b"], "guided_json": TOO_MUCH}, "guided_json"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": LONG}]}, "messages"),
+        ("chat/completions", {"messages": HI, "guided_json": TOO_MUCH}, "guided_json"),
+        ("chat/completions", {"messages": HI, "tool_choice": "required"}, "tool_choice"),
+        ("chat/completions", {"messages": HI, "metadata": 5}, "metadata"),
+        ("chat/completions", {"messages": HI, "n": 9}, "n"),
+        ("chat/completions", {"messages": HI, "adapter": "none"}, "adapter"),
+        ("embeddings", {"input": ["a"] * 2049}, "input"),
+        ("embeddings", {"input": ["a", 5]}, "input"),
+        ("embeddings", {"input": "a"}, "model"),
+        ("rerank", {"query": "a", "documents": [{"text": "b", "x": 1}]}, "documents[0].x"),
+        ("rerank", {"query": "a", "documents": ["b"]}, "model"),
+        ("responses", {"input": []}, "input"),
+        ("responses", {"input": LONG}, "input"),
+        ("responses", {"input": "a", "text": {"format": SCHEMA_OF_A_RESPONSE}}, "text.format"),
+        ("responses", {"input": "a", "tool_choice": "required"}, "tool_choice"),
+        ("responses", {"input": "a", "previous_response_id": 5}, "previous_response_id"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_400_about_one_parameter_names_it(
+    shared_stack: Stack, route: str, body: dict[str, Any], param: str
+) -> None:
+    """Whether the gateway or the inferer finds it. A stream that has begun ends with the error."""
+    sent = {"model": "tiny", **body}
+    answer = shared_stack.http.post(f"/v1/{route}", json=sent)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param, answer.text
+    if route in ("completions", "chat/completions"):
+        answer = shared_stack.http.post(f"/v1/{route}", json={**sent, "stream": True})
+        (error,) = re.findall(r'{"error":.*', answer.text)
+        assert json.loads(error)["error"]["param"] == param
+
+
+def test_the_status_of_a_job_names_the_parameter(shared_stack: Stack) -> None:
+    """Under the name that a job has for it."""
+    job_id = shared_stack.submit(prompt=LONG)
+    error = shared_stack.wait_for_end(job_id)["error"]
+    assert (error["code"], error["param"]) == ("prompt_too_long", "prompt")
+    body = {"model": "tiny", "input": LONG, "background": True}
+    response = shared_stack.http.post("/v1/responses", json=body).json()
+    shared_stack.wait_for_end(response["id"].removeprefix("resp_"))
+    failed = shared_stack.http.get(f"/v1/responses/{response['id']}").json()
+    assert failed["error"].keys() == {"code", "message"}
 
 
 @pytest.mark.parametrize("route", ["chat/completions", "completions"])

@@ -100,7 +100,7 @@ def check_submission(submission: Submission, facts: ModelFacts | None) -> None:
         raise PromptTooLong(
             f"the prompt has {size} bytes and cannot fit into the model's context of "
             f"{facts.n_ctx} tokens",
-            "prompt" if submission.prompt is not None else "messages",
+            submission.prompt_field,
         )
 
 

@@ -245,7 +245,8 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
         for name, here in names.items():
             if (match := re.fullmatch(name, param)) is not None:
                 sent = match.expand(here)
-                message = error.message.replace(param, sent, 1)
+                # Not the same word within a sentence.
+                message = re.sub(rf"(^|`){re.escape(param)}(?!\w)", rf"\1{sent}", error.message)
                 message = re.sub(r"\bmax_tokens\b", "max_output_tokens", message)
                 return type(error)(message, sent)
         return error
