@@ -101,6 +101,8 @@ TOO_MUCH_WORK = {"type": "json_schema", "json_schema": {"schema": TOO_MUCH}}
         ("responses", {"input": []}, "input"),
         ("responses", {"input": LONG}, "input"),
         ("responses", {"input": "a", "text": {"format": SCHEMA_OF_A_RESPONSE}}, "text.format"),
+        ("responses", {"input": "a", "guided_json": TOO_MUCH}, "guided_json"),
+        ("responses", {"input": "a", "guided_regex": "("}, "guided_regex"),
         ("responses", {"input": "a", "tool_choice": "required"}, "tool_choice"),
         ("responses", {"input": "a", "previous_response_id": 5}, "previous_response_id"),
     ],
@@ -419,6 +421,14 @@ def test_a_stream_of_several_ends_once(shared_stack: Stack) -> None:
     assert data.count("[DONE]") == 1
     reasons = [json.loads(one)["choices"][0]["finish_reason"] for one in data[:-1]]
     assert reasons.count("length") == 2
+
+
+def test_a_response_understands_the_words_of_other_servers(client: openai.OpenAI) -> None:
+    """As a chat does."""
+    words = {"guided_choice": ["yes", "no"], "top_k": -1, "n_predict": 50, "priority": -1}
+    response = client.responses.create(model="tiny", input="hi", extra_body=words)
+    assert response.output_text in ("yes", "no")
+    assert response.max_output_tokens == 50
 
 
 def _choices(stack: Stack, route: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from services.gateway.http.openai.generation import AnyPriority, priority_of
 from services.gateway.http.openai.parameters import EMBEDDINGS, RERANK, Body, OtherParameters
-from services.gateway.http.openai.requests import AnyPriority, priority_of
 from services.gateway.jobs.accepted import AcceptedJob
 from shared.wire.api import Submission, TimeoutS
 from shared.wire.fields import Metadata
