@@ -54,7 +54,7 @@ class Exchange:
         """
         gateway.require_ready()
         if is_stream:
-            streams.require_capacity()
+            streams.admit(request)
         self.gateway = gateway
         self.jobs: list[AcceptedJob] = []
         self._submissions: Sequence[Submission] = ()
@@ -122,11 +122,7 @@ class Exchange:
         self, events: AsyncGenerator[T, None], has_ended: Callable[[int], bool]
     ) -> BufferedStream[T]:
         """Read the ``events`` of the jobs in the background. Those that have not ended when the
-        request has are cancelled, unless they go on; ``has_ended`` takes their number.
-
-        Raises:
-            TooManyStreams.
-        """
+        request has are cancelled, unless they go on; ``has_ended`` takes their number."""
 
         def cancel() -> None:
             for number, job in enumerate(self.jobs):
@@ -134,7 +130,7 @@ class Exchange:
                     self.gateway.abandon(job.id)
 
         on_request_end(self._request, cancel)
-        return self._streams.open(events, self._request)
+        return self._streams.read(events, self._request)
 
     async def first(self, stream: BufferedStream[T], is_wanted: Callable[[T], bool]) -> T | None:
         """The first item of ``stream`` that ``is_wanted``, which stays to be read; None if it does

@@ -264,7 +264,8 @@ async def _resumed_stream(
 
             return event_stream(whole())
     # What a job wrote that did not complete is in its events alone.
-    feed = streams.open(gateway.events(job_id), request)
+    streams.admit(request)
+    feed = streams.read(gateway.events(job_id), request)
     try:
         await feed.peek(lambda _: True)  # an error gets its own status here
     except GatewayStopping:
