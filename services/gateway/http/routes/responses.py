@@ -323,7 +323,8 @@ def _queued(job_id: str, stored: StoredResponse) -> ResponseBody:
 
 def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     """Check the parameters of the URL. `include` has no effect: what was included when the response
-    was created is always returned.
+    was created is always returned. Nor has `beta`, which the official client's `beta.responses`
+    adds.
 
     Raises:
         InvalidRequest: a parameter is not ``known`` or given twice, or a value of `include` is not
@@ -332,7 +333,7 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     seen: set[str] = set()
     for name, value in request.query_params.multi_items():
         param = name.removesuffix("[]")
-        if param not in (*known, "include"):
+        if param not in (*known, "include", "beta"):
             raise InvalidRequest(
                 f"{name[:80]}: unknown parameter; use {', '.join(known)} or include",
                 name[:80],
