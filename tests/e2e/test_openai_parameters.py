@@ -311,6 +311,26 @@ def test_several_prompts_are_streamed_together(client: openai.OpenAI) -> None:
     assert last.usage.completion_tokens == whole.usage.completion_tokens
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("key", [None, "a key"])
+def test_if_one_prompt_fails_the_others_are_cancelled(
+    shared_stack: Stack, stream: bool, key: str | None
+) -> None:
+    """Nobody will see their answers. With a key the client can come back, and they go on."""
+    known = len(shared_stack.gateways[0].events("request_accepted"))
+    body = {"prompt": [LONG, "once", "twice"], "ignore_eos": True, "stream": stream}
+    body |= {"max_tokens": 20 if key else 4000}
+    headers = {"idempotency-key": f"{key} {stream}"} if key else {}
+    answer = shared_stack.http.post("/v1/completions", json=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("prompt[0]: ")
+    accepted = shared_stack.gateways[0].events("request_accepted")[known:]
+    first, *others = (shared_stack.wait_for_end(event["job_id"]) for event in accepted)
+    assert first["error"]["code"] == "prompt_too_long"
+    assert [one["state"] for one in others] == ["SUCCESS" if key else "REVOKED"] * 2
+    assert key or [one["error"]["code"] for one in others] == ["cancelled"] * 2
+
+
 def test_tokens_are_a_prompt(client: openai.OpenAI) -> None:
     """Taken as they are: that the answer begins with token 70 and is continued from there."""
     options: Any = {"model": "tiny", "max_tokens": 5, "temperature": 0, "logprobs": 0}

@@ -367,9 +367,9 @@ class Jobs:
             )
         return JobStatus.of(job)
 
-    def abandon(self, job_id: str) -> None:
+    def abandon(self, job_id: str, code: StopCode = "client_disconnected") -> None:
         """Cancel, in the background and through outages, a job that nobody waits for any more."""
-        self._cancelling.start(self._abandon(job_id), f"abandon {job_id}")
+        self._cancelling.start(self._abandon(job_id, code), f"abandon {job_id}")
 
     async def end(self, patience_s: float) -> None:
         """Cancel what is to be cancelled in the background, as far as the broker answers within
@@ -385,8 +385,8 @@ class Jobs:
         models = [model for _, model in sorted(self._fleet.models.items())]
         return QueueReport(models=[await self._model_queue(model) for model in models])
 
-    async def _abandon(self, job_id: str) -> None:
-        cancel = partial(self.cancel, job_id, "client_disconnected")
+    async def _abandon(self, job_id: str, code: StopCode) -> None:
+        cancel = partial(self.cancel, job_id, code)
         try:
             await self._broker.through_outages(cancel)
         except SluiceError as error:

@@ -84,7 +84,7 @@ class Several:
         except BaseException as error:
             for job in jobs:
                 if job is not None and not job.survives_disconnect:
-                    self._jobs.abandon(job.id)
+                    self._jobs.abandon(job.id, "cancelled")
             if isinstance(error, SluiceError):
                 raise RefusedTogether(number, error) from error
             raise

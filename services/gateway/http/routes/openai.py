@@ -142,7 +142,7 @@ async def _answer(
     except GatewayStopping:
         return stopping(exchange.jobs[0])
     completed = []
-    for number, result in enumerate(results):
+    for number, result in sorted(results.items()):
         if not isinstance(result, Completed):
             why = JobError.of(result)
             return failure(why, body.as_sent, _item(number, exchange.jobs))
@@ -161,6 +161,7 @@ async def _stream(exchange: Exchange, body: ChatRequest | CompletionRequest) -> 
     first = await exchange.first(feed, lambda item: decides(item[1]))
     if first is not None and (error := _error(first[1])) is not None:
         usages[first[0]] = NO_USAGE
+        exchange.fail(usages.__contains__)
         return failure(error, body.as_sent, _item(first[0], jobs))
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
@@ -183,6 +184,7 @@ async def _stream(exchange: Exchange, body: ChatRequest | CompletionRequest) -> 
                 for part in _parts(writers[number], event, body.as_sent, _item(number, jobs)):
                     yield part
                 if usage is NO_USAGE or event.event == "retrying":  # not expressible in this API
+                    exchange.fail(usages.__contains__)
                     return
                 if len(usages) == len(jobs):
                     break

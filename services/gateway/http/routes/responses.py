@@ -112,7 +112,7 @@ async def create(
             return await _stream(exchange, queued, submission, data.as_sent)
         if data.background:
             return Response(await _now(gateway, accepted, queued))
-        (result,) = await exchange.results()
+        result = (await exchange.results())[0]
     except GatewayStopping:
         return stopping(accepted)
     if isinstance(result, Completed | Cancelled):
