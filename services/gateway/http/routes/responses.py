@@ -32,6 +32,7 @@ from services.gateway.http.openai.responses.stream import (
     beyond_the_end,
     last_number,
 )
+from services.gateway.http.request import WITHOUT_EFFECT
 from services.gateway.http.sse import (
     COMMENT,
     KEEP_ALIVE_S,
@@ -323,8 +324,7 @@ def _queued(job_id: str, stored: StoredResponse) -> ResponseBody:
 
 def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     """Check the parameters of the URL. `include` has no effect: what was included when the response
-    was created is always returned. Nor has `beta`, which the official client's `beta.responses`
-    adds.
+    was created is always returned.
 
     Raises:
         InvalidRequest: a parameter is not ``known`` or given twice, or a value of `include` is not
@@ -333,7 +333,7 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     seen: set[str] = set()
     for name, value in request.query_params.multi_items():
         param = name.removesuffix("[]")
-        if param not in (*known, "include", "beta"):
+        if param not in (*known, "include", *WITHOUT_EFFECT):
             raise InvalidRequest(
                 f"{name[:80]}: unknown parameter; use {', '.join(known)} or include",
                 name[:80],
