@@ -149,9 +149,9 @@ class Child:
         self._wanted.clear()
         await self._end(timeout_s)
 
-    async def stop(self, timeout_s: float, hurry: asyncio.Event) -> None:
-        """Stop the process for good: SIGTERM, and SIGKILL after ``timeout_s`` or when ``hurry`` is
-        set."""
+    async def stop(self, timeout_s: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop the process for good: SIGTERM, and SIGKILL after ``timeout_s``, or when ``hurry``
+        is set."""
         self._stopping.set()
         self._wanted.set()
         await self._end(timeout_s, hurry)

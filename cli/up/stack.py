@@ -39,7 +39,7 @@ NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 GATEWAY_STOP_S, INFERER_STOP_S, NATS_STOP_S = 7.0, 16.0, 5.0
 LONGEST_GRACE_S = 10.0
 
-SILENT_S = 0.5
+SILENT_S = 1.0
 """How long a shutdown may take before it is said why."""
 
 POLL_S = 0.1
@@ -98,9 +98,8 @@ async def up_until_stopped(options: UpOptions, announce: Callable[[str, str], No
         finally:
             serving.cancel()
             stopped.cancel()
-            with stop_on_signals() as hurry:
-                await stack.stop(hurry)
-                await asyncio.wait(running)
+            await stack.stop()
+            await asyncio.wait(running)
         for task in running:
             task.result()
         fatal_error = next(
@@ -273,19 +272,30 @@ class _Stack:
         names = (token_of(name) if "," in name else name for name in self._names)
         return {"GATEWAY_MODELS": ",".join((others, *names))}
 
-    async def stop(self, hurry: asyncio.Event) -> None:
-        """In order: the gateway accepts no more jobs, then the inferers end, then the broker. Once
-        ``hurry`` is set, gateway and inferers are killed; the broker, which does not wait for
-        anybody, still closes its files."""
+    async def stop(self) -> None:
+        """In order: the gateway accepts no more jobs, then the inferers end, then the broker. While
+        jobs keep the inferers from ending, another signal kills them."""
         log.info("stopping")
-        await self._gateway.stop(GATEWAY_STOP_S, hurry)
+        await self._gateway.stop(GATEWAY_STOP_S)
+        hurry = asyncio.Event()
         inferers = (inferer.stop(INFERER_STOP_S, hurry) for inferer in self._inferers)
         ended = asyncio.gather(*inferers)
-        await first_of(ended, hurry, timeout_s=SILENT_S)
-        if not (ended.done() or hurry.is_set()):
+
+        async def end() -> None:
+            await ended
+            await self._nats.stop(NATS_STOP_S)
+
+        ending = asyncio.create_task(end(), name="stop the inferers and the broker")
+        await first_of(ended, timeout_s=SILENT_S)
+        if not ended.done():
             log.info("waiting_for_jobs", up_to_s=_grace_s())
-        await ended
-        await self._nats.stop(NATS_STOP_S, asyncio.Event())
+            # Not earlier: some programs forward the signal that the terminal has sent to all.
+            with stop_on_signals() as again:
+                await first_of(ended, again)
+                if again.is_set():
+                    hurry.set()
+                await ending
+        await ending
 
 
 async def _file(model: StackModel) -> Path:

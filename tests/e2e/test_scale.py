@@ -133,7 +133,7 @@ async def test_an_inferer_with_a_job_does_not_leave(stack: Stack, tiny_model: Pa
         status = await asyncio.to_thread(stack.wait_for_end, job_id)
         assert (status["state"], status["attempts"]) == ("SUCCESS", 1)
     finally:
-        await child.stop(10, asyncio.Event())
+        await child.stop(10)
         await running
 
 
