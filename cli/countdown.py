@@ -1,9 +1,9 @@
-"""Counts down to the end of a job in a line on stderr, if that is a terminal."""
+"""Says on stderr, if that is a terminal, when a job will end, and why it is silent."""
 
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from msgspec import UNSET
 from rich.progress import Progress
@@ -14,23 +14,60 @@ from cli.output import err, estimate_line, progress_line
 from shared.wire.api import JobStatus
 
 POLL_S = 1.0
+SILENT_POLLS = 4
+"""After so many without an event, it is asked whether the job still runs. An inferer that has just
+started a job shows it 2 s later."""
 
 
 class Countdown:
     """A line with the estimate and a bar, which is full at the median of the ETA."""
 
     def __init__(self, progress: Progress) -> None:
-        self.hidden = threading.Event()
+        self.ended = threading.Event()
+        self._is_hidden = False
+        self._silent_polls = 0
+        self._lost_attempt = 0
+        """The last attempt that was reported as lost."""
         self._progress = progress
         self._started = time.monotonic()
         self._task = progress.add_task("submitted", total=None)
 
     def hide(self) -> None:
         """Remove the line for good."""
-        self.hidden.set()
+        self._is_hidden = True
         self._progress.stop()
 
-    def show(self, status: JobStatus) -> None:
+    def heard(self) -> None:
+        """There was an event."""
+        self._silent_polls = 0
+
+    def say(self, text: str) -> None:
+        """Print a line on the terminal."""
+        if err.is_terminal:
+            err.print(f"\n{text}" if self._is_hidden else text, style="dim")
+
+    def poll(self, client: Client, job_id: str) -> None:
+        """Show the estimate, or that the job waits because its inferer died.
+
+        Raises:
+            CommandError: no answer.
+        """
+        self._silent_polls += 1
+        is_silent = self._silent_polls >= SILENT_POLLS
+        if self._is_hidden and not is_silent:
+            return
+        status = client.status(job_id)
+        if status.finished_at is not None:
+            return
+        if not self._is_hidden:
+            self._show(status)
+        if is_silent and status.state == "STARTED" and status.attempts > self._lost_attempt:
+            inferers = client.inferers().inferers
+            if not any(job.id == job_id for entry in inferers for job in entry.jobs):
+                self._lost_attempt = status.attempts
+                self.say(f"the inferer {status.inferer} is gone; the job waits for another attempt")
+
+    def _show(self, status: JobStatus) -> None:
         estimate = estimate_line(status) or ("waiting" if status.started_at is None else "running")
         self._progress.update(self._task, description=estimate)
         if status.eta is not UNSET:
@@ -41,7 +78,8 @@ class Countdown:
 
 @contextmanager
 def countdown(client: Client, job_id: str) -> Iterator[Countdown]:
-    """Show the estimate of ``job_id`` during the block, read every second."""
+    """Show the estimate of ``job_id`` until it is hidden, read every second; and during the whole
+    block, why it is silent."""
     with progress_line() as progress:
         line = Countdown(progress)
         polling = threading.Thread(target=_poll, args=(client, job_id, line), daemon=True)
@@ -50,17 +88,12 @@ def countdown(client: Client, job_id: str) -> Iterator[Countdown]:
         try:
             yield line
         finally:
-            line.hidden.set()
+            line.ended.set()
 
 
 def _poll(client: Client, job_id: str, line: Countdown) -> None:
     while True:
-        try:
-            status = client.status(job_id)
-        except CommandError:
-            pass  # the command reports it
-        else:
-            if status.finished_at is None and not line.hidden.is_set():
-                line.show(status)
-        if line.hidden.wait(POLL_S):
+        with suppress(CommandError):  # the command reports it
+            line.poll(client, job_id)
+        if line.ended.wait(POLL_S):
             return

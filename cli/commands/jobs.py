@@ -4,6 +4,7 @@ import sys
 from contextlib import suppress
 from typing import Annotated
 
+import httpx2
 import msgspec
 import typer
 
@@ -62,6 +63,7 @@ from cli.selection import (
     time_of,
 )
 from shared.wire.api import JobStatus
+from shared.wire.events import StateEvent
 
 UNKNOWN_JOB = "interrupted before the gateway responded; the job may run: see sluice queue"
 
@@ -247,7 +249,11 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     with countdown(client, job_id) as line:
         tokens = choice = 0
         for event in client.follow(job_id):
-            if event.event == "retrying" and show:
+            line.heard()
+            if event.event in ("started", "attempt_failed", "returned"):
+                if (setback := _setback(event)) is not None:
+                    line.say(setback)
+            elif event.event == "retrying" and show:
                 print_tokens("\n")
                 choice = 0
             elif event.event == "tokens" and show:
@@ -265,6 +271,17 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
             elif event.event == "error":
                 raise CommandError(msgspec.json.decode(event.data)["message"], EXIT_FAILED)
     raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
+
+
+def _setback(event: httpx2.ServerSentEvent) -> str | None:
+    """What an event about the state of a job says of its attempts; None for its first start."""
+    state = msgspec.json.decode(event.data, type=StateEvent)
+    if event.event == "returned":
+        why = state.message or f"the inferer {state.inferer} shuts down"
+        return f"{why}; the job waits for another one"
+    if event.event == "attempt_failed":
+        return f"attempt {state.attempt} failed ({state.message}); another one follows"
+    return f"attempt {state.attempt} has started" if state.attempt > 1 else None
 
 
 def _cancel_interrupted(client: Client, job_id: str | None) -> None:

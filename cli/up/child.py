@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cli.up.child_output import ChildOutput
+from shared.background import first_of
 from shared.logs import logger
 from shared.process.exit_status import describe_exit
 from shared.process.lifecycle import EXIT_CONFIGURATION
@@ -148,24 +149,26 @@ class Child:
         self._wanted.clear()
         await self._end(timeout_s)
 
-    async def stop(self, timeout_s: float) -> None:
-        """Stop the process for good: SIGTERM, and SIGKILL after ``timeout_s``."""
+    async def stop(self, timeout_s: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop the process for good: SIGTERM, and SIGKILL after ``timeout_s``, or when ``hurry``
+        is set."""
         self._stopping.set()
         self._wanted.set()
-        await self._end(timeout_s)
+        await self._end(timeout_s, hurry)
 
-    async def _end(self, timeout_s: float) -> None:
+    async def _end(self, timeout_s: float, hurry: asyncio.Event | None = None) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
+        began = time.monotonic()
         process.terminate()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await process.wait()
-        except TimeoutError:
-            log.warning("child_killed", child=self.name, after_s=timeout_s)
+        ended = asyncio.create_task(process.wait(), name=f"wait for {self.name}")
+        await first_of(ended, *([hurry] if hurry else []), timeout_s=timeout_s)
+        if not ended.done():
+            after_s = round(time.monotonic() - began, 1)
+            log.warning("child_killed", child=self.name, after_s=after_s)
             process.kill()
-            await process.wait()
+        await ended
 
     async def _run_once(self) -> tuple[int, str]:
         """Start the process and wait for its end. Returns its exit status and last output.

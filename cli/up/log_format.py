@@ -55,6 +55,11 @@ def _render(part: str, event: dict[str, Any]) -> str:
         event.pop(field, None)
     if name == "child_started":
         return f"{part}: started (process {event['pid']})"
+    if name == "waiting_for_jobs":
+        return (
+            f"{part}: waiting for running jobs, up to {event['up_to_s']:g} s; "
+            "Ctrl-C again ends everything at once"
+        )
     if name == "child_died":
         last_output = f" ({event['last_output']})" if event["last_output"] else ""
         return (

@@ -23,6 +23,7 @@ from cli.up.folder_lock import locked
 from cli.up.log_format import render_event, render_output
 from cli.up.models import StackModel
 from cli.up.scale import Scale, cpu_shares
+from shared.background import first_of
 from shared.config import StartConcurrency
 from shared.errors import ModelError
 from shared.logs import configure_logs, logger
@@ -37,6 +38,9 @@ NATS_CONFIGURATION = ROOT / "deploy" / "nats" / "nats.conf"
 # Together less than 30 s, after which most service managers send SIGKILL.
 GATEWAY_STOP_S, INFERER_STOP_S, NATS_STOP_S = 7.0, 16.0, 5.0
 LONGEST_GRACE_S = 10.0
+
+SILENT_S = 1.0
+"""How long a shutdown may take before it is said why."""
 
 POLL_S = 0.1
 
@@ -269,11 +273,29 @@ class _Stack:
         return {"GATEWAY_MODELS": ",".join((others, *names))}
 
     async def stop(self) -> None:
-        """In order: the gateway accepts no more jobs, then the inferers end, then the broker."""
+        """In order: the gateway accepts no more jobs, then the inferers end, then the broker. While
+        jobs keep the inferers from ending, another signal kills them."""
         log.info("stopping")
         await self._gateway.stop(GATEWAY_STOP_S)
-        await asyncio.gather(*(inferer.stop(INFERER_STOP_S) for inferer in self._inferers))
-        await self._nats.stop(NATS_STOP_S)
+        hurry = asyncio.Event()
+        inferers = (inferer.stop(INFERER_STOP_S, hurry) for inferer in self._inferers)
+        ended = asyncio.gather(*inferers)
+
+        async def end() -> None:
+            await ended
+            await self._nats.stop(NATS_STOP_S)
+
+        ending = asyncio.create_task(end(), name="stop the inferers and the broker")
+        await first_of(ended, timeout_s=SILENT_S)
+        if not ended.done():
+            log.info("waiting_for_jobs", up_to_s=_grace_s())
+            # Not earlier: some programs forward the signal that the terminal has sent to all.
+            with stop_on_signals() as again:
+                await first_of(ended, again)
+                if again.is_set():
+                    hurry.set()
+                await ending
+        await ending
 
 
 async def _file(model: StackModel) -> Path:
@@ -289,12 +311,17 @@ async def _file(model: StackModel) -> Path:
         raise CommandError(str(error), EXIT_USAGE) from None
 
 
-def _check_grace() -> None:
-    """The inferers inherit INFERER_GRACE_S, and the stack must stop within 30 s."""
+def _grace_s() -> float:
+    """How long the inferers let jobs end. They inherit INFERER_GRACE_S."""
     try:
-        grace_s = float(os.environ.get("INFERER_GRACE_S") or 0)
+        return float(os.environ.get("INFERER_GRACE_S") or LONGEST_GRACE_S)
     except ValueError:
-        return  # the inferer reports it
+        return LONGEST_GRACE_S  # the inferer reports it
+
+
+def _check_grace() -> None:
+    """The stack must stop within 30 s."""
+    grace_s = _grace_s()
     if grace_s > LONGEST_GRACE_S:
         raise CommandError(
             f"INFERER_GRACE_S={grace_s:g}: `sluice up` stops within 30 s, so give at most "

@@ -35,6 +35,7 @@ from shared.config import BrokerSettings
 from shared.errors import BrokerUnavailable, SluiceError, TopologyError
 from shared.logs import logger
 from shared.wire import subjects
+from shared.wire.results import StopCode
 
 LEAST_GRACE_S = 0.5
 
@@ -165,10 +166,11 @@ class Gateway:
         """See `job_events`."""
         return job_events(self.jobs, self.broker, job_id, after, accepted)
 
-    def abandon(self, job_id: str) -> None:
-        """Cancel, in the background, a job whose client hung up; not while this gateway stops."""
+    def abandon(self, job_id: str, code: StopCode = "client_disconnected") -> None:
+        """Cancel, in the background, a job that nobody waits for any more; not while this gateway
+        stops."""
         if not self.stopping.is_set():
-            self.jobs.abandon(job_id)
+            self.jobs.abandon(job_id, code)
 
     def _grace_left_s(self) -> float:
         """Never less than a moment: a cancellation may have started just now."""

@@ -28,6 +28,7 @@ from shared.wire.results import (
     Timings,
     Usage,
 )
+from shared.wire.strict import StrictFormat, StrictMessages, StrictToolChoice, StrictTools
 from shared.wire.tools import ToolCall
 
 TaskState = Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
@@ -46,11 +47,9 @@ CLI_USER_AGENT = "sluice-cli/"
 """What the ``User-Agent`` of the command line begins with."""
 
 
-class JobSubmission(
-    ModelRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
-    """What ``POST /jobs`` and the NATS endpoints take. ``messages``, ``prompt``, ``input`` or
-    ``query`` with ``documents`` say what is asked of the model."""
+class Submission(ModelRequest, frozen=True, kw_only=True, omit_defaults=True):
+    """A job to be accepted. ``messages``, ``prompt``, ``input`` or ``query`` with ``documents`` say
+    what is asked of the model."""
 
     model: str | None = None
     """Required if several models are served."""
@@ -110,6 +109,17 @@ class JobSubmission(
         if self.query is not None:
             return "rerank"
         return "complete" if self.messages is None else "chat"
+
+
+class JobSubmission(
+    Submission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """What ``POST /jobs`` and the NATS endpoints take."""
+
+    messages: StrictMessages | None = None
+    tools: StrictTools | None = None
+    tool_choice: StrictToolChoice = "auto"
+    response_format: StrictFormat | None = None
 
 
 class NatsSubmission(
@@ -238,8 +248,16 @@ class JobResult(Struct, frozen=True, kw_only=True):
 
 
 class JobError(Struct, frozen=True):
+    """``param`` names the invalid field of the job, if there is one."""
+
     code: str
     message: str
+    param: str | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, outcome: Failed | Cancelled | Expired) -> Self:
+        param = outcome.param if isinstance(outcome, Failed) else None
+        return cls(outcome.code, outcome.message, param or UNSET)
 
 
 CELERY_STATES: dict[type[Outcome], TaskState] = {
@@ -296,7 +314,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
         if isinstance(outcome, Completed):
             result = JobResult.of(outcome)
         else:
-            error = JobError(code=outcome.code, message=outcome.message)
+            error = JobError.of(outcome)
         return cls(
             id=outcome.id,
             state=CELERY_STATES[type(outcome)],

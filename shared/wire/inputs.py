@@ -26,7 +26,7 @@ TOKEN_BYTES = 4
 """The approximate size of a text per token."""
 
 
-class Document(Struct, frozen=True):
+class Document(Struct, frozen=True, forbid_unknown_fields=True):
     text: Text
 
 

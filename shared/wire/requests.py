@@ -1,5 +1,6 @@
 """What a job is asked to do: the message on ``REQUESTS``."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -68,7 +69,7 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
     tools without a word; ``tool_call_id`` says which call a tool's message is the result of."""
 
     role: Role
-    content: str | list[TextPart] | None = None
+    content: str | Sequence[TextPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: ToolCallId | None = None
@@ -83,9 +84,9 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
 
     @property
     def texts(self) -> list[str]:
@@ -95,7 +96,7 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
         return found + [text for call in calls for text in (call.name, call.arguments)]
 
 
-Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
+Messages = Annotated[Sequence[ChatMessage], Meta(min_length=1)]
 TemplateOptionName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$(?!\n)")]
 TemplateOptions = Annotated[
     dict[TemplateOptionName, bool | int | float | str | None],
@@ -261,9 +262,15 @@ class ModelRequest(Sampling, frozen=True, kw_only=True, omit_defaults=True):
     """Variables of the model's chat template, such as `enable_thinking`."""
 
     @property
-    def offered_tools(self) -> list[Tool]:
+    def offered_tools(self) -> Sequence[Tool]:
         """The tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def prompt_field(self) -> str:
+        """The name of the field with the prompt."""
+        names = ("messages", "prompt_tokens")
+        return next((name for name in names if getattr(self, name) is not None), "prompt")
 
     @property
     def prompt_texts(self) -> list[str]:

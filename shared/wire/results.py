@@ -142,10 +142,12 @@ class Completed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="com
 
 class Failed(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """``code``: ``model_error``, ``out_of_memory``, ``worker_lost``, ``prompt_too_long``,
-    ``result_too_large``, ``invalid_request`` or ``internal_error``."""
+    ``result_too_large``, ``invalid_request`` or ``internal_error``. ``param`` names the invalid
+    field of the request, if there is one."""
 
     code: str
     message: str
+    param: str | None = None
 
 
 class Cancelled(Outcome, frozen=True, kw_only=True, omit_defaults=True, tag="cancelled"):

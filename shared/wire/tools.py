@@ -1,5 +1,6 @@
 """Tools that a model may call, and its calls, in the form of OpenAI's API."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -40,7 +41,7 @@ class Tool(Struct, frozen=True):
 
 
 MAX_TOOLS = 128
-Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
+Tools = Annotated[Sequence[Tool], Meta(max_length=MAX_TOOLS)]
 
 
 class ChosenFunction(Struct, frozen=True):

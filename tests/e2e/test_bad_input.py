@@ -1,5 +1,6 @@
 """What cannot run is refused with a sentence, and nothing of it stays behind."""
 
+import gzip
 import itertools
 import json
 import socket
@@ -49,6 +50,7 @@ NOT_AN_OPTION = [
     '"metadata": {"deep": ' + 5_000 * "[" + 5_000 * "]" + "}",
     *('"response_format": "json"', '"response_format": {"type": "yaml"}'),
     '"response_format": {"type": "json_schema"}',
+    '"response_format": {"type": "text", "typ": 1}',
     *('"max_token": 5', '"response_format": {"type": "grammar"}'),
     '"response_format": {"type": "grammar", "grammar": "root = x"}',
     '"response_format": {"type": "regex", "pattern": "("}',
@@ -68,6 +70,7 @@ NOT_MESSAGES = [
     *('[{"role": "user", "content": 5}]', '[{"role": "user", "content": [{"type": "text"}]}]'),
     '[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]',
     '[{"role": "user", "content": [{"text": "hi"}]}]',
+    '[{"role": "user", "content": "hi", "nam": "x"}]',
     '[{"role": "user", "content": "\\ud800"}]',
 ]
 NOT_A_PROMPT = ['""', "null", "5", "{}", "[]", '[""]', '[5, "a"]', "[[]]", '"\\ud800"']
@@ -176,6 +179,27 @@ def test_the_refusal_says_what_is_allowed(
     """In words that need no knowledge of how it was found out."""
     problem = _post(shared_stack, JOBS, body.encode()).json()
     assert (problem["detail"], problem.get("param")) == (sentence, param)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_parameters_in_the_url_are_not_ignored(shared_stack: Stack, route: str) -> None:
+    """They belong in the body. `beta` is what the official client's `beta` resources add."""
+    body = f'{{{GOOD[route]}, "max_tokens": 1}}'.encode()
+    answer = _post(shared_stack, f"{route}?stream=true", body)
+    _assert_refused(answer, 400)
+    error = answer.json() if route == JOBS else answer.json()["error"]
+    assert error["param"] == "stream"
+    assert "parameters belong in the body" in answer.text
+    assert _post(shared_stack, f"{route}?beta=true", body).is_success
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_compressed_body_is_refused_as_such(shared_stack: Stack, route: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    body = gzip.compress(f"{{{GOOD[route]}}}".encode())
+    answer = shared_stack.http.post(route, content=body, headers=headers)
+    _assert_refused(answer, 400)
+    assert "Content-Encoding" in answer.text
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -22,6 +22,7 @@ from services.gateway.http.openai.parameters import (
     WithoutEffect,
 )
 from tests.support.processes import Stack, eventually, server_sent_events
+from tests.support.schemas import TOO_MUCH
 
 HI: Any = [{"role": "user", "content": "hi"}]
 GREEDY: Any = {"model": "tiny", "max_tokens": 5, "temperature": 0}
@@ -33,6 +34,7 @@ ROUTES: dict[str, tuple[OtherParameters, dict[str, Any]]] = {
     "rerank": (RERANK, {"query": "a", "documents": ["b"]}),
     "responses": (RESPONSES, {"model": "tiny", "input": "hi"}),
 }
+SCHEMA_OF_A_RESPONSE = {"type": "json_schema", "name": "a", "schema": TOO_MUCH}
 GBNF = r"""
 root ::= "yes" | "no, " number  # a comment
 number ::= [0-9]{2} "!"
@@ -62,6 +64,74 @@ def test_what_cannot_be_honoured_is_refused_by_name(shared_stack: Stack, route: 
         answer = shared_stack.http.post(f"/v1/{route}", json={**body, name: 1})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
     assert shared_stack.gateways[0].events("request_accepted") == known
+
+
+LONG = "x " * 5000
+"""More tokens than the context has; only the inferer finds out."""
+TOO_MUCH_WORK = {"type": "json_schema", "json_schema": {"schema": TOO_MUCH}}
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("completions", {"prompt": ["a"] * 65}, "prompt"),
+        ("completions", {"prompt": ["a"] * 2049}, "prompt"),
+        ("completions", {"prompt": ["a", 5]}, "prompt"),
+        ("completions", {"prompt": ["a", ""]}, "prompt[1]"),
+        ("completions", {"prompt": ["a", "word " * 400_000]}, "prompt[1]"),
+        ("completions", {"prompt": LONG}, "prompt"),
+        ("completions", {"prompt": ["a", LONG]}, "prompt[1]"),
+        ("completions", {"prompt": [99_999_999]}, "prompt"),
+        ("completions", {"prompt": "a", "best_of": 2}, "best_of"),
+        ("completions", {"prompt": "a", "response_format": TOO_MUCH_WORK}, "response_format"),
+        ("completions", {"prompt": "a", "guided_json": TOO_MUCH}, "guided_json"),
+        ("completions", {"prompt": ["a", "b"], "guided_json": TOO_MUCH}, "guided_json"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": LONG}]}, "messages"),
+        ("chat/completions", {"messages": HI, "guided_json": TOO_MUCH}, "guided_json"),
+        ("chat/completions", {"messages": HI, "tool_choice": "required"}, "tool_choice"),
+        ("chat/completions", {"messages": HI, "metadata": 5}, "metadata"),
+        ("chat/completions", {"messages": HI, "n": 9}, "n"),
+        ("chat/completions", {"messages": HI, "adapter": "none"}, "adapter"),
+        ("embeddings", {"input": ["a"] * 2049}, "input"),
+        ("embeddings", {"input": ["a", 5]}, "input"),
+        ("embeddings", {"input": "a"}, "model"),
+        ("rerank", {"query": "a", "documents": [{"text": "b", "x": 1}]}, "documents[0].x"),
+        ("rerank", {"query": "a", "documents": ["b"]}, "model"),
+        ("responses", {"input": []}, "input"),
+        ("responses", {"input": LONG}, "input"),
+        ("responses", {"input": "a", "text": {"format": SCHEMA_OF_A_RESPONSE}}, "text.format"),
+        ("responses", {"input": "a", "guided_json": TOO_MUCH}, "guided_json"),
+        ("responses", {"input": "a", "guided_regex": "("}, "guided_regex"),
+        ("responses", {"input": "a", "tool_choice": "required"}, "tool_choice"),
+        ("responses", {"input": "a", "previous_response_id": 5}, "previous_response_id"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_400_about_one_parameter_names_it(
+    shared_stack: Stack, route: str, body: dict[str, Any], param: str
+) -> None:
+    """Whether the gateway or the inferer finds it. A stream that has begun ends with the error."""
+    sent = {"model": "tiny", **body}
+    answer = shared_stack.http.post(f"/v1/{route}", json=sent)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param, answer.text
+    if route in ("completions", "chat/completions"):
+        answer = shared_stack.http.post(f"/v1/{route}", json={**sent, "stream": True})
+        (error,) = re.findall(r'{"error":.*', answer.text)
+        assert json.loads(error)["error"]["param"] == param
+
+
+def test_the_status_of_a_job_names_the_parameter(shared_stack: Stack) -> None:
+    """Under the name that a job has for it."""
+    job_id = shared_stack.submit(prompt=LONG)
+    error = shared_stack.wait_for_end(job_id)["error"]
+    assert (error["code"], error["param"]) == ("prompt_too_long", "prompt")
+    body = {"model": "tiny", "input": LONG, "background": True}
+    response = shared_stack.http.post("/v1/responses", json=body).json()
+    shared_stack.wait_for_end(response["id"].removeprefix("resp_"))
+    failed = shared_stack.http.get(f"/v1/responses/{response['id']}").json()
+    assert failed["error"].keys() == {"code", "message"}
 
 
 @pytest.mark.parametrize("route", ["chat/completions", "completions"])
@@ -241,6 +311,34 @@ def test_several_prompts_are_streamed_together(client: openai.OpenAI) -> None:
     assert last.usage.completion_tokens == whole.usage.completion_tokens
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("key", [None, "a key"])
+def test_if_one_prompt_fails_the_others_are_cancelled(
+    shared_stack: Stack, stream: bool, key: str | None
+) -> None:
+    """Nobody will see their answers. With a key the client can come back, and they go on. A stream
+    may have begun with the text of another one."""
+    mark = f"{key} {stream}"
+    body: dict[str, Any] = {"prompt": [LONG, "once", "twice"], "ignore_eos": True, "stream": stream}
+    body |= {"max_tokens": 20 if key else 4000}
+    body["metadata"] = {"mark": mark}
+    headers = {"idempotency-key": mark} if key else {}
+    answer = shared_stack.http.post("/v1/completions", json=body, headers=headers)
+    assert answer.status_code == 400 or (stream and answer.status_code == 200)
+    (error,) = re.findall(r'{"error":.*', answer.text)
+    assert json.loads(error)["error"]["message"].startswith("prompt[0]: ")
+
+    def accepted() -> list[Any] | None:
+        page = shared_stack.http.get("/jobs", params={"metadata.mark": mark}).json()
+        return page["jobs"] if page["total"] == 3 else None
+
+    jobs = eventually(accepted, "all are listed")
+    ended = [shared_stack.wait_for_end(job["id"]) for job in jobs]
+    codes = sorted(job["error"]["code"] if job["error"] else job["state"] for job in ended)
+    others = "SUCCESS" if key else "cancelled"
+    assert codes == sorted([others, others, "prompt_too_long"])
+
+
 def test_tokens_are_a_prompt(client: openai.OpenAI) -> None:
     """Taken as they are: that the answer begins with token 70 and is continued from there."""
     options: Any = {"model": "tiny", "max_tokens": 5, "temperature": 0, "logprobs": 0}
@@ -351,6 +449,14 @@ def test_a_stream_of_several_ends_once(shared_stack: Stack) -> None:
     assert data.count("[DONE]") == 1
     reasons = [json.loads(one)["choices"][0]["finish_reason"] for one in data[:-1]]
     assert reasons.count("length") == 2
+
+
+def test_a_response_understands_the_words_of_other_servers(client: openai.OpenAI) -> None:
+    """As a chat does."""
+    words = {"guided_choice": ["yes", "no"], "top_k": -1, "n_predict": 50, "priority": -1}
+    response = client.responses.create(model="tiny", input="hi", extra_body=words)
+    assert response.output_text in ("yes", "no")
+    assert response.max_output_tokens == 50
 
 
 def _choices(stack: Stack, route: str, body: dict[str, Any]) -> list[dict[str, Any]]:

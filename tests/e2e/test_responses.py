@@ -453,6 +453,14 @@ def test_what_is_not_stored_cannot_be_read(client: openai.OpenAI) -> None:
     assert raised.value.param == "previous_response_id"
 
 
+def test_the_beta_client_reads_the_same(client: openai.OpenAI) -> None:
+    """It adds `beta=true` to all URLs."""
+    response = client.beta.responses.create(model="tiny", input="hi", max_output_tokens=2)
+    assert client.beta.responses.retrieve(response.id).id == response.id
+    assert client.beta.responses.input_items.list(response.id).data
+    client.beta.responses.delete(response.id)
+
+
 def test_where_a_stream_goes_on_is_checked(client: openai.OpenAI) -> None:
     """Beyond the end, negative, or not a number: 400 with the name."""
     response = client.responses.create(model="tiny", input="hi", max_output_tokens=2)

@@ -117,6 +117,29 @@ def test_jobs_survive_a_stop_of_everything(tmp_path: Path, tiny_model: Path, ups
         assert (status["state"], status["attempts"]) == ("SUCCESS", 1)
 
 
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, tiny_model: Path, ups: list[Up]) -> None:
+    """While a job ends, it is said what is waited for. The job runs again later."""
+    data = tmp_path / "data"
+    first = Up(data, tiny_model, "--log-format", "plain")
+    ups.append(first)
+    first.wait_until_ready()
+    job_id = first.submit(prompt="long", max_tokens=4000, n=8, ignore_eos=True)
+    first.wait_for_state(job_id, "STARTED")
+    first.popen.send_signal(signal.SIGINT)
+    said = "up: waiting for running jobs, up to 10 s; Ctrl-C again ends everything at once"
+    eventually(lambda: said in first.stderr, f"it is said\n{first.stderr}")
+    first.popen.send_signal(signal.SIGINT)
+    assert first.popen.wait(30) == 0
+    assert "inferer-1: warning: child killed" in first.stderr
+    assert processes_using(data) == []
+
+    second = Up(data, tiny_model)
+    ups.append(second)
+    second.wait_until_ready()
+    second.wait_for_state(job_id, "STARTED")
+    assert second.http.delete(f"/jobs/{job_id}").json()["state"] == "REVOKED"
+
+
 def test_a_gateway_and_a_broker_that_die_come_back(
     tmp_path: Path, tiny_model: Path, ups: list[Up]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from services.gateway.validation.schemas import TRIALS_AT_ONCE, Schemas
 from shared.errors import InvalidRequest, Overloaded
 from shared.schemas.trials import SchemaTrials
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.requests import GrammarFormat, JsonObject, PlainText, RegexFormat
 from tests.support.schemas import schema_format
 
@@ -29,8 +29,8 @@ async def schemas() -> AsyncIterator[Schemas]:
     made.close()
 
 
-def asking(schema: Any) -> JobSubmission:
-    return JobSubmission(prompt="x", response_format=schema_format(schema))
+def asking(schema: Any) -> Submission:
+    return Submission(prompt="x", response_format=schema_format(schema))
 
 
 async def refusal(schemas: Schemas, schema: Any) -> str:
@@ -125,11 +125,11 @@ async def test_a_grammar_that_cannot_be_enforced_is_refused(
 ) -> None:
     """With a sentence, within the limits; and the process, or another one, goes on."""
     with pytest.raises(InvalidRequest, match=r"^response_format: ") as refused:
-        await schemas.check(JobSubmission(prompt="x", response_format=form))
+        await schemas.check(Submission(prompt="x", response_format=form))
     assert refused.value.param == "response_format"
     assert len(refused.value.message) < 600
-    await schemas.check(JobSubmission(prompt="x", response_format=RegexFormat("[ab]+")))
-    await schemas.check(JobSubmission(prompt="x", response_format=GrammarFormat('root ::= "a"*')))
+    await schemas.check(Submission(prompt="x", response_format=RegexFormat("[ab]+")))
+    await schemas.check(Submission(prompt="x", response_format=GrammarFormat('root ::= "a"*')))
 
 
 async def test_schemas_that_look_large_are_accepted(schemas: Schemas) -> None:
@@ -152,7 +152,7 @@ async def test_schemas_that_look_large_are_accepted(schemas: Schemas) -> None:
 
 async def test_formats_without_a_schema_need_no_process(schemas: Schemas) -> None:
     for response_format in (None, PlainText(), JsonObject()):
-        await schemas.check(JobSubmission(prompt="x", response_format=response_format))
+        await schemas.check(Submission(prompt="x", response_format=response_format))
     assert not children()
 
 

@@ -14,7 +14,7 @@ from services.gateway.validation.limits import (
 )
 from services.gateway.validation.schema_size import read_schema
 from shared.errors import InvalidRequest
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.inferers import ModelFacts
 from shared.wire.requests import NamedSchema, RegexFormat
 
@@ -96,23 +96,23 @@ def test_answers_that_cannot_be_are_refused(
 ) -> None:
     """By the name of the field, and with what is possible."""
     with pytest.raises((InvalidRequest, ValueError), match=why) as refused:
-        check_submission(JobSubmission(**body), facts)
+        check_submission(Submission(**body), facts)
     if isinstance(refused.value, InvalidRequest):
         assert refused.value.param == param
 
 
 def test_answers_that_fit_are_accepted() -> None:
-    check_submission(JobSubmission(prompt="x", max_tokens=12_500, n=8), FACTS)
-    check_submission(JobSubmission(prompt="x", n=8), None)
-    check_submission(JobSubmission(prompt="x"), FACTS)
-    check_submission(JobSubmission(prompt_tokens=[999], response_format=RegexFormat("a")), FACTS)
+    check_submission(Submission(prompt="x", max_tokens=12_500, n=8), FACTS)
+    check_submission(Submission(prompt="x", n=8), None)
+    check_submission(Submission(prompt="x"), FACTS)
+    check_submission(Submission(prompt_tokens=[999], response_format=RegexFormat("a")), FACTS)
 
 
 def test_more_tokens_than_the_context_has_are_clamped() -> None:
-    wanted = JobSubmission(prompt="x", max_tokens=200_000)
+    wanted = Submission(prompt="x", max_tokens=200_000)
     assert clamped(wanted, FACTS).max_tokens == 100_000
     assert clamped(wanted, None) == wanted
-    assert clamped(JobSubmission(prompt="x"), FACTS).max_tokens is None
+    assert clamped(Submission(prompt="x"), FACTS).max_tokens is None
 
 
 @pytest.mark.parametrize(

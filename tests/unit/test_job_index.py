@@ -396,8 +396,8 @@ def test_what_cannot_be_read_fails_as_its_status_says(filled: Filled) -> None:
         ({"priority": "null"}, "priority", "high or low or normal"),
         ({"via": "null"}, "via", "must be"),
         ({"model": ""}, "model", "not be empty"),
-        ({"id": "019"}, None, "`id` must be the id of a job, or its first characters"),
-        ({"since": "yesterday"}, None, "`since` must be an RFC 3339 time"),
+        ({"id": "019"}, "id", "`id` must be the id of a job, or its first characters"),
+        ({"since": "yesterday"}, "since", "`since` must be an RFC 3339 time"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_is_allowed(

@@ -40,7 +40,11 @@ from services.gateway.http.openai.requests import (
 )
 from services.gateway.http.openai.responses import input_types, requests
 from services.gateway.http.openai.responses.requests import ResponseRequest
-from services.gateway.http.openai.strict import (
+from services.gateway.validation.decode import decode_body
+from shared.errors import InvalidRequest
+from shared.wire.api import Submission
+from shared.wire.requests import ChatMessage, GrammarFormat, JsonObject, JsonSchema, RegexFormat
+from shared.wire.strict import (
     StrictChosenFunction,
     StrictChosenTool,
     StrictFormat,
@@ -51,9 +55,6 @@ from services.gateway.http.openai.strict import (
     StrictPlainText,
     StrictTool,
 )
-from services.gateway.validation.decode import decode_body
-from shared.errors import InvalidRequest
-from shared.wire.requests import GrammarFormat, JsonObject, JsonSchema, RegexFormat
 
 CHATS = {"messages": [{"role": "user", "content": "hi"}]}
 PROMPT = {"prompt": "hi"}
@@ -64,6 +65,7 @@ BODIES: list[tuple[type[Body], dict[str, Any]]] = [
     (RerankRequest, {"query": "a", "documents": ["b"]}),
     (ResponseRequest, {"input": "hi"}),
 ]
+TEXT_BODIES = [BODIES[0], BODIES[1], BODIES[4]]
 OTHERS = [
     pytest.param(kind, needed, name, other, id=f"{kind.__name__} {name}")
     for kind, needed in BODIES
@@ -221,7 +223,7 @@ def test_an_unknown_name_is_refused(
     [
         ({"repetition_penalty": 1.5}, "repeat_penalty", 1.5),
         ({"n_predict": 7}, "max_tokens", 7),
-        ({"max_tokens": 7, "n_predict": 7}, "max_tokens", 7),
+        ({"max_tokens": 7, "max_output_tokens": 7, "n_predict": 7}, "max_tokens", 7),
         ({"top_k": -1}, "top_k", 0),
         ({"seed": -1}, "seed", None),
         ({"seed": -2}, "seed", -2),
@@ -246,11 +248,31 @@ def test_an_unknown_name_is_refused(
 def test_the_words_of_other_servers_are_ours(
     options: dict[str, Any], field: str, value: object
 ) -> None:
-    """The same on both routes that generate text."""
-    for kind, needed in BODIES[:2]:
+    """The same on all routes that generate text."""
+    for kind, needed in TEXT_BODIES:
         given = {name: one for name, one in options.items() if name in kind.__struct_fields__}
-        (submission,) = _read(kind, {**needed, **given}).submissions()
+        submission = _submission(_read(kind, {**needed, **given}))
         assert getattr(submission, field) == value
+
+
+def test_a_response_knows_all_words_that_a_chat_knows() -> None:
+    """Those of other servers, and Sluice's own; those of OpenAI differ."""
+    known = {*ChatRequest.__struct_fields__, *ChatRequest.others}
+    foreign = known - set(
+        typing.get_type_hints(chat_create_params.CompletionCreateParamsNonStreaming)
+    )
+    assert len(foreign) > 60
+    assert foreign <= {*ResponseRequest.__struct_fields__, *ResponseRequest.others}
+
+
+def test_a_response_has_one_format_and_one_length() -> None:
+    for options, param in (
+        ({"text": {"format": {"type": "json_object"}}, "guided_json": {}}, "guided_json"),
+        ({"max_output_tokens": 5, "n_predict": 6}, "n_predict"),
+    ):
+        with pytest.raises(InvalidRequest) as raised:
+            _submission(_read(ResponseRequest, {"input": "hi", **options}))
+        assert raised.value.param == param
 
 
 @pytest.mark.parametrize("name", ["guided_json", "json_schema", "structured_outputs"])
@@ -455,6 +477,15 @@ def test_prompts_that_are_none_are_refused(prompt: Any) -> None:
 def test_echo_needs_texts() -> None:
     with pytest.raises(InvalidRequest, match="echo"):
         _read(CompletionRequest, {"prompt": [1], "echo": True}).submissions()
+
+
+def _submission(body: Any) -> Submission:
+    """Its only job."""
+    if isinstance(body, ResponseRequest):
+        return body.submission([], [ChatMessage("user", "hi")])
+    (submission,) = body.submissions()
+    assert isinstance(submission, Submission)
+    return submission
 
 
 def _names(theirs: Any) -> set[str]:

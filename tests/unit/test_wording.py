@@ -33,10 +33,14 @@ class Body(Struct, forbid_unknown_fields=True):
     biases: Annotated[
         dict[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=-100)]], Meta(max_length=2)
     ] = {}
+    within: "Body | None" = None
+    nothing: None = None
 
     def __post_init__(self) -> None:
         if self.count == 7 and self.is_open:
             raise ValueError("count and is_open exclude each other")
+        if self.count == 8:
+            raise ValueError("`count` applies only to `shapes`; leave it out")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ class Body(Struct, forbid_unknown_fields=True):
             '{"name":"a","x":1}',
             "x",
             "x is not a field of this request; the fields are name, count, share, sizes, "
-            "colour, is_open, shapes, text, extra, biases",
+            "colour, is_open, shapes, text, extra, biases, within, nothing",
         ),
         (
             '{"name":"a","shapes":[{"shape":"circle","radius":1,"y":1}]}',
@@ -107,6 +111,13 @@ class Body(Struct, forbid_unknown_fields=True):
             None,
             "count and is_open exclude each other",
         ),
+        ('{"name":"a","count":8}', "count", "`count` applies only to `shapes`; leave it out"),
+        (
+            '{"name":"a","within":{"name":"b","count":8}}',
+            "within.count",
+            "within: `count` applies only to `shapes`; leave it out",
+        ),
+        ('{"name":"a","nothing":5}', "nothing", "nothing is not supported; leave it out"),
         ('{"name":"a"', None, "the body is not JSON: Input data was truncated"),
     ],
 )

@@ -9,7 +9,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import UNSET, Struct, UnsetType
 
-from services.gateway.http.methods import allowed_methods
+from services.gateway.http.methods import allowed_methods, path_error
 from services.gateway.statuses import status_of
 from services.gateway.validation.wording import invalid_parameter
 from shared.errors import SluiceError
@@ -134,8 +134,12 @@ def handle_http_exception(request: Request[Any, Any, Any], error: HTTPException)
         wrong = invalid_parameter(error.extra[0]["key"], error.extra[0]["message"])
         return _respond(request, status, wrong.code, wrong.message, param=wrong.param)
     code = "invalid_request" if status == 400 else TITLES.get(status, "error").lower()
-    headers = {"allow": allowed_methods(request.scope)} if status == 405 else {}
-    return _respond(request, status, code.replace(" ", "_"), error.detail or TITLES[500], headers)
+    detail, headers = error.detail or TITLES[500], {}
+    if status in (404, 405):
+        allowed = allowed_methods(request.scope) if status == 405 else ""
+        detail = path_error(request.scope, allowed)
+        headers = {"allow": allowed} if allowed else {}
+    return _respond(request, status, code.replace(" ", "_"), detail, headers)
 
 
 def handle_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

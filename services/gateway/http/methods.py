@@ -1,9 +1,14 @@
-"""The allowed methods of a path, for the header ``Allow`` (RFC 9110)."""
+"""Requests for a path or a method that does not exist: the allowed methods, for the header
+``Allow`` (RFC 9110), and what may have been meant."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from litestar.routes import HTTPRoute
-from litestar.types import Scope
+from litestar.types import HTTPScope, Scope
+
+from services.gateway.http.openai.not_offered import why_not_offered
+from services.gateway.validation.wording import CLOSE, MAX_QUOTE_CHARS
 
 
 def allowed_methods(scope: Scope) -> str:
@@ -16,6 +21,20 @@ def allowed_methods(scope: Scope) -> str:
     exact = [route for route in found if not route.path_parameters]
     methods = {str(method) for route in exact or found for method in route.methods}
     return ", ".join(sorted(methods))
+
+
+def path_error(scope: HTTPScope, allowed: str = "") -> str:
+    """Why there is nothing at the path of this request, or, if there are ``allowed`` methods, none
+    for its method; and what to use instead."""
+    method, path = scope["method"], scope["path"][:MAX_QUOTE_CHARS]
+    if (why := why_not_offered(scope["path"])) is not None:
+        return f"{method} {path} is not offered: {why}"
+    if allowed:
+        return f"{method} is not possible for {path}; use {allowed}"
+    known = [route.path for route in scope["litestar_app"].routes]
+    nearest = get_close_matches(path, known, 1, CLOSE)
+    hint = f"did you mean {nearest[0]}?" if nearest else "GET /schema lists all routes"
+    return f"there is no {path}; {hint}"
 
 
 def _matches(route: HTTPRoute, parts: list[str]) -> bool:

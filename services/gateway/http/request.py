@@ -7,10 +7,14 @@ from litestar.types import Empty
 
 from services.gateway.http.openai.parameters import Body
 from services.gateway.validation.decode import decode_body
+from services.gateway.validation.wording import MAX_QUOTE_CHARS
 from shared.errors import InvalidRequest, RequestTooLarge
 
 DISCARD_BYTES = 64 * 1024 * 1024
 """How much of a body that is too large is read and dropped, so that the client sees the 413."""
+
+WITHOUT_EFFECT = ("beta",)
+"""Parameters of URLs that need not be refused: `beta` resources of OpenAI's client add this one."""
 
 
 class StrictRequest(Request[Any, Any, Any]):
@@ -20,9 +24,16 @@ class StrictRequest(Request[Any, Any, Any]):
         """The whole body.
 
         Raises:
-            InvalidRequest: it is empty.
+            InvalidRequest: it is empty or compressed.
             RequestTooLarge: it has more than ``request_max_body_size`` bytes.
         """
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise InvalidRequest(
+                f"Content-Encoding: {encoding[:MAX_QUOTE_CHARS]} is not supported; send the body "
+                "uncompressed",
+                "Content-Encoding",
+            )
         if self._body is Empty:
             self._body = await self._read(self.route_handler.resolve_request_max_body_size())
         body: bytes = self._body
@@ -34,8 +45,12 @@ class StrictRequest(Request[Any, Any, Any]):
         """The body as the declared type of the handler's ``data``.
 
         Raises:
-            InvalidRequest: it is not valid.
+            InvalidRequest: it is not valid, or the URL has parameters, which would be ignored.
         """
+        for name in self.query_params:
+            if name not in WITHOUT_EFFECT:
+                name = name[:MAX_QUOTE_CHARS]
+                raise InvalidRequest(f"{name}: parameters belong in the body, not in the URL", name)
         field = self.route_handler.parsed_data_field
         assert field is not None
         body, kind = await self.body(), field.annotation

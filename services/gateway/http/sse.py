@@ -53,30 +53,29 @@ class OpenStreams:
         self._stopping = stopping
         self._open = 0
 
-    def require_capacity(self) -> None:
-        """Raises: TooManyStreams: the limit is reached."""
+    def admit(self, request: Request[Any, Any, Any]) -> None:
+        """Count a stream until ``request`` has ended. Call this before anything is done for it.
+
+        Raises:
+            TooManyStreams: the limit is reached.
+        """
         if self._open >= self._limit:
             raise TooManyStreams(
                 f"this gateway has {self._open} streams open, which is its limit; try again later"
             )
+        self._open += 1
 
-    def open(
+        def leave() -> None:
+            self._open -= 1
+
+        on_request_end(request, leave)
+
+    def read(
         self, stream: AsyncGenerator[T, None], request: Request[Any, Any, Any]
     ) -> "BufferedStream[T]":
-        """Read ``stream`` in the background until ``request`` has ended.
-
-        Raises:
-            TooManyStreams.
-        """
-        self.require_capacity()
-        self._open += 1
+        """Read ``stream`` in the background until ``request``, which was admitted, has ended."""
         buffered = BufferedStream(stream, self._stopping)
-
-        def close() -> None:
-            self._open -= 1
-            buffered.close()
-
-        on_request_end(request, close)
+        on_request_end(request, buffered.close)
         return buffered
 
 

@@ -12,7 +12,7 @@ from shared.logs import logger
 from shared.retention import MAX_JOB_LIFETIME
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted, JobSubmission
+from shared.wire.api import DeadLetterHead, DeadLetterPage, JobAccepted, Submission
 from shared.wire.codecs import (
     Unreadable,
     decode_dead_letter,
@@ -32,9 +32,7 @@ PAGE_BYTES = 32 * 1024 * 1024
 log = logger()
 
 
-class Resubmission(
-    JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class Resubmission(Submission, frozen=True, kw_only=True, omit_defaults=True):
     """A copy of an earlier request, with ``retry_of``, which clients cannot set."""
 
     retry_of: str | None = None

@@ -18,7 +18,7 @@ from shared.broker.connection import Broker
 from shared.errors import InvalidRequest, JobAgedOut, UnknownJob
 from shared.logs import logger
 from shared.wire import subjects
-from shared.wire.api import JobStatus, JobSubmission, NatsSubmission
+from shared.wire.api import JobStatus, NatsSubmission, Submission
 from shared.wire.fields import NO_METADATA
 from shared.wire.requests import JsonSchema
 from shared.wire.tools import Tool
@@ -39,7 +39,7 @@ class Idempotency:
 
     async def submit(
         self,
-        submission: JobSubmission,
+        submission: Submission,
         caller: Caller,
         key: str | None,
         reply_to: str | None = None,
@@ -67,7 +67,7 @@ class Idempotency:
 
     async def submit_once(
         self,
-        submission: JobSubmission,
+        submission: Submission,
         caller: Caller,
         key: str,
         reply_to: str | None = None,
@@ -115,7 +115,7 @@ class Idempotency:
             return await self._jobs.brief_status(job_id)
 
 
-def digest_of(submission: JobSubmission) -> str:
+def digest_of(submission: Submission) -> str:
     """What distinguishes two requests, whatever the order of their fields and their white space.
 
     How the answer is sent (``stream``) does not count.

@@ -53,7 +53,7 @@ from shared.prompt_prefixes import fingerprints
 from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.answers import AnswerFormat
-from shared.wire.api import ClassQueue, JobStatus, JobSubmission, ModelQueue, QueueReport, TaskState
+from shared.wire.api import ClassQueue, JobStatus, ModelQueue, QueueReport, Submission, TaskState
 from shared.wire.codecs import encode
 from shared.wire.nearest import NearestInferer
 from shared.wire.requests import TEXT_TASKS, InferenceRequest, ModelRequest
@@ -96,7 +96,7 @@ class Jobs:
 
     async def submit(
         self,
-        submission: JobSubmission,
+        submission: Submission,
         caller: Caller,
         reply_to: str | None = None,
         record: IdempotencyRecord | None = None,
@@ -161,7 +161,7 @@ class Jobs:
         )
         return accepted
 
-    async def check(self, submission: JobSubmission, caller: Caller) -> None:
+    async def check(self, submission: Submission, caller: Caller) -> None:
         """Refuse a job that `submit` would refuse as invalid.
 
         Raises:
@@ -171,8 +171,8 @@ class Jobs:
         await self._checked(submission, caller)
 
     async def _checked(
-        self, submission: JobSubmission, caller: Caller
-    ) -> tuple[ModelConsumers, JobSubmission]:
+        self, submission: Submission, caller: Caller
+    ) -> tuple[ModelConsumers, Submission]:
         """The model of a submission, and the submission as it will be stored."""
         model = await self._fleet.choose(submission.model)
         if caller.via == "openai":
@@ -188,7 +188,7 @@ class Jobs:
         return format_in(submission, known.facts if known else None)
 
     def _nearest(
-        self, submission: JobSubmission, model: ModelConsumers, caller: Caller
+        self, submission: Submission, model: ModelConsumers, caller: Caller
     ) -> NearestInferer | None:
         """The inferer that should get the job, if it is free."""
         if not submission.cache_prompt or len(self._fleet.inferers(model.token)) < 2:
@@ -367,9 +367,9 @@ class Jobs:
             )
         return JobStatus.of(job)
 
-    def abandon(self, job_id: str) -> None:
+    def abandon(self, job_id: str, code: StopCode = "client_disconnected") -> None:
         """Cancel, in the background and through outages, a job that nobody waits for any more."""
-        self._cancelling.start(self._abandon(job_id), f"abandon {job_id}")
+        self._cancelling.start(self._abandon(job_id, code), f"abandon {job_id}")
 
     async def end(self, patience_s: float) -> None:
         """Cancel what is to be cancelled in the background, as far as the broker answers within
@@ -385,8 +385,8 @@ class Jobs:
         models = [model for _, model in sorted(self._fleet.models.items())]
         return QueueReport(models=[await self._model_queue(model) for model in models])
 
-    async def _abandon(self, job_id: str) -> None:
-        cancel = partial(self.cancel, job_id, "client_disconnected")
+    async def _abandon(self, job_id: str, code: StopCode) -> None:
+        cancel = partial(self.cancel, job_id, code)
         try:
             await self._broker.through_outages(cancel)
         except SluiceError as error:
@@ -417,10 +417,10 @@ class Jobs:
         left = (deadline - self._broker.now()).total_seconds()
         return min(READ_AGAIN_S, max(left, 0.25))
 
-    def _is_kept(self, submission: JobSubmission) -> bool:
+    def _is_kept(self, submission: Submission) -> bool:
         return submission.keeps_request and self._kept_requests.are_kept
 
-    def _encode(self, submission: JobSubmission, accepted: AcceptedJob) -> bytes:
+    def _encode(self, submission: Submission, accepted: AcceptedJob) -> bytes:
         shared = {
             name: getattr(submission, name)
             for name in InferenceRequest.__struct_fields__

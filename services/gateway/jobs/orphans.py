@@ -32,7 +32,7 @@ from shared.job_ids import new_job_id
 from shared.logs import logger
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.codecs import decode_orphan_entry, encode
 from shared.wire.requests import OrphanEntry
 
@@ -60,12 +60,12 @@ class Orphans:
         self._in_hand: set[int] = set()
         """The sequence numbers of entries that a retry at this gateway is about to remove."""
 
-    def add(self, accepted: AcceptedJob, submission: JobSubmission) -> None:
+    def add(self, accepted: AcceptedJob, submission: Submission) -> None:
         """Keep the place of a job whose client has timed out, in the background."""
         entry = subjects.orphan(_hash(submission, accepted.caller), accepted.id)
         self._adding.start(self._add(accepted.id, entry), f"orphan {accepted.id}")
 
-    async def adopt(self, submission: JobSubmission, caller: Caller) -> AcceptedJob | None:
+    async def adopt(self, submission: Submission, caller: Caller) -> AcceptedJob | None:
         """The oldest orphan of the same request and owner, for a client that retries. With None
         the caller submits a new job.
 
@@ -165,7 +165,7 @@ class Orphans:
         return await self._broker.purge(BUCKET, entry.subject, entry.sequence) > 0
 
 
-def _hash(submission: JobSubmission, caller: Caller) -> str:
+def _hash(submission: Submission, caller: Caller) -> str:
     return sha256(f"{caller.owner}\0{digest_of(submission)}".encode()).hexdigest()
 
 

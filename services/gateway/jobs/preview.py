@@ -1,11 +1,11 @@
 """What a list of jobs shows of a request."""
 
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 
 MAX_CHARS = 80
 
 
-def preview_of(submission: JobSubmission) -> str:
+def preview_of(submission: Submission) -> str:
     """The beginning of what is asked: of the last message of a user, the prompt, the query or the
     first input, on one line. Empty if none of these is text."""
     texts = [one.text for one in submission.messages or () if one.role == "user"]

@@ -10,7 +10,7 @@ from services.gateway.jobs.idempotency import Idempotency, digest_of
 from services.gateway.jobs.jobs import Jobs
 from services.gateway.jobs.orphans import Orphans
 from shared.errors import InvalidRequest, KeyReused, SluiceError
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 
 Adopted = list[AcceptedJob | None]
 
@@ -32,7 +32,7 @@ class Several:
         self._idempotency = idempotency
         self._orphans = orphans
 
-    async def adopt(self, submissions: Sequence[JobSubmission], caller: Caller) -> Adopted:
+    async def adopt(self, submissions: Sequence[Submission], caller: Caller) -> Adopted:
         """The orphan for each submission, or None; see `Orphans.adopt`.
 
         Raises:
@@ -49,9 +49,7 @@ class Several:
                 raise one
         return adopted
 
-    def orphan(
-        self, submissions: Sequence[JobSubmission], jobs: Sequence[AcceptedJob | None]
-    ) -> None:
+    def orphan(self, submissions: Sequence[Submission], jobs: Sequence[AcceptedJob | None]) -> None:
         """Keep the places of those ``jobs`` that there are."""
         for job, submission in zip(jobs, submissions, strict=True):
             if job is not None:
@@ -59,7 +57,7 @@ class Several:
 
     async def submit(
         self,
-        submissions: Sequence[JobSubmission],
+        submissions: Sequence[Submission],
         caller: Caller,
         key: str | None,
         adopted: Adopted,
@@ -86,14 +84,14 @@ class Several:
         except BaseException as error:
             for job in jobs:
                 if job is not None and not job.survives_disconnect:
-                    self._jobs.abandon(job.id)
+                    self._jobs.abandon(job.id, "cancelled")
             if isinstance(error, SluiceError):
                 raise RefusedTogether(number, error) from error
             raise
         return [job for job in jobs if job is not None]
 
     async def _submit(
-        self, submission: JobSubmission, caller: Caller, key: str | None, number: int, digest: str
+        self, submission: Submission, caller: Caller, key: str | None, number: int, digest: str
     ) -> AcceptedJob:
         if key is None:
             return await self._jobs.submit(submission, caller)

@@ -4,7 +4,7 @@ from heapq import nlargest
 
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_known
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.codecs import encode
 from shared.wire.inferers import ModelFacts
 from shared.wire.inputs import utf8_bytes
@@ -16,7 +16,7 @@ RANKED_BYTES = 80
 """Of a ranked document without its text, about."""
 
 
-def check_inputs(submission: JobSubmission, facts: ModelFacts | None) -> None:
+def check_inputs(submission: Submission, facts: ModelFacts | None) -> None:
     """Refuse inputs or documents that a model with these ``facts`` cannot take; None if they are
     unknown.
 
@@ -55,7 +55,7 @@ def _require_room(size: int, param: str, facts: ModelFacts) -> None:
         )
 
 
-def _check_dimensions(submission: JobSubmission, facts: ModelFacts | None) -> None:
+def _check_dimensions(submission: Submission, facts: ModelFacts | None) -> None:
     """No GGUF says whether its embeddings may be shortened, as those of some models may
     (Matryoshka).
 
@@ -73,7 +73,7 @@ def _check_dimensions(submission: JobSubmission, facts: ModelFacts | None) -> No
     )
 
 
-def result_bytes(submission: JobSubmission, facts: ModelFacts | None) -> int:
+def result_bytes(submission: Submission, facts: ModelFacts | None) -> int:
     """What the result of inputs or documents will take, about; 0 for a text."""
     if submission.task == "embed":
         dimensions = facts.dimensions if facts is not None else 0
@@ -88,7 +88,7 @@ def result_bytes(submission: JobSubmission, facts: ModelFacts | None) -> int:
     return 0
 
 
-def check_result_fits(submission: JobSubmission, facts: ModelFacts | None, largest: int) -> None:
+def check_result_fits(submission: Submission, facts: ModelFacts | None, largest: int) -> None:
     """Check that the result can be stored in a message of ``largest`` bytes.
 
     Raises:
@@ -110,7 +110,7 @@ def check_result_fits(submission: JobSubmission, facts: ModelFacts | None, large
     )
 
 
-def _base(submission: JobSubmission) -> int:
+def _base(submission: Submission) -> int:
     return RESULT_BYTES + len(submission.metadata or b"")
 
 

@@ -10,7 +10,7 @@ from services.gateway.validation.schema_size import MAX_DEPTH, is_deeper
 from services.gateway.validation.tools import check_template, check_tools
 from shared.errors import InvalidRequest, PromptTooLong
 from shared.token_ids import require_known, require_token_ids
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.inferers import GRAMMARS, PROMPT_TOKENS, ModelFacts
 from shared.wire.requests import GrammarFormat, PlainText, RegexFormat, Task
 
@@ -43,7 +43,7 @@ MAX_LOGPROBS = 12_000
 """The most log probabilities in a result, which is one broker message of at most 1 MiB."""
 
 
-def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> None:
+def check_submission(submission: Submission, facts: ModelFacts | None) -> None:
     """Refuse a submission that cannot succeed on a model with these ``facts``; None if they are
     unknown. Takes milliseconds at most, whatever is in the submission.
 
@@ -100,11 +100,11 @@ def check_submission(submission: JobSubmission, facts: ModelFacts | None) -> Non
         raise PromptTooLong(
             f"the prompt has {size} bytes and cannot fit into the model's context of "
             f"{facts.n_ctx} tokens",
-            "prompt" if submission.prompt is not None else "messages",
+            submission.prompt_field,
         )
 
 
-def clamped(submission: JobSubmission, facts: ModelFacts | None) -> JobSubmission:
+def clamped(submission: Submission, facts: ModelFacts | None) -> Submission:
     """``submission`` with ``max_tokens`` limited to the model's context, as in other servers with
     OpenAI's API."""
     wanted = submission.max_tokens
@@ -125,7 +125,7 @@ def _check_task(task: Task, facts: ModelFacts) -> None:
     raise InvalidRequest(f"model: this one {does}; choose one that takes {ASKED_BY[task]}", "model")
 
 
-def _check_adapter(submission: JobSubmission, facts: ModelFacts) -> None:
+def _check_adapter(submission: Submission, facts: ModelFacts) -> None:
     """Raises: InvalidRequest: not every inferer of the model has it."""
     if submission.adapter is not None and submission.adapter not in facts.adapters:
         known = ", ".join(facts.adapters) or "none"
@@ -134,7 +134,7 @@ def _check_adapter(submission: JobSubmission, facts: ModelFacts) -> None:
         )
 
 
-def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
+def _check_end(submission: Submission, facts: ModelFacts | None) -> None:
     """Raises: InvalidRequest: options of where the answer ends contradict each other."""
     n_ctx = None if facts is None else facts.n_ctx
     bounds = {"max_tokens": submission.max_tokens, "the model's context": n_ctx}
@@ -154,14 +154,14 @@ def _check_end(submission: JobSubmission, facts: ModelFacts | None) -> None:
         )
 
 
-def _refuse(submission: JobSubmission, options: tuple[str, ...], why: str) -> None:
+def _refuse(submission: Submission, options: tuple[str, ...], why: str) -> None:
     """Raises: InvalidRequest: one of ``options`` is set."""
     for name in options:
         if getattr(submission, name):
             raise InvalidRequest(f"{name}: {why}", name)
 
 
-def logprob_bytes(submission: JobSubmission) -> int:
+def logprob_bytes(submission: Submission) -> int:
     """What the log probabilities of the answer may add to its result, about."""
     if not submission.logprobs:
         return 0
@@ -169,7 +169,7 @@ def logprob_bytes(submission: JobSubmission) -> int:
     return LOGPROB_BYTES * min(most, MAX_LOGPROBS)
 
 
-def _check_choices(submission: JobSubmission, most_tokens: int) -> None:
+def _check_choices(submission: Submission, most_tokens: int) -> None:
     """Raises: InvalidRequest: several answers of ``most_tokens`` could not be stored."""
     if submission.n > 1 and submission.n * most_tokens > MAX_TOKENS_OF_CHOICES:
         raise InvalidRequest(
@@ -179,7 +179,7 @@ def _check_choices(submission: JobSubmission, most_tokens: int) -> None:
         )
 
 
-def _check_logprobs(submission: JobSubmission, most_tokens: int) -> None:
+def _check_logprobs(submission: Submission, most_tokens: int) -> None:
     """Raises: InvalidRequest: the result could not be stored."""
     if not submission.logprobs:
         return

@@ -16,7 +16,7 @@ from shared.bounded.process import LimitExceeded
 from shared.errors import InvalidRequest, Overloaded
 from shared.logs import logger
 from shared.schemas.trials import SchemaTrials
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.codecs import encode
 from shared.wire.requests import GrammarFormat, JsonSchema, RegexFormat
 
@@ -49,7 +49,7 @@ class Schemas:
         """By digest: why the schema is refused, or None."""
         self._running: dict[bytes, asyncio.Task[str | None]] = {}
 
-    async def check(self, submission: JobSubmission) -> None:
+    async def check(self, submission: Submission) -> None:
         """Refuse schemas that cannot be enforced: the answer's schema or grammar, and the argument
         schemas of ``strict`` tools. Takes at most `TRIAL_S` and `TURN_S` for each, and almost
         no time for one that was sent before.

@@ -6,7 +6,7 @@ from msgspec import UNSET
 
 from services.gateway.validation.schema_size import MAX_DEPTH, is_deeper, read_schema
 from shared.errors import InvalidRequest
-from shared.wire.api import JobSubmission
+from shared.wire.api import Submission
 from shared.wire.inferers import ModelFacts
 from shared.wire.requests import ChatMessage
 from shared.wire.tools import ChosenTool, Tool
@@ -21,7 +21,7 @@ RESERVED_OPTIONS = ("messages", "tools", "bos_token", "eos_token", "add_generati
 THINKING = "enable_thinking"
 
 
-def check_tools(submission: JobSubmission) -> None:
+def check_tools(submission: Submission) -> None:
     """Raises: InvalidRequest: tools, their choice or their calls and results are not as they should
     be."""
     tools = submission.tools or []
@@ -43,7 +43,7 @@ def check_tools(submission: JobSubmission) -> None:
     _check_messages(submission.messages or [])
 
 
-def check_template(submission: JobSubmission, facts: ModelFacts) -> None:
+def check_template(submission: Submission, facts: ModelFacts) -> None:
     """Raises: InvalidRequest: the model cannot take the tools, or the options of its template."""
     if facts.format is None:
         for name, is_used in (
@@ -69,7 +69,7 @@ def check_template(submission: JobSubmission, facts: ModelFacts) -> None:
             )
 
 
-def _check_sizes(submission: JobSubmission) -> None:
+def _check_sizes(submission: Submission) -> None:
     """Before anything is decoded."""
     functions = [tool.function for tool in submission.tools or []]
     size = sum(len(one.parameters) for one in functions if one.parameters is not UNSET)
@@ -98,7 +98,7 @@ def _check_parameters(tool: Tool, param: str) -> None:
         raise InvalidRequest(f'{param}: its type must be "object"', param)
 
 
-def _check_choice(submission: JobSubmission, names: set[str]) -> None:
+def _check_choice(submission: Submission, names: set[str]) -> None:
     choice = submission.tool_choice
     if choice in ("none", "auto"):
         return

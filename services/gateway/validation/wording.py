@@ -27,6 +27,8 @@ _ERROR = re.compile(r"(.*?)(?: - at (`key` in )?`\$\.?([^`]*)`)?", re.DOTALL)
 _ANY_VALUE = "[...]"
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 _VALUE = re.compile(r"Invalid (?:enum )?value (?:'(.*)'|(True|False))", re.DOTALL)
+_ABOUT = re.compile(r"`(\w+)` ")
+"""How messages of our own types begin that are about one field."""
 _TYPE = re.compile(r"Expected `([a-z |]+)`(?:, got `\w+`)?")
 _BOUND = re.compile(r"Expected `(\w+)` (of length )?([<>]=?) (-?\d+)(?:\.0)?")
 
@@ -52,6 +54,8 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
         value = match[2].lower() if match[2] else repr(match[1][:MAX_QUOTE_CHARS])
         requirement = f"be {choices}, not {value}"
     elif match := _TYPE.fullmatch(message):
+        if match[1] == "null":
+            return InvalidRequest(f"{param} is not supported; leave it out", param)
         requirement = "be " + " or ".join(
             TYPES[name] for name in match[1].split(" | ") if name in TYPES
         )
@@ -63,7 +67,10 @@ def invalid_body(error: ValidationError, kind: Any) -> InvalidRequest:
             requirement = "not be empty"
         else:
             requirement = f"have {bound} {'characters' if match[1] == 'str' else 'items'}"
-    if requirement is None:  # a message of our own types, about several fields
+    if requirement is None:  # a message of our own types
+        if match := _ABOUT.match(message):
+            named = f"{param}.{match[1]}".lstrip(".")
+            return InvalidRequest(f"{param}: {message}" if param else message, named)
         return InvalidRequest(f"{param}: {message}" if param else message, param or None)
     return InvalidRequest(f"{subject} must {requirement}", param or None)
 

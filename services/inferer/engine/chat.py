@@ -183,7 +183,9 @@ class Chat:
             return hashlib.sha256(call_id.encode()).hexdigest()[:ID_CHARACTERS]
         return literals.hide(call_id)
 
-    def _in_words(self, messages: Sequence[ChatMessage], tools: list[Tool]) -> list[ChatMessage]:
+    def _in_words(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool]
+    ) -> list[ChatMessage]:
         """A conversation for a template that does not know tools, or whose model writes calls in a
         way that is not known: tools are explained in the system's message, and calls and results
         are text."""

@@ -315,7 +315,7 @@ def response_schema(request: ModelRequest) -> dict[str, Any] | None:
         raise InvalidRequest(f"the schema cannot be read: {error}", RESPONSE_FORMAT) from error
 
 
-def _callable(request: ModelRequest) -> list[Tool]:
+def _callable(request: ModelRequest) -> Sequence[Tool]:
     """The tools that the answer may call.
 
     Raises: InvalidRequest: the tool that must be called does not exist."""

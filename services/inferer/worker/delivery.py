@@ -11,6 +11,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 from nats.aio.msg import Msg
 
+from shared.errors import PromptTooLong, SluiceError
 from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
@@ -171,8 +172,13 @@ class Job:
             format=None if answer_format == PLAIN else answer_format,
         )
 
-    def failed(self, code: str, message: str, inferer: str) -> Failed:
-        return Failed(**self._common(), inferer=inferer, code=code, message=message)
+    def failed(self, error: SluiceError, inferer: str) -> Failed:
+        param: str | None = getattr(error, "param", None)
+        if isinstance(error, PromptTooLong):
+            param = param or self.request.prompt_field
+        return Failed(
+            **self._common(), inferer=inferer, code=error.code, message=error.message, param=param
+        )
 
     def dead_lettered(self, code: str, message: str) -> Failed:
         """Failed without being run this time."""

@@ -80,7 +80,7 @@ class Executor:
             return await self._decide(job)
         except Exception as error:
             log.exception("job_crashed", job_id=job.id)
-            return await self._fail(job, "internal_error", f"bug in the inferer: {error!r}")
+            return await self._fail(job, SluiceError(f"bug in the inferer: {error!r}"))
 
     async def _decide(self, job: Job) -> Result | NoResult:
         if not job.is_first_delivery:
@@ -169,9 +169,9 @@ class Executor:
         except Interrupted:
             return self._stopped(job)
         except InvalidAnswer as error:
-            return job.failed(error.code, error.message, self._id)
+            return job.failed(error, self._id)
         except SluiceError as error:
-            return await self._fail(job, error.code, error.message)
+            return await self._fail(job, error)
         finally:
             entry.close()
             if checking is not None:
@@ -189,7 +189,8 @@ class Executor:
             tasks = " and ".join(f"`{task}`" for task in model.tasks)
             raise InvalidRequest(
                 f"this model does not support the task `{job.request.task}`, only {tasks}; "
-                "choose another one"
+                "choose another one",
+                "model",
             )
         if isinstance(self._engine, EmbeddingEngine):
             return await self._complete_inputs(self._engine, job, entry)
@@ -234,9 +235,10 @@ class Executor:
             return NoResult.REQUEUED
         return job.stopped(job.interruption, self._id)
 
-    async def _fail(self, job: Job, code: str, message: str) -> Result | NoResult:
+    async def _fail(self, job: Job, error: SluiceError) -> Result | NoResult:
         """What becomes of a job whose attempt has failed: the end, or another attempt later."""
-        failed = job.failed(code, message, self._id)
+        failed = job.failed(error, self._id)
+        code, message = failed.code, failed.message
         pause_s = pause_after(job.attempt, self._retry_s, random.random())
         again_at = after_failure(
             code, job.attempt, self._max_attempts, self._broker.now(), job.deadline, pause_s
@@ -256,8 +258,8 @@ class Executor:
             # but not twice: the scheduled message replaces this one.
             await self._store.announce_retry(job, code, message)
             is_scheduled = await self._store.schedule(job, again_at)
-        except StreamRefused as error:
-            log.warning("retry_refused", job_id=job.id, error=error.message)
+        except StreamRefused as refused:
+            log.warning("retry_refused", job_id=job.id, error=refused.message)
             return await self._dead_letter(job, failed)
         log.warning(
             "job_retry_scheduled" if is_scheduled else "job_retry_without_gateway",

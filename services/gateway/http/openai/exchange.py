@@ -22,8 +22,10 @@ from services.gateway.http.sse import KEEP_ALIVE_S, BufferedStream, OpenStreams
 from services.gateway.jobs.accepted import AcceptedJob
 from services.gateway.jobs.events import JobEvent
 from services.gateway.jobs.several import Adopted
-from shared.wire.api import JobSubmission
-from shared.wire.results import Result
+from shared.background import drop
+from shared.errors import SluiceError
+from shared.wire.api import Submission
+from shared.wire.results import Completed, Result, StopCode
 
 HEADERS_WITHIN_S = 5.0
 """How long a stream's status line waits for the first token, so that a job that fails at once gets
@@ -54,16 +56,18 @@ class Exchange:
         """
         gateway.require_ready()
         if is_stream:
-            streams.require_capacity()
+            streams.admit(request)
         self.gateway = gateway
         self.jobs: list[AcceptedJob] = []
-        self._submissions: Sequence[JobSubmission] = ()
+        self._submissions: Sequence[Submission] = ()
         self._request = request
         self._streams = streams
         self._key = key
         self._attempt = ClientAttempt.of(request)
         preferences = Preferences.parse(request.headers.getall("prefer", []))
         self._goes_on = is_background or preferences.respond_async or key is not None
+        self._is_over = False
+        """Whether the jobs that have not ended were cancelled."""
         # A stream keeps its client from reaching its timeout, and cancels its jobs itself.
         self._may_return = not (self._goes_on or is_stream)
 
@@ -81,7 +85,7 @@ class Exchange:
         if not self._goes_on:
             await require_connected(self._request)
 
-    async def accept(self, submissions: Sequence[JobSubmission]) -> None:
+    async def accept(self, submissions: Sequence[Submission]) -> None:
         """Make ``jobs`` of the submissions: new ones, those of the client's key, or those that it
         has waited for before it reached its timeout.
 
@@ -104,37 +108,38 @@ class Exchange:
         if self._goes_on:
             await require_connected(self._request)
 
-    async def results(self) -> list[Result]:
-        """Those of the jobs.
+    async def results(self) -> dict[int, Result]:
+        """Those of the jobs, by their number. If one does not complete, the others are not waited
+        for, but cancelled.
 
         Raises:
             ClientDisconnected, GatewayStopping.
             UnknownJob, JobAgedOut: one was lost.
         """
-        waiting = asyncio.gather(*(self.gateway.jobs.wait(job.id, job) for job in self.jobs))
+        found: dict[int, Result] = {}
         try:
-            return await while_connected(self._request, self.gateway.stopping, waiting)
+            await while_connected(self._request, self.gateway.stopping, self._collect(found))
         except ClientDisconnected:
             self._leave(self.jobs)
             raise
+        except SluiceError:
+            self.fail(found.__contains__)
+            raise
+        self.fail(found.__contains__)
+        return found
+
+    def fail(self, has_ended: Callable[[int], bool]) -> None:
+        """Cancel the jobs that have not ended, because the request fails with another one."""
+        self._cancel(has_ended, "cancelled")
 
     def open(
         self, events: AsyncGenerator[T, None], has_ended: Callable[[int], bool]
     ) -> BufferedStream[T]:
         """Read the ``events`` of the jobs in the background. Those that have not ended when the
-        request has are cancelled, unless they go on; ``has_ended`` takes their number.
+        request has are cancelled, unless they go on; ``has_ended`` takes their number."""
 
-        Raises:
-            TooManyStreams.
-        """
-
-        def cancel() -> None:
-            for number, job in enumerate(self.jobs):
-                if not (self._goes_on or has_ended(number)):
-                    self.gateway.abandon(job.id)
-
-        on_request_end(self._request, cancel)
-        return self._streams.open(events, self._request)
+        on_request_end(self._request, lambda: self._cancel(has_ended, "client_disconnected"))
+        return self._streams.read(events, self._request)
 
     async def first(self, stream: BufferedStream[T], is_wanted: Callable[[T], bool]) -> T | None:
         """The first item of ``stream`` that ``is_wanted``, which stays to be read; None if it does
@@ -148,6 +153,27 @@ class Exchange:
         with suppress(TimeoutError):
             return await while_connected(self._request, self.gateway.stopping, peeking, within_s)
         return None
+
+    async def _collect(self, found: dict[int, Result]) -> None:
+        """Add results to ``found`` until it has all, or that of a job that did not complete."""
+        waiting = {
+            asyncio.create_task(self.gateway.jobs.wait(job.id, job), name=f"wait for {job.id}"): n
+            for n, job in enumerate(self.jobs)
+        }
+        try:
+            while waiting and all(isinstance(one, Completed) for one in found.values()):
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                found.update({waiting.pop(task): task.result() for task in done})
+        finally:
+            drop(*waiting)
+
+    def _cancel(self, has_ended: Callable[[int], bool], code: StopCode) -> None:
+        if self._goes_on or self._is_over:
+            return
+        self._is_over = True
+        for number, job in enumerate(self.jobs):
+            if not has_ended(number):
+                self.gateway.abandon(job.id, code)
 
     def _leave(self, jobs: Sequence[AcceptedJob | None]) -> None:
         """The client has left, which waits for these ``jobs`` of its submissions."""

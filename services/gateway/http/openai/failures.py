@@ -1,13 +1,14 @@
 """How the routes under `/v1` answer when a job does not complete."""
 
+from collections.abc import Callable
 from typing import Any
 
 from litestar import Response
 
 from services.gateway.http.errors import OpenAIError, openai_error
 from services.gateway.jobs.accepted import AcceptedJob
+from shared.errors import InvalidRequest
 from shared.wire.api import JobError
-from shared.wire.results import Cancelled, Expired, Failed
 
 STATUS_BY_CODE = {
     **dict.fromkeys(("invalid_request", "prompt_too_long", "result_too_large"), 400),
@@ -21,14 +22,27 @@ STATUS_BY_CODE = {
 NO_RETRY = {"x-should-retry": "false"}
 
 
-def failure(why: JobError | Failed | Cancelled | Expired, item: str = "") -> Response[Any]:
-    """The response for a job that did not complete. Its message begins with ``item``."""
+AsSent = Callable[[InvalidRequest], InvalidRequest]
+"""Replaces the name of a job's field in an error by that of the parameter that set it."""
+
+
+def failure(why: JobError, as_sent: AsSent, item: str = "") -> Response[Any]:
+    """The response for a job that did not complete: the one for the ``item`` of a list of prompts,
+    such as ``prompt[1]``."""
     status = STATUS_BY_CODE.get(why.code, 500)
-    return Response(error_of(why, item), status_code=status, headers=NO_RETRY)
+    return Response(error_of(why, as_sent, item), status_code=status, headers=NO_RETRY)
 
 
-def error_of(why: JobError | Failed | Cancelled | Expired, item: str = "") -> OpenAIError:
-    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, item + why.message)
+def error_of(why: JobError, as_sent: AsSent, item: str = "") -> OpenAIError:
+    """The error of `failure`."""
+    message, param = why.message, why.param or None
+    if param is not None:
+        sent = as_sent(InvalidRequest(message, param))
+        message, param = sent.message, sent.param
+    if item:
+        message = f"{item}: {message}"
+        param = item if param == item.partition("[")[0] else param
+    return openai_error(STATUS_BY_CODE.get(why.code, 500), why.code, message, param)
 
 
 def stopping(accepted: AcceptedJob) -> Response[Any]:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from services.gateway.http.openai.generation import AnyPriority, priority_of
 from services.gateway.http.openai.parameters import EMBEDDINGS, RERANK, Body, OtherParameters
-from services.gateway.http.openai.requests import AnyPriority, priority_of
 from services.gateway.jobs.accepted import AcceptedJob
-from shared.wire.api import JobSubmission, TimeoutS
+from shared.wire.api import Submission, TimeoutS
 from shared.wire.fields import Metadata
 from shared.wire.inputs import AnyDocuments, AnyInput, Text, TopN, inputs_of
 from shared.wire.results import Completed, RankedDocument
@@ -51,8 +51,8 @@ class EmbeddingsRequest(InputsRequest, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         inputs_of(self.input)  # an invalid input is an error in the body
 
-    def submissions(self) -> list[JobSubmission]:
-        return [JobSubmission(input=self.input, dimensions=self.dimensions, **self._options())]
+    def submissions(self) -> list[Submission]:
+        return [Submission(input=self.input, dimensions=self.dimensions, **self._options())]
 
     def response(self, accepted: AcceptedJob, result: Completed) -> "EmbeddingsResponse":
         as_floats = self.encoding_format != "base64"
@@ -74,9 +74,9 @@ class RerankRequest(InputsRequest, frozen=True, kw_only=True):
     top_n: TopN | None = None
     return_documents: bool | None = None
 
-    def submissions(self) -> list[JobSubmission]:
+    def submissions(self) -> list[Submission]:
         return [
-            JobSubmission(
+            Submission(
                 query=self.query,
                 documents=self.documents,
                 top_n=self.top_n,

@@ -123,6 +123,21 @@ PROMPT: OtherParameters = {
 TEXT: OtherParameters = {**IDENTITY, **SAMPLING, **TOKENS, **PROMPT}
 """The parameters of both routes that generate text."""
 
+TEMPLATE: OtherParameters = {
+    "add_generation_prompt": Refused("an answer is always a new message", (True,)),
+    "continue_final_message": Refused(
+        "send the text to continue as `prompt` to /v1/completions", (False,)
+    ),
+    "add_special_tokens": Refused("the chat template adds them", (False,)),
+    "chat_template": Refused("the model's own template is used; see `chat_template_kwargs`"),
+    "echo": Refused("an answer does not repeat the messages", (False,)),
+    "include_reasoning": Refused("reasoning is always returned, in `reasoning_content`", (True,)),
+    "reasoning_format": Refused("reasoning is in `reasoning_content`", ("auto", "deepseek")),
+    "thinking_token_budget": Refused("use `reasoning_effort` or `max_tokens`"),
+    "parse_tool_calls": Refused("tool calls are always parsed", (True,)),
+}
+"""Those of both routes that take a conversation."""
+
 CHAT: OtherParameters = {
     **TEXT,
     "audio": Refused(_TEXT_ONLY),
@@ -138,17 +153,7 @@ CHAT: OtherParameters = {
     "store": Refused("answers cannot be listed under /v1; `GET /jobs` lists jobs", (False,)),
     "verbosity": Refused("state in a message how long the answer should be", ("medium",)),
     "web_search_options": Refused("Sluice does not search the web; leave it out"),
-    "add_generation_prompt": Refused("an answer is always a new message", (True,)),
-    "continue_final_message": Refused(
-        "send the text to continue as `prompt` to /v1/completions", (False,)
-    ),
-    "add_special_tokens": Refused("the chat template adds them", (False,)),
-    "chat_template": Refused("the model's own template is used; see `chat_template_kwargs`"),
-    "echo": Refused("an answer does not repeat the messages", (False,)),
-    "include_reasoning": Refused("reasoning is always returned, in `reasoning_content`", (True,)),
-    "reasoning_format": Refused("reasoning is in `reasoning_content`", ("auto", "deepseek")),
-    "thinking_token_budget": Refused("use `reasoning_effort` or `max_tokens`"),
-    "parse_tool_calls": Refused("tool calls are always parsed", (True,)),
+    **TEMPLATE,
 }
 COMPLETIONS: OtherParameters = {
     **TEXT,
@@ -173,6 +178,19 @@ RERANK: OtherParameters = {
     "max_tokens_per_doc": Refused("documents are never truncated; shorten them yourself"),
 }
 RESPONSES: OtherParameters = {
+    **SAMPLING,
+    **TOKENS,
+    **PROMPT,
+    **TEMPLATE,
+    "length_penalty": Refused(
+        "part of beam search; use `max_output_tokens` and `min_tokens`", (1,)
+    ),
+    "include_reasoning": Refused("reasoning is always in the output", (True,)),
+    "reasoning_format": Refused("reasoning is an item of the output", ("auto", "deepseek")),
+    "n_probs": Refused("use `top_logprobs` and `include`", (0,)),
+    "thinking_token_budget": Refused("use `reasoning` or `max_output_tokens`"),
+    "use_beam_search": Refused("a response has one answer; leave it out", (False,)),
+    "request_id": IDENTITY["request_id"],
     "access_programs": Refused("no programs run here; leave it out"),
     "background_options": Refused("use `timeout_s` and `priority`"),
     "context_management": Refused("nothing is cut from a conversation; shorten it yourself"),

@@ -4,40 +4,28 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from services.gateway.http.openai.generation import NO_LIMIT, GenerationRequest, template_options
 from services.gateway.http.openai.parameters import (
     CHAT,
     COMPLETIONS,
-    Body,
     OtherParameters,
     Refused,
 )
-from services.gateway.http.openai.strict import StrictFormat, StrictToolChoice, StrictTools
-from services.gateway.http.openai.structured import StructuredOutputs, formats_of
 from shared.errors import InvalidRequest
-from shared.wire.api import JobSubmission, TimeoutS
-from shared.wire.fields import Metadata
+from shared.wire.api import Submission
 from shared.wire.inputs import AnyInput, Inputs, inputs_of
 from shared.wire.requests import (
-    AdapterName,
     ChatMessage,
     Choices,
-    LogitBias,
     MaxTokens,
     Messages,
-    MinTokens,
-    Penalty,
-    Priority,
-    Probability,
-    RepeatPenalty,
-    Seed,
-    Stop,
-    StopTokenIds,
-    Temperature,
+    ResponseFormat,
     TemplateOptions,
     TextPart,
     TopLogprobs,
 )
 from shared.wire.responses import ReasoningEffort
+from shared.wire.strict import StrictFormat, StrictToolChoice, StrictTools
 from shared.wire.tools import ToolCall, ToolCallId
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -45,14 +33,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 MAX_PROMPTS = 64
 """The most prompts in one request; each becomes a job."""
-
-RANDOM_SEED = -1
-"""In llama.cpp and vLLM, this ``seed`` means the same as none."""
-
-NO_LIMIT = -1
-"""In llama.cpp, the ``n_predict`` that means no limit."""
-
-AnyPriority = Priority | Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,55 +42,13 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     continuous_usage_stats: Literal[False] | None = None
 
 
-class TextRequest(Body, frozen=True, kw_only=True):
-    """The parameters of both routes that generate text."""
+class TextRequest(GenerationRequest, frozen=True, kw_only=True):
+    """The parameters of the routes for chats and completions."""
 
-    model: str | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    """0 or -1 disables it."""
-    min_p: Probability | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    repetition_penalty: RepeatPenalty | None = None
-    """Another name of `repeat_penalty`."""
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     max_tokens: MaxTokens | None = None
     """The maximum length of an answer, in tokens. It may exceed the context: the answer then ends
     when the context is full."""
-    n_predict: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    """Another name of `max_tokens`; -1 means no limit."""
-    seed: Seed | None = None
-    """With the same seed, a request usually gets the same answer; -1 means a random one."""
-    stop: Stop | None = None
-    """A text that ends the answer and is not part of it, or up to 16 of them."""
     response_format: StrictFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    """vLLM's constraint on the answer: one of `json`, `json_object`, `regex`, `choice` and
-    `grammar`."""
-    guided_json: Raw | UnsetType = UNSET
-    """A JSON schema that the answer must match, as an object or as text."""
-    guided_regex: str | None = None
-    """A regular expression that the whole answer must match."""
-    guided_choice: list[str] | None = None
-    """The answer must be one of these texts."""
-    guided_grammar: str | None = None
-    """A grammar that the answer must match, in GBNF."""
-    grammar: str | None = None
-    """llama.cpp's name of `guided_grammar`."""
-    json_schema: Raw | UnsetType = UNSET
-    """llama.cpp's name of `guided_json`."""
-    logit_bias: LogitBias | None = None
-    min_tokens: MinTokens | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: StopTokenIds | None = None
-    cache_prompt: bool | None = None
-    adapter: AdapterName | None = None
-    metadata: Metadata | UnsetType = UNSET
-    timeout_s: TimeoutS | None = None
-    priority: AnyPriority | None = None
-    """`high`, `normal` or `low`, or a number as in vLLM: below 0 is high, 0 normal, above 0 low."""
     stream: bool | None = None
     """Whether the answer is sent as server-sent events while it is generated."""
     stream_options: StreamOptions | None = None
@@ -119,63 +57,16 @@ class TextRequest(Body, frozen=True, kw_only=True):
     n: Choices | None = None
 
     @property
+    def own_format(self) -> dict[str, ResponseFormat | None]:
+        return {"response_format": self.response_format}
+
+    @property
     def wants_stream(self) -> bool:
         return bool(self.stream)
 
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    def _options(self) -> dict[str, Any]:
-        """The options that were set, with Sluice's names.
-
-        Raises:
-            InvalidRequest: two parameters contradict each other.
-        """
-        named = {name: getattr(self, name, None) for name in JobSubmission.__struct_fields__}
-        named |= {
-            "top_k": 0 if self.top_k == -1 else self.top_k,
-            "repeat_penalty": self._same("repeat_penalty", "repetition_penalty"),
-            "max_tokens": self._same("max_tokens", "max_completion_tokens", "n_predict"),
-            "seed": None if self.seed == RANDOM_SEED else self.seed,
-            "priority": None if self.priority is None else priority_of(self.priority),
-            "response_format": next(iter(formats_of(self).values()), None),
-        }
-        if self.n_predict == 0:
-            raise InvalidRequest("n_predict must be at least 1, or -1 for no limit", "n_predict")
-        if named["max_tokens"] == NO_LIMIT:
-            del named["max_tokens"]
-        named = {name: value for name, value in named.items() if value is not None}
-        return {name: named[name] for name in named if name not in ("messages", "prompt")}
-
-    def as_sent(self, error: InvalidRequest) -> InvalidRequest:
-        names = {
-            "response_format": [*formats_of(self)],
-            "repeat_penalty": ["repetition_penalty"],
-            "max_tokens": ["max_completion_tokens", "n_predict"],
-            "chat_template_kwargs": ["chat_template_kwargs", "reasoning_effort", "enable_thinking"],
-            "prompt_tokens": ["prompt"],
-        }.get(error.param or "", [])
-        for name in names:
-            if "." in name or getattr(self, name, None) is not None:
-                assert error.param is not None
-                return type(error)(error.message.replace(error.param, name, 1), name)
-        return error
-
-    def _same(self, *names: str) -> Any:
-        """The value of a parameter that has several ``names``.
-
-        Raises: InvalidRequest: they have different values.
-        """
-        given = {name: getattr(self, name, None) for name in names}
-        values = [(name, value) for name, value in given.items() if value is not None]
-        for name, value in values:
-            if value != values[0][1]:
-                raise InvalidRequest(
-                    f"{name}: differs from {values[0][0]}, which means the same; send one of them",
-                    name,
-                )
-        return values[0][1] if values else None
 
 
 class ContentText(Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -284,21 +175,19 @@ class ChatRequest(TextRequest, frozen=True, kw_only=True):
         """What the text of each answer begins with."""
         return [""]
 
-    def submissions(self) -> list[JobSubmission]:
+    def submissions(self) -> list[Submission]:
         """A single job. Raises: InvalidRequest: two parameters contradict each other."""
-        options = self._options()
-        if template_options := self._template_options():
-            options["chat_template_kwargs"] = template_options
+        options = self._options(
+            "n", "logprobs", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"
+        )
+        if of_template := template_options(
+            self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs
+        ):
+            options["chat_template_kwargs"] = of_template
         messages: Messages = [
             message.to_chat_message(number) for number, message in enumerate(self.messages)
         ]
-        return [JobSubmission(messages=messages, **options)]
-
-    def _template_options(self) -> TemplateOptions:
-        options = effort_options(self.reasoning_effort)
-        if self.enable_thinking is not None:
-            options["enable_thinking"] = self.enable_thinking
-        return options | (self.chat_template_kwargs or {})
+        return [Submission(messages=messages, **options)]
 
 
 class CompletionRequest(TextRequest, frozen=True, kw_only=True):
@@ -322,7 +211,7 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
                 f"`prompt` has {len(prompts)} items, more than {MAX_PROMPTS}; send fewer"
             )
 
-    def submissions(self) -> list[JobSubmission]:
+    def submissions(self) -> list[Submission]:
         """A job for each prompt. Raises: InvalidRequest: a parameter is not supported, or two
         contradict each other."""
         if self.best_of not in (None, self.n or 1):
@@ -341,15 +230,15 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
                 "echo: needs prompts that are texts, not tokens; leave it out", "echo"
             )
         most = max(DEFAULT_COMPLETION_TOKENS, self.min_tokens or 0)
-        options = self._options()
+        options = self._options("n")
         if self.n_predict != NO_LIMIT:
             options.setdefault("max_tokens", most)
         if self.logprobs is not None:
             options |= {"logprobs": True, "top_logprobs": self.logprobs}
         return [
-            JobSubmission(prompt=prompt, **options)
+            Submission(prompt=prompt, **options)
             if isinstance(prompt, str)
-            else JobSubmission(prompt_tokens=prompt, **options)
+            else Submission(prompt_tokens=prompt, **options)
             for prompt in self._prompts
         ]
 
@@ -361,17 +250,3 @@ class CompletionRequest(TextRequest, frozen=True, kw_only=True):
     @property
     def _prompts(self) -> Inputs:
         return inputs_of(self.prompt, "prompt")
-
-
-def effort_options(effort: ReasoningEffort | None) -> TemplateOptions:
-    """The options of a chat template that stand for an effort of reasoning."""
-    if effort is None:
-        return {}
-    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
-
-
-def priority_of(given: AnyPriority) -> Priority:
-    """A client's priority as Sluice's. In vLLM it is a number, and the lowest runs first."""
-    if isinstance(given, str):
-        return given
-    return "high" if given < 0 else "low" if given > 0 else "normal"

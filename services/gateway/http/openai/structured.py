@@ -39,15 +39,16 @@ class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def formats_of(request: Any) -> dict[str, ResponseFormat]:
-    """The constraint on the answer to a `TextRequest`, by the name of the parameter that sets it;
-    empty if the answer is free.
+    """The constraint on the answer to a `GenerationRequest`, by the name of the parameter that sets
+    it; empty if the answer is free.
 
     Raises:
         InvalidRequest: two parameters set a constraint, or one cannot be read.
     """
     found: dict[str, ResponseFormat] = {}
-    if not isinstance(request.response_format, PlainText | None):
-        found["response_format"] = request.response_format
+    for param, form in request.own_format.items():
+        if not isinstance(form, PlainText | None):
+            found[param] = form
     outputs = request.structured_outputs or StructuredOutputs()
     for param, schema in (
         ("guided_json", request.guided_json),

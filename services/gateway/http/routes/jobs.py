@@ -123,7 +123,8 @@ async def events(
     if last_event_id == END:
         return Response(None, status_code=204)  # an EventSource does not reconnect after a 204
     await require_connected(request)
-    feed = streams.open(gateway.events(job_id, last_event_id), request)
+    streams.admit(request)
+    feed = streams.read(gateway.events(job_id, last_event_id), request)
     try:
         first = await feed.next()  # an error about the id gets its own status here
     except GatewayStopping:

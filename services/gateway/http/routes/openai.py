@@ -16,6 +16,7 @@ from services.gateway.http.errors import openai_error, openai_error_responses
 from services.gateway.http.openai.answers import Answer, Chunks, completion, usage_chunk
 from services.gateway.http.openai.exchange import Exchange, decides
 from services.gateway.http.openai.failures import (
+    AsSent,
     error_of,
     failure,
     stopping,
@@ -141,9 +142,10 @@ async def _answer(
     except GatewayStopping:
         return stopping(exchange.jobs[0])
     completed = []
-    for number, result in enumerate(results):
+    for number, result in sorted(results.items()):
         if not isinstance(result, Completed):
-            return failure(result, _item(number, exchange.jobs))
+            why = JobError.of(result)
+            return failure(why, body.as_sent, _item(number, exchange.jobs))
         completed.append(result)
     if isinstance(body, EmbeddingsRequest | RerankRequest):
         return Response(body.response(exchange.jobs[0], completed[0]))
@@ -159,7 +161,8 @@ async def _stream(exchange: Exchange, body: ChatRequest | CompletionRequest) -> 
     first = await exchange.first(feed, lambda item: decides(item[1]))
     if first is not None and (error := _error(first[1])) is not None:
         usages[first[0]] = NO_USAGE
-        return failure(error, _item(first[0], jobs))
+        exchange.fail(usages.__contains__)
+        return failure(error, body.as_sent, _item(first[0], jobs))
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         n = body.n or 1
@@ -178,9 +181,10 @@ async def _stream(exchange: Exchange, body: ChatRequest | CompletionRequest) -> 
                 usage = _usage(event)
                 if usage is not None:
                     usages[number] = usage
-                for part in _parts(writers[number], event, _item(number, jobs)):
+                for part in _parts(writers[number], event, body.as_sent, _item(number, jobs)):
                     yield part
                 if usage is NO_USAGE or event.event == "retrying":  # not expressible in this API
+                    exchange.fail(usages.__contains__)
                     return
                 if len(usages) == len(jobs):
                     break
@@ -211,25 +215,27 @@ def _usage(event: JobEvent) -> Usage | None:
 
 
 def _item(number: int, jobs: Sequence[AcceptedJob]) -> str:
-    """The beginning of errors about one of several jobs."""
-    return f"prompt[{number}]: " if len(jobs) > 1 else ""
+    """What errors about one of several jobs name."""
+    return f"prompt[{number}]" if len(jobs) > 1 else ""
 
 
-def _parts(chunks: Chunks, event: JobEvent, item: str) -> list[ServerSentEventMessage]:
-    """What this API sends for an event of a job, whose errors begin with ``item``."""
+def _parts(
+    chunks: Chunks, event: JobEvent, as_sent: AsSent, item: str
+) -> list[ServerSentEventMessage]:
+    """What this API sends for an event of a job, whose errors name the ``item``."""
     if event.event == "retrying":
         message = "a second attempt wrote a different text; send the request again"
         return [_data(openai_error(500, "attempt_differs", message))]
     if isinstance(event.data, Tokens):
         return list(map(_data, chunks.text(event.data)))
     if isinstance(event.data, JobError):
-        return [_data(error_of(event.data, item))]
+        return [_data(error_of(event.data, as_sent, item))]
     if not isinstance(event.data, JobStatus) or event.event != "result":
         return []
     status = event.data
     if status.result is None:
         assert status.error is not None
-        return [_data(error_of(status.error, item))]
+        return [_data(error_of(status.error, as_sent, item))]
     return list(map(_data, chunks.end(status.result)))
 
 

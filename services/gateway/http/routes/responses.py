@@ -15,7 +15,7 @@ from services.gateway.http.connection import IdempotencyKey, require_connected
 from services.gateway.http.document import StreamOperation
 from services.gateway.http.errors import openai_error_responses
 from services.gateway.http.openai.exchange import Exchange, decides
-from services.gateway.http.openai.failures import failure, stopping
+from services.gateway.http.openai.failures import AsSent, failure, stopping
 from services.gateway.http.openai.responses.body import ResponseBody
 from services.gateway.http.openai.responses.conversation import conversation_of
 from services.gateway.http.openai.responses.ids import job_of_response
@@ -32,6 +32,7 @@ from services.gateway.http.openai.responses.stream import (
     beyond_the_end,
     last_number,
 )
+from services.gateway.http.request import WITHOUT_EFFECT
 from services.gateway.http.sse import (
     COMMENT,
     KEEP_ALIVE_S,
@@ -46,7 +47,7 @@ from services.gateway.jobs.stored_responses import StoredResponse
 from services.gateway.state.pending_job import PendingJob
 from shared.errors import AlreadyFinished, BrokerUnavailable, InvalidRequest, UnknownResponse
 from shared.wire.answers import PLAIN, AnswerFormat
-from shared.wire.api import JobStatus
+from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import encode
 from shared.wire.results import Cancelled, Completed
 
@@ -109,15 +110,15 @@ async def create(
     )
     try:
         if data.stream:
-            return await _stream(exchange, queued, submission)
+            return await _stream(exchange, queued, submission, data.as_sent)
         if data.background:
             return Response(await _now(gateway, accepted, queued))
-        (result,) = await exchange.results()
+        result = (await exchange.results())[0]
     except GatewayStopping:
         return stopping(accepted)
     if isinstance(result, Completed | Cancelled):
         return Response(queued.ended(result))
-    return failure(result)
+    return failure(JobError.of(result), data.as_sent)
 
 
 @get("/v1/responses/{response_id:str}", responses=READ_ERRORS, operation_class=StreamOperation)
@@ -213,7 +214,7 @@ async def _now(gateway: Gateway, accepted: AcceptedJob, queued: ResponseBody) ->
 
 
 async def _stream(
-    exchange: Exchange, queued: ResponseBody, submission: ResponseSubmission
+    exchange: Exchange, queued: ResponseBody, submission: ResponseSubmission, as_sent: AsSent
 ) -> Response[Any]:
     gateway, (accepted,) = exchange.gateway, exchange.jobs
 
@@ -231,7 +232,7 @@ async def _stream(
         status = first.data if first is not None else None
         if isinstance(status, JobStatus) and status.state == "FAILURE" and status.error is not None:
             events.is_finished = True
-            return failure(status.error)
+            return failure(status.error, as_sent)
     return event_stream(_messages(events, feed, exchange.silence_s))
 
 
@@ -264,7 +265,8 @@ async def _resumed_stream(
 
             return event_stream(whole())
     # What a job wrote that did not complete is in its events alone.
-    feed = streams.open(gateway.events(job_id), request)
+    streams.admit(request)
+    feed = streams.read(gateway.events(job_id), request)
     try:
         await feed.peek(lambda _: True)  # an error gets its own status here
     except GatewayStopping:
@@ -331,7 +333,7 @@ def _check_query(request: Request[Any, Any, Any], *known: str) -> None:
     seen: set[str] = set()
     for name, value in request.query_params.multi_items():
         param = name.removesuffix("[]")
-        if param not in (*known, "include"):
+        if param not in (*known, "include", *WITHOUT_EFFECT):
             raise InvalidRequest(
                 f"{name[:80]}: unknown parameter; use {', '.join(known)} or include",
                 name[:80],

@@ -141,7 +141,9 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
         """The response with an ``output`` that was already read."""
         if status.result is None:
             ending: Status = "cancelled" if status.state == "REVOKED" else "failed"
-            return replace(self, status=ending, error=status.error)
+            # The name of the job's field would not be that of a parameter here.
+            error = status.error and replace(status.error, param=UNSET)
+            return replace(self, status=ending, error=error)
         common = replace(self, output=output, usage=ResponseUsage.of(status.result.usage))
         if status.result.finish_reason == "length":
             return replace(common, status="incomplete", incomplete_details=IncompleteDetails())

@@ -38,8 +38,8 @@ async def conversation_of(
         stored = await responses.find(body.previous, PREVIOUS)
         output = _output(stored, PREVIOUS)
         request = responses.require_request(stored, PREVIOUS)
-        history = (request.messages or [])[stored.form.has_instructions :]
-        history += output_messages(output)
+        earlier = (request.messages or [])[stored.form.has_instructions :]
+        history = [*earlier, *output_messages(output)]
     known: dict[str, Item] = {}
     size = 0
     for job_id, param in references.items():

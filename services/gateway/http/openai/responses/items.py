@@ -154,14 +154,15 @@ def items_of(messages: Sequence[ChatMessage], job_id: str) -> list[Item]:
         is_answer = message.role == "assistant"
         if message.text or not (is_answer and (message.tool_calls or message.reasoning_content)):
             content = message.content
-            parts = content if isinstance(content, list) else [TextPart("text", content or "")]
+            if content is None or isinstance(content, str):
+                content = [TextPart("text", content or "")]
             text = (
                 {"type": "output_text", "annotations": []} if is_answer else {"type": "input_text"}
             )
             add(
                 "message",
                 role=message.role,
-                content=[{**text, "text": part.text} for part in parts],
+                content=[{**text, "text": part.text} for part in content],
             )
         for call in message.tool_calls or []:
             function = call.function

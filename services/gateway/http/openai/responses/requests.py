@@ -2,41 +2,29 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from services.gateway.http.openai.parameters import RESPONSES, Body, OtherParameters
-from services.gateway.http.openai.requests import effort_options
+from services.gateway.http.openai.generation import GenerationRequest, template_options
+from services.gateway.http.openai.parameters import RESPONSES, OtherParameters
 from services.gateway.http.openai.responses.ids import job_of_response
-from services.gateway.http.openai.strict import StrictJsonObject, StrictPlainText
 from shared.errors import InvalidRequest, UnknownResponse
-from shared.wire.api import JobSubmission, TimeoutS
-from shared.wire.fields import Count, Metadata
+from shared.wire.api import Submission
+from shared.wire.fields import Count
 from shared.wire.requests import (
-    AdapterName,
     ChatMessage,
     JsonSchema,
-    LogitBias,
     MaxTokens,
-    MinTokens,
     NamedSchema,
-    Penalty,
-    Priority,
-    Probability,
-    RepeatPenalty,
     ResponseFormat,
     SchemaSource,
-    Seed,
-    Stop,
-    StopTokenIds,
-    Temperature,
     TemplateOptions,
-    TopK,
     TopLogprobs,
 )
 from shared.wire.responses import Label, ReasoningEffort, ResponseForm
+from shared.wire.strict import StrictJsonObject, StrictPlainText
 from shared.wire.tools import (
     MAX_TOOLS,
     ChosenFunction,
@@ -52,34 +40,8 @@ LOGPROBS: Literal["message.output_text.logprobs"] = "message.output_text.logprob
 Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 """What `include` may name. The second has no effect: reasoning is returned as text."""
 
-SAME = (
-    "model",
-    "parallel_tool_calls",
-    "temperature",
-    "top_p",
-    "metadata",
-    # OpenAI's API does not have the others here.
-    "top_k",
-    "min_p",
-    "repeat_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "logit_bias",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
-    "cache_prompt",
-    "adapter",
-    "timeout_s",
-    "priority",
-)
-"""Parameters that a job has, too, under the same names."""
-
 _NAMES = {
     r"messages(\[.*|\..*)?": "input",
-    r"max_tokens": "max_output_tokens",
     r"logprobs": "top_logprobs",
     r"response_format(\..*)?": "text.format",
     r"(tools\[\d+\])\.function(.*)": r"\1\2",
@@ -151,9 +113,7 @@ class AllowedTools(
 ResponseToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedTools
 
 
-class ResponseSubmission(
-    JobSubmission, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class ResponseSubmission(Submission, frozen=True, kw_only=True, omit_defaults=True):
     """A job that is a response. Only gateways make such jobs."""
 
     response: ResponseForm
@@ -163,10 +123,9 @@ class ResponseSubmission(
         return self.response.store
 
 
-class ResponseRequest(Body, frozen=True, kw_only=True):
+class ResponseRequest(GenerationRequest, frozen=True, kw_only=True):
     others: ClassVar[OtherParameters] = RESPONSES
 
-    model: str | None = None
     input: str | Annotated[list[Raw], Meta(min_length=1)]
     """A text, or a list of messages, calls of functions, their outputs, reasoning and references to
     items of earlier responses."""
@@ -187,14 +146,11 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
     describe what happens anyway."""
     max_output_tokens: MaxTokens | None = None
     """The most tokens of an answer. More than the context has room for means: until it is full."""
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
     top_logprobs: TopLogprobs | None = None
     """How many of the likeliest tokens to list. Needs `include`."""
     include: list[Includable] | None = None
     """`message.output_text.logprobs`. `reasoning.encrypted_content` has no effect: reasoning is
     returned as text."""
-    metadata: Metadata | UnsetType = UNSET
     store: bool | None = None
     """`false`: the response cannot be read again, and its request is not kept."""
     background: bool | None = None
@@ -211,23 +167,17 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
     """Only returned."""
     prompt_cache_key: Label | None = None
     """Only returned: the prompt cache works by itself."""
-
-    top_k: TopK | None = None
-    min_p: Probability | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
-    stop: Stop | None = None
-    logit_bias: LogitBias | None = None
-    min_tokens: MinTokens | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: StopTokenIds | None = None
-    cache_prompt: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
-    adapter: AdapterName | None = None
-    timeout_s: TimeoutS | None = None
-    priority: Priority | None = None
+    enable_thinking: bool | None = None
+    """As in `chat_template_kwargs`."""
+
+    @property
+    def own_format(self) -> dict[str, ResponseFormat | None]:
+        form = self.text.format if self.text else None
+        if isinstance(form, SchemaFormat):
+            named = NamedSchema(form.source, form.name, form.description, form.strict)
+            return {"text.format": JsonSchema(named)}
+        return {"text.format": form}
 
     def check(self) -> None:
         """Raises: InvalidRequest: two parameters contradict each other."""
@@ -240,6 +190,9 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             raise InvalidRequest(f'top_logprobs: needs "{LOGPROBS}" in `include`', "top_logprobs")
 
     def as_sent(self, error: InvalidRequest) -> InvalidRequest:
+        renamed = super().as_sent(error)
+        if renamed is not error:
+            return renamed
         names = dict(_NAMES)
         if self.chat_template_kwargs is None:
             names["chat_template_kwargs"] = "reasoning.effort"
@@ -247,7 +200,8 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
         for name, here in names.items():
             if (match := re.fullmatch(name, param)) is not None:
                 sent = match.expand(here)
-                message = error.message.replace(param, sent, 1)
+                # Not the same word within a sentence.
+                message = re.sub(rf"(^|`){re.escape(param)}(?!\w)", rf"\1{sent}", error.message)
                 message = re.sub(r"\bmax_tokens\b", "max_output_tokens", message)
                 return type(error)(message, sent)
         return error
@@ -288,19 +242,16 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
         )
         tools, choice = self._tools()
         effort = self.reasoning.effort if self.reasoning else None
-        template_options = effort_options(effort) | (self.chat_template_kwargs or {})
-        options: dict[str, Any] = {name: getattr(self, name) for name in SAME}
+        of_template = template_options(effort, self.enable_thinking, self.chat_template_kwargs)
         return ResponseSubmission(
             messages=[*instructions, *history, *asked],
-            max_tokens=self.max_output_tokens,
             tools=tools or None,
             tool_choice=choice,
-            response_format=self._format(),
             logprobs=self.has_logprobs,
             top_logprobs=self.top_logprobs or 0,
             response=self._form(bool(instructions), len(instructions) + len(history)),
-            chat_template_kwargs=template_options or None,
-            **{name: value for name, value in options.items() if value is not None},
+            chat_template_kwargs=of_template or None,
+            **self._options("parallel_tool_calls"),
         )
 
     def _form(self, has_instructions: bool, history: int) -> ResponseForm:
@@ -318,12 +269,6 @@ class ResponseRequest(Body, frozen=True, kw_only=True):
             safety_identifier=self.safety_identifier,
             prompt_cache_key=self.prompt_cache_key,
         )
-
-    def _format(self) -> ResponseFormat | None:
-        form = self.text.format if self.text else None
-        if isinstance(form, SchemaFormat):
-            return JsonSchema(NamedSchema(form.source, form.name, form.description, form.strict))
-        return form
 
     def _tools(self) -> tuple[list[Tool], ToolChoice]:
         """The tools that are offered, and whether one must be called."""
