@@ -37,7 +37,7 @@ class Countdown:
         self._is_hidden = True
         self._progress.stop()
 
-    def heard(self) -> None:
+    def note_event(self) -> None:
         """There was an event."""
         self._silent_polls = 0
 

@@ -249,7 +249,7 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     with countdown(client, job_id) as line:
         tokens = choice = 0
         for event in client.follow(job_id):
-            line.heard()
+            line.note_event()
             if event.event in ("started", "attempt_failed", "returned"):
                 if (setback := _setback(event)) is not None:
                     line.say(setback)
