@@ -6,11 +6,13 @@ from datetime import timedelta
 import pytest
 from msgspec import UNSET
 
-from services.gateway.eta.line import MOST_IN_LINE
+from services.gateway.eta.line import MOST_IN_LINE, Line
 from services.gateway.gateway import Gateway
 from services.gateway.jobs.caller import Caller
+from services.gateway.state.waiting_jobs import WaitingJobs
 from shared.broker import streams
 from shared.broker.connection import Broker
+from shared.broker.consumers import read_model
 from shared.broker.streams import Topology
 from shared.broker.topology import ensure_topology
 from shared.timestamps import timestamp
@@ -156,3 +158,14 @@ async def test_a_retry_has_a_position_once_it_is_back_on_the_queue(
         assert [jobs[one].position for one in (other, first)] == [0, 1]
         status = await gateway.jobs.status(first)
         assert (status.state, status.position) == ("RETRY", 1)
+
+
+async def test_a_message_that_is_not_a_request_is_left_out(queue: Broker) -> None:
+    """As long as a gateway has not read the queue."""
+    for job_id in ("x", "x" * (subjects.LONGEST_ID + 1), "y"):
+        subject = f"infer.requests.tiny.normal.public.{job_id}"
+        await queue.publish_stored(subject, b"{}", {}, PATIENCE_S)
+    model = await read_model(queue, "tiny")
+    assert model is not None
+    first = await Line(queue, WaitingJobs(queue)).first(model)
+    assert [one.job_id for one in first] == ["x", "y"]

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from services.gateway.eta.position import higher_than
 from services.gateway.eta.simulation import Waiting
@@ -52,9 +53,12 @@ class Line:
                     batch=limit,
                     max_bytes=READ_BYTES,
                 )
+        requests: list[subjects.RequestSubject] = []
         for message in found:
-            self.note(message, decode_request.read(message.data, message.subject), model)
-        return [subjects.RequestSubject.parse(message.subject) for message in found]
+            with suppress(ValueError):  # its id is longer than any of ours
+                requests.append(subjects.RequestSubject.parse(message.subject))
+                self.note(message, decode_request.read(message.data, message.subject), model)
+        return requests
 
     async def with_sizes(
         self, requests: Sequence[subjects.RequestSubject], model: ModelConsumers
