@@ -15,8 +15,8 @@ from shared.wire.api import JobStatus
 
 POLL_S = 1.0
 SILENT_POLLS = 4
-"""After so many without an event, it is asked whether the job still runs. An inferer that has just
-started a job shows it 2 s later."""
+"""After so many without an event, it is checked whether an inferer still runs the job. One that has
+just started a job shows it up to 2 s later."""
 
 
 class Countdown:
@@ -53,19 +53,24 @@ class Countdown:
             CommandError: no answer.
         """
         self._silent_polls += 1
-        is_silent = self._silent_polls >= SILENT_POLLS
-        if self._is_hidden and not is_silent:
+        if self._is_hidden and not self._is_silent:
             return
         status = client.status(job_id)
         if status.finished_at is not None:
             return
         if not self._is_hidden:
             self._show(status)
-        if is_silent and status.state == "STARTED" and status.attempts > self._lost_attempt:
+        if self._is_silent and status.state == "STARTED" and status.attempts > self._lost_attempt:
             inferers = client.inferers().inferers
-            if not any(job.id == job_id for entry in inferers for job in entry.jobs):
+            is_shown = any(job.id == job_id for entry in inferers for job in entry.jobs)
+            # It may have started or ended since it was asked for.
+            if not is_shown and self._is_silent:
                 self._lost_attempt = status.attempts
                 self.say(f"the inferer {status.inferer} is gone; the job waits for another attempt")
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._silent_polls >= SILENT_POLLS
 
     def _show(self, status: JobStatus) -> None:
         estimate = estimate_line(status) or ("waiting" if status.started_at is None else "running")
