@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
 START_S = 60.0
@@ -152,8 +153,9 @@ class BoundedProcesses:
             return self._request(body, timeout_s, cancelled)
 
     def close(self) -> None:
-        while not self._idle.empty():
-            self._kill(self._idle.get())
+        with suppress(queue.Empty):
+            while True:
+                self._kill(self._idle.get_nowait())
 
     def _request(self, body: str, timeout_s: float, cancelled: threading.Event) -> Any:
         process = self._take()
