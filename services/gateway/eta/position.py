@@ -31,19 +31,15 @@ class QueuedJob(Struct, frozen=True):
 class QueuePosition(Struct, frozen=True):
     """Where a job stands in the queue of its model.
 
-    ``waiting_by_priority`` counts the jobs of each priority that wait before this one.
-    ``requeued`` counts jobs that were delivered before and will be redelivered, which come first.
-    ``is_delivered``: this job itself was delivered; it starts in a moment or is redelivered.
+    ``waiting`` counts the jobs that wait before this one. ``requeued`` counts jobs that were
+    delivered before and will be redelivered, which come first. ``is_delivered``: this
+    job itself was delivered; it starts in a moment or is redelivered.
     """
 
     model: ModelConsumers
-    waiting_by_priority: dict[str, int]
+    waiting: int
     requeued: int = 0
     is_delivered: bool = False
-
-    @property
-    def waiting(self) -> int:
-        return sum(self.waiting_by_priority.values())
 
     @property
     def ahead(self) -> int:
@@ -112,8 +108,8 @@ def position_of(
     it was delivered itself."""
     higher = _waiting_with_higher_priority(model, priority)
     if between is None:
-        return QueuePosition(model, {**higher, priority: 0}, is_delivered=True)
-    return QueuePosition(model, {**higher, priority: between}, requeued)
+        return QueuePosition(model, higher, is_delivered=True)
+    return QueuePosition(model, higher + between, requeued)
 
 
 def count_between(
@@ -132,9 +128,9 @@ def higher_than(priority: str) -> Sequence[str]:
     return subjects.PRIORITIES[: subjects.PRIORITIES.index(priority)]
 
 
-def _waiting_with_higher_priority(model: ModelConsumers, priority: str) -> dict[str, int]:
-    return {
-        name: model.by_priority[name].num_pending or 0
+def _waiting_with_higher_priority(model: ModelConsumers, priority: str) -> int:
+    return sum(
+        model.by_priority[name].num_pending or 0
         for name in higher_than(priority)
         if name in model.by_priority
-    }
+    )
