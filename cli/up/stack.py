@@ -40,7 +40,7 @@ GATEWAY_STOP_S, INFERER_STOP_S, NATS_STOP_S = 7.0, 16.0, 5.0
 LONGEST_GRACE_S = 10.0
 
 SILENT_S = 1.0
-"""How long a shutdown may take before it is said why."""
+"""How long the inferers may take to end before the reason is logged."""
 
 POLL_S = 0.1
 

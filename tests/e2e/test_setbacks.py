@@ -1,4 +1,4 @@
-"""A job that is silent because it waits for another attempt: a person at a terminal is told so."""
+"""A job that waits for another attempt: a command on a terminal says why nothing comes."""
 
 import signal
 from pathlib import Path
@@ -28,7 +28,7 @@ def _said(shown: Terminal) -> str:
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
 def test_an_inferer_that_was_killed(stack: Stack, tiny_model: Path, flags: tuple[str, ...]) -> None:
-    """It is said what the job waits for, and that it has come."""
+    """The command says what the job waits for, and when the next attempt starts."""
     job_id = stack.submit(prompt="go on", **LONG)
     stack.wait_for_state(job_id, "STARTED")
     with terminal("follow", job_id, "--url", stack.url, *flags) as shown:

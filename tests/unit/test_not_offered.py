@@ -1,4 +1,4 @@
-"""What a client is told that uses a path which does not exist."""
+"""The errors for paths that do not exist."""
 
 import ast
 import asyncio

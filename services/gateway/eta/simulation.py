@@ -26,8 +26,8 @@ MAX_ROUNDS = 8
 """Of arrivals while earlier arrivals are served: if more come than can be served, it never ends."""
 
 MOST_FOLLOWED = 64
-"""Ends and begins of jobs that are simulated after the last job of a queue that matters has begun.
-What runs then is assumed to go on as it does."""
+"""How many starts and ends of jobs are simulated after the last wanted job has begun. From then on,
+what runs is assumed to go on as it does."""
 
 STEPS_AT_ONCE = 20
 """Before the event loop has its turn. Each takes about a tenth of a millisecond, and several times

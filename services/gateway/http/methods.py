@@ -24,8 +24,8 @@ def allowed_methods(scope: Scope) -> str:
 
 
 def path_error(scope: HTTPScope, allowed: str = "") -> str:
-    """Why there is nothing at the path of this request, or, if there are ``allowed`` methods, none
-    for its method; and what to use instead."""
+    """Why this request has no route, and what to use instead: its path does not exist, or only has
+    the ``allowed`` methods."""
     method, path = scope["method"], scope["path"][:MAX_QUOTE_CHARS]
     if (why := why_not_offered(scope["path"])) is not None:
         return f"{method} {path} is not offered: {why}"

@@ -23,8 +23,8 @@ LEAST_MEASURED = 8
 FIRST_CHUNK = 16
 """Tokens, before anything has been measured."""
 LEAST_PART = 32
-"""Tokens of a prompt that come after those of another prompt in a batch, unless they are its last
-ones. llama.cpp reads all weights once more for each part of another length."""
+"""The fewest tokens of a prompt that are added to a batch after another prompt, unless they are its
+last ones. llama.cpp reads all weights once more for each part of another length."""
 TURN_S = 0.2
 """How long the sequences of one adapter are computed while those of another wait. A change takes
 about half the time of a token, which is to be little of it (decision 49)."""

@@ -2,8 +2,8 @@
 
 _TEXT_ONLY = "Sluice serves models for text only"
 _NO_FILES = (
-    "Sluice stores no files; send each request by itself, with `background` to /v1/responses or to "
-    "/jobs, with `priority: low` if others may go first"
+    "Sluice stores no files; send each request by itself, to /jobs or, with `background`, to "
+    "/v1/responses; with `priority: low`, other jobs go first"
 )
 _NO_AGENTS = "Sluice runs no agents; use /v1/responses or /v1/chat/completions with `tools`"
 _NO_ACCOUNTS = "Sluice has no accounts"
@@ -49,7 +49,7 @@ NOT_OFFERED = {
 
 
 def why_not_offered(path: str) -> str | None:
-    """Why there is no ``path`` of OpenAI's API; None if it is none of that API."""
+    """Why ``path`` of OpenAI's API is not offered; None for any other path."""
     parts = path.removeprefix("/v1/").split("/")
     for length in (2, 1):
         if (why := NOT_OFFERED.get("/".join(parts[:length]))) is not None:
