@@ -13,6 +13,9 @@ import pytest
 from tests.support.command_line import sluice
 from tests.support.processes import PATIENCE_S, Stack, eventually
 
+LONG: dict[str, Any] = {"prompt": "go on", "n": 8, "ignore_eos": True}
+"""Runs longer than any of these tests."""
+
 
 @pytest.fixture(scope="module")
 def listed_stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Stack]:
@@ -57,7 +60,7 @@ def make_jobs(stack: Stack) -> dict[str, str]:
     }
     for job_id in ids.values():
         stack.wait_for_end(job_id)
-    ids["running"] = stack.submit(prompt="go on", ignore_eos=True, metadata={"user": "u1"})
+    ids["running"] = stack.submit(**LONG, metadata={"user": "u1"})
     stack.wait_for_state(ids["running"], "STARTED")
     ids["revoked"] = stack.submit(prompt="x", max_tokens=1)
     stack.http.delete(f"/jobs/{ids['revoked']}").raise_for_status()
@@ -117,7 +120,7 @@ def test_a_job_is_listed_as_soon_as_it_is_accepted(listed_stack: Stack) -> None:
 
 def test_a_job_whose_deadline_has_passed_is_not_listed_as_waiting(listed_stack: Stack) -> None:
     """Whether or not anybody asked for its status."""
-    running = listed_stack.submit(prompt="go on", ignore_eos=True)
+    running = listed_stack.submit(**LONG)
     job_id = listed_stack.submit(prompt="x", timeout_s=0.5)
 
     def has_expired() -> bool:
@@ -139,7 +142,7 @@ def test_jobs_that_wait_have_the_position_and_eta_of_their_status(
         stack.wait_until_served("tiny")
         ended = stack.submit(prompt="x", max_tokens=100)
         stack.wait_for_end(ended)
-        running = [stack.submit(prompt="go on", ignore_eos=True) for _ in range(slots)]
+        running = [stack.submit(**LONG) for _ in range(slots)]
         for job_id in running:
             stack.wait_for_state(job_id, "STARTED")
         waiting = [
