@@ -28,7 +28,7 @@ class StrictRequest(Request[Any, Any, Any]):
             RequestTooLarge: it has more than ``request_max_body_size`` bytes.
         """
         encoding = self.headers.get("content-encoding", "identity")
-        if encoding != "identity":
+        if encoding.lower() != "identity":
             raise InvalidRequest(
                 f"Content-Encoding: {encoding[:MAX_QUOTE_CHARS]} is not supported; send the body "
                 "uncompressed",
