@@ -25,6 +25,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 VARIABLE = re.compile(
     r"[0-9a-f]{8}-[0-9a-f-]{27}"  # an id of a job
     r"|\b[A-Za-z0-9]{22}\b"  # of a service
+    r"|\d{4}-\d\d-\d\dT[\d:.]+Z?"
     r"|never|(?<![A-Za-z])\d[\d.,:]*(?:\s?(?:[KMG]i)?B\b|[µmn]?s\b)?"
 )
 

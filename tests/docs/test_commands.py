@@ -37,6 +37,12 @@ def shell(
 
 
 @pytest.mark.timeout(600)
+def test_output_is_compared_whatever_the_time_is() -> None:
+    shown = ["queued at  2026-11-25T02:42:54.107348Z, 3 s ago"]
+    assert shows("queued at  2026-11-28T10:20:09.447936Z, 12 s ago", shown)
+    assert not shows("queued at  2026-11-28T10:20:09.447936Z, just now", shown)
+
+
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if RUN[page]],
