@@ -1,6 +1,7 @@
 """What gateways observe of jobs that run and have run."""
 
-from collections.abc import Collection, Generator
+import asyncio
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import Simulation, Slot, Waiting
+from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
@@ -47,17 +48,8 @@ def result(
 
 def done_s(simulation: Simulation, job: int, behind: int = 0) -> Floats:
     """Seconds until a job that has begun is done, in each draw."""
-    found: Floats = result_of(simulation.follow([job], behind))[0]
+    found: Floats = asyncio.run(in_turns(simulation.follow([job], behind)))[0]
     return found
-
-
-def result_of(steps: Generator[None, None, Floats]) -> Floats:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found: Floats = end.value
-            return found
 
 
 def entry(*jobs: RunningJob, **reported: Any) -> InfererEntry:
@@ -333,7 +325,7 @@ def test_one_run_finds_the_same_for_all_jobs_as_a_run_for_each(slots: int, behin
 
     def run(wanted: Collection[int]) -> Floats:
         simulation = Simulation(service_time, [Slot("i")] * slots, now, SHARED)
-        return result_of(simulation.run(line, wanted, behind))
+        return asyncio.run(in_turns(simulation.run(line, wanted, behind)))
 
     together = run(range(len(line)))
     assert numpy.isfinite(together).all()
@@ -346,7 +338,8 @@ def test_a_job_that_runs_is_not_delayed_by_those_that_overtake_others() -> None:
     for per_s in (0.0, 2.0):
         simulation = Simulation(learned(), [Slot("i")], datetime.now(UTC), {})
         line = [Waiting(WORK, {"high": per_s})] * 2
-        first, second = numpy.median(result_of(simulation.run(line, [0, 1], behind=0)), axis=1)
+        done = asyncio.run(in_turns(simulation.run(line, [0, 1], behind=0)))
+        first, second = numpy.median(done, axis=1)
         assert abs(first - 1.1) < 0.1
         assert (second > 2.4) == (per_s > 0)
 

@@ -17,7 +17,7 @@ LONGEST_SOURCE = 32
 """A sequence is always copied as a whole, but only if it has at most this many times as many
 tokens as are wanted. Copying a token takes a hundredth of the time of computing it."""
 MOST_AHEAD = 0.5
-"""The part of host memory for states whose slots still hold them."""
+"""The share of the capacity for states that are saved while their slots still hold them."""
 MOST_MOVED = 2048
 """Tokens that are moved to another slot at once: about 40 ms with SmolLM2-135M."""
 
