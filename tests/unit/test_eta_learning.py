@@ -13,6 +13,7 @@ from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
 from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
+from shared.broker.inferers import Live
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
@@ -69,7 +70,7 @@ def entry(*jobs: RunningJob, **reported: Any) -> InfererEntry:
 
 
 def running(jobs: RunningJobs, *entries: InfererEntry) -> dict[str, RunningAttempt]:
-    return jobs.running_on(entries, datetime.now(UTC))
+    return jobs.running_on([Live(one, ago(0)) for one in entries], datetime.now(UTC))
 
 
 def started(at: str, attempt: int = 1) -> StateEvent:
@@ -235,9 +236,9 @@ def test_several_answers_take_several_times_as_long(n: int) -> None:
 
     for _ in range(2):
         assert abs(takes_s() - took_s) < 0.1 * took_s
-        half = RunningAttempt("x", 1, "i", ago(took_s / 2), work, tokens=50 * n // 2)
+        half = RunningAttempt("x", 1, "i", ago(took_s / 2), work, 50 * n // 2, ago(0))
         assert abs(takes_s(half) - took_s / 2) < 0.2 * took_s
-        late = RunningAttempt("x", 1, "i", ago(2 * took_s), work, tokens=100 * n - 1)
+        late = RunningAttempt("x", 1, "i", ago(2 * took_s), work, 100 * n - 1, ago(0))
         assert takes_s(late) < 3.0
         other = Choice(text="", finish_reason="stop", completion_tokens=50)
         one = msgspec.structs.replace(
@@ -288,14 +289,43 @@ def test_jobs_on_one_inferer_share_its_time(delay_ms: float) -> None:
 
 
 def test_a_job_that_has_run_alone_is_slowed_down_by_the_next() -> None:
-    """After 0.6 s of 1.1 a second one comes: half a second more takes 0.75."""
+    """After 0.6 s of 1.1 a second one comes: half a second more takes 0.75, after its prompt."""
     service_time, now = learned(), datetime.now(UTC)
-    attempt = RunningAttempt("x", 1, "i", timestamp(now - timedelta(seconds=0.6)), WORK, 25)
-    for jobs, left_s in ((0, 0.5), (1, 0.75)):
+    attempt = RunningAttempt("x", 1, "i", ago(0.6), WORK, 25, timestamp(now))
+    for jobs, left_s in ((0, 0.5), (1, 0.85)):
         simulation = Simulation(service_time, [Slot("i", attempt), Slot("i")], now, SHARED)
         for _ in range(jobs):
             simulation.serve(WORK)
         assert abs(numpy.median(done_s(simulation, 0)) - left_s) < 0.15
+
+
+def test_jobs_that_will_come_share_the_inferer() -> None:
+    """Where a job has a slot for itself, nothing changes. Otherwise it ends later, and how much is
+    uncertain."""
+    service_time, now = learned(), datetime.now(UTC)
+    for slots, most_s in ((1, 1.1), (2, 1.7)):
+        expected_s = []
+        for per_s in (0.0, 0.5, 50.0):
+            simulation = Simulation(service_time, [Slot("i")] * slots, now, SHARED, per_s)
+            done = done_s(simulation, simulation.serve(WORK))
+            expected_s.append(float(done.mean()))
+        alone_s, shared_s, full_s = expected_s
+        assert abs(alone_s - 1.1) < 0.1
+        assert abs(full_s - most_s) < 0.15
+        assert shared_s == alone_s if slots == 1 else alone_s < shared_s < full_s
+
+
+def test_the_duration_of_unknown_jobs_is_uncertain() -> None:
+    """Half of them have 10 tokens, half 90: 0.3 and 1.9 s. A few may all be long, many are not."""
+    service_time = ServiceTime()
+    for tokens in (10, 90) * 20:
+        service_time.observe(result(0.1 + tokens / 50, tokens=tokens))
+    for count, spread in ((1, 0.73), (100, 0.073)):
+        simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+        simulation.serve_typical(count)
+        waited_s = simulation.next_free_s
+        assert abs(waited_s.mean() - 1.1 * count) < 0.2 * count
+        assert abs(waited_s.std() / waited_s.mean() - spread) < 0.25 * spread
 
 
 def test_jobs_of_higher_priority_that_will_come_are_expected() -> None:

@@ -111,6 +111,21 @@ def sizes(batch: list[Chunk[Work]]) -> dict[Work, int]:
     return {chunk.sequence: chunk.size for chunk in batch}
 
 
+def test_the_first_step_of_another_number_is_not_measured() -> None:
+    """A job has just ended then, and the next one is being prepared, which takes the CPU."""
+    scheduler = scheduler_of([], slots=2)
+    for _ in range(ENOUGH):
+        for answer_tokens in (3, 4):  # both, both, one
+            scheduler.add(Work(1, answer_tokens))
+        while not scheduler.is_idle:
+            compute(scheduler)
+    assert list(scheduler.step_times.seconds) == [2]
+    scheduler.add(Work(1, ENOUGH + 2))
+    while not scheduler.is_idle:
+        compute(scheduler)
+    assert list(scheduler.step_times.seconds) == [2, 1]
+
+
 def test_a_prompt_longer_than_a_batch_is_split() -> None:
     """Every token once and in order; an output only after the last one."""
     work = Work(2 * BATCH_TOKENS + 3)

@@ -221,7 +221,12 @@ class Forecast:
             return Estimate(progress=progress)
         (entry,) = (entry for entry in entries if entry.id == attempt.inferer)
         slots = [slot for slot in _slots(entry, attempts.values()) if slot.attempt != attempt]
-        simulation = self._new_simulation(service_time, [Slot(entry.id, attempt), *slots], [entry])
+        simulation = self._new_simulation(
+            service_time,
+            [Slot(entry.id, attempt), *slots],
+            [entry],
+            self._arrivals_per_s(token_of(job.model)) / len(entries),
+        )
         waiting = 0 if model is None else model.waiting // len(entries)
         (done_s,) = await in_turns(simulation.follow([0], waiting))
         return Estimate(progress=progress, eta=self._eta(done_s, job.deadline))
@@ -250,7 +255,9 @@ class Forecast:
         slots = [slot for entry in entries for slot in _slots(entry, attempts.get(entry.id, ()))]
         if not slots:
             return None
-        simulation = self._new_simulation(service_time, slots, entries)
+        simulation = self._new_simulation(
+            service_time, slots, entries, self._arrivals_per_s(model.token)
+        )
         simulation.serve_typical(unreported)
         return simulation
 
@@ -260,10 +267,18 @@ class Forecast:
         return service_time
 
     def _new_simulation(
-        self, service_time: ServiceTime, slots: list[Slot], entries: Iterable[InfererEntry]
+        self,
+        service_time: ServiceTime,
+        slots: list[Slot],
+        entries: Iterable[InfererEntry],
+        arrivals_per_s: float,
     ) -> Simulation:
         slowdowns = {entry.id: entry.slowdowns for entry in entries}
-        return Simulation(service_time, slots, self._broker.now(), slowdowns)
+        now = self._broker.now()
+        return Simulation(service_time, slots, now, slowdowns, arrivals_per_s)
+
+    def _arrivals_per_s(self, model: str) -> float:
+        return self._waiting_jobs.arrivals.per_s(model, subjects.PRIORITIES)
 
     def _count_unreported(self, model: ModelConsumers) -> int:
         """Jobs in flight that no inferer reports: they are starting, or will be redelivered."""
@@ -275,7 +290,7 @@ class Forecast:
         return self._count_unreported(model) if self._running.quiet_s > QUIET_S else 0
 
     def _running_attempts(self, model: str) -> dict[str, RunningAttempt]:
-        return self._running.running_on(self._fleet.inferers(model), self._broker.now())
+        return self._running.running_on(self._fleet.live(model), self._broker.now())
 
     def _eta(self, done_s: Floats, deadline: datetime | None) -> Eta:
         """The quantiles of ``done_s``; never later than the job's deadline, which ends the job."""

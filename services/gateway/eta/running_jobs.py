@@ -8,9 +8,9 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from shared.broker.inferers import Live
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire.events import StateEvent
-from shared.wire.inferers import InfererEntry
 from shared.wire.requests import Work
 
 MAX_REMEMBERED = 1000
@@ -27,7 +27,7 @@ EVERY_ATTEMPT: Order = (math.inf, "")
 
 class RunningAttempt(Struct, frozen=True):
     """One attempt that runs now, the job's first, second and so on by its ``number``; ``tokens`` is
-    how many its inferer last reported."""
+    how many its inferer had computed at its last heartbeat."""
 
     job_id: str
     number: int
@@ -35,6 +35,7 @@ class RunningAttempt(Struct, frozen=True):
     started_at: str
     work: Work | None
     tokens: int = 0
+    heartbeat_at: str | None = None
 
     @property
     def order(self) -> Order:
@@ -43,6 +44,11 @@ class RunningAttempt(Struct, frozen=True):
     def elapsed_s(self, now: datetime) -> float:
         """Seconds since the start; ``now`` is the broker's time, like ``started_at``."""
         return milliseconds_between(self.started_at, timestamp(now)) / 1000
+
+    def since_heartbeat_s(self, now: datetime) -> float:
+        """Seconds since the last heartbeat; since the start before the first."""
+        since = self.heartbeat_at or self.started_at
+        return milliseconds_between(since, timestamp(now)) / 1000
 
 
 class RunningJobs:
@@ -93,12 +99,10 @@ class RunningJobs:
         self._ended[job_id] = max(last, self._ended.get(job_id, NO_ATTEMPT))
         _discard_oldest(self._ended)
 
-    def running_on(
-        self, entries: Iterable[InfererEntry], now: datetime
-    ) -> dict[str, RunningAttempt]:
+    def running_on(self, inferers: Iterable[Live], now: datetime) -> dict[str, RunningAttempt]:
         """The attempts that run on these inferers, by job id; ``now`` is the broker's time."""
         running: dict[str, RunningAttempt] = {}
-        for entry in entries:
+        for entry, heartbeat_at in ((one.entry, one.heartbeat_at) for one in inferers):
             for job in entry.jobs:
                 reported = RunningAttempt(
                     job.id,
@@ -107,6 +111,7 @@ class RunningJobs:
                     job.started_at,
                     job.work,
                     job.completion_tokens,
+                    heartbeat_at,
                 )
                 if reported.order > self._ended.get(job.id, NO_ATTEMPT):
                     running[job.id] = reported

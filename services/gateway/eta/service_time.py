@@ -61,6 +61,8 @@ class ServiceTime:
         """What the self-tests of live inferers measured, or their last jobs."""
         self._prompts: deque[tuple[int, int]] = deque(maxlen=MAX_SAMPLES)
         self._works: deque[Work] = deque(maxlen=MAX_SAMPLES)
+        self._tokens: deque[tuple[int, int]] = deque(maxlen=MAX_SAMPLES)
+        """Computed ones of the prompt, and those of the answers."""
         self._residuals: deque[float] = deque(PRIOR_RESIDUALS, maxlen=MAX_SAMPLES)
         # Computed from the above on first use, and dropped with the next sample.
         self._prompt_line: tuple[float, float] | None = None
@@ -108,6 +110,7 @@ class ServiceTime:
         self._prompt_line = self._residual_array = None
         self._works.append(work)
         self._prompts.append((work.prompt_bytes, usage.computed_tokens))
+        self._tokens.append((usage.computed_tokens, usage.completion_tokens))
         for choice in result.choices:
             was_cut = choice.finish_reason == "length"
             self.lengths.observe(work, choice.completion_tokens, was_cut)
@@ -155,7 +158,7 @@ class ServiceTime:
         return max(intercept + slope * prompt_bytes, 1.0)
 
     def typical_work(self) -> Work:
-        """A request like the recent ones, for jobs whose size is not known."""
+        """A request like the recent ones."""
         if not self._works:
             return ASSUMED_WORK
         return Work(
@@ -164,6 +167,17 @@ class ServiceTime:
             task=self._works[-1].task,
             n=int(numpy.median([work.n for work in self._works])),
         )
+
+    def sample_tokens(self, random: numpy.random.Generator, draws: int) -> tuple[Floats, Floats]:
+        """Tokens to compute of prompts, and tokens of answers, of requests like the recent ones,
+        for jobs whose size is not known."""
+        if not self._tokens:
+            prompt_tokens = self.prompt_tokens(ASSUMED_WORK.prompt_bytes)
+            tokens = self.lengths.sample(ASSUMED_WORK, 0, 1 - random.random(draws))
+            return numpy.full(draws, prompt_tokens), tokens
+        which = random.integers(0, len(self._tokens), draws)
+        prompt_tokens, tokens = numpy.array(self._tokens, dtype=float)[which].T
+        return prompt_tokens, tokens
 
     def sample_residuals(self, random: numpy.random.Generator, draws: int) -> Floats:
         """Factors, actual over expected time, drawn from those of recent jobs."""

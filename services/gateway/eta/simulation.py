@@ -7,11 +7,11 @@ from datetime import datetime
 
 import numpy
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt
 from services.gateway.eta.service_time import ServiceTime
+from services.gateway.eta.time_sharing import Ints, TimeSharing
 from shared.wire.requests import Work
 
 DRAWS = 200
@@ -19,8 +19,9 @@ SEED = 1
 """Fixed, so that two estimates of the same queue agree."""
 ALL_DRAWS = numpy.arange(DRAWS)
 HALF = 0.5**0.5
-LEAST = 1e-9
-"""In place of 0, for a job that has not ended."""
+NO_JOB = -1
+LEAST_VARIANCE = 1e-6
+"""Of the durations of typical jobs, relative to their mean."""
 
 MAX_ROUNDS = 8
 """Of arrivals while earlier arrivals are served: if more come than can be served, it never ends."""
@@ -32,8 +33,6 @@ what runs is assumed to go on as it does."""
 STEPS_AT_ONCE = 20
 """Before the event loop has its turn. Each takes about a tenth of a millisecond, and several times
 as long on a busy machine."""
-
-Ints = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,8 @@ class Waiting(Struct, frozen=True):
 
 
 class Simulation:
-    """A Monte Carlo simulation: each draw gives every answer a length from the distribution.
-
-    Jobs on one inferer share its time: while n of them run, the prompt of each takes n times as
-    long as alone, and each token as many times as long as the inferer reports for n. So when a job
-    begins or ends, the ends of the others on the same inferer change.
-    """
+    """A Monte Carlo simulation: each draw gives every answer a length from the distribution. Jobs
+    on one inferer share its time (`TimeSharing`)."""
 
     def __init__(
         self,
@@ -68,9 +63,11 @@ class Simulation:
         slots: list[Slot],
         now: datetime,
         slowdowns: Mapping[str, Sequence[float]],
+        arrivals_per_s: float = 0.0,
     ) -> None:
         """``slots`` must not be empty, and ``service_time`` needs at least one sample; ``now`` is
-        the broker's time. ``slowdowns``: those of each `InfererEntry`, by its id."""
+        the broker's time. ``slowdowns``: those of each `InfererEntry`, by its id.
+        ``arrivals_per_s``: how many jobs come for these slots on average."""
         self._service_time = service_time
         self._random = numpy.random.default_rng(SEED)
         # What makes one job slow, a busy machine, also slows the next one: half of the residual is
@@ -82,29 +79,17 @@ class Simulation:
 
         names = {name: at for at, name in enumerate(dict.fromkeys(s.inferer for s in slots))}
         self._inferer = numpy.array([names[slot.inferer] for slot in slots])
-        sizes = numpy.bincount(self._inferer)
-        self._most = int(sizes.max())
-        # One row more than there are slots, which stays free, stands for the missing slots of
-        # smaller inferers.
-        shape = (len(slots) + 1, DRAWS)
-        self._slots_of = numpy.full((len(names), self._most), len(slots))
-        for inferer, size in enumerate(sizes):
-            self._slots_of[inferer, :size] = numpy.flatnonzero(self._inferer == inferer)
-        self._slowdown = numpy.array(
-            [_slowdowns(slowdowns.get(name, ()), self._most) for name in names]
-        )
+        self._sizes = numpy.bincount(self._inferer)
+        most = int(self._sizes.max())
+        self._slowdown = numpy.array([_slowdowns(slowdowns.get(name, ()), most) for name in names])
+        self._time = TimeSharing(self._inferer, self._slowdown, DRAWS)
+        # Where no job runs beside another, those that come later change nothing.
+        self._arrivals_per_s = arrivals_per_s if most > 1 else 0.0
         self._now_s = numpy.zeros(DRAWS)
         """When the last job began: those that wait begin in their order."""
-        self._jobs = numpy.zeros((len(names), DRAWS), dtype=int)
-        """How many run on each inferer."""
         self._free = numpy.full(DRAWS, len(slots))
-        self._prompt_s, self._answer_s = numpy.zeros(shape), numpy.zeros(shape)
-        """What the job in each slot takes alone."""
-        self._left, self._since_s = numpy.zeros(shape), numpy.zeros(shape)
-        """The share of it that was left at a time; 0 if the slot is free."""
-        self._end_s = numpy.full(shape, numpy.inf)
-        """When it ends if no other begins or ends."""
-        self._number = numpy.zeros(shape, dtype=int)
+        shape = (len(slots), DRAWS)
+        self._number = numpy.full(shape, NO_JOB)
         """Of the job in each slot. Those that run come first, then jobs as they begin."""
         self._done_s = numpy.empty((0, DRAWS))
         """When each job was done, by its number."""
@@ -115,30 +100,16 @@ class Simulation:
         """The same when the job in each slot began."""
         self._overtaken_until_s: dict[str, Floats] = {}
         """Up to when the jobs that come and overtake others were served, by priority."""
-
-        running = [at for at, slot in enumerate(slots) if slot.attempt is not None]
-        jobs = numpy.bincount(self._inferer[running], minlength=len(names))
-        for at in running:
-            attempt = slots[at].attempt
-            assert attempt is not None
-            remaining = self._remaining_s(at, attempt, int(jobs[self._inferer[at]]), now)
-            self._prompt_s[at], self._answer_s[at] = remaining
-            self._number[at] = self._new_number()
-        beside = jobs[self._inferer[running]][:, None]
-        self._jobs += jobs[:, None]
-        self._free -= len(running)
-        self._left[running] = 1.0
-        self._end_s[running] = numpy.maximum(
-            beside * self._prompt_s[running]
-            + numpy.take_along_axis(self._slowdown[self._inferer[running]], beside - 1, axis=1)
-            * self._answer_s[running],
-            LEAST,
-        )
+        for at, slot in enumerate(slots):
+            if slot.attempt is not None:
+                beside = [one.attempt for one in slots if one.inferer == slot.inferer]
+                left_s = self._left_s(at, slot.attempt, [one for one in beside if one], now)
+                self._begin(numpy.full(DRAWS, at), ALL_DRAWS, *left_s)
 
     @property
     def next_free_s(self) -> Floats:
         """Seconds until some slot is free, in each draw."""
-        next_end_s = self._end_s.min(axis=0)
+        next_end_s = self._time.end_s.min(axis=0)
         free_s: Floats = numpy.where(self._free > 0, self._now_s, next_end_s)
         return free_s
 
@@ -147,89 +118,120 @@ class Simulation:
     ) -> Generator[None, None, Floats]:
         """Serve the jobs of ``line``, behind which ``behind`` others wait, in steps. Returns the
         seconds until those at ``wanted`` are done, a row for each."""
+        next_arrival_s = numpy.full(DRAWS, 0.0 if self._arrivals_per_s else numpy.inf)
         jobs: list[int] = []
         for at, job in enumerate(line):
             self.serve_typical(job.unknown_before)
             self.serve_arrivals(job.overtaking)
-            number = self.serve(job.work or self._service_time.typical_work())
+            number = self.serve(job.work)
             if at in wanted:
                 jobs.append(number)
-            left = len(line) - at - 1
-            if len(jobs) == len(wanted) and self._are_settled(jobs, left + behind):
+            waiting = numpy.full(DRAWS, len(line) - at - 1 + behind)
+            if len(jobs) == len(wanted) and self._are_settled(jobs, waiting, next_arrival_s):
                 break
             yield
         return (yield from self.follow(jobs, behind))
 
     def follow(self, jobs: Sequence[int], behind: int) -> Generator[None, None, Floats]:
-        """Go on until ``jobs``, which have begun, are done, while ``behind`` jobs that wait take
-        the slots that become free; in steps. Returns the seconds until each is done."""
+        """Go on until ``jobs``, which have begun, are done, while ``behind`` jobs that wait, and
+        those that come, take the slots that are free; in steps. Returns the seconds until each is
+        done."""
+        waiting = numpy.full(DRAWS, behind)
+        next_arrival_s = numpy.full(DRAWS, numpy.inf)
+        if self._arrivals_per_s:
+            waiting += self._random.poisson(self._arrivals_per_s * self._now_s)
+            next_arrival_s = self._now_s + self._sample_gap_s()
         for _ in range(MOST_FOLLOWED):
-            if self._are_settled(jobs, behind):
+            if self._are_settled(jobs, waiting, next_arrival_s):
                 break
-            if behind:
-                behind -= 1
-                self.serve(self._service_time.typical_work())
-            else:
-                self._end_first()
+            begins = (waiting > 0) & (self._free > 0)
+            end_s = self._time.end_s.min(axis=0)
+            arrives = ~begins & (next_arrival_s < end_s)
+            ends = ~begins & ~arrives & numpy.isfinite(end_s)
+            if self._arrivals_per_s:
+                self._now_s = numpy.where(arrives, next_arrival_s, self._now_s)
+                next_arrival_s = numpy.where(
+                    arrives, next_arrival_s + self._sample_gap_s(), next_arrival_s
+                )
+                waiting += arrives
+                begins |= arrives & (self._free > 0)
+            self._end_first(numpy.flatnonzero(ends & (waiting == 0)))
+            begins |= ends & (waiting > 0)
+            waiting -= begins
+            self._serve(None, numpy.flatnonzero(begins))
             yield
-        self._note_end(*numpy.nonzero(self._left))
+        self._note_end(*numpy.nonzero(self._number != NO_JOB))
         done_s: Floats = self._done_s[jobs]
         return done_s
 
-    def _are_settled(self, jobs: Sequence[int], waiting: int) -> bool:
+    def _are_settled(self, jobs: Sequence[int], waiting: Ints, next_arrival_s: Floats) -> bool:
         """Whether no other job begins or ends beside one of ``jobs`` before that is done, while so
-        many are ``waiting``."""
-        if waiting and self._free.any():
+        many are ``waiting`` in each draw and the next one comes then."""
+        is_free = self._free > 0
+        if (is_free & (waiting > 0)).any():
             return False
-        first_s = self._end_s[self._slots_of].min(axis=1)
-        is_first = self._end_s[:-1] <= first_s[self._inferer]
-        is_wanted = numpy.isin(self._number[:-1], jobs) & (self._left[:-1] > 0)
-        return bool(is_first[is_wanted].all())
+        end_s = self._time.end_s
+        is_alone = ~is_free | (end_s <= next_arrival_s)
+        is_first = end_s <= self._time.first_end_s
+        return bool((is_alone & is_first)[numpy.isin(self._number, jobs)].all())
 
-    def serve(self, work: Work) -> int:
-        """Give ``work`` to the slot that is free first, on the inferer with the fewest jobs.
-        Returns the number of the job."""
-        slots = self._end_s.argmin(axis=0)
+    def serve(self, work: Work | None) -> int:
+        """Give a job to the slot that is free first, on the inferer with the fewest jobs; None
+        stands for a typical one. Returns its number."""
+        return self._serve(work, ALL_DRAWS)
+
+    def _serve(self, work: Work | None, draws: Ints) -> int:
+        """The same in some draws. The others use as many random numbers."""
+        if work is None:
+            prompt_tokens, tokens = self._service_time.sample_tokens(self._random, DRAWS)
+        else:
+            prompt_tokens = numpy.full(DRAWS, self._service_time.prompt_tokens(work.prompt_bytes))
+            tokens = self._sample_lengths(work, beyond=0)
+        residuals = self._sample_residuals()
+        slots = self._time.end_s.argmin(axis=0)
         is_full = self._free == 0
         if not is_full.all():
-            jobs = numpy.where(self._left[:-1] > 0, self._most, self._jobs[self._inferer])
-            slots = numpy.where(is_full, slots, jobs.argmin(axis=0))
-        full, others = numpy.flatnonzero(is_full), numpy.flatnonzero(~is_full)
-        self._note_end(slots[full], full)
-        self._now_s[full] = self._end_s[slots[full], full]
+            slots = numpy.where(is_full, slots, self._time.emptiest)
+        self._now_s[draws] = self.next_free_s[draws]
+        return self._begin(
+            slots[draws],
+            draws,
+            (prompt_tokens * self._prompt_token_s[slots] * residuals)[draws],
+            (tokens * self._token_s[slots] * residuals)[draws],
+        )
 
-        here = slots, ALL_DRAWS
-        prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-        tokens = self._sample_lengths(work, beyond=0)
-        residuals = self._sample_residuals()
-        self._prompt_s[here] = prompt_tokens * self._prompt_token_s[slots] * residuals
-        self._answer_s[here] = tokens * self._token_s[slots] * residuals
-        self._number[here] = number = self._new_number()
-        self._skipped_before_s[here] = self._skipped_s
-        self._set_left(slots[others], others, self._now_s[others], 1.0)
-        # Where it takes the place of another, nothing changes for the jobs beside it.
-        here = slots[full], full
-        self._left[here] = 1.0
-        self._since_s[here] = self._now_s[full]
-        durations_s = self._durations_s(self._inferer[slots[full]], here)
-        self._end_s[here] = self._now_s[full] + durations_s
+    def _begin(self, slots: Ints, draws: Ints, prompt_s: Floats, answer_s: Floats) -> int:
+        """A job begins in one slot of each of ``draws``, in place of the one that ends there, if
+        any. Returns its number."""
+        is_new = self._number[slots, draws] == NO_JOB
+        self._note_end(slots[~is_new], draws[~is_new])
+        self._free[draws] -= is_new
+        number = len(self._done_s)
+        self._done_s = numpy.vstack((self._done_s, numpy.full(DRAWS, numpy.inf)))
+        self._number[slots, draws] = number
+        self._skipped_before_s[slots, draws] = self._skipped_s[draws]
+        self._time.begin(slots, draws, self._now_s[draws], prompt_s, answer_s)
         return number
 
     def serve_typical(self, count: int | Ints) -> None:
         """Serve ``count`` jobs of unknown size, in one step; as an array, those of each draw."""
         count = numpy.maximum(count, 0)
-        if count.any():
-            work = self._service_time.typical_work()
-            prompt_tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-            tokens = self._sample_lengths(work, beyond=0).mean()
-            jobs = numpy.bincount(self._inferer)[self._inferer]
-            job_s = (
-                jobs * prompt_tokens * self._prompt_token_s
-                + self._slowdown[self._inferer, jobs - 1] * tokens * self._token_s
-            )
-            all_s = count / (1 / job_s).sum() * self._common
-            for times_s in (self._now_s, self._since_s, self._end_s, self._skipped_s):
-                times_s += all_s
+        if not count.any():
+            return
+        prompt_tokens, tokens = self._service_time.sample_tokens(self._random, DRAWS)
+        jobs = self._sizes[self._inferer]
+        slowdown = self._slowdown[self._inferer, jobs - 1]
+        job_s = numpy.outer(jobs * self._prompt_token_s, prompt_tokens) + numpy.outer(
+            slowdown * self._token_s, tokens
+        )
+        mean_s = 1 / (1 / job_s.mean(axis=1)).sum()
+        # Their sum, taken for a gamma distribution, which it nearly is.
+        variance = max(float((job_s.std(axis=1) / job_s.mean(axis=1)).max() ** 2), LEAST_VARIANCE)
+        sum_s = self._random.gamma(count / variance, variance * mean_s, DRAWS)
+        skipped_s = sum_s * self._common
+        self._now_s += skipped_s
+        self._skipped_s += skipped_s
+        self._time.skip(skipped_s)
 
     def serve_arrivals(self, per_s: Mapping[str, float]) -> None:
         """Serve the jobs of some priorities that come before the next slot is free and overtake
@@ -249,73 +251,58 @@ class Simulation:
             expected = sum(per_s.values()) * (self.next_free_s - free_s)
         self._overtaken_until_s |= dict.fromkeys(per_s, self.next_free_s)
 
-    def _end_first(self) -> None:
-        """In each draw in which a job runs, the one that is done first ends."""
-        slots = self._end_s.argmin(axis=0)
-        running = numpy.flatnonzero(numpy.isfinite(self._end_s[slots, ALL_DRAWS]))
-        self._note_end(slots[running], running)
-        self._now_s[running] = self._end_s[slots[running], running]
-        self._set_left(slots[running], running, self._now_s[running], 0.0)
+    def _end_first(self, draws: Ints) -> None:
+        """The job that is done first ends in each of ``draws``."""
+        if not draws.size:
+            return
+        slots = self._time.end_s[:, draws].argmin(axis=0)
+        self._note_end(slots, draws)
+        self._now_s[draws] = self._time.end_s[slots, draws]
+        self._number[slots, draws] = NO_JOB
+        self._free[draws] += 1
+        self._time.end(slots, draws)
 
     def _note_end(self, slots: Ints, draws: Ints) -> None:
         """Note when the jobs in ``slots`` of ``draws`` are done."""
         here = slots, draws
         skipped_s = self._skipped_s[draws] - self._skipped_before_s[here]
-        self._done_s[self._number[here], draws] = self._end_s[here] - skipped_s
+        self._done_s[self._number[here], draws] = self._time.end_s[here] - skipped_s
 
-    def _new_number(self) -> int:
-        self._done_s = numpy.vstack((self._done_s, numpy.full(DRAWS, numpy.inf)))
-        return len(self._done_s) - 1
-
-    def _set_left(self, slots: Ints, draws: Ints, at_s: Floats, left: float) -> None:
-        """A job begins (``left`` is 1) or ends (0) at ``at_s`` in one slot of each of ``draws``."""
-        if not draws.size:
-            return
-        inferer = self._inferer[slots]
-        here = (self._slots_of[inferer].T, draws)
-        done = (at_s - self._since_s[here]) / self._durations_s(inferer, here)
-        # What ends in the same moment ends next.
-        self._left[here] = numpy.where(
-            self._left[here] > 0, numpy.maximum(self._left[here] - done, LEAST), 0.0
-        )
-        self._left[slots, draws] = left
-        self._since_s[here] = at_s
-        change = 1 if left else -1
-        self._jobs[inferer, draws] += change
-        self._free[draws] -= change
-        end_s = at_s + self._left[here] * self._durations_s(inferer, here)
-        self._end_s[here] = numpy.where(self._left[here] > 0, end_s, numpy.inf)
-
-    def _durations_s(self, inferer: Ints, here: tuple[Ints, Ints]) -> Floats:
-        """How long each job ``here``, in these slots of an inferer and draws, takes as a whole
-        while as many run there as do."""
-        jobs = numpy.maximum(self._jobs[inferer, here[1]], 1)
-        answers_s = self._slowdown[inferer, jobs - 1] * self._answer_s[here]
-        durations_s: Floats = numpy.maximum(jobs * self._prompt_s[here] + answers_s, LEAST)
-        return durations_s
-
-    def _remaining_s(
-        self, slot: int, attempt: RunningAttempt, jobs: int, now: datetime
+    def _left_s(
+        self, slot: int, attempt: RunningAttempt, beside: Sequence[RunningAttempt], now: datetime
     ) -> tuple[Floats, Floats]:
-        """What is left of an attempt that runs beside others, ``jobs`` in all: the seconds that its
-        prompt and its answer would take alone, in each draw."""
+        """What is left of an attempt: the seconds that its prompt and its answer would take alone,
+        in each draw. ``beside`` are all attempts on its inferer."""
         work = attempt.work or self._service_time.typical_work()
+        prompt_s = self._prompt_s(slot, work)
         elapsed_s = attempt.elapsed_s(now)
+        generated_s, tokens = elapsed_s - prompt_s, 0
+        if attempt.tokens:
+            prompt_s, tokens = 0.0, attempt.tokens
+            generated_s = attempt.since_heartbeat_s(now)
+        # Answers wait for the prompts of jobs that began later.
+        for other in beside:
+            other_s = other.elapsed_s(now)
+            if other_s < min(elapsed_s, max(generated_s, 0.0)):
+                generated_s -= min(self._prompt_s(slot, other.work or work), other_s)
         token_s = self._token_s[slot]
-        prompt_s = self._service_time.prompt_tokens(work.prompt_bytes) * self._prompt_token_s[slot]
-        slowdown = self._slowdown[self._inferer[slot], jobs - 1]
-        so_far = max(attempt.tokens, int((elapsed_s - jobs * prompt_s) / (slowdown * token_s)), 0)
+        slowdown = self._slowdown[self._inferer[slot], len(beside) - 1]
+        so_far = tokens + int(max(generated_s, 0.0) / (slowdown * token_s))
         so_far = min(so_far, work.most_tokens - 1)
-        # What it has done would have taken less time alone.
-        alone_s = prompt_s + so_far * token_s
-        shared_s = jobs * prompt_s + so_far * slowdown * token_s
-        done_s = elapsed_s * alone_s / max(shared_s, LEAST)
         residuals = self._sample_residuals()
         lengths = self._sample_lengths(work, beyond=so_far)
-        left_s = (prompt_s + lengths * token_s) * residuals - done_s
-        prompt_left_s = max(prompt_s - done_s, 0.0)
+        prompt_left_s = max(prompt_s - elapsed_s, 0.0)
         # At least the token that is being computed.
-        return numpy.full(DRAWS, prompt_left_s), numpy.maximum(left_s - prompt_left_s, token_s)
+        answer_s = numpy.maximum((lengths - so_far) * residuals, 1.0) * token_s
+        return numpy.full(DRAWS, prompt_left_s), answer_s
+
+    def _prompt_s(self, slot: int, work: Work) -> float:
+        tokens = self._service_time.prompt_tokens(work.prompt_bytes)
+        return float(tokens * self._prompt_token_s[slot])
+
+    def _sample_gap_s(self) -> Floats:
+        """Seconds between two jobs that come."""
+        return self._random.exponential(1 / self._arrivals_per_s, DRAWS)
 
     def _sample_lengths(self, work: Work, beyond: int) -> Floats:
         """Tokens of all answers together, of which there are ``beyond``, in each draw."""

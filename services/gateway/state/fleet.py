@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from shared.broker.connection import Broker, unavailable_on_outage
 from shared.broker.consumers import ModelConsumers, ensure_consumers, read_model, read_models
-from shared.broker.inferers import find_overlaps, read_inferers
+from shared.broker.inferers import Live, find_overlaps, read_inferers
 from shared.broker.refusals import TRANSIENT
 from shared.broker.streams import Topology
 from shared.errors import InvalidRequest, TopologyError, UnknownInferer, UnknownModel
@@ -65,7 +65,7 @@ class Fleet:
         self._refreshing = asyncio.Lock()
         self.models: dict[str, ModelConsumers] = {}
         """By the model's token."""
-        self._inferers: dict[str, dict[str, InfererEntry]] = {}
+        self._live: dict[str, dict[str, Live]] = {}
         """By the model's token and their ids."""
         self._reading_queues = asyncio.Lock()
         self._next_reading: asyncio.Task[dict[str, ModelConsumers]] | None = None
@@ -83,7 +83,11 @@ class Fleet:
 
     def inferers(self, model: str) -> list[InfererEntry]:
         """Those of the model with this token."""
-        return list(self._inferers.get(model, {}).values())
+        return [one.entry for one in self.live(model)]
+
+    def live(self, model: str) -> list[Live]:
+        """The same with their heartbeats."""
+        return list(self._live.get(model, {}).values())
 
     def nearest(self, model: str, found: Sequence[str]) -> NearestInferer | None:
         """Which inferer of the model with this token has computed the longest prefix of a prompt
@@ -197,33 +201,33 @@ class Fleet:
     async def _adjust_all(self, models: dict[str, ModelConsumers]) -> None:
         """Read the entries, and adjust every consumer of ``models``, as just read, to its
         inferers."""
-        live, some_died = await read_inferers(self._broker)
-        entries: dict[str, dict[str, InfererEntry]] = {}
-        for one in live:
-            entries.setdefault(token_of(one.entry.model), {})[one.entry.id] = one.entry
-        self._note_restarts(entries)
-        for model in sorted(models.keys() | entries.keys()):
-            inferers = list(entries.get(model, {}).values())
+        found, some_died = await read_inferers(self._broker)
+        live: dict[str, dict[str, Live]] = {}
+        for one in found:
+            live.setdefault(token_of(one.entry.model), {})[one.entry.id] = one
+        self._note_restarts(live)
+        for model in sorted(models.keys() | live.keys()):
+            inferers = [one.entry for one in live.get(model, {}).values()]
             may_have_died = some_died or self._has_restarted(model)
             try:
                 await self._adjust(model, inferers, models.get(model), may_have_died)
             except TopologyError as error:
                 log.error("limit_not_set", model=model, error=error.message)
-        if entries.keys() - models.keys():
+        if live.keys() - models.keys():
             models = await read_models(self._broker)
-        self.models, self._inferers = models, entries
+        self.models, self._live = models, live
         for callback in self._on_refresh:
             callback(models)
-        await self._report_overlaps([one.entry for one in live])
+        await self._report_overlaps([one.entry for one in found])
 
-    def _note_restarts(self, entries: dict[str, dict[str, InfererEntry]]) -> None:
+    def _note_restarts(self, live: dict[str, dict[str, Live]]) -> None:
         """An inferer that was killed and starts again under its id leaves no trace in the bucket
         but another start."""
-        for model, inferers in entries.items():
-            known = self._inferers.get(model, {})
+        for model, inferers in live.items():
+            known = self._live.get(model, {})
             if any(
-                entry.id in known and known[entry.id].started_at != entry.started_at
-                for entry in inferers.values()
+                name in known and known[name].entry.started_at != one.entry.started_at
+                for name, one in inferers.items()
             ):
                 self._restarted_at[model] = time.monotonic()
 
@@ -254,8 +258,8 @@ class Fleet:
 
     def runs(self, job_id: str) -> bool:
         """Whether an inferer says in its entry that it runs the job."""
-        entries = (entry for entries in self._inferers.values() for entry in entries.values())
-        return any(job.id == job_id for entry in entries for job in entry.jobs)
+        live = (one for inferers in self._live.values() for one in inferers.values())
+        return any(job.id == job_id for one in live for job in one.entry.jobs)
 
     async def report(self) -> FleetReport:
         """Every live inferer, as it is now, with the inferers that compete for its CPUs.
@@ -344,7 +348,7 @@ class Fleet:
         return self.models.get(_token_of_valid(name)) or await self.model(name)
 
     def _only_model(self) -> str:
-        live = set(self._inferers)
+        live = set(self._live)
         if len(self._expected) > 1:
             # What a request means must not depend on which of them has an inferer at the moment.
             live |= {token_of(name) for name in self._expected}
@@ -386,10 +390,10 @@ class Fleet:
         entry = None
         if message.data:
             entry = decode_inferer_entry.read(message.data, message.subject)
-        entries = self._inferers.get(model, {})
-        known = entries.get(inferer_id)
-        if entry is not None and known is not None and _is_same(entry, known):
-            entries[inferer_id] = entry
+        live = self._live.get(model, {})
+        known = live.get(inferer_id)
+        if entry is not None and known is not None and _is_same(entry, known.entry):
+            live[inferer_id] = Live(entry, timestamp(self._broker.now()))
         else:
             self._note_change()
 

@@ -9,13 +9,14 @@ from typing import Generic, NamedTuple, TypeVar
 from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import Speculation
 from services.inferer.engine.step_times import StepTimes
+from shared.prompts_first import PROMPTS_FIRST_S
 
 MAX_PAUSE_S = 0.2
 """How long prompts hold up the next tokens of others, or a step's time if that is longer. Shorter
 chunks cost too much: the weights are read for each (decision 11)."""
-MAX_CREDIT_S = 1.0
-"""How far prompts, or sequences that generate, can be ahead of their half of the time: a second's
-worth of prompts that come together is computed at once. Not more: the machine may have slept."""
+MAX_CREDIT_S = PROMPTS_FIRST_S
+"""How far prompts, or sequences that generate, can be ahead of their half of the time. Not more:
+the machine may have slept."""
 RECENT_STEPS = 5
 """Speeds are medians of so many: one during which the machine slept does not matter."""
 LEAST_MEASURED = 8
@@ -126,6 +127,9 @@ class Scheduler(Generic[S]):
         """Whether the current batch has one sequence of several, to measure how long it takes."""
         self._batches_together = 0
         """Since the last one like that."""
+        self._generated = 0
+        """How many sequences generated in the last batch, if it had no prompts. The first step of
+        another number is slow: a job has just ended, and the next one is being prepared."""
 
     @property
     def is_idle(self) -> bool:
@@ -253,8 +257,9 @@ class Scheduler(Generic[S]):
             self._share.observe(generating, prompt_tokens, seconds, has_drafts=drafts > 0)
         if not prompt_tokens:
             self._speculation.observe(generating, drafts, seconds)
-            if not drafts:
+            if not drafts and (self._is_alone or generating == self._generated):
                 self.step_times.observe(generating, seconds)
+        self._generated = 0 if prompt_tokens else generating
         self._turn_s += seconds
         if len(self._running) > 1:
             self._add_delays(batch, generating, prompt_tokens, seconds)
