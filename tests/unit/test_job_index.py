@@ -10,6 +10,7 @@ from nats.js.api import ConsumerConfig, ConsumerInfo, SequenceInfo
 
 from services.gateway.jobs.preview import preview_of
 from services.gateway.listing.index import PAGE_BYTES, JobIndex
+from services.gateway.listing.query import Search
 from services.gateway.validation.listing import parse_query
 from shared.broker.consumers import ModelConsumers
 from shared.broker.stored_messages import StoredMessage
@@ -167,6 +168,28 @@ def test_each_filter_and_several_together(filled: Filled) -> None:
     assert filled.ids(until=second) == [done]
     assert filled.ids(state="SUCCESS", metadata={"user": "u1"}, via="cli") == [done]
     assert filled.ids(state="SUCCESS", priority="high") == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "tiny"},
+        {"priority": "high"},
+        {"inferer": "inferer-1"},
+        {"owner": "public"},
+        {"via": "http"},
+        {"model": "tiny", "priority": "high", "via": "http"},
+    ],
+)
+def test_filters_beside_a_state_read_only_the_index_of_states(
+    filled: Filled, given: dict[str, Any]
+) -> None:
+    """Looking up each job of a state, or of a priority, takes longer the more of them there are."""
+    search = Search.of(JobQuery(state="PENDING", **given), filled.index.pair)
+    for statement, values in (search.page, search.total):
+        plan = filled.index._table.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+        read = [row[3] for row in plan if row[3].startswith(("SCAN jobs", "SEARCH jobs"))]
+        assert read[-1].startswith("SEARCH jobs USING COVERING INDEX states")
 
 
 @pytest.mark.parametrize("name", ["' OR 1=1 --", "$.user", NUL, "user", "ü", "x" * 5000])

@@ -69,7 +69,7 @@ CREATE TABLE jobs (
     result INTEGER, preview TEXT NOT NULL, queue TEXT, sequence INTEGER, metadata BLOB
 ) WITHOUT ROWID;
 CREATE INDEX results ON jobs (result) WHERE result IS NOT NULL;
-CREATE INDEX states ON jobs (state);
+CREATE INDEX states ON jobs (state, id, code, model, priority, inferer, owner, via);
 CREATE INDEX models ON jobs (model);
 CREATE INDEX priorities ON jobs (priority);
 CREATE INDEX ways ON jobs (via);
@@ -316,8 +316,11 @@ class JobIndex:
         states = dict(self._table.execute("SELECT state, jobs FROM counts WHERE jobs > 0"))
         oldest = self._table.execute("SELECT min(id) FROM jobs").fetchone()[0]
         jobs = sum(states.values())
-        total = jobs
-        if not query.is_empty:
+        if query.cursor is None and not has_more:
+            total = len(shown)
+        elif query.is_empty:
+            total = jobs
+        else:
             (total,) = self._table.execute(*search.total).fetchone()
         return JobPage(
             jobs=[_listed(row) for row in shown],

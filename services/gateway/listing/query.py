@@ -24,6 +24,10 @@ SORTED_BY: dict[JobSort, str] = {
 
 SAME = ("code", "model", "priority", "inferer", "owner", "via", "retry_of")
 """Filters that compare a column."""
+COMMON = ("model", "priority", "inferer", "owner", "via")
+"""Those of them whose values many jobs may share. One alone is searched in its own index. With
+another filter, each of these jobs would be looked up in the table. That takes longer than reading
+the index of states, which has all of these columns; so `+` excludes their own indexes."""
 
 Statement = tuple[str, Sequence[Any]]
 
@@ -82,8 +86,10 @@ class Search(NamedTuple):
                 where += f" AND ({key}, id) < (?, ?)"
                 values += [cursor.key, cursor.id]
         order = "id DESC" if query.sort == "accepted" else f"{key} DESC, id DESC"
+        # The inner statement reads nothing but an index, if that has all columns of the filter.
         page = (
-            f"SELECT {', '.join(COLUMNS)}, {key} FROM jobs WHERE {where} ORDER BY {order} LIMIT ?",
+            f"SELECT {', '.join(COLUMNS)}, {key} FROM jobs WHERE id IN "
+            f"(SELECT id FROM jobs WHERE {where} ORDER BY {order} LIMIT ?) ORDER BY {order}",
             (*values, query.limit + 1),
         )
         return cls(page, total, query.sort)
@@ -97,15 +103,17 @@ def _conditions(query: JobQuery, pair: Callable[[str, str], int]) -> tuple[list[
     conditions: list[str] = []
     values: list[Any] = []
 
-    def add(condition: str, *compared: Any) -> None:
+    def add(condition: str, *given: Any) -> None:
         conditions.append(condition)
-        values.extend(compared)
+        values.extend(given)
 
+    compared = [name for name in ("state", "metadata", *SAME) if getattr(query, name) is not None]
+    plus = "+" if len(compared) > 1 else ""
     if query.state is not None:
         add(f"state IN ({', '.join('?' * len(query.state))})", *query.state)
     for name in SAME:
         if (value := getattr(query, name)) is not None:
-            add(f"{name} = ?", value)
+            add(f"{plus if name in COMMON else ''}{name} = ?", value)
     if query.id is not None:
         first, last = _id_range(query.id)
         add("id BETWEEN ? AND ?", first, last)
