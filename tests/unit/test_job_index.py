@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from nats.js.api import ConsumerConfig, ConsumerInfo, SequenceInfo
 
 from services.gateway.jobs.preview import preview_of
-from services.gateway.listing.index import PAGE_BYTES, JobIndex
+from services.gateway.listing.index import COMMON_PAIRS, PAGE_BYTES, JobIndex
 from services.gateway.listing.query import Search
 from services.gateway.validation.listing import parse_query
 from shared.broker.consumers import ModelConsumers
@@ -185,7 +185,9 @@ def test_filters_beside_a_state_read_only_the_index_of_states(
     filled: Filled, given: dict[str, Any]
 ) -> None:
     """Looking up each job of a state, or of a priority, takes longer the more of them there are."""
-    search = Search.of(JobQuery(state="PENDING", **given), filled.index.pair)
+    search = Search.of(
+        JobQuery(state="PENDING", **given), filled.index.pair, filled.index.is_common
+    )
     for statement, values in (search.page, search.total):
         plan = filled.index._table.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
         read = [row[3] for row in plan if row[3].startswith(("SCAN jobs", "SEARCH jobs"))]
@@ -261,6 +263,34 @@ def test_over_its_bound_the_oldest_finished_jobs_go_first() -> None:
     assert waiting in found
     assert found[:-1] == ended[::-1][: len(found) - 1]
     assert filled.page(metadata={"of": "all"}).total == len(found) - 1, "no more pairs than jobs"
+
+
+def test_common_metadata_is_found_like_any(filled: Filled) -> None:
+    """Alone, with other members, with other filters, in any order, on later pages."""
+    ids = []
+    for number in range(COMMON_PAIRS + 10):
+        members = {"app": "shop", "parity": number % 2, "number": number}
+        ids.append(filled.accept(metadata=msgspec.Raw(encode(members))))
+    for job_id in ids[:100]:
+        filled.end(job_id)
+    other = filled.accept(metadata=msgspec.Raw(b'{"app": "other"}'))
+    newest = ids[::-1]
+    shop = {"app": "shop"}
+    assert filled.page(metadata=shop).total == len(ids)
+    assert filled.ids(metadata=shop, limit=3) == newest[:3]
+    assert filled.ids(metadata=shop | {"number": 7}) == [ids[7]]
+    assert filled.ids(metadata={"number": 7} | shop) == [ids[7]]
+    assert filled.page(metadata=shop | {"parity": 1}).total == len(ids) // 2
+    assert filled.ids(metadata=shop, id=ids[5]) == [ids[5]]
+    assert filled.ids(metadata=shop, id=other) == []
+    for sort in ("accepted", "finished"):
+        done = filled.page(metadata=shop, state="SUCCESS", sort=sort, limit=200)
+        assert {job.id for job in done.jobs} == set(ids[:100])
+        assert done.total == 100
+        first = filled.page(metadata=shop, sort=sort, limit=100)
+        second = filled.page(metadata=shop, sort=sort, limit=100, cursor=first.cursor)
+        assert len({job.id for job in [*first.jobs, *second.jobs]}) == 200
+        assert first.total == second.total == len(ids)
 
 
 def test_large_metadata_makes_the_list_shorter() -> None:

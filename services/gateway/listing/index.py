@@ -53,6 +53,8 @@ PAGE_BYTES = 2 * 1024 * 1024
 """The maximum size of a page. With large metadata, a page has fewer jobs than its limit."""
 PRUNE_SHARE = 20
 """Over a bound, one job in this many goes at once."""
+COMMON_PAIRS = 1000
+"""As many jobs with a member of metadata are many."""
 MAX_EARLY = 10_000
 """States of jobs that have not been read yet."""
 
@@ -305,7 +307,7 @@ class JobIndex:
 
     def page(self, query: JobQuery, is_complete: bool) -> JobPage:
         """Raises: InvalidRequest: the cursor is not one of such a list."""
-        search = Search.of(query, self.pair)
+        search = Search.of(query, self.pair, self.is_common)
         shown: list[Sequence[Any]] = []
         size, has_more = 0, False
         for row in self._table.execute(*search.page):
@@ -346,6 +348,12 @@ class JobIndex:
         """The number of a member of metadata."""
         text = f"{len(name)}:{name}{value}".encode("utf-8", "surrogatepass")
         return int.from_bytes(blake2b(text, digest_size=8, key=self._key).digest(), signed=True)
+
+    def is_common(self, pair: int) -> bool:
+        """Whether many jobs have this member of metadata: to look for it in each job that matches
+        other filters takes less time then than to look up each job that has it."""
+        found = "SELECT count(*) FROM (SELECT 1 FROM pairs WHERE pair = ? LIMIT ?)"
+        return bool(self._table.execute(found, (pair, COMMON_PAIRS)).fetchone()[0] == COMMON_PAIRS)
 
     def _prune(self) -> None:
         """Over a bound, forget the oldest jobs; of those that wait or run only for the memory."""

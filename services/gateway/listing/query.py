@@ -67,15 +67,34 @@ class Search(NamedTuple):
     sort: JobSort
 
     @classmethod
-    def of(cls, query: JobQuery, pair: Callable[[str, str], int]) -> Self:
-        """``pair`` gives the number of a member of metadata.
+    def of(
+        cls,
+        query: JobQuery,
+        pair: Callable[[str, str], int],
+        is_common: Callable[[int], bool],
+    ) -> Self:
+        """``pair`` gives the number of a member of metadata, ``is_common`` whether many jobs have
+        it.
 
         Raises:
             InvalidRequest: the cursor is not one of such a list.
         """
-        conditions, values = _conditions(query, pair)
+        conditions, values = _conditions(query)
+        table = "jobs"
+        members = [pair(name, value_text(value)) for name, value in (query.metadata or {}).items()]
+        for member in members:
+            if table == "jobs" and query.sort == "accepted" and not _compared(query):
+                table, condition = "pairs", "pair = ?"
+            elif is_common(member):
+                condition = (
+                    f"EXISTS (SELECT 1 FROM pairs AS p WHERE p.pair = ? AND p.id = {table}.id)"
+                )
+            else:
+                condition = "id IN (SELECT id FROM pairs WHERE pair = ?)"
+            conditions.append(condition)
+            values.append(member)
         where = " AND ".join(conditions) or "true"
-        total = f"SELECT count(*) FROM jobs WHERE {where}", tuple(values)
+        total = f"SELECT count(*) FROM {table} WHERE {where}", tuple(values)
         key = SORTED_BY[query.sort]
         if query.cursor is not None:
             cursor = Cursor.decode(query.cursor, query.sort)
@@ -89,7 +108,7 @@ class Search(NamedTuple):
         # The inner statement reads nothing but an index, if that has all columns of the filter.
         page = (
             f"SELECT {', '.join(COLUMNS)}, {key} FROM jobs WHERE id IN "
-            f"(SELECT id FROM jobs WHERE {where} ORDER BY {order} LIMIT ?) ORDER BY {order}",
+            f"(SELECT id FROM {table} WHERE {where} ORDER BY {order} LIMIT ?) ORDER BY {order}",
             (*values, query.limit + 1),
         )
         return cls(page, total, query.sort)
@@ -99,7 +118,13 @@ class Search(NamedTuple):
         return Cursor(self.sort, None if self.sort == "accepted" else row[-1], row[0]).encode()
 
 
-def _conditions(query: JobQuery, pair: Callable[[str, str], int]) -> tuple[list[str], list[Any]]:
+def _compared(query: JobQuery) -> list[str]:
+    """The columns that are compared, but for the id."""
+    return [name for name in ("state", *SAME) if getattr(query, name) is not None]
+
+
+def _conditions(query: JobQuery) -> tuple[list[str], list[Any]]:
+    """All but those for metadata."""
     conditions: list[str] = []
     values: list[Any] = []
 
@@ -107,8 +132,7 @@ def _conditions(query: JobQuery, pair: Callable[[str, str], int]) -> tuple[list[
         conditions.append(condition)
         values.extend(given)
 
-    compared = [name for name in ("state", "metadata", *SAME) if getattr(query, name) is not None]
-    plus = "+" if len(compared) > 1 else ""
+    plus = "+" if len(_compared(query)) + bool(query.metadata) > 1 else ""
     if query.state is not None:
         add(f"state IN ({', '.join('?' * len(query.state))})", *query.state)
     for name in SAME:
@@ -121,8 +145,6 @@ def _conditions(query: JobQuery, pair: Callable[[str, str], int]) -> tuple[list[
         add("id >= ?", id_at(query.since))
     if query.until is not None:
         add("id < ?", id_at(query.until))
-    for name, value in (query.metadata or {}).items():
-        add("id IN (SELECT id FROM pairs WHERE pair = ?)", pair(name, value_text(value)))
     return conditions, values
 
 
