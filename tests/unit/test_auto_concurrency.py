@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inferer.worker.auto_concurrency import QUEUE, best_concurrency
+from services.inferer.worker.auto_concurrency import NOISE, QUEUE, best_concurrency
 
 MOST = 8
 
@@ -36,20 +36,32 @@ def test_the_jobs_of_a_queue_end_soonest_on_average() -> None:
     assert best_concurrency({1: 1.0, 2: 1.90}, 2) == 1
 
 
+@pytest.mark.parametrize("current", [1, 2, 3, 8])
+def test_a_number_that_is_nearly_the_best_is_kept(current: int) -> None:
+    """On some CPUs a step takes nearly as many times as long as it has sequences."""
+    step_s = {1: 0.0068, 2: 0.0133, 3: 0.0190, 4: 0.0235, 8: 0.0380}
+    assert best_concurrency(step_s, MOST, current) == current
+
+
+@pytest.mark.parametrize(("two_s", "best"), [(0.016, 2), (0.023, 1)])
+@pytest.mark.parametrize("current", [1, 2])
+def test_a_number_that_is_clearly_better_is_taken(two_s: float, best: int, current: int) -> None:
+    assert best_concurrency({1: 0.010, 2: two_s}, 2, current) == best
+
+
 @given(st.lists(st.floats(0.0, 1.0), min_size=MOST, max_size=MOST))
 def test_it_ends_at_a_number_that_is_not_worse_than_one(more_s: list[float]) -> None:
     """Whatever further sequences cost: what is chosen is measured, until nothing new is chosen."""
     true_s = {n: 1.0 + sum(more_s[1:n]) for n in range(1, MOST + 1)}
-    measured = {1: true_s[1]}
+    measured, best = {1: true_s[1]}, 1
     for _ in range(2 * MOST):
-        best = best_concurrency(measured, MOST)
+        best = best_concurrency(measured, MOST, best)
         measured[best] = true_s[best]
-    assert best == best_concurrency(measured, MOST)
-    assert mean_end(true_s, best) <= mean_end(true_s, 1)
-    # Of two neighbours that were measured, none is better.
-    for other in (best - 1, best + 1):
+    assert best == best_concurrency(measured, MOST, best)
+    # Of one and of the neighbours that were measured, none is better by more than the noise.
+    for other in (1, best - 1, best + 1):
         if other in measured:
-            assert mean_end(true_s, best) <= mean_end(true_s, other)
+            assert mean_end(true_s, best) <= mean_end(true_s, other) * (1 + NOISE) * (1 + 1e-9)
 
 
 def mean_end(step_s: dict[int, float], at_once: int) -> float:

@@ -13,24 +13,30 @@ from shared.logs import logger
 
 MOST = 8
 """More gain little on a CPU, and each takes the memory of a context."""
+NOISE = 0.1
+"""Measurements vary by so much. Without it, the number would change every second where several are
+nearly as good, and nobody could say when a job ends."""
 QUEUE = 16
 """How many jobs there are, in the comparison of numbers of slots."""
 
 log = logger()
 
 
-def best_concurrency(step_s: Mapping[int, float], most: int) -> int:
+def best_concurrency(step_s: Mapping[int, float], most: int, current: int = 0) -> int:
     """With how many at once the jobs of a queue end soonest on average, by the measured seconds of
     a step with so many (decision 38). What has not been measured is taken to pay until it has.
+    ``current`` stays the best while no other is better by more than `NOISE`.
 
     Of `QUEUE` equal jobs, the first n end after as many steps of n sequences as a job needs alone,
     the next n after twice as many, and so on: the best n has the earliest mean of these times.
     """
-    known = {n: seconds for n, seconds in step_s.items() if n <= most}
-    if not known:
+    mean_end_s = {n: seconds * _mean_round(n) for n, seconds in step_s.items() if n <= most}
+    if not mean_end_s:
         return most
-    best = min(known, key=lambda n: known[n] * _mean_round(n))
-    worse = min((n for n in known if n > best), default=None)
+    if current in mean_end_s:
+        mean_end_s[current] /= 1 + NOISE
+    best = min(mean_end_s, key=mean_end_s.__getitem__)
+    worse = min((n for n in mean_end_s if n > best), default=None)
     # Nothing between the two has been measured: try the middle.
     return most if worse is None else best + (worse - best) // 2
 
@@ -57,8 +63,8 @@ class AutoConcurrency:
 
     def adjust(self) -> None:
         """Have as many slots as pay. When all are busy, room for twice as many is made."""
-        best = best_concurrency(self._engine.step_s, self._most)
         before, room = self._slots.count, self._engine.slots
+        best = best_concurrency(self._engine.step_s, self._most, before)
         busy = self._slots.busy
         is_time = busy == 0 if self._grows_when_idle else busy >= room
         if best > room and is_time and not self._is_growing:
