@@ -36,8 +36,8 @@ from shared.wire.requests import Work
 from shared.wire.results import Completed, Timings, Usage
 from shared.wire.subjects import PRIORITIES
 
-SEEDS, JOBS, WARM_UP, LOAD = 6, 120, 48, 0.8
-GUESSES = 50
+SEEDS, JOBS, WARM_UP, LOAD = 3, 120, 48, 0.8
+GUESSES = 40
 HEARTBEAT_S = 1.0
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH_TOKENS = 512

@@ -18,6 +18,9 @@ MAX_SAMPLES = 200
 MIN_NOISE = 0.03
 """Standard deviation, in log time, added to the residuals: no two jobs take equally long."""
 
+PROMPT_SAMPLES = 40
+"""Of the latest jobs, whose prompts say how many tokens have to be computed: how much comes from a
+cache may change with every job."""
 SPEED_SAMPLES = 9
 """The speed of an inferer is the median of this many jobs, so that one absurd measurement, of a
 machine that was suspended during the job, does not count."""
@@ -59,7 +62,7 @@ class ServiceTime:
         self._latest: deque[Speed] = deque(maxlen=SPEED_SAMPLES)
         self._reported: dict[str, Speed] = {}
         """What the self-tests of live inferers measured, or their last jobs."""
-        self._prompts: deque[tuple[int, int]] = deque(maxlen=MAX_SAMPLES)
+        self._prompts: deque[tuple[int, int]] = deque(maxlen=PROMPT_SAMPLES)
         self._works: deque[Work] = deque(maxlen=MAX_SAMPLES)
         self._tokens: deque[tuple[int, int]] = deque(maxlen=MAX_SAMPLES)
         """Computed ones of the prompt, and those of the answers."""
