@@ -167,8 +167,9 @@ def main() -> None:
                 best.append(_judged(best_s, true_s))
         print(f"  {name}: {len(ours)} jobs waited")
         for who, judged in (("ours", ours), ("the best possible", best)):
-            errors, covered = zip(*judged, strict=True)
-            print(f"    {who:18} {spread(errors)}, {statistics.mean(covered):.0%}", flush=True)
+            errors = spread([error for error, _ in judged])
+            covered = statistics.mean(is_covered for _, is_covered in judged)
+            print(f"    {who:18} {errors}, {covered:.0%}", flush=True)
 
 
 def _judged(done_s: Iterable[float], true_s: float) -> tuple[float, bool]:
