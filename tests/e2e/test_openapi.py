@@ -1,5 +1,6 @@
 """The OpenAPI document says what the gateway does."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -95,3 +96,26 @@ def test_bounds_of_fields_that_may_be_null(document: dict[str, Any]) -> None:
     assert biases["additionalProperties"]["minimum"] == -100
     assert biases["propertyNames"] == {"pattern": "^[0-9]{1,10}$"}
     assert fields["metadata"]["oneOf"][0]["type"] == "object"
+
+
+def test_of_the_schemas_of_a_union_only_one_matches(document: dict[str, Any]) -> None:
+    """``oneOf`` refuses what two of them accept: 5 is both an integer and a number."""
+
+    def unions(node: Any) -> Iterator[list[dict[str, Any]]]:
+        if isinstance(node, dict):
+            if isinstance(node.get("oneOf"), list):
+                yield node["oneOf"]
+            node = list(node.values())
+        if isinstance(node, list):
+            for part in node:
+                yield from unions(part)
+
+    def kind(schema: dict[str, Any]) -> str | None:
+        name = schema.get("type")
+        return "number" if name == "integer" else name
+
+    for union in unions(document):
+        # Objects differ in their fields, values are listed.
+        types = [schema for schema in union if not schema.keys() & {"enum", "const"}]
+        kinds = [kind(schema) for schema in types if kind(schema) not in (None, "object")]
+        assert len(set(kinds)) == len(kinds), union

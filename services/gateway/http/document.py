@@ -172,6 +172,10 @@ def _is_number(kind: inspect.Type) -> bool:
     return isinstance(kind.type if isinstance(kind, inspect.Metadata) else kind, inspect.IntType)
 
 
+def _type(schema: Schema | Reference) -> Any:
+    return None if isinstance(schema, Reference) else schema.type
+
+
 def _only(group: list[str], groups: list[list[str]]) -> Schema:
     """A schema that requires the fields of ``group`` and forbids those of the other ``groups``."""
     null = Schema(type=OpenAPIType.NULL)
@@ -196,9 +200,13 @@ def _constrain(kind: inspect.Type, schema: Schema | Reference) -> None:
             if schema.type is not OpenAPIType.NULL:
                 schema.description = (kind.extra_json_schema or {}).get("description")
         case inspect.UnionType():
+            parts = list(schema.one_of or ())
             for member in kind.types:
-                for part in schema.one_of or ():
+                for part in parts:
                     _constrain(member, part)
+            if OpenAPIType.NUMBER in map(_type, parts):
+                # An integer is a number, too, and of ``oneOf`` only one may match.
+                schema.one_of = [part for part in parts if _type(part) != OpenAPIType.INTEGER]
         case inspect.IntType() | inspect.FloatType() if schema.type in NUMBERS:
             schema.minimum, schema.maximum = kind.ge, kind.le
             schema.exclusive_minimum, schema.exclusive_maximum = kind.gt, kind.lt
