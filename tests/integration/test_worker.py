@@ -379,6 +379,23 @@ async def test_a_job_requeued_during_an_outage_is_free_as_soon_as_it_is_over(
         assert (await puller.next()).metadata.num_delivered == 2
 
 
+async def test_a_requeued_job_is_free_after_a_restart_of_the_broker(
+    queue: Broker, engine: Engine, nats_server: NatsServer
+) -> None:
+    """When the whole stack is stopped and started again, nobody waits for the end of a lease."""
+    async with working(queue, engine, grace_s=0):
+        job_id = await put(queue, LONG)
+        await until(lambda: states(queue, job_id), "started")
+    await asyncio.sleep(0.5)  # as long as it takes to stop the gateway
+    await asyncio.to_thread(nats_server.process.terminate)
+    await asyncio.to_thread(nats_server.start)
+    async with asyncio.timeout(30):
+        while not queue.is_connected:
+            await asyncio.sleep(0.01)
+    async with asyncio.timeout(5), Puller(queue, "tiny") as puller:
+        assert (await puller.next()).metadata.num_delivered == 2
+
+
 async def _pulls(broker: Broker) -> int:
     return (await broker.js.consumer_info("REQUESTS", "tiny")).num_waiting or 0
 

@@ -16,6 +16,9 @@ from shared.timestamps import NANOSECONDS
 RENEW_EVERY_S = 3.0
 ACK_TIMEOUT_S = 2.0
 ACK_ATTEMPTS = 10
+LEAST_DELAY_S = 0.001
+"""The broker stores when a message is free again only if it is free later: one without a delay
+would wait for the end of its lease if the broker is restarted."""
 
 log = logger()
 
@@ -52,15 +55,13 @@ async def acknowledge(message: Msg) -> None:
     log.warning("ack_not_confirmed", subject=message.subject)
 
 
-async def requeue(message: Msg, delay_s: float = 0.0) -> None:
+async def requeue(message: Msg, delay_s: float = LEAST_DELAY_S) -> None:
     """Let another inferer have the message, after ``delay_s``; waits for a broker that is away.
 
     The nak is repeated only if it was certainly not received: otherwise it could take the message
     from the inferer that has it by then. If it may have been received, the lease has to expire.
     """
-    nak = Msg.Ack.Nak
-    if delay_s:
-        nak += b" " + msgspec.json.encode({"delay": round(delay_s * NANOSECONDS)})
+    nak = Msg.Ack.Nak + b" " + msgspec.json.encode({"delay": round(delay_s * NANOSECONDS)})
     client = client_of(message)
     while True:
         if client.is_connected:  # else it would be sent with all that comes later
