@@ -84,7 +84,6 @@ class Job(Sequence):
         self.tokens += range(self.prompt_tokens)
         self.came_s = self.began_s = self.first_token_s = self.ended_s = 0.0
         self.prompt_delay_s = 0.0
-        self.reported_tokens = 0
 
     @property
     def generated(self) -> int:
