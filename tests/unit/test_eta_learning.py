@@ -343,6 +343,45 @@ def test_jobs_of_higher_priority_that_will_come_are_expected() -> None:
         assert numpy.quantile(done, 0.9) > numpy.median(done) * (1.1 if per_s else 1.0)
 
 
+def test_more_jobs_of_higher_priority_than_can_ever_be_served() -> None:
+    """The job behind them will not be done in its lifetime."""
+    service_time = ServiceTime()
+    service_time.observe(result(300.0))
+    simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+    simulation.serve(WORK)
+    (done,) = asyncio.run(in_turns(simulation.run([Waiting(WORK, {"high": 1.0})], [0], 0)))
+    assert numpy.isfinite(done).all()
+    assert numpy.median(done) > 24 * 3600
+
+
+def test_jobs_that_took_no_time_are_estimated() -> None:
+    """A result may say that its prompt took none, and that there is no answer."""
+    service_time = ServiceTime()
+    nothing = msgspec.structs.replace(
+        result(0.1), usage=Usage(10, 0, 10), timings=Timings(queued_ms=0, total_ms=0.001)
+    )
+    service_time.observe(nothing)
+    simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+    simulation.serve_typical(10)
+    assert abs(simulation.next_free_s.max()) < 0.001
+
+
+def test_a_job_that_computes_embeddings_ends_with_its_inputs() -> None:
+    """The one that runs does not wait for those that began later, as an answer would."""
+    work, now = Work(prompt_bytes=40, max_tokens=1, task="embed"), datetime.now(UTC)
+    service_time = ServiceTime()
+    embedded = msgspec.structs.replace(
+        result(1.1), usage=Usage(10, 0, 10), task="embed", work=work,
+        timings=Timings(queued_ms=0, prompt_ms=1000, total_ms=1100),
+    )  # fmt: skip
+    for _ in range(30):
+        service_time.observe(embedded)
+    attempt = RunningAttempt("x", 1, "i", timestamp(now - timedelta(seconds=0.6)), work)
+    simulation = Simulation(service_time, [Slot("i", attempt), Slot("i")], now, SHARED)
+    simulation.serve(work)
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.4) < 0.1
+
+
 @pytest.mark.parametrize("slots", [1, 2, 5])
 @pytest.mark.parametrize("behind", [0, 30])
 def test_one_run_finds_the_same_for_all_jobs_as_a_run_for_each(slots: int, behind: int) -> None:
