@@ -11,14 +11,14 @@ import pytest
 
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
-from services.gateway.eta.service_time import ServiceTime
+from services.gateway.eta.service_time import PROMPT_SAMPLES, ServiceTime
 from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
 from shared.broker.inferers import Live
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
 from shared.wire.requests import Work
-from shared.wire.results import Choice, Completed, Timings, Usage
+from shared.wire.results import Choice, Completed, PromptTokensDetails, Timings, Usage
 
 WORK = Work(prompt_bytes=40, max_tokens=100, task="chat")
 
@@ -313,6 +313,53 @@ def test_jobs_that_will_come_share_the_inferer() -> None:
         assert abs(alone_s - 1.1) < 0.1
         assert abs(full_s - most_s) < 0.15
         assert shared_s == alone_s if slots == 1 else alone_s < shared_s < full_s
+
+
+def test_jobs_that_came_while_a_job_waited_share_its_inferer() -> None:
+    """It begins after 17 s, with a job every 5 s: there is nearly always another by then."""
+    means_s = []
+    for per_s, behind in ((0.0, 0), (0.2, 0), (0.0, 50)):
+        simulation = Simulation(learned(), [Slot("i"), Slot("i")], datetime.now(UTC), SHARED, per_s)
+        for _ in range(20):
+            simulation.serve(WORK)
+        means_s.append(float(done_s(simulation, simulation.serve(WORK), behind).mean()))
+    alone_s, shared_s, full_s = means_s
+    assert shared_s > (alone_s + full_s) / 2
+
+
+def test_unknown_jobs_share_an_inferer() -> None:
+    """Two at a time take 0.2 s for their prompts and 1.5 s for their answers."""
+    simulation = Simulation(learned(), [Slot("i"), Slot("i")], datetime.now(UTC), SHARED)
+    simulation.serve_typical(100)
+    assert abs(numpy.median(simulation.next_free_s) - 85) < 5
+
+
+def test_answers_go_on_after_a_heartbeat() -> None:
+    """25 of 50 tokens at the last one, 0.2 s ago, at 50 per second: 15 are left."""
+    now = datetime.now(UTC)
+    attempt = RunningAttempt(
+        "x", 1, "i", ago(0.8), WORK, 25, timestamp(now - timedelta(seconds=0.2))
+    )
+    simulation = Simulation(learned(), [Slot("i", attempt)], now, {})
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.3) < 0.05
+
+
+def test_prompts_of_later_jobs_have_held_up_an_answer() -> None:
+    """Its prompt took 0.1 of 0.9 s, theirs 0.3: it has 25 of 50 tokens, at 50 per second."""
+    now = datetime.now(UTC)
+    started = [timestamp(now - timedelta(seconds=seconds)) for seconds in (0.9, 0.6, 0.5, 0.4)]
+    slots = [Slot("i", RunningAttempt(at, 1, "i", at, WORK)) for at in started]
+    simulation = Simulation(learned(), slots, now, {"i": [1.0] * 4})
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.5) < 0.05
+
+
+def test_only_the_latest_prompts_say_how_much_is_cached() -> None:
+    service_time = ServiceTime()
+    for cached, jobs in ((0, 100), (9, PROMPT_SAMPLES)):
+        usage = Usage(10, 50, 60, PromptTokensDetails(cached))
+        for _ in range(jobs):
+            service_time.observe(msgspec.structs.replace(result(1.1), usage=usage))
+    assert service_time.prompt_tokens(WORK.prompt_bytes) == pytest.approx(1)
 
 
 def test_the_duration_of_unknown_jobs_is_uncertain() -> None:
