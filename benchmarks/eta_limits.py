@@ -6,7 +6,8 @@ two cores of an EPYC with AVX-512, and answers as long as those it gave in `benc
 jobs these are. The gateway's estimate is computed by the real code. Beside it stands an estimate
 that nobody can make: it knows the state of the inferer, how long a step takes, the distribution of
 answer lengths and the rate of arrivals. It does not know the future: how long the answers that are
-not finished will be, and when other jobs will come. A mean absolute error below its one is luck.
+not finished will be, and when other jobs will come. An error that is smaller than this one's is
+luck.
 
     .venv/bin/python -m benchmarks.eta_limits
 """
