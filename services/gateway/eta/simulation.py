@@ -188,8 +188,8 @@ class Simulation:
         return done_s
 
     def _are_settled(self, jobs: Sequence[int], waiting: Ints, next_arrival_s: Floats) -> bool:
-        """Whether no other job begins or ends beside one of ``jobs`` before that is done, while so
-        many are ``waiting`` in each draw and the next one comes then."""
+        """Whether no other job begins or ends beside one of ``jobs`` before that is done: while
+        ``waiting`` jobs wait in each draw, and the next one comes at ``next_arrival_s``."""
         is_free = self._free > 0
         if (is_free & (waiting > 0)).any():
             return False

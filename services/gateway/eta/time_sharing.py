@@ -59,7 +59,8 @@ class TimeSharing:
         self._prompt_s = numpy.zeros(shape)
         """What is left of the prompt in each slot and of those that come before it."""
         self._due_s = numpy.zeros(shape)
-        """What of prompts would be computed when it is done if it were the only one."""
+        """How much of all prompts will have been computed when its own is done, if no other is
+        computed until then."""
         self._answer_s = numpy.zeros(shape)
         """What is left of its answer, in seconds that it takes alone; 0 if the slot is free."""
         self._end_s = numpy.full(shape, numpy.inf)
