@@ -5,7 +5,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -134,7 +134,7 @@ def in_turn(subjects: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, l
     return figures
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """``median [lower quartile .. upper quartile]``."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} [{low:.3f} .. {high:.3f}]"

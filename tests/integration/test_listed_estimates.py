@@ -22,6 +22,7 @@ from shared.wire.codecs import encode
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry
 from shared.wire.listing import JobQuery, ListedJob
+from shared.wire.requests import Work
 from tests.integration.test_gateway_cost import running_gateway
 from tests.support.processes import PATIENCE_S, NatsServer
 
@@ -30,10 +31,10 @@ HIGH, NORMAL, LOW = 6, 40, 14
 PRIORITIES = ["low"] * LOW + ["normal", "high"] * HIGH + ["normal"] * (NORMAL - HIGH)
 
 
-async def add_inferer(queue: Broker, slots: int) -> None:
+async def add_inferer(queue: Broker, slots: int, name: str = "i") -> None:
     """An entry as an inferer stores it."""
     entry = InfererEntry(
-        id="i",
+        id=name,
         model="tiny",
         slots=slots,
         host="h",
@@ -46,7 +47,7 @@ async def add_inferer(queue: Broker, slots: int) -> None:
         tokens_per_s=50.0,
         slowdowns=[1.0, 1.5],
     )
-    await queue.publish_stored(subjects.inferer("tiny", "i"), encode(entry), {}, PATIENCE_S)
+    await queue.publish_stored(subjects.inferer("tiny", name), encode(entry), {}, PATIENCE_S)
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,29 @@ async def test_without_an_inferer_jobs_have_a_position_only(
         job_id = await accept(gateway)
         job = (await listed(gateway))[job_id]
         assert (job.position, job.eta) == (0, UNSET)
+
+
+async def test_an_inferer_without_slots_gets_none_of_the_jobs_that_wait(
+    queue: Broker, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They all share the other inferer with the job that runs there."""
+    await add_inferer(queue, 2)
+    async with running_gateway(nats_server.url) as gateway:
+        await until_complete(gateway)
+        running = await accept(gateway)
+        now = gateway.broker.now()
+        monkeypatch.setattr(gateway.broker, "now", lambda: now)
+        work = Work(prompt_bytes=400, max_tokens=256, task="complete")
+        started = StateEvent(state="started", attempt=1, at=timestamp(now), inferer="i", work=work)
+        await queue.publish_stored(subjects.state("tiny", running), encode(started), {}, PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            while not gateway.forecast.knows_of(running):
+                await asyncio.sleep(0.01)
+        eta = (await gateway.jobs.status(running)).eta
+        assert eta is not UNSET
+        await add_inferer(queue, 0, "j")
+        await until_complete(gateway, inferers=2)
+        assert (await gateway.jobs.status(running)).eta == eta
 
 
 async def test_a_retry_has_a_position_once_it_is_back_on_the_queue(

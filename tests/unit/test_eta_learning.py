@@ -11,14 +11,14 @@ import pytest
 
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
-from services.gateway.eta.service_time import ServiceTime
+from services.gateway.eta.service_time import PROMPT_SAMPLES, ServiceTime
 from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
 from shared.broker.inferers import Live
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
 from shared.wire.requests import Work
-from shared.wire.results import Choice, Completed, Timings, Usage
+from shared.wire.results import Choice, Completed, PromptTokensDetails, Timings, Usage
 
 WORK = Work(prompt_bytes=40, max_tokens=100, task="chat")
 
@@ -315,6 +315,53 @@ def test_jobs_that_will_come_share_the_inferer() -> None:
         assert shared_s == alone_s if slots == 1 else alone_s < shared_s < full_s
 
 
+def test_jobs_that_came_while_a_job_waited_share_its_inferer() -> None:
+    """It begins after 17 s, with a job every 5 s: there is nearly always another by then."""
+    means_s = []
+    for per_s, behind in ((0.0, 0), (0.2, 0), (0.0, 50)):
+        simulation = Simulation(learned(), [Slot("i"), Slot("i")], datetime.now(UTC), SHARED, per_s)
+        for _ in range(20):
+            simulation.serve(WORK)
+        means_s.append(float(done_s(simulation, simulation.serve(WORK), behind).mean()))
+    alone_s, shared_s, full_s = means_s
+    assert shared_s > (alone_s + full_s) / 2
+
+
+def test_unknown_jobs_share_an_inferer() -> None:
+    """Two at a time take 0.2 s for their prompts and 1.5 s for their answers."""
+    simulation = Simulation(learned(), [Slot("i"), Slot("i")], datetime.now(UTC), SHARED)
+    simulation.serve_typical(100)
+    assert abs(numpy.median(simulation.next_free_s) - 85) < 5
+
+
+def test_answers_go_on_after_a_heartbeat() -> None:
+    """25 of 50 tokens at the last one, 0.2 s ago, at 50 per second: 15 are left."""
+    now = datetime.now(UTC)
+    attempt = RunningAttempt(
+        "x", 1, "i", ago(0.8), WORK, 25, timestamp(now - timedelta(seconds=0.2))
+    )
+    simulation = Simulation(learned(), [Slot("i", attempt)], now, {})
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.3) < 0.05
+
+
+def test_prompts_of_later_jobs_have_held_up_an_answer() -> None:
+    """Its prompt took 0.1 of 0.9 s, theirs 0.3: it has 25 of 50 tokens, at 50 per second."""
+    now = datetime.now(UTC)
+    started = [timestamp(now - timedelta(seconds=seconds)) for seconds in (0.9, 0.6, 0.5, 0.4)]
+    slots = [Slot("i", RunningAttempt(at, 1, "i", at, WORK)) for at in started]
+    simulation = Simulation(learned(), slots, now, {"i": [1.0] * 4})
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.5) < 0.05
+
+
+def test_only_the_latest_prompts_say_how_much_is_cached() -> None:
+    service_time = ServiceTime()
+    for cached, jobs in ((0, 100), (9, PROMPT_SAMPLES)):
+        usage = Usage(10, 50, 60, PromptTokensDetails(cached))
+        for _ in range(jobs):
+            service_time.observe(msgspec.structs.replace(result(1.1), usage=usage))
+    assert service_time.prompt_tokens(WORK.prompt_bytes) == pytest.approx(1)
+
+
 def test_the_duration_of_unknown_jobs_is_uncertain() -> None:
     """Half of them have 10 tokens, half 90: 0.3 and 1.9 s. A few may all be long, many are not."""
     service_time = ServiceTime()
@@ -341,6 +388,45 @@ def test_jobs_of_higher_priority_that_will_come_are_expected() -> None:
         done = done_s(simulation, simulation.serve(WORK))
         assert abs(numpy.median(done) - mean_s) < tolerance_s, per_s
         assert numpy.quantile(done, 0.9) > numpy.median(done) * (1.1 if per_s else 1.0)
+
+
+def test_more_jobs_of_higher_priority_than_can_ever_be_served() -> None:
+    """The job behind them will not be done in its lifetime."""
+    service_time = ServiceTime()
+    service_time.observe(result(300.0))
+    simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+    simulation.serve(WORK)
+    (done,) = asyncio.run(in_turns(simulation.run([Waiting(WORK, {"high": 1.0})], [0], 0)))
+    assert numpy.isfinite(done).all()
+    assert numpy.median(done) > 24 * 3600
+
+
+def test_jobs_that_took_no_time_are_estimated() -> None:
+    """A result may say that its prompt took none, and that there is no answer."""
+    service_time = ServiceTime()
+    nothing = msgspec.structs.replace(
+        result(0.1), usage=Usage(10, 0, 10), timings=Timings(queued_ms=0, total_ms=0.001)
+    )
+    service_time.observe(nothing)
+    simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+    simulation.serve_typical(10)
+    assert abs(simulation.next_free_s.max()) < 0.001
+
+
+def test_a_job_that_computes_embeddings_ends_with_its_inputs() -> None:
+    """The one that runs does not wait for those that began later, as an answer would."""
+    work, now = Work(prompt_bytes=40, max_tokens=1, task="embed"), datetime.now(UTC)
+    service_time = ServiceTime()
+    embedded = msgspec.structs.replace(
+        result(1.1), usage=Usage(10, 0, 10), task="embed", work=work,
+        timings=Timings(queued_ms=0, prompt_ms=1000, total_ms=1100),
+    )  # fmt: skip
+    for _ in range(30):
+        service_time.observe(embedded)
+    attempt = RunningAttempt("x", 1, "i", timestamp(now - timedelta(seconds=0.6)), work)
+    simulation = Simulation(service_time, [Slot("i", attempt), Slot("i")], now, SHARED)
+    simulation.serve(work)
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.4) < 0.1
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])

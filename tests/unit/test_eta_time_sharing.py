@@ -42,7 +42,7 @@ def ends_s(time: TimeSharing) -> list[float]:
 def end_first(time: TimeSharing) -> tuple[int, float]:
     """The slot of the job that ends first, and when."""
     slot = int(time.end_s[:, 0].argmin())
-    end_s = float(time.end_s[slot, 0])
+    end_s = ends_s(time)[slot]
     time.end(numpy.array([slot]), DRAW)
     return slot, end_s
 
@@ -54,7 +54,7 @@ def test_answers_wait_for_a_prompt() -> None:
     assert ends_s(time) == [1.1, numpy.inf]
     begin(time, 1, 0.6, 0.2, 1.0)  # half of the first answer is left
     assert ends_s(time) == [1.6, 2.4]
-    assert end_first(time)[0] == 0
+    assert end_first(time) == (0, 1.6)
     assert ends_s(time) == [numpy.inf, 2.1]
 
 
@@ -85,8 +85,26 @@ def test_a_job_without_an_answer_ends_with_its_prompt() -> None:
     begin(time, 0, 0.0, 0.3, 0.0)
     begin(time, 1, 0.1, 0.4, 1.0)
     assert ends_s(time) == [0.3, 2.3]
-    assert end_first(time)[0] == 0
+    assert end_first(time) == (0, 0.3)
     assert ends_s(time)[1] == 1.7
+
+
+def test_jobs_that_run_already_are_like_some_that_begin_now() -> None:
+    """On inferers with several slots each, one slot, and none that is used."""
+    inferer = numpy.array([0, 0, 0, 1, 2, 2])
+    left_s = {0: (0.3, 1.0), 1: (0.0, 2.0), 2: (0.3, 0.0), 3: (0.1, 0.5)}
+    slowdown = numpy.array([[1.0, 1.5, 1.8]] * 3)
+    together, one_by_one = (TimeSharing(inferer, slowdown, draws=1) for _ in range(2))
+    prompt_s, answer_s = numpy.array(list(left_s.values())).T[..., None]
+    together.resume(numpy.array(list(left_s)), prompt_s, answer_s)
+    for slot, left in left_s.items():
+        begin(one_by_one, slot, 0.0, *left)
+    for time in (together, one_by_one):
+        begin(time, 4, 0.2, 0.2, 0.2)
+    while numpy.isfinite(one_by_one.end_s).any():
+        assert ends_s(together) == ends_s(one_by_one)
+        assert together.emptiest == one_by_one.emptiest
+        assert end_first(together) == pytest.approx(end_first(one_by_one))
 
 
 def run(jobs: list[Job], slots: int) -> tuple[dict[int, tuple[float, int]], dict[int, float]]:

@@ -194,6 +194,33 @@ def test_filters_beside_a_state_read_only_the_index_of_states(
         assert read[-1].startswith("SEARCH jobs USING COVERING INDEX states")
 
 
+@pytest.mark.parametrize(
+    ("given", "is_common", "read"),
+    [
+        ({"priority": "high", "via": "http"}, False, "SCAN jobs USING COVERING INDEX states"),
+        ({"metadata": {"app": "shop"}}, False, "SEARCH pairs USING PRIMARY KEY (pair=?)"),
+        (
+            {"metadata": {"app": "shop"}, "priority": "high"},
+            False,
+            "SEARCH jobs USING PRIMARY KEY (id=?)",
+        ),
+        (
+            {"metadata": {"app": "shop"}, "priority": "high"},
+            True,
+            "SEARCH jobs USING COVERING INDEX priorities (priority=?)",
+        ),
+    ],
+)
+def test_where_jobs_are_searched(
+    filled: Filled, given: dict[str, Any], is_common: bool, read: str
+) -> None:
+    """What few jobs have comes first; then what an index answers alone."""
+    search = Search.of(JobQuery(**given), filled.index.pair, lambda _: is_common)
+    statement, values = search.total
+    plan = filled.index._table.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+    assert plan[0][3] == read
+
+
 @pytest.mark.parametrize("name", ["' OR 1=1 --", "$.user", NUL, "user", "ü", "x" * 5000])
 def test_names_and_values_of_metadata_are_only_compared(filled: Filled, name: str) -> None:
     """Whatever they contain."""

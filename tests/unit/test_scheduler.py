@@ -126,6 +126,16 @@ def test_the_first_step_of_another_number_is_not_measured() -> None:
     assert list(scheduler.step_times.seconds) == [2, 1]
 
 
+def test_the_first_step_after_a_prompt_is_not_measured() -> None:
+    scheduler = scheduler_of([Work(1, 20)], slots=2)
+    compute(scheduler)
+    for _ in range(ENOUGH):
+        scheduler.add(Work(2, 1))
+        for _ in range(2):  # the prompt beside a token, a token
+            compute(scheduler)
+    assert not scheduler.step_times.seconds
+
+
 def test_a_prompt_longer_than_a_batch_is_split() -> None:
     """Every token once and in order; an output only after the last one."""
     work = Work(2 * BATCH_TOKENS + 3)

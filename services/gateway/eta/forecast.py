@@ -221,13 +221,15 @@ class Forecast:
             return Estimate(progress=progress)
         (entry,) = (entry for entry in entries if entry.id == attempt.inferer)
         slots = [slot for slot in _slots(entry, attempts.values()) if slot.attempt != attempt]
+        # The inferer gets its share of the jobs that wait and of those that come.
+        all_slots = max(sum(one.slots for one in entries), 1)
         simulation = self._new_simulation(
             service_time,
             [Slot(entry.id, attempt), *slots],
             [entry],
-            self._arrivals_per_s(token_of(job.model)) / len(entries),
+            self._arrivals_per_s(token_of(job.model)) * entry.slots / all_slots,
         )
-        waiting = 0 if model is None else model.waiting // len(entries)
+        waiting = 0 if model is None else model.waiting * entry.slots // all_slots
         (done_s,) = await in_turns(simulation.follow([0], waiting))
         return Estimate(progress=progress, eta=self._eta(done_s, job.deadline))
 

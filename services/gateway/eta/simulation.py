@@ -12,8 +12,9 @@ from msgspec import Struct
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.time_sharing import Ints, TimeSharing
-from shared.wire.requests import Work
+from services.gateway.eta.time_sharing import LEAST_S, Ints, TimeSharing
+from shared.retention import MAX_JOB_LIFETIME
+from shared.wire.requests import TEXT_TASKS, Work
 
 DRAWS = 200
 SEED = 1
@@ -26,14 +27,16 @@ LEAST_VARIANCE = 1e-6
 
 MAX_ROUNDS = 8
 """Of arrivals while earlier arrivals are served: if more come than can be served, it never ends."""
+LIFETIME_S = MAX_JOB_LIFETIME.total_seconds()
+"""No job waits longer, whatever comes meanwhile."""
 
 MOST_FOLLOWED = 64
 """How many starts and ends of jobs are simulated after the last wanted job has begun. From then on,
 what runs is assumed to go on as it does."""
 
 STEPS_AT_ONCE = 10
-"""Before the event loop has its turn. Each takes up to 0.3 ms, and several times as long on a busy
-machine."""
+"""Before the event loop has its turn. Each takes up to 0.5 ms, 1.5 ms with hundreds of slots, and
+several times as long on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,18 @@ class Simulation:
         self._arrivals_per_s = arrivals_per_s if most > 1 else 0.0
         self._now_s = numpy.zeros(DRAWS)
         """When the last job began: those that wait begin in their order."""
-        self._free = numpy.full(DRAWS, len(slots))
+        running: dict[str, list[Running]] = {}
+        for at, slot in enumerate(slots):
+            if slot.attempt is not None:
+                one = Running(at, slot.attempt, slot.attempt.elapsed_s(now))
+                running.setdefault(slot.inferer, []).append(one)
+        busy = [one.slot for together in running.values() for one in together]
+        self._free = numpy.full(DRAWS, len(slots) - len(busy))
         shape = (len(slots), DRAWS)
         self._number = numpy.full(shape, NO_JOB)
         """Of the job in each slot. Those that run come first, then jobs as they begin."""
-        self._done_s = numpy.empty((0, DRAWS))
+        self._number[busy] = numpy.arange(len(busy))[:, None]
+        self._done_s = numpy.full((len(busy), DRAWS), numpy.inf)
         """When each job was done, by its number."""
         self._skipped_s = numpy.zeros(DRAWS)
         """The time that was skipped so far for jobs of unknown size; jobs that run meanwhile do not
@@ -109,15 +119,14 @@ class Simulation:
         """The same when the job in each slot began."""
         self._overtaken_until_s: dict[str, Floats] = {}
         """Up to when the jobs that come and overtake others were served, by priority."""
-        running: dict[str, list[Running]] = {}
-        for at, slot in enumerate(slots):
-            if slot.attempt is not None:
-                one = Running(at, slot.attempt, slot.attempt.elapsed_s(now))
-                running.setdefault(slot.inferer, []).append(one)
-        for together in running.values():
-            for one in together:
-                left_s = self._left_s(one, together, now)
-                self._begin(numpy.full(DRAWS, one.slot), ALL_DRAWS, *left_s)
+        if busy:
+            left_s = [
+                self._left_s(one, together, now)
+                for together in running.values()
+                for one in together
+            ]
+            prompts_s, answers_s = zip(*left_s, strict=True)
+            self._time.resume(numpy.array(busy), numpy.array(prompts_s), numpy.array(answers_s))
 
     @property
     def next_free_s(self) -> Floats:
@@ -179,8 +188,8 @@ class Simulation:
         return done_s
 
     def _are_settled(self, jobs: Sequence[int], waiting: Ints, next_arrival_s: Floats) -> bool:
-        """Whether no other job begins or ends beside one of ``jobs`` before that is done, while so
-        many are ``waiting`` in each draw and the next one comes then."""
+        """Whether no other job begins or ends beside one of ``jobs`` before that is done: while
+        ``waiting`` jobs wait in each draw, and the next one comes at ``next_arrival_s``."""
         is_free = self._free > 0
         if (is_free & (waiting > 0)).any():
             return False
@@ -238,6 +247,7 @@ class Simulation:
         job_s = numpy.outer(jobs * self._prompt_token_s, prompt_tokens) + numpy.outer(
             slowdown * self._token_s, tokens
         )
+        job_s = numpy.maximum(job_s, LEAST_S)
         mean_s = 1 / (1 / job_s.mean(axis=1)).sum()
         # Their sum, taken for a gamma distribution, which it nearly is.
         variance = max(float((job_s.std(axis=1) / job_s.mean(axis=1)).max() ** 2), LEAST_VARIANCE)
@@ -255,14 +265,14 @@ class Simulation:
         expected = numpy.zeros(DRAWS)
         for priority, rate in per_s.items():
             since_s = self._overtaken_until_s.get(priority, 0.0)
-            expected += rate * numpy.maximum(self.next_free_s - since_s, 0.0)
+            expected += rate * numpy.clip(self.next_free_s - since_s, 0.0, LIFETIME_S)
         for _ in range(MAX_ROUNDS):
             count = self._random.poisson(expected)
             if not count.any():
                 break
             free_s = self.next_free_s
             self.serve_typical(count)
-            expected = sum(per_s.values()) * (self.next_free_s - free_s)
+            expected = sum(per_s.values()) * numpy.minimum(self.next_free_s - free_s, LIFETIME_S)
         self._overtaken_until_s |= dict.fromkeys(per_s, self.next_free_s)
 
     def _end_first(self, draws: Ints) -> None:
@@ -307,7 +317,8 @@ class Simulation:
         lengths = self._sample_lengths(work, beyond=so_far)
         prompt_left_s = max(prompt_s - elapsed_s, 0.0)
         # At least the token that is being computed.
-        answer_s = numpy.maximum((lengths - so_far) * residuals, 1.0) * token_s
+        least = 1.0 if work.task in TEXT_TASKS else 0.0
+        answer_s = numpy.maximum((lengths - so_far) * residuals, least) * token_s
         return numpy.full(DRAWS, prompt_left_s), answer_s
 
     def _prompt_s(self, slot: int, work: Work) -> float:
@@ -319,7 +330,10 @@ class Simulation:
         return self._random.exponential(1 / self._arrivals_per_s, DRAWS)
 
     def _sample_lengths(self, work: Work, beyond: int) -> Floats:
-        """Tokens of all answers together, of which there are ``beyond``, in each draw."""
+        """Tokens of all answers together, of which there are ``beyond``, in each draw; 0 for a task
+        that has none."""
+        if work.task not in TEXT_TASKS:
+            return numpy.zeros(DRAWS)
         lengths = self._service_time.lengths
         if work.n == 1:
             return lengths.sample(work, beyond, self._uniform())

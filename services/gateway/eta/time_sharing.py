@@ -10,6 +10,8 @@ LEAST_S = 1e-9
 """Left of every job that has not ended. Less of a prompt is a rounding error."""
 
 Ints = NDArray[numpy.int64]
+Index = tuple[Ints, Ints]
+"""Of inferers or slots, and of draws."""
 
 
 class TimeSharing:
@@ -57,7 +59,8 @@ class TimeSharing:
         self._prompt_s = numpy.zeros(shape)
         """What is left of the prompt in each slot and of those that come before it."""
         self._due_s = numpy.zeros(shape)
-        """What of prompts would be computed when it is done if it were the only one."""
+        """How much of all prompts will have been computed when its own is done, if no other is
+        computed until then."""
         self._answer_s = numpy.zeros(shape)
         """What is left of its answer, in seconds that it takes alone; 0 if the slot is free."""
         self._end_s = numpy.full(shape, numpy.inf)
@@ -81,6 +84,25 @@ class TimeSharing:
         slots: Ints = jobs.argmin(axis=0)
         return slots
 
+    def resume(self, slots: Ints, prompt_s: Floats, answer_s: Floats) -> None:
+        """Jobs run in ``slots`` already, before any begins. What is left of their prompts and
+        answers would take so long alone: a row for each of them. To begin 64 on one inferer one by
+        one would hold the event loop for 0.1 s."""
+        self._answer_s[slots] = numpy.maximum(answer_s, LEAST_S)
+        if self._most == 1:
+            self._end_s[slots] = prompt_s + self._answer_s[slots]
+            return
+        self._prompt_s[slots] = self._due_s[slots] = prompt_s
+        prompts_s = self._prompt_s[self._slots_of]
+        order = prompts_s.argsort(axis=1, kind="stable")
+        until_s = numpy.take_along_axis(prompts_s, order, axis=1).cumsum(axis=1)
+        numpy.put_along_axis(prompts_s, order, until_s, axis=1)
+        self._prompt_s[self._slots_of] = prompts_s
+        self._prompts_s = until_s[:, -1]
+        self._jobs = (self._answer_s[self._slots_of] > 0).sum(axis=1)
+        every, draws = numpy.indices(self._jobs.shape).reshape(2, -1)
+        self._predict((every, draws), (self._slots_of[every].T, draws))
+
     def begin(
         self, slots: Ints, draws: Ints, at_s: Floats, prompt_s: Floats, answer_s: Floats
     ) -> None:
@@ -91,18 +113,18 @@ class TimeSharing:
             self._answer_s[slots, draws] = answer_s
             self._end_s[slots, draws] = at_s + prompt_s + answer_s
             return
-        one, here = self._advance(slots, draws, at_s)
-        self._jobs[one] += self._answer_s[slots, draws] == 0
-        due_s = self._computed_s[one] + prompt_s
+        inferer, here = self._advance(slots, draws, at_s)
+        self._jobs[inferer] += self._answer_s[slots, draws] == 0
+        due_s = self._computed_s[inferer] + prompt_s
         others_s = self._prompt_s[here]
         is_before = self._due_s[here] <= due_s
         delay_s = numpy.where(is_before | (others_s == 0), 0.0, prompt_s)
         self._prompt_s[here] = others_s + delay_s
         self._prompt_s[slots, draws] = numpy.where(is_before, others_s, 0.0).max(axis=0) + prompt_s
         self._due_s[slots, draws] = due_s
-        self._prompts_s[one] += prompt_s
+        self._prompts_s[inferer] += prompt_s
         self._answer_s[slots, draws] = answer_s
-        self._predict(one, here)
+        self._predict(inferer, here)
 
     def end(self, slots: Ints, draws: Ints) -> None:
         """The job in one slot of each of ``draws`` ends, at its time."""
@@ -110,27 +132,24 @@ class TimeSharing:
             self._answer_s[slots, draws] = 0.0
             self._end_s[slots, draws] = numpy.inf
             return
-        one, here = self._advance(slots, draws, self._end_s[slots, draws])
-        self._jobs[one] -= 1
+        inferer, here = self._advance(slots, draws, self._end_s[slots, draws])
+        self._jobs[inferer] -= 1
         self._answer_s[slots, draws] = 0.0
-        self._predict(one, here)
+        self._predict(inferer, here)
 
     def skip(self, seconds: Floats) -> None:
         """Let time pass in which all jobs stand still."""
         self._since_s += seconds
         self._end_s += seconds
 
-    def _advance(
-        self, slots: Ints, draws: Ints, at_s: Floats
-    ) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+    def _advance(self, slots: Ints, draws: Ints, at_s: Floats) -> tuple[Index, Index]:
         """Note what the inferers of ``slots`` have done by ``at_s``. Returns the indices of these
         inferers, and those of their slots."""
-        inferer = self._inferer[slots]
-        one = (inferer, draws)
-        here = (self._slots_of[inferer].T, draws)
-        passed_s = numpy.maximum(at_s - self._since_s[one], 0.0)
-        first_s = self._first_s[one]
-        shared_s = self._prompts_s[one] - first_s
+        inferer = (self._inferer[slots], draws)
+        here = (self._slots_of[inferer[0]].T, draws)
+        passed_s = numpy.maximum(at_s - self._since_s[inferer], 0.0)
+        first_s = self._first_s[inferer]
+        shared_s = self._prompts_s[inferer] - first_s
         first_done_s = numpy.minimum(passed_s, first_s)
         after_s = passed_s - first_done_s
         shared_done_s = numpy.minimum(after_s / 2, shared_s)
@@ -140,44 +159,43 @@ class TimeSharing:
         own_s = numpy.maximum(prompt_s - first_s, 0.0)
         generating_s = numpy.maximum(after_s - 2 * own_s, 0.0)
         beside_s = numpy.minimum(generating_s / 2, shared_s - own_s)
-        beside, after = self._slowdowns(one, here)
+        beside, after = self._slowdowns(inferer, here)
         left_s = answer_s - beside_s / beside - (generating_s - 2 * beside_s) / after
         self._answer_s[here] = numpy.where(answer_s > 0, numpy.maximum(left_s, LEAST_S), 0.0)
         prompt_s = prompt_s - done_s
         self._prompt_s[here] = numpy.where(prompt_s > LEAST_S, prompt_s, 0.0)
 
-        opposed_s = numpy.maximum(first_done_s - self._unopposed_s[one], 0.0)
-        credit_s = self._credit_s[one] - opposed_s + after_s - 2 * shared_done_s
-        self._credit_s[one] = numpy.minimum(credit_s, PROMPTS_FIRST_S)
-        self._prompts_s[one] -= done_s
-        self._computed_s[one] += done_s
-        self._since_s[one] += passed_s
-        return one, here
+        opposed_s = numpy.maximum(first_done_s - self._unopposed_s[inferer], 0.0)
+        credit_s = self._credit_s[inferer] - opposed_s + after_s - 2 * shared_done_s
+        self._credit_s[inferer] = numpy.minimum(credit_s, PROMPTS_FIRST_S)
+        self._prompts_s[inferer] -= done_s
+        self._computed_s[inferer] += done_s
+        self._since_s[inferer] += passed_s
+        return inferer, here
 
-    def _predict(self, one: tuple[Ints, Ints], here: tuple[Ints, Ints]) -> None:
-        """Compute when the jobs ``here`` end, on the inferers ``one``."""
+    def _predict(self, inferer: Index, here: Index) -> None:
+        """Compute when the jobs ``here`` end, in these slots of ``inferer`` and draws."""
         prompt_s, answer_s = self._prompt_s[here], self._answer_s[here]
-        prompts_s = self._prompts_s[one]
+        prompts_s = self._prompts_s[inferer]
         unopposed_s = numpy.where(answer_s > LEAST_S, prompt_s, numpy.inf).min(axis=0)
-        first_s = numpy.minimum(prompts_s, unopposed_s + self._credit_s[one])
-        self._unopposed_s[one], self._first_s[one] = unopposed_s, first_s
+        first_s = numpy.minimum(prompts_s, unopposed_s + self._credit_s[inferer])
+        self._unopposed_s[inferer], self._first_s[inferer] = unopposed_s, first_s
 
         own_s = numpy.maximum(prompt_s - first_s, 0.0)
         # A job without an answer ends with its prompt.
         waits_s = numpy.where(answer_s > LEAST_S, first_s, numpy.minimum(prompt_s, first_s))
-        beside, after = self._slowdowns(one, here)
+        beside, after = self._slowdowns(inferer, here)
         beside_s = numpy.minimum(answer_s * beside, prompts_s - first_s - own_s)
         after_s = (answer_s - beside_s / beside) * after
-        end_s = self._since_s[one] + waits_s + 2 * (own_s + beside_s) + after_s
+        end_s = self._since_s[inferer] + waits_s + 2 * (own_s + beside_s) + after_s
         self._end_s[here] = numpy.where(answer_s > 0, end_s, numpy.inf)
 
-    def _slowdowns(self, one: tuple[Ints, Ints], here: tuple[Ints, Ints]) -> tuple[Floats, Floats]:
+    def _slowdowns(self, inferer: Index, here: Index) -> tuple[Floats, Floats]:
         """How many times as long a token takes beside prompts, when only those generate that do
         now, and after them."""
         generate = (self._answer_s[here] > LEAST_S) & (self._prompt_s[here] == 0)
-        inferer = one[0]
         beside, after = (
-            self._slowdown[inferer, numpy.maximum(jobs, 1) - 1]
-            for jobs in (generate.sum(axis=0), self._jobs[one])
+            self._slowdown[inferer[0], numpy.maximum(jobs, 1) - 1]
+            for jobs in (generate.sum(axis=0), self._jobs[inferer])
         )
         return beside, after

@@ -25,9 +25,10 @@ SORTED_BY: dict[JobSort, str] = {
 SAME = ("code", "model", "priority", "inferer", "owner", "via", "retry_of")
 """Filters that compare a column."""
 COMMON = ("model", "priority", "inferer", "owner", "via")
-"""Those of them whose values many jobs may share. One alone is searched in its own index. With
-another filter, each of these jobs would be looked up in the table. That takes longer than reading
-the index of states, which has all of these columns; so `+` excludes their own indexes."""
+"""Those of them whose values many jobs may share. One alone, or with common members of metadata, is
+searched in its own index. With another column, each of these jobs would be looked up in the table.
+That takes longer than reading the index of states, which has all of these columns; so `+` excludes
+their own indexes, as it does where few jobs have a member of metadata."""
 
 Statement = tuple[str, Sequence[Any]]
 
@@ -79,13 +80,14 @@ class Search(NamedTuple):
         Raises:
             InvalidRequest: the cursor is not one of such a list.
         """
-        conditions, values = _conditions(query)
-        table = "jobs"
         members = [pair(name, value_text(value)) for name, value in (query.metadata or {}).items()]
-        for member in members:
+        common = [is_common(member) for member in members]
+        conditions, values = _conditions(query, has_rare=not all(common))
+        table = "jobs"
+        for member, is_in_many_jobs in zip(members, common, strict=True):
             if table == "jobs" and query.sort == "accepted" and not _compared(query):
                 table, condition = "pairs", "pair = ?"
-            elif is_common(member):
+            elif is_in_many_jobs:
                 condition = (
                     f"EXISTS (SELECT 1 FROM pairs AS p WHERE p.pair = ? AND p.id = {table}.id)"
                 )
@@ -123,8 +125,8 @@ def _compared(query: JobQuery) -> list[str]:
     return [name for name in ("state", *SAME) if getattr(query, name) is not None]
 
 
-def _conditions(query: JobQuery) -> tuple[list[str], list[Any]]:
-    """All but those for metadata."""
+def _conditions(query: JobQuery, *, has_rare: bool) -> tuple[list[str], list[Any]]:
+    """All but those for metadata. ``has_rare``: few jobs have one of its members."""
     conditions: list[str] = []
     values: list[Any] = []
 
@@ -132,7 +134,7 @@ def _conditions(query: JobQuery) -> tuple[list[str], list[Any]]:
         conditions.append(condition)
         values.extend(given)
 
-    plus = "+" if len(_compared(query)) + bool(query.metadata) > 1 else ""
+    plus = "+" if has_rare or len(_compared(query)) > 1 else ""
     if query.state is not None:
         add(f"state IN ({', '.join('?' * len(query.state))})", *query.state)
     for name in SAME:
