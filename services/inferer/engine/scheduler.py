@@ -14,9 +14,6 @@ from shared.prompts_first import PROMPTS_FIRST_S
 MAX_PAUSE_S = 0.2
 """How long prompts hold up the next tokens of others, or a step's time if that is longer. Shorter
 chunks cost too much: the weights are read for each (decision 11)."""
-MAX_CREDIT_S = PROMPTS_FIRST_S
-"""How far prompts, or sequences that generate, can be ahead of their half of the time. Not more:
-the machine may have slept."""
 RECENT_STEPS = 5
 """Speeds are medians of so many: one during which the machine slept does not matter."""
 LEAST_MEASURED = 8
@@ -58,7 +55,7 @@ class PromptShare:
         """Of steps without prompts and drafts."""
         self._token_s: deque[float] = deque(maxlen=RECENT_STEPS)
         """For each token of a prompt."""
-        self._credit_s = MAX_CREDIT_S
+        self._credit_s = PROMPTS_FIRST_S
         """How much time prompts have had less than the others; negative if more."""
 
     @property
@@ -86,7 +83,7 @@ class PromptShare:
             self._token_s.append(prompt_s / prompt_tokens)
         if generating:
             credit_s = self._credit_s + (seconds - prompt_s) - prompt_s
-            self._credit_s = min(max(credit_s, -MAX_CREDIT_S), MAX_CREDIT_S)
+            self._credit_s = min(max(credit_s, -PROMPTS_FIRST_S), PROMPTS_FIRST_S)
         else:  # they held nobody up
             self._credit_s = max(self._credit_s, 0.0)
 
