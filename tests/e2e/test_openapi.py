@@ -1,11 +1,24 @@
 """The OpenAPI document says what the gateway does."""
 
+import json
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.processes import Stack
+
+NO_ICON = "data:,"
+TAGS = {
+    *("html", "head", "meta", "title", "link", "style", "body"),
+    *("h1", "h2", "h3", "p", "a", "code", "pre", "table", "tr", "th", "td"),
+}
+"""None of them loads anything, except `link`."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +51,70 @@ def test_a_405_and_options_name_the_methods_of_a_path(
     code = error["error"]["code"] if path.startswith("/v1/") else error["code"]
     assert code == "method_not_allowed"
     assert shared_stack.http.options(path).headers["allow"] == methods
+
+
+def test_the_page_of_the_routes_loads_nothing(
+    shared_stack: Stack, document: dict[str, Any]
+) -> None:
+    """It contains all routes and schemas, and links only to them and to the document."""
+    answer = shared_stack.http.get("/schema")
+    assert answer.headers["content-type"].startswith("text/html")
+    page = answer.text
+    assert set(re.findall(r"<([a-z]+[0-9]?)", page)) <= TAGS
+    assert not re.search(r"url\(|@import", page)
+    links = [unescape(link) for link in re.findall(r'href="([^"]*)"', page)]
+    ids = {unescape(name) for name in re.findall(r'id="([^"]*)"', page)}
+    assert {link for link in links if not link.startswith("#")} == {NO_ICON, "/schema/openapi.json"}
+    assert {link[1:] for link in links if link.startswith("#")} <= ids
+    assert {f"/components/schemas/{name}" for name in document["components"]["schemas"]} <= ids
+    assert _routes(document) == _shown_routes(page)
+
+
+def test_a_browser_without_a_network_shows_the_routes(
+    shared_stack: Stack, document: dict[str, Any], tmp_path: Path
+) -> None:
+    """The page is complete when no host name can be resolved, and requests nothing else."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    log = tmp_path / "requests.json"
+    shown = subprocess.run(
+        [
+            chromium,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+            "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+            *(f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}"),
+            *("--dump-dom", f"{shared_stack.url}/schema"),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    assert _routes(document) == _shown_routes(shown)
+    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    requests = {(event["initiator"], event["url"]) for event in events if "initiator" in event}
+    assert f"{shared_stack.url}/schema" in {url for _, url in requests}
+    # The others have no origin: the browser itself opens the page and looks for updates.
+    assert not {url for initiator, url in requests if initiator == shared_stack.url}
+
+
+def _routes(document: dict[str, Any]) -> set[str]:
+    return {
+        f"{method.upper()} {path}"
+        for path, operations in document["paths"].items()
+        for method in operations
+    }
+
+
+def _shown_routes(page: str) -> set[str]:
+    return {unescape(text) for text in re.findall(r"<h3[^>]*>([A-Z]+ /[^<]*)</h3>", page)}
+
+
+def test_the_sites_of_the_framework_are_not_offered(shared_stack: Stack) -> None:
+    """They load scripts, fonts and icons from other hosts."""
+    for name in ("redoc", "swagger", "elements", "rapidoc", "scalar"):
+        assert shared_stack.http.get(f"/schema/{name}").status_code == 404
 
 
 def test_every_status_is_documented(document: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from services.gateway.http.document import StructSchemaPlugin
 from services.gateway.http.errors import handle_crash, handle_http_exception, handle_sluice_error
 from services.gateway.http.methods import allowed_methods
 from services.gateway.http.origins import OriginCheck
+from services.gateway.http.page import DocumentPage
 from services.gateway.http.request import StrictRequest
 from services.gateway.http.request_end import request_end_middleware
 from services.gateway.http.routes import dead_letters as dead
@@ -111,7 +112,10 @@ def create_app(gateway: Gateway, on_fatal: Callable[[], None]) -> ASGIApp:
         logging_config=None,  # structlog is set up for the whole process
         plugins=[StructSchemaPlugin()],
         openapi_config=OpenAPIConfig(
-            title="Sluice", version=__version__, use_handler_docstrings=True
+            title="Sluice",
+            version=__version__,
+            use_handler_docstrings=True,
+            render_plugins=[DocumentPage()],
         ),
         signature_types=[Gateway, OpenStreams],
         cors_config=CORSConfig(
