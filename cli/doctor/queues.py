@@ -37,7 +37,9 @@ def examine_queue(
         yield error(
             model,
             f"no live inferer; {queue}",
-            f"start one that serves {model}: sluice up --model …, or INFERER_ALIAS={quote(model)} "
+            # The entry of one that hangs expires like that of a dead one.
+            "end the process of one that hangs, so that it is restarted; if there is none, start "
+            f"one that serves {model}: sluice up --model …, or INFERER_ALIAS={quote(model)} "
             "INFERER_MODEL=… python -m services.inferer",
         )
         return
