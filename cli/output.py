@@ -116,6 +116,9 @@ def print_status(status: JobStatus) -> None:
             table.add_row(name, safe_text(value))
     if status.error is not None:
         table.add_row("error", safe_text(f"{status.error.code}: {status.error.message}"))
+    if status.last_error is not UNSET:
+        last_error = f"{status.last_error.code}: {status.last_error.message}"
+        table.add_row("last error", safe_text(last_error))
     if status.timings is not None:
         table.add_row("timings", safe_text(timings_line(status)))
     if status.blocked_reason is not UNSET:

@@ -288,7 +288,8 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     """``position`` counts the jobs that will be served before this one, ``progress`` how far it
     is; ``eta`` is left out while nothing has been measured or no inferer serves the model.
     ``blocked_reason`` says why no inferer can start the job at present, and what to do about it.
-    ``retry_of`` is the job whose dead letter was sent again as this one."""
+    ``last_error`` is what went wrong in the last attempt of a job in state RETRY. ``retry_of`` is
+    the job whose dead letter was sent again as this one."""
 
     id: str
     state: TaskState
@@ -308,6 +309,7 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     progress: Progress | UnsetType = UNSET
     eta: Eta | UnsetType = UNSET
     blocked_reason: str | UnsetType = UNSET
+    last_error: JobError | UnsetType = UNSET
 
     @classmethod
     def of(cls, outcome: Result) -> Self:
