@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from rich.progress import Progress
 
 from cli.client import Client
@@ -28,6 +28,8 @@ class Countdown:
         self._silent_polls = 0
         self._lost_attempt = 0
         """The last attempt that was reported as lost."""
+        self._blocked_reason: str | UnsetType = UNSET
+        """The last one that was printed, unless the job can start again."""
         self._progress = progress
         self._started = time.monotonic()
         self._task = progress.add_task("submitted", total=None)
@@ -47,7 +49,8 @@ class Countdown:
             err.print(f"\n{text}" if self._is_hidden else text, style="dim")
 
     def poll(self, client: Client, job_id: str) -> None:
-        """Show the estimate, or that the job waits because its inferer died.
+        """Show the estimate, or why the job cannot start, or that it waits because its inferer
+        died.
 
         Raises:
             CommandError: no answer.
@@ -58,6 +61,10 @@ class Countdown:
         status = client.status(job_id)
         if status.finished_at is not None:
             return
+        if status.blocked_reason != self._blocked_reason:
+            self._blocked_reason = status.blocked_reason
+            if status.blocked_reason is not UNSET:
+                self.say(status.blocked_reason)
         if not self._is_hidden:
             self._show(status)
         if self._is_silent and status.state == "STARTED" and status.attempts > self._lost_attempt:
@@ -73,7 +80,11 @@ class Countdown:
         return self._silent_polls >= SILENT_POLLS
 
     def _show(self, status: JobStatus) -> None:
-        estimate = estimate_line(status) or ("waiting" if status.started_at is None else "running")
+        if status.blocked_reason is not UNSET:
+            estimate = "blocked"
+        else:
+            stage = "waiting" if status.started_at is None else "running"
+            estimate = estimate_line(status) or stage
         self._progress.update(self._task, description=estimate)
         if status.eta is not UNSET:
             elapsed_s = time.monotonic() - self._started

@@ -116,9 +116,14 @@ def print_status(status: JobStatus) -> None:
             table.add_row(name, safe_text(value))
     if status.error is not None:
         table.add_row("error", safe_text(f"{status.error.code}: {status.error.message}"))
+    if status.last_error is not UNSET:
+        last_error = f"{status.last_error.code}: {status.last_error.message}"
+        table.add_row("last error", safe_text(last_error))
     if status.timings is not None:
         table.add_row("timings", safe_text(timings_line(status)))
-    if (estimate := estimate_line(status)) is not None:
+    if status.blocked_reason is not UNSET:
+        table.add_row("blocked", safe_text(status.blocked_reason))
+    elif (estimate := estimate_line(status)) is not None:
         table.add_row("estimate", safe_text(estimate))
     out.print(table)
     if status.result is not None:
@@ -190,13 +195,14 @@ def queue_table(models: list[ModelQueue]) -> RenderableType:
     if not models:
         return "no model is known yet: start an inferer"
     table = Table("model", box=None, pad_edge=False)
-    for heading in ("waiting", "in flight", "limit", "inferers", "oldest waits"):
+    for heading in ("waiting", "in flight", "slots", "inferers", "oldest waits"):
         table.add_column(heading, justify="right")
     table.add_column("waiting by priority")
     for model in models:
-        numbers = (model.waiting, model.in_flight, model.limit, model.inferers)
+        numbers = (model.waiting, model.in_flight, model.slots, model.inferers)
         oldest = _or_dash(model.oldest_s, "{:.1f} s")
-        table.add_row(safe_text(model.model), *map(str, numbers), oldest, _by_priority(model))
+        cells = (*(_or_dash(number, "{}") for number in numbers), oldest, _by_priority(model))
+        table.add_row(safe_text(model.model), *cells)
     return table
 
 

@@ -6,10 +6,9 @@ from shlex import quote
 
 from cli.doctor.finding import Finding, error, ok, warning
 from shared.broker.consumers import ModelConsumers
-from shared.broker.inferers import Live
+from shared.broker.inferers import Live, find_blockage
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
-from shared.wire.inferers import InfererEntry
 
 
 def examine_queue(
@@ -24,6 +23,7 @@ def examine_queue(
     """``before`` is the queue some seconds ago; ``live`` are the model's inferers at ``at``, the
     broker's time."""
     model, inferers = now.name, [one.entry for one in live]
+    blockage = find_blockage(model, inferers)
     waits = f"{now.waiting} waiting" + (f", the oldest for {oldest_s:.0f} s" if oldest_s else "")
     queue = f"{waits}, {now.in_flight} in flight, limit {now.limit}"
     if not inferers and now.waiting + now.in_flight == 0:
@@ -37,14 +37,16 @@ def examine_queue(
         yield error(
             model,
             f"no live inferer; {queue}",
-            f"start one that serves {model}: sluice up --model …, or INFERER_ALIAS={quote(model)} "
+            # The entry of one that hangs expires like that of a dead one.
+            "end the process of one that hangs, so that it is restarted; if there is none, start "
+            f"one that serves {model}: sluice up --model …, or INFERER_ALIAS={quote(model)} "
             "INFERER_MODEL=… python -m services.inferer",
         )
         return
     slots = sum(entry.slots for entry in inferers)
     yield ok(model, f"live inferers: {len(inferers)}, slots: {slots}; {queue}")
-    if not slots:
-        yield _closed(model, inferers)
+    if blockage is not None:
+        yield error(model, *blockage)
     jobs = [job for entry in inferers for job in entry.jobs]
     yield from _limit(now, slots, unreported=max(0, now.in_flight - len(jobs)))
     if jobs:
@@ -72,16 +74,6 @@ def examine_queue(
             "requeued because the slot had received another job, or the inferer died or shut down "
             "while running them: see the inferers' logs",
         )
-
-
-def _closed(model: str, inferers: list[InfererEntry]) -> Finding:
-    if all(entry.state == "stopping" for entry in inferers):
-        return error(model, "every inferer is shutting down", "start another: sluice up")
-    return error(
-        model,
-        "all slots are closed: the concurrency is 0, so no job runs",
-        f"open some: sluice concurrency 1 --model {quote(model)}",
-    )
 
 
 def _limit(consumers: ModelConsumers, slots: int, unreported: int) -> Iterator[Finding]:

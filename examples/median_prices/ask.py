@@ -71,12 +71,14 @@ async def read(http: httpx2.AsyncClient, status_url: str) -> dict[str, Any]:
 
 
 def waiting(status: dict[str, Any]) -> str:
-    """A job's place in the queue, and when it should be done."""
+    """A job's place in the queue, and when it should be done, or why it cannot start."""
+    if reason := status.get("blocked_reason"):
+        return str(reason)
     if status["state"] == "STARTED":
         where = "running"
     else:
         where = f"{ahead} ahead" if (ahead := status.get("position")) else "next to run"
-    eta = status.get("eta")  # missing while no inferer serves the model
+    eta = status.get("eta")  # missing while the model's speed is not known
     return f"{where}, done in about {eta['p50_s']:.0f} s" if eta else where
 
 

@@ -1,8 +1,9 @@
 """The fleet as the broker knows it: which inferers are live, and which compete for CPUs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import islice
+from shlex import quote
 from typing import NamedTuple, Self
 
 from msgspec import Struct
@@ -34,6 +35,32 @@ class Live(Struct, frozen=True):
 
     entry: InfererEntry
     heartbeat_at: str
+
+
+class Blockage(NamedTuple):
+    """Why no job of a model can start, and what to do about it."""
+
+    cause: str
+    advice: str
+
+
+def find_blockage(model: str, inferers: Sequence[InfererEntry]) -> Blockage | None:
+    """What keeps the ``inferers``, all live ones of ``model``, from starting a job; None if one of
+    them has an open slot."""
+    if any(entry.slots for entry in inferers):
+        return None
+    if not inferers:
+        return Blockage(
+            "no live inferer",
+            # One may be: after a crash, or with `sluice up --min 0`.
+            f"if none is starting, start one that serves {model} with `sluice up`, or see "
+            "`sluice doctor`",
+        )
+    if all(entry.state == "stopping" for entry in inferers):
+        return Blockage("every inferer is shutting down", "start another with `sluice up`")
+    return Blockage(
+        "all slots are closed", f"open some with `sluice concurrency 1 --model {quote(model)}`"
+    )
 
 
 async def read_inferers(broker: Broker) -> tuple[list[Live], bool]:

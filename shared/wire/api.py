@@ -287,7 +287,9 @@ class Eta(Struct, frozen=True):
 class JobStatus(Struct, frozen=True, kw_only=True):
     """``position`` counts the jobs that will be served before this one, ``progress`` how far it
     is; ``eta`` is left out while nothing has been measured or no inferer serves the model.
-    ``retry_of`` is the job whose dead letter was sent again as this one."""
+    ``blocked_reason`` says why no inferer can start the job at present, and what to do about it.
+    ``last_error`` is what went wrong in the last attempt of a job in state RETRY. ``retry_of`` is
+    the job whose dead letter was sent again as this one."""
 
     id: str
     state: TaskState
@@ -306,6 +308,8 @@ class JobStatus(Struct, frozen=True, kw_only=True):
     position: int | UnsetType = UNSET
     progress: Progress | UnsetType = UNSET
     eta: Eta | UnsetType = UNSET
+    blocked_reason: str | UnsetType = UNSET
+    last_error: JobError | UnsetType = UNSET
 
     @classmethod
     def of(cls, outcome: Result) -> Self:
@@ -361,7 +365,7 @@ class ClassQueue(Struct, frozen=True, kw_only=True):
 
 class ModelQueue(Struct, frozen=True, kw_only=True):
     """One model's queue. ``limit`` is ``max_ack_pending`` of each of its consumers, one per
-    priority."""
+    priority, and at least 1; ``slots`` are the open ones of its live inferers."""
 
     model: str
     waiting: int
@@ -369,6 +373,8 @@ class ModelQueue(Struct, frozen=True, kw_only=True):
     limit: int
     inferers: int
     oldest_s: float | None
+    slots: int | None = None
+    """Null from gateways of earlier versions."""
     max_waiting: int = 0
     """How many jobs may wait; further ones are refused. 0 if it is not known."""
     classes: dict[str, ClassQueue] = {}

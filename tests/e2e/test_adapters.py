@@ -181,6 +181,7 @@ def test_an_adapter_is_offered_if_all_inferers_have_it(
         )
         status = stack.wait_for_state(early, "RETRY")
         assert (status["attempts"], status["inferer"]) == (0, None)
+        assert "has no adapter first" in status["last_error"]["message"]
         (warning,) = eventually(lambda: without.events("adapter_missing"), "a warning")
         assert "the inferer inferer-0 has no adapter first, it has other" in warning["message"]
         assert card(stack)["adapters"] == ["other"]

@@ -206,7 +206,9 @@ def test_a_reader_of_events_learns_of_the_death_at_once(stack: Stack) -> None:
     printed = json.loads(failed["data"])
     assert (printed["code"], printed["attempt"]) == ("worker_lost", 1)
     assert printed["message"] == "signal 11 (SIGSEGV) while computing its prompt, running alone"
-    assert stack.status(job_id)["state"] == "RETRY"
+    status = stack.status(job_id)
+    assert status["state"] == "RETRY"
+    assert status["last_error"] == {"code": "worker_lost", "message": printed["message"]}
     (inferer,) = stack.inferers
     assert inferer.wait() == -signal.SIGSEGV
 

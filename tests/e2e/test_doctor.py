@@ -96,7 +96,8 @@ def test_a_model_without_inferer_and_jobs_is_not_an_error(stack: Stack) -> None:
 
 
 def test_an_inferer_that_hangs_is_found(stack: Stack) -> None:
-    """A stopped one sends no heartbeats; doctor also reports how long its job has run."""
+    """A stopped one sends no heartbeats; doctor also reports how long its job has run. The advice
+    is still right when its entry has expired."""
     stack.submit(prompt="go on", max_tokens=4000)
     eventually(lambda: _inferer(stack)["jobs"] or None, "it runs")
     stack.inferers[0].freeze()
@@ -104,6 +105,14 @@ def test_an_inferer_that_hangs_is_found(stack: Stack) -> None:
     assert "end its process" in found["inferer inferer-0"][0]["advice"]
     printed = [finding["found"] for finding in found["tiny"]]
     assert any("the longest-running job started" in one for one in printed)
+
+    def without_entry() -> dict[str, list[Finding]] | None:
+        found = examine(stack)
+        return found if found["tiny"][0]["found"].startswith("no live inferer") else None
+
+    # Another `sluice up` would be refused.
+    found = eventually(without_entry, "its entry has expired")
+    assert "end the process of one that hangs" in found["tiny"][0]["advice"]
     stack.inferers[0].thaw()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -31,7 +32,7 @@ from shared.wire.requests import InferenceRequest
 from shared.wire.results import Completed, Expired, Failed
 from tests.support.cramped import N_CTX, TOO_LONG, CrampedEngine
 from tests.support.lora import write_lora
-from tests.support.processes import Stack, server_sent_events
+from tests.support.processes import Stack, clean_environment, scripts, server_sent_events
 from tests.support.workers import (
     dead_letter,
     ended,
@@ -365,12 +366,16 @@ async def test_clients_see_a_retry_and_the_text_goes_on(
         job_id = await asyncio.to_thread(stack.submit, **body)
         status = await asyncio.to_thread(stack.wait_for_state, job_id, "RETRY")
         assert (status["attempts"], status["result"], status["error"]) == (1, None, None)
+        assert status["last_error"]["code"] == "out_of_memory"
+        printed = await asyncio.to_thread(_printed_status, stack.url, job_id)
+        assert f"last error  out_of_memory: {status['last_error']['message']}\n" in printed
         reading = asyncio.create_task(asyncio.to_thread(_events, stack.url, job_id))
         await scheduled(broker, job_id)
     async with working(broker, engine, "second"):
         events = await reading
     status = await asyncio.to_thread(stack.status, job_id)
     assert (status["state"], status["attempts"]) == ("SUCCESS", 2)
+    assert "last_error" not in status
     names = [event["event"] for event in events if event["event"] != "tokens"]
     assert names == ["queued", "started", "attempt_failed", "started", "result"]
     tokens = [json.loads(event["data"]) for event in events if event["event"] == "tokens"]
@@ -410,6 +415,15 @@ async def test_a_job_that_waits_for_its_retry_can_be_cancelled(
 
 async def _any_schedule(broker: Broker) -> StoredMessage | None:
     return await broker.direct_get("REQUESTS", last_by_subj="infer.schedule.>")
+
+
+def _printed_status(url: str, job_id: str) -> str:
+    """What `sluice status` prints of an unfinished job, with exit status 0."""
+    command = [str(scripts() / "sluice"), "status", job_id, "--url", url]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
 
 
 def _events(url: str, job_id: str) -> list[dict[str, str]]:

@@ -1,4 +1,5 @@
-"""Estimates for clients: a job's position, progress and ETA, and when a full queue has room."""
+"""Estimates for clients: a job's position, progress and ETA, or why it cannot start, and when a
+full queue has room."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -23,6 +24,7 @@ from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.waiting_jobs import WaitingJobs
 from shared.broker.connection import Broker
 from shared.broker.consumers import ModelConsumers
+from shared.broker.inferers import find_blockage
 from shared.broker.results import decode_stored
 from shared.errors import BrokerUnavailable
 from shared.logs import logger
@@ -57,6 +59,7 @@ class Estimate(Struct, frozen=True):
     position: int | None = None
     progress: Progress | None = None
     eta: Eta | None = None
+    blocked_reason: str | None = None
 
     def added_to(self, job: Shown) -> Shown:
         known = {name: value for name, value in asdict(self).items() if value is not None}
@@ -108,12 +111,19 @@ class Forecast:
                 self._service_times.setdefault(model, ServiceTime()).observe(result)
 
     async def estimate(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
-        """The estimate for a job that waits or runs; ``model``: its queues, as they were read for
-        it, None if there are none.
+        """The estimate for a job that waits or runs, or why it cannot start; ``model``: its queues,
+        as they were read for it, None if there are none.
 
         Raises:
             BrokerUnavailable: no answer.
         """
+        estimate = await self._estimate(job, model)
+        blockage = find_blockage(job.model, self._fleet.inferers(token_of(job.model)))
+        if blockage is None or self.runs(job.id):
+            return estimate
+        return replace(estimate, blocked_reason=f"{blockage.cause}: {blockage.advice}")
+
+    async def _estimate(self, job: PendingJob, model: ModelConsumers | None) -> Estimate:
         if job.scheduled:
             return Estimate()
         if job.is_running:

@@ -274,7 +274,8 @@ class Jobs:
         return await read_result(self._broker, model, job_id)
 
     async def status(self, job_id: str) -> JobStatus:
-        """Like `find`, in the form of ``/status``, with position, progress and ETA."""
+        """Like `find`, in the form of ``/status``, with position, progress and ETA, or why the
+        job cannot start."""
         model: ModelConsumers | None = None
 
         async def may_have_started(
@@ -292,7 +293,7 @@ class Jobs:
         return estimate.added_to(job.status())
 
     async def brief_status(self, job_id: str) -> JobStatus:
-        """Like `status`, without position, progress and ETA."""
+        """Like `status`, without estimates."""
         job = await self.find(job_id)
         return job.status() if isinstance(job, PendingJob) else JobStatus.of(job)
 
@@ -395,12 +396,14 @@ class Jobs:
             log.info("job_abandoned", job_id=job_id)
 
     async def _model_queue(self, model: ModelConsumers) -> ModelQueue:
+        inferers = self._fleet.inferers(model.token)
         return ModelQueue(
             model=model.name,
             waiting=model.waiting,
             in_flight=model.in_flight,
             limit=model.limit,
-            inferers=len(self._fleet.inferers(model.token)),
+            inferers=len(inferers),
+            slots=sum(entry.slots for entry in inferers),
             oldest_s=await oldest_waiting_s(self._broker, model),
             max_waiting=self._admission.bound,
             classes={

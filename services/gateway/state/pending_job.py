@@ -4,14 +4,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from shared.broker.connection import Broker
 from shared.broker.stored_messages import StoredMessage
 from shared.model_names import name_of
 from shared.timestamps import parse_timestamp, timestamp
 from shared.wire import subjects
-from shared.wire.api import JobStatus
+from shared.wire.api import JobError, JobStatus
 from shared.wire.codecs import decode_request, decode_state_event, skip
 from shared.wire.events import StateEvent
 from shared.wire.fields import NO_METADATA
@@ -99,6 +99,7 @@ class PendingJob:
             metadata=(self.request and self.request.metadata) or NO_METADATA,
             priority=self.priority,
             retry_of=(self.request and self.request.retry_of) or UNSET,
+            last_error=self._last_error,
         )
 
     @property
@@ -125,6 +126,12 @@ class PendingJob:
             preview=self.request.preview if self.request else "",
             response=self.request.response if self.request else None,
         )
+
+    @property
+    def _last_error(self) -> JobError | UnsetType:
+        if self.last is None or self.last.code is None:
+            return UNSET
+        return JobError(self.last.code, self.last.message or "")
 
     @property
     def _start(self) -> StateEvent | None:

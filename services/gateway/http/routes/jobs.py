@@ -92,7 +92,8 @@ async def list_jobs(request: Request[Any, Any, Any], gateway: NamedDependency[Ga
 @get("/status/{job_id:str}", responses=error_responses(404, 410))
 async def status(job_id: FromPath[str], gateway: NamedDependency[Gateway]) -> JobStatus:
     """The status of a job. `state` has Celery's names: PENDING, STARTED, RETRY, SUCCESS, FAILURE,
-    REVOKED."""
+    REVOKED. If no inferer can start the job at present, `blocked_reason` says why, and what to do.
+    """
     gateway.require_ready()
     return await gateway.jobs.status(job_id)
 
