@@ -1,7 +1,8 @@
 """The client of a gateway."""
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,6 +13,7 @@ import msgspec
 
 from cli.exit_status import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, CommandError
 from cli.proxy import proxy_for, via_proxy
+from shared.counts import counted
 from shared.job_ids import is_job_id
 from shared.wire.api import (
     ConcurrencyReport,
@@ -33,6 +35,12 @@ READ_TIMEOUT_S = 60.0
 """A stream sends something every 15 s, so after this time the connection is dead."""
 MAX_RECONNECTS = 30
 RETRY_S = 1.0
+JOB_ID_CHARS = 36
+_BEGINNING = re.compile(r"[0-9a-f-]+")
+"""Of a job id."""
+
+ON_THE_COMMAND_LINE = {"messages": "--raw", "model": "--model"}
+"""Options for parameters that an error of the gateway names."""
 
 T = TypeVar("T")
 
@@ -78,6 +86,22 @@ class Client:
             raise CommandError("the prompt is not UTF-8", EXIT_USAGE) from None
         return self._call("POST", "/jobs", JobAccepted, content=content)
 
+    def whole_id(self, beginning: str) -> str:
+        """The id of the job whose id begins with ``beginning``, or a whole id as it is.
+
+        Raises:
+            CommandError: no job in the list begins so, or several do.
+        """
+        if len(beginning) >= JOB_ID_CHARS:
+            return beginning
+        if not _BEGINNING.fullmatch(beginning):
+            raise CommandError(f"{beginning!r} is not a job id or the beginning of one", EXIT_USAGE)
+        found = self.jobs([("id", beginning), ("limit", "2")])
+        if found.total != 1:
+            problem = "no job" if not found.total else counted(found.total, "job")
+            raise CommandError(f"{problem} with an id that begins with {beginning!r}", EXIT_USAGE)
+        return found.jobs[0].id
+
     def status(self, job_id: str) -> JobStatus:
         _check_id(job_id)
         return self._call("GET", f"/status/{job_id}", JobStatus)
@@ -120,8 +144,11 @@ class Client:
     def drop_dead_letter(self, letter_id: str) -> DeadLetterHead:
         return self._call("DELETE", _dead_path(letter_id), DeadLetterHead)
 
-    def follow(self, job_id: str) -> Iterator[httpx2.ServerSentEvent]:
-        """All events of the job, up to its result. Reconnects, and resumes after the last event."""
+    def follow(
+        self, job_id: str, on_lost: Callable[[str], None]
+    ) -> Iterator[httpx2.ServerSentEvent]:
+        """All events of the job, up to its result. Reconnects, and resumes after the last event.
+        ``on_lost`` gets the reason when it begins to reconnect."""
         last_event_id, failures = "", 0
         while True:
             try:
@@ -133,6 +160,9 @@ class Client:
                         return
             except (httpx2.TransportError, _Unavailable) as error:
                 failures += 1
+                if failures == 1:
+                    is_away = isinstance(error, _Unavailable)
+                    on_lost(str(error) if is_away else "the connection was lost")
                 if failures >= MAX_RECONNECTS:
                     raise CommandError(
                         f"the connection to {self.url} failed ({error}); the job continues: "
@@ -182,8 +212,8 @@ class Client:
         try:
             problem = response.json()
             detail = problem["detail"] if isinstance(problem, dict) else response.text
-            if problem.get("param") == "messages":
-                detail += " (on the command line: --raw)"
+            if (option := ON_THE_COMMAND_LINE.get(problem.get("param"))) is not None:
+                detail += f" (on the command line: {option})"
         except (ValueError, KeyError, AttributeError):
             if self._proxy is not None:
                 return CommandError(

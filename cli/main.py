@@ -16,12 +16,14 @@ from cli.commands.models import models
 from cli.commands.up import up
 from cli.exit_status import EXIT_FAILED, CommandError
 from cli.output import discard_stdout, print_error
+from cli.usage_errors import Commands
 from shared import __version__
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a full or broken disk under stdout. Click handles a closed pipe."""
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -12,6 +12,7 @@ from shared.wire.requests import Priority
 Url = Annotated[
     str, typer.Option("--url", envvar="SLUICE_URL", help="The gateway.", show_default=True)
 ]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id, or its beginning.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Required if several models are served.")

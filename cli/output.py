@@ -16,6 +16,7 @@ from rich.text import Text
 
 from cli.doctor.finding import Finding
 from cli.models.catalogue import Catalogue, ListedModel
+from shared.counts import counted
 from shared.logs import drain_logs
 from shared.printable import printable, printable_json
 from shared.timestamps import milliseconds_between
@@ -115,9 +116,9 @@ def print_status(status: JobStatus) -> None:
         if value is not None:
             table.add_row(name, safe_text(value))
     if status.error is not None:
-        table.add_row("error", safe_text(f"{status.error.code}: {status.error.message}"))
+        table.add_row("error", safe_text(error_line(status.error.code, status.error.message)))
     if status.last_error is not UNSET:
-        last_error = f"{status.last_error.code}: {status.last_error.message}"
+        last_error = error_line(status.last_error.code, status.last_error.message)
         table.add_row("last error", safe_text(last_error))
     if status.timings is not None:
         table.add_row("timings", safe_text(timings_line(status)))
@@ -130,12 +131,20 @@ def print_status(status: JobStatus) -> None:
         print_result(status.result)
 
 
+def error_line(code: str | None, message: str | None) -> str:
+    """``timed_out: the deadline passed …``; a message that begins with the code stands alone."""
+    if code and message and message.startswith(code):
+        return message
+    return ": ".join(part for part in (code, message) if part)
+
+
 def print_result(result: JobResult) -> None:
     """The text, or several with their numbers; of embeddings, how many there are; of documents,
     their scores."""
     if result.embeddings:
         dimensions = len(result.embeddings[0]) // FLOAT_BYTES
-        out.print(f"{len(result.embeddings)} embeddings of {dimensions} dimensions: see --json")
+        embeddings = counted(len(result.embeddings), "embedding")
+        out.print(f"{embeddings} of {dimensions} dimensions: see --json")
     elif result.ranking:
         table = Table("document", "score", box=None, pad_edge=False)
         for one in result.ranking:
@@ -162,9 +171,10 @@ def timings_line(status: JobStatus) -> str:
         usage = status.result.usage
         is_text = status.result.text is not UNSET
         parts.append(
-            f"{usage.completion_tokens} tokens"
+            counted(usage.completion_tokens, "token")
             if is_text
-            else f"{usage.prompt_tokens} tokens read in {status.timings.prompt_ms / 1000:.2f} s"
+            else f"{counted(usage.prompt_tokens, 'token')} read in "
+            f"{status.timings.prompt_ms / 1000:.2f} s"
         )
     if status.timings.tokens_per_s is not None:
         parts[-1] += f" at {status.timings.tokens_per_s:.1f} tokens/s"
@@ -180,7 +190,8 @@ def estimate_line(job: JobStatus | ListedJob) -> str | None:
         parts.append("next to run" if job.position == 0 else f"{job.position} ahead of it")
     if isinstance(job, JobStatus) and job.progress is not UNSET:
         parts.append(
-            f"{job.progress.completion_tokens} of at most {job.progress.max_tokens} tokens"
+            f"{job.progress.completion_tokens} of at most "
+            f"{counted(job.progress.max_tokens, 'token')}"
         )
     if job.eta is not UNSET:
         parts.append(f"done in about {job.eta.p50_s:.0f} s (90 %: {job.eta.p90_s:.0f} s)")

@@ -69,7 +69,7 @@ def end_with_report(report: BulkReport, done: str, *, as_json: bool) -> None:
         for one in report.not_done:
             print_error(f"{one.id}: {one.message}")
         if report.left:
-            print_text(f"at least {report.left} are left: repeat the command")
+            print_text(f"left: at least {report.left}; repeat the command")
     if report.not_done:
         raise typer.Exit(EXIT_FAILED)
 

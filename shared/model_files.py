@@ -9,6 +9,7 @@ from types import ModuleType
 from msgspec import Struct
 
 from shared.errors import ModelError
+from shared.gguf_header import Damaged, NotReadable, read_header
 from shared.hub.download import fetch
 from shared.hub.name import FORMS, is_hub_name
 from shared.hub.process import fetch_in_process
@@ -21,9 +22,10 @@ def locate(model: str) -> Path:
     (``hf:…``), which is downloaded unless it is in the cache. The first file of a split model.
 
     Raises:
-        ModelError: it does not exist, cannot be read or downloaded, or is not a GGUF file.
+        ModelError: it does not exist, cannot be read or downloaded, is not a GGUF file, or is
+            damaged.
     """
-    return check_magic(fetch(model) if is_hub_name(model) else _local_file(model))
+    return check_magic(fetch(model)) if is_hub_name(model) else _check_whole(_local_file(model))
 
 
 async def locate_cancellable(model: str) -> Path:
@@ -56,6 +58,18 @@ def check_magic(path: Path) -> Path:
         raise ModelError(f"the model {path} cannot be read: {error.strerror}") from error
     if magic != GGUF_MAGIC:
         raise ModelError(f"the model {path} is not a GGUF file; convert it first")
+    return path
+
+
+def _check_whole(path: Path) -> Path:
+    """Raises: ModelError: as `check_magic`, or its header or its end is missing."""
+    check_magic(path)
+    try:
+        read_header(path)
+    except Damaged as damage:
+        raise ModelError(f"the model {path} is {damage}") from None
+    except NotReadable:
+        pass  # llama.cpp may read it: it knows no bounds of time and size
     return path
 
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from cli.bench.process import NotMeasured, SpeedTest
 from cli.exit_status import EXIT_USAGE, CommandError
 from cli.up.scale import split_cpus
+from shared.counts import counted
 from shared.cpus import own_cpus, usable_cpus
 from shared.errors import ModelError, OutOfMemory
 from shared.speed_test import Done, Failed, Jobs, Ready, Subject
@@ -85,10 +86,7 @@ class _Round(Struct, frozen=True):
 
 def settings() -> list[Setting]:
     """All that can be measured here; the first has one slot."""
-    found = [
-        Setting("1 slot" if slots == 1 else f"{slots} slots", Subject(slots), [None])
-        for slots in SLOTS
-    ]
+    found = [Setting(counted(slots, "slot"), Subject(slots), [None]) for slots in SLOTS]
     cpus = own_cpus()[: usable_cpus()]
     if len(cpus) > 1:
         found.append(Setting(HALVES, Subject(1), split_cpus(cpus, 2)))

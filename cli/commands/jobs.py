@@ -1,7 +1,8 @@
 """``sluice ask``, ``submit``, ``follow``, ``status`` and ``cancel``."""
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import httpx2
@@ -22,6 +23,7 @@ from cli.options import (
     DEFAULT_URL,
     Adapter,
     Answers,
+    JobId,
     Json,
     MaxTokens,
     Model,
@@ -40,6 +42,7 @@ from cli.options import (
 from cli.output import (
     discard_stdout,
     err,
+    error_line,
     print_error,
     print_json,
     print_status,
@@ -174,13 +177,14 @@ def submit(
 
 
 def follow(
-    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    job_id: JobId,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
     """Print the answer of a job as it is generated, from its beginning. Ctrl-C ends only this
     command."""
     with Client(url) as client, interrupted_by_signals():
+        job_id = client.whole_id(job_id)
         try:
             status = _follow(client, job_id, show=not as_json)
         except KeyboardInterrupt:
@@ -190,13 +194,13 @@ def follow(
 
 
 def status(
-    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    job_id: JobId,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
     """Show the state of a job and its result."""
     with Client(url) as client:
-        found = client.status(job_id)
+        found = client.status(client.whole_id(job_id))
     print_json(found) if as_json else print_status(found)
     _end(found, is_printed=True)
 
@@ -225,6 +229,8 @@ def cancel(
     }
     selected = selection(ids, where, at_most)
     with Client(url) as client:
+        if ids:
+            selected["ids"] = ids = [client.whole_id(one) for one in ids]
         if ids and len(ids) == 1:
             cancelled = client.cancel(ids[0])
             print_json(cancelled) if as_json else print_status(cancelled)
@@ -246,9 +252,9 @@ def _text(prompt: str) -> str:
 
 def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
     """Follow a job to its end; with ``show``, print its tokens as they arrive."""
-    with countdown(client, job_id) as line:
-        tokens = choice = 0
-        for event in client.follow(job_id):
+    with countdown(client, job_id) as line, _own_line() as answer:
+        choice = 0
+        for event in client.follow(job_id, lambda why: line.say(f"{why}; trying again")):
             line.note_event()
             if event.event in ("started", "attempt_failed", "returned"):
                 if (setback := _setback(event)) is not None:
@@ -257,7 +263,7 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
                 print_tokens("\n")
                 choice = 0
             elif event.event == "tokens" and show:
-                tokens += 1
+                answer.has_begun = True
                 line.hide()
                 added = msgspec.json.decode(event.data)
                 if added.get("choice", 0) > choice:
@@ -265,12 +271,29 @@ def _follow(client: Client, job_id: str, *, show: bool) -> JobStatus:
                     print_tokens(f"\n\nanswer {choice + 1}:\n")
                 print_tokens(added["text"])
             elif event.event == "result":
-                if tokens:
+                if answer.has_begun:
                     print_tokens("\n")
                 return msgspec.json.decode(event.data, type=JobStatus)
             elif event.event == "error":
                 raise CommandError(msgspec.json.decode(event.data)["message"], EXIT_FAILED)
     raise CommandError(f"the events of {job_id} ended without a result", EXIT_UNREACHABLE)
+
+
+class _Answer:
+    has_begun = False
+    """Whether a part of it was printed."""
+
+
+@contextmanager
+def _own_line() -> Iterator[_Answer]:
+    """The message of an error gets a line of its own below the answer."""
+    answer = _Answer()
+    try:
+        yield answer
+    except CommandError:
+        if answer.has_begun:
+            print_tokens("\n")
+        raise
 
 
 def _setback(event: httpx2.ServerSentEvent) -> str | None:
@@ -312,5 +335,5 @@ def _end(status: JobStatus, *, is_printed: bool = False) -> None:
     if status.error is None:
         return
     if not is_printed:
-        print_error(f"{status.state}: {status.error.code}: {status.error.message}")
+        print_error(f"{status.state}: {error_line(status.error.code, status.error.message)}")
     raise typer.Exit(EXIT_FAILED)

@@ -7,9 +7,8 @@ import typer
 from rich.table import Table
 
 from cli.client import Client
-from cli.exit_status import EXIT_USAGE, CommandError
-from cli.options import DEFAULT_URL, Json, Url
-from cli.output import COLOURS, estimate_line, out, print_json, print_status, safe_text
+from cli.options import DEFAULT_URL, JobId, Json, Url
+from cli.output import COLOURS, error_line, estimate_line, out, print_json, print_status, safe_text
 from cli.selection import (
     Code,
     Metadata,
@@ -22,6 +21,7 @@ from cli.selection import (
     states_of,
     time_of,
 )
+from shared.counts import counted
 from shared.wire.listing import PAGE, JobDetails, JobPage, ListedJob, TimelineEntry
 
 
@@ -70,24 +70,14 @@ def jobs(
 
 
 def job(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="The id, or its beginning.")],
+    job_id: JobId,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
     """Show a job with its request, what happened to it when, and its result."""
     with Client(url) as client:
-        found = client.job(_whole_id(client, job_id))
+        found = client.job(client.whole_id(job_id))
     print_json(found) if as_json else _print_details(found)
-
-
-def _whole_id(client: Client, beginning: str) -> str:
-    if len(beginning) >= 36:
-        return beginning
-    found = client.jobs([("id", beginning), ("limit", "2")])
-    if found.total != 1:
-        problem = "no job" if not found.total else f"{found.total} jobs"
-        raise CommandError(f"{problem} with an id that begins with {beginning!r}", EXIT_USAGE)
-    return found.jobs[0].id
 
 
 def _print_page(page: JobPage) -> None:
@@ -109,7 +99,7 @@ def _print_page(page: JobPage) -> None:
             )
         out.print(table)
     shown = "" if page.total == len(page.jobs) else f"{len(page.jobs)} of "
-    out.print(safe_text(f"{shown}{page.total} job{'s' * (page.total != 1)}", "dim"))
+    out.print(safe_text(f"{shown}{counted(page.total, 'job')}", "dim"))
     if not page.covers.complete:
         out.print("the gateway has just started and is still reading older jobs")
     if page.cursor is not None:
@@ -156,5 +146,5 @@ def _sentence(entry: TimelineEntry) -> str:
     if entry.via is not None:
         words.append(f"via {entry.via}")
     line = " ".join(words)
-    reason = ": ".join(part for part in (entry.code, entry.message) if part)
+    reason = error_line(entry.code, entry.message)
     return f"{line}: {reason}" if reason else line

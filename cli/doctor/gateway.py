@@ -56,7 +56,7 @@ def _full(report: QueueReport) -> Iterator[Finding]:
         if model.waiting >= model.max_waiting > 0:
             yield error(
                 model.model,
-                f"the queue is full: {model.waiting} wait, the limit is {model.max_waiting}; new "
-                "jobs are refused with 429 until it drains",
+                f"the queue is full: {model.waiting} waiting, the limit is {model.max_waiting}; "
+                "new jobs are refused with 429 until it drains",
                 "add inferers, or raise GATEWAY_MAX_WAITING",
             )

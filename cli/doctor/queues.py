@@ -7,6 +7,7 @@ from shlex import quote
 from cli.doctor.finding import Finding, error, ok, warning
 from shared.broker.consumers import ModelConsumers
 from shared.broker.inferers import Live, find_blockage
+from shared.counts import counted
 from shared.timestamps import milliseconds_between, timestamp
 from shared.wire import subjects
 
@@ -56,23 +57,23 @@ def examine_queue(
     if now.in_flight > len(jobs) + (0 if some_died else slots):
         yield warning(
             model,
-            f"{now.in_flight} jobs are in flight, the live inferers report {len(jobs)}",
+            f"{counted(now.in_flight, 'job')} in flight, the live inferers report {len(jobs)}",
             "the jobs of a dead inferer are redelivered when the lease expires, after 12 s at most "
             "(30 s on a cluster)",
         )
     if before is not None and _is_stalled(before, now, slots):
         yield error(
             model,
-            f"{now.waiting} wait although a slot is free, and none was delivered for seconds",
+            f"{now.waiting} waiting although a slot is free, and none was delivered for seconds",
             "see the logs of the inferers; end the process of one that does not pull "
             f"(nats consumer info {subjects.REQUESTS} {now.token}: Waiting Pulls)",
         )
     if now.redelivered:
         yield warning(
             model,
-            f"{now.redelivered} jobs were delivered more than once",
+            f"{counted(now.redelivered, 'job')} delivered more than once",
             "requeued because the slot had received another job, or the inferer died or shut down "
-            "while running them: see the inferers' logs",
+            "while running it: see the inferers' logs",
         )
 
 

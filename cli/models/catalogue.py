@@ -9,9 +9,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from cli.exit_status import EXIT_USAGE, CommandError
-from cli.models.header import MODEL, Header, NotReadable, read_header
 from shared.errors import ModelError
 from shared.gguf_files import group_models
+from shared.gguf_header import MODEL, Header, NotReadable, read_header
 from shared.hub.cache import cache_folder, cached_models
 from shared.model_files import BUNDLED
 
@@ -57,7 +57,7 @@ def read_catalogue(folders: list[Path]) -> Catalogue:
 def _bundled() -> Iterator[ListedModel]:
     for name, bundled in BUNDLED.items():
         try:
-            yield _listed(name, bundled.parts())
+            yield _listed(name, bundled.parts(), is_cut=True)
         except ModelError:  # it is not installed
             continue
 
@@ -82,11 +82,12 @@ def _in_folder(folder: Path) -> Iterator[ListedModel]:
         yield _listed(str(folder / files[0]), [expanded / file for file in files])
 
 
-def _listed(name: str, paths: list[Path]) -> ListedModel:
+def _listed(name: str, paths: list[Path], *, is_cut: bool = False) -> ListedModel:
+    """``is_cut``: the paths are pieces of one GGUF file, not GGUF files themselves."""
     problem, header, size_bytes = None, Header(), 0
     try:
         size_bytes = sum(path.stat().st_size for path in paths)
-        header = read_header(paths[0])
+        header = read_header(paths[0], size_bytes=size_bytes if is_cut else None)
         if header.kind != MODEL:
             problem = f"not a model by itself ({header.kind})"
     except NotReadable as error:

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from cli.exit_status import EXIT_USAGE, CommandError
 from shared.config import StartConcurrency
+from shared.counts import counted
 from shared.cpus import own_cpus, usable_cpus
 
 
@@ -100,7 +101,7 @@ def split_cpus(cpus: list[int], inferers: int) -> list[list[int]]:
     """
     if inferers > len(cpus):
         raise CommandError(
-            f"{inferers} inferers: there are {len(cpus)} CPUs, and two inferers on one CPU are "
+            f"{inferers} inferers on {counted(len(cpus), 'CPU')}: two inferers on one CPU are "
             f"several times slower than one; give at most {len(cpus)} in all",
             EXIT_USAGE,
         )
@@ -112,7 +113,7 @@ def _check_threads(cpus: int) -> None:
     threads = os.environ.get("INFERER_THREADS", "")
     if threads.isdecimal() and int(threads) > cpus:
         raise CommandError(
-            f"INFERER_THREADS={threads}: each inferer gets {cpus} CPUs here, and more threads "
-            "would wait for each other; unset it, or start fewer inferers",
+            f"INFERER_THREADS={threads}: each inferer gets {counted(cpus, 'CPU')} here, and more "
+            "threads would wait for each other; unset it, or start fewer inferers",
             EXIT_USAGE,
         )

@@ -131,7 +131,7 @@ def test_the_command_line_cancels_several(gateway: Stack) -> None:
     first = sluice(gateway, *matching, "--at-most", "1")
     assert (first.returncode, first.stdout.splitlines()) == (
         0,
-        ["cancelled 1 of 2", "at least 1 are left: repeat the command"],
+        ["cancelled 1 of 2", "left: at least 1; repeat the command"],
     )
     report = json.loads(sluice(gateway, *matching, "--json").stdout)
     assert report == {"matched": 1, "done": 1, "not_done": [], "left": 0}

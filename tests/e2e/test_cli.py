@@ -154,6 +154,19 @@ def test_the_shell_completes_commands() -> None:
     assert asked.stdout.split() == ["follow"]
 
 
+def test_the_beginning_of_an_id_is_enough(shared_stack: Stack, sluice: Sluice) -> None:
+    """For every command that takes the id of a job, if only one job has it."""
+    job_id = shared_stack.submit(prompt="long", max_tokens=4000)
+    beginning = job_id[:-1]
+    assert job_id in eventually(lambda: sluice("status", beginning).stdout, "it is listed")
+    assert job_id in sluice("cancel", beginning).stdout
+    assert sluice("follow", beginning).returncode == FAILED
+    for command in ("status", "follow", "cancel", "job"):
+        refused = sluice(command, "ffff")
+        assert refused.returncode == USAGE
+        assert refused.stderr == "sluice: no job with an id that begins with 'ffff'\n"
+
+
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_submit_prints_an_id_and_status_finds_it(
     shared_stack: Stack, sluice: Sluice, as_json: bool
@@ -199,7 +212,9 @@ def test_cancel_ends_a_job_and_queue_counts_it(shared_stack: Stack, sluice: Slui
     assert cancelled.returncode == OK
     assert "REVOKED" in cancelled.stdout
     assert json.loads(sluice("cancel", running, "--json").stdout)["state"] == "REVOKED"
-    assert sluice("status", waiting).returncode == FAILED
+    status = sluice("status", waiting)
+    assert status.returncode == FAILED
+    assert status.stdout.count("cancelled") == 1
 
 
 def test_a_job_that_fails_is_status_1(sluice: Sluice) -> None:
@@ -232,7 +247,12 @@ def test_a_cancel_that_comes_too_late_is_status_1(shared_stack: Stack, sluice: S
         (["ask", "hi", "--no-such-option"], "No such option"),
         (["ask"], "Missing argument"),
         (["nonsense"], "No such command"),
-        (["ask", "hi", "--max-tokens", "many"], "--max-tokens"),
+        (["ask", "hi", "--max-tokens", "many"], "'--max-tokens': 'many' is not a whole number"),
+        (["ask", "hi", "--temperature", "x"], "'--temperature': 'x' is not a number"),
+        (["jobs", "--limit", "201"], "201 is too large; give at most 200"),
+        (["cancel", "--at-most", "0"], "0 is too small; give at least 1"),
+        (["topology", "apply", "--replicas", "x"], "'--replicas': 'x' is not a whole number"),
+        (["ask", "hi", "--priority", "urgent"], "'--priority': 'urgent' is not one of 'high'"),
         (["ask", "hi", "--max-tokens", "0"], "max_tokens"),
         (["ask", "hi", "--max-tokens", "5000"], "context"),
         (["ask", "hi", "--temperature", "3"], "temperature"),

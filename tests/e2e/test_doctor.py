@@ -183,7 +183,7 @@ async def test_a_queue_that_stands_still_is_found(stack: Stack) -> None:
         stack.submit(prompt="hi")
         found = await asyncio.to_thread(examine, stack)
     assert [finding["severity"] for finding in found["tiny"]] == ["ok", "error"]
-    assert "1 wait although a slot is free" in found["tiny"][1]["found"]
+    assert "1 waiting although a slot is free" in found["tiny"][1]["found"]
     assert "tiny: paused until 2100" in found["consumers"][0]["found"]
 
 
@@ -254,5 +254,5 @@ def test_a_full_queue_is_found(tmp_path: Path, tiny_model: Path) -> None:
         printed = [one for one in examine(stack)["tiny"] if "the queue is full" in one["found"]]
     (finding,) = printed
     assert finding["severity"] == "error"
-    assert "2 wait, the limit is 2" in finding["found"]
+    assert "2 waiting, the limit is 2" in finding["found"]
     assert "GATEWAY_MAX_WAITING" in str(finding["advice"])

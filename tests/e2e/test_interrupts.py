@@ -1,6 +1,8 @@
 """Commands that are interrupted: nothing runs for nobody, whatever the moment."""
 
 import contextlib
+import os
+import pty
 import select
 import signal
 import socket
@@ -12,7 +14,7 @@ import pytest
 
 from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
 
-INTERRUPTED = 130
+UNREACHABLE, INTERRUPTED = 3, 130
 
 
 class SlowAnswers:
@@ -138,3 +140,38 @@ def test_a_reader_that_goes_away_cancels_the_job(stack: Stack) -> None:
     word, job_id = printed.split()
     assert word == "cancelled"
     assert stack.wait_for_end(job_id)["state"] == "REVOKED"
+
+
+def test_ask_says_that_the_connection_was_lost(stack: Stack) -> None:
+    """At once on a terminal; the message at the end has a line of its own below the answer."""
+    ours, theirs = pty.openpty()
+    asking = subprocess.Popen(
+        [scripts() / "sluice", "ask", "go on", "--max-tokens", "4000", "--url", stack.url],
+        env={**clean_environment(), "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    shown = b""
+
+    def says(text: bytes) -> bool:
+        nonlocal shown
+        with contextlib.suppress(OSError):  # nothing more now
+            shown += os.read(ours, 65536)
+        return text in shown
+
+    try:
+        assert asking.stdout is not None
+        assert asking.stdout.read(1)
+        stack.gateways[0].kill()
+        eventually(lambda: says(b"the connection was lost; trying again"), "it says so")
+        assert asking.poll() is None
+        answer = asking.stdout.read()
+        assert asking.wait(PATIENCE_S) == UNREACHABLE
+        eventually(lambda: says(b"sluice: the connection to"), "it gives up")
+        assert answer.endswith(b"\n")
+    finally:
+        asking.kill()
+        os.close(ours)

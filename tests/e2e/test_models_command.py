@@ -101,7 +101,9 @@ def test_what_is_no_model_is_listed_as_such(tmp_path: Path) -> None:
         "page.gguf": "not a GGUF file",
         "pipe.gguf": "not a file",
         "sub.gguf": "not a file",
-        "unreadable\ufffd.gguf": "damaged: it ends in the middle of its header",
+        "unreadable\ufffd.gguf": (
+            "damaged: it ends in the middle of its header; download it again"
+        ),
     }
     ended = run(str(folder), cwd=tmp_path, cache=cache)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import nats
 
+from shared.counts import counted
 from shared.cpus import own_cpus, usable_cpus
 from shared.wire import subjects
 from tests.support.nats_client import flush
@@ -223,7 +224,7 @@ def test_each_inferer_has_cpus_of_its_own(tmp_path: Path, tiny_model: Path, ups:
         [*command, "--nats-port", "0", "--data", str(tmp_path / "other")], tmp_path / "refused.log"
     )
     assert process.wait() == 2
-    assert f"there are {count} CPUs" in process.output()
+    assert f"{count + 1} inferers on {counted(count, 'CPU')}:" in process.output()
 
 
 def test_a_stack_without_inferers_accepts_jobs(

@@ -11,6 +11,7 @@ from typing import Any
 import nats
 import pytest
 
+from shared.counts import counted
 from shared.cpus import own_cpus, usable_cpus
 from tests.support.hub import Hub, hub_environment
 from tests.support.processes import (
@@ -129,11 +130,16 @@ def test_models_that_cannot_be_served_are_refused_before_anything_starts(
     other.parent.mkdir()
     other.symlink_to(tiny_model)
     (tmp_path / "text.gguf").write_text("not a model")
+    whole = tiny_model.read_bytes()
+    (tmp_path / "header.gguf").write_bytes(whole[:2000])
+    (tmp_path / "tensors.gguf").write_bytes(whole[:-2000])
     count = usable_cpus()
     good, data = str(tiny_model), tmp_path / "data"
     cases: list[tuple[list[str], dict[str, str], str]] = [
         ([good, f"{tmp_path}/missing.gguf"], {}, "missing.gguf does not exist"),
         ([good, f"b={tmp_path}/text.gguf"], {}, "text.gguf is not a GGUF file"),
+        ([f"{tmp_path}/header.gguf"], {}, "damaged: it ends in the middle of its header"),
+        ([good, f"b={tmp_path}/tensors.gguf"], {}, "damaged: it ends before its last tensor"),
         ([good, str(other)], {}, "would both be served as tiny: give each a name"),
         ([f"x={good}", f"x={other}"], {}, "would both be served as x: give each a name"),
         ([good, f"b={good}"], {"INFERER_ALIAS": "x"}, "INFERER_ALIAS names one model"),
@@ -146,7 +152,7 @@ def test_models_that_cannot_be_served_are_refused_before_anything_starts(
         ([f"a ={good}"], {}, "'a ' is not a valid name"),
         (["a="], {}, "--model a=: give NAME=MODEL"),
         (["hf:r"], {}, "is not a name on the Hugging Face hub"),
-        ([f"m{n}={good}" for n in range(count + 1)], {}, f"there are {count} CPUs"),
+        ([f"m{n}={good}" for n in range(count + 1)], {}, f" inferers on {counted(count, 'CPU')}:"),
     ]
     for models, environment, sentence in cases:
         ended = subprocess.run(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.models import header
-from cli.models.header import FILE_TYPES, Header, NotReadable, read_header
+from shared import gguf_header as header
+from shared.gguf_header import FILE_TYPES, Damaged, Header, NotReadable, read_header
 
 U32, STRING, ARRAY, U64, U8 = 4, 8, 9, 10, 0
 
@@ -48,6 +48,29 @@ def test_file_types_are_those_of_llama_cpp() -> None:
     }
     assert known.pop(header.GUESSED) == "GUESSED"
     assert known == FILE_TYPES
+
+
+def test_tensor_types_are_those_of_llama_cpp() -> None:
+    """By their numbers, with their sizes."""
+    known = {kind.value: sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert known == header.TENSOR_TYPES
+
+
+def test_a_file_that_ends_before_its_last_tensor_is_damaged(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """The last byte of the last tensor is needed; the padding after it is not."""
+    whole = tiny_model.read_bytes()
+    last = max(gguf.GGUFReader(tiny_model).tensors, key=lambda tensor: tensor.data_offset)
+    end = int(last.data_offset + last.n_bytes)
+    file = tmp_path / "m.gguf"
+    file.write_bytes(whole[:end])
+    assert read_header(file) == read_header(tiny_model)
+    for size in (end - 1, len(whole) * 4 // 5):
+        file.write_bytes(whole[:size])
+        with pytest.raises(Damaged, match="ends before its last tensor"):
+            read_header(file)
+    assert read_header(file, size_bytes=len(whole)) == read_header(tiny_model)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_shares_are_disjoint_equal_and_complete(inferers: int) -> None:
 
 def test_more_inferers_than_cpus_are_refused() -> None:
     """With a sentence that says why, and the status for wrong use."""
-    with pytest.raises(CommandError, match="3 inferers: there are 2 CPUs") as refused:
+    with pytest.raises(CommandError, match="3 inferers on 2 CPUs") as refused:
         split_cpus([0, 1], 3)
     assert refused.value.exit_status == EXIT_USAGE
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from services.gateway.eta.forecast import Forecast
 from services.gateway.state.fleet import Fleet
 from shared.broker.consumers import ModelConsumers
+from shared.counts import counted
 from shared.errors import QueueFull
 
 JOBS_PER_SLOT = 10
@@ -87,7 +88,7 @@ class Admission:
 
     def _full(self, model: ModelConsumers, retry_after_s: int) -> QueueFull:
         return QueueFull(
-            f"the queue of {model.name} is full, no more than {self.bound} jobs may wait; "
-            f"try again in {retry_after_s} s",
+            f"the queue of {model.name} is full, no more than {counted(self.bound, 'job')} may "
+            f"wait; try again in {retry_after_s} s",
             retry_after_s,
         )

@@ -357,7 +357,9 @@ class Fleet:
                 return candidates[0]
         if not self.models:
             raise UnknownModel("no model is served yet: start an inferer")
-        raise InvalidRequest(f"model: name one of {', '.join(self._names())}", "model")
+        raise InvalidRequest(
+            f"model: several are served; name one of {', '.join(self._names())}", "model"
+        )
 
     def _names(self) -> list[str]:
         return sorted(model.name for model in self.models.values())

@@ -20,6 +20,7 @@ from services.inferer.engine.speculation import MAX_DRAFTS
 from services.inferer.engine.thread_pool import ThreadPool
 from services.inferer.settings import FlashAttention, KvType
 from shared.config import MAX_SLOTS
+from shared.counts import counted
 from shared.errors import ModelError, OutOfMemory, SettingsError
 
 SET, NOT_SET = b"\x01", b"\x00"
@@ -108,7 +109,7 @@ class Context:
             )
         _require_memory(model, slots, options)
         parameters = _parameters(_is_shared(model), slots, options)
-        what = f"{slots} contexts of {options.n_ctx} tokens"
+        what = f"{counted(slots, 'context')} of {options.n_ctx} tokens"
         self.handle = create_context(model, parameters, abort_flag, pool, what)
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
@@ -340,7 +341,7 @@ def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
     required, available = _required_bytes(model, slots, options), available_bytes()
     if required > available:
         raise OutOfMemory(
-            f"no memory for {slots} contexts of {options.n_ctx} tokens: they take "
+            f"no memory for {counted(slots, 'context')} of {options.n_ctx} tokens: they take "
             f"{required / GIB:.1f} GiB, {available / GIB:.1f} GiB are available; "
             "lower INFERER_N_CTX"
         )

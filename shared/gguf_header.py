@@ -1,5 +1,7 @@
-"""What the header of a GGUF file says of the model, read within bounds: any file may be given."""
+"""What the header of a GGUF file says of the model, and whether the file is whole.
+It is read within bounds, since any file may be given."""
 
+import math
 import struct
 import time
 from pathlib import Path
@@ -73,6 +75,48 @@ FILE_TYPES = {
 }
 """llama.cpp's numbers for the type of most weights (`general.file_type`)."""
 
+TENSOR_TYPES = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 40),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
+    40: (64, 36),
+    41: (128, 18),
+}
+"""Numbers of a block, and its bytes, for llama.cpp's types of tensors."""
+
+MAX_DIMENSIONS = 4
+ALIGNMENT = 32
+"""Of the tensors in the file, unless it says another (`general.alignment`)."""
+
 GUESSED = 1024
 """Added to a file type that the converter did not know for sure."""
 
@@ -96,24 +140,37 @@ class NotReadable(Exception):
     """Why the header cannot be read."""
 
 
-def read_header(path: Path, time_limit_s: float = TIME_LIMIT_S) -> Header:
-    """The header of the file, or of the beginning of one; given up after ``time_limit_s``.
+class Damaged(NotReadable):
+    """What is wrong with the file."""
+
+    def __init__(self, why: str | None = None) -> None:
+        super().__init__("damaged" if why is None else f"damaged: {why}")
+
+
+def read_header(
+    path: Path, time_limit_s: float = TIME_LIMIT_S, size_bytes: int | None = None
+) -> Header:
+    """The header of the file; given up after ``time_limit_s``. If ``path`` is only the beginning of
+    the file, ``size_bytes`` is the size of the whole.
 
     Raises:
-        NotReadable: it is not a GGUF file, damaged, or cannot be opened.
+        Damaged: it cannot be a whole GGUF file.
+        NotReadable: it is not a GGUF file, or cannot be opened.
     """
     try:
         if not path.is_file():
             raise NotReadable("not a file")
         with path.open("rb", BUFFER_BYTES) as file:
-            return _Reader(file, time_limit_s).header()
+            whole_bytes = path.stat().st_size if size_bytes is None else size_bytes
+            return _Reader(file, whole_bytes, time_limit_s).header()
     except OSError as error:
         raise NotReadable(error.strerror or "cannot be read") from None
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, time_limit_s: float) -> None:
+    def __init__(self, file: BinaryIO, size_bytes: int, time_limit_s: float) -> None:
         self._file = file
+        self._size_bytes = size_bytes
         self._bytes_left = MAX_HEADER_BYTES
         self._give_up_at = time.monotonic() + time_limit_s
 
@@ -122,13 +179,14 @@ class _Reader:
             raise NotReadable("not a GGUF file")
         if self._number("I") not in VERSIONS:
             raise NotReadable("unknown version of GGUF")
-        _tensors, fields = self._number("Q"), self._number("Q")
+        tensors, fields = self._number("Q"), self._number("Q")
         if fields > MAX_FIELDS:
-            raise NotReadable("damaged")
+            raise Damaged
         known: dict[str, int | str | None] = {}
         for _ in range(fields):
             name = self._text()
             known[name] = self._value()
+        self._check_tensors(tensors, known.get("general.alignment"))
         file_type = known.get("general.file_type")
         architecture = known.get("general.architecture")
         usual = "mmproj" if architecture == PROJECTOR_ARCHITECTURE else MODEL
@@ -139,6 +197,23 @@ class _Reader:
             n_ctx if isinstance(n_ctx, int) else None,
             "tokenizer.chat_template" in known,
         )
+
+    def _check_tensors(self, count: int, alignment: int | str | None) -> None:
+        """Raises: Damaged: the file ends before its last tensor."""
+        end = 0
+        for _ in range(count):
+            self._text()
+            dimensions = self._number("I")
+            if dimensions > MAX_DIMENSIONS:
+                raise Damaged
+            numbers = math.prod(self._number("Q") for _ in range(dimensions))
+            # A type that is not known yet has a size that is not known.
+            block, block_bytes = TENSOR_TYPES.get(self._number("I"), (1, 0))
+            end = max(end, self._number("Q") + numbers // block * block_bytes)
+        unit = alignment if isinstance(alignment, int) and alignment > 0 else ALIGNMENT
+        start = -(-self._file.tell() // unit) * unit
+        if count and start + end > self._size_bytes:
+            raise Damaged("it ends before its last tensor; download it again")
 
     def _value(self) -> int | str | None:
         """A whole number or a short text; None for all else."""
@@ -166,7 +241,7 @@ class _Reader:
     def _text(self) -> str:
         length = self._number("Q")
         if length > MAX_NAME_BYTES:
-            raise NotReadable("damaged")
+            raise Damaged
         return self._read(length).decode("utf-8", "replace")
 
     def _number(self, format: str) -> int:
@@ -185,7 +260,7 @@ class _Reader:
             raise NotReadable("the header is too long")
         data = self._file.read(count)
         if len(data) < count:
-            raise NotReadable("damaged: it ends in the middle of its header")
+            raise Damaged("it ends in the middle of its header; download it again")
         return data
 
 
@@ -193,4 +268,4 @@ def _format(kind: int) -> str:
     try:
         return NUMBERS[kind]
     except KeyError:
-        raise NotReadable("damaged") from None
+        raise Damaged from None
