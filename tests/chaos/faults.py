@@ -119,7 +119,7 @@ async def corrupt_model(site: Site, strike: Strike) -> None:
                 inferer.launch()
                 log = inferer.logs[-1]
                 async with asyncio.timeout(TOLD_WITHIN_S):
-                    while "cannot load the model" not in log.read_text(errors="replace"):
+                    while "is damaged" not in log.read_text(errors="replace"):
                         await asyncio.sleep(0.1)
             await inferer.until_ready()
 

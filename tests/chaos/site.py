@@ -22,6 +22,8 @@ LIVE_WITHIN_S = 30.0
 LONG_JOB_TOKENS = 600
 """A job of so many tokens is still running when a fault that waited for it strikes."""
 
+WITHOUT_MEMORY = ("MemoryError", "ImportError", "RuntimeError: can't start new thread")
+
 P = TypeVar("P", bound=Part)
 
 
@@ -110,14 +112,15 @@ class Site:
 
     def tracebacks(self) -> list[str]:
         """Logs in which a service did not expect what happened. One that had no memory may say
-        that it ends of that; where it could not even be imported, Python says so."""
+        that it ends of that; where it could not even be imported, or a thread had no room for its
+        stack, Python says so."""
         starved = set().union(*(inferer.starved for inferer in self.inferers))
         return [
             f"a traceback in {log}"
             for part in self.services
             for log in part.logs
             if "Traceback" in (text := log.read_text("utf-8"))
-            and not (log in starved and ("MemoryError" in text or "ImportError" in text))
+            and not (log in starved and any(error in text for error in WITHOUT_MEMORY))
         ]
 
     async def _watch(self) -> None:

@@ -73,9 +73,10 @@ def test_a_port_in_use_is_one_line_and_its_status() -> None:
         ("folder", "is a folder"),
         ("text", "is not a GGUF file"),
         ("empty", "is not a GGUF file"),
-        ("magic only", "cannot load"),
-        ("truncated header", "cannot load"),
-        ("truncated", "cannot load"),
+        ("magic only", "is damaged: it ends in the middle of its header"),
+        ("truncated header", "is damaged: it ends in the middle of its header"),
+        ("truncated", "is damaged: it ends before its last tensor"),
+        ("unknown architecture", "cannot load"),
     ],
 )
 def test_a_model_file_that_is_not_one_is_one_line_and_its_status(
@@ -90,6 +91,7 @@ def test_a_model_file_that_is_not_one_is_one_line_and_its_status(
         "magic only": whole[:4],
         "truncated header": whole[:10_000],
         "truncated": whole[: len(whole) * 9 // 10],
+        "unknown architecture": whole.replace(b"llama", b"other"),
     }
     if kind == "folder":
         path.mkdir()
