@@ -96,7 +96,8 @@ async def hang_compute(site: Site, strike: Strike) -> None:
         "priority": "high",
     }
     if strike.is_brief or strike.random.random() < 0.5:
-        body["timeout_s"] = 60  # it is to run before that, also where the site has much to mend
+        # It is to run before that, also where the site has much to mend: after the end of a lease.
+        body["timeout_s"] = 90
     await _run_deadly(site, strike, Errand(-1, "polls", 0, body, strike.random))
 
 
