@@ -1,7 +1,6 @@
 """Jobs that no inferer can start: their status says why, and what to do."""
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from shared.config import BrokerSettings
 from tests.support.processes import (
     PATIENCE_S,
     Stack,
-    clean_environment,
     eventually,
+    printed_by,
     scripts,
     server_sent_events,
 )
@@ -116,11 +115,4 @@ def shows(shown: Terminal, text: str) -> None:
 
 def sluice(stack: Stack, *arguments: str) -> str:
     """What a command prints."""
-    return subprocess.run(
-        [str(scripts() / "sluice"), *arguments, "--url", stack.url],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    ).stdout
+    return printed_by([str(scripts() / "sluice"), *arguments, "--url", stack.url])

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from shared.config import BrokerSettings
 from shared.cpus import own_cpus, usable_cpus
 from shared.timestamps import milliseconds_between
 from shared.wire import subjects
-from tests.support.processes import PATIENCE_S, Stack, clean_environment, eventually, scripts
+from tests.support.processes import Stack, eventually, printed_by, scripts
 
 
 def test_an_inferer_reports_what_it_is_and_does(stack: Stack, nats_command: str) -> None:
@@ -38,12 +37,14 @@ def test_an_inferer_reports_what_it_is_and_does(stack: Stack, nats_command: str)
     assert min(measured["tokens_per_s"], measured["prompt_tokens_per_s"]) > 0
     assert (measured["tokens_per_s"], measured["prompt_tokens_per_s"]) != tested
     lists = (
-        _run([nats_command, "--server", stack.nats.url, "req", "infer.inferers", "", "--raw"]),
-        _run([str(scripts() / "sluice"), "inferers", "--url", stack.url, "--json"]),
+        printed_by(
+            [nats_command, "--server", stack.nats.url, "req", "infer.inferers", "", "--raw"]
+        ),
+        printed_by([str(scripts() / "sluice"), "inferers", "--url", stack.url, "--json"]),
     )
     for printed in lists:
         assert [entry["id"] for entry in json.loads(printed)["inferers"]] == ["inferer-0"]
-    table = _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
+    table = printed_by([str(scripts() / "sluice"), "inferers", "--url", stack.url])
     assert "inferer-0" in table
     assert "idle" in table
 
@@ -65,7 +66,9 @@ def test_inferers_that_share_cpus_are_reported(stack: Stack, tiny_model: Path) -
     assert first.wait_for("cpus_overlap")["other"] == "inferer-1"
     overlaps = {entry["id"]: entry["overlaps"] for entry in _inferers(stack)}
     assert overlaps == {"inferer-0": ["inferer-1"], "inferer-1": ["inferer-0"]}
-    assert "shares CPUs with" in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
+    assert "shares CPUs with" in printed_by(
+        [str(scripts() / "sluice"), "inferers", "--url", stack.url]
+    )
 
     third = stack.start_inferer(tiny_model, INFERER_THREADS=threads)
     # The first has checked again once it knows the third, and reports nothing twice.
@@ -74,7 +77,9 @@ def test_inferers_that_share_cpus_are_reported(stack: Stack, tiny_model: Path) -
     second.terminate()
     assert [entry["overlaps"] for entry in _inferers(stack)] == [[]]
     assert [shown["other"] for shown in first.events("cpus_overlap")] == ["inferer-1", "inferer-2"]
-    assert "shares CPUs" not in _run([str(scripts() / "sluice"), "inferers", "--url", stack.url])
+    assert "shares CPUs" not in printed_by(
+        [str(scripts() / "sluice"), "inferers", "--url", stack.url]
+    )
 
 
 def test_inferers_come_and_go(stack: Stack, tiny_model: Path) -> None:
@@ -135,7 +140,7 @@ def test_concurrency_is_changed_while_running(stack: Stack, nats_command: str) -
     stack.wait_for_state(first, "STARTED")
     second = stack.submit(prompt="go on", max_tokens=1500, seed=1)
     assert stack.status(second)["state"] == "PENDING"
-    shown = _run([str(scripts() / "sluice"), "concurrency", "2", "--url", stack.url])
+    shown = printed_by([str(scripts() / "sluice"), "concurrency", "2", "--url", stack.url])
     assert shown == "inferer-0: 1 → 2\n"
     assert _limit(stack) == 2
     both = stack.wait_for_state(second, "STARTED")
@@ -143,7 +148,7 @@ def test_concurrency_is_changed_while_running(stack: Stack, nats_command: str) -
 
     order = json.dumps({"concurrency": 1, "inferer": "inferer-0"})
     request = ["--server", stack.nats.url, "req", "infer.concurrency", order, "--raw"]
-    (change,) = json.loads(_run([nats_command, *request]))["inferers"]
+    (change,) = json.loads(printed_by([nats_command, *request]))["inferers"]
     assert (change["before"], change["concurrency"]) == (2, 1)
     assert _limit(stack) == 1
     third = stack.submit(prompt="go on", max_tokens=1)
@@ -166,7 +171,7 @@ def test_auto_opens_slots_while_jobs_wait(tmp_path: Path, tiny_model: Path) -> N
         ids = [stack.submit(prompt="tell me", max_tokens=4000, seed=1) for _ in range(2)]
         eventually(lambda: len(_inferers(stack)[0]["jobs"]) == 2, "both run at once")
         eventually(lambda: _limit(stack) == _inferers(stack)[0]["slots"], "the limit follows")
-        shown = _run([str(scripts() / "sluice"), "concurrency", "1", "--url", stack.url])
+        shown = printed_by([str(scripts() / "sluice"), "concurrency", "1", "--url", stack.url])
         assert shown.endswith(" → 1\n")
         for job_id in ids:
             stack.http.delete(f"/jobs/{job_id}")
@@ -218,7 +223,7 @@ async def test_faster_inferers_are_served_first(stack: Stack, tiny_model: Path) 
 
 def _broker_limit(stack: Stack, nats_command: str) -> int:
     command = [nats_command, "-s", stack.nats.url, "consumer", "info", "REQUESTS", "tiny", "-j"]
-    return int(json.loads(_run(command))["config"]["max_ack_pending"])
+    return int(json.loads(printed_by(command))["config"]["max_ack_pending"])
 
 
 def _limit(stack: Stack) -> int:
@@ -254,17 +259,6 @@ def _busy(stack: Stack) -> list[dict[str, Any]] | None:
 def _idle(stack: Stack) -> list[dict[str, Any]] | None:
     found = _inferers(stack)
     return [entry for entry in found if entry["state"] == "idle"] or None
-
-
-def _run(command: list[str]) -> str:
-    return subprocess.run(
-        command,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    ).stdout
 
 
 def test_a_restarted_inferer_serves_while_the_lease_of_its_job_runs(

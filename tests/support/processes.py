@@ -369,6 +369,18 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
+def printed_by(command: list[str]) -> str:
+    """What a command prints that succeeds."""
+    return subprocess.run(
+        command,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    ).stdout
+
+
 def server_sent_events(response: httpx2.Response) -> Iterator[dict[str, str]]:
     """The events of a stream, as dictionaries of their fields."""
     fields: dict[str, str] = {}

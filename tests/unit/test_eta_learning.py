@@ -402,7 +402,7 @@ def test_more_jobs_of_higher_priority_than_can_ever_be_served() -> None:
 
 
 def test_jobs_that_took_no_time_are_estimated() -> None:
-    """A result may say that its prompt took none, and that there is no answer."""
+    """A result may say so of its prompt, and may have no answer."""
     service_time = ServiceTime()
     nothing = msgspec.structs.replace(
         result(0.1), usage=Usage(10, 0, 10), timings=Timings(queued_ms=0, total_ms=0.001)

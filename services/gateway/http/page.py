@@ -1,5 +1,5 @@
 """The OpenAPI document as a page for browsers. The framework's own pages load scripts, fonts and
-icons from other hosts: they stay blank without internet, and those hosts learn who reads them."""
+icons from other hosts: they stay blank without internet, and reveal each reader to those hosts."""
 
 import re
 from html import escape
