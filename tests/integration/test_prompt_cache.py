@@ -75,11 +75,12 @@ class Run:
         *,
         owner: str = "us",
         forced: list[int] | None = None,
+        sequence_type: type[GenerationSequence] = GenerationSequence,
     ) -> None:
         self.prompt = prompt
         self.sampler = Tracing(engine.model, prompt, forced)
         self._ended: Future[Generation | Exception] = Future()
-        self.sequence = GenerationSequence(
+        self.sequence = sequence_type(
             lambda: (prompt, [self.sampler]), max_tokens, [], lambda _: None, self._ended.set_result
         )
         self.sequence.owner = owner
@@ -96,6 +97,18 @@ class Run:
 
     def generates(self) -> bool:
         return len(self.sampler.chosen) > 0
+
+
+def aborted_in_its_prompt(engine: Engine) -> type[GenerationSequence]:
+    """Sequences that ``engine`` aborts after the first batch. Another thread may come too late."""
+
+    class AbortedSequence(GenerationSequence):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "position" and value:
+                engine.abort(self)
+
+    return AbortedSequence
 
 
 @contextmanager
@@ -271,9 +284,7 @@ def test_small_windows_give_the_same_text(tmp_path: Path) -> None:
 def test_an_abort_in_the_middle_of_a_prompt_leaves_what_was_computed(tiny: Model) -> None:
     with running(tiny, n_ctx=4096, n_batch=8) as engine:
         prompt = tiny.tokenize(BEGINNING * 30)[:3000]
-        run = Run(engine, prompt)
-        eventually(lambda: run.sequence.position > 0, "the first batch")
-        engine.abort(run.sequence)
+        run = Run(engine, prompt, sequence_type=aborted_in_its_prompt(engine))
         outcome = run.outcome()
         computed = run.sequence.position
         again = Run(engine, prompt)
