@@ -164,11 +164,18 @@ async def test_priorities_are_served_in_their_order(queue: Broker) -> None:
     assert served == [(name, 1) for name in wanted]
 
 
-async def test_jobs_that_wait_are_pulled_with_two_messages_each(
-    queue: Broker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("empty_s", "wanted"),
+    [(60, ["tiny+high", *["tiny"] * 5]), (0, ["tiny+high", "tiny"] * 5)],
+    ids=["a moment later", "later"],
+)
+async def test_jobs_that_wait_are_pulled_with_few_messages(
+    queue: Broker, monkeypatch: pytest.MonkeyPatch, empty_s: float, wanted: list[str]
 ) -> None:
-    """One to each priority down to theirs, over one subscription for all of them."""
+    """One to each priority down to theirs, but to none that had no job just now; over one
+    subscription for all of them."""
     monkeypatch.setattr(pull, "ANSWER_S", 60)
+    monkeypatch.setattr(pull, "EMPTY_S", empty_s)
     sent: list[str] = []
     publish, move = queue.nc.publish, queue.nc.move
 
@@ -187,7 +194,23 @@ async def test_jobs_that_wait_are_pulled_with_two_messages_each(
     async with Puller(queue, "tiny") as puller:
         for _ in range(5):
             await pulled(puller)
-    assert sent == ["tiny+high", "tiny"] * 5
+    assert sent == wanted
+
+
+async def test_every_priority_is_pulled_after_an_idle_time(
+    queue: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that had no job before it."""
+    monkeypatch.setattr(pull, "EMPTY_S", 60)
+    async with Puller(queue, "tiny") as puller:
+        waiting = asyncio.create_task(pulled(puller))
+        for name in CONSUMERS:
+            await until_consumer(queue, name, num_waiting=1)
+        await publish_job(queue, "first")
+        assert await waiting == ("first", 1)
+        await publish_job(queue, "second")
+        await publish_job(queue, "third", "high")
+        assert await pulled(puller) == ("third", 1)
 
 
 async def test_an_answer_that_is_read_too_late_counts(queue: Broker) -> None:

@@ -34,6 +34,10 @@ ANSWER_S = 0.25
 """If a priority has jobs but has reached its limit, the broker does not answer: the pull waits,
 although it asks not to. So the next priority is tried after this time; a late answer counts."""
 
+EMPTY_S = 0.05
+"""A priority that had no job is not pulled again for so long: where jobs take milliseconds, most of
+the time between two would be spent on the answer that there is none."""
+
 ECHO_S = 2.0
 """How long a slot that closes waits for what was on its way when its pulls were withdrawn."""
 
@@ -79,6 +83,7 @@ class Puller:
         self._fair_s = fair_s
         self._priority = priority
         self._pulled_at = dict.fromkeys(subjects.PRIORITIES, time.monotonic())
+        self._empty_until = dict.fromkeys(subjects.PRIORITIES, 0.0)
         self._inbox = broker.nc.new_inbox()
         self._numbers = itertools.count()
         self._answers: Subscription | None = None
@@ -144,12 +149,15 @@ class Puller:
         try:
             for priority in self._in_order():
                 how = await self._pull([priority], ASK, ANSWER_S)
+                if how == NONE_THERE:
+                    self._empty_until[priority] = time.monotonic() + EMPTY_S
                 if how not in AT_ONCE:
                     await asyncio.sleep(RETRY_DELAY_S)
                 if self._job is not None:
                     return
             await self._withdraw()  # one that was not answered, at its limit
             how = await self._wait_at_all()
+            self._empty_until = dict.fromkeys(subjects.PRIORITIES, 0.0)
         finally:
             self._is_pulling = False
             await self._withdraw()
@@ -172,9 +180,12 @@ class Puller:
 
         The lowest need not be pulled: a waiting pull does the same.
         """
-        highest_first = list(subjects.PRIORITIES[:-1])
+        now = time.monotonic()
+        highest_first = [
+            priority for priority in subjects.PRIORITIES[:-1] if self._empty_until[priority] <= now
+        ]
         longest_ago = min(self._pulled_at, key=self._pulled_at.__getitem__)
-        if time.monotonic() - self._pulled_at[longest_ago] < self._fair_s:
+        if now - self._pulled_at[longest_ago] < self._fair_s:
             return highest_first
         return [longest_ago, *(other for other in highest_first if other != longest_ago)]
 
