@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any
 
 from nats import errors
@@ -24,6 +25,10 @@ LOOK_AGAIN_S = 1.0
 
 MOST_WRITTEN_AT_ONCE = 64 * 1024
 """Bytes; with more, asyncio's transports ask their writers to wait."""
+
+TURNS = 2
+"""How many turns of the event loop a message may wait for others, which go out in the same write:
+so many lie between the acknowledgement of a job and the pull of the next."""
 
 LONGEST_SUBJECTS = 4000
 """Bytes of a subject and its reply together: the server hangs up on lines of more than 4,096."""
@@ -64,7 +69,9 @@ class Connection(Client):
         self._is_wanted = True
         self._receivers: dict[int, Callable[[Msg], None]] = {}
         """By the number of their subscription."""
-        self._request_numbers = itertools.count()
+        self._inboxes: dict[str, Callable[[Msg], None]] = {}
+        self._own_prefix: str | None = None
+        self._inbox_numbers = itertools.count()
         self._is_write_due = False
 
     async def supervise(self) -> None:
@@ -134,6 +141,24 @@ class Connection(Client):
             await self._send_unsubscribe(subscription._id)
             await self._send_subscribe(subscription)
 
+    async def open_inbox(self, receive: Callable[[Msg], None]) -> str:
+        """A subject for answers: ``receive``, which must be quick, is called with each, until
+        `close_inbox`. All inboxes share one subscription."""
+        if self._own_prefix is None:
+            self._own_prefix = self.new_inbox()
+            await self.subscribe_directly(f"{self._own_prefix}.*", self._receive_answer)
+        inbox = f"{self._own_prefix}.{next(self._inbox_numbers)}"
+        self._inboxes[inbox] = receive
+        return inbox
+
+    def close_inbox(self, inbox: str) -> None:
+        self._inboxes.pop(inbox, None)
+
+    def _receive_answer(self, answer: Msg) -> None:
+        receive = self._inboxes.get(answer.subject)
+        if receive is not None:
+            receive(answer)
+
     async def _request_new_style(
         self,
         subject: str,
@@ -142,32 +167,26 @@ class Connection(Client):
         headers: dict[str, Any] | None = None,
     ) -> Msg:
         # nats-py's uses `wait_for`, which may lose a cancellation, and takes twice the time.
-        if not self._resp_sub_prefix:
-            await self._init_request_sub()
-        assert self._resp_sub_prefix is not None
         loop = asyncio.get_running_loop()
-        number = str(next(self._request_numbers))
-        answer: asyncio.Future[Msg] = loop.create_future()
-        self._resp_map[number] = answer
-        timer = loop.call_later(timeout, _give_up, answer, errors.TimeoutError())
+        answered: asyncio.Future[Msg] = loop.create_future()
+        inbox = await self.open_inbox(partial(_answer, answered))
+        timer = loop.call_later(timeout, _give_up, answered, errors.TimeoutError())
         try:
-            inbox = self._resp_sub_prefix.decode() + number
             await self.publish(subject, payload, reply=inbox, headers=headers)
-            return await answer
+            return await answered
         finally:
             timer.cancel()
-            self._resp_map.pop(number, None)
+            self.close_inbox(inbox)
 
-    async def _init_request_sub(self) -> None:
-        prefix = f"{self.new_inbox()}."
-        self._resp_map, self._resp_sub_prefix = {}, bytearray(prefix.encode())
-
-        def receive(answer: Msg) -> None:
-            waiting = self._resp_map.get(answer.subject.removeprefix(prefix))
-            if waiting is not None and not waiting.done():
-                waiting.set_result(answer)
-
-        await self.subscribe_directly(f"{prefix}*", receive)
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # nats-py's looks at each character of each name.
+        headers = {}
+        for line in raw.split(b"\r\n"):
+            name, colon, value = line.partition(b":")
+            if colon and (known := _header_name(name)) is not None:
+                headers[known] = value.strip().decode("utf-8", "replace")
+        return headers
 
     def parse_headers(self, block: bytes) -> dict[str, str]:
         """The headers of a stored message, as it was sent."""
@@ -207,11 +226,15 @@ class Connection(Client):
         is_little = self._pending_data_size <= MOST_WRITTEN_AT_ONCE
         if force_flush or not (is_little and self.is_connected):
             return await super()._flush_pending(force_flush)
-        # What is sent until the loop comes round goes out in one write.
         if not self._is_write_due:
             self._is_write_due = True
-            asyncio.get_running_loop().call_soon(self._write_pending)
+            self._write_after(TURNS)
         return None
+
+    def _write_after(self, turns: int) -> None:
+        """Write once the event loop has come round, and ``turns`` times more."""
+        call = partial(self._write_after, turns - 1) if turns else self._write_pending
+        asyncio.get_running_loop().call_soon(call)
 
     def _write_pending(self) -> None:
         """Write what the client holds back, if it is little and the broker keeps up. The client's
@@ -349,6 +372,16 @@ def cancellation_kept() -> Iterator[None]:
         raise asyncio.CancelledError
 
 
+@lru_cache(maxsize=1024)
+def _header_name(raw: bytes) -> str | None:
+    """None if it is none: not ASCII, or with white space inside."""
+    try:
+        name = raw.strip().decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return None if any(map(str.isspace, name)) else name
+
+
 def header_size(headers: dict[str, str]) -> int:
     """The bytes of headers on the wire: a line each, ``NATS/1.0`` before and an empty one after."""
     if not headers:
@@ -359,6 +392,11 @@ def header_size(headers: dict[str, str]) -> int:
 
 def _is_idle(transport: asyncio.WriteTransport) -> bool:
     return not transport.is_closing() and transport.get_write_buffer_size() == 0
+
+
+def _answer(waiting: asyncio.Future[Msg], answer: Msg) -> None:
+    if not waiting.done():
+        waiting.set_result(answer)
 
 
 def _give_up(answer: asyncio.Future[Any], error: errors.Error) -> None:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import msgspec
 import nats.errors
 import nats.js.errors
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from shared.background import keep_running
-from shared.broker.client import Connection, cancellation_kept, header_size
+from shared.broker.client import Connection, header_size
 from shared.broker.clock import BrokerClock
 from shared.broker.refusals import IMPOSSIBLE, TRANSIENT, refusal_of, sentence_of
 from shared.broker.stored_messages import StoredMessage
@@ -194,23 +195,38 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer, or one that broke off.
         """
-        inbox = self.nc.new_inbox()
         found: list[StoredMessage] = []
+        ended = asyncio.get_running_loop().create_future()
+
+        def receive(answer: Msg) -> None:
+            if ended.done():
+                return
+            try:
+                stored = StoredMessage.of_direct_answer(stream, answer)
+            except BrokerUnavailable as error:
+                ended.set_exception(error)
+            else:
+                if stored is None:
+                    ended.set_result(None)
+                else:
+                    found.append(stored)
+
         with unavailable_on_outage(self):
-            answers = await self.nc.subscribe(inbox)
+            inbox = await self.nc.open_inbox(receive)
             try:
                 await self.nc.publish(
                     f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), reply=inbox
                 )
-                while True:
-                    with cancellation_kept():
-                        answer = await answers.next_msg(REQUEST_TIMEOUT_S)
-                    stored = StoredMessage.of_direct_answer(stream, answer)
-                    if stored is None:
-                        return found
-                    found.append(stored)
+                count = -1
+                while not ended.done():
+                    if len(found) == count:
+                        raise nats.errors.TimeoutError
+                    count = len(found)
+                    await asyncio.wait((ended,), timeout=REQUEST_TIMEOUT_S)
+                ended.result()
+                return found
             finally:
-                await answers.unsubscribe()
+                self.nc.close_inbox(inbox)
 
     async def last_of_each(self, stream: str, wildcard: str) -> list[StoredMessage]:
         """The last message of each subject that ``wildcard`` covers, however many there are.

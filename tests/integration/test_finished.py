@@ -1,9 +1,11 @@
 """Announcements of results, and what they are worth."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from services.gateway.state import result_listener
 from services.gateway.state.result_listener import ResultListener
 from shared.broker.connection import Broker
 from shared.broker.results import store_result
@@ -60,6 +62,47 @@ async def test_a_forged_announcement_is_not_believed(broker: Broker) -> None:
             async with asyncio.timeout(PATIENCE_S):
                 assert await announced == wanted
     assert all(getattr(result, "text", "") == "right" for result in learned)
+
+
+async def test_results_that_nobody_needs_at_once_are_read_together(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ensure_topology(broker, Topology(replicas=1), [])
+    monkeypatch.setattr(result_listener, "READ_AFTER_S", 1.0)
+    read: list[list[str]] = []
+    get_all = broker.direct_get_all
+
+    async def noted(stream: str, **query: Any) -> list[StoredMessage]:
+        read.append(query["multi_last"])
+        return await get_all(stream, **query)
+
+    vars(broker)["direct_get_all"] = noted
+    finished = ResultListener(broker, lambda _: None)
+    results = [completed(new_job_id(), "text") for _ in range(5)]
+    async with finished.listening(), asyncio.timeout(PATIENCE_S):
+        with finished.expecting("tiny", results[-1].id, in_a_hurry=False) as announced:
+            for result in results:
+                await store_result(broker, result, PATIENCE_S)
+                await broker.nc.flush()
+            assert await announced == results[-1]
+    assert read == [[subjects.result("tiny", result.id) for result in results]]
+
+
+async def test_a_request_that_waits_gets_its_result_at_once(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was announced before is read with it."""
+    await ensure_topology(broker, Topology(replicas=1), [])
+    monkeypatch.setattr(result_listener, "READ_AFTER_S", 2 * PATIENCE_S)
+    learned: list[Result] = []
+    finished = ResultListener(broker, learned.append)
+    results = [completed(new_job_id(), "text") for _ in range(2)]
+    async with finished.listening(), asyncio.timeout(PATIENCE_S):
+        await store_result(broker, results[0], PATIENCE_S)
+        with finished.expecting("tiny", results[1].id) as announced:
+            await store_result(broker, results[1], PATIENCE_S)
+            assert await announced == results[1]
+    assert {result.id for result in learned} == {result.id for result in results}
 
 
 async def test_many_results_at_once_all_reach_their_waiters(broker: Broker) -> None:

@@ -81,7 +81,7 @@ class Forecast:
 
     async def start(self) -> None:
         """Read the stored results, and subscribe to the events of jobs that start and end."""
-        await self._broker.nc.subscribe(subjects.STATES_WILDCARD, cb=self._on_state_event)
+        await self._broker.nc.subscribe_directly(subjects.STATES_WILDCARD, self._on_state_event)
         try:
             await self._read_stored_results()
         except BrokerUnavailable as error:
@@ -314,7 +314,7 @@ class Forecast:
         p50_s, p90_s = (float(quantile) for quantile in numpy.quantile(done_s, (0.5, 0.9)))
         return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(now + timedelta(seconds=p50_s)))
 
-    async def _on_state_event(self, message: Msg) -> None:
+    def _on_state_event(self, message: Msg) -> None:
         event = decode_state_event.read(message.data, message.subject)
         if event is not None:
             self._running.on_state_event(subjects.model_and_id(message.subject)[1], event)

@@ -1,7 +1,6 @@
 """Checks whether callers are still subscribed: core NATS does not report that they disconnect."""
 
 import asyncio
-import itertools
 
 import msgspec
 import nats.errors
@@ -36,10 +35,6 @@ class Interest:
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._watched = 0
         self._reconnects = 0
-        self._reports: str | None = None
-        """The prefix of the subjects that reports come to, once a caller has been checked."""
-        self._tokens = itertools.count()
-        self._awaited: dict[str, asyncio.Future[bytes]] = {}
         broker.on_reconnect(self._count_reconnect)
 
     async def lost(self, inbox: str) -> None:
@@ -73,25 +68,22 @@ class Interest:
         """The broker reports where a message would go, and does not deliver it (ADR-41)."""
         nc = self._broker.nc
         with unavailable_on_outage(self._broker):
-            if self._reports is None:
-                self._reports = nc.new_inbox()
-                await nc.subscribe(f"{self._reports}.*", cb=self._receive)
-            report_to = f"{self._reports}.{next(self._tokens)}"
-            report = self._awaited[report_to] = asyncio.get_running_loop().create_future()
+            reported: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+            def receive(report: Msg) -> None:
+                if not reported.done():
+                    reported.set_result(report.data)
+
+            report_to = await nc.open_inbox(receive)
             try:
                 headers = {"Nats-Trace-Dest": report_to, "Nats-Trace-Only": "true"}
                 await nc.publish(inbox, headers=headers)
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    data = await report
+                    data = await reported
             finally:
-                del self._awaited[report_to]
+                nc.close_inbox(report_to)
         events = msgspec.json.decode(data, type=_Report).events
         return any(event.type != "in" or event.error for event in events)
-
-    async def _receive(self, message: Msg) -> None:
-        report = self._awaited.get(message.subject)
-        if report is not None and not report.done():
-            report.set_result(message.data)
 
     def _count_reconnect(self) -> None:
         self._reconnects += 1

@@ -21,6 +21,9 @@ MOST_UNREAD = 10_000
 BATCH = 200
 BATCH_BYTES = 8 * 1024 * 1024
 LARGEST_RESULT = 1024 * 1024
+READ_AFTER_S = 0.01
+"""How long results that nobody waits for may be collected: a read of several costs little more than
+that of one."""
 
 Announcement = asyncio.Future[Result | None]
 """Resolves to the stored result, or to None when one may have been missed: read it then."""
@@ -38,15 +41,18 @@ class ResultListener:
         """``learn`` is called with every result, also if no request waits for it."""
         self._broker = broker
         self._learn = learn
-        self._expected: dict[str, set[Announcement]] = {}
+        self._expected: dict[str, dict[Announcement, bool]] = {}
+        """By the subject of a result: who waits for it, and who of them in a hurry."""
         self._unread: dict[str, None] = {}
         """Subjects of announced results, in their order."""
-        self._arrived = asyncio.Event()
+        self._is_time = asyncio.Event()
+        """Set when they are to be read."""
+        self._timer: asyncio.TimerHandle | None = None
         broker.on_reconnect(self.read_again)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        await self._broker.nc.subscribe(subjects.FINISHED_WILDCARD, cb=self._receive)
+        await self._broker.nc.subscribe_directly(subjects.FINISHED_WILDCARD, self._receive)
         reading = keep_running(self._read, "read finished jobs")
         try:
             yield
@@ -54,33 +60,43 @@ class ResultListener:
             reading.cancel()
 
     @contextmanager
-    def expecting(self, model: str, job_id: str) -> Iterator[Announcement]:
-        """The next announcement of this job. Read the result inside the block, then wait."""
+    def expecting(
+        self, model: str, job_id: str, *, in_a_hurry: bool = True
+    ) -> Iterator[Announcement]:
+        """The next announcement of this job. Read the result inside the block, then wait.
+        ``in_a_hurry``: not `READ_AFTER_S` later."""
         subject = subjects.result(model, job_id)
         announcement: Announcement = asyncio.get_running_loop().create_future()
-        waiting = self._expected.setdefault(subject, set())
-        waiting.add(announcement)
+        waiting = self._expected.setdefault(subject, {})
+        waiting[announcement] = in_a_hurry
         try:
             yield announcement
         finally:
-            waiting.discard(announcement)
+            del waiting[announcement]
             if not waiting:
                 self._expected.pop(subject, None)
 
-    async def _receive(self, message: Msg) -> None:
+    def _receive(self, message: Msg) -> None:
         model, job_id = subjects.model_and_id(message.subject)
         if is_token(model) and is_job_id(job_id) and len(self._unread) < MOST_UNREAD:
-            self._unread[subjects.result(model, job_id)] = None
-            self._arrived.set()
+            subject = subjects.result(model, job_id)
+            self._unread[subject] = None
+            if any(self._expected.get(subject, {}).values()):
+                self._is_time.set()
+            elif self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(READ_AFTER_S, self._is_time.set)
 
     async def _read(self) -> None:
         while True:
-            await self._arrived.wait()
+            await self._is_time.wait()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             batch = list(self._unread)[:BATCH]
             for subject in batch:
                 del self._unread[subject]
             if not self._unread:
-                self._arrived.clear()
+                self._is_time.clear()
             try:
                 await self._read_batch(batch)
             except Exception as error:
@@ -100,7 +116,7 @@ class ResultListener:
         if sum(len(stored.data) for stored in found) > BATCH_BYTES - LARGEST_RESULT:
             # The answer may have been cut there.
             self._unread |= missing
-            self._arrived.set()
+            self._is_time.set()
             return
         for subject in missing:
             # Forged; or stored so recently that a replica does not have it yet.

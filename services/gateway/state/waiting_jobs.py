@@ -130,7 +130,7 @@ class WaitingJobs:
 
     async def follow(self) -> None:
         """Subscribe to the announcements. The first count reads what waits already."""
-        await self._broker.nc.subscribe(subjects.ACCEPTED_WILDCARD, cb=self._on_announcement)
+        await self._broker.nc.subscribe_directly(subjects.ACCEPTED_WILDCARD, self._on_announcement)
 
     def on_accepted(self, callback: Callable[[str], None]) -> None:
         """Call ``callback`` with the token of the model of each job that comes."""
@@ -191,7 +191,7 @@ class WaitingJobs:
         self._index = self._next_index = None
         self._differs_since.clear()
 
-    async def _on_announcement(self, message: Msg) -> None:
+    def _on_announcement(self, message: Msg) -> None:
         headers = message.headers or {}
         with suppress(KeyError, ValueError):  # published by something other than the broker
             request = subjects.RequestSubject.parse(headers["Nats-Subject"])

@@ -1,0 +1,23 @@
+"""The headers of messages, read without nats-py's check of each letter."""
+
+import random
+
+import pytest
+from nats.aio.client import Client
+
+from shared.broker.client import Connection
+
+NAMES = (b"Nats-Subject", b" Nats-Sequence ", b"Two words", b"Tab\there", b"", b"\xc3\xa9", b"\x1c")
+COLONS = (b":", b": ", b":\t", b"", b"::")
+VALUES = (b"infer.results.tiny.1", b" 7 ", b"", b"a: b", "größe".encode(), b"\xff", b"a\x0bb\x85")
+ENDS = (b"\r\n", b"\r\n\r\n", b"\n", b"")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_headers_are_read_as_nats_py_reads_them(seed: int) -> None:
+    choose = random.Random(seed)
+    for _ in range(200):
+        block = b"".join(
+            choose.choice(part) for _ in range(5) for part in (NAMES, COLONS, VALUES, ENDS)
+        )
+        assert Connection._parse_header_lines(block) == Client._parse_header_lines(block), block
