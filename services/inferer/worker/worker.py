@@ -274,21 +274,20 @@ class Worker:
         ``held`` for the job is released when it is confirmed.
         """
         stored = await self._store.store(job, result)
-        reconnected = asyncio.Event()
-        held.callback(self._broker.on_reconnect(reconnected.set))
-        await self._store.reply(job, stored)
-        if job.announced is not None:
-            await job.announced
         assert self._group is not None
         self._group.create_task(
-            self._take_off_queue(job, stored, reconnected, held.pop_all()), name=f"ack {job.id}"
+            self._take_off_queue(job, stored, held.pop_all()), name=f"reply and ack {job.id}"
         )
-        await asyncio.sleep(0)  # it sends the acknowledgement
+        await asyncio.sleep(0)  # it sends both
 
-    async def _take_off_queue(
-        self, job: Job, stored: Result, reconnected: asyncio.Event, held: ExitStack
-    ) -> None:
+    async def _take_off_queue(self, job: Job, stored: Result, held: ExitStack) -> None:
+        """Send the stored result to the caller, then acknowledge the message."""
         with held:
+            reconnected = asyncio.Event()
+            held.callback(self._broker.on_reconnect(reconnected.set))
+            await self._store.reply(job, stored)
+            if job.announced is not None:
+                await job.announced
             await acknowledge(job.message)
             if reconnected.is_set():
                 # The reply may have been lost with the connection that the ack did not go over.
