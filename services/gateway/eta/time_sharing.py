@@ -139,7 +139,8 @@ class TimeSharing:
         some = _Inferers(of_inferers.take(here, axis=1), of_slots.take(slots, axis=1))
         yield some
         of_inferers[:, here] = some.of_inferers
-        of_slots[:, slots] = some.of_slots
+        for row, changed in zip(of_slots, some.of_slots, strict=True):
+            row[slots] = changed
 
 
 class _Inferers:
@@ -236,7 +237,8 @@ class _Inferers:
     def end(self, slots: Ints) -> None:
         """A job ends in one of the slots of each."""
         self.jobs -= 1
-        self.of_slots[:, slots, numpy.arange(slots.size)] = numpy.inf
+        here = slots, numpy.arange(slots.size)
+        self.prompt_s[here] = self.due_s[here] = self.answer_s[here] = numpy.inf
 
     def predict(self, inferer: Ints, slowdown: Floats) -> None:
         """Compute when the jobs end. ``slowdown``: by ``inferer`` and number of jobs."""
