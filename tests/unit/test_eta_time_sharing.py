@@ -107,6 +107,37 @@ def test_jobs_that_run_already_are_like_some_that_begin_now() -> None:
         assert end_first(together) == pytest.approx(end_first(one_by_one))
 
 
+@pytest.mark.parametrize("inferer", [[0, 0, 0], [0, 0, 0, 1, 2, 2]])
+def test_draws_are_independent(inferer: list[int]) -> None:
+    """Jobs that begin and end in all or some of three draws end when they would in one draw."""
+    slots, draws = len(inferer), range(3)
+    slowdown = numpy.array([[1.0, 1.5, 1.8]] * (max(inferer) + 1))
+    together = TimeSharing(numpy.array(inferer), slowdown, draws=3)
+    alone = [TimeSharing(numpy.array(inferer), slowdown, draws=1) for _ in draws]
+    dice = random.Random(1)
+    for event in range(200):
+        at = numpy.array(dice.sample(draws, dice.choice((1, 2, 3))))
+        at.sort()
+        chosen = numpy.array([dice.randrange(slots) for _ in at])
+        is_end = event % 3 == 2
+        chosen = numpy.where(is_end, together.end_s[:, at].argmin(axis=0), chosen)
+        if is_end and not numpy.isfinite(together.end_s[chosen, at]).all():
+            continue
+        if is_end:
+            together.end(chosen, at)
+        else:
+            numbers = numpy.array([[0.1 * event, dice.random(), dice.random()] for _ in at]).T
+            together.begin(chosen, at, *numbers)
+        for number, draw in enumerate(at):
+            slot = chosen[[number]]
+            if is_end:
+                alone[draw].end(slot, DRAW)
+            else:
+                alone[draw].begin(slot, DRAW, *numbers[:, [number]])
+        for draw in draws:
+            numpy.testing.assert_allclose(together.end_s[:, draw], alone[draw].end_s[:, 0])
+
+
 def run(jobs: list[Job], slots: int) -> tuple[dict[int, tuple[float, int]], dict[int, float]]:
     """What the scheduler does with ``jobs``, if each step takes as long as it should: when each
     begins, in which slot, and when it ends."""

@@ -150,7 +150,7 @@ class Forecast:
         waiting = await self._line.with_sizes(line, model)
         waiting[at] = replace(waiting[at], unknown_before=max(position.waiting - at, 0))
         (done_s,) = await self._run(simulation, model, waiting, [at])
-        return Estimate(position=position.ahead, eta=self._eta(done_s, job.deadline))
+        return Estimate(position=position.ahead, eta=self._eta(*done_s, job.deadline))
 
     async def queues(self, tokens: Collection[str]) -> Mapping[str, ModelConsumers]:
         """The queues of models, as `estimate_queued` takes them; those that have one.
@@ -192,7 +192,7 @@ class Forecast:
         all_done_s = await self._run(simulation, model, line, wanted)
         for at, done_s in zip(wanted, all_done_s, strict=True):
             job_id = first[at].request.job_id
-            eta = self._eta(done_s, first[at].deadline)
+            eta = self._eta(*done_s, first[at].deadline)
             estimates[job_id] = replace(estimates[job_id], eta=eta)
         return estimates
 
@@ -240,8 +240,8 @@ class Forecast:
             self._arrivals_per_s(token_of(job.model)) * entry.slots / all_slots,
         )
         waiting = 0 if model is None else model.waiting * entry.slots // all_slots
-        (done_s,) = await in_turns(simulation.follow([0], waiting))
-        return Estimate(progress=progress, eta=self._eta(done_s, job.deadline))
+        (done_s,) = _quantiles(await in_turns(simulation.follow([0], waiting)))
+        return Estimate(progress=progress, eta=self._eta(*done_s, job.deadline))
 
     async def _run(
         self,
@@ -249,10 +249,10 @@ class Forecast:
         model: ModelConsumers,
         line: Sequence[Waiting],
         wanted: Collection[int],
-    ) -> Floats:
-        """Seconds until the jobs at ``wanted`` in ``line`` are done, a row for each."""
+    ) -> list[tuple[float, float]]:
+        """`_quantiles` of the seconds until the jobs at ``wanted`` in ``line`` are done."""
         behind = model.waiting - sum(1 + job.unknown_before for job in line)
-        return await in_turns(simulation.run(line, wanted, max(behind, 0)))
+        return _quantiles(await in_turns(simulation.run(line, wanted, max(behind, 0))))
 
     def _simulation(self, model: ModelConsumers, unreported: int) -> Simulation | None:
         """The model's slots with what they run, after serving ``unreported`` jobs that were
@@ -304,20 +304,26 @@ class Forecast:
     def _running_attempts(self, model: str) -> dict[str, RunningAttempt]:
         return self._running.running_on(self._fleet.live(model), self._broker.now())
 
-    def _eta(self, done_s: Floats, deadline: datetime | None) -> Eta:
-        """The quantiles of ``done_s``; never later than the job's deadline, which ends the job."""
+    def _eta(self, p50_s: float, p90_s: float, deadline: datetime | None) -> Eta:
+        """Never later than the job's deadline, which ends the job."""
         now = self._broker.now()
-        latest_s = MAX_JOB_LIFETIME.total_seconds()
         if deadline is not None:
-            latest_s = min(max((deadline - now).total_seconds(), 0.0), latest_s)
-        done_s = numpy.clip(done_s, 0.0, latest_s)
-        p50_s, p90_s = (float(quantile) for quantile in numpy.quantile(done_s, (0.5, 0.9)))
+            left_s = max((deadline - now).total_seconds(), 0.0)
+            p50_s, p90_s = min(p50_s, left_s), min(p90_s, left_s)
         return Eta(round(p50_s, 3), round(p90_s, 3), timestamp(now + timedelta(seconds=p50_s)))
 
     def _on_state_event(self, message: Msg) -> None:
         event = decode_state_event.read(message.data, message.subject)
         if event is not None:
             self._running.on_state_event(subjects.model_and_id(message.subject)[1], event)
+
+
+def _quantiles(done_s: Floats) -> list[tuple[float, float]]:
+    """The median and the 90th percentile of each row; no job takes longer than its lifetime. Those
+    of all rows at once are computed much faster than one by one."""
+    done_s = numpy.clip(done_s, 0.0, MAX_JOB_LIFETIME.total_seconds())
+    p50_s, p90_s = numpy.quantile(done_s, (0.5, 0.9), axis=1).tolist()
+    return list(zip(p50_s, p90_s, strict=True))
 
 
 def _slots(entry: InfererEntry, attempts: Iterable[RunningAttempt]) -> list[Slot]:

@@ -58,23 +58,25 @@ class Lengths:
         if features not in self._curves:
             self._curves[features] = self._curve(*features)
         ends, survival, longest, mean = self._curves[features]
-        at = int(numpy.searchsorted(ends, beyond, side="right"))
+        at = int(ends.searchsorted(beyond, side="right"))
         left = survival[at - 1] if at else 1.0
         # The first length at which no more than this share of all answers is left.
-        found = at + numpy.searchsorted(-survival[at:], -uniform * left)
+        found = at + (-survival[at:]).searchsorted(uniform * -left)
+        natural = ends[found]
         # Nobody has seen the end of those that are longer than all others.
-        unseen = survival[-1] if len(survival) else 1.0
-        rest = -mean * numpy.log(uniform * (left / unseen if unseen else 1.0))
-        tail = numpy.ceil(max(longest, beyond) + rest)
-        natural = numpy.where(found < len(ends), numpy.append(ends, 0.0)[found], tail)
+        is_unseen = found == len(survival)
+        if is_unseen.any():
+            unseen = survival[-1] if len(survival) else 1.0
+            rest = -mean * numpy.log(uniform[is_unseen] * (left / unseen if unseen else 1.0))
+            natural[is_unseen] = numpy.ceil(max(longest, beyond) + rest)
         lengths: Floats = numpy.minimum(natural, work.max_tokens)
         return lengths
 
     def _curve(self, max_tokens: float, prompt: float, chat: bool) -> Curve:
-        """The lengths at which answers ended by themselves, the share that was longer, the
-        longest that was seen, and the mean of what is left of a longer one."""
+        """The lengths at which answers ended by themselves, and infinity; the share that was longer
+        than each; the longest that was seen, and the mean of what is left of a longer one."""
         if not self._samples:
-            return numpy.empty(0), numpy.empty(0), 0.0, ASSUMED_MEAN
+            return numpy.array([numpy.inf]), numpy.empty(0), 0.0, ASSUMED_MEAN
         # Sorted so that of equal lengths those that ended come before those that were cut.
         tokens, cut, their_max, their_prompt, their_chat = numpy.array(sorted(self._samples)).T
         weights = numpy.exp(
@@ -87,7 +89,8 @@ class Lengths:
         # As many tokens for each that ended, with one more of the assumed length.
         counts = weights / weights.max()
         mean = (ASSUMED_MEAN + (counts * tokens).sum()) / (1 + counts[cut == 0].sum())
-        return tokens[cut == 0], survival[cut == 0], longest, mean
+        ends = numpy.append(tokens[cut == 0], numpy.inf)
+        return ends, survival[cut == 0], longest, mean
 
 
 def _features(work: Work) -> tuple[float, float, bool]:

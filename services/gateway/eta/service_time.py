@@ -70,6 +70,7 @@ class ServiceTime:
         # Computed from the above on first use, and dropped with the next sample.
         self._prompt_line: tuple[float, float] | None = None
         self._residual_array: Floats | None = None
+        self._token_array: Floats | None = None
 
     @property
     def is_known(self) -> bool:
@@ -110,7 +111,7 @@ class ServiceTime:
             if expected_s > 0:
                 residual = log(total_s / expected_s)
                 self._residuals.append(min(max(residual, -MAX_RESIDUAL), MAX_RESIDUAL))
-        self._prompt_line = self._residual_array = None
+        self._prompt_line = self._residual_array = self._token_array = None
         self._works.append(work)
         self._prompts.append((work.prompt_bytes, usage.computed_tokens))
         self._tokens.append((usage.computed_tokens, usage.completion_tokens))
@@ -178,16 +179,20 @@ class ServiceTime:
             prompt_tokens = self.prompt_tokens(ASSUMED_WORK.prompt_bytes)
             tokens = self.lengths.sample(ASSUMED_WORK, 0, 1 - random.random(draws))
             return numpy.full(draws, prompt_tokens), tokens
+        if self._token_array is None:
+            self._token_array = numpy.array(self._tokens, dtype=float).T
         which = random.integers(0, len(self._tokens), draws)
-        prompt_tokens, tokens = numpy.array(self._tokens, dtype=float)[which].T
+        prompt_tokens, tokens = self._token_array[:, which]
         return prompt_tokens, tokens
 
-    def sample_residuals(self, random: numpy.random.Generator, draws: int) -> Floats:
+    def sample_residuals(
+        self, random: numpy.random.Generator, shape: int | tuple[int, ...]
+    ) -> Floats:
         """Factors, actual over expected time, drawn from those of recent jobs."""
         if self._residual_array is None:
             self._residual_array = numpy.array(self._residuals)
-        which = random.integers(0, self._residual_array.size, draws)
-        noise = random.normal(0, MIN_NOISE, draws)
+        which = random.integers(0, self._residual_array.size, shape)
+        noise = random.normal(0, MIN_NOISE, shape)
         factors: Floats = numpy.exp(self._residual_array[which] + noise)
         return factors
 

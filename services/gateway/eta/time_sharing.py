@@ -1,5 +1,8 @@
 """How the jobs that run at once on one inferer share its time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy
 from numpy.typing import NDArray
 
@@ -10,8 +13,9 @@ LEAST_S = 1e-9
 """Left of every job that has not ended. Less of a prompt is a rounding error."""
 
 Ints = NDArray[numpy.int64]
-Index = tuple[Ints, Ints]
-"""Of inferers or slots, and of draws."""
+
+INFERER_ROWS, SLOT_ROWS = 8, 5
+"""How many numbers describe an inferer, and a slot."""
 
 
 class TimeSharing:
@@ -30,78 +34,64 @@ class TimeSharing:
         """``inferer`` is the index of each slot's inferer. ``slowdown`` says how many times as long
         a token takes beside 0, 1, … others, a row for each inferer."""
         self._inferer = inferer
-        self._slowdown = slowdown
+        # By the number of jobs that generate; where none does, the next one is alone.
+        self._slowdown = numpy.hstack((slowdown[:, :1], slowdown))
+        self._draws = draws
         sizes = numpy.bincount(inferer)
         self._most = int(sizes.max())
-        # One row more than there are slots, which stays free, stands for the missing slots of
-        # smaller inferers.
-        self._slots_of = numpy.full((sizes.size, self._most), inferer.size)
+        # One slot more than there are, which stays free, stands for the missing slots of smaller
+        # inferers.
+        self._slots_of = numpy.full((self._most, sizes.size), inferer.size)
+        self._place = numpy.zeros(inferer.size, dtype=int)
+        """Of each slot among those of its inferer."""
         for number, size in enumerate(sizes):
-            self._slots_of[number, :size] = numpy.flatnonzero(inferer == number)
-
-        per_inferer = (sizes.size, draws)
-        self._since_s = numpy.zeros(per_inferer)
-        """The time of which all these numbers are."""
-        self._jobs = numpy.zeros(per_inferer, dtype=int)
-        """How many it runs."""
-        self._prompts_s = numpy.zeros(per_inferer)
-        """What is left of all their prompts."""
-        self._unopposed_s = numpy.zeros(per_inferer)
-        """How much of that comes before any of the jobs could generate."""
-        self._first_s = numpy.zeros(per_inferer)
-        """How much of it comes before all answers."""
-        self._credit_s = numpy.full(per_inferer, PROMPTS_FIRST_S)
-        """How long prompts may make answers wait."""
-        self._computed_s = numpy.zeros(per_inferer)
-        """How much of prompts was computed so far."""
-
-        shape = (inferer.size + 1, draws)
-        self._prompt_s = numpy.zeros(shape)
-        """What is left of the prompt in each slot and of those that come before it."""
-        self._due_s = numpy.zeros(shape)
-        """How much of all prompts will have been computed when its own is done, if no other is
-        computed until then."""
-        self._answer_s = numpy.zeros(shape)
-        """What is left of its answer, in seconds that it takes alone; 0 if the slot is free."""
-        self._end_s = numpy.full(shape, numpy.inf)
+            slots = numpy.flatnonzero(inferer == number)
+            self._slots_of[:size, number] = slots
+            self._place[slots] = range(size)
+        self._all = _Inferers(
+            numpy.zeros((INFERER_ROWS, sizes.size, draws)),
+            numpy.full((SLOT_ROWS, inferer.size + 1, draws), numpy.inf),
+        )
+        self._all.credit_s[:] = PROMPTS_FIRST_S
+        self._all.beside[:] = self._all.after[:] = 1.0
+        self._only: _Inferers | None = None
+        """A view of the same, if there is only one inferer."""
+        if sizes.size == 1:
+            self._only = _Inferers(self._all.of_inferers[:, 0], self._all.of_slots[:, :-1])
 
     @property
     def end_s(self) -> Floats:
         """When the job in each slot ends if no other begins or ends; infinite if the slot is
         free."""
-        return self._end_s[:-1]
+        return self._all.end_s[:-1]
 
     @property
     def first_end_s(self) -> Floats:
         """When a job ends next on the inferer of each slot."""
-        ends_s: Floats = self._end_s[self._slots_of].min(axis=1)[self._inferer]
+        ends_s: Floats = self._all.end_s[self._slots_of].min(axis=0)[self._inferer]
         return ends_s
 
     @property
     def emptiest(self) -> Ints:
         """In each draw, a free slot of an inferer with the fewest jobs, if any slot is free."""
-        jobs = numpy.where(self._answer_s[:-1] > 0, self._most + 1, self._jobs[self._inferer])
-        slots: Ints = jobs.argmin(axis=0)
+        is_free = numpy.isinf(self._all.answer_s[:-1])
+        slots: Ints = numpy.where(is_free, self._all.jobs[self._inferer], numpy.inf).argmin(axis=0)
         return slots
 
     def resume(self, slots: Ints, prompt_s: Floats, answer_s: Floats) -> None:
         """Jobs run in ``slots`` already, before any begins. What is left of their prompts and
-        answers would take so long alone: a row for each of them. To begin 64 on one inferer one by
-        one would hold the event loop for 0.1 s."""
-        self._answer_s[slots] = numpy.maximum(answer_s, LEAST_S)
+        answers would take so long alone: a row for each of them. To begin hundreds one by one would
+        hold the event loop for tens of milliseconds."""
+        answer_s = numpy.maximum(answer_s, LEAST_S)
+        self._all.answer_s[slots] = answer_s
         if self._most == 1:
-            self._end_s[slots] = prompt_s + self._answer_s[slots]
+            self._all.end_s[slots] = prompt_s + answer_s
             return
-        self._prompt_s[slots] = self._due_s[slots] = prompt_s
-        prompts_s = self._prompt_s[self._slots_of]
-        order = prompts_s.argsort(axis=1, kind="stable")
-        until_s = numpy.take_along_axis(prompts_s, order, axis=1).cumsum(axis=1)
-        numpy.put_along_axis(prompts_s, order, until_s, axis=1)
-        self._prompt_s[self._slots_of] = prompts_s
-        self._prompts_s = until_s[:, -1]
-        self._jobs = (self._answer_s[self._slots_of] > 0).sum(axis=1)
-        every, draws = numpy.indices(self._jobs.shape).reshape(2, -1)
-        self._predict((every, draws), (self._slots_of[every].T, draws))
+        self._all.prompt_s[slots] = self._all.due_s[slots] = prompt_s
+        inferer, draws = numpy.indices(self._all.jobs.shape).reshape(2, -1)
+        with self._inferers(inferer, draws) as inferers:
+            inferers.resume()
+            inferers.predict(inferer, self._slowdown)
 
     def begin(
         self, slots: Ints, draws: Ints, at_s: Floats, prompt_s: Floats, answer_s: Floats
@@ -110,92 +100,162 @@ class TimeSharing:
         there, if any. Its prompt and its answer would take so long alone."""
         answer_s = numpy.maximum(answer_s, LEAST_S)
         if self._most == 1:
-            self._answer_s[slots, draws] = answer_s
-            self._end_s[slots, draws] = at_s + prompt_s + answer_s
+            self._all.answer_s[slots, draws] = answer_s
+            self._all.end_s[slots, draws] = at_s + prompt_s + answer_s
             return
-        inferer, here = self._advance(slots, draws, at_s)
-        self._jobs[inferer] += self._answer_s[slots, draws] == 0
-        due_s = self._computed_s[inferer] + prompt_s
-        others_s = self._prompt_s[here]
-        is_before = self._due_s[here] <= due_s
-        delay_s = numpy.where(is_before | (others_s == 0), 0.0, prompt_s)
-        self._prompt_s[here] = others_s + delay_s
-        self._prompt_s[slots, draws] = numpy.where(is_before, others_s, 0.0).max(axis=0) + prompt_s
-        self._due_s[slots, draws] = due_s
-        self._prompts_s[inferer] += prompt_s
-        self._answer_s[slots, draws] = answer_s
-        self._predict(inferer, here)
+        inferer = self._inferer[slots]
+        with self._inferers(inferer, draws) as inferers:
+            inferers.advance(at_s)
+            inferers.begin(self._place[slots], prompt_s, answer_s)
+            inferers.predict(inferer, self._slowdown)
 
     def end(self, slots: Ints, draws: Ints) -> None:
         """The job in one slot of each of ``draws`` ends, at its time."""
         if self._most == 1:
-            self._answer_s[slots, draws] = 0.0
-            self._end_s[slots, draws] = numpy.inf
+            self._all.answer_s[slots, draws] = self._all.end_s[slots, draws] = numpy.inf
             return
-        inferer, here = self._advance(slots, draws, self._end_s[slots, draws])
-        self._jobs[inferer] -= 1
-        self._answer_s[slots, draws] = 0.0
-        self._predict(inferer, here)
+        inferer = self._inferer[slots]
+        with self._inferers(inferer, draws) as inferers:
+            inferers.advance(self.end_s[slots, draws])
+            inferers.end(self._place[slots])
+            inferers.predict(inferer, self._slowdown)
 
     def skip(self, seconds: Floats) -> None:
         """Let time pass in which all jobs stand still."""
-        self._since_s += seconds
-        self._end_s += seconds
+        self._all.since_s += seconds
+        self._all.end_s += seconds
 
-    def _advance(self, slots: Ints, draws: Ints, at_s: Floats) -> tuple[Index, Index]:
-        """Note what the inferers of ``slots`` have done by ``at_s``. Returns the indices of these
-        inferers, and those of their slots."""
-        inferer = (self._inferer[slots], draws)
-        here = (self._slots_of[inferer[0]].T, draws)
-        passed_s = numpy.maximum(at_s - self._since_s[inferer], 0.0)
-        first_s = self._first_s[inferer]
-        shared_s = self._prompts_s[inferer] - first_s
-        first_done_s = numpy.minimum(passed_s, first_s)
-        after_s = passed_s - first_done_s
-        shared_done_s = numpy.minimum(after_s / 2, shared_s)
-        done_s = first_done_s + shared_done_s
+    @contextmanager
+    def _inferers(self, inferer: Ints, draws: Ints) -> Iterator["_Inferers"]:
+        """One inferer in each of ``draws``, to be changed."""
+        if self._only is not None and draws.size == self._draws:
+            yield self._only  # without copying anything
+            return
+        # One flat index is several times as fast as an index for each axis.
+        here = inferer * self._draws + draws
+        slots = self._slots_of.take(inferer, axis=1) * self._draws + draws
+        of_inferers = self._all.of_inferers.reshape(INFERER_ROWS, -1)
+        of_slots = self._all.of_slots.reshape(SLOT_ROWS, -1)
+        some = _Inferers(of_inferers.take(here, axis=1), of_slots.take(slots, axis=1))
+        yield some
+        of_inferers[:, here] = some.of_inferers
+        for row, changed in zip(of_slots, some.of_slots, strict=True):
+            row[slots] = changed
 
-        prompt_s, answer_s = self._prompt_s[here], self._answer_s[here]
-        own_s = numpy.maximum(prompt_s - first_s, 0.0)
-        generating_s = numpy.maximum(after_s - 2 * own_s, 0.0)
-        beside_s = numpy.minimum(generating_s / 2, shared_s - own_s)
-        beside, after = self._slowdowns(inferer, here)
-        left_s = answer_s - beside_s / beside - (generating_s - 2 * beside_s) / after
-        self._answer_s[here] = numpy.where(answer_s > 0, numpy.maximum(left_s, LEAST_S), 0.0)
-        prompt_s = prompt_s - done_s
-        self._prompt_s[here] = numpy.where(prompt_s > LEAST_S, prompt_s, 0.0)
 
-        opposed_s = numpy.maximum(first_done_s - self._unopposed_s[inferer], 0.0)
-        credit_s = self._credit_s[inferer] - opposed_s + after_s - 2 * shared_done_s
-        self._credit_s[inferer] = numpy.minimum(credit_s, PROMPTS_FIRST_S)
-        self._prompts_s[inferer] -= done_s
-        self._computed_s[inferer] += done_s
-        self._since_s[inferer] += passed_s
-        return inferer, here
+class _Inferers:
+    """Inferers, each in one draw, and the jobs in their slots: in each array, a column for each of
+    them. The arrays are views of two larger ones, which are copied faster."""
 
-    def _predict(self, inferer: Index, here: Index) -> None:
-        """Compute when the jobs ``here`` end, in these slots of ``inferer`` and draws."""
-        prompt_s, answer_s = self._prompt_s[here], self._answer_s[here]
-        prompts_s = self._prompts_s[inferer]
-        unopposed_s = numpy.where(answer_s > LEAST_S, prompt_s, numpy.inf).min(axis=0)
-        first_s = numpy.minimum(prompts_s, unopposed_s + self._credit_s[inferer])
-        self._unopposed_s[inferer], self._first_s[inferer] = unopposed_s, first_s
+    since_s: Floats
+    """The time of which all these numbers are."""
+    jobs: Floats
+    """How many it runs."""
+    prompts_s: Floats
+    """What is left of all their prompts."""
+    unopposed_s: Floats
+    """How much of that comes before any of the jobs could generate."""
+    first_s: Floats
+    """How much of it comes before all answers."""
+    credit_s: Floats
+    """How long prompts may make answers wait."""
+    beside: Floats
+    """How many times as long a token takes beside prompts, when only those generate that do now."""
+    after: Floats
+    """And after the prompts."""
 
-        own_s = numpy.maximum(prompt_s - first_s, 0.0)
+    # Of each slot; all are infinite if it is free.
+    prompt_s: Floats
+    """What is left of its prompt and of those that come before it."""
+    due_s: Floats
+    """How much of all prompts will have been computed when its own is done, if no other is computed
+    until then."""
+    answer_s: Floats
+    """What is left of its answer, in seconds that it takes alone."""
+    delay_s: Floats
+    """How much of an answer could be generated beside prompts before its own prompt is done."""
+    end_s: Floats
+    """When its job ends if no other begins or ends."""
+
+    def __init__(self, of_inferers: Floats, of_slots: Floats) -> None:
+        self.of_inferers, self.of_slots = of_inferers, of_slots
+        (
+            self.since_s,
+            self.jobs,
+            self.prompts_s,
+            self.unopposed_s,
+            self.first_s,
+            self.credit_s,
+            self.beside,
+            self.after,
+        ) = of_inferers
+        self.prompt_s, self.due_s, self.answer_s, self.delay_s, self.end_s = of_slots
+
+    def resume(self) -> None:
+        """Jobs run, each with only its own prompt so far."""
+        self.jobs[:] = numpy.isfinite(self.answer_s).sum(axis=0)
+        order = self.prompt_s.argsort(axis=0, kind="stable")
+        until_s = numpy.take_along_axis(self.prompt_s, order, axis=0).cumsum(axis=0)
+        numpy.put_along_axis(self.prompt_s, order, until_s, axis=0)
+        self.prompts_s[:] = until_s.max(axis=0, where=numpy.isfinite(until_s), initial=0.0)
+
+    def advance(self, at_s: Floats) -> None:
+        """Note what was done until then."""
+        passed_s = numpy.maximum(at_s - self.since_s, 0.0)
+        after_s = numpy.maximum(passed_s - self.first_s, 0.0)
+        first_s = passed_s - after_s
+        shared_s = numpy.minimum(after_s / 2, self.prompts_s - self.first_s)
+        alone_s = after_s - 2 * shared_s
+
+        # Of an answer that has no prompt before it.
+        answer_s = shared_s / self.beside + alone_s / self.after
+        self.answer_s -= numpy.maximum(answer_s - self.delay_s, 0.0)
+        numpy.maximum(self.answer_s, LEAST_S, out=self.answer_s)
+
+        prompts_s = first_s + shared_s
+        self.prompt_s -= prompts_s
+        numpy.maximum(self.prompt_s, 0.0, out=self.prompt_s)
+        self.due_s -= prompts_s
+        self.prompts_s -= prompts_s
+        opposed_s = numpy.maximum(first_s - self.unopposed_s, 0.0)
+        self.credit_s += alone_s - opposed_s
+        numpy.minimum(self.credit_s, PROMPTS_FIRST_S, out=self.credit_s)
+        self.since_s += passed_s
+
+    def begin(self, slots: Ints, prompt_s: Floats, answer_s: Floats) -> None:
+        """A job begins in one of the slots of each."""
+        is_before = self.due_s <= prompt_s  # or done
+        before_s = numpy.where(is_before, self.prompt_s, 0.0).max(axis=0)
+        self.prompt_s += numpy.where(is_before, 0.0, prompt_s)
+        self.prompts_s += prompt_s
+        here = slots, numpy.arange(slots.size)
+        self.jobs += numpy.isinf(self.answer_s[here])
+        self.prompt_s[here] = before_s + prompt_s
+        self.due_s[here] = prompt_s
+        self.answer_s[here] = answer_s
+
+    def end(self, slots: Ints) -> None:
+        """A job ends in one of the slots of each."""
+        self.jobs -= 1
+        here = slots, numpy.arange(slots.size)
+        self.prompt_s[here] = self.due_s[here] = self.answer_s[here] = numpy.inf
+
+    def predict(self, inferer: Ints, slowdown: Floats) -> None:
+        """Compute when the jobs end. ``slowdown``: by ``inferer`` and number of jobs."""
+        has_answer = self.answer_s > LEAST_S
+        self.unopposed_s[:] = numpy.where(has_answer, self.prompt_s, numpy.inf).min(axis=0)
+        numpy.minimum(self.prompts_s, self.unopposed_s + self.credit_s, out=self.first_s)
+        generating = (has_answer & (self.prompt_s <= LEAST_S)).sum(axis=0)
+        self.beside[:] = slowdown[inferer, generating]
+        self.after[:] = slowdown[inferer, self.jobs.astype(int)]
+
         # A job without an answer ends with its prompt.
-        waits_s = numpy.where(answer_s > LEAST_S, first_s, numpy.minimum(prompt_s, first_s))
-        beside, after = self._slowdowns(inferer, here)
-        beside_s = numpy.minimum(answer_s * beside, prompts_s - first_s - own_s)
-        after_s = (answer_s - beside_s / beside) * after
-        end_s = self._since_s[inferer] + waits_s + 2 * (own_s + beside_s) + after_s
-        self._end_s[here] = numpy.where(answer_s > 0, end_s, numpy.inf)
-
-    def _slowdowns(self, inferer: Index, here: Index) -> tuple[Floats, Floats]:
-        """How many times as long a token takes beside prompts, when only those generate that do
-        now, and after them."""
-        generate = (self._answer_s[here] > LEAST_S) & (self._prompt_s[here] == 0)
-        beside, after = (
-            self._slowdown[inferer[0], numpy.maximum(jobs, 1) - 1]
-            for jobs in (generate.sum(axis=0), self._jobs[inferer])
+        first_s = numpy.where(has_answer, self.first_s, numpy.minimum(self.prompt_s, self.first_s))
+        numpy.divide(
+            numpy.maximum(self.prompt_s - self.first_s, 0.0), self.beside, out=self.delay_s
         )
-        return beside, after
+        # In seconds that it takes alone, like the answer.
+        until_s = self.delay_s + self.answer_s
+        beside_s = numpy.minimum(until_s, (self.prompts_s - self.first_s) / self.beside)
+        self.end_s[:] = first_s + beside_s * (2 * self.beside - self.after) + until_s * self.after
+        self.end_s += self.since_s
