@@ -65,7 +65,6 @@ class Literals:
         """By the control tokens that they stand for."""
         self._texts: dict[str, str] = {}
         """What to write in place of each mark. A mark in it is where it comes in two parts."""
-        self._marked = re.compile(rf"{self._mark}\d{{{NUMBER_DIGITS}}}")
 
     def hide(self, text: str) -> str:
         """``text`` with marks for the control tokens in it."""
@@ -117,7 +116,9 @@ class Literals:
         """``text`` with the control tokens again."""
         if self._mark not in text:
             return text
-        return self._marked.sub(lambda match: self._texts.get(match[0], ""), text)
+        # Compiled only where there is a mark: that takes longer than all the rest.
+        marked = rf"{self._mark}\d{{{NUMBER_DIGITS}}}"
+        return re.sub(marked, lambda match: self._texts.get(match[0], ""), text)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

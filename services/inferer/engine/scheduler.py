@@ -77,8 +77,10 @@ class PromptShare:
         """Learn from a step with ``generating`` sequences and tokens of prompts."""
         if not prompt_tokens and not has_drafts:
             self._step_s.append(seconds)
-        step_s = median(self._step_s) if generating and self._step_s else 0.0
-        prompt_s = max(seconds - step_s, 0.0) if prompt_tokens else 0.0
+        prompt_s = 0.0
+        if prompt_tokens:
+            step_s = median(self._step_s) if generating and self._step_s else 0.0
+            prompt_s = max(seconds - step_s, 0.0)
         if prompt_tokens >= LEAST_MEASURED and prompt_s:
             self._token_s.append(prompt_s / prompt_tokens)
         if generating:
