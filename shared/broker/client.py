@@ -302,6 +302,9 @@ class Connection(Client):
             raise errors.Error(f"nats: the handshake failed: {error}") from error
 
     async def _attempt_reconnect(self) -> None:
+        # What was held back is lost with its connection, as if it had been written: subscriptions
+        # are made again anyway, and a pull or nak that is sent late takes a job from its inferer.
+        self._pending, self._pending_data_size = [], 0
         # If the peer no longer reads, a graceful close never ends.
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:

@@ -169,6 +169,27 @@ async def test_a_flush_ends_with_its_client(nats_server: NatsServer) -> None:
         await flushing
 
 
+async def test_what_is_held_back_is_lost_with_its_connection(
+    nats_server: NatsServer, broker: Broker
+) -> None:
+    """A pull or nak must not come late. What is published during the outage is sent after it."""
+    reconnected = asyncio.Event()
+    broker.on_reconnect(reconnected.set)
+    async with connected(BrokerSettings(url=nats_server.url), "other") as other:
+        listener = Listener(other)
+        await listener.start("s.*")
+        await broker.nc.publish("s.before")
+        await broker.nc.force_reconnect()
+        await asyncio.sleep(0)
+        await broker.nc.publish("s.during")
+        async with asyncio.timeout(PATIENCE_S):
+            await reconnected.wait()
+        await broker.nc.publish("s.after")
+        await flush(broker.nc)
+        await flush(other.nc)
+    assert [message.subject for message in listener.received] == ["s.during", "s.after"]
+
+
 async def test_only_its_owner_closes_it(broker: Broker, nats_server: NatsServer) -> None:
     """nats-py's own way to close for good, from within, leads to a new connection."""
     listener = Listener(broker)
