@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from nats import errors
@@ -183,9 +183,12 @@ class Connection(Client):
         # nats-py's looks at each character of each name.
         headers = {}
         for line in raw.split(b"\r\n"):
-            name, colon, value = line.partition(b":")
-            if colon and (known := _header_name(name)) is not None:
-                headers[known] = value.strip().decode("utf-8", "replace")
+            raw_name, colon, value = line.partition(b":")
+            if not (colon and raw_name.isascii()):
+                continue
+            name = raw_name.strip().decode()
+            if not name or name.split() == [name]:  # no white space inside
+                headers[name] = value.strip().decode("utf-8", "replace")
         return headers
 
     def parse_headers(self, block: bytes) -> dict[str, str]:
@@ -302,6 +305,9 @@ class Connection(Client):
             raise errors.Error(f"nats: the handshake failed: {error}") from error
 
     async def _attempt_reconnect(self) -> None:
+        # What was held back is lost with its connection, as if it had been written: subscriptions
+        # are made again anyway, and a pull or nak that is sent late takes a job from its inferer.
+        self._pending, self._pending_data_size = [], 0
         # If the peer no longer reads, a graceful close never ends.
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
@@ -370,16 +376,6 @@ def cancellation_kept() -> Iterator[None]:
     yield
     if task.cancelling() > known:
         raise asyncio.CancelledError
-
-
-@lru_cache(maxsize=1024)
-def _header_name(raw: bytes) -> str | None:
-    """None if it is none: not ASCII, or with white space inside."""
-    try:
-        name = raw.strip().decode("ascii")
-    except UnicodeDecodeError:
-        return None
-    return None if any(map(str.isspace, name)) else name
 
 
 def header_size(headers: dict[str, str]) -> int:

@@ -13,8 +13,10 @@ import uvloop
 from nats import errors
 from nats.aio.msg import Msg
 
+from shared.broker import connection
 from shared.broker.connection import Broker, connected
 from shared.config import BrokerSettings
+from shared.errors import BrokerUnavailable
 from tests.support.nats_client import flush
 from tests.support.processes import NatsServer
 
@@ -167,6 +169,46 @@ async def test_a_flush_ends_with_its_client(nats_server: NatsServer) -> None:
         await asyncio.sleep(0.1)
     with pytest.raises(errors.ConnectionClosedError):
         await flushing
+
+
+async def test_what_is_held_back_is_lost_with_its_connection(
+    nats_server: NatsServer, broker: Broker
+) -> None:
+    """A pull or nak must not come late. What is published during the outage is sent after it."""
+    reconnected = asyncio.Event()
+    broker.on_reconnect(reconnected.set)
+    async with connected(BrokerSettings(url=nats_server.url), "other") as other:
+        listener = Listener(other)
+        await listener.start("s.*")
+        await broker.nc.publish("s.before")
+        await broker.nc.force_reconnect()
+        await asyncio.sleep(0)
+        await broker.nc.publish("s.during")
+        async with asyncio.timeout(PATIENCE_S):
+            await reconnected.wait()
+        await broker.nc.publish("s.after")
+        await flush(broker.nc)
+        await flush(other.nc)
+    assert [message.subject for message in listener.received] == ["s.during", "s.after"]
+
+
+async def test_a_read_that_fails_or_breaks_off_is_no_result(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a part would be taken for the whole. Nor is an inbox left open, here or by a request."""
+    monkeypatch.setattr(connection, "REQUEST_TIMEOUT_S", 0.1)
+
+    async def answer_once(query: Msg) -> None:
+        headers = {"Nats-Subject": "s", "Nats-Sequence": "1", "Nats-Time-Stamp": "now"}
+        await broker.nc.publish(query.reply, headers=headers)
+
+    await broker.nc.subscribe("$JS.API.DIRECT.GET.BROKEN_OFF", cb=answer_once)
+    for stream in ("BROKEN_OFF", "MISSING"):
+        with pytest.raises(BrokerUnavailable):
+            await broker.direct_get_all(stream, multi_last=["s"])
+    with pytest.raises(errors.NoRespondersError):
+        await broker.nc.request("nobody.is.here")
+    assert not broker.nc._inboxes
 
 
 async def test_only_its_owner_closes_it(broker: Broker, nats_server: NatsServer) -> None:

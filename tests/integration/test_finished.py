@@ -78,14 +78,15 @@ async def test_results_that_nobody_needs_at_once_are_read_together(
 
     vars(broker)["direct_get_all"] = noted
     finished = ResultListener(broker, lambda _: None)
-    results = [completed(new_job_id(), "text") for _ in range(5)]
+    batches = [[completed(new_job_id(), "text") for _ in range(5)] for _ in range(2)]
     async with finished.listening(), asyncio.timeout(PATIENCE_S):
-        with finished.expecting("tiny", results[-1].id, in_a_hurry=False) as announced:
-            for result in results:
-                await store_result(broker, result, PATIENCE_S)
-                await broker.nc.flush()
-            assert await announced == results[-1]
-    assert read == [[subjects.result("tiny", result.id) for result in results]]
+        for batch in batches:
+            with finished.expecting("tiny", batch[0].id, in_a_hurry=False) as announced:
+                for result in batch:
+                    await store_result(broker, result, PATIENCE_S)
+                    await broker.nc.flush()
+                assert await announced == batch[0]
+    assert read == [[subjects.result("tiny", result.id) for result in batch] for batch in batches]
 
 
 async def test_a_request_that_waits_gets_its_result_at_once(
@@ -102,6 +103,24 @@ async def test_a_request_that_waits_gets_its_result_at_once(
         with finished.expecting("tiny", results[1].id) as announced:
             await store_result(broker, results[1], PATIENCE_S)
             assert await announced == results[1]
+    assert {result.id for result in learned} == {result.id for result in results}
+
+
+async def test_results_that_one_answer_has_no_room_for_are_read_next(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ensure_topology(broker, Topology(replicas=1), [])
+    monkeypatch.setattr(result_listener, "READ_AFTER_S", 1.0)
+    monkeypatch.setattr(result_listener, "BATCH_BYTES", 4_000)
+    monkeypatch.setattr(result_listener, "LARGEST_RESULT", 2_000)
+    results = [completed(new_job_id(), 1_000 * "x") for _ in range(6)]
+    learned: list[Result] = []
+    finished = ResultListener(broker, learned.append)
+    async with finished.listening(), asyncio.timeout(PATIENCE_S):
+        for result in results:
+            await store_result(broker, result, PATIENCE_S)
+        while len(learned) < len(results):
+            await asyncio.sleep(0.01)
     assert {result.id for result in learned} == {result.id for result in results}
 
 

@@ -59,6 +59,7 @@ async def test_a_subscriber_is_found(interest: Interest, caller: Client, broker:
         while await interest.exists(inbox):
             await asyncio.sleep(0.01)
     assert len(broker.nc._subs) == subscriptions
+    assert not broker.nc._inboxes
 
 
 async def test_a_caller_that_reconnects_is_not_given_up(

@@ -130,6 +130,31 @@ async def test_a_job_takes_five_messages_besides_its_pulls(
     assert sent[-1].startswith("$JS.ACK.REQUESTS.tiny.")
 
 
+async def test_a_reply_that_is_lost_with_its_connection_is_sent_again(
+    queue: Broker, engine: Engine, nats_server: NatsServer
+) -> None:
+    """It goes out with the acknowledgement, so both are lost, and both are repeated."""
+    inbox, replies = await inbox_of(queue)
+    await flush(queue.nc)
+    async with connected(BrokerSettings(nats_server.url), "own") as own:
+        publish = own.nc.publish
+
+        async def lost(subject: str, *rest: Any, **named: Any) -> None:
+            await publish(subject, *rest, **named)
+            if subject.startswith("$JS.ACK.") and not own.nc.stats["reconnects"]:
+                await own.nc.force_reconnect()
+
+        vars(own.nc)["publish"] = lost
+        async with working(own, engine):
+            job_id = await put(queue, SHORT, Reply_To=inbox)
+            await queue_is_empty(queue)
+        await flush(own.nc)
+    result = await read_result(queue, "tiny", job_id)
+    assert isinstance(result, Completed)
+    assert own.nc.stats["reconnects"] == 1
+    assert await received(queue, replies) == [encode(result)]
+
+
 async def test_a_start_is_stored_before_the_first_token(
     queue: Broker, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The headers of messages, read without nats-py's check of each letter."""
 
 import random
+import tracemalloc
 
 import pytest
 from nats.aio.client import Client
@@ -21,3 +22,15 @@ def test_headers_are_read_as_nats_py_reads_them(seed: int) -> None:
             choose.choice(part) for _ in range(5) for part in (NAMES, COLONS, VALUES, ENDS)
         )
         assert Connection._parse_header_lines(block) == Client._parse_header_lines(block), block
+
+
+def test_no_header_is_kept() -> None:
+    """Whoever may publish chooses their names, which may be long."""
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            Connection._parse_header_lines(b"%d%s: value\r\n" % (number, 100_000 * b"x"))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 10_000_000

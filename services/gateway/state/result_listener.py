@@ -113,7 +113,7 @@ class ResultListener:
         for stored in found:
             missing.pop(stored.subject, None)
             self._pass_on(stored.subject, stored.data)
-        if sum(len(stored.data) for stored in found) > BATCH_BYTES - LARGEST_RESULT:
+        if missing and sum(len(stored.data) for stored in found) > BATCH_BYTES - LARGEST_RESULT:
             # The answer may have been cut there.
             self._unread |= missing
             self._is_time.set()

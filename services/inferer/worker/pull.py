@@ -63,11 +63,11 @@ log = logger()
 class Puller:
     """One inferer's pulls, for one message at a time.
 
-    The priorities are pulled one after another, the highest first; when all of them are empty, a
-    pull waits at each and is made again when it expires. The first message ends the others. All
-    pulls are answered over one subscription. If some were not, it gets another subject: the broker
-    drops a pull whose reply subject nobody subscribes to. A job that comes for an earlier pull is
-    taken if one is being pulled, else it is requeued.
+    The priorities are pulled one after another, the highest first, without those that were empty a
+    moment ago; when all of them are empty, a pull waits at each and is made again when it expires.
+    The first message ends the others. All pulls are answered over one subscription. If some were
+    not, it gets another subject: the broker drops a pull whose reply subject nobody subscribes to.
+    A job that comes for an earlier pull is taken if one is being pulled, else it is requeued.
     """
 
     def __init__(

@@ -270,15 +270,15 @@ class Worker:
     async def _settle(self, job: Job, result: Result, held: ExitStack) -> None:
         """Store the result, send it to the caller, and only then take the message off the queue.
 
-        Returns when the acknowledgement is sent, so that the next pull goes with it. What is
-        ``held`` for the job is released when it is confirmed.
+        The last two are done in the background, but begun here, so that the next pull goes out with
+        them. What is ``held`` for the job is released when the acknowledgement is confirmed.
         """
         stored = await self._store.store(job, result)
         assert self._group is not None
         self._group.create_task(
             self._take_off_queue(job, stored, held.pop_all()), name=f"reply and ack {job.id}"
         )
-        await asyncio.sleep(0)  # it sends both
+        await asyncio.sleep(0)  # the task begins
 
     async def _take_off_queue(self, job: Job, stored: Result, held: ExitStack) -> None:
         """Send the stored result to the caller, then acknowledge the message."""
