@@ -10,7 +10,7 @@ from collections.abc import Callable
 MAX_BUFFERED_BYTES = 4 * 1024**2
 """Some 20,000 lines, for a reader that pauses."""
 
-BATCH_S = 0.02
+BATCH_S = 0.002
 """A line is written at once; lines that follow within this time are written together. Each write
 takes the interpreter's lock, so single writes would slow down a burst."""
 
