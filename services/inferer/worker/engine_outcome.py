@@ -42,7 +42,8 @@ class EngineOutcome(Generic[T]):
         finally:
             if not self._ended.done():
                 abort()
-        await asyncio.wait((self._ended,))
+        if not self._ended.done():
+            await asyncio.wait((self._ended,))
 
     @property
     def value(self) -> T:
