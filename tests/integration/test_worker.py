@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -32,7 +31,7 @@ from shared.timestamps import timestamp
 from shared.wire import subjects
 from shared.wire.codecs import decode_result, decode_token_frame, encode
 from shared.wire.events import CancelNotice, StateEvent
-from shared.wire.requests import ChatMessage, InferenceRequest, JsonObject
+from shared.wire.requests import InferenceRequest
 from shared.wire.results import Cancelled, Completed, Expired, Failed, Usage
 from tests.support.nats_client import flush
 from tests.support.processes import CONFIGURATION, NatsServer
@@ -176,35 +175,6 @@ async def test_a_start_is_stored_before_the_first_token(
     first = await queue.direct_get("EVENTS", seq=1, next_by_subj=subjects.events("tiny", job_id))
     assert first is not None
     assert first.subject == subjects.state_events("tiny", job_id)
-
-
-@pytest.mark.parametrize(
-    ("options", "is_quick"),
-    [
-        ({"prompt": "x" * 1000}, True),
-        ({"prompt": "x" * 1001}, False),
-        ({"prompt": "hi", "response_format": JsonObject()}, False),
-        ({"prompt_tokens": [1, 2, 3]}, False),
-        ({"task": "chat", "messages": [ChatMessage("user", "hi")]}, False),
-    ],
-    ids=["short", "long", "with a grammar", "tokens", "chat"],
-)
-async def test_only_a_short_prompt_is_prepared_on_the_event_loop(
-    queue: Broker, engine: Engine, options: dict[str, Any], is_quick: bool
-) -> None:
-    """Whatever may take longer would hold up all jobs there."""
-    prepare, threads = engine._prepare, []
-
-    def noted(sequence: GenerationSequence) -> None:
-        threads.append(threading.current_thread())
-        prepare(sequence)
-
-    vars(engine)["_prepare"] = noted
-    request = InferenceRequest(**{"task": "complete", "max_tokens": 60, **options})
-    async with working(queue, engine):
-        assert isinstance(await ended(queue, await put(queue, request)), Completed)
-    (thread,) = threads
-    assert (thread is threading.current_thread()) == is_quick
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000])

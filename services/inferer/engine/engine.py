@@ -149,8 +149,8 @@ class Engine:
         return [round(slowdown(sequences), 3) for sequences in range(1, most + 1)]
 
     def submit(self, sequence: GenerationSequence) -> None:
-        """Prepare ``sequence``, then queue it; from any thread, which prepares it if that is quick.
-        Once the engine is closed, it ends with `Aborted`."""
+        """Prepare ``sequence``, then queue it; from any thread. Once the engine is closed, it ends
+        with `Aborted`."""
         sequence.started = time.perf_counter()
         with self._changed:
             closed = self._closing
@@ -158,8 +158,6 @@ class Engine:
                 self._preparing.add(sequence)
         if closed:
             sequence.on_end(Aborted())
-        elif sequence.is_quick:
-            self._prepare(sequence)
         else:
             self._preparation.submit(lambda: self._prepare(sequence))
 

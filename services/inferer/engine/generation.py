@@ -86,8 +86,6 @@ class GenerationSequence(Sequence):
         self.on_text = on_text
         self.on_end = on_end
         self.on_phase = on_phase
-        self.is_quick = False
-        """Whether `prepare` takes so little time that no other thread is woken for it."""
         self.prompt_tokens = 0
         """Written, as the samplers, by a preparation thread before the compute thread gets it."""
         self.samplers: list[Sampler] = []

@@ -25,52 +25,43 @@ from shared.wire import subjects
 from shared.wire.logprobs import TokenLogprob, TopLogprob
 from shared.wire.replies import is_inbox
 
-QUICK = 1000
-"""Characters of a prompt that is prepared in less time than it takes to wake another thread."""
-
 
 class Inference:
     """One job on the engine."""
 
     def __init__(self, broker: Broker, engine: Engine, job: Job, entry: Entry) -> None:
         """``entry`` records what the inference is doing, for reports of crashes."""
-        request = job.request
         self._engine = engine
         self._entry = entry
         self._cancelled = threading.Event()
         self._job = job
         self._outcome = EngineOutcome[Generation]()
         targets = [subjects.token_events(job.model, job.id)]
-        if request.stream and job.reply_to is not None and is_inbox(job.reply_to):
+        if job.request.stream and job.reply_to is not None and is_inbox(job.reply_to):
             targets.append(job.reply_to)
         self._tokens = TokenPublisher(
             broker,
             targets,
             job.trace,
-            self._logprob_of if request.logprobs else None,
-            choices=request.n,
+            self._logprob_of if job.request.logprobs else None,
+            choices=job.request.n,
         )
-        format = engine.model.answer_format(request)
+        format = engine.model.answer_format(job.request)
         self._shown_tokens = engine.model.shown_tokens(format)
         self._sequence = GenerationSequence(
             prepare=self._prepare,
-            max_tokens=request.max_tokens or engine.n_ctx,
-            stop=request.stop_strings,
+            max_tokens=job.request.max_tokens or engine.n_ctx,
+            stop=job.request.stop_strings,
             on_text=self._add,
             on_end=self._outcome.set,
             on_phase=entry.enter,
-            stop_tokens=request.stop_token_ids or (),
+            stop_tokens=job.request.stop_token_ids or (),
             shown_tokens=self._shown_tokens,
         )
         self._sequence.owner = "" if engine.shares_cache else job.owner
-        self._sequence.is_quick = (
-            request.prompt is not None
-            and len(request.prompt) <= QUICK
-            and request.response_format is None
-        )
-        self._sequence.adapter = request.adapter or ""
+        self._sequence.adapter = job.request.adapter or ""
         # The cache may have made the first attempt fail, so the next one computes everything.
-        self._sequence.is_cold = not request.cache_prompt or job.attempt > 1
+        self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
         job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, TokenPublisher]:
