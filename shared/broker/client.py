@@ -70,7 +70,7 @@ class Connection(Client):
         self._receivers: dict[int, Callable[[Msg], None]] = {}
         """By the number of their subscription."""
         self._inboxes: dict[str, Callable[[Msg], None]] = {}
-        self._own_prefix: str | None = None
+        self._inbox_root: str | None = None
         self._inbox_numbers = itertools.count()
         self._is_write_due = False
 
@@ -144,10 +144,10 @@ class Connection(Client):
     async def open_inbox(self, receive: Callable[[Msg], None]) -> str:
         """A subject for answers: ``receive``, which must be quick, is called with each, until
         `close_inbox`. All inboxes share one subscription."""
-        if self._own_prefix is None:
-            self._own_prefix = self.new_inbox()
-            await self.subscribe_directly(f"{self._own_prefix}.*", self._receive_answer)
-        inbox = f"{self._own_prefix}.{next(self._inbox_numbers)}"
+        if self._inbox_root is None:
+            self._inbox_root = self.new_inbox()
+            await self.subscribe_directly(f"{self._inbox_root}.*", self._receive_answer)
+        inbox = f"{self._inbox_root}.{next(self._inbox_numbers)}"
         self._inboxes[inbox] = receive
         return inbox
 
@@ -169,7 +169,7 @@ class Connection(Client):
         # nats-py's uses `wait_for`, which may lose a cancellation, and takes twice the time.
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Msg] = loop.create_future()
-        inbox = await self.open_inbox(partial(_answer, answered))
+        inbox = await self.open_inbox(partial(resolve, answered))
         timer = loop.call_later(timeout, _give_up, answered, errors.TimeoutError())
         try:
             await self.publish(subject, payload, reply=inbox, headers=headers)
@@ -365,6 +365,12 @@ def consumer_of(subscription: JetStreamContext.PushSubscription) -> str:
     return subscription._consumer
 
 
+def resolve(waiting: asyncio.Future[Msg], answer: Msg) -> None:
+    """Set the result of a future, unless it is done."""
+    if not waiting.done():
+        waiting.set_result(answer)
+
+
 @contextmanager
 def cancellation_kept() -> Iterator[None]:
     """Raise a cancellation that was lost inside the block. Before Python 3.12 `asyncio.wait_for`,
@@ -388,11 +394,6 @@ def header_size(headers: dict[str, str]) -> int:
 
 def _is_idle(transport: asyncio.WriteTransport) -> bool:
     return not transport.is_closing() and transport.get_write_buffer_size() == 0
-
-
-def _answer(waiting: asyncio.Future[Msg], answer: Msg) -> None:
-    if not waiting.done():
-        waiting.set_result(answer)
 
 
 def _give_up(answer: asyncio.Future[Any], error: errors.Error) -> None:

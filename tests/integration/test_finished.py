@@ -81,7 +81,7 @@ async def test_results_that_nobody_needs_at_once_are_read_together(
     batches = [[completed(new_job_id(), "text") for _ in range(5)] for _ in range(2)]
     async with finished.listening(), asyncio.timeout(PATIENCE_S):
         for batch in batches:
-            with finished.expecting("tiny", batch[0].id, in_a_hurry=False) as announced:
+            with finished.expecting("tiny", batch[0].id, at_once=False) as announced:
                 for result in batch:
                     await store_result(broker, result, PATIENCE_S)
                     await broker.nc.flush()

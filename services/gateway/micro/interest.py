@@ -1,11 +1,13 @@
 """Checks whether callers are still subscribed: core NATS does not report that they disconnect."""
 
 import asyncio
+from functools import partial
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
+from shared.broker.client import resolve
 from shared.broker.connection import REQUEST_TIMEOUT_S, Broker, unavailable_on_outage
 from shared.errors import BrokerUnavailable
 
@@ -68,21 +70,16 @@ class Interest:
         """The broker reports where a message would go, and does not deliver it (ADR-41)."""
         nc = self._broker.nc
         with unavailable_on_outage(self._broker):
-            reported: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-            def receive(report: Msg) -> None:
-                if not reported.done():
-                    reported.set_result(report.data)
-
-            report_to = await nc.open_inbox(receive)
+            reported: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+            report_to = await nc.open_inbox(partial(resolve, reported))
             try:
                 headers = {"Nats-Trace-Dest": report_to, "Nats-Trace-Only": "true"}
                 await nc.publish(inbox, headers=headers)
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    data = await reported
+                    report = await reported
             finally:
                 nc.close_inbox(report_to)
-        events = msgspec.json.decode(data, type=_Report).events
+        events = msgspec.json.decode(report.data, type=_Report).events
         return any(event.type != "in" or event.error for event in events)
 
     def _count_reconnect(self) -> None:

@@ -107,9 +107,7 @@ class Replies:
         """Raises: UnknownJob, JobAgedOut: the broker has lost the job."""
         while True:
             left_s = self._seconds_to(deadline)
-            with self._results.expecting(
-                accepted.model, accepted.id, in_a_hurry=False
-            ) as announced:
+            with self._results.expecting(accepted.model, accepted.id, at_once=False) as announced:
                 await asyncio.wait((announced,), timeout=min(left_s or READ_AGAIN_S, READ_EVERY_S))
             if announced.done() and announced.result() is not None:
                 return

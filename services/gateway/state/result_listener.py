@@ -42,7 +42,7 @@ class ResultListener:
         self._broker = broker
         self._learn = learn
         self._expected: dict[str, dict[Announcement, bool]] = {}
-        """By the subject of a result: who waits for it, and who of them in a hurry."""
+        """By the subject of a result: the futures to resolve, and whether at once."""
         self._unread: dict[str, None] = {}
         """Subjects of announced results, in their order."""
         self._is_time = asyncio.Event()
@@ -60,15 +60,13 @@ class ResultListener:
             reading.cancel()
 
     @contextmanager
-    def expecting(
-        self, model: str, job_id: str, *, in_a_hurry: bool = True
-    ) -> Iterator[Announcement]:
+    def expecting(self, model: str, job_id: str, *, at_once: bool = True) -> Iterator[Announcement]:
         """The next announcement of this job. Read the result inside the block, then wait.
-        ``in_a_hurry``: not `READ_AFTER_S` later."""
+        ``at_once``: without the delay of `READ_AFTER_S`."""
         subject = subjects.result(model, job_id)
         announcement: Announcement = asyncio.get_running_loop().create_future()
         waiting = self._expected.setdefault(subject, {})
-        waiting[announcement] = in_a_hurry
+        waiting[announcement] = at_once
         try:
             yield announcement
         finally:

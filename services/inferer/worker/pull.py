@@ -35,8 +35,8 @@ ANSWER_S = 0.25
 although it asks not to. So the next priority is tried after this time; a late answer counts."""
 
 EMPTY_S = 0.05
-"""A priority that had no job is not pulled again for so long: where jobs take milliseconds, most of
-the time between two would be spent on the answer that there is none."""
+"""A priority that was empty is not pulled again for so long: between jobs of milliseconds, a
+useless pull takes much of the time."""
 
 ECHO_S = 2.0
 """How long a slot that closes waits for what was on its way when its pulls were withdrawn."""
