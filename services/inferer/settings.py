@@ -13,6 +13,7 @@ from shared.model_names import token_of
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 FlashAttention = Literal["auto", "on", "off"]
+Batching = Literal["auto", "on", "off"]
 SplitMode = Literal["layer", "row", "none"]
 
 
@@ -32,8 +33,12 @@ class InfererSettings(msgspec.Struct, frozen=True):
     """Unique among live inferers, and the same again after a restart. By default the host name
     and the model."""
     concurrency: StartConcurrency = 1
-    """Jobs at once after a start; they share each batch. `auto`: as many as make those of a
-    queue end soonest on average."""
+    """Jobs at once after a start. `auto`: as many as make those of a queue end soonest on
+    average."""
+    batching: Batching = "auto"
+    """Whether the jobs that run share each batch, or each has a context of its own and its share
+    of the threads, which is faster with small models. `auto`: what is measured to be faster.
+    On a GPU they always share (decision 58)."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Compute threads; 0: the CPUs that this process may really use."""
     gpu_layers: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1

@@ -69,21 +69,23 @@ def test_a_model_that_pools_nothing_is_loaded(tmp_path: Path) -> None:
     Model(path, gpu_layers=0).close()
 
 
-@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize(("slots", "contexts"), [(1, 1), (4, 1), (4, 4)])
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m", "mamba"])
 def test_the_estimated_memory_is_what_llama_cpp_takes(
-    tmp_path: Path, name: str, slots: int
+    tmp_path: Path, name: str, slots: int, contexts: int
 ) -> None:
     """As much as llama.cpp then sets aside, whatever the architecture: heads wider than the
     embedding divided by their number, sliding windows, no attention at all."""
     path = write_mamba(tmp_path / "mamba.gguf") if name == "mamba" else locate(name)
     model = Model(path, gpu_layers=0)
-    said = context._required_bytes(model, slots, ContextOptions(N_CTX, N_BATCH, 1))
+    options = ContextOptions(N_CTX, N_BATCH, 1)
+    said = context.required_bytes(model, slots, options, are_separate=contexts > 1)
     with log_lines() as lines:
-        _context(model, slots, N_CTX).close()
+        for _ in range(contexts):
+            _context(model, slots // contexts, N_CTX).close()
     model.close()
     taken = sum(float(size) for line in lines for size in BUFFER.findall(line)) * MIB
-    assert abs(said - taken) < MIB
+    assert abs(said - taken) < contexts * MIB
 
 
 @pytest.mark.parametrize("name", MODELS)

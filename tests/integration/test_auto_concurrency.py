@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from services.inferer.engine.context import Context
+from services.inferer.engine.context import Slots
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
 from services.inferer.worker.auto_concurrency import MOST
@@ -147,11 +147,11 @@ class TooLarge(MeasuredEngine):
 
     asked = 0
 
-    def _create_context(self, slots: int) -> Context:
+    def _create_memory(self, slots: int) -> Slots:
         if slots == 1:
-            return super()._create_context(slots)
+            return super()._create_memory(slots)
         self.asked += 1
-        return super()._create_context(1_000_000)
+        return super()._create_memory(1_000_000)
 
 
 async def test_where_there_is_no_room_for_more_slots_jobs_go_on(

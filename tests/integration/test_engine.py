@@ -25,6 +25,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted, State
 from services.inferer.engine.thread_pool import ThreadPool
+from services.inferer.settings import Batching
 from shared.errors import InvalidRequest, ModelError, OutOfMemory
 from shared.wire.requests import ChatMessage, JsonObject, ModelRequest, Sampling
 from tests.support.processes import ROOT
@@ -46,11 +47,23 @@ SCHEMA = {
 }
 
 
+both_ways = pytest.mark.parametrize(("batching", "threads"), [("on", 1), ("off", 1), ("off", 2)])
+"""One context for all sequences, or one for each: computed in turn, or side by side."""
+
+
 @contextmanager
 def running(
-    model: Model, *, slots: int = 1, n_ctx: int = N_CTX, n_batch: int = 512
+    model: Model,
+    *,
+    slots: int = 1,
+    n_ctx: int = N_CTX,
+    n_batch: int = 512,
+    threads: int = 1,
+    batching: Batching = "on",
 ) -> Iterator[Engine]:
-    engine = Engine(model, slots=slots, n_ctx=n_ctx, n_batch=n_batch, threads=1)
+    engine = Engine(
+        model, slots=slots, n_ctx=n_ctx, n_batch=n_batch, threads=threads, batching=batching
+    )
     try:
         yield engine
     finally:
@@ -460,10 +473,13 @@ def test_a_failure_quotes_nothing_that_was_logged_before(model: Model) -> None:
         assert "another job" not in outcome.message
 
 
-def test_an_abort_leaves_the_other_sequences_alone(model: Model) -> None:
-    """The batch that is broken off is shared: the other sequence repeats it, with its own numbers
+@both_ways
+def test_an_abort_leaves_the_other_sequences_alone(
+    model: Model, batching: Batching, threads: int
+) -> None:
+    """The batch that is broken off has both: the other sequence repeats it, with its own numbers
     and none of the victim's."""
-    with running(model, slots=2) as engine:
+    with running(model, slots=2, threads=threads, batching=batching) as engine:
         run = start(engine, "another prompt", max_tokens=150, temperature=0)
         for _ in range(10):
             victim = start(engine, model.tokenize("word " * 2000), max_tokens=500)
@@ -501,11 +517,11 @@ def test_the_end_of_the_context_ends_an_answer(model: Model, prompt_tokens: int)
     assert generation.prompt_tokens + generation.completion_tokens == 64
 
 
-def test_more_sequences_than_slots_all_end(model: Model) -> None:
-    """All end, whatever their lengths, with the tokens that each chooses alone; two share the
-    batches."""
+@both_ways
+def test_more_sequences_than_slots_all_end(model: Model, batching: Batching, threads: int) -> None:
+    """All end, whatever their lengths, with the tokens that each chooses alone; two at a time."""
     prompts = ["word " * count for count in (1, 700, 30, 5, 300, 2)]
-    with running(model, slots=2, n_batch=128) as engine:
+    with running(model, slots=2, n_batch=128, threads=threads, batching=batching) as engine:
         runs = [start(engine, prompt, temperature=0) for prompt in prompts]
         assert [run.generation().completion_tokens for run in runs] == [20] * 6
     with running(model) as engine:
@@ -574,14 +590,17 @@ def test_an_answer_may_have_no_token(smollm2: Path) -> None:
     assert (run.text, generation.finish_reason, generation.completion_tokens) == ("", "stop", 0)
 
 
+@both_ways
 @pytest.mark.parametrize("prompt_tokens", [3, 1500])
-def test_growing_leaves_running_sequences_alone(model: Model, prompt_tokens: int) -> None:
+def test_growing_leaves_running_sequences_alone(
+    model: Model, prompt_tokens: int, batching: Batching, threads: int
+) -> None:
     """One under way, in its prompt or its answer, goes on in the larger context and comes out as
     it would have; then the new room takes three at once."""
     prompt = model.tokenize("word " * prompt_tokens)
-    with running(model, n_batch=64) as alone:
+    with running(model, n_batch=64, threads=threads) as alone:
         expected = answer(alone, prompt, max_tokens=600)
-    with running(model, n_batch=64) as engine:
+    with running(model, n_batch=64, threads=threads, batching=batching) as engine:
         first = start(engine, prompt, max_tokens=600)
         wait_until(lambda: first.sequence.position > 0, "it is under way")
         engine.grow(3).result(PATIENCE_S)

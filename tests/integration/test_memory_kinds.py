@@ -12,6 +12,7 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted
+from services.inferer.settings import Batching
 from shared.errors import ModelError, SettingsError
 from shared.wire.requests import Sampling
 from tests.support.architectures import write_hybrid, write_mamba, write_rwkv, write_windowed
@@ -51,19 +52,22 @@ class Run:
 
 
 @contextmanager
-def running(model: Model, slots: int) -> Iterator[Engine]:
-    engine = Engine(model, slots=slots, n_ctx=4096, n_batch=32, threads=1)
+def running(model: Model, slots: int, batching: Batching = "on") -> Iterator[Engine]:
+    engine = Engine(model, slots=slots, n_ctx=4096, n_batch=32, threads=1, batching=batching)
     try:
         yield engine
     finally:
         assert engine.close()
 
 
+@pytest.mark.parametrize("batching", ["on", "off"])
 @pytest.mark.parametrize("write", [write_hybrid, write_mamba, write_rwkv])
-def test_a_cancel_fails_no_neighbour(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_cancel_fails_no_neighbour(
+    write: Callable[[Path], Path], batching: Batching, tmp_path: Path
+) -> None:
     """Whether it comes in the middle of its prompt or of its answer; the slot can be used again."""
     model = Model(write(tmp_path / "model.gguf"), 0)
-    with running(model, slots=2) as engine:
+    with running(model, slots=2, batching=batching) as engine:
         neighbour = Run(engine, "go on", 1000)
         for words, far in ((3000, False), (3, True), (3000, False), (3, True)):
             cancelled = Run(engine, "word " * words, 3000)
@@ -108,6 +112,19 @@ def test_a_window_of_its_own_cannot_be_moved_to_a_larger_context(tmp_path: Path)
         text = run.text()
         engine.grow(2).result(PATIENCE_S)
         assert Run(engine, "once upon a time", 300).text() == text
+    model.close()
+
+
+def test_a_window_of_its_own_is_moved_to_another_context(tmp_path: Path) -> None:
+    """Where each sequence has a context of its own, it can be."""
+    model = Model(write_windowed(tmp_path / "window.gguf", original_context=4096), 0)
+    with running(model, slots=1, batching="off") as engine:
+        alone = Run(engine, "once upon a time", 300).text()
+        run = Run(engine, "once upon a time", 300)
+        eventually(lambda: run.texts or None, "its first token")
+        engine.grow(2).result(PATIENCE_S)
+        assert run.text() == alone
+        assert Run(engine, "once upon a time", 300).text() == alone
     model.close()
 
 

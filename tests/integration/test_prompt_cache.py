@@ -16,7 +16,7 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Aborted, State
-from services.inferer.settings import KvType
+from services.inferer.settings import Batching, KvType
 from shared.model_files import locate
 from shared.wire.requests import Sampling
 from tests.support.architectures import write_hybrid, write_mamba, write_windowed
@@ -113,7 +113,12 @@ def aborted_in_its_prompt(engine: Engine) -> type[GenerationSequence]:
 
 @contextmanager
 def running(
-    model: Model, slots: int = 1, cache_bytes: int = 64 * MIB, n_ctx: int = 2048, n_batch: int = 64
+    model: Model,
+    slots: int = 1,
+    cache_bytes: int = 64 * MIB,
+    n_ctx: int = 2048,
+    n_batch: int = 64,
+    batching: Batching = "on",
 ) -> Iterator[Engine]:
     engine = Engine(
         model,
@@ -121,6 +126,7 @@ def running(
         n_ctx=n_ctx,
         n_batch=n_batch,
         threads=1,
+        batching=batching,
         kv_type=KV_TYPES.get(model.path.stem, "f16"),
         cache_bytes=cache_bytes,
     )
@@ -152,22 +158,26 @@ def assert_same_as_without(engine: Engine, run: Run) -> None:
     assert max(again.sampler.behind, default=0) < ROUNDING
 
 
-def test_random_prompts_give_the_same_text_with_the_cache(tiny: Model) -> None:
+@pytest.mark.parametrize("batching", ["on", "off"])
+def test_random_prompts_give_the_same_text_with_the_cache(tiny: Model, batching: Batching) -> None:
     """Prompts with shared beginnings, turns that continue an answer, aborts and growth."""
-    run_random_prompts(tiny)
+    run_random_prompts(tiny, batching)
 
 
-def test_random_prompts_where_each_sequence_has_windows_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batching", ["on", "off"])
+def test_random_prompts_where_each_sequence_has_windows_of_its_own(
+    tmp_path: Path, batching: Batching
+) -> None:
     model = Model(write_windowed(tmp_path / "window.gguf", original_context=4096), 0)
-    run_random_prompts(model, grows=False)
+    run_random_prompts(model, batching, grows=batching == "off")
     model.close()
 
 
-def run_random_prompts(tiny: Model, *, grows: bool = True) -> None:
+def run_random_prompts(tiny: Model, batching: Batching, *, grows: bool = True) -> None:
     choose = random.Random(7)
     beginnings = [tiny.tokenize(BEGINNING * count) for count in (1, 2, 3)]
     checked, cached = 0, 0
-    with running(tiny, slots=2, cache_bytes=2 * MIB) as engine:
+    with running(tiny, slots=2, cache_bytes=2 * MIB, batching=batching) as engine:
         history: list[Run] = []
         for number in range(250):
             if history and choose.random() < 0.4:

@@ -20,6 +20,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
+from services.inferer.settings import Batching
 from shared.wire.requests import JsonObject, ModelRequest
 from tests.support.architectures import write_hybrid, write_mamba, write_windowed
 from tests.support.processes import eventually
@@ -137,7 +138,12 @@ class Run:
 
 @contextmanager
 def running(
-    model: Model, speculation: Speculation, slots: int = 1, n_ctx: int = 2048, n_batch: int = 64
+    model: Model,
+    speculation: Speculation,
+    slots: int = 1,
+    n_ctx: int = 2048,
+    n_batch: int = 64,
+    batching: Batching = "on",
 ) -> Iterator[Engine]:
     engine = Engine(
         model,
@@ -145,6 +151,7 @@ def running(
         n_ctx=n_ctx,
         n_batch=n_batch,
         threads=1,
+        batching=batching,
         cache_bytes=4 * MIB,
         speculation=speculation,
     )
@@ -210,12 +217,15 @@ def random_options(choose: random.Random, words: list[str]) -> dict[str, Any]:
     return options
 
 
-def test_random_prompts_give_the_same_tokens_with_drafts(tiny: Model, kind: str) -> None:
+@pytest.mark.parametrize("batching", ["on", "off"])
+def test_random_prompts_give_the_same_tokens_with_drafts(
+    tiny: Model, kind: str, batching: Batching
+) -> None:
     """Repetitions, further turns, sampling, grammars, stop strings and aborts; two at a time."""
     choose = random.Random(7)
     words = ["order", "paid", "by", "card", "4711", "lantern", "Bergen", ",", ".", "\n"]
     eager = Eager()
-    with running(tiny, eager, slots=2) as engine:
+    with running(tiny, eager, slots=2, batching=batching) as engine:
         runs: list[Run] = []
         for _ in range(60):
             if runs and choose.random() < 0.3:

@@ -11,7 +11,7 @@ import sys
 from multiprocessing import get_context
 from pathlib import Path
 
-from services.inferer.engine.context import DECODED, Context, ContextOptions, _required_bytes
+from services.inferer.engine.context import DECODED, Context, ContextOptions, required_bytes
 from services.inferer.engine.model import Model
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
@@ -34,7 +34,7 @@ def main(path: str, n_ctx: str, n_batch: str, contexts: str) -> None:
 def measure(slots: int, options: ContextOptions) -> tuple[int, int]:
     """The bytes that the check says, and those that are taken when a batch was computed that has
     tokens of every slot."""
-    said = _required_bytes(model, slots, options)
+    said = required_bytes(model, slots, options)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = anonymous_bytes()

@@ -1,6 +1,7 @@
 """llama.cpp's context: the memory of the running sequences, and the calls that compute."""
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -84,8 +85,68 @@ class _State:
         return len(self.data)
 
 
-class Context:
-    """Memory for ``slots`` sequences. It is native memory: close it."""
+class Slots(ABC):
+    """Memory for sequences, each in a slot of its own, and how they are computed. It is native
+    memory: close it. See `Memory` for what is not described here."""
+
+    can_copy: bool
+    can_undo: bool
+    """Whether the last batch can be removed again: all of it after an abort, or wrong drafts."""
+    must_be_adjacent: bool
+    """Whether sequences are computed together only if their slots are adjacent."""
+
+    @abstractmethod
+    def decode(self, batch: Collection[Chunk[Sequence]]) -> int:
+        """Compute ``batch``, whose sequences all have the same adapter. llama.cpp's status:
+        `DECODED`, `ABORTED`, or one for `decode_error`.
+
+        If it is not `DECODED`, part of the batch may be in the memory: remove it.
+        """
+
+    @abstractmethod
+    def output(self, slot: int) -> tuple[object, int]:
+        """llama.cpp's context with the outputs of ``slot`` in the last batch, and the row there of
+        its last token, its draft not counted."""
+
+    @abstractmethod
+    def length(self, slot: int) -> int: ...
+
+    @abstractmethod
+    def shortest(self, slot: int) -> int: ...
+
+    @abstractmethod
+    def truncate(self, slot: int, length: int) -> bool: ...
+
+    @abstractmethod
+    def state_bytes(self, slot: int) -> int: ...
+
+    @abstractmethod
+    def save(self, slot: int) -> SavedState | None: ...
+
+    @abstractmethod
+    def load(self, slot: int, state: SavedState) -> bool: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give ``target``, an empty slot, the first ``length`` tokens of ``source``; none if there
+        is too little memory for a copy of all its tokens."""
+        assert self.can_copy
+        # llama.cpp's own copy is one of all memory, of which little may be in use.
+        if self.state_bytes(source) and self.take_over(self, source, target):
+            self.truncate(target, length)
+
+    def take_over(self, other: "Slots", source: int, target: int) -> bool:
+        """Copy what ``source`` has in ``other`` to ``target``; False if llama.cpp cannot."""
+        state = other.save(source)
+        return state is not None and self.load(target, state)
+
+
+class Context(Slots):
+    """One context for ``slots`` sequences, which share its batches."""
+
+    must_be_adjacent = True
 
     def __init__(
         self,
@@ -107,7 +168,7 @@ class Context:
                 f"INFERER_KV_TYPE={options.kv_type} needs flash attention; do not set "
                 "INFERER_FLASH_ATTENTION=off"
             )
-        _require_memory(model, slots, options)
+        require_memory(model, slots, options)
         parameters = _parameters(_is_shared(model), slots, options)
         what = f"{counted(slots, 'context')} of {options.n_ctx} tokens"
         self.handle = create_context(model, parameters, abort_flag, pool, what)
@@ -121,10 +182,9 @@ class Context:
         """Whether a state is as `_State` says: each sequence has a memory of its own, with all its
         tokens and nothing else. What has left a window may be overwritten, and a recurrent state
         has no parts."""
+        # Where each sequence has a window of its own, llama.cpp computes a batch in parts, and a
+        # later part may take the place of tokens that the window still covers after the removal.
         self.can_undo = bool(not model.is_recurrent and (parameters.kv_unified or not model.window))
-        """Whether the last batch can be removed again: all of it after an abort, or wrong drafts.
-        Where each sequence has a window of its own, llama.cpp computes a batch in parts, and a
-        later part may take the place of tokens that the window still covers after the removal."""
         self._batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
         # ctypes makes a new object each time a field is read, so once is enough.
         self._tokens, self._positions = self._batch.token, self._batch.pos
@@ -133,29 +193,41 @@ class Context:
             self._batch.n_seq_id[row] = 1
         self._output_rows: dict[int, int] = {}
         self._adapters = model.adapters
+        self._pool = pool
         self._adapter = ""
         """The one that the last batch was computed with."""
 
     def decode(self, batch: Collection[Chunk[Sequence]]) -> int:
-        """Compute ``batch``, whose sequences all have the same adapter. llama.cpp's status:
-        `DECODED`, `ABORTED`, or one for `decode_error`.
+        self.fill(batch)
+        forget_problems()
+        return self.compute()
 
-        If it is not `DECODED`, part of the batch may be in the context: remove it.
-        """
+    def use(self, pool: ThreadPool) -> None:
+        """Compute with the threads of ``pool`` from now on."""
+        if pool is not self._pool:
+            pool.attach(self.handle)
+            self._pool = pool
+
+    def fill(self, batch: Collection[Chunk[Sequence]], first_slot: int = 0) -> None:
+        """Put ``batch`` where `compute` finds it. The context's slots are numbered from
+        ``first_slot``."""
         self._use_adapter(next(iter(batch)).sequence.adapter)
         row = 0
         # llama.cpp computes sequences together where their numbers follow one another.
         for sequence, size, has_output, draft in sorted(batch, key=_slot):
-            last_row = self._output_rows[sequence.slot] = row + size - 1
+            slot = sequence.slot - first_slot
+            last_row = self._output_rows[slot] = row + size - 1
             tokens = sequence.tokens[sequence.position : sequence.position + size] + draft
             for position, token in enumerate(tokens, sequence.position):
                 self._tokens[row] = token
                 self._positions[row] = position
-                self._slots[row][0] = sequence.slot
+                self._slots[row][0] = slot
                 self._logits[row] = has_output and row >= last_row
                 row += 1
         self._batch.n_tokens = row
-        forget_problems()
+
+    def compute(self) -> int:
+        """Compute what `fill` was given; on any thread. The status is that of `decode`."""
         status = int(llama_cpp.llama_decode(self.handle, self._batch))
         # A GPU may still be computing, and how long it takes is measured.
         llama_cpp.llama_synchronize(self.handle)
@@ -176,16 +248,13 @@ class Context:
         )
         self._adapter = name
 
-    def output_row(self, slot: int) -> int:
-        """The row in the last batch of the last token of ``slot``, its draft not counted."""
-        return self._output_rows[slot]
+    def output(self, slot: int) -> tuple[object, int]:
+        return self.handle, self._output_rows[slot]
 
     def length(self, slot: int) -> int:
-        """How many tokens ``slot`` holds."""
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def shortest(self, slot: int) -> int:
-        """See `Memory.shortest`."""
         first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
         return self._shortest(self.length(slot), first)
 
@@ -196,22 +265,10 @@ class Context:
         return first + self._window - 1 if self._window and first > 0 else 0
 
     def truncate(self, slot: int, length: int) -> bool:
-        """Keep the first ``length`` tokens of ``slot``.
-
-        False if llama.cpp cannot: from a recurrent memory it removes all or nothing.
-        """
+        # From a recurrent memory llama.cpp removes all or nothing.
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1))
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give ``target``, an empty slot, the first ``length`` tokens of ``source``; none if there
-        is too little memory for a copy of all its tokens."""
-        assert self.can_copy
-        # llama.cpp's own copy is one of all memory, of which little may be in use.
-        if self.state_bytes(source) and self.take_over(self, source, target):
-            self.truncate(target, length)
-
     def state_bytes(self, slot: int) -> int:
-        """The size of a state that `save` returns; 0 if there is too little memory for it."""
         size = self._buffer_bytes(slot)
         return size if size < available_bytes() // 2 else 0
 
@@ -220,7 +277,6 @@ class Context:
         return int(llama_cpp.llama_state_seq_get_size(self.handle, slot)) + _NUMBER * MAX_SLOTS
 
     def save(self, slot: int) -> SavedState | None:
-        """The state of ``slot``; None if llama.cpp cannot, or there is no memory for it."""
         size = self._buffer_bytes(slot)
         try:
             # Not zeroed: llama.cpp is the first to touch it, without the interpreter's lock.
@@ -242,7 +298,6 @@ class Context:
         return SavedState(_State(data, begin, end), self._shortest(length, first))
 
     def load(self, slot: int, state: SavedState) -> bool:
-        """Put a saved state into ``slot``, which is empty; False if llama.cpp cannot."""
         saved = state.data
         assert isinstance(saved, _State)
         size = saved.end - saved.begin
@@ -252,11 +307,6 @@ class Context:
             size += _NUMBER * (self._memories - 1)
         source = _at(saved.data, saved.begin)
         return bool(llama_cpp.llama_state_seq_set_data(self.handle, source, size, slot) == size)
-
-    def take_over(self, other: "Context", source: int, target: int) -> bool:
-        """Copy what ``source`` has in ``other`` to ``target``; False if llama.cpp cannot."""
-        state = other.save(source)
-        return state is not None and self.load(target, state)
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
@@ -324,9 +374,11 @@ def _parameters(
     return parameters
 
 
-def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
-    """Check that the context fits: the kernel allocates more memory than it has, and would kill the
-    process when llama.cpp fills it.
+def require_memory(
+    model: Model, slots: int, options: ContextOptions, *, are_separate: bool = False
+) -> None:
+    """Check that a context for ``slots``, or one for each, fits: the kernel allocates more memory
+    than it has, and would kill the process when llama.cpp fills it.
 
     Raises:
         OutOfMemory: it does not fit.
@@ -336,9 +388,10 @@ def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
         # Most of it is on the GPU, where an allocation that does not fit fails. So would that of a
         # type that the model cannot have, with the same message.
         if options.kv_type != "f16":
-            _required_bytes(model, slots, options)
+            required_bytes(model, slots, options)
         return
-    required, available = _required_bytes(model, slots, options), available_bytes()
+    required = required_bytes(model, slots, options, are_separate=are_separate)
+    available = available_bytes()
     if required > available:
         raise OutOfMemory(
             f"no memory for {counted(slots, 'context')} of {options.n_ctx} tokens: they take "
@@ -347,9 +400,12 @@ def _require_memory(model: Model, slots: int, options: ContextOptions) -> None:
         )
 
 
-def _required_bytes(model: Model, slots: int, options: ContextOptions) -> int:
+def required_bytes(
+    model: Model, slots: int, options: ContextOptions, *, are_separate: bool = False
+) -> int:
+    """What a context for ``slots`` takes, or one for each."""
     one, two = _sizes(model.path, _is_shared(model), options)
-    return one + (slots - 1) * (two - one)
+    return one + (slots - 1) * (one if are_separate else two - one)
 
 
 @lru_cache

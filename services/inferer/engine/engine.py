@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from services.inferer.crash.flight_recorder import Phase
+from services.inferer.engine.batching import MOST_SEPARATE, separate_is_faster
 from services.inferer.engine.context import (
     ABORTED,
     DECODED,
@@ -19,6 +20,7 @@ from services.inferer.engine.context import (
     SET,
     Context,
     ContextOptions,
+    Slots,
     decode_error,
 )
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -27,10 +29,11 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.preparation import Preparation
 from services.inferer.engine.prompt_cache import MOST_MOVED, PromptCache
 from services.inferer.engine.scheduler import Chunk, Scheduler
+from services.inferer.engine.separate_contexts import SeparateContexts
 from services.inferer.engine.sequence import Aborted, State
 from services.inferer.engine.speculation import Speculation
-from services.inferer.engine.thread_pool import ThreadPool
-from services.inferer.settings import FlashAttention, KvType
+from services.inferer.engine.thread_pool import ThreadPools
+from services.inferer.settings import Batching, FlashAttention, KvType
 from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 
 CLOSE_S = 5.0
@@ -50,11 +53,15 @@ class Engine:
         threads: int,
         kv_type: KvType = "f16",
         flash_attention: FlashAttention = "auto",
+        batching: Batching = "on",
+        expected_slots: int = 1,
         cache_bytes: int = 0,
         shares_cache: bool = False,
         speculation: Speculation | None = None,
     ) -> None:
-        """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread.
+        """Allocate ``slots`` contexts of ``n_ctx`` tokens and start the compute thread. With
+        ``batching="auto"``, what is faster is measured now if there are several slots, or
+        ``expected_slots`` will open later; otherwise when the second slot opens.
         ``cache_bytes`` of host memory are for what earlier sequences have computed; 0 means that
         nothing is reused. ``shares_cache``: for sequences of other owners too. ``speculation``
         decides how many guessed tokens are checked at once; with None no token is guessed.
@@ -76,6 +83,8 @@ class Engine:
             kv_type=kv_type,
             flash_attention=flash_attention,
         )
+        self._batching = batching
+        self._expected_slots = expected_slots
         self._preparation = Preparation(slots)
 
         # Handed over between threads, under `_changed`.
@@ -113,13 +122,17 @@ class Engine:
             slots, self._options.n_batch, speculation
         )
         # With layers on a GPU they would have little to do, and wait for it all the time.
-        self._pool = None if model.gpu_layers else ThreadPool(threads)
-        self._context = self._create_context(slots)
-        self._cache = PromptCache(self._context, cache_bytes)
+        self._pools = None if model.gpu_layers else ThreadPools(threads)
+        self._separate_is_faster: bool | None = None
+        """As measured for several slots; None before."""
+        if self._pools is not None and max(slots, expected_slots) > 1:
+            self._is_separate(slots, self._pools)
+        self._memory = self._create_memory(slots)
+        self._cache = PromptCache(self._memory, cache_bytes)
         self._failed_move: tuple[GenerationSequence, int] | None = None
         """The last one that failed; it is not tried again while the scheduler proposes it."""
         # Never written again.
-        self._can_undo = self._context.can_undo
+        self._can_undo = self._memory.can_undo
         self.speculates = speculation is not None and self._can_undo
 
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
@@ -209,9 +222,9 @@ class Engine:
         self._thread.join(timeout=CLOSE_S)
         if self._thread.is_alive():
             return False
-        self._context.close()
-        if self._pool is not None:
-            self._pool.close()
+        self._memory.close()
+        if self._pools is not None:
+            self._pools.close()
         # Preparations that have not begun will find their sequences aborted.
         return not self._preparation.in_progress
 
@@ -302,7 +315,7 @@ class Engine:
         if not batch:
             return
         started = time.perf_counter()
-        status = self._context.decode(batch)
+        status = self._memory.decode(batch)
         seconds = time.perf_counter() - started
         self._may_interrupt = status != ABORTED
         if status == DECODED:
@@ -329,7 +342,7 @@ class Engine:
                 self._end(sequence, model_error("no slot could be prepared", error))
                 continue
             self._scheduler.admit(slot, sequence.cached_tokens)
-            if not (sequence.is_last_choice or self._context.can_copy):
+            if not (sequence.is_last_choice or self._memory.can_copy):
                 sequence.checkpoint = sequence.prompt_tokens - 1
                 self._save_checkpoint(sequence)
             sequence.on_phase(Phase.PROMPT)
@@ -346,14 +359,14 @@ class Engine:
     def _idle(self) -> None:
         """Leave the cores to others, but save what the slots hold until there is something to
         compute."""
-        if self._pool is not None:
-            self._pool.pause()
+        if self._pools is not None:
+            self._pools.pause()
         while not self._notified and self._cache.save_ahead(self._scheduler.free_slots):
             pass
 
     def _close_gaps(self) -> None:
         """Move sequences to adjacent slots: llama.cpp computes only those together."""
-        while self._context.can_copy:
+        while self._memory.must_be_adjacent and self._memory.can_copy:
             move = self._scheduler.next_move(MOST_MOVED)
             if move is None or move == self._failed_move:
                 return
@@ -371,7 +384,7 @@ class Engine:
     def _undo(self, batch: list[Chunk[GenerationSequence]]) -> None:
         """Remove an aborted batch from the context; those that go on repeat their part."""
         for sequence, *_ in batch:
-            if not self._context.truncate(sequence.slot, sequence.position):
+            if not self._memory.truncate(sequence.slot, sequence.position):
                 error = ModelError("llama.cpp could not undo an aborted batch")
                 self._fail(sequence, Aborted() if self._closing else error)
 
@@ -382,16 +395,16 @@ class Engine:
         failure: InvalidRequest | None = None
         has_ended = False
         try:
-            last_row = self._context.output_row(sequence.slot)
-            has_ended = sequence.advance(self.model, self._context.handle, last_row)
+            context, last_row = self._memory.output(sequence.slot)
+            has_ended = sequence.advance(self.model, context, last_row)
             for row, token in enumerate(chunk.draft, last_row + 1):
                 if has_ended or sequence.tokens[-1] != token:
                     break
                 sequence.position += 1
-                has_ended = sequence.advance(self.model, self._context.handle, row)
+                has_ended = sequence.advance(self.model, context, row)
         except InvalidRequest as error:
             failure = error
-        if chunk.draft and not self._context.truncate(sequence.slot, sequence.position):
+        if chunk.draft and not self._memory.truncate(sequence.slot, sequence.position):
             self._fail(sequence, ModelError("llama.cpp could not remove a wrong draft"))
         elif failure is not None:
             self._end(sequence, failure)
@@ -412,7 +425,7 @@ class Engine:
 
     def _fail(self, sequence: GenerationSequence, error: Exception) -> None:
         """End a sequence of which the context may hold anything."""
-        self._context.truncate(sequence.slot, 0)
+        self._memory.truncate(sequence.slot, 0)
         sequence.position = 0
         self._end(sequence, error)
 
@@ -435,26 +448,49 @@ class Engine:
 
     def _move_to_context(self, slots: int) -> None:
         """Replace the context by one for ``slots`` sequences, with the memory of those running."""
-        larger = self._create_context(slots)
+        larger = self._create_memory(slots)
         try:
             self._preparation.grow(slots)
             for sequence in self._scheduler.running:
-                if not larger.take_over(self._context, sequence.slot, sequence.slot):
+                if not larger.take_over(self._memory, sequence.slot, sequence.slot):
                     raise ModelError(
                         "llama.cpp cannot move this model's running jobs to a larger context; try "
                         "again when no job runs"
                     )
             for slot in self._cache.kept_slots:
-                if not larger.take_over(self._context, slot, slot):
+                if not larger.take_over(self._memory, slot, slot):
                     self._cache.forget(slot)
         except BaseException:
             larger.close()
             raise
-        self._context.close()
-        self._context = self._cache.memory = larger
+        self._memory.close()
+        self._memory = self._cache.memory = larger
 
-    def _create_context(self, slots: int) -> Context:
-        return Context(self.model, slots, self._options, self._abort_flag, self._pool)
+    def _create_memory(self, slots: int) -> Slots:
+        if slots > 1 and self._pools is not None and self._is_separate(slots, self._pools):
+            try:
+                return SeparateContexts(
+                    self.model, slots, self._options, self._abort_flag, self._pools
+                )
+            except OutOfMemory:
+                if self._batching == "off":
+                    raise
+        return self._one_context(slots)
+
+    def _is_separate(self, slots: int, pools: ThreadPools) -> bool:
+        """Whether each slot has a context of its own. What is faster is measured once."""
+        if self._batching != "auto":
+            return self._batching == "off"
+        if slots > MOST_SEPARATE:
+            return False
+        if self._separate_is_faster is None:
+            most = max(slots, self._expected_slots)
+            self._separate_is_faster = separate_is_faster(self.model, most, self._options, pools)
+        return self._separate_is_faster
+
+    def _one_context(self, slots: int) -> Context:
+        pool = self._pools.all if self._pools else None
+        return Context(self.model, slots, self._options, self._abort_flag, pool)
 
 
 def model_error(what: str, error: Exception) -> ModelError:

@@ -10,6 +10,9 @@ from services.inferer.engine.speculation import Speculation
 from services.inferer.settings import InfererSettings
 from shared.cpus import usable_cpus
 
+TYPICAL_SLOTS = 4
+"""Of ``INFERER_CONCURRENCY=auto``."""
+
 AnyEngine = Engine | EmbeddingEngine
 """What a worker needs of an engine, both have."""
 
@@ -45,6 +48,8 @@ def start_engine(
         threads=settings.threads or usable_cpus(),
         kv_type=settings.kv_type,
         flash_attention=settings.flash_attention,
+        batching=settings.batching,
+        expected_slots=TYPICAL_SLOTS if settings.concurrency == "auto" else slots,
         cache_bytes=settings.cache_mb * MIB,
         shares_cache=settings.cache_shared,
         speculation=speculation,

@@ -6,6 +6,8 @@ core of the thread that then waits for it, and the batch takes longer (decision 
 
 import ctypes
 
+import llama_cpp
+
 from services.inferer.engine.library import load_cpu_code, load_library
 
 WAIT = 10
@@ -33,6 +35,7 @@ class ThreadPool:
     """Native threads. Close it after the contexts that it is attached to."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._library = load_library()
         parameters = _Parameters()
         self._library.ggml_threadpool_params_init(ctypes.byref(parameters), threads)
@@ -41,8 +44,9 @@ class ThreadPool:
         self._handle = self._code.ggml_threadpool_new(ctypes.byref(parameters))
 
     def attach(self, context: object) -> None:
-        """Have ``context`` compute with these threads; it must be set to as many. Contexts that
-        share them must not compute at the same time."""
+        """Have ``context`` compute with these threads. Contexts that share them must not compute at
+        the same time."""
+        llama_cpp.llama_set_n_threads(context, self.threads, self.threads)
         self._library.llama_attach_threadpool(context, self._handle, self._handle)
 
     def pause(self) -> None:
@@ -52,3 +56,42 @@ class ThreadPool:
 
     def close(self) -> None:
         self._code.ggml_threadpool_free(self._handle)
+
+
+class ThreadPools:
+    """The threads of an engine, in one pool, or divided among several. Not thread-safe: the compute
+    thread owns it. Close it after the contexts that its pools are attached to."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pools: dict[int, list[ThreadPool]] = {}
+        """By the number of pools among which the threads are divided."""
+        self._in_use: list[ThreadPool] = []
+
+    @property
+    def all(self) -> ThreadPool:
+        """A pool of all threads."""
+        return self.divided(1)[0]
+
+    def divided(self, parts: int) -> list[ThreadPool]:
+        """Pools of the same size, ``parts`` of them, or one for each thread if that is fewer. The
+        threads of other pools sleep from now on, so that they do not keep the cores busy."""
+        parts = min(parts, self.threads)
+        pools = self._pools.get(parts)
+        if pools is None:
+            pools = [ThreadPool(self.threads // parts) for _ in range(parts)]
+            self._pools[parts] = pools
+        if pools is not self._in_use:
+            self.pause()
+            self._in_use = pools
+        return pools
+
+    def pause(self) -> None:
+        """See `ThreadPool.pause`."""
+        for pool in self._in_use:
+            pool.pause()
+
+    def close(self) -> None:
+        for pools in self._pools.values():
+            for pool in pools:
+                pool.close()

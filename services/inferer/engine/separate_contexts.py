@@ -1,0 +1,174 @@
+"""A context for each slot: sequences are computed side by side, each with its share of the threads.
+
+For a small model, where threads wait for each other after each of hundreds of short operations, two
+sequences are ready sooner like this than in one batch (decision 58).
+"""
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from queue import SimpleQueue
+
+from services.inferer.engine.context import (
+    DECODED,
+    Context,
+    ContextOptions,
+    Slots,
+    require_memory,
+)
+from services.inferer.engine.model import Model
+from services.inferer.engine.native_log import forget_problems
+from services.inferer.engine.prompt_cache import SavedState
+from services.inferer.engine.scheduler import Chunk
+from services.inferer.engine.sequence import Sequence
+from services.inferer.engine.thread_pool import ThreadPool, ThreadPools
+
+UNEVEN = 1.2
+"""How many times as long as the others one of the prompts that are computed side by side may take.
+If more, each gets all threads: to divide them gains about as much."""
+
+
+class SeparateContexts(Slots):
+    """``slots`` contexts with one slot each."""
+
+    must_be_adjacent = False
+
+    def __init__(
+        self,
+        model: Model,
+        slots: int,
+        options: ContextOptions,
+        abort_flag: ctypes.Array[ctypes.c_char],
+        pools: ThreadPools,
+    ) -> None:
+        """See `Context`. The threads of ``pools`` are divided among the contexts that compute."""
+        require_memory(model, slots, options, are_separate=True)
+        self._pools = pools
+        self._helpers = _Helpers(min(slots, options.threads) - 1)
+        self._contexts: list[Context] = []
+        try:
+            for _ in range(slots):
+                self._contexts.append(Context(model, 1, options, abort_flag, pools.all))
+        except BaseException:
+            self.close()
+            raise
+        self.can_copy = self._contexts[0].can_copy
+        self.can_undo = self._contexts[0].can_undo
+
+    def decode(self, batch: Collection[Chunk[Sequence]]) -> int:
+        forget_problems()
+        for chunk in batch:
+            slot = chunk.sequence.slot
+            self._contexts[slot].fill((chunk,), first_slot=slot)
+        generating = [chunk for chunk in batch if chunk.sequence.remaining == 1]
+        prompts = [chunk for chunk in batch if chunk.sequence.remaining > 1]
+        status = self._compute(generating)
+        for chunks in [prompts] if self._are_even(prompts) else [[chunk] for chunk in prompts]:
+            if status == DECODED:
+                status = self._compute(chunks)
+        if prompts and len(batch) > 1:
+            # The next batch is divided: where a thread still waits for work, the kernel would put
+            # two of the others on one core.
+            self._pools.pause()
+        return status
+
+    def _are_even(self, chunks: Collection[Chunk[Sequence]]) -> bool:
+        """Whether all threads would have something to do until the end, or nearly, if ``chunks``
+        were computed side by side."""
+        sizes = [chunk.size for chunk in chunks]
+        parts = min(len(sizes), self._pools.threads)
+        return parts > 1 and max(sizes) * parts <= UNEVEN * sum(sizes)
+
+    def _compute(self, chunks: Collection[Chunk[Sequence]]) -> int:
+        """Compute all of them at the same time. The first status that is not `DECODED`, if any."""
+        if not chunks:
+            return DECODED
+        longest_first = sorted(chunks, key=_size, reverse=True)
+        waiting = deque(self._contexts[chunk.sequence.slot] for chunk in longest_first)
+        statuses: list[int] = []
+
+        def compute(pool: ThreadPool) -> None:
+            while waiting:
+                try:
+                    context = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                context.use(pool)
+                statuses.append(context.compute())
+
+        self._helpers.run(compute, self._pools.divided(len(chunks)))
+        return next((status for status in statuses if status != DECODED), DECODED)
+
+    def output(self, slot: int) -> tuple[object, int]:
+        return self._contexts[slot].output(0)
+
+    def length(self, slot: int) -> int:
+        return self._contexts[slot].length(0)
+
+    def shortest(self, slot: int) -> int:
+        return self._contexts[slot].shortest(0)
+
+    def truncate(self, slot: int, length: int) -> bool:
+        return self._contexts[slot].truncate(0, length)
+
+    def state_bytes(self, slot: int) -> int:
+        return self._contexts[slot].state_bytes(0)
+
+    def save(self, slot: int) -> SavedState | None:
+        return self._contexts[slot].save(0)
+
+    def load(self, slot: int, state: SavedState) -> bool:
+        return self._contexts[slot].load(0, state)
+
+    def close(self) -> None:
+        self._helpers.close()
+        for context in self._contexts:
+            context.close()
+
+
+class _Helpers:
+    """Threads that work beside the calling one."""
+
+    def __init__(self, count: int) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._threads = [
+            # A daemon: a call of llama.cpp that never returns must not keep the process alive.
+            threading.Thread(target=self._run, name="compute beside", daemon=True)
+            for _ in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, work: Callable[[ThreadPool], None], pools: Iterable[ThreadPool]) -> None:
+        """Call ``work`` with each of ``pools`` at the same time, with the first on this thread;
+        return when all calls have. Raises what one of them raised."""
+        own, *others = pools
+        for pool in others:
+            self._work.put(partial(work, pool))
+        try:
+            work(own)
+        finally:
+            errors = [self._ended.get() for _ in others]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            error: BaseException | None = None
+            try:
+                work()
+            except BaseException as raised:
+                error = raised
+            self._ended.put(error)
+
+
+def _size(chunk: Chunk[Sequence]) -> int:
+    return chunk.size
