@@ -111,7 +111,10 @@ class TokenPublisher:
             self._idle = False
             self._arrived.clear()
             await self.flush(attempt)
-            await asyncio.sleep(FRAME_S - self._loop.time() % FRAME_S)
+            pause_s = FRAME_S - self._loop.time() % FRAME_S
+            if pause_s < FRAME_S / 2:  # a frame now would have a token or two
+                pause_s += FRAME_S
+            await asyncio.sleep(pause_s)
 
     async def flush(self, attempt: int) -> None:
         """Publish what has come since the last frame."""
