@@ -102,6 +102,8 @@ class GenerationSequence(Sequence):
         """The one whose text `on_text` gets; None if what is left is passed without one."""
         self.completion_tokens = 0
         """Of all answers so far. Written by the compute thread, read by any."""
+        self._choice_tokens = 0
+        """Of the answer that is generated."""
         self._endings: list[Ending] = []
         self.started = 0.0
         """`time.perf_counter`, as ``prompt_done``."""
@@ -118,11 +120,6 @@ class GenerationSequence(Sequence):
     def is_last_choice(self) -> bool:
         """Whether no answer follows the one that is generated."""
         return self.choice == len(self.samplers) - 1
-
-    @property
-    def choice_tokens(self) -> int:
-        """How many tokens the answer that is generated has so far."""
-        return self.completion_tokens - sum(one.completion_tokens for one in self._endings)
 
     def advance(self, model: Model, context: object, row: int) -> bool:
         """Sample a token from the logits in ``row`` of the batch that ``context`` computed last.
@@ -144,11 +141,12 @@ class GenerationSequence(Sequence):
             self.last_token = None
             return self._ended("stop", "")
         self.completion_tokens += 1
+        self._choice_tokens += 1
         self.last_token = token
         text = self._detokenizer.push(piece or self._shown_tokens.get(token, b""))
         if self._detokenizer.stopped:
             return self._ended("stop", text)
-        if self.choice_tokens >= self.max_tokens:
+        if self._choice_tokens >= self.max_tokens:
             return self._ended("length", text)
         self.tokens.append(token)
         if self.lookup is not None:
@@ -160,19 +158,20 @@ class GenerationSequence(Sequence):
     def _guess(self) -> None:
         assert self.lookup is not None
         # The token after the last one that is right comes without a guess.
-        wanted = self.max_tokens - self.choice_tokens - 1
+        wanted = self.max_tokens - self._choice_tokens - 1
         self.draft = self.lookup.continuation(min(MAX_DRAFTS, wanted))
 
     def _ended(self, reason: Literal["stop", "length"], text: str) -> bool:
         text += self._detokenizer.flush()
         if text or self.last_token is not None:
             self.on_text(text)
-        self._endings.append(Ending(reason, self.choice_tokens))
+        self._endings.append(Ending(reason, self._choice_tokens))
         return True
 
     def begin_next_choice(self) -> None:
         """Go back to the prompt, after an answer that is not the last."""
         self.choice += 1
+        self._choice_tokens = 0
         del self.tokens[self.prompt_tokens :]
         self._detokenizer = Detokenizer(self._stop)
         if self.lookup is not None:

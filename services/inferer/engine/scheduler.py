@@ -169,9 +169,11 @@ class Scheduler(Generic[S]):
         """A sequence that has at most ``most`` tokens in the context, and a free slot that it
         should have instead of its own, so that the slots of all that run are adjacent. None if they
         are, or cannot be."""
+        size = len(self._running)
+        if size < 2:
+            return None
         slots = [sequence.slot for sequence in self._running]
-        size = len(slots)
-        if size < 2 or max(slots) - min(slots) < size:
+        if max(slots) - min(slots) < size:
             return None
 
         def tokens(first: int) -> int:
@@ -197,22 +199,24 @@ class Scheduler(Generic[S]):
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
         computed, or `next_batch` again if nothing of it was."""
         batch: list[Chunk[S]] = []
-        running = sorted(self._in_turn(), key=_due)
-        generating = [sequence for sequence in running if sequence.remaining == 1]
-        generating = generating[: self._batch_tokens]
-        prompts = [sequence for sequence in running if sequence.remaining > 1]
+        generating: list[S] = []
+        prompts: list[S] = []
+        for sequence in sorted(self._in_turn(), key=_due):
+            (generating if sequence.remaining == 1 else prompts).append(sequence)
+        del generating[self._batch_tokens :]
         room = self._batch_tokens - len(generating)
-        share = min(room, self._share.tokens) if generating else room
-        has_prompts = bool(prompts and share)
+        share = 0
+        if prompts:
+            share = min(room, self._share.tokens) if generating else room
         self._is_alone = (
             len(generating) > 1
-            and not has_prompts
+            and not share
             and self._batches_together >= TOGETHER
             and self.step_times.is_due(1)
         )
         if self._is_alone:
             generating = generating[:1]
-        room_for_drafts = 0 if has_prompts or self._is_alone else room
+        room_for_drafts = 0 if share or self._is_alone else room
         drafts = self._speculation.counts(generating, room_for_drafts)
         rows = 0
         for sequence, count in zip(generating, drafts, strict=True):
@@ -234,7 +238,9 @@ class Scheduler(Generic[S]):
 
     def _in_turn(self) -> list[S]:
         """The sequences with a slot that may be in the next batch: those of one adapter."""
-        used = dict.fromkeys(sequence.adapter for sequence in self._running)
+        used = dict.fromkeys(map(_adapter, self._running))
+        if len(used) == 1 and self._adapters == [*used]:
+            return self._running  # as nearly always
         first = self._adapters[:1]
         self._adapters = [one for one in self._adapters if one in used]
         self._adapters += [one for one in used if one not in self._adapters]
@@ -248,9 +254,13 @@ class Scheduler(Generic[S]):
         """Note that ``batch`` was computed, in ``seconds``. Returns the chunks with an output: each
         of their sequences needs another token, or must be removed, before the next batch. The
         ``position`` of a sequence does not include its draft."""
-        generating = sum(sequence.remaining == 1 for sequence, *_ in batch)
-        prompt_tokens = sum(chunk.size for chunk in batch) - generating
-        drafts = sum(len(chunk.draft) for chunk in batch)
+        generating = prompt_tokens = drafts = 0
+        for sequence, size, _, draft in batch:
+            if sequence.remaining == 1:
+                generating += 1
+                drafts += len(draft)
+            else:
+                prompt_tokens += size
         self._batches_together = 0 if self._is_alone else self._batches_together + 1
         if not self._is_alone:
             self._share.observe(generating, prompt_tokens, seconds, has_drafts=drafts > 0)
@@ -263,7 +273,7 @@ class Scheduler(Generic[S]):
         if len(self._running) > 1:
             self._add_delays(batch, generating, prompt_tokens, seconds)
         self._clock += prompt_tokens
-        for sequence, size, *_ in batch:
+        for sequence, size, _, _ in batch:
             sequence.position += size
         return [chunk for chunk in batch if chunk.has_output]
 
@@ -271,12 +281,14 @@ class Scheduler(Generic[S]):
         self, batch: list[Chunk[S]], generating: int, prompt_tokens: int, seconds: float
     ) -> None:
         """Note how much longer each sequence has taken than it would have taken alone."""
-        generating_s = min(self.step_times.estimate(generating), seconds) if generating else 0.0
-        prompts_s = seconds - generating_s if prompt_tokens else 0.0
+        prompts_s = 0.0
+        if prompt_tokens:
+            generating_s = self.step_times.estimate(generating) if generating else 0.0
+            prompts_s = seconds - min(generating_s, seconds)
         alone_s = (seconds - prompts_s) / self.step_times.slowdown(max(generating, 1))
         for sequence in self._running:
             sequence.delay_s += seconds
-        for sequence, size, *_ in batch:
+        for sequence, size, _, _ in batch:
             if sequence.remaining == 1:
                 sequence.delay_s -= alone_s
             else:
@@ -297,5 +309,6 @@ class Scheduler(Generic[S]):
         self._slots = slots
 
 
+_adapter = attrgetter("adapter")
 _due = attrgetter("due")
 _position = attrgetter("position")

@@ -5,7 +5,7 @@ measured: how often a sequence's guesses were right, whether they were checked b
 and how long the steps took.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection
 from statistics import median
 
@@ -29,26 +29,29 @@ class Speculation:
     """Not thread-safe: the scheduler owns it."""
 
     def __init__(self) -> None:
-        self._plain_s: dict[int, deque[float]] = {}
+        self._plain_s: defaultdict[int, deque[float]] = defaultdict(_recent)
         """How long steps without drafts took, by their number of sequences."""
-        self._costs: dict[tuple[int, int], deque[float]] = {}
+        self._costs: defaultdict[tuple[int, int], deque[float]] = defaultdict(_recent)
         """How many times as long they took with drafts, by sequences and drafts."""
+        self._known_costs: dict[tuple[int, int], float] = {}
+        """The medians of those that were measured often enough."""
         self._steps = 0
 
     def counts(self, sequences: Collection[Sequence], room: int) -> list[int]:
         """How many drafts of each of ``sequences`` the next batch checks, at most ``room`` in all.
         All sequences generate, and nothing else is in the batch."""
         counts = [0] * len(sequences)
+        chances = [
+            (sequence.acceptance**number, index)
+            for index, sequence in enumerate(sequences)
+            for number in range(1, len(sequence.draft) + 1)
+        ]
+        if not chances:
+            return counts
         # The likeliest first: those of a sequence are in their order, as each one needs those
         # before it.
-        chances = sorted(
-            (
-                (sequence.acceptance**number, index)
-                for index, sequence in enumerate(sequences)
-                for number in range(1, len(sequence.draft) + 1)
-            ),
-            reverse=True,
-        )[: min(MAX_DRAFTS, room)]
+        chances.sort(reverse=True)
+        del chances[min(MAX_DRAFTS, room) :]
         best = self._best_count(len(sequences), [chance for chance, _ in chances])
         for _, index in chances[:best]:
             counts[index] += 1
@@ -62,14 +65,12 @@ class Speculation:
         tokens, cost = float(sequences), 1.0
         for count, chance in enumerate(chances, 1):
             tokens += chance
-            costs = self._costs.get((sequences, count), ())
-            is_known = len(costs) >= LEAST_STEPS
-            if is_known:
-                cost = median(costs)
+            known = self._known_costs.get((sequences, count))
             # Until it is known, it may cost no more than one draft less.
+            cost = known or cost
             if tokens / cost > speed and (sequences == 1 or cost <= MAX_DELAY):
                 best, speed = count, tokens / cost
-            if not is_known:
+            if known is None:
                 break
         return best
 
@@ -77,12 +78,18 @@ class Speculation:
         """Learn from a step of sequences that generate, with so many drafts in all."""
         if drafts:
             cost = seconds / median(self._plain_s[sequences])
-            costs = self._costs.setdefault((sequences, drafts), deque(maxlen=RECENT_STEPS))
+            costs = self._costs[sequences, drafts]
             costs.append(max(cost, 1.0))
+            if len(costs) >= LEAST_STEPS:
+                self._known_costs[sequences, drafts] = median(costs)
         else:
-            times = self._plain_s.setdefault(sequences, deque(maxlen=RECENT_STEPS))
-            times.append(seconds)
+            self._plain_s[sequences].append(seconds)
         self._steps += 1
         if self._steps % FORGET_AFTER == 0:
             self._plain_s.clear()
             self._costs.clear()
+            self._known_costs.clear()
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=RECENT_STEPS)

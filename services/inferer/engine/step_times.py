@@ -1,7 +1,7 @@
 """How long the model takes for one more token of each of several sequences."""
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from statistics import median
 
@@ -26,25 +26,26 @@ class StepTimes:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._steps: dict[int, deque[tuple[float, float]]] = {}
+        self._steps: defaultdict[int, deque[tuple[float, float]]] = defaultdict(_recent)
         """When they were observed, and their seconds."""
-        self._measured: dict[int, tuple[float, float]] = {}
-        """The median, and when it was last measured."""
+        self._measured: dict[int, list[tuple[float, float]]] = {}
+        """The last ones that were enough for a median. It is computed when it is asked for: with
+        one sequence at a time, not in each step."""
 
     def observe(self, sequences: int, seconds: float) -> None:
         """Learn from a step that computed one token of each of ``sequences``."""
         now = self._clock()
-        steps = self._steps.setdefault(sequences, deque(maxlen=RECENT))
+        steps = self._steps[sequences]
         while steps and now - steps[0][0] > FORGET_S:
             steps.popleft()
         steps.append((now, seconds))
         if len(steps) >= ENOUGH:
-            self._measured[sequences] = median(seconds for _, seconds in steps), now
+            self._measured[sequences] = [*steps]
 
     def is_due(self, sequences: int) -> bool:
         """Whether steps with so many have been rare lately."""
-        oldest = self._clock() - REFRESH_S
-        return sum(at >= oldest for at, _ in self._steps.get(sequences, ())) < ENOUGH
+        steps = self._steps[sequences]
+        return len(steps) < ENOUGH or steps[-ENOUGH][0] < self._clock() - REFRESH_S
 
     def slowdown(self, sequences: int) -> float:
         """How many times as long a step with so many takes as one with a single sequence."""
@@ -55,11 +56,13 @@ class StepTimes:
 
     def estimate(self, sequences: int) -> float:
         """Seconds of a step, in between and beyond what was measured, too; 0 before the first."""
+        if (step_s := self._lately(sequences)) is not None:
+            return step_s
         measured = self.seconds
-        below = max((n for n in measured if n <= sequences), default=None)
-        above = min((n for n in measured if n >= sequences), default=None)
+        below = max((n for n in measured if n < sequences), default=None)
+        above = min((n for n in measured if n > sequences), default=None)
         if below is not None and above is not None:
-            share = (sequences - below) / (above - below) if above > below else 0.0
+            share = (sequences - below) / (above - below)
             return measured[below] + share * (measured[above] - measured[below])
         nearest = below or above
         if nearest is None:
@@ -69,7 +72,17 @@ class StepTimes:
     @property
     def seconds(self) -> Mapping[int, float]:
         """Seconds of a step by the number of sequences, where it was measured lately."""
-        oldest = self._clock() - FORGET_S
-        # A copy first: it is made in one go, whatever the compute thread does.
-        measured = dict(self._measured).items()
-        return {sequences: step_s for sequences, (step_s, at) in measured if at >= oldest}
+        # Over a copy: it is made in one go, whatever the compute thread does.
+        measured = ((sequences, self._lately(sequences)) for sequences in [*self._measured])
+        return {sequences: step_s for sequences, step_s in measured if step_s is not None}
+
+    def _lately(self, sequences: int) -> float | None:
+        """Seconds of a step with so many, if they were measured lately."""
+        steps = self._measured.get(sequences)
+        if steps is None or steps[-1][0] < self._clock() - FORGET_S:
+            return None
+        return median([seconds for _, seconds in steps])
+
+
+def _recent() -> deque[tuple[float, float]]:
+    return deque(maxlen=RECENT)
