@@ -16,7 +16,7 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.separate_contexts import SeparateContexts
 from services.inferer.engine.sequence import Sequence
-from services.inferer.engine.thread_pool import ThreadPool, ThreadPools
+from services.inferer.engine.thread_pool import ThreadPools
 from shared.errors import OutOfMemory
 from shared.wire.requests import Sampling
 from tests.support.processes import eventually
@@ -88,6 +88,29 @@ def test_two_sequences_are_computed_on_two_threads(separate: SeparateContexts) -
     assert int(stat.read_text().split()[0]) > before
 
 
+def test_contexts_are_computed_with_others_each_time(model: Model) -> None:
+    """With several threads for each: llama.cpp pauses the pool that a context used before, even
+    when another context has just begun to use it."""
+    pools = ThreadPools(4)
+    contexts = SeparateContexts(model, 3, OPTIONS._replace(threads=4), NO_ABORT, pools)
+    statuses: list[int] = []
+
+    def compute() -> None:
+        for step in range(150):
+            slots = (step % 3, (step + 1) % 3)
+            batch = [chunk(slot, 1, contexts.length(slot)) for slot in slots]
+            statuses.append(contexts.decode(batch))
+
+    # A daemon: it may never return from llama.cpp.
+    thread = threading.Thread(target=compute, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), f"stuck after {len(statuses)} batches"
+    assert statuses == [DECODED] * 150
+    contexts.close()
+    pools.close()
+
+
 def test_a_failure_beside_is_one_of_the_batch(separate: SeparateContexts) -> None:
     """Whichever thread it happens on: the last slot has no room for the token."""
     assert separate.decode([chunk(slot, 1) for slot in range(3)]) == DECODED
@@ -101,14 +124,14 @@ def test_an_exception_beside_reaches_the_caller(separate: SeparateContexts) -> N
     """And the helper works on."""
     broken = separate._contexts[1]
 
-    def use(pool: ThreadPool) -> None:
+    def compute() -> int:
         raise MemoryError
 
-    broken.use = use  # type: ignore[method-assign]
+    broken.compute = compute  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(MemoryError):
             separate.decode([chunk(slot, 1) for slot in range(3)])
-    del broken.use
+    del broken.compute
     for slot in range(3):
         separate.truncate(slot, 0)
     assert separate.decode([chunk(slot, 1) for slot in range(3)]) == DECODED

@@ -49,8 +49,6 @@ def separate_is_faster(
     except ModelError as error:  # most likely too little memory for both
         log.warning("batching_not_measured", error=error.message)
         return False
-    finally:
-        pools.divided(1)  # as it was
     log.info("batching_measured", separate_contexts_gain=round(gain, 2))
     return gain >= GAIN
 

@@ -6,9 +6,7 @@ sequences are ready sooner like this than in one batch (decision 58).
 
 import ctypes
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from collections.abc import Callable, Collection
 from queue import SimpleQueue
 
 from services.inferer.engine.context import (
@@ -23,7 +21,7 @@ from services.inferer.engine.native_log import forget_problems
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
-from services.inferer.engine.thread_pool import ThreadPool, ThreadPools
+from services.inferer.engine.thread_pool import ThreadPools
 
 UNEVEN = 1.2
 """How many times as long as the others one of the prompts that are computed side by side may take.
@@ -85,20 +83,18 @@ class SeparateContexts(Slots):
         """Compute all of them at the same time. The first status that is not `DECODED`, if any."""
         if not chunks:
             return DECODED
-        longest_first = sorted(chunks, key=_size, reverse=True)
-        waiting = deque(self._contexts[chunk.sequence.slot] for chunk in longest_first)
+        slots = [chunk.sequence.slot for chunk in sorted(chunks, key=_rows, reverse=True)]
+        contexts = [self._contexts[slot] for slot in slots]
+        for context, pool in zip(contexts, self._pools.for_slots(slots), strict=True):
+            context.use(pool)
+        waiting = iter(contexts)  # each thread takes the next
         statuses: list[int] = []
 
-        def compute(pool: ThreadPool) -> None:
-            while waiting:
-                try:
-                    context = waiting.popleft()
-                except IndexError:  # another thread was faster
-                    return
-                context.use(pool)
+        def compute() -> None:
+            for context in waiting:
                 statuses.append(context.compute())
 
-        self._helpers.run(compute, self._pools.divided(len(chunks)))
+        self._helpers.run(compute, min(len(slots), self._pools.threads))
         return next((status for status in statuses if status != DECODED), DECODED)
 
     def output(self, slot: int) -> tuple[object, int]:
@@ -142,16 +138,15 @@ class _Helpers:
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Callable[[ThreadPool], None], pools: Iterable[ThreadPool]) -> None:
-        """Call ``work`` with each of ``pools`` at the same time, with the first on this thread;
-        return when all calls have. Raises what one of them raised."""
-        own, *others = pools
-        for pool in others:
-            self._work.put(partial(work, pool))
+    def run(self, work: Callable[[], None], times: int) -> None:
+        """Call ``work`` so many ``times`` at the same time, once on this thread; return when all
+        calls have. Raises what one of them raised."""
+        for _ in range(times - 1):
+            self._work.put(work)
         try:
-            work(own)
+            work()
         finally:
-            errors = [self._ended.get() for _ in others]
+            errors = [self._ended.get() for _ in range(times - 1)]
         for error in errors:
             if error is not None:
                 raise error
@@ -170,5 +165,5 @@ class _Helpers:
             self._ended.put(error)
 
 
-def _size(chunk: Chunk[Sequence]) -> int:
-    return chunk.size
+def _rows(chunk: Chunk[Sequence]) -> int:
+    return chunk.size + len(chunk.draft)
