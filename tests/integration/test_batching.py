@@ -14,7 +14,7 @@ from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.scheduler import Chunk
-from services.inferer.engine.separate_contexts import SeparateContexts
+from services.inferer.engine.separate_contexts import SeparateContexts, keeps_threads_busy
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.thread_pool import ThreadPools
 from shared.errors import OutOfMemory
@@ -79,6 +79,30 @@ def test_each_slot_has_the_outputs_of_its_own_sequence(
         alone.close()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "threads", "pays"),
+    [
+        ([9], 2, False),
+        ([9, 9], 1, False),
+        ([9, 9], 2, True),
+        ([10, 9], 2, True),
+        ([30, 2], 2, False),
+        ([9, 9, 9], 2, False),
+        ([9, 9, 9, 9], 2, True),
+        ([20, 10, 10], 2, True),
+        ([9, 9], 3, False),
+        ([9, 9, 9, 9], 3, False),
+        ([9, 9], 8, True),
+        ([9, 9, 9], 8, False),
+    ],
+)
+def test_prompts_are_side_by_side_where_that_keeps_the_threads_busy(
+    sizes: list[int], threads: int, pays: bool
+) -> None:
+    """Not where one is much longer, and not where the threads cannot be divided evenly."""
+    assert keeps_threads_busy(sizes, threads) is pays
+
+
 def test_two_sequences_are_computed_on_two_threads(separate: SeparateContexts) -> None:
     helper = next(one for one in threading.enumerate() if one.name == "compute beside")
     stat = Path(f"/proc/self/task/{helper.native_id}/schedstat")
@@ -96,7 +120,7 @@ def test_contexts_are_computed_with_others_each_time(model: Model) -> None:
     statuses: list[int] = []
 
     def compute() -> None:
-        for step in range(150):
+        for step in range(40):
             slots = (step % 3, (step + 1) % 3)
             batch = [chunk(slot, 1, contexts.length(slot)) for slot in slots]
             statuses.append(contexts.decode(batch))
@@ -106,7 +130,7 @@ def test_contexts_are_computed_with_others_each_time(model: Model) -> None:
     thread.start()
     thread.join(PATIENCE_S)
     assert not thread.is_alive(), f"stuck after {len(statuses)} batches"
-    assert statuses == [DECODED] * 150
+    assert statuses == [DECODED] * 40
     contexts.close()
     pools.close()
 

@@ -23,9 +23,9 @@ from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.thread_pool import ThreadPools
 
-UNEVEN = 1.2
-"""How many times as long as the others one of the prompts that are computed side by side may take.
-If more, each gets all threads: to divide them gains about as much."""
+MOST_IDLE = 1.2
+"""How many times as long as with all threads busy until the end prompts may take that are computed
+side by side. If longer, each gets all threads: to divide them gains about as much."""
 
 
 class SeparateContexts(Slots):
@@ -63,7 +63,9 @@ class SeparateContexts(Slots):
         generating = [chunk for chunk in batch if chunk.sequence.remaining == 1]
         prompts = [chunk for chunk in batch if chunk.sequence.remaining > 1]
         status = self._compute(generating)
-        for chunks in [prompts] if self._are_even(prompts) else [[chunk] for chunk in prompts]:
+        sizes = [chunk.size for chunk in prompts]
+        is_divided = keeps_threads_busy(sizes, self._pools.threads)
+        for chunks in [prompts] if is_divided else [[chunk] for chunk in prompts]:
             if status == DECODED:
                 status = self._compute(chunks)
         if prompts and len(batch) > 1:
@@ -71,13 +73,6 @@ class SeparateContexts(Slots):
             # two of the others on one core.
             self._pools.pause()
         return status
-
-    def _are_even(self, chunks: Collection[Chunk[Sequence]]) -> bool:
-        """Whether all threads would have something to do until the end, or nearly, if ``chunks``
-        were computed side by side."""
-        sizes = [chunk.size for chunk in chunks]
-        parts = min(len(sizes), self._pools.threads)
-        return parts > 1 and max(sizes) * parts <= UNEVEN * sum(sizes)
 
     def _compute(self, chunks: Collection[Chunk[Sequence]]) -> int:
         """Compute all of them at the same time. The first status that is not `DECODED`, if any."""
@@ -122,6 +117,19 @@ class SeparateContexts(Slots):
         self._helpers.close()
         for context in self._contexts:
             context.close()
+
+
+def keeps_threads_busy(sizes: Collection[int], threads: int) -> bool:
+    """Whether all ``threads`` would have something to do until the end, or nearly, if prompts of
+    these ``sizes`` were computed side by side."""
+    parts = min(len(sizes), threads)
+    if parts < 2:
+        return False
+    loads = [0] * parts
+    for size in sorted(sizes, reverse=True):
+        loads[loads.index(min(loads))] += size
+    threads_of_each = threads // parts
+    return max(loads) * threads <= MOST_IDLE * sum(sizes) * threads_of_each
 
 
 class _Helpers:
