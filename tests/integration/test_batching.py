@@ -104,7 +104,7 @@ def test_prompts_are_side_by_side_where_that_keeps_the_threads_busy(
 
 
 def test_two_sequences_are_computed_on_two_threads(separate: SeparateContexts) -> None:
-    helper = next(one for one in threading.enumerate() if one.name == "compute beside")
+    helper = next(one for one in threading.enumerate() if one.name == "compute helper")
     stat = Path(f"/proc/self/task/{helper.native_id}/schedstat")
     before = int(stat.read_text().split()[0])
     for position in range(20):
@@ -162,7 +162,7 @@ def test_an_exception_beside_reaches_the_caller(separate: SeparateContexts) -> N
 
 
 def helpers() -> int:
-    return sum(thread.name == "compute beside" for thread in threading.enumerate())
+    return sum(thread.name == "compute helper" for thread in threading.enumerate())
 
 
 def test_helpers_end_with_their_contexts(model: Model, pools: ThreadPools) -> None:

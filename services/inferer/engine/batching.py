@@ -49,8 +49,9 @@ def separate_is_faster(
     except ModelError as error:  # most likely too little memory for both
         log.warning("batching_not_measured", error=error.message)
         return False
-    log.info("batching_measured", separate_contexts_gain=round(gain, 2))
-    return gain >= GAIN
+    is_faster = gain >= GAIN
+    log.info("batching_measured", gain=round(gain, 2), separate_contexts=is_faster)
+    return is_faster
 
 
 def _gain(together: Slots, separate: Slots, sequences: int, pools: ThreadPools) -> float:

@@ -44,7 +44,7 @@ class SeparateContexts(Slots):
         """See `Context`. The threads of ``pools`` are divided among the contexts that compute."""
         require_memory(model, slots, options, are_separate=True)
         self._pools = pools
-        self._helpers = _Helpers(min(slots, options.threads) - 1)
+        self._helpers = _Helpers(min(slots, pools.threads) - 1)
         self._contexts: list[Context] = []
         try:
             for _ in range(slots):
@@ -140,7 +140,7 @@ class _Helpers:
         self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
         self._threads = [
             # A daemon: a call of llama.cpp that never returns must not keep the process alive.
-            threading.Thread(target=self._run, name="compute beside", daemon=True)
+            threading.Thread(target=self._run, name="compute helper", daemon=True)
             for _ in range(count)
         ]
         for thread in self._threads:
