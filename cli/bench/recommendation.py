@@ -41,7 +41,7 @@ def recommend(rows: Sequence[Row]) -> Recommendation:
     q4_0_prompt, q4_0_answer = _ratio(q4_0, one, of_prompts=True), _ratio(q4_0, one)
     sentences = [
         f"Interactive use: 1 slot (INFERER_CONCURRENCY=1), {one.tokens_per_s:.0f} tokens/s; with "
-        "INFERER_CONCURRENCY=auto, jobs share a batch only while other jobs wait.",
+        "INFERER_CONCURRENCY=auto, more than one job runs only while others wait.",
         f"Highest throughput: {best.setting} (INFERER_CONCURRENCY={best.jobs}), "
         f"{best.tokens_per_s:.0f} tokens/s, {best.tokens_per_s_each:.0f} for each answer. Rule: "
         "twice as many slots must give 10 % more.",

@@ -4,19 +4,23 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import pytest
 
+from services.inferer.engine import context
 from services.inferer.engine.batching import MOST_SEPARATE, separate_is_faster
-from services.inferer.engine.context import DECODED, Context, ContextOptions
+from services.inferer.engine.context import DECODED, Context, ContextOptions, Slots
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.scheduler import Chunk
-from services.inferer.engine.separate_contexts import SeparateContexts
+from services.inferer.engine.separate_contexts import SeparateContexts, keeps_threads_busy
 from services.inferer.engine.sequence import Sequence
-from services.inferer.engine.thread_pool import ThreadPool, ThreadPools
+from services.inferer.engine.thread_pool import ThreadPools
+from services.inferer.settings import Batching
 from shared.errors import OutOfMemory
 from shared.wire.requests import Sampling
 from tests.support.processes import eventually
@@ -79,8 +83,32 @@ def test_each_slot_has_the_outputs_of_its_own_sequence(
         alone.close()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "threads", "pays"),
+    [
+        ([9], 2, False),
+        ([9, 9], 1, False),
+        ([9, 9], 2, True),
+        ([10, 9], 2, True),
+        ([30, 2], 2, False),
+        ([9, 9, 9], 2, False),
+        ([9, 9, 9, 9], 2, True),
+        ([20, 10, 10], 2, True),
+        ([9, 9], 3, False),
+        ([9, 9, 9, 9], 3, False),
+        ([9, 9], 8, True),
+        ([9, 9, 9], 8, False),
+    ],
+)
+def test_prompts_are_side_by_side_where_that_keeps_the_threads_busy(
+    sizes: list[int], threads: int, pays: bool
+) -> None:
+    """Not where one is much longer, and not where the threads cannot be divided evenly."""
+    assert keeps_threads_busy(sizes, threads) is pays
+
+
 def test_two_sequences_are_computed_on_two_threads(separate: SeparateContexts) -> None:
-    helper = next(one for one in threading.enumerate() if one.name == "compute beside")
+    helper = next(one for one in threading.enumerate() if one.name == "compute helper")
     stat = Path(f"/proc/self/task/{helper.native_id}/schedstat")
     before = int(stat.read_text().split()[0])
     for position in range(20):
@@ -88,34 +116,62 @@ def test_two_sequences_are_computed_on_two_threads(separate: SeparateContexts) -
     assert int(stat.read_text().split()[0]) > before
 
 
-def test_a_failure_beside_is_one_of_the_batch(separate: SeparateContexts) -> None:
-    """Whichever thread it happens on: the last slot has no room for the token."""
-    assert separate.decode([chunk(slot, 1) for slot in range(3)]) == DECODED
-    for position in range(1, OPTIONS.n_ctx):
-        assert separate.decode([chunk(2, 1, position)]) == DECODED
-    full = [chunk(0, 1, 1), chunk(1, 1, 1), chunk(2, 1, OPTIONS.n_ctx)]
-    assert separate.decode(full) != DECODED
+def test_contexts_are_computed_with_others_each_time(model: Model) -> None:
+    """With several threads for each: llama.cpp pauses the pool that a context used before, even
+    when another context has just begun to use it."""
+    pools = ThreadPools(4)
+    contexts = SeparateContexts(model, 3, OPTIONS._replace(threads=4), NO_ABORT, pools)
+    statuses: list[int] = []
+
+    def compute() -> None:
+        for step in range(40):
+            slots = (step % 3, (step + 1) % 3)
+            batch = [chunk(slot, 1, contexts.length(slot)) for slot in slots]
+            statuses.append(contexts.decode(batch))
+
+    # A daemon: it may never return from llama.cpp.
+    thread = threading.Thread(target=compute, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), f"stuck after {len(statuses)} batches"
+    assert statuses == [DECODED] * 40
+    contexts.close()
+    pools.close()
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [5], [5, 5], [20, 1]])
+def test_a_failure_is_one_of_the_batch(separate: SeparateContexts, sizes: list[int]) -> None:
+    """Whichever thread it happens on, and whatever is computed after it: the last slot has no room
+    for the token."""
+    assert separate.decode([chunk(2, 20)]) == DECODED
+    for position in range(20, OPTIONS.n_ctx, 4):
+        assert separate.decode([chunk(2, 4, position)]) == DECODED
+    others = [chunk(slot, size) for slot, size in enumerate(sizes)]
+    assert separate.decode([*others, chunk(2, 1, OPTIONS.n_ctx)]) != DECODED
+    for slot, size in enumerate(sizes):
+        separate.truncate(slot, 0)
+        assert separate.decode([chunk(slot, size)]) == DECODED
 
 
 def test_an_exception_beside_reaches_the_caller(separate: SeparateContexts) -> None:
     """And the helper works on."""
     broken = separate._contexts[1]
 
-    def use(pool: ThreadPool) -> None:
+    def compute() -> int:
         raise MemoryError
 
-    broken.use = use  # type: ignore[method-assign]
+    broken.compute = compute  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(MemoryError):
             separate.decode([chunk(slot, 1) for slot in range(3)])
-    del broken.use
+    del broken.compute
     for slot in range(3):
         separate.truncate(slot, 0)
     assert separate.decode([chunk(slot, 1) for slot in range(3)]) == DECODED
 
 
 def helpers() -> int:
-    return sum(thread.name == "compute beside" for thread in threading.enumerate())
+    return sum(thread.name == "compute helper" for thread in threading.enumerate())
 
 
 def test_helpers_end_with_their_contexts(model: Model, pools: ThreadPools) -> None:
@@ -124,6 +180,78 @@ def test_helpers_end_with_their_contexts(model: Model, pools: ThreadPools) -> No
     assert helpers() == before + 1
     contexts.close()
     eventually(lambda: helpers() == before or None, "the thread ends")
+
+
+@pytest.mark.parametrize(
+    ("threads", "slots", "shares"),
+    [
+        (8, [0], [8]),
+        (8, [0, 1], [4, 4]),
+        (5, [3, 1], [2, 2]),
+        (5, [0, 1, 2], [1, 1, 1]),
+        (2, [0, 1, 2], [1, 1, 1]),
+        (1, [0, 1], [1, 1]),
+    ],
+)
+def test_contexts_have_equal_shares_of_the_threads(
+    threads: int, slots: list[int], shares: list[int]
+) -> None:
+    before = set(Path("/proc/self/task").iterdir())
+    pools = ThreadPools(threads)
+    given = pools.for_slots(slots)
+    assert [pool.threads for pool in given] == shares
+    assert len(set(given)) == len(slots)
+    assert pools.for_slots(slots) == given
+    pools.close()
+    assert set(Path("/proc/self/task").iterdir()) <= before
+
+
+@pytest.mark.parametrize(
+    ("batching", "slots", "memory"),
+    [
+        ("on", 2, Context),
+        ("off", 1, Context),
+        ("off", 2, SeparateContexts),
+        ("off", MOST_SEPARATE + 1, SeparateContexts),
+        ("auto", MOST_SEPARATE + 1, Context),
+    ],
+)
+def test_the_setting_decides(
+    model: Model, batching: Batching, slots: int, memory: type[Slots]
+) -> None:
+    engine = Engine(model, slots=slots, n_ctx=256, n_batch=32, threads=2, batching=batching)
+    assert type(engine._memory) is memory
+    assert engine.close()
+
+
+@pytest.mark.parametrize(("is_faster", "memory"), [(True, SeparateContexts), (False, Context)])
+def test_what_was_measured_decides(model: Model, is_faster: bool, memory: type[Slots]) -> None:
+    """It is not measured again."""
+    engine = Engine(model, slots=1, n_ctx=256, n_batch=32, threads=2, batching="auto")
+    engine._separate_is_faster = is_faster
+    for slots in (2, 3):
+        engine.grow(slots).result(PATIENCE_S)
+        assert type(engine._memory) is memory
+    assert engine.close()
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected_slots", "is_measured"), [(1, 1, False), (1, 4, True), (2, 2, True)]
+)
+def test_it_is_measured_at_the_start_if_several_slots_are_expected(
+    model: Model, slots: int, expected_slots: int, is_measured: bool
+) -> None:
+    engine = Engine(
+        model,
+        slots=slots,
+        n_ctx=256,
+        n_batch=32,
+        threads=2,
+        batching="auto",
+        expected_slots=expected_slots,
+    )
+    assert (engine._separate_is_faster is not None) is is_measured
+    assert engine.close()
 
 
 @pytest.mark.parametrize("slots", [2, 4, MOST_SEPARATE])
@@ -140,6 +268,58 @@ def test_contexts_of_their_own_that_do_not_fit(model: Model) -> None:
     with pytest.raises(OutOfMemory, match="no memory for 64 contexts"):
         engine.grow(64).result(PATIENCE_S)
     assert engine.close()
+
+
+def test_one_context_where_several_do_not_fit(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are asked for. Several take more: each has buffers of its own."""
+    one = context.required_bytes(model, 4, OPTIONS)
+    several = context.required_bytes(model, 4, OPTIONS, are_separate=True)
+    assert one < several - 1
+    ways: tuple[tuple[Batching, bool], ...] = (("auto", True), ("off", False))
+    for batching, fits in ways:
+        engine = Engine(model, slots=1, n_ctx=256, n_batch=32, threads=2, batching=batching)
+        engine._separate_is_faster = True
+        with monkeypatch.context() as patch:
+            patch.setattr(context, "available_bytes", lambda: several - 1)
+            grown = engine.grow(4)
+            if fits:
+                grown.result(PATIENCE_S)
+            else:
+                with pytest.raises(OutOfMemory, match="no memory for 4 contexts"):
+                    grown.result(PATIENCE_S)
+        assert type(engine._memory) is Context
+        assert engine.slots == (4 if fits else 1)
+        assert engine.close()
+
+
+def test_contexts_that_were_created_are_freed_when_the_next_one_fails(
+    model: Model, monkeypatch: pytest.MonkeyPatch, pools: ThreadPools
+) -> None:
+    """The check found room for all, but llama.cpp does not get it."""
+    created: list[int] = []
+    freed: list[int] = []
+    create, free = context.create_context, llama_cpp.llama_free
+
+    def third_fails(*args: Any) -> int:
+        if len(created) == 2:
+            raise OutOfMemory("no memory")
+        created.append(create(*args))
+        return created[-1]
+
+    def note(handle: int) -> None:
+        freed.append(handle)
+        free(handle)
+
+    before = helpers()
+    context.required_bytes(model, 1, OPTIONS)  # creates contexts of its own, once
+    monkeypatch.setattr(context, "create_context", third_fails)
+    monkeypatch.setattr(llama_cpp, "llama_free", note)
+    with pytest.raises(OutOfMemory):
+        SeparateContexts(model, 4, OPTIONS, NO_ABORT, pools)
+    assert freed == created
+    eventually(lambda: helpers() == before or None, "the thread ends")
 
 
 def test_auto_computes_every_sequence(model: Model) -> None:

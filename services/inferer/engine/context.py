@@ -1,7 +1,7 @@
 """llama.cpp's context: the memory of the running sequences, and the calls that compute."""
 
 import ctypes
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from services.inferer.engine.memory import available_bytes, dry_run
 from services.inferer.engine.model import Model
 from services.inferer.engine.native_log import forget_problems, last_problem
-from services.inferer.engine.prompt_cache import SavedState
+from services.inferer.engine.prompt_cache import Memory, SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import MAX_DRAFTS
@@ -85,11 +85,10 @@ class _State:
         return len(self.data)
 
 
-class Slots(ABC):
+class Slots(Memory):
     """Memory for sequences, each in a slot of its own, and how they are computed. It is native
-    memory: close it. See `Memory` for what is not described here."""
+    memory: close it."""
 
-    can_copy: bool
     can_undo: bool
     """Whether the last batch can be removed again: all of it after an abort, or wrong drafts."""
     must_be_adjacent: bool
@@ -109,29 +108,10 @@ class Slots(ABC):
         its last token, its draft not counted."""
 
     @abstractmethod
-    def length(self, slot: int) -> int: ...
-
-    @abstractmethod
-    def shortest(self, slot: int) -> int: ...
-
-    @abstractmethod
-    def truncate(self, slot: int, length: int) -> bool: ...
-
-    @abstractmethod
-    def state_bytes(self, slot: int) -> int: ...
-
-    @abstractmethod
-    def save(self, slot: int) -> SavedState | None: ...
-
-    @abstractmethod
-    def load(self, slot: int, state: SavedState) -> bool: ...
-
-    @abstractmethod
     def close(self) -> None: ...
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give ``target``, an empty slot, the first ``length`` tokens of ``source``; none if there
-        is too little memory for a copy of all its tokens."""
+        """None of them if there is too little memory for a copy of all tokens of ``source``."""
         assert self.can_copy
         # llama.cpp's own copy is one of all memory, of which little may be in use.
         if self.state_bytes(source) and self.take_over(self, source, target):
@@ -172,6 +152,7 @@ class Context(Slots):
         parameters = _parameters(_is_shared(model), slots, options)
         what = f"{counted(slots, 'context')} of {options.n_ctx} tokens"
         self.handle = create_context(model, parameters, abort_flag, pool, what)
+        self._abort_flag = abort_flag  # llama.cpp has only its address
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._window = model.window
         self._is_recurrent = model.is_recurrent

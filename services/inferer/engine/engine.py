@@ -1,8 +1,8 @@
 """The compute thread, and the hand-over between it and other threads.
 
-All running sequences go through the model in one batch. The scheduler decides what is in it
-(`scheduler.py`), the context owns llama.cpp's memory (`context.py`), and each sequence handles its
-own outputs (`generation.py`).
+The scheduler decides which tokens of the running sequences are computed next (`scheduler.py`). One
+context has the memory of all sequences (`context.py`), or each has a context of its own
+(`separate_contexts.py`). Each sequence handles its own outputs (`generation.py`).
 """
 
 import ctypes

@@ -6,9 +6,7 @@ sequences are ready sooner like this than in one batch (decision 58).
 
 import ctypes
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from collections.abc import Callable, Collection
 from queue import SimpleQueue
 
 from services.inferer.engine.context import (
@@ -23,11 +21,11 @@ from services.inferer.engine.native_log import forget_problems
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.sequence import Sequence
-from services.inferer.engine.thread_pool import ThreadPool, ThreadPools
+from services.inferer.engine.thread_pool import ThreadPools
 
-UNEVEN = 1.2
-"""How many times as long as the others one of the prompts that are computed side by side may take.
-If more, each gets all threads: to divide them gains about as much."""
+MOST_IDLE = 1.2
+"""How many times as long as with all threads busy until the end prompts may take that are computed
+side by side. If longer, each gets all threads: to divide them gains about as much."""
 
 
 class SeparateContexts(Slots):
@@ -46,7 +44,7 @@ class SeparateContexts(Slots):
         """See `Context`. The threads of ``pools`` are divided among the contexts that compute."""
         require_memory(model, slots, options, are_separate=True)
         self._pools = pools
-        self._helpers = _Helpers(min(slots, options.threads) - 1)
+        self._helpers = _Helpers(min(slots, pools.threads) - 1)
         self._contexts: list[Context] = []
         try:
             for _ in range(slots):
@@ -65,7 +63,9 @@ class SeparateContexts(Slots):
         generating = [chunk for chunk in batch if chunk.sequence.remaining == 1]
         prompts = [chunk for chunk in batch if chunk.sequence.remaining > 1]
         status = self._compute(generating)
-        for chunks in [prompts] if self._are_even(prompts) else [[chunk] for chunk in prompts]:
+        sizes = [chunk.size for chunk in prompts]
+        is_divided = keeps_threads_busy(sizes, self._pools.threads)
+        for chunks in [prompts] if is_divided else [[chunk] for chunk in prompts]:
             if status == DECODED:
                 status = self._compute(chunks)
         if prompts and len(batch) > 1:
@@ -74,31 +74,22 @@ class SeparateContexts(Slots):
             self._pools.pause()
         return status
 
-    def _are_even(self, chunks: Collection[Chunk[Sequence]]) -> bool:
-        """Whether all threads would have something to do until the end, or nearly, if ``chunks``
-        were computed side by side."""
-        sizes = [chunk.size for chunk in chunks]
-        parts = min(len(sizes), self._pools.threads)
-        return parts > 1 and max(sizes) * parts <= UNEVEN * sum(sizes)
-
     def _compute(self, chunks: Collection[Chunk[Sequence]]) -> int:
         """Compute all of them at the same time. The first status that is not `DECODED`, if any."""
         if not chunks:
             return DECODED
-        longest_first = sorted(chunks, key=_size, reverse=True)
-        waiting = deque(self._contexts[chunk.sequence.slot] for chunk in longest_first)
+        slots = [chunk.sequence.slot for chunk in sorted(chunks, key=_rows, reverse=True)]
+        contexts = [self._contexts[slot] for slot in slots]
+        for context, pool in zip(contexts, self._pools.for_slots(slots), strict=True):
+            context.use(pool)
+        waiting = iter(contexts)  # each thread takes the next
         statuses: list[int] = []
 
-        def compute(pool: ThreadPool) -> None:
-            while waiting:
-                try:
-                    context = waiting.popleft()
-                except IndexError:  # another thread was faster
-                    return
-                context.use(pool)
+        def compute() -> None:
+            for context in waiting:
                 statuses.append(context.compute())
 
-        self._helpers.run(compute, self._pools.divided(len(chunks)))
+        self._helpers.run(compute, min(len(slots), self._pools.threads))
         return next((status for status in statuses if status != DECODED), DECODED)
 
     def output(self, slot: int) -> tuple[object, int]:
@@ -128,6 +119,19 @@ class SeparateContexts(Slots):
             context.close()
 
 
+def keeps_threads_busy(sizes: Collection[int], threads: int) -> bool:
+    """Whether all ``threads`` would have something to do until the end, or nearly, if prompts of
+    these ``sizes`` were computed side by side."""
+    parts = min(len(sizes), threads)
+    if parts < 2:
+        return False
+    loads = [0] * parts
+    for size in sorted(sizes, reverse=True):
+        loads[loads.index(min(loads))] += size
+    threads_of_each = threads // parts
+    return max(loads) * threads <= MOST_IDLE * sum(sizes) * threads_of_each
+
+
 class _Helpers:
     """Threads that work beside the calling one."""
 
@@ -136,22 +140,21 @@ class _Helpers:
         self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
         self._threads = [
             # A daemon: a call of llama.cpp that never returns must not keep the process alive.
-            threading.Thread(target=self._run, name="compute beside", daemon=True)
+            threading.Thread(target=self._run, name="compute helper", daemon=True)
             for _ in range(count)
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Callable[[ThreadPool], None], pools: Iterable[ThreadPool]) -> None:
-        """Call ``work`` with each of ``pools`` at the same time, with the first on this thread;
-        return when all calls have. Raises what one of them raised."""
-        own, *others = pools
-        for pool in others:
-            self._work.put(partial(work, pool))
+    def run(self, work: Callable[[], None], times: int) -> None:
+        """Call ``work`` so many ``times`` at the same time, once on this thread; return when all
+        calls have. Raises what one of them raised."""
+        for _ in range(times - 1):
+            self._work.put(work)
         try:
-            work(own)
+            work()
         finally:
-            errors = [self._ended.get() for _ in others]
+            errors = [self._ended.get() for _ in range(times - 1)]
         for error in errors:
             if error is not None:
                 raise error
@@ -170,5 +173,5 @@ class _Helpers:
             self._ended.put(error)
 
 
-def _size(chunk: Chunk[Sequence]) -> int:
-    return chunk.size
+def _rows(chunk: Chunk[Sequence]) -> int:
+    return chunk.size + len(chunk.draft)

@@ -5,6 +5,7 @@ core of the thread that then waits for it, and the batch takes longer (decision 
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import llama_cpp
 
@@ -59,39 +60,53 @@ class ThreadPool:
 
 
 class ThreadPools:
-    """The threads of an engine, in one pool, or divided among several. Not thread-safe: the compute
-    thread owns it. Close it after the contexts that its pools are attached to."""
+    """The threads of an engine: all of them in one pool, or divided among contexts. Not
+    thread-safe: the compute thread owns it. Close it after the contexts that its pools are attached
+    to."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pools: dict[int, list[ThreadPool]] = {}
-        """By the number of pools among which the threads are divided."""
-        self._in_use: list[ThreadPool] = []
+        self.all = ThreadPool(threads)
+        self._divided: dict[tuple[int, int], ThreadPool] = {}
+        """By the slot of its context and the number of its threads."""
+        self._in_use = [self.all]
 
-    @property
-    def all(self) -> ThreadPool:
-        """A pool of all threads."""
-        return self.divided(1)[0]
+    def for_slots(self, slots: Sequence[int]) -> list[ThreadPool]:
+        """A pool for the context of each of ``slots``, which compute at the same time: all threads
+        for one, an equal share for each of several. With more contexts than threads, each share is
+        one thread, and so many contexts as there are threads may compute at the same time. The
+        threads of other pools sleep from now on, so that they do not keep the cores busy.
 
-    def divided(self, parts: int) -> list[ThreadPool]:
-        """Pools of the same size, ``parts`` of them, or one for each thread if that is fewer. The
-        threads of other pools sleep from now on, so that they do not keep the cores busy."""
-        parts = min(parts, self.threads)
-        pools = self._pools.get(parts)
-        if pools is None:
-            pools = [ThreadPool(self.threads // parts) for _ in range(parts)]
-            self._pools[parts] = pools
-        if pools is not self._in_use:
-            self.pause()
-            self._in_use = pools
+        No pool is shared but that of all threads: a context that begins to use another pool has
+        llama.cpp pause the one that it used before, and a thread that is paused just when its next
+        batch begins never joins in.
+        """
+        if len(slots) == 1:
+            pools = [self.all]
+        else:
+            size = max(self.threads // len(slots), 1)
+            pools = [self._of(slot, size) for slot in slots]
+        for pool in self._in_use:
+            if pool not in pools:
+                pool.pause()
+        self._in_use = pools
         return pools
+
+    def _of(self, slot: int, size: int) -> ThreadPool:
+        key = slot, size
+        if key not in self._divided:
+            self._divided[key] = ThreadPool(size)
+        return self._divided[key]
 
     def pause(self) -> None:
         """See `ThreadPool.pause`."""
-        for pool in self._in_use:
+        for pool in self._pools:
             pool.pause()
 
     def close(self) -> None:
-        for pools in self._pools.values():
-            for pool in pools:
-                pool.close()
+        for pool in self._pools:
+            pool.close()
+
+    @property
+    def _pools(self) -> list[ThreadPool]:
+        return [self.all, *self._divided.values()]
