@@ -20,6 +20,7 @@ from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.self_test import AllDrafts
 from services.inferer.engine.speculation import Speculation
+from services.inferer.settings import Batching
 from shared.errors import SettingsError
 from shared.wire.requests import Sampling
 from tests.support.lora import write_lora
@@ -121,6 +122,7 @@ def running(
     slots: int = 1,
     cache_bytes: int = 64 * MIB,
     speculation: Speculation | None = None,
+    batching: Batching = "on",
 ) -> Iterator[Engine]:
     engine = Engine(
         model,
@@ -128,6 +130,7 @@ def running(
         n_ctx=N_CTX,
         n_batch=64,
         threads=1,
+        batching=batching,
         cache_bytes=cache_bytes,
         speculation=speculation,
     )
@@ -152,9 +155,10 @@ def test_one_after_the_other(adapted: Model) -> None:
             assert run.is_right(adapted)
 
 
-def test_side_by_side(adapted: Model) -> None:
+@pytest.mark.parametrize("batching", ["on", "off"])
+def test_side_by_side(adapted: Model, batching: Batching) -> None:
     """Each is what it is alone, while they take turns many times."""
-    with running(adapted, slots=4) as engine:
+    with running(adapted, slots=4, batching=batching) as engine:
         prompts = [adapted.tokenize(f"tell me {number}") for number in range(4)]
         adapters = (NONE, FIRST, SECOND, FIRST)
         runs = [Run(engine, p, a, 300) for p, a in zip(prompts, adapters, strict=True)]
@@ -180,9 +184,10 @@ def test_what_one_adapter_computed_is_not_used_for_another(adapted: Model) -> No
         assert long.is_right(adapted)
 
 
-def test_growth_and_moves_keep_the_adapter(adapted: Model) -> None:
+@pytest.mark.parametrize("batching", ["on", "off"])
+def test_growth_and_moves_keep_the_adapter(adapted: Model, batching: Batching) -> None:
     """A context with more slots begins with none."""
-    with running(adapted, slots=2) as engine:
+    with running(adapted, slots=2, batching=batching) as engine:
         runs = [Run(engine, adapted.tokenize(f"tell {n}"), FIRST, 40 + 200 * n) for n in (0, 1)]
         runs[0].cached()
         engine.grow(4).result(PATIENCE_S)
@@ -198,10 +203,11 @@ def test_guessed_tokens_are_checked_with_the_adapter(adapted: Model) -> None:
         assert all(isinstance(run.sequence.lookup, Lookup) for run in runs)
 
 
-def test_random_jobs(adapted: Model) -> None:
+@pytest.mark.parametrize("batching", ["on", "off"])
+def test_random_jobs(adapted: Model, batching: Batching) -> None:
     """Beginnings in common, turns, aborts, with three slots."""
     choose = random.Random(3)
-    with running(adapted, slots=3, cache_bytes=2 * MIB) as engine:
+    with running(adapted, slots=3, cache_bytes=2 * MIB, batching=batching) as engine:
         runs: list[Run] = []
         for number in range(60):
             prompt = adapted.tokenize(TEXT[: choose.randint(1, len(TEXT))] + f" {number % 5}")
