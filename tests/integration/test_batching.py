@@ -19,8 +19,9 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.separate_contexts import SeparateContexts, keeps_threads_busy
 from services.inferer.engine.sequence import Sequence
+from services.inferer.engine.set_up import start_engine
 from services.inferer.engine.thread_pool import ThreadPools
-from services.inferer.settings import Batching
+from services.inferer.settings import Batching, InfererSettings
 from shared.errors import OutOfMemory
 from shared.wire.requests import Sampling
 from tests.support.processes import eventually
@@ -343,4 +344,11 @@ def test_auto_computes_every_sequence(model: Model) -> None:
         engine.grow(slots).result(PATIENCE_S)
     eventually(lambda: len(ended) == 12 or None, "all have ended")
     assert all(isinstance(outcome, Generation) for outcome in ended), ended
+    assert engine.close()
+
+
+@pytest.mark.parametrize(("batching", "kind"), [("off", SeparateContexts), ("on", Context)])
+def test_the_environment_decides(model: Model, batching: Batching, kind: type) -> None:
+    engine = start_engine(InfererSettings(batching=batching), model, slots=2, speculation=None)
+    assert type(engine._memory) is kind
     assert engine.close()
