@@ -444,6 +444,25 @@ def test_threads_sleep_while_there_is_nothing_to_compute(model: Model) -> None:
     assert median(idle_s) < pause_s / 4
 
 
+@pytest.mark.parametrize(("max_tokens", "rests"), [(20, 1), (1, 0)])
+def test_threads_rest_after_the_first_token(
+    model: Model, monkeypatch: pytest.MonkeyPatch, max_tokens: int, rests: int
+) -> None:
+    """Once, and not where it is the last one, too: then there is nothing to compute anyway."""
+    rested = []
+    with running(model) as engine:
+        rest = engine._rest
+
+        def noted() -> None:
+            rested.append(engine.steps)
+            rest()
+
+        monkeypatch.setattr(engine, "_rest", noted)
+        generation = start(engine, max_tokens=max_tokens).generation()
+        assert generation.completion_tokens == max_tokens
+    assert len(rested) == rests
+
+
 def test_a_pool_of_threads_ends_when_it_is_closed() -> None:
     before = threads()
     pool = ThreadPool(4)

@@ -39,6 +39,10 @@ from shared.errors import InvalidRequest, ModelError, OutOfMemory, SluiceError
 CLOSE_S = 5.0
 """How long the compute thread may take to return from llama.cpp."""
 
+REST_S = 0.001
+"""How long nothing is computed after the first token of an answer. Where all cores compute, each of
+the four processes that it passes waits for one (decision 39)."""
+
 
 class Engine:
     """Runs up to ``slots`` sequences at a time; more wait for a slot, in order of arrival."""
@@ -322,8 +326,11 @@ class Engine:
             outputs = self._scheduler.complete(batch, seconds)
             for sequence, *_ in batch:
                 self._save_checkpoint(sequence)
+            first = [chunk.sequence for chunk in outputs if not chunk.sequence.prompt_done]
             for chunk in outputs:
                 self._advance(chunk)
+            if any(sequence.state is State.RUNNING for sequence in first):
+                self._rest()
         elif status == ABORTED:
             self._undo(batch)
         else:
@@ -355,6 +362,12 @@ class Engine:
             self._cache.save_checkpoint(sequence)
         else:
             sequence.start = self._cache.copy_of(sequence.slot)
+
+    def _rest(self) -> None:
+        """Leave the cores to the processes that a first token passes on its way to its caller."""
+        if self._pools is not None:
+            self._pools.pause()
+            time.sleep(REST_S)
 
     def _idle(self) -> None:
         """Leave the cores to others, but save what the slots hold until there is something to
