@@ -249,6 +249,17 @@ def test_prompts_that_come_together_are_computed_at_once() -> None:
     assert 0.4 < len(batches) * seconds_of([Chunk(stream, 1, True, [])]) / took_s < 0.5
 
 
+def test_only_so_many_prompts_are_in_a_batch() -> None:
+    """Those that are due first; the others come next."""
+    scheduler: Scheduler[Work] = Scheduler(4, batch_tokens=100)
+    scheduler.prompts_at_once = 2
+    works = [Work(9) for _ in range(4)]
+    for work in works:
+        scheduler.add(work)
+    assert sizes(compute(scheduler)) == dict.fromkeys(works[:2], 9)
+    assert sizes(compute(scheduler)) == dict.fromkeys(works[2:], 9)
+
+
 def test_on_a_large_model_a_prompt_holds_a_stream_up_for_one_step_more() -> None:
     """A step takes 270 ms there: chunks of 50 ms would be a single token."""
     shared = share(700, scale=30)

@@ -91,6 +91,8 @@ class Slots(Memory):
 
     can_undo: bool
     """Whether the last batch can be removed again: all of it after an abort, or wrong drafts."""
+    prompts_at_once: int | None
+    """How many prompts are computed at the same time; None if all of a batch are."""
     must_be_adjacent: bool
     """Whether sequences are computed together only if their slots are adjacent."""
 
@@ -126,6 +128,7 @@ class Slots(Memory):
 class Context(Slots):
     """One context for ``slots`` sequences, which share its batches."""
 
+    prompts_at_once = None
     must_be_adjacent = True
 
     def __init__(

@@ -132,6 +132,7 @@ class Engine:
         if self._pools is not None and max(slots, expected_slots) > 1:
             self._is_separate(slots, self._pools)
         self._memory = self._create_memory(slots)
+        self._scheduler.prompts_at_once = self._memory.prompts_at_once
         self._cache = PromptCache(self._memory, cache_bytes)
         self._failed_move: tuple[GenerationSequence, int] | None = None
         """The last one that failed; it is not tried again while the scheduler proposes it."""
@@ -478,6 +479,7 @@ class Engine:
             raise
         self._memory.close()
         self._memory = self._cache.memory = larger
+        self._scheduler.prompts_at_once = larger.prompts_at_once
 
     def _create_memory(self, slots: int) -> Slots:
         if slots > 1 and self._pools is not None and self._is_separate(slots, self._pools):

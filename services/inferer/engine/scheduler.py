@@ -111,6 +111,8 @@ class Scheduler(Generic[S]):
         self._slots = slots
         self.free_slots = list(range(slots))
         """To be read only."""
+        self.prompts_at_once: int | None = None
+        """The most prompts in a batch. With more, the first outputs come as late as the last."""
         self.step_times = StepTimes()
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
@@ -223,7 +225,7 @@ class Scheduler(Generic[S]):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
             rows += 1 + count
         first, end = rows, rows + share
-        for sequence in prompts:
+        for sequence in prompts[: self.prompts_at_once]:
             left = end - rows
             if not left:
                 break

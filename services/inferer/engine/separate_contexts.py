@@ -44,6 +44,7 @@ class SeparateContexts(Slots):
         """See `Context`. The threads of ``pools`` are divided among the contexts that compute."""
         require_memory(model, slots, options, are_separate=True)
         self._pools = pools
+        self.prompts_at_once = pools.threads
         self._helpers = _Helpers(min(slots, pools.threads) - 1)
         self._contexts: list[Context] = []
         try:
