@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from services.inferer.engine.context import Slots
+from services.inferer.engine.context import EngineMemory
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
 from services.inferer.worker.auto_concurrency import MOST
@@ -147,7 +147,7 @@ class TooLarge(MeasuredEngine):
 
     asked = 0
 
-    def _create_memory(self, slots: int) -> Slots:
+    def _create_memory(self, slots: int) -> EngineMemory:
         if slots == 1:
             return super()._create_memory(slots)
         self.asked += 1

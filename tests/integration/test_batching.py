@@ -4,14 +4,16 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
 import pytest
 
+from services.inferer.engine import batching as batching_module
 from services.inferer.engine import context
 from services.inferer.engine.batching import MOST_SEPARATE, separate_is_faster
-from services.inferer.engine.context import DECODED, Context, ContextOptions, Slots
+from services.inferer.engine.context import DECODED, Context, ContextOptions, EngineMemory
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
@@ -218,7 +220,7 @@ def test_contexts_have_equal_shares_of_the_threads(
     ],
 )
 def test_the_setting_decides(
-    model: Model, batching: Batching, slots: int, memory: type[Slots]
+    model: Model, batching: Batching, slots: int, memory: type[EngineMemory]
 ) -> None:
     engine = Engine(model, slots=slots, n_ctx=256, n_batch=32, threads=2, batching=batching)
     assert type(engine._memory) is memory
@@ -226,7 +228,9 @@ def test_the_setting_decides(
 
 
 @pytest.mark.parametrize(("is_faster", "memory"), [(True, SeparateContexts), (False, Context)])
-def test_what_was_measured_decides(model: Model, is_faster: bool, memory: type[Slots]) -> None:
+def test_what_was_measured_decides(
+    model: Model, is_faster: bool, memory: type[EngineMemory]
+) -> None:
     """It is not measured again; with very many slots it does not matter."""
     engine = Engine(model, slots=1, n_ctx=256, n_batch=32, threads=2, batching="auto")
     engine._separate_is_faster = is_faster
@@ -258,10 +262,19 @@ def test_it_is_measured_at_the_start_if_several_slots_are_expected(
 
 
 @pytest.mark.parametrize("slots", [2, 4, MOST_SEPARATE])
-def test_both_ways_are_measured(model: Model, pools: ThreadPools, slots: int) -> None:
+def test_both_ways_are_measured(
+    model: Model, pools: ThreadPools, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever is faster here: both can be measured, and leave nothing behind."""
+    logged: list[str] = []
+
+    def note(event: str, **_: object) -> None:
+        logged.append(event)
+
+    monkeypatch.setattr(batching_module, "log", SimpleNamespace(info=note, warning=note))
     before = helpers()
-    assert separate_is_faster(model, slots, OPTIONS, pools) in (True, False)
+    separate_is_faster(model, slots, OPTIONS, pools)
+    assert logged == ["batching_measured"]
     eventually(lambda: helpers() == before or None, "the helpers end")
 
 

@@ -1,6 +1,6 @@
 """Jobs that fail in llama.cpp itself: the engine's context is smaller than the engine believes."""
 
-from services.inferer.engine.context import Slots
+from services.inferer.engine.context import EngineMemory
 from services.inferer.engine.engine import Engine
 from shared.wire.requests import InferenceRequest
 
@@ -13,6 +13,6 @@ TOO_LONG = InferenceRequest(
 class CrampedEngine(Engine):
     """Replies up to 256 tokens; at the next one llama.cpp's decode finds no room, and says so."""
 
-    def _create_memory(self, slots: int) -> Slots:
+    def _create_memory(self, slots: int) -> EngineMemory:
         self._options = self._options._replace(n_ctx=ROOM)
         return super()._create_memory(slots)

@@ -93,11 +93,14 @@ def seconds_of(batch: list[Chunk[Work]], token_s: float = 0.003) -> float:
 
 
 def compute(
-    scheduler: Scheduler[Work], scale: float = 1.0, token_s: float = 0.003
+    scheduler: Scheduler[Work],
+    scale: float = 1.0,
+    token_s: float = 0.003,
+    most_prompts: int | None = None,
 ) -> list[Chunk[Work]]:
     """The engine's step without the model; ``scale`` is by how much the model is slower."""
     admit(scheduler)
-    batch = scheduler.next_batch()
+    batch = scheduler.next_batch(most_prompts)
     for work, size, *_ in batch:
         work.computed += work.tokens[work.position :][:size]
     for chunk in scheduler.complete(batch, scale * seconds_of(batch, token_s)):
@@ -252,12 +255,11 @@ def test_prompts_that_come_together_are_computed_at_once() -> None:
 def test_only_so_many_prompts_are_in_a_batch() -> None:
     """Those that are due first; the others come next."""
     scheduler: Scheduler[Work] = Scheduler(4, batch_tokens=100)
-    scheduler.prompts_at_once = 2
     works = [Work(9) for _ in range(4)]
     for work in works:
         scheduler.add(work)
-    assert sizes(compute(scheduler)) == dict.fromkeys(works[:2], 9)
-    assert sizes(compute(scheduler)) == dict.fromkeys(works[2:], 9)
+    assert sizes(compute(scheduler, most_prompts=2)) == dict.fromkeys(works[:2], 9)
+    assert sizes(compute(scheduler, most_prompts=2)) == dict.fromkeys(works[2:], 9)
 
 
 def test_on_a_large_model_a_prompt_holds_a_stream_up_for_one_step_more() -> None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from math import inf
 from statistics import geometric_mean
 
-from services.inferer.engine.context import DECODED, Context, ContextOptions, Slots
+from services.inferer.engine.context import DECODED, Context, ContextOptions, EngineMemory
 from services.inferer.engine.model import Model
 from services.inferer.engine.scheduler import Chunk
 from services.inferer.engine.separate_contexts import SeparateContexts
@@ -25,7 +25,7 @@ GAIN = 1.1
 """How many times as fast separate contexts must be: they take more memory, and with long contexts
 or many jobs a batch may be better although it is not with a few tokens."""
 MOST_SEPARATE = 8
-"""Slots. With more there is one context, whatever was measured with fewer."""
+"""EngineMemory. With more there is one context, whatever was measured with fewer."""
 
 log = logger()
 
@@ -54,7 +54,9 @@ def separate_is_faster(
     return is_faster
 
 
-def _gain(together: Slots, separate: Slots, sequences: int, pools: ThreadPools) -> float:
+def _gain(
+    together: EngineMemory, separate: EngineMemory, sequences: int, pools: ThreadPools
+) -> float:
     """How many times as fast ``separate`` computes a token of each of so many sequences."""
     fastest = {together: inf, separate: inf}
     enough_at = time.perf_counter() + TIME_LIMIT_S
@@ -70,7 +72,7 @@ def _gain(together: Slots, separate: Slots, sequences: int, pools: ThreadPools) 
     return fastest[together] / fastest[separate]
 
 
-def _step_s(memory: Slots, sequences: int) -> float:
+def _step_s(memory: EngineMemory, sequences: int) -> float:
     batch = []
     for slot in range(sequences):
         sequence = Sequence()

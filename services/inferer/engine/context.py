@@ -85,7 +85,7 @@ class _State:
         return len(self.data)
 
 
-class Slots(Memory):
+class EngineMemory(Memory):
     """Memory for sequences, each in a slot of its own, and how they are computed. It is native
     memory: close it."""
 
@@ -119,13 +119,13 @@ class Slots(Memory):
         if self.state_bytes(source) and self.take_over(self, source, target):
             self.truncate(target, length)
 
-    def take_over(self, other: "Slots", source: int, target: int) -> bool:
+    def take_over(self, other: "EngineMemory", source: int, target: int) -> bool:
         """Copy what ``source`` has in ``other`` to ``target``; False if llama.cpp cannot."""
         state = other.save(source)
         return state is not None and self.load(target, state)
 
 
-class Context(Slots):
+class Context(EngineMemory):
     """One context for ``slots`` sequences, which share its batches."""
 
     prompts_at_once = None

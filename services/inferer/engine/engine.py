@@ -20,7 +20,7 @@ from services.inferer.engine.context import (
     SET,
     Context,
     ContextOptions,
-    Slots,
+    EngineMemory,
     decode_error,
 )
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -132,7 +132,6 @@ class Engine:
         if self._pools is not None and max(slots, expected_slots) > 1:
             self._is_separate(slots, self._pools)
         self._memory = self._create_memory(slots)
-        self._scheduler.prompts_at_once = self._memory.prompts_at_once
         self._cache = PromptCache(self._memory, cache_bytes)
         self._failed_move: tuple[GenerationSequence, int] | None = None
         """The last one that failed; it is not tried again while the scheduler proposes it."""
@@ -316,7 +315,7 @@ class Engine:
         """Schedule a batch, compute it, and hand its outputs over."""
         self._admit()
         self._close_gaps()
-        batch = self._scheduler.next_batch()
+        batch = self._scheduler.next_batch(self._memory.prompts_at_once)
         if not batch:
             return
         started = time.perf_counter()
@@ -479,9 +478,8 @@ class Engine:
             raise
         self._memory.close()
         self._memory = self._cache.memory = larger
-        self._scheduler.prompts_at_once = larger.prompts_at_once
 
-    def _create_memory(self, slots: int) -> Slots:
+    def _create_memory(self, slots: int) -> EngineMemory:
         if slots > 1 and self._pools is not None and self._is_separate(slots, self._pools):
             try:
                 return SeparateContexts(

@@ -111,8 +111,6 @@ class Scheduler(Generic[S]):
         self._slots = slots
         self.free_slots = list(range(slots))
         """To be read only."""
-        self.prompts_at_once: int | None = None
-        """The most prompts in a batch. With more, the first outputs come as late as the last."""
         self.step_times = StepTimes()
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
@@ -197,9 +195,10 @@ class Scheduler(Generic[S]):
         self.free_slots.append(sequence.slot)
         sequence.slot = slot
 
-    def next_batch(self) -> list[Chunk[S]]:
+    def next_batch(self, most_prompts: int | None = None) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
-        computed, or `next_batch` again if nothing of it was."""
+        computed, or `next_batch` again if nothing of it was. ``most_prompts``: where no more are
+        computed at the same time, the outputs of the first would wait for the others."""
         batch: list[Chunk[S]] = []
         generating: list[S] = []
         prompts: list[S] = []
@@ -225,7 +224,7 @@ class Scheduler(Generic[S]):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
             rows += 1 + count
         first, end = rows, rows + share
-        for sequence in prompts[: self.prompts_at_once]:
+        for sequence in prompts[:most_prompts]:
             left = end - rows
             if not left:
                 break

@@ -13,7 +13,7 @@ from services.inferer.engine.context import (
     DECODED,
     Context,
     ContextOptions,
-    Slots,
+    EngineMemory,
     require_memory,
 )
 from services.inferer.engine.model import Model
@@ -28,7 +28,7 @@ MOST_IDLE = 1.2
 side by side. If longer, each gets all threads: to divide them gains about as much."""
 
 
-class SeparateContexts(Slots):
+class SeparateContexts(EngineMemory):
     """``slots`` contexts with one slot each."""
 
     must_be_adjacent = False

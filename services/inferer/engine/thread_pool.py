@@ -74,7 +74,7 @@ class ThreadPools:
     def for_slots(self, slots: Sequence[int]) -> list[ThreadPool]:
         """A pool for the context of each of ``slots``, which compute at the same time: all threads
         for one, an equal share for each of several. With more contexts than threads, each share is
-        one thread, and so many contexts as there are threads may compute at the same time. The
+        one thread, and as many contexts as there are threads may compute at the same time. The
         threads of other pools sleep from now on, so that they do not keep the cores busy.
 
         No pool is shared but that of all threads: a context that begins to use another pool has
