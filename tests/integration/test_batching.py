@@ -64,7 +64,7 @@ def chunk(slot: int, size: int, position: int = 0) -> Chunk[Sequence]:
 
 @pytest.mark.parametrize(
     "sizes",
-    [[1], [1, 1], [1, 1, 1], [9, 9, 9], [30, 2], [20, 1, 1]],
+    [[1], [1, 1], [9, 9], [30, 2], [20, 1, 1], [9, 9, 1]],
     ids=lambda sizes: "-".join(map(str, sizes)),
 )
 def test_each_slot_has_the_outputs_of_its_own_sequence(
@@ -94,11 +94,9 @@ def test_each_slot_has_the_outputs_of_its_own_sequence(
         ([9, 9], 2, True),
         ([10, 9], 2, True),
         ([30, 2], 2, False),
-        ([9, 9, 9], 2, False),
-        ([9, 9, 9, 9], 2, True),
-        ([20, 10, 10], 2, True),
         ([9, 9], 3, False),
-        ([9, 9, 9, 9], 3, False),
+        ([9, 9, 9], 3, True),
+        ([9, 9, 9, 2], 4, False),
         ([9, 9], 8, True),
         ([9, 9, 9], 8, False),
     ],
@@ -142,7 +140,7 @@ def test_contexts_are_computed_with_others_each_time(model: Model) -> None:
     pools.close()
 
 
-@pytest.mark.parametrize("sizes", [[1, 1], [5], [5, 5], [20, 1]])
+@pytest.mark.parametrize("sizes", [[1], [5], [5, 5], [20, 1]])
 def test_a_failure_is_one_of_the_batch(separate: SeparateContexts, sizes: list[int]) -> None:
     """Whichever thread it happens on, and whatever is computed after it: the last slot has no room
     for the token."""
@@ -166,11 +164,11 @@ def test_an_exception_beside_reaches_the_caller(separate: SeparateContexts) -> N
     broken.compute = compute  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(MemoryError):
-            separate.decode([chunk(slot, 1) for slot in range(3)])
+            separate.decode([chunk(slot, 1) for slot in range(2)])
     del broken.compute
-    for slot in range(3):
+    for slot in range(2):
         separate.truncate(slot, 0)
-    assert separate.decode([chunk(slot, 1) for slot in range(3)]) == DECODED
+    assert separate.decode([chunk(slot, 1) for slot in range(2)]) == DECODED
 
 
 def helpers() -> int:
@@ -192,8 +190,7 @@ def test_helpers_end_with_their_contexts(model: Model, pools: ThreadPools) -> No
         (8, [0, 1], [4, 4]),
         (5, [3, 1], [2, 2]),
         (5, [0, 1, 2], [1, 1, 1]),
-        (2, [0, 1, 2], [1, 1, 1]),
-        (1, [0, 1], [1, 1]),
+        (2, [2, 0], [1, 1]),
     ],
 )
 def test_contexts_have_equal_shares_of_the_threads(

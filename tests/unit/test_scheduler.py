@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -96,11 +97,11 @@ def compute(
     scheduler: Scheduler[Work],
     scale: float = 1.0,
     token_s: float = 0.003,
-    most_prompts: int | None = None,
+    at_once: int | None = None,
 ) -> list[Chunk[Work]]:
     """The engine's step without the model; ``scale`` is by how much the model is slower."""
     admit(scheduler)
-    batch = scheduler.next_batch(most_prompts)
+    batch = scheduler.next_batch(at_once)
     for work, size, *_ in batch:
         work.computed += work.tokens[work.position :][:size]
     for chunk in scheduler.complete(batch, scale * seconds_of(batch, token_s)):
@@ -258,8 +259,37 @@ def test_only_so_many_prompts_are_in_a_batch() -> None:
     works = [Work(9) for _ in range(4)]
     for work in works:
         scheduler.add(work)
-    assert sizes(compute(scheduler, most_prompts=2)) == dict.fromkeys(works[:2], 9)
-    assert sizes(compute(scheduler, most_prompts=2)) == dict.fromkeys(works[2:], 9)
+    assert sizes(compute(scheduler, at_once=2)) == dict.fromkeys(works[:2], 9)
+    assert sizes(compute(scheduler, at_once=2)) == dict.fromkeys(works[2:], 9)
+
+
+@pytest.mark.parametrize("running", [2, 3, 4, 5])
+def test_sequences_take_turns_where_not_all_are_computed_at_once(running: int) -> None:
+    scheduler = scheduler_of([], running)
+    works = [Work(1, 100) for _ in range(running)]
+    for work in works:
+        scheduler.add(work)
+    for _ in range(40):
+        assert len(compute(scheduler, at_once=2)) <= 2
+    tokens = [len(work.tokens) for work in works]
+    assert max(tokens) - min(tokens) <= 1
+
+
+def test_the_time_of_a_step_counts_the_turns_of_all() -> None:
+    """With three sequences, of which two are computed at once, one token of each takes one and a
+    half batches. So does what each of them is delayed."""
+    scheduler = measured_alone(3)
+    works = [Work(1, 100) for _ in range(3)]
+    for work in works:
+        scheduler.add(work)
+    for _ in range(30):
+        compute(scheduler, at_once=2)
+    alone_s, both_s = 0.009, 0.012
+    assert scheduler.step_times.estimate(3) == pytest.approx(1.5 * both_s)
+    batches = 30
+    for work in works:
+        alone = (len(work.tokens) - 1) * alone_s
+        assert work.delay_s == pytest.approx(batches * both_s - alone, rel=0.1)
 
 
 def test_on_a_large_model_a_prompt_holds_a_stream_up_for_one_step_more() -> None:

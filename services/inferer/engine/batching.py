@@ -73,8 +73,10 @@ def _gain(
 
 
 def _step_s(memory: EngineMemory, sequences: int) -> float:
+    """Seconds for a token of each sequence."""
     batch = []
-    for slot in range(sequences):
+    at_once = min(sequences, memory.at_once or sequences)
+    for slot in range(at_once):
         sequence = Sequence()
         sequence.slot, sequence.position = slot, memory.length(slot)
         sequence.tokens = [0] * (sequence.position + 1)
@@ -82,4 +84,4 @@ def _step_s(memory: EngineMemory, sequences: int) -> float:
     started = time.perf_counter()
     if memory.decode(batch) != DECODED:
         raise ModelError("llama.cpp could not compute a token of each slot")
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) * sequences / at_once

@@ -91,8 +91,8 @@ class EngineMemory(Memory):
 
     can_undo: bool
     """Whether the last batch can be removed again: all of it after an abort, or wrong drafts."""
-    prompts_at_once: int | None
-    """How many prompts are computed at the same time; None if all of a batch are."""
+    at_once: int | None
+    """How many sequences are computed at the same time; None if all of a batch are."""
     must_be_adjacent: bool
     """Whether sequences are computed together only if their slots are adjacent."""
 
@@ -128,7 +128,7 @@ class EngineMemory(Memory):
 class Context(EngineMemory):
     """One context for ``slots`` sequences, which share its batches."""
 
-    prompts_at_once = None
+    at_once = None
     must_be_adjacent = True
 
     def __init__(

@@ -315,7 +315,7 @@ class Engine:
         """Schedule a batch, compute it, and hand its outputs over."""
         self._admit()
         self._close_gaps()
-        batch = self._scheduler.next_batch(self._memory.prompts_at_once)
+        batch = self._scheduler.next_batch(self._memory.at_once)
         if not batch:
             return
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from math import inf
 from operator import attrgetter
 from statistics import median
 from typing import Generic, NamedTuple, TypeVar
@@ -101,7 +102,8 @@ class Scheduler(Generic[S]):
     checks drafts of sequences that generate, where that pays (`Speculation`). A few such batches a
     minute have one sequence only, to measure how long it takes alone: everything else is compared
     with that. All sequences of a batch have the same adapter; where several are in use, they take
-    turns (`TURN_S`). Not thread-safe: the compute thread owns it.
+    turns (`TURN_S`). So do sequences that generate, if there are more than a batch may have. Not
+    thread-safe: the compute thread owns it.
     """
 
     def __init__(
@@ -126,9 +128,12 @@ class Scheduler(Generic[S]):
         """Whether the current batch has one sequence of several, to measure how long it takes."""
         self._batches_together = 0
         """Since the last one like that."""
+        self._generating = 0
+        """How many sequences generate, whether in the current batch or in one of the next, for a
+        token of each. 1 if one is alone."""
         self._generated = 0
-        """How many sequences generated in the last batch, if it had no prompts. The first step of
-        another number is slow: a job has just ended, and the next one is being prepared."""
+        """How many did in the last batch, if it had no prompts. The first step of another number is
+        slow: a job has just ended, and the next one is being prepared."""
 
     @property
     def is_idle(self) -> bool:
@@ -195,16 +200,17 @@ class Scheduler(Generic[S]):
         self.free_slots.append(sequence.slot)
         sequence.slot = slot
 
-    def next_batch(self, most_prompts: int | None = None) -> list[Chunk[S]]:
+    def next_batch(self, at_once: int | None = None) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
-        computed, or `next_batch` again if nothing of it was. ``most_prompts``: where no more are
-        computed at the same time, the outputs of the first would wait for the others."""
+        computed, or `next_batch` again if nothing of it was. ``at_once``: no more sequences are
+        computed at the same time, so that the outputs of the first would wait for the others. The
+        batch has at most so many that generate, and at most so many prompts."""
         batch: list[Chunk[S]] = []
-        generating: list[S] = []
-        prompts: list[S] = []
-        for sequence in sorted(self._in_turn(), key=_due):
-            (generating if sequence.remaining == 1 else prompts).append(sequence)
-        del generating[self._batch_tokens :]
+        in_turn = self._in_turn()
+        prompts = sorted((one for one in in_turn if one.remaining > 1), key=_due)
+        generating = [one for one in in_turn if one.remaining == 1]
+        self._generating = len(generating)
+        del generating[min(at_once or self._batch_tokens, self._batch_tokens) :]
         room = self._batch_tokens - len(generating)
         share = 0
         if prompts:
@@ -216,7 +222,7 @@ class Scheduler(Generic[S]):
             and self.step_times.is_due(1)
         )
         if self._is_alone:
-            generating = generating[:1]
+            generating, self._generating = generating[:1], 1
         room_for_drafts = 0 if share or self._is_alone else room
         drafts = self._speculation.counts(generating, room_for_drafts)
         rows = 0
@@ -224,7 +230,7 @@ class Scheduler(Generic[S]):
             batch.append(Chunk(sequence, 1, True, sequence.draft[:count]))
             rows += 1 + count
         first, end = rows, rows + share
-        for sequence in prompts[:most_prompts]:
+        for sequence in prompts[:at_once]:
             left = end - rows
             if not left:
                 break
@@ -255,38 +261,44 @@ class Scheduler(Generic[S]):
         """Note that ``batch`` was computed, in ``seconds``. Returns the chunks with an output: each
         of their sequences needs another token, or must be removed, before the next batch. The
         ``position`` of a sequence does not include its draft."""
-        generating = prompt_tokens = drafts = 0
+        generated: list[S] = []
+        prompt_tokens = drafts = 0
         for sequence, size, _, draft in batch:
             if sequence.remaining == 1:
-                generating += 1
+                generated.append(sequence)
                 drafts += len(draft)
             else:
                 prompt_tokens += size
         self._batches_together = 0 if self._is_alone else self._batches_together + 1
         if not self._is_alone:
-            self._share.observe(generating, prompt_tokens, seconds, has_drafts=drafts > 0)
-        if not prompt_tokens:
-            self._speculation.observe(generating, drafts, seconds)
-            if not drafts and (self._is_alone or generating == self._generated):
-                self.step_times.observe(generating, seconds)
-        self._generated = 0 if prompt_tokens else generating
+            self._share.observe(len(generated), prompt_tokens, seconds, has_drafts=drafts > 0)
+        if generated and not prompt_tokens:
+            self._speculation.observe(len(generated), drafts, seconds)
+            if not drafts and (self._is_alone or self._generating == self._generated):
+                round_s = seconds * self._generating / len(generated)
+                self.step_times.observe(self._generating, round_s)
+        self._generated = 0 if prompt_tokens else self._generating
         self._turn_s += seconds
         if len(self._running) > 1:
-            self._add_delays(batch, generating, prompt_tokens, seconds)
+            self._add_delays(batch, len(generated), prompt_tokens, seconds)
+        if self._is_alone or len(generated) < self._generating:
+            self._running = [one for one in self._running if one not in generated] + generated
         self._clock += prompt_tokens
         for sequence, size, _, _ in batch:
             sequence.position += size
         return [chunk for chunk in batch if chunk.has_output]
 
     def _add_delays(
-        self, batch: list[Chunk[S]], generating: int, prompt_tokens: int, seconds: float
+        self, batch: list[Chunk[S]], generated: int, prompt_tokens: int, seconds: float
     ) -> None:
         """Note how much longer each sequence has taken than it would have taken alone."""
-        prompts_s = 0.0
-        if prompt_tokens:
-            generating_s = self.step_times.estimate(generating) if generating else 0.0
-            prompts_s = seconds - min(generating_s, seconds)
-        alone_s = (seconds - prompts_s) / self.step_times.slowdown(max(generating, 1))
+        generating_s = alone_s = 0.0
+        if generated:
+            part = generated / self._generating
+            round_s = self.step_times.estimate(self._generating) if prompt_tokens else inf
+            generating_s = min(part * round_s, seconds)
+            alone_s = generating_s / part / self.step_times.slowdown(self._generating)
+        prompts_s = seconds - generating_s
         for sequence in self._running:
             sequence.delay_s += seconds
         for sequence, size, _, _ in batch:

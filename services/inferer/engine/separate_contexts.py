@@ -29,7 +29,8 @@ side by side. If longer, each gets all threads: to divide them gains about as mu
 
 
 class SeparateContexts(EngineMemory):
-    """``slots`` contexts with one slot each."""
+    """``slots`` contexts with one slot each. A batch has at most `at_once` sequences that generate,
+    and as many prompts."""
 
     must_be_adjacent = False
 
@@ -44,7 +45,7 @@ class SeparateContexts(EngineMemory):
         """See `Context`. The threads of ``pools`` are divided among the contexts that compute."""
         require_memory(model, slots, options, are_separate=True)
         self._pools = pools
-        self.prompts_at_once = pools.threads
+        self.at_once = pools.threads
         self._helpers = _Helpers(min(slots, pools.threads) - 1)
         self._contexts: list[Context] = []
         try:
@@ -79,18 +80,11 @@ class SeparateContexts(EngineMemory):
         """Compute all of them at the same time. The first status that is not `DECODED`, if any."""
         if not chunks:
             return DECODED
-        slots = [chunk.sequence.slot for chunk in sorted(chunks, key=_rows, reverse=True)]
+        slots = [chunk.sequence.slot for chunk in chunks]
         contexts = [self._contexts[slot] for slot in slots]
         for context, pool in zip(contexts, self._pools.for_slots(slots), strict=True):
             context.use(pool)
-        waiting = iter(contexts)  # each thread takes the next
-        statuses: list[int] = []
-
-        def compute() -> None:
-            for context in waiting:
-                statuses.append(context.compute())
-
-        self._helpers.run(compute, min(len(slots), self._pools.threads))
+        statuses = self._helpers.run([context.compute for context in contexts])
         return next((status for status in statuses if status != DECODED), DECODED)
 
     def output(self, slot: int) -> tuple[object, int]:
@@ -122,23 +116,19 @@ class SeparateContexts(EngineMemory):
 
 def keeps_threads_busy(sizes: Collection[int], threads: int) -> bool:
     """Whether all ``threads`` would have something to do until the end, or nearly, if prompts of
-    these ``sizes`` were computed side by side."""
-    parts = min(len(sizes), threads)
-    if parts < 2:
+    these ``sizes``, at most as many, were computed side by side."""
+    if len(sizes) < 2:
         return False
-    loads = [0] * parts
-    for size in sorted(sizes, reverse=True):
-        loads[loads.index(min(loads))] += size
-    threads_of_each = threads // parts
-    return max(loads) * threads <= MOST_IDLE * sum(sizes) * threads_of_each
+    threads_of_each = threads // len(sizes)
+    return max(sizes) * threads <= MOST_IDLE * sum(sizes) * threads_of_each
 
 
 class _Helpers:
     """Threads that work beside the calling one."""
 
     def __init__(self, count: int) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._work: SimpleQueue[Callable[[], int] | None] = SimpleQueue()
+        self._ended: SimpleQueue[int | BaseException] = SimpleQueue()
         self._threads = [
             # A daemon: a call of llama.cpp that never returns must not keep the process alive.
             threading.Thread(target=self._run, name="compute helper", daemon=True)
@@ -147,18 +137,20 @@ class _Helpers:
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Callable[[], None], times: int) -> None:
-        """Call ``work`` so many ``times`` at the same time, once on this thread; return when all
-        calls have. Raises what one of them raised."""
-        for _ in range(times - 1):
+    def run(self, works: list[Callable[[], int]]) -> list[int]:
+        """Call all ``works`` at the same time, the first on this thread; return what they returned,
+        in any order, once all have. Raises what one of them raised."""
+        for work in works[1:]:
             self._work.put(work)
         try:
-            work()
+            results = [works[0]()]
         finally:
-            errors = [self._ended.get() for _ in range(times - 1)]
-        for error in errors:
-            if error is not None:
-                raise error
+            ended = [self._ended.get() for _ in works[1:]]
+        for result in ended:
+            if isinstance(result, BaseException):
+                raise result
+            results.append(result)
+        return results
 
     def close(self) -> None:
         for _ in self._threads:
@@ -166,13 +158,7 @@ class _Helpers:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            error: BaseException | None = None
             try:
-                work()
-            except BaseException as raised:
-                error = raised
-            self._ended.put(error)
-
-
-def _rows(chunk: Chunk[Sequence]) -> int:
-    return chunk.size + len(chunk.draft)
+                self._ended.put(work())
+            except BaseException as error:
+                self._ended.put(error)

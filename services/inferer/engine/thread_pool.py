@@ -73,8 +73,7 @@ class ThreadPools:
 
     def for_slots(self, slots: Sequence[int]) -> list[ThreadPool]:
         """A pool for the context of each of ``slots``, which compute at the same time: all threads
-        for one, an equal share for each of several. With more contexts than threads, each share is
-        one thread, and as many contexts as there are threads may compute at the same time. The
+        for one, an equal share for each of several, at most as many as there are threads. The
         threads of other pools sleep from now on, so that they do not keep the cores busy.
 
         No pool is shared but that of all threads: a context that begins to use another pool has
@@ -84,7 +83,8 @@ class ThreadPools:
         if len(slots) == 1:
             pools = [self.all]
         else:
-            size = max(self.threads // len(slots), 1)
+            assert len(slots) <= self.threads
+            size = self.threads // len(slots)
             pools = [self._of(slot, size) for slot in slots]
         for pool in self._in_use:
             if pool not in pools:
