@@ -22,14 +22,14 @@ MAX_BATCHES = 2000
 
 
 class Work(Sequence):
-    """A prompt, and an answer of so many tokens; each token is its own position. ``guesses`` says
-    which tokens of each draft are right."""
+    """A prompt, and an answer of so many tokens; each token is its own position. ``right_guesses``
+    says which tokens of each draft are right."""
 
     def __init__(
         self,
         prompt_tokens: int,
         answer_tokens: int = 1,
-        guesses: tuple[bool, ...] = (),
+        right_guesses: tuple[bool, ...] = (),
         adapter: str = "",
     ) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class Work(Sequence):
         """Tokens that are computed: the last one of an answer is not."""
         self.tokens += range(prompt_tokens)
         self.computed: list[int] = []
-        self.guesses = guesses
-        self.acceptance = 0.9
+        self.right_guesses = right_guesses
+        self.streak = 20
 
     @property
     def is_generating(self) -> bool:
@@ -59,7 +59,7 @@ class Work(Sequence):
             self.position += 1
         self.draft = [
             position if is_right else WRONG
-            for position, is_right in enumerate(self.guesses, len(self.tokens))
+            for position, is_right in enumerate(self.right_guesses, len(self.tokens))
         ]
 
 
@@ -520,7 +520,7 @@ class Scheduling(RuleBasedStateMachine):
         prompt_tokens=some.integers(1, 5 * BATCH_TOKENS),
         answer_tokens=some.integers(1, 12),
         count=some.integers(1, 3),
-        guesses=some.lists(some.booleans(), max_size=2 * MAX_DRAFTS).map(tuple),
+        right_guesses=some.lists(some.booleans(), max_size=2 * MAX_DRAFTS).map(tuple),
         adapter=some.sampled_from(("", "", "a", "b")),
     )
     def arrive(
@@ -528,11 +528,11 @@ class Scheduling(RuleBasedStateMachine):
         prompt_tokens: int,
         answer_tokens: int,
         count: int,
-        guesses: tuple[bool, ...] = (),
+        right_guesses: tuple[bool, ...] = (),
         adapter: str = "",
     ) -> None:
         for _ in range(count):
-            work = Work(prompt_tokens, answer_tokens, guesses, adapter)
+            work = Work(prompt_tokens, answer_tokens, right_guesses, adapter)
             self.unfinished.append(work)
             self.scheduler.add(work)
 

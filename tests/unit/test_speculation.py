@@ -1,4 +1,5 @@
-"""How many drafts a batch checks: what follows from the measured times and acceptance alone."""
+"""How many drafts a batch checks: what follows from the measured times and the guesses so far
+alone."""
 
 from collections.abc import Callable
 
@@ -10,17 +11,29 @@ from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import (
     FORGET_AFTER,
     LEAST_STEPS,
+    LONGEST_STREAK,
     MAX_DRAFTS,
     MIN_GAIN,
+    RECENT_GUESSES,
     Speculation,
+    Streaks,
 )
 
 
-def guessing(acceptance: float, drafts: int = MAX_DRAFTS) -> Sequence:
+def guessing(streak: int, drafts: int = MAX_DRAFTS) -> Sequence:
     sequence = Sequence()
-    sequence.acceptance = acceptance
+    sequence.streak = streak
     sequence.draft = list(range(drafts))
     return sequence
+
+
+def experienced(right: float) -> Speculation:
+    """One that has seen that such a part of the guesses are right, whatever the streak."""
+    speculation = Speculation()
+    for streak in range(LONGEST_STREAK + 1):
+        for number in range(1000):
+            speculation.streaks.learn(streak, int((number + 1) * right) > int(number * right))
+    return speculation
 
 
 def run(
@@ -37,25 +50,25 @@ def run(
     return counts
 
 
-def best(acceptance: float, cost: Callable[[int], float]) -> int:
+def best(right: float, cost: Callable[[int], float]) -> int:
     """The number of drafts that gives most tokens per second, of one sequence."""
 
     def speed(count: int) -> float:
-        return sum(acceptance**number for number in range(count + 1)) / cost(count)
+        return sum(right**number for number in range(count + 1)) / cost(count)
 
     found = max(range(MAX_DRAFTS + 1), key=speed)
     return found if speed(found) > MIN_GAIN * speed(0) else 0
 
 
-@pytest.mark.parametrize("acceptance", [0.0, 0.1, 0.5, 0.8, 0.95, 1.0])
-@pytest.mark.parametrize("row", [0.01, 0.27, 0.65, 1.0])
-def test_the_fastest_number_of_drafts_is_found(acceptance: float, row: float) -> None:
+@pytest.mark.parametrize("right", [0.0, 0.3, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("row", [0.01, 0.29, 0.65, 1.0])
+def test_the_fastest_number_of_drafts_is_found(right: float, row: float) -> None:
     """``row``: how much longer a step takes for each draft, with a step without any as the unit."""
 
     def cost(count: int) -> float:
         return 0.008 * (1 + row * count)
 
-    assert run(Speculation(), [guessing(acceptance)], cost) == [best(acceptance, cost)]
+    assert run(experienced(right), [guessing(0)], cost) == [best(right, cost)]
 
 
 def test_steps_that_do_not_grow_evenly() -> None:
@@ -64,11 +77,11 @@ def test_steps_that_do_not_grow_evenly() -> None:
     def cost(count: int) -> float:
         return (1.0, 1.8, 2.6, 1.3, 2.1, 2.9, 3.7, 2.6)[count]
 
-    assert run(Speculation(), [guessing(0.9)], cost) == [best(0.9, cost)] == [3]
+    assert run(experienced(0.9), [guessing(0)], cost) == [best(0.9, cost)] == [3]
 
 
 def test_where_drafts_do_not_pay_few_are_tried() -> None:
-    speculation, sequence = Speculation(), guessing(0.5)
+    speculation, sequence = experienced(0.5), guessing(0)
     tried = 0
     for _ in range(FORGET_AFTER - 1):
         (count,) = speculation.counts([sequence], room=100)
@@ -79,13 +92,13 @@ def test_where_drafts_do_not_pay_few_are_tried() -> None:
 
 def test_a_measurement_is_forgotten_after_a_while() -> None:
     """The machine was busy when drafts were tried; now they pay."""
-    speculation, sequence = Speculation(), guessing(0.9)
+    speculation, sequence = experienced(0.9), guessing(0)
     assert run(speculation, [sequence], lambda count: 1.0 + count) == [0]
     assert run(speculation, [sequence], lambda count: 1.0, FORGET_AFTER) == [MAX_DRAFTS]
 
 
 def test_a_step_in_which_the_machine_slept_changes_nothing() -> None:
-    speculation, sequence = Speculation(), guessing(0.9)
+    speculation, sequence = experienced(0.9), guessing(0)
     before = run(speculation, [sequence], lambda count: 1.0 + 0.2 * count)
     speculation.observe(1, sum(before), 1000.0)
     speculation.observe(1, 0, 1000.0)
@@ -94,18 +107,41 @@ def test_a_step_in_which_the_machine_slept_changes_nothing() -> None:
 
 def test_others_are_not_slowed_down() -> None:
     """On a CPU a draft takes about as long as a token of another sequence; on a GPU nothing."""
-    sequences = [guessing(0.95), guessing(0.0)]
+    sequences = [guessing(100), guessing(0, drafts=0)]
     assert run(Speculation(), sequences, lambda count: 1.0 + 0.2 * count) == [0, 0]
     assert run(Speculation(), sequences, lambda count: 1.0 + 0.01 * count) == [MAX_DRAFTS, 0]
 
 
 def test_the_likeliest_drafts_are_checked() -> None:
-    sequences = [guessing(0.6), guessing(0.9), guessing(0.9, drafts=2)]
-    assert run(Speculation(), sequences, lambda count: 1.0) == [1, 4, 2]
+    sequences = [guessing(0), guessing(20), guessing(20, drafts=2)]
+    assert run(Speculation(), sequences, lambda count: 1.0) == [0, 5, 2]
+
+
+@pytest.mark.parametrize("streak", [0, 1, 7, LONGEST_STREAK, LONGEST_STREAK + 1, 1000])
+def test_how_often_guesses_are_right_is_learned(streak: int) -> None:
+    """For each streak by itself; what was seen lately counts."""
+    streaks = Streaks()
+    assumed = streaks.chance(streak)
+    counted = min(streak, LONGEST_STREAK)
+    assert assumed == pytest.approx((counted + 1) / (counted + 2))
+    for is_right, expected in ((False, 0.0), (True, 1.0)):
+        for _ in range(5 * RECENT_GUESSES):
+            streaks.learn(streak, is_right)
+        assert streaks.chance(streak) == pytest.approx(expected, abs=0.1)
+        assert streaks.chance(counted - 1 if counted else 1) != streaks.chance(streak)
+
+
+def test_guesses_count_whether_they_were_checked_or_not() -> None:
+    speculation, sequence = Speculation(), guessing(2)
+    before = speculation.streaks.chance(2)
+    sequence.guesses = [(2, False)]
+    assert speculation.counts([sequence], room=0) == [0]
+    assert speculation.streaks.chance(2) < before
+    assert not sequence.guesses
 
 
 @given(
-    some.lists(some.builds(guessing, some.floats(0, 1), some.integers(0, 9)), max_size=6),
+    some.lists(some.builds(guessing, some.integers(0, 99), some.integers(0, 9)), max_size=6),
     some.integers(0, 9),
     some.integers(1, 100),
 )

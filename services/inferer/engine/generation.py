@@ -15,9 +15,6 @@ from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Sequence
 from services.inferer.engine.speculation import MAX_DRAFTS
 
-ACCEPTANCE_RATE = 0.15
-"""How much the last guess counts. An answer starts and stops copying within a few tokens."""
-
 
 @dataclass(frozen=True)
 class Ending:
@@ -133,9 +130,11 @@ class GenerationSequence(Sequence):
             self.prompt_done = time.perf_counter()
             self._prompt_delay_s = self.delay_s
             self.on_phase(Phase.TOKENS)
+        is_right = False
         if self.draft:
             is_right = token == self.draft[0]
-            self.acceptance += ACCEPTANCE_RATE * (is_right - self.acceptance)
+            self.guesses.append((self.streak, is_right))
+        self.streak = self.streak + 1 if is_right else 0
         piece = model.piece(token)
         if piece is None or token in self._stop_tokens:
             self.last_token = None
@@ -171,7 +170,7 @@ class GenerationSequence(Sequence):
     def begin_next_choice(self) -> None:
         """Go back to the prompt, after an answer that is not the last."""
         self.choice += 1
-        self._choice_tokens = 0
+        self._choice_tokens = self.streak = 0
         del self.tokens[self.prompt_tokens :]
         self._detokenizer = Detokenizer(self._stop)
         if self.lookup is not None:

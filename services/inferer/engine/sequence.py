@@ -41,8 +41,10 @@ class Sequence:
         and the state there is worth keeping. 0 is nowhere."""
         self.draft: list[int] = []
         """Guesses of the tokens that follow. The next batch may check some of them."""
-        self.acceptance = 0.0
-        """How often a guess was right lately, between 0 and 1."""
+        self.streak = 0
+        """How many guesses in a row were right, up to the last token."""
+        self.guesses: list[tuple[int, bool]] = []
+        """Those since the last batch: the streak before each, and whether it was right."""
         self.owner = ""
         """What is in the context of one owner's sequences is not reused for another's."""
         self.adapter = ""

@@ -1,8 +1,8 @@
 """How many guessed tokens a batch checks: policy only, no runtime.
 
 A batch takes longer with guesses (drafts) in it, and gives more tokens if they are right. Both are
-measured: how often a sequence's guesses were right, whether they were checked by the batch or not,
-and how long the steps took.
+measured: how often guesses were right, whether they were checked by a batch or not, and how long
+the steps took.
 """
 
 from collections import defaultdict, deque
@@ -21,14 +21,46 @@ RECENT_STEPS = 5
 """Times are medians of so many."""
 LEAST_STEPS = 3
 """Fewer measurements are not trusted: the machine may have had other work."""
+LONGEST_STREAK = 31
+"""Longer ones count as this."""
+ASSUMED_GUESSES = 4
+"""How much the assumption counts beside the guesses that were seen."""
+RECENT_GUESSES = 128
+"""After each number of right ones in a row. Then all so far count half."""
 FORGET_AFTER = 4096
 """Steps. What was measured may no longer be true, and what does not pay is not measured again."""
+
+
+class Streaks:
+    """How often a guess is right after so many right ones in a row (a streak), in the answers of
+    all jobs: where an answer copies, it is likely to go on. Until that is known, it is assumed to
+    be as likely as the rule of succession says: after n right ones, (n + 1) / (n + 2)."""
+
+    def __init__(self) -> None:
+        self._seen = [0.0] * (LONGEST_STREAK + 1)
+        self._right = [0.0] * (LONGEST_STREAK + 1)
+
+    def learn(self, streak: int, is_right: bool) -> None:
+        """A guess after ``streak`` right ones in a row was right, or was not."""
+        streak = min(streak, LONGEST_STREAK)
+        self._seen[streak] += 1
+        self._right[streak] += is_right
+        if self._seen[streak] >= RECENT_GUESSES:
+            self._seen[streak] /= 2
+            self._right[streak] /= 2
+
+    def chance(self, streak: int) -> float:
+        """That the next guess is right."""
+        streak = min(streak, LONGEST_STREAK)
+        assumed = ASSUMED_GUESSES * (streak + 1) / (streak + 2)
+        return (self._right[streak] + assumed) / (self._seen[streak] + ASSUMED_GUESSES)
 
 
 class Speculation:
     """Not thread-safe: the scheduler owns it."""
 
     def __init__(self) -> None:
+        self.streaks = Streaks()
         self._plain_s: defaultdict[int, deque[float]] = defaultdict(_recent)
         """How long steps without drafts took, by their number of sequences."""
         self._costs: defaultdict[tuple[int, int], deque[float]] = defaultdict(_recent)
@@ -41,11 +73,15 @@ class Speculation:
         """How many drafts of each of ``sequences`` the next batch checks, at most ``room`` in all.
         All sequences generate, and nothing else is in the batch."""
         counts = [0] * len(sequences)
-        chances = [
-            (sequence.acceptance**number, index)
-            for index, sequence in enumerate(sequences)
-            for number in range(1, len(sequence.draft) + 1)
-        ]
+        chances: list[tuple[float, int]] = []
+        for index, sequence in enumerate(sequences):
+            for streak, is_right in sequence.guesses:
+                self.streaks.learn(streak, is_right)
+            sequence.guesses.clear()
+            chance = 1.0
+            for number in range(len(sequence.draft)):
+                chance *= self.streaks.chance(sequence.streak + number)
+                chances.append((chance, index))
         if not chances:
             return counts
         # The likeliest first: those of a sequence are in their order, as each one needs those
