@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from services.inferer.engine.scheduler import MAX_PAUSE_S, TOGETHER, TURN_S, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
-from services.inferer.engine.speculation import MAX_DRAFTS
+from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
 from tests.support.clocks import Clock
 
@@ -493,6 +493,18 @@ def test_drafts_are_checked_and_the_answer_is_the_same() -> None:
             steps += 1
         assert work.computed == list(range(work.length))
         assert (steps < 80) == (guesses[:1] == (True,))
+
+
+def test_the_last_guesses_of_an_answer_are_learned() -> None:
+    """They are wrong more often than others: what was copied goes on there."""
+    work, speculation = Work(1, 1), Speculation()
+    before = speculation.streaks.chance(2)
+    scheduler: Scheduler[Work] = Scheduler(1, BATCH_TOKENS, speculation)
+    scheduler.add(work)
+    admit(scheduler)
+    work.guesses = [(2, False)]
+    scheduler.remove(work)
+    assert speculation.streaks.chance(2) < before
 
 
 def test_prompts_and_drafts_are_not_in_one_batch() -> None:

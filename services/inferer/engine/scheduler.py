@@ -319,6 +319,7 @@ class Scheduler(Generic[S]):
             self.free_slots.append(sequence.slot)
         else:
             self._waiting.remove(sequence)
+        self._speculation.learn(sequence)
         sequence.state = State.FINISHED
 
     def grow(self, slots: int) -> None:

@@ -69,15 +69,19 @@ class Speculation:
         """The medians of those that were measured often enough."""
         self._steps = 0
 
+    def learn(self, sequence: Sequence) -> None:
+        """Count its latest guesses, whether they were checked or not."""
+        for streak, is_right in sequence.guesses:
+            self.streaks.learn(streak, is_right)
+        sequence.guesses.clear()
+
     def counts(self, sequences: Collection[Sequence], room: int) -> list[int]:
         """How many drafts of each of ``sequences`` the next batch checks, at most ``room`` in all.
         All sequences generate, and nothing else is in the batch."""
         counts = [0] * len(sequences)
         chances: list[tuple[float, int]] = []
         for index, sequence in enumerate(sequences):
-            for streak, is_right in sequence.guesses:
-                self.streaks.learn(streak, is_right)
-            sequence.guesses.clear()
+            self.learn(sequence)
             chance = 1.0
             for number in range(len(sequence.draft)):
                 chance *= self.streaks.chance(sequence.streak + number)
