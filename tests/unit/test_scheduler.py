@@ -263,14 +263,20 @@ def test_only_so_many_prompts_are_in_a_batch() -> None:
     assert sizes(compute(scheduler, at_once=2)) == dict.fromkeys(works[2:], 9)
 
 
-@pytest.mark.parametrize("running", [2, 3, 4, 5])
-def test_sequences_take_turns_where_not_all_are_computed_at_once(running: int) -> None:
+@pytest.mark.parametrize(
+    ("running", "at_once"), [(2, 2), (3, 2), (4, 2), (5, 2), (6, None), (6, 2 * BATCH_TOKENS)]
+)
+def test_sequences_take_turns_where_not_all_are_computed_at_once(
+    running: int, at_once: int | None
+) -> None:
+    """Or where a batch has no room for a token of each."""
     scheduler = scheduler_of([], running)
     works = [Work(1, 100) for _ in range(running)]
     for work in works:
         scheduler.add(work)
+    most = min(at_once or BATCH_TOKENS, BATCH_TOKENS)
     for _ in range(40):
-        assert len(compute(scheduler, at_once=2)) <= 2
+        assert len(compute(scheduler, at_once=at_once)) <= most
     tokens = [len(work.tokens) for work in works]
     assert max(tokens) - min(tokens) <= 1
 
@@ -382,6 +388,18 @@ def test_what_others_cost_a_sequence_is_known() -> None:
         assert work.state is State.FINISHED
         # 40 steps alone, measured before, take 9 ms each. The first few of two were not measured.
         assert abs((took_s - work.delay_s) - 40 * 0.009) < 0.1 * took_s
+
+    pair = [Work(1, 40), Work(1, 40)]
+    for work in pair:
+        scheduler.add(work)
+    for _ in range(20):
+        compute(scheduler)
+    before_s = pair[0].delay_s
+    # A step that the machine slows down would have been as much slower alone.
+    compute(scheduler, scale=10)
+    assert pair[0].delay_s - before_s == pytest.approx(10 * (0.012 - 0.009))
+    for work in pair:
+        scheduler.remove(work)
 
     stream, prompt = Work(1, 400), Work(40)
     scheduler.add(stream)
