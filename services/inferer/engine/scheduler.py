@@ -28,7 +28,7 @@ TURN_S = 0.2
 """How long the sequences of one adapter are computed while those of another wait. A change takes
 about half the time of a token, which is to be little of it (decision 49)."""
 TOGETHER = 8
-"""Batches of all sequences between two that have one sequence only, for which the others wait."""
+"""Other batches between two that have one sequence only, for which all others wait."""
 
 S = TypeVar("S", bound=Sequence)
 S_co = TypeVar("S_co", bound=Sequence, covariant=True)
@@ -126,14 +126,14 @@ class Scheduler(Generic[S]):
         self._batches_together = 0
         """Since the last one like that."""
         self._generating = 0
-        """How many sequences generate, whether in the current batch or in one of the next, for a
-        token of each. 1 if one is alone."""
+        """How many sequences generate, including those whose turn comes after the current batch. 1
+        if one is alone."""
         self._held_up = 0
-        """How many of them have had no token since the last batch with prompts, if more than 0. The
-        next prompts wait for these."""
+        """How many of them have had no token since the last batch with prompts began; 0 or less if
+        all have. Until then no batch has prompts: they would hold these up once more."""
         self._generated = 0
-        """How many did in the last batch, if it had no prompts. The first step of another number is
-        slow: a job has just ended, and the next one is being prepared."""
+        """What that was for the last batch, if it had no prompts. The first step of another number
+        is slow: a job has just ended, and the next one is being prepared."""
 
     @property
     def is_idle(self) -> bool:
@@ -202,9 +202,9 @@ class Scheduler(Generic[S]):
 
     def next_batch(self, at_once: int | None = None) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
-        computed, or `next_batch` again if nothing of it was. ``at_once``: no more sequences are
-        computed at the same time, so that the outputs of the first would wait for the others. The
-        batch has at most so many that generate, and at most so many prompts."""
+        computed, or `next_batch` again if nothing of it was. ``at_once`` is how many sequences are
+        computed at the same time. The batch has at most so many that generate, and at most so many
+        prompts: with more, the outputs of the first would wait for the others."""
         batch: list[Chunk[S]] = []
         in_turn = self._in_turn()
         prompts = sorted((one for one in in_turn if one.remaining > 1), key=_due)

@@ -24,9 +24,9 @@ LEAST_STEPS = 3
 LONGEST_STREAK = 31
 """Longer ones count as this."""
 ASSUMED_GUESSES = 4
-"""How much the assumption counts beside the guesses that were seen."""
+"""The weight of what is assumed, in guesses that were seen."""
 RECENT_GUESSES = 128
-"""After each number of right ones in a row. Then all so far count half."""
+"""For each streak. When so many are counted, all of them count half: recent ones count most."""
 FORGET_AFTER = 4096
 """Steps. What was measured may no longer be true, and what does not pay is not measured again."""
 
