@@ -201,6 +201,7 @@ def test_contexts_have_equal_shares_of_the_threads(
     given = pools.for_slots(slots)
     assert [pool.threads for pool in given] == shares
     assert len(set(given)) == len(slots)
+    assert (pools.all in given) is (len(slots) == 1)
     assert pools.for_slots(slots) == given
     pools.close()
     assert set(Path("/proc/self/task").iterdir()) <= before
@@ -275,6 +276,16 @@ def test_both_ways_are_measured(
     eventually(lambda: helpers() == before or None, "the helpers end")
 
 
+def test_the_turns_of_all_sequences_are_measured(
+    separate: SeparateContexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token of each of three, of which two are computed at once, takes one and a half batches."""
+    clock = SimpleNamespace(perf_counter=iter((10.0, 12.0)).__next__)
+    monkeypatch.setattr(batching_module, "time", clock)
+    assert batching_module._step_s(separate, 3) == 3.0
+    assert [separate.length(slot) for slot in range(3)] == [1, 1, 0]
+
+
 def test_contexts_of_their_own_that_do_not_fit(model: Model) -> None:
     engine = Engine(model, slots=1, n_ctx=4096, n_batch=32, threads=2, batching="off")
     engine._options = engine._options._replace(n_ctx=2**24)
@@ -333,6 +344,40 @@ def test_contexts_that_were_created_are_freed_when_the_next_one_fails(
         SeparateContexts(model, 4, OPTIONS, NO_ABORT, pools)
     assert freed == created
     eventually(lambda: helpers() == before or None, "the thread ends")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_sequences_than_threads(model: Model, threads: int) -> None:
+    """They take turns; each has the text that it has alone."""
+    prompts = [[5, 6, token] for token in range(7, 12)]
+
+    def texts(slots: int, batching: Batching) -> list[str]:
+        engine = Engine(
+            model, slots=slots, n_ctx=256, n_batch=32, threads=threads, batching=batching
+        )
+        texts = [""] * len(prompts)
+        ended: list[Generation | Exception] = []
+        for number, prompt in enumerate(prompts):
+
+            def on_text(text: str, number: int = number) -> None:
+                texts[number] += text
+
+            samplers = [Sampler(model, Sampling(temperature=0), 1, prompt)]
+            engine.submit(
+                GenerationSequence(
+                    lambda prompt=prompt, samplers=samplers: (prompt, samplers),  # type: ignore[misc]
+                    50,
+                    [],
+                    on_text,
+                    ended.append,
+                )
+            )
+        eventually(lambda: len(ended) == len(prompts) or None, "all have ended")
+        assert all(isinstance(outcome, Generation) for outcome in ended), ended
+        assert engine.close()
+        return texts
+
+    assert texts(4, "off") == texts(1, "on")
 
 
 def test_auto_computes_every_sequence(model: Model) -> None:

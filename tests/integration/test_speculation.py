@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from services.inferer.engine.constraint import constraint
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
-from services.inferer.engine.lookup import Lookup
+from services.inferer.engine.lookup import LONGEST, Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Sequence
@@ -46,6 +46,7 @@ class Eager(Speculation):
     def __init__(self) -> None:
         super().__init__()
         self._choose = random.Random(7)
+        self.learned: list[tuple[int, bool]] = []
         self.checked = self.right = 0
         """Drafts, not counting the last ones of each sequence."""
         self._before: dict[Sequence, tuple[int, int]] = {}
@@ -64,6 +65,9 @@ class Eager(Speculation):
             counts.append(count)
             left -= count
         return counts
+
+    def learn(self, sequence: Sequence) -> None:
+        self.learned += sequence.guesses
 
     def observe(self, sequences: int, drafts: int, seconds: float) -> None:
         pass
@@ -254,6 +258,40 @@ def test_random_prompts_give_the_same_tokens_with_drafts(
         assert eager.checked == checked, "a cold job has no drafts"
     # Rounding decides more often where tokens are sampled: each one is near others there.
     assert same > len(runs) / 2
+
+
+@pytest.mark.parametrize(("copies", "stop"), [(0.8, []), (1.0, ["three"])])
+def test_each_guess_is_learned(dense: Model, copies: float, stop: list[str]) -> None:
+    """Once, with the streak before it, whether it was checked or not; each answer begins without
+    one. The first token of all and the last one that ``max_tokens`` allows are not guessed."""
+    eager, max_tokens = Eager(), 60
+    ended: Future[Generation | Exception] = Future()
+    prompt = dense.tokenize("one two three" * 9)
+    options = ModelRequest(prompt="x", temperature=0)
+    samplers = [Noting(dense, options, prompt, copies) for _ in range(2)]
+    with running(dense, eager) as engine:
+        engine.submit(
+            GenerationSequence(
+                lambda: (prompt, [*samplers]), max_tokens, stop, lambda _: None, ended.set_result
+            )
+        )
+        assert isinstance(ended.result(PATIENCE_S), Generation)
+    lookup, expected = Lookup(prompt), []
+    for choice, sampler in enumerate(samplers):
+        streak = 0
+        for number, token in enumerate(sampler.chosen, 1):
+            guess = lookup.continuation(1)
+            is_guessed = bool(guess) and number < max_tokens and (choice, number) != (0, 1)
+            if is_guessed:
+                expected.append((streak, guess == [token]))
+            streak = streak + 1 if is_guessed and guess == [token] else 0
+            if number < len(sampler.chosen):
+                lookup.add([token])
+        lookup.add(prompt[-LONGEST:])
+    assert eager.learned == expected
+    assert {is_right for _, is_right in expected} == {True, False}
+    if stop:  # it ends the first answer in the middle of what it copies
+        assert expected[1:3] == [(1, True), (0, True)]
 
 
 def test_what_a_slot_holds_after_drafts_is_reused(dense: Model) -> None:

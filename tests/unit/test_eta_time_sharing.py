@@ -25,8 +25,11 @@ class Job(NamedTuple):
     answer_tokens: int
 
 
-def sharing(slots: int) -> TimeSharing:
-    slowdown = numpy.array([[step_s / STEP_S[0] for step_s in STEP_S[:slots]]])
+def sharing(slots: int, at_once: int = len(STEP_S)) -> TimeSharing:
+    """``at_once`` sequences are in a batch; more take turns."""
+    steps = [(running, min(running, at_once)) for running in range(1, slots + 1)]
+    tokens_s = [STEP_S[batch - 1] * running / batch for running, batch in steps]
+    slowdown = numpy.array([[token_s / STEP_S[0] for token_s in tokens_s]])
     return TimeSharing(numpy.zeros(slots, dtype=int), slowdown, draws=1)
 
 
@@ -138,7 +141,9 @@ def test_draws_are_independent(inferer: list[int]) -> None:
             numpy.testing.assert_allclose(together.end_s[:, draw], alone[draw].end_s[:, 0])
 
 
-def run(jobs: list[Job], slots: int) -> tuple[dict[int, tuple[float, int]], dict[int, float]]:
+def run(
+    jobs: list[Job], slots: int, at_once: int
+) -> tuple[dict[int, tuple[float, int]], dict[int, float]]:
     """What the scheduler does with ``jobs``, if each step takes as long as it should: when each
     begins, in which slot, and when it ends."""
     scheduler: Scheduler[Work] = Scheduler(slots, BATCH_TOKENS)
@@ -153,7 +158,7 @@ def run(jobs: list[Job], slots: int) -> tuple[dict[int, tuple[float, int]], dict
             scheduler.add(work)
         for work in admit(scheduler):
             begun[numbers[work]] = now_s, work.slot
-        batch = scheduler.next_batch()
+        batch = scheduler.next_batch(at_once)
         if not batch:
             now_s = coming[0][1].comes_at_s
             continue
@@ -169,9 +174,11 @@ def run(jobs: list[Job], slots: int) -> tuple[dict[int, tuple[float, int]], dict
     return begun, ended
 
 
-def predict(jobs: list[Job], begun: dict[int, tuple[float, int]], slots: int) -> dict[int, float]:
+def predict(
+    jobs: list[Job], begun: dict[int, tuple[float, int]], slots: int, at_once: int
+) -> dict[int, float]:
     """When each job ends, as predicted while jobs began when they did."""
-    time = sharing(slots)
+    time = sharing(slots, at_once)
     running: dict[int, int] = {}
     ended = {}
     for number, (at_s, slot) in sorted(begun.items(), key=lambda one: one[1]):
@@ -190,9 +197,9 @@ def predict(jobs: list[Job], begun: dict[int, tuple[float, int]], slots: int) ->
     return ended
 
 
-@pytest.mark.parametrize("slots", [1, 2, 4, 8])
+@pytest.mark.parametrize(("slots", "at_once"), [(1, 8), (2, 8), (4, 8), (8, 8), (4, 2), (8, 4)])
 @pytest.mark.parametrize("longest", [300, 3000])
-def test_it_is_what_the_scheduler_does(slots: int, longest: int) -> None:
+def test_it_is_what_the_scheduler_does(slots: int, at_once: int, longest: int) -> None:
     """Half of the jobs end within a tenth of their duration of when they were predicted to, with
     prompts of up to 0.6 s and of up to 6 s. The scheduler computes prompts in chunks, and does not
     count how long they made answers wait from the same moment."""
@@ -203,8 +210,8 @@ def test_it_is_what_the_scheduler_does(slots: int, longest: int) -> None:
             Job(dice.uniform(0, 10), dice.choice([20, 40, longest]), dice.choice([1, 20, 50, 150]))
             for _ in range(20)
         )
-        begun, ended = run(jobs, slots)
-        for number, end_s in predict(jobs, begun, slots).items():
+        begun, ended = run(jobs, slots, at_once)
+        for number, end_s in predict(jobs, begun, slots, at_once).items():
             took_s = ended[number] - begun[number][0]
             errors.append(abs(end_s - ended[number]) / took_s)
     assert statistics.median(errors) < 0.1

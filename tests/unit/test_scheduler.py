@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from services.inferer.engine.scheduler import MAX_PAUSE_S, TOGETHER, TURN_S, Chunk, Scheduler
 from services.inferer.engine.sequence import Sequence, State
-from services.inferer.engine.speculation import MAX_DRAFTS
+from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
 from tests.support.clocks import Clock
 
@@ -263,14 +263,20 @@ def test_only_so_many_prompts_are_in_a_batch() -> None:
     assert sizes(compute(scheduler, at_once=2)) == dict.fromkeys(works[2:], 9)
 
 
-@pytest.mark.parametrize("running", [2, 3, 4, 5])
-def test_sequences_take_turns_where_not_all_are_computed_at_once(running: int) -> None:
+@pytest.mark.parametrize(
+    ("running", "at_once"), [(2, 2), (3, 2), (4, 2), (5, 2), (6, None), (6, 2 * BATCH_TOKENS)]
+)
+def test_sequences_take_turns_where_not_all_are_computed_at_once(
+    running: int, at_once: int | None
+) -> None:
+    """Or where a batch has no room for a token of each."""
     scheduler = scheduler_of([], running)
     works = [Work(1, 100) for _ in range(running)]
     for work in works:
         scheduler.add(work)
+    most = min(at_once or BATCH_TOKENS, BATCH_TOKENS)
     for _ in range(40):
-        assert len(compute(scheduler, at_once=2)) <= 2
+        assert len(compute(scheduler, at_once=at_once)) <= most
     tokens = [len(work.tokens) for work in works]
     assert max(tokens) - min(tokens) <= 1
 
@@ -290,6 +296,56 @@ def test_the_time_of_a_step_counts_the_turns_of_all() -> None:
     for work in works:
         alone = (len(work.tokens) - 1) * alone_s
         assert work.delay_s == pytest.approx(batches * both_s - alone, rel=0.1)
+
+
+def test_a_sequence_alone_is_measured_where_one_is_computed_at_once() -> None:
+    scheduler = scheduler_of([], 2)
+    for _ in range(2):
+        scheduler.add(Work(1, 10**6))
+    for _ in range(2 * ENOUGH * TOGETHER):
+        compute(scheduler, at_once=1)
+    assert scheduler.step_times.slowdown(2) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("scale", [1, 10])
+def test_a_prompt_holds_up_sequences_that_take_turns_no_longer_than_others(scale: int) -> None:
+    """And has half of the time, however long a token of each of them takes."""
+    scheduler: Scheduler[Work] = Scheduler(7, LARGE_BATCH)
+    streams = [Work(1, 10**6) for _ in range(6)]
+    for stream in streams:
+        scheduler.add(stream)
+    for _ in range(200):
+        compute(scheduler, scale, at_once=2)
+    prompt = Work(7000)
+    scheduler.add(prompt)
+    now_s = longest_pause_s = 0.0
+    last_s = dict.fromkeys(streams, 0.0)
+    while prompt.state is not State.FINISHED:
+        batch = compute(scheduler, scale, at_once=2)
+        now_s += scale * seconds_of(batch)
+        for stream in sizes(batch).keys() & {*streams}:
+            longest_pause_s = max(longest_pause_s, now_s - last_s[stream])
+            last_s[stream] = now_s
+    round_s = scale * 3 * 0.012
+    assert longest_pause_s < max(MAX_PAUSE_S, round_s) + 1.5 * round_s
+    assert prompt.delay_s == pytest.approx(now_s / 2, rel=0.1)
+
+
+def test_what_a_prompt_takes_beside_sequences_that_take_turns() -> None:
+    """Of a batch, what is left after the tokens of these, if anything is."""
+    scheduler = measured_alone(4)
+    for _ in range(3):
+        scheduler.add(Work(1, 10**6))
+    for _ in range(30):
+        compute(scheduler, at_once=2)
+    prompt = Work(20)
+    scheduler.add(prompt)
+    assert sizes(compute(scheduler, at_once=2))[prompt] == 2
+    assert prompt.delay_s == pytest.approx(0.012)
+    took_s = seconds_of([Chunk(prompt, 4, False, [])])
+    while prompt.state is not State.FINISHED:
+        took_s += 0.1 * seconds_of(compute(scheduler, scale=0.1, at_once=2))
+    assert prompt.delay_s < took_s
 
 
 def test_on_a_large_model_a_prompt_holds_a_stream_up_for_one_step_more() -> None:
@@ -332,6 +388,18 @@ def test_what_others_cost_a_sequence_is_known() -> None:
         assert work.state is State.FINISHED
         # 40 steps alone, measured before, take 9 ms each. The first few of two were not measured.
         assert abs((took_s - work.delay_s) - 40 * 0.009) < 0.1 * took_s
+
+    pair = [Work(1, 40), Work(1, 40)]
+    for work in pair:
+        scheduler.add(work)
+    for _ in range(20):
+        compute(scheduler)
+    before_s = pair[0].delay_s
+    # A step that the machine slows down would have been as much slower alone.
+    compute(scheduler, scale=10)
+    assert pair[0].delay_s - before_s == pytest.approx(10 * (0.012 - 0.009))
+    for work in pair:
+        scheduler.remove(work)
 
     stream, prompt = Work(1, 400), Work(40)
     scheduler.add(stream)
@@ -445,6 +513,18 @@ def test_drafts_are_checked_and_the_answer_is_the_same() -> None:
         assert (steps < 80) == (guesses[:1] == (True,))
 
 
+def test_the_last_guesses_of_an_answer_are_learned() -> None:
+    """They are wrong more often than others: what was copied goes on there."""
+    work, speculation = Work(1, 1), Speculation()
+    before = speculation.streaks.chance(2)
+    scheduler: Scheduler[Work] = Scheduler(1, BATCH_TOKENS, speculation)
+    scheduler.add(work)
+    admit(scheduler)
+    work.guesses = [(2, False)]
+    scheduler.remove(work)
+    assert speculation.streaks.chance(2) < before
+
+
 def test_prompts_and_drafts_are_not_in_one_batch() -> None:
     """How long either takes can then be measured."""
     generating, prompt = Work(1, 100, (True,)), Work(4 * BATCH_TOKENS)
@@ -507,9 +587,11 @@ class Scheduling(RuleBasedStateMachine):
         slots=some.integers(1, 6),
         token_s=some.sampled_from((0.0, 0.0002, 0.003)),
         is_measured=some.booleans(),
+        at_once=some.sampled_from((None, 1, 2, 3, 2 * BATCH_TOKENS)),
     )
-    def start(self, slots: int, token_s: float, is_measured: bool) -> None:
+    def start(self, slots: int, token_s: float, is_measured: bool, at_once: int | None) -> None:
         self.slots = slots
+        self.at_once = at_once
         self.token_s = token_s
         self.scheduler = measured_alone(slots) if is_measured else scheduler_of([], slots)
         self.batches_together = 20 if is_measured else 0
@@ -545,7 +627,7 @@ class Scheduling(RuleBasedStateMachine):
     def abort_a_batch(self) -> None:
         """llama.cpp did not compute it: as if it had not been scheduled."""
         admit(self.scheduler)
-        self.scheduler.next_batch()
+        self.scheduler.next_batch(self.at_once)
 
     @rule()
     def close_gaps(self) -> None:
@@ -575,7 +657,7 @@ class Scheduling(RuleBasedStateMachine):
         admit(self.scheduler)
         # The last token of a prompt takes as long as one of an answer.
         generating = {work for work in self.scheduler.running if work.remaining == 1}
-        batch = compute(self.scheduler, token_s=self.token_s)
+        batch = compute(self.scheduler, token_s=self.token_s, at_once=self.at_once)
         works = sizes(batch)
         assert len(works) == len(batch), "a sequence is in a batch once"
         adapters = {work.adapter for work in works}
@@ -591,7 +673,8 @@ class Scheduling(RuleBasedStateMachine):
         assert not drafts or {*works.values()} == {1}, "no prompts beside drafts"
         assert all(size > 0 for size in works.values())
         assert bool(works) == bool(self.unfinished)
-        if generating <= works.keys():
+        together = min(len(generating), self.at_once or BATCH_TOKENS, BATCH_TOKENS)
+        if len(generating & works.keys()) == together:
             self.batches_together += 1
         else:
             assert len(works) == 1, "one that is measured alone"

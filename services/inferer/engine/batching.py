@@ -25,7 +25,7 @@ GAIN = 1.1
 """How many times as fast separate contexts must be: they take more memory, and with long contexts
 or many jobs a batch may be better although it is not with a few tokens."""
 MOST_SEPARATE = 8
-"""EngineMemory. With more there is one context, whatever was measured with fewer."""
+"""Contexts. With more slots there is one context, whatever was measured with fewer."""
 
 log = logger()
 

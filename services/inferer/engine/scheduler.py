@@ -28,7 +28,7 @@ TURN_S = 0.2
 """How long the sequences of one adapter are computed while those of another wait. A change takes
 about half the time of a token, which is to be little of it (decision 49)."""
 TOGETHER = 8
-"""Batches of all sequences between two that have one sequence only, for which the others wait."""
+"""Other batches between two that have one sequence only, for which all others wait."""
 
 S = TypeVar("S", bound=Sequence)
 S_co = TypeVar("S_co", bound=Sequence, covariant=True)
@@ -48,7 +48,7 @@ class Chunk(NamedTuple, Generic[S_co]):
 
 class PromptShare:
     """How many tokens of prompts a batch takes beside sequences that generate: as many as are
-    computed in `MAX_PAUSE_S`, or in the time of a step without them if that is longer. Not in
+    computed in `MAX_PAUSE_S`, or in the time of a token of each of those if that is longer. Not in
     every batch: over time, prompts get half of it."""
 
     def __init__(self) -> None:
@@ -59,18 +59,15 @@ class PromptShare:
         self._credit_s = PROMPTS_FIRST_S
         """How much time prompts have had less than the others; negative if more."""
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens of prompts the next batch takes, if any sequence generates."""
+    def tokens(self, turns: float) -> int:
+        """How many tokens of prompts the next batch takes, if any sequence generates. A token of
+        each of those takes so many ``turns`` (batches)."""
         if self._credit_s < 0:
             return 0
         if not self._token_s:
             return FIRST_CHUNK
-        return max(1, round(self._pause_s / median(self._token_s)))
-
-    @property
-    def _pause_s(self) -> float:
-        return max(MAX_PAUSE_S, median(self._step_s) if self._step_s else 0.0)
+        step_s = median(self._step_s) if self._step_s else 0.0
+        return max(1, round(max(MAX_PAUSE_S, turns * step_s) / median(self._token_s)))
 
     def observe(
         self, generating: int, prompt_tokens: int, seconds: float, *, has_drafts: bool = False
@@ -129,11 +126,14 @@ class Scheduler(Generic[S]):
         self._batches_together = 0
         """Since the last one like that."""
         self._generating = 0
-        """How many sequences generate, whether in the current batch or in one of the next, for a
-        token of each. 1 if one is alone."""
+        """How many sequences generate, including those whose turn comes after the current batch. 1
+        if one is alone."""
+        self._held_up = 0
+        """How many of them have had no token since the last batch with prompts began; 0 or less if
+        all have. Until then no batch has prompts: they would hold these up once more."""
         self._generated = 0
-        """How many did in the last batch, if it had no prompts. The first step of another number is
-        slow: a job has just ended, and the next one is being prepared."""
+        """What that was for the last batch, if it had no prompts. The first step of another number
+        is slow: a job has just ended, and the next one is being prepared."""
 
     @property
     def is_idle(self) -> bool:
@@ -202,9 +202,9 @@ class Scheduler(Generic[S]):
 
     def next_batch(self, at_once: int | None = None) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
-        computed, or `next_batch` again if nothing of it was. ``at_once``: no more sequences are
-        computed at the same time, so that the outputs of the first would wait for the others. The
-        batch has at most so many that generate, and at most so many prompts."""
+        computed, or `next_batch` again if nothing of it was. ``at_once`` is how many sequences are
+        computed at the same time. The batch has at most so many that generate, and at most so many
+        prompts: with more, the outputs of the first would wait for the others."""
         batch: list[Chunk[S]] = []
         in_turn = self._in_turn()
         prompts = sorted((one for one in in_turn if one.remaining > 1), key=_due)
@@ -213,10 +213,12 @@ class Scheduler(Generic[S]):
         del generating[min(at_once or self._batch_tokens, self._batch_tokens) :]
         room = self._batch_tokens - len(generating)
         share = 0
-        if prompts:
-            share = min(room, self._share.tokens) if generating else room
+        if prompts and not generating:
+            share = room
+        elif prompts and self._held_up <= 0:
+            share = min(room, self._share.tokens(self._generating / len(generating)))
         self._is_alone = (
-            len(generating) > 1
+            self._generating > 1
             and not share
             and self._batches_together >= TOGETHER
             and self.step_times.is_due(1)
@@ -278,6 +280,9 @@ class Scheduler(Generic[S]):
                 round_s = seconds * self._generating / len(generated)
                 self.step_times.observe(self._generating, round_s)
         self._generated = 0 if prompt_tokens else self._generating
+        if prompt_tokens:
+            self._held_up = self._generating
+        self._held_up -= len(generated)
         self._turn_s += seconds
         if len(self._running) > 1:
             self._add_delays(batch, len(generated), prompt_tokens, seconds)
@@ -314,6 +319,7 @@ class Scheduler(Generic[S]):
             self.free_slots.append(sequence.slot)
         else:
             self._waiting.remove(sequence)
+        self._speculation.learn(sequence)
         sequence.state = State.FINISHED
 
     def grow(self, slots: int) -> None:

@@ -116,7 +116,7 @@ class SeparateContexts(EngineMemory):
 
 def keeps_threads_busy(sizes: Collection[int], threads: int) -> bool:
     """Whether all ``threads`` would have something to do until the end, or nearly, if prompts of
-    these ``sizes``, at most as many, were computed side by side."""
+    these ``sizes`` were computed side by side; there are no more of them than threads."""
     if len(sizes) < 2:
         return False
     threads_of_each = threads // len(sizes)

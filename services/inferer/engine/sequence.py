@@ -44,7 +44,8 @@ class Sequence:
         self.streak = 0
         """How many guesses in a row were right, up to the last token."""
         self.guesses: list[tuple[int, bool]] = []
-        """Those since the last batch: the streak before each, and whether it was right."""
+        """The latest ones, of which `Speculation` has not learned: the streak before each, and
+        whether it was right."""
         self.owner = ""
         """What is in the context of one owner's sequences is not reused for another's."""
         self.adapter = ""

@@ -24,9 +24,9 @@ LEAST_STEPS = 3
 LONGEST_STREAK = 31
 """Longer ones count as this."""
 ASSUMED_GUESSES = 4
-"""How much the assumption counts beside the guesses that were seen."""
+"""The weight of what is assumed, in guesses that were seen."""
 RECENT_GUESSES = 128
-"""After each number of right ones in a row. Then all so far count half."""
+"""For each streak. When so many are counted, all of them count half: recent ones count most."""
 FORGET_AFTER = 4096
 """Steps. What was measured may no longer be true, and what does not pay is not measured again."""
 
@@ -69,15 +69,19 @@ class Speculation:
         """The medians of those that were measured often enough."""
         self._steps = 0
 
+    def learn(self, sequence: Sequence) -> None:
+        """Count its latest guesses, whether they were checked or not."""
+        for streak, is_right in sequence.guesses:
+            self.streaks.learn(streak, is_right)
+        sequence.guesses.clear()
+
     def counts(self, sequences: Collection[Sequence], room: int) -> list[int]:
         """How many drafts of each of ``sequences`` the next batch checks, at most ``room`` in all.
         All sequences generate, and nothing else is in the batch."""
         counts = [0] * len(sequences)
         chances: list[tuple[float, int]] = []
         for index, sequence in enumerate(sequences):
-            for streak, is_right in sequence.guesses:
-                self.streaks.learn(streak, is_right)
-            sequence.guesses.clear()
+            self.learn(sequence)
             chance = 1.0
             for number in range(len(sequence.draft)):
                 chance *= self.streaks.chance(sequence.streak + number)

@@ -73,7 +73,7 @@ class ThreadPools:
 
     def for_slots(self, slots: Sequence[int]) -> list[ThreadPool]:
         """A pool for the context of each of ``slots``, which compute at the same time: all threads
-        for one, an equal share for each of several, at most as many as there are threads. The
+        for one, an equal share for each of several. There are no more of them than threads. The
         threads of other pools sleep from now on, so that they do not keep the cores busy.
 
         No pool is shared but that of all threads: a context that begins to use another pool has
