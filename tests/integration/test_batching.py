@@ -9,6 +9,7 @@ from typing import Any
 
 import llama_cpp
 import pytest
+from structlog.testing import capture_logs
 
 from services.inferer.engine import batching as batching_module
 from services.inferer.engine import context
@@ -260,19 +261,12 @@ def test_it_is_measured_at_the_start_if_several_slots_are_expected(
 
 
 @pytest.mark.parametrize("slots", [2, 4, MOST_SEPARATE])
-def test_both_ways_are_measured(
-    model: Model, pools: ThreadPools, slots: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_ways_are_measured(model: Model, pools: ThreadPools, slots: int) -> None:
     """Whichever is faster here: both can be measured, and leave nothing behind."""
-    logged: list[str] = []
-
-    def note(event: str, **_: object) -> None:
-        logged.append(event)
-
-    monkeypatch.setattr(batching_module, "log", SimpleNamespace(info=note, warning=note))
     before = helpers()
-    separate_is_faster(model, slots, OPTIONS, pools)
-    assert logged == ["batching_measured"]
+    with capture_logs() as logged:
+        separate_is_faster(model, slots, OPTIONS, pools)
+    assert [entry["event"] for entry in logged] == ["batching_measured"]
     eventually(lambda: helpers() == before or None, "the helpers end")
 
 

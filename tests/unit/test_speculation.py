@@ -1,5 +1,4 @@
-"""How many drafts a batch checks: what follows from the measured times and the guesses so far
-alone."""
+"""How many drafts a batch checks, by measured times and earlier guesses alone."""
 
 from collections.abc import Callable
 
