@@ -9,7 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.inferer.engine.scheduler import MAX_PAUSE_S, TOGETHER, TURN_S, Chunk, Scheduler
+from services.inferer.engine.scheduler import (
+    BACKGROUND_S,
+    EFFICIENT_CHUNK,
+    MAX_PAUSE_S,
+    MOST_BACKGROUND_S,
+    TOGETHER,
+    TURN_S,
+    Chunk,
+    Scheduler,
+)
 from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
@@ -251,6 +260,150 @@ def test_prompts_that_come_together_are_computed_at_once() -> None:
             batches.append(compute(scheduler))
     took_s = sum(seconds_of(batch) for batch in batches)
     assert 0.4 < len(batches) * seconds_of([Chunk(stream, 1, True, [])]) / took_s < 0.5
+
+
+def beside_a_stream(*prompts: Work) -> tuple[Scheduler[Work], Work]:
+    """``prompts`` and a stream, when prompts have had their share of the time: the first of them
+    is computed in part."""
+    scheduler: Scheduler[Work] = Scheduler(1 + len(prompts), LARGE_BATCH)
+    stream = Work(1, 10**6)
+    scheduler.add(stream)
+    for _ in range(20):
+        compute(scheduler)
+    scheduler.add(prompts[0])
+    admit(scheduler)
+    while scheduler.next_in_background() is None:
+        assert prompts[0] in sizes(compute(scheduler))
+    scheduler.drop_background()
+    for prompt in prompts[1:]:
+        scheduler.add(prompt)
+    admit(scheduler)
+    return scheduler, stream
+
+
+def complete_in_background(scheduler: Scheduler[Work], chunk: Chunk[Work], token_s: float) -> None:
+    work, size, has_output, _ = chunk
+    work.computed += work.tokens[work.position :][:size]
+    scheduler.complete_in_background(chunk, size * token_s)
+    if has_output:
+        work.advance([])
+        if work.remaining == 0:
+            scheduler.remove(work)
+
+
+def test_a_long_prompt_goes_on_in_the_background() -> None:
+    """When it has had its share, no batch has a part of it, until it is done."""
+    prompt = Work(2000, 2)
+    scheduler, stream = beside_a_stream(prompt)
+    chunks = []
+    while chunk := scheduler.next_in_background():
+        assert chunk.sequence is prompt
+        assert scheduler.next_in_background() is None, "one at a time"
+        assert all(sizes(compute(scheduler)) == {stream: 1} for _ in range(5))
+        complete_in_background(scheduler, chunk, token_s=0.005)
+        chunks.append(chunk)
+    assert prompt.is_generating
+    assert [chunk.has_output for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert {chunk.size for chunk in chunks[1:-1]} == {round(BACKGROUND_S / 0.005)}
+    assert sizes(compute(scheduler)) == {stream: 1, prompt: 1}
+    assert prompt.computed == list(range(prompt.length))
+
+
+@pytest.mark.parametrize(
+    ("token_s", "size"),
+    [
+        (0.001, LARGE_BATCH),
+        (0.005, round(BACKGROUND_S / 0.005)),
+        (0.02, EFFICIENT_CHUNK),
+        (0.1, round(MOST_BACKGROUND_S / 0.1)),
+        (10.0, 1),
+    ],
+)
+def test_the_size_of_chunks_in_the_background(token_s: float, size: int) -> None:
+    """A time that other prompts can wait for; longer rather than inefficient, but not for ever."""
+    prompt = Work(5000)
+    scheduler, _ = beside_a_stream(prompt)
+    for number in range(8):
+        chunk = scheduler.next_in_background()
+        assert chunk is not None
+        if number:
+            assert chunk.size == size
+        else:  # as fast as with all threads, but with half of them
+            assert chunk.size == pytest.approx(BACKGROUND_S / (2 * 0.003), abs=1)
+        complete_in_background(scheduler, chunk, token_s)
+
+
+def test_there_is_no_background_without_a_foreground() -> None:
+    """When the stream ends, the prompt has all threads, once its chunk is done."""
+    prompt = Work(3000)
+    scheduler, stream = beside_a_stream(prompt)
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    scheduler.remove(stream)
+    assert scheduler.next_batch() == []
+    complete_in_background(scheduler, chunk, token_s=0.005)
+    assert scheduler.next_in_background() is None
+    assert sizes(scheduler.next_batch()) == {prompt: LARGE_BATCH}
+
+
+def test_what_was_not_computed_in_the_background_is_repeated() -> None:
+    prompt = Work(3000)
+    scheduler, _ = beside_a_stream(prompt)
+    chunk = scheduler.next_in_background()
+    scheduler.drop_background()
+    assert scheduler.next_in_background() == chunk
+
+
+def test_a_shorter_prompt_comes_first_in_the_background() -> None:
+    """After the chunk that is being computed."""
+    long, short = Work(3000), Work(50)
+    scheduler, _ = beside_a_stream(long, short)
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    assert chunk.sequence is short
+    assert (chunk.size, chunk.has_output) == (50, True)
+
+
+def test_a_chunk_in_the_background_ends_at_a_checkpoint() -> None:
+    prompt = Work(3000)
+    scheduler, _ = beside_a_stream(prompt)
+    prompt.checkpoint = prompt.position + 10
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    assert chunk.size == 10
+
+
+def test_steps_beside_the_background_are_not_measured() -> None:
+    """They have only some of the threads. Nor do they have drafts, or a sequence alone."""
+    prompt = Work(10**5)
+    scheduler, stream = beside_a_stream(prompt)
+    before = dict(scheduler.step_times.seconds)
+    stream.right_guesses = (True,) * MAX_DRAFTS
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    for _ in range(200):
+        assert [chunk.draft for chunk in compute(scheduler, scale=1.5)] == [[]]
+    assert scheduler.step_times.seconds == before
+    scheduler.drop_background()
+    assert scheduler.next_in_background() is not None, "the share is still used up"
+    scheduler.drop_background()
+    for _ in range(5):
+        compute(scheduler)
+    assert [len(chunk.draft) for chunk in compute(scheduler)] != [0]
+
+
+def test_what_the_background_costs_is_known() -> None:
+    """A stream waits for nothing, but its steps take longer. The prompt has half of the threads."""
+    prompt = Work(3000)
+    scheduler, stream = beside_a_stream(prompt)
+    before = stream.delay_s, prompt.delay_s
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    for _ in range(40):
+        compute(scheduler, scale=1.5)
+    assert stream.delay_s - before[0] == pytest.approx(40 * 0.5 * 0.009)
+    complete_in_background(scheduler, chunk, token_s=0.01)
+    assert prompt.delay_s - before[1] == pytest.approx(chunk.size * 0.01 / 2)
 
 
 def test_only_so_many_prompts_are_in_a_batch() -> None:
@@ -581,11 +734,12 @@ def test_a_sequence_with_another_adapter_has_its_turn_soon() -> None:
 
 
 class Scheduling(RuleBasedStateMachine):
-    """Arrivals, aborts, growth and aborted batches in any order, and what holds in all of them."""
+    """Arrivals, aborts, growth, aborted batches and work in the background in any order, and what
+    holds in all of them."""
 
     @initialize(
         slots=some.integers(1, 6),
-        token_s=some.sampled_from((0.0, 0.0002, 0.003)),
+        token_s=some.sampled_from((0.0, 0.0002, 0.003, 0.3)),
         is_measured=some.booleans(),
         at_once=some.sampled_from((None, 1, 2, 3, 2 * BATCH_TOKENS)),
     )
@@ -595,6 +749,7 @@ class Scheduling(RuleBasedStateMachine):
         self.token_s = token_s
         self.scheduler = measured_alone(slots) if is_measured else scheduler_of([], slots)
         self.batches_together = 20 if is_measured else 0
+        self.background: Chunk[Work] | None = None
         self.unfinished: list[Work] = []
         """In the order in which they came."""
 
@@ -630,6 +785,30 @@ class Scheduling(RuleBasedStateMachine):
         self.scheduler.next_batch(self.at_once)
 
     @rule()
+    def begin_in_background(self) -> None:
+        admit(self.scheduler)
+        chunk = self.scheduler.next_in_background()
+        if chunk is None:
+            return
+        assert self.background is None, "one at a time"
+        self.background = chunk
+        assert chunk.sequence.remaining > 1, "of a prompt"
+        assert any(work.remaining == 1 for work in self.scheduler.running)
+        assert 0 < chunk.size <= BATCH_TOKENS
+        assert chunk.has_output is (chunk.size == chunk.sequence.remaining)
+
+    @precondition(lambda self: self.background)
+    @rule(is_computed=some.booleans())
+    def end_in_background(self, is_computed: bool) -> None:
+        assert self.background is not None
+        if is_computed:
+            complete_in_background(self.scheduler, self.background, self.token_s)
+        else:
+            self.scheduler.drop_background()
+        self.background = None
+        self.forget_finished()
+
+    @rule()
     def close_gaps(self) -> None:
         """Each move brings a sequence to the others, until all are side by side."""
         admit(self.scheduler)
@@ -645,6 +824,8 @@ class Scheduling(RuleBasedStateMachine):
     @rule(data=some.data())
     def abort(self, data: some.DataObject) -> None:
         work = data.draw(some.sampled_from(self.unfinished))
+        if self.background and self.background.sequence is work:
+            self.end_in_background(is_computed=False)
         self.unfinished.remove(work)
         self.scheduler.remove(work)
 
@@ -672,7 +853,11 @@ class Scheduling(RuleBasedStateMachine):
         assert drafts <= MAX_DRAFTS
         assert not drafts or {*works.values()} == {1}, "no prompts beside drafts"
         assert all(size > 0 for size in works.values())
-        assert bool(works) == bool(self.unfinished)
+        if self.background is not None:
+            assert not drafts
+            assert works.keys() <= generating, "no prompts"
+        else:
+            assert bool(works) == bool(self.unfinished)
         together = min(len(generating), self.at_once or BATCH_TOKENS, BATCH_TOKENS)
         if len(generating & works.keys()) == together:
             self.batches_together += 1
@@ -681,10 +866,13 @@ class Scheduling(RuleBasedStateMachine):
             assert generating >= works.keys()
             assert self.batches_together >= TOGETHER
             self.batches_together = 0
+        self.forget_finished()
+        return batch
+
+    def forget_finished(self) -> None:
         for work in [w for w in self.unfinished if w.state is State.FINISHED]:
             assert work.computed == list(range(work.length)), "each token once and in order"
             self.unfinished.remove(work)
-        return batch
 
     @invariant()
     def none_is_lost(self) -> None:
@@ -708,6 +896,9 @@ class Scheduling(RuleBasedStateMachine):
                 break
             self.arrive(prompt_tokens=BATCH_TOKENS, answer_tokens=1, count=1)
             self.compute()
+            if self.background:
+                self.end_in_background(is_computed=True)
+            self.begin_in_background()
         assert all(work.state is State.FINISHED for work in present)
 
 

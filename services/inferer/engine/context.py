@@ -2,7 +2,7 @@
 
 import ctypes
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +95,8 @@ class EngineMemory(Memory):
     """How many sequences are computed at the same time; None if all of a batch are."""
     must_be_adjacent: bool
     """Whether sequences are computed together only if their slots are adjacent."""
+    has_background: bool
+    """Whether a prompt can be computed on some of the threads, while others compute batches."""
 
     @abstractmethod
     def decode(self, batch: Collection[Chunk[Sequence]]) -> int:
@@ -103,6 +105,18 @@ class EngineMemory(Memory):
 
         If it is not `DECODED`, part of the batch may be in the memory: remove it.
         """
+
+    def begin_background(
+        self, chunk: Chunk[Sequence], abort_flag: ctypes.Array[ctypes.c_char]
+    ) -> Callable[[], int]:
+        """What computes ``chunk``, a part of a prompt, on another thread; its result is that of
+        `decode`. Until `end_background` is called, nothing else may use the chunk's slot, and
+        ``abort_flag`` alone aborts it. Only with `has_background`, and one at a time."""
+        raise NotImplementedError
+
+    def end_background(self) -> None:
+        """What `begin_background` returned has been called, and has returned."""
+        raise NotImplementedError
 
     @abstractmethod
     def output(self, slot: int) -> tuple[object, int]:
@@ -130,6 +144,7 @@ class Context(EngineMemory):
 
     at_once = None
     must_be_adjacent = True
+    has_background = False
 
     def __init__(
         self,
@@ -186,11 +201,15 @@ class Context(EngineMemory):
         forget_problems()
         return self.compute()
 
-    def use(self, pool: ThreadPool) -> None:
-        """Compute with the threads of ``pool`` from now on."""
+    def use(self, pool: ThreadPool, abort_flag: ctypes.Array[ctypes.c_char]) -> None:
+        """Compute with the threads of ``pool`` from now on; ``abort_flag`` aborts it."""
         if pool is not self._pool:
             pool.attach(self.handle)
             self._pool = pool
+        if abort_flag is not self._abort_flag:
+            address = ctypes.addressof(abort_flag)
+            llama_cpp.llama_set_abort_callback(self.handle, _flag_is_set, address)
+            self._abort_flag = abort_flag
 
     def fill(self, batch: Collection[Chunk[Sequence]], first_slot: int = 0) -> None:
         """Put ``batch`` where `compute` finds it. The context's slots are numbered from

@@ -2,7 +2,8 @@
 
 The scheduler decides which tokens of the running sequences are computed next (`scheduler.py`). One
 context has the memory of all sequences (`context.py`), or each has a context of its own
-(`separate_contexts.py`). Each sequence handles its own outputs (`generation.py`).
+(`separate_contexts.py`); then part of a prompt may be computed in the background of the others
+(`background_prompt.py`). Each sequence handles its own outputs (`generation.py`).
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from services.inferer.crash.flight_recorder import Phase
+from services.inferer.engine.background_prompt import BackgroundPrompt
 from services.inferer.engine.batching import MOST_SEPARATE, separate_is_faster
 from services.inferer.engine.context import (
     ABORTED,
@@ -133,6 +135,9 @@ class Engine:
             self._is_separate(slots, self._pools)
         self._memory = self._create_memory(slots)
         self._cache = PromptCache(self._memory, cache_bytes)
+        self._background = BackgroundPrompt(self._background_ended)
+        self._has_only_background = False
+        """Whether there is nothing to compute until it has ended."""
         self._failed_move: tuple[GenerationSequence, int] | None = None
         """The last one that failed; it is not tried again while the scheduler proposes it."""
         # Never written again.
@@ -152,6 +157,8 @@ class Engine:
         counters = self._preparation.in_progress
         if self._notified or self._growing or not self._scheduler.is_idle:
             counters["compute"] = self.steps
+        if self._background.chunk is not None:
+            counters["background"] = self._background.chunks
         return counters
 
     @property
@@ -185,9 +192,11 @@ class Engine:
             if self._is_prepared(sequence):
                 # A batch that is aborted must be removed from all sequences in it. Where the
                 # memory cannot do that, the abort waits for the end of the batch.
-                is_computed = sequence.state is State.RUNNING
-                if is_computed and self._may_interrupt and self._can_undo:
-                    self._abort_flag[0] = SET
+                if sequence.state is State.RUNNING and self._can_undo:
+                    if sequence is self._background.sequence:
+                        self._background.abort()
+                    elif self._may_interrupt:
+                        self._abort_flag[0] = SET
                 self._notify()
                 return
         sequence.on_end(Aborted())
@@ -220,6 +229,7 @@ class Engine:
             if self._growth is not None:
                 self._growth[1].cancel()
             self._abort_flag[0] = SET
+            self._background.abort()
             self._notify()
         for sequence in preparing:
             sequence.on_end(Aborted())
@@ -281,6 +291,7 @@ class Engine:
                 if self._scheduler.is_idle:
                     self._idle()
             except Exception as error:
+                self._drop_background()
                 # These callers get an error, and the engine goes on with the next sequences.
                 for sequence in self._scheduler.running:
                     self._fail(sequence, model_error("inference failed", error))
@@ -289,7 +300,8 @@ class Engine:
     def _receive(self) -> bool:
         """Take over what other threads have handed over, and wait for it if there is nothing to
         compute; False once closed."""
-        if not self._notified and not self._scheduler.is_idle:
+        is_waiting = self._scheduler.is_idle or self._has_only_background
+        if not self._notified and not is_waiting:
             return True  # between two tokens there is seldom anything
         with self._changed:
             while not self._notified:
@@ -302,6 +314,11 @@ class Engine:
             self._growing = growth is not None
             self._abort_flag[0] = NOT_SET
             self._notified = False
+        background = self._background.sequence
+        if background and (background.aborted or closing or growth is not None):
+            if self._can_undo:
+                self._background.abort()
+            self._end_background()
         for sequence in self._scheduler:
             if sequence.aborted or closing:
                 self._end(sequence, Aborted())
@@ -313,10 +330,17 @@ class Engine:
 
     def _step(self) -> None:
         """Schedule a batch, compute it, and hand its outputs over."""
-        self._admit()
+        self._has_only_background = False
+        if self._background.has_ended:
+            self._end_background()
+        if self._background.chunk is None:
+            # Prompts wait for it anyway, and it may be computing what they begin with.
+            self._admit()
         self._close_gaps()
+        self._begin_background()
         batch = self._scheduler.next_batch(self._memory.at_once)
         if not batch:
+            self._has_only_background = self._background.chunk is not None
             return
         started = time.perf_counter()
         status = self._memory.decode(batch)
@@ -326,16 +350,50 @@ class Engine:
             outputs = self._scheduler.complete(batch, seconds)
             for sequence, *_ in batch:
                 self._save_checkpoint(sequence)
-            first = [chunk.sequence for chunk in outputs if not chunk.sequence.prompt_done]
-            for chunk in outputs:
-                self._advance(chunk)
-            if any(sequence.state is State.RUNNING for sequence in first):
-                self._rest()
+            self._hand_over(outputs)
         elif status == ABORTED:
             self._undo(batch)
         else:
             for chunk in batch:
                 self._fail(chunk.sequence, decode_error(status))
+
+    def _begin_background(self) -> None:
+        if self._memory.has_background:
+            chunk = self._scheduler.next_in_background()
+            if chunk is not None:
+                self._background.begin(chunk, self._memory)
+
+    def _background_ended(self) -> None:
+        """On another thread."""
+        with self._changed:
+            self._notify()
+
+    def _end_background(self) -> None:
+        """Wait for what is computed in the background, and hand its output over."""
+        chunk, outcome = self._background.take()
+        self._memory.end_background()
+        sequence = chunk.sequence
+        if outcome == DECODED:
+            self._scheduler.complete_in_background(chunk, self._background.seconds)
+            self._save_checkpoint(sequence)
+            if chunk.has_output:
+                self._hand_over([chunk])
+            return
+        self._scheduler.drop_background()
+        if outcome == ABORTED:
+            self._undo([chunk])
+        elif isinstance(outcome, Exception):
+            self._fail(sequence, model_error("inference failed", outcome))
+        else:
+            self._fail(sequence, decode_error(outcome))
+
+    def _drop_background(self) -> None:
+        """End what is computed in the background; nothing of it counts."""
+        if self._background.chunk is not None:
+            self._background.abort()
+            self._background.take()
+            self._memory.end_background()
+        self._scheduler.drop_background()
 
     def _admit(self) -> None:
         """Give the free slots to sequences that wait, with what is known of their prompts."""
@@ -362,6 +420,13 @@ class Engine:
             self._cache.save_checkpoint(sequence)
         else:
             sequence.start = self._cache.copy_of(sequence.slot)
+
+    def _hand_over(self, outputs: list[Chunk[GenerationSequence]]) -> None:
+        first = [chunk.sequence for chunk in outputs if not chunk.sequence.prompt_done]
+        for chunk in outputs:
+            self._advance(chunk)
+        if any(sequence.state is State.RUNNING for sequence in first):
+            self._rest()
 
     def _rest(self) -> None:
         """Leave the cores to the processes that a first token passes on its way to its caller."""

@@ -24,6 +24,12 @@ FIRST_CHUNK = 16
 LEAST_PART = 32
 """The fewest tokens of a prompt that are added to a batch after another prompt, unless they are its
 last ones. llama.cpp reads all weights once more for each part of another length."""
+BACKGROUND_S, MOST_BACKGROUND_S = 0.5, 2.0
+"""How long a chunk takes that is computed in the background, and at most: no answer waits for it,
+but other prompts do."""
+EFFICIENT_CHUNK = 64
+"""Tokens. It takes `MOST_BACKGROUND_S` rather than have fewer: llama.cpp's flash attention computes
+fewer one by one on a CPU, which takes three times as long where much is in the context."""
 TURN_S = 0.2
 """How long the sequences of one adapter are computed while those of another wait. A change takes
 about half the time of a token, which is to be little of it (decision 49)."""
@@ -49,20 +55,28 @@ class Chunk(NamedTuple, Generic[S_co]):
 class PromptShare:
     """How many tokens of prompts a batch takes beside sequences that generate: as many as are
     computed in `MAX_PAUSE_S`, or in the time of a token of each of those if that is longer. Not in
-    every batch: over time, prompts get half of it."""
+    every batch: over time, prompts get half of it. Or they are computed in the background, with
+    half of the threads."""
 
     def __init__(self) -> None:
         self._step_s: deque[float] = deque(maxlen=RECENT_STEPS)
         """Of steps without prompts and drafts."""
         self._token_s: deque[float] = deque(maxlen=RECENT_STEPS)
         """For each token of a prompt."""
+        self._background_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        """The same in the background."""
         self._credit_s = PROMPTS_FIRST_S
         """How much time prompts have had less than the others; negative if more."""
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether prompts have had their half of the time, and more."""
+        return self._credit_s < 0
 
     def tokens(self, turns: float) -> int:
         """How many tokens of prompts the next batch takes, if any sequence generates. A token of
         each of those takes so many ``turns`` (batches)."""
-        if self._credit_s < 0:
+        if self.is_used_up:
             return 0
         if not self._token_s:
             return FIRST_CHUNK
@@ -87,20 +101,38 @@ class PromptShare:
         else:  # they held nobody up
             self._credit_s = max(self._credit_s, 0.0)
 
+    @property
+    def background_tokens(self) -> int:
+        """How many tokens of a prompt are computed at once in the background."""
+        if self._background_s:
+            token_s = median(self._background_s)
+        elif self._token_s:
+            token_s = 2 * median(self._token_s)  # with half of the threads
+        else:
+            return FIRST_CHUNK
+        tokens, most = round(BACKGROUND_S / token_s), round(MOST_BACKGROUND_S / token_s)
+        return max(tokens, min(EFFICIENT_CHUNK, most), 1)
+
+    def observe_background(self, tokens: int, seconds: float) -> None:
+        """Learn from so many that were computed in the background."""
+        if tokens >= LEAST_MEASURED and seconds:
+            self._background_s.append(seconds / tokens)
+
 
 class Scheduler(Generic[S]):
     """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
 
     A batch has at most ``batch_tokens`` tokens. First come sequences that generate. Prompts get the
-    rest, or, beside sequences that generate, a share of the time (`PromptShare`). A prompt that
-    does not fit is continued in a later batch. Prompts are in the order in which they would be done
-    if each were computed alone from the time its sequence got a slot: shorter ones before longer
-    ones, though shorter ones that keep coming cannot starve a longer one. A batch without prompts
-    checks drafts of sequences that generate, where that pays (`Speculation`). A few such batches a
-    minute have one sequence only, to measure how long it takes alone: everything else is compared
-    with that. All sequences of a batch have the same adapter; where several are in use, they take
-    turns (`TURN_S`). So do sequences that generate, if there are more than a batch may have. Not
-    thread-safe: the compute thread owns it.
+    rest, or, beside sequences that generate, a share of the time (`PromptShare`). When that is used
+    up, a prompt may be computed in the background, on some of the threads, while batches go on
+    without prompts. A prompt that does not fit is continued in a later batch. Prompts are in the
+    order in which they would be done if each were computed alone from the time its sequence got a
+    slot: shorter ones before longer ones, though shorter ones that keep coming cannot starve a
+    longer one. A batch without prompts checks drafts of sequences that generate, where that pays
+    (`Speculation`). A few such batches a minute have one sequence only, to measure how long it
+    takes alone: everything else is compared with that. All sequences of a batch have the same
+    adapter; where several are in use, they take turns (`TURN_S`). So do sequences that generate, if
+    there are more than a batch may have. Not thread-safe: the compute thread owns it.
     """
 
     def __init__(
@@ -121,6 +153,8 @@ class Scheduler(Generic[S]):
         """Those in use, in the order of their turns."""
         self._turn_s = 0.0
         """How long the first of them has had its turn."""
+        self._in_background: S | None = None
+        """The one that has a chunk of its prompt computed in the background."""
         self._is_alone = False
         """Whether the current batch has one sequence of several, to measure how long it takes."""
         self._batches_together = 0
@@ -132,8 +166,8 @@ class Scheduler(Generic[S]):
         """How many of them have had no token since the last batch with prompts began; 0 or less if
         all have. Until then no batch has prompts: they would hold these up once more."""
         self._generated = 0
-        """What that was for the last batch, if it had no prompts. The first step of another number
-        is slow: a job has just ended, and the next one is being prepared."""
+        """What that was for the last batch, if it had all threads and no prompts. The first step of
+        another number is slow: a job has just ended, and the next one is being prepared."""
 
     @property
     def is_idle(self) -> bool:
@@ -200,14 +234,48 @@ class Scheduler(Generic[S]):
         self.free_slots.append(sequence.slot)
         sequence.slot = slot
 
+    def next_in_background(self) -> Chunk[S] | None:
+        """A chunk of a prompt that is to be computed in the background of the next batches, with
+        half of the threads; None if there should be none. Call `complete_in_background` once it is
+        computed, or `drop_background` if it was not."""
+        if self._in_background is not None or not self._share.is_used_up:
+            return None
+        in_turn = self._in_turn()
+        prompts = [one for one in in_turn if one.remaining > 1]
+        if not 0 < len(prompts) < len(in_turn):
+            return None
+        self._in_background = sequence = min(prompts, key=_due)
+        most = min(self._share.background_tokens, self._batch_tokens)
+        size = self._size(sequence, most)
+        return Chunk(sequence, size, size == sequence.remaining, [])
+
+    def complete_in_background(self, chunk: Chunk[S], seconds: float) -> None:
+        """Note that ``chunk``, the one of `next_in_background`, was computed, in ``seconds``. If it
+        has an output, its sequence needs another token, or must be removed, before the next
+        batch."""
+        sequence, size, _, _ = chunk
+        self.drop_background()
+        self._share.observe_background(size, seconds)
+        self._clock += size
+        sequence.position += size
+        # With all threads it would have taken about half of the time.
+        sequence.delay_s += seconds / 2
+
+    def drop_background(self) -> None:
+        """Nothing is computed in the background any more."""
+        self._in_background = None
+
     def next_batch(self, at_once: int | None = None) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
-        computed, or `next_batch` again if nothing of it was. ``at_once`` is how many sequences are
+        computed, or `next_batch` again if nothing of it was. While a prompt is computed in the
+        background, it has none. ``at_once`` is how many sequences are
         computed at the same time. The batch has at most so many that generate, and at most so many
         prompts: with more, the outputs of the first would wait for the others."""
         batch: list[Chunk[S]] = []
         in_turn = self._in_turn()
-        prompts = sorted((one for one in in_turn if one.remaining > 1), key=_due)
+        prompts: list[S] = []
+        if self._in_background is None:
+            prompts = sorted((one for one in in_turn if one.remaining > 1), key=_due)
         generating = [one for one in in_turn if one.remaining == 1]
         self._generating = len(generating)
         del generating[min(at_once or self._batch_tokens, self._batch_tokens) :]
@@ -220,12 +288,15 @@ class Scheduler(Generic[S]):
         self._is_alone = (
             self._generating > 1
             and not share
+            and self._in_background is None
             and self._batches_together >= TOGETHER
             and self.step_times.is_due(1)
         )
         if self._is_alone:
             generating, self._generating = generating[:1], 1
-        room_for_drafts = 0 if share or self._is_alone else room
+        # Their time could not be measured.
+        has_drafts = not (share or self._is_alone or self._in_background)
+        room_for_drafts = room if has_drafts else 0
         drafts = self._speculation.counts(generating, room_for_drafts)
         rows = 0
         for sequence, count in zip(generating, drafts, strict=True):
@@ -238,12 +309,17 @@ class Scheduler(Generic[S]):
                 break
             if rows > first and left < min(sequence.remaining, LEAST_PART):
                 continue
-            size = min(sequence.remaining, left)
-            if sequence.position < sequence.checkpoint:
-                size = min(size, sequence.checkpoint - sequence.position)
+            size = self._size(sequence, left)
             rows += size
             batch.append(Chunk(sequence, size, size == sequence.remaining, []))
         return batch
+
+    def _size(self, sequence: S, most: int) -> int:
+        """Of the next chunk of a prompt, at most ``most``."""
+        size = min(sequence.remaining, most)
+        if sequence.position < sequence.checkpoint:
+            size = min(size, sequence.checkpoint - sequence.position)
+        return size
 
     def _in_turn(self) -> list[S]:
         """The sequences with a slot that may be in the next batch: those of one adapter."""
@@ -272,14 +348,16 @@ class Scheduler(Generic[S]):
             else:
                 prompt_tokens += size
         self._batches_together = 0 if self._is_alone else self._batches_together + 1
-        if not self._is_alone:
+        # While some of the threads compute something else, a step takes longer.
+        has_background = self._in_background is not None
+        if not self._is_alone and not has_background:
             self._share.observe(len(generated), prompt_tokens, seconds, has_drafts=drafts > 0)
-        if generated and not prompt_tokens:
+        if generated and not prompt_tokens and not has_background:
             self._speculation.observe(len(generated), drafts, seconds)
             if not drafts and (self._is_alone or self._generating == self._generated):
                 round_s = seconds * self._generating / len(generated)
                 self.step_times.observe(self._generating, round_s)
-        self._generated = 0 if prompt_tokens else self._generating
+        self._generated = 0 if prompt_tokens or has_background else self._generating
         if prompt_tokens:
             self._held_up = self._generating
         self._held_up -= len(generated)
@@ -300,12 +378,14 @@ class Scheduler(Generic[S]):
         generating_s = alone_s = 0.0
         if generated:
             part = generated / self._generating
-            round_s = self.step_times.estimate(self._generating) if prompt_tokens else inf
+            is_slower = prompt_tokens > 0 or self._in_background is not None
+            round_s = self.step_times.estimate(self._generating) if is_slower else inf
             generating_s = min(part * round_s, seconds)
             alone_s = generating_s / part / self.step_times.slowdown(self._generating)
         prompts_s = seconds - generating_s
         for sequence in self._running:
-            sequence.delay_s += seconds
+            if sequence is not self._in_background:
+                sequence.delay_s += seconds
         for sequence, size, _, _ in batch:
             if sequence.remaining == 1:
                 sequence.delay_s -= alone_s

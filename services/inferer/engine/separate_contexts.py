@@ -45,7 +45,9 @@ class SeparateContexts(EngineMemory):
         """See `Context`. The threads of ``pools`` are divided among the contexts that compute."""
         require_memory(model, slots, options, are_separate=True)
         self._pools = pools
+        self._abort_flag = abort_flag
         self.at_once = pools.threads
+        self.has_background = pools.threads > 1
         self._helpers = _Helpers(min(slots, pools.threads) - 1)
         self._contexts: list[Context] = []
         try:
@@ -66,7 +68,7 @@ class SeparateContexts(EngineMemory):
         prompts = [chunk for chunk in batch if chunk.sequence.remaining > 1]
         status = self._compute(generating)
         sizes = [chunk.size for chunk in prompts]
-        is_divided = keeps_threads_busy(sizes, self._pools.threads)
+        is_divided = keeps_threads_busy(sizes, self._pools.free)
         for chunks in [prompts] if is_divided else [[chunk] for chunk in prompts]:
             if status == DECODED:
                 status = self._compute(chunks)
@@ -83,9 +85,23 @@ class SeparateContexts(EngineMemory):
         slots = [chunk.sequence.slot for chunk in chunks]
         contexts = [self._contexts[slot] for slot in slots]
         for context, pool in zip(contexts, self._pools.for_slots(slots), strict=True):
-            context.use(pool)
+            context.use(pool, self._abort_flag)
         statuses = self._helpers.run([context.compute for context in contexts])
         return next((status for status in statuses if status != DECODED), DECODED)
+
+    def begin_background(
+        self, chunk: Chunk[Sequence], abort_flag: ctypes.Array[ctypes.c_char]
+    ) -> Callable[[], int]:
+        slot = chunk.sequence.slot
+        context = self._contexts[slot]
+        context.fill((chunk,), first_slot=slot)
+        context.use(self._pools.reserve(slot, self._pools.threads // 2), abort_flag)
+        self.at_once = self._pools.free
+        return context.compute
+
+    def end_background(self) -> None:
+        self._pools.release()
+        self.at_once = self._pools.free
 
     def output(self, slot: int) -> tuple[object, int]:
         return self._contexts[slot].output(0)

@@ -70,21 +70,44 @@ class ThreadPools:
         self._divided: dict[tuple[int, int], ThreadPool] = {}
         """By the slot of its context and the number of its threads."""
         self._in_use = [self.all]
+        self._reserved: ThreadPool | None = None
+
+    @property
+    def free(self) -> int:
+        """Threads that are not reserved."""
+        return self.threads - (self._reserved.threads if self._reserved else 0)
+
+    def reserve(self, slot: int, threads: int) -> ThreadPool:
+        """A pool of ``threads`` for the context of ``slot``, which computes until `release` is
+        called, whatever others do meanwhile. There can be one at a time."""
+        assert self._reserved is None
+        assert threads < self.threads
+        self._reserved = self._of(slot, threads)
+        # It must not be paused meanwhile.
+        self._in_use = [pool for pool in self._in_use if pool is not self._reserved]
+        return self._reserved
+
+    def release(self) -> None:
+        """The context for which a pool is reserved does not compute any more."""
+        if self._reserved is not None:
+            self._in_use.append(self._reserved)
+            self._reserved = None
 
     def for_slots(self, slots: Sequence[int]) -> list[ThreadPool]:
         """A pool for the context of each of ``slots``, which compute at the same time: all threads
-        for one, an equal share for each of several. There are no more of them than threads. The
-        threads of other pools sleep from now on, so that they do not keep the cores busy.
+        that are free for one, an equal share for each of several. There are no more of them than
+        threads. The threads of other pools sleep from now on, so that they do not keep the cores
+        busy.
 
         No pool is shared but that of all threads: a context that begins to use another pool has
         llama.cpp pause the one that it used before, and a thread that is paused just when its next
         batch begins never joins in.
         """
-        if len(slots) == 1:
+        if len(slots) == 1 and self._reserved is None:
             pools = [self.all]
         else:
-            assert len(slots) <= self.threads
-            size = self.threads // len(slots)
+            assert len(slots) <= self.free
+            size = self.free // len(slots)
             pools = [self._of(slot, size) for slot in slots]
         for pool in self._in_use:
             if pool not in pools:
@@ -99,9 +122,10 @@ class ThreadPools:
         return self._divided[key]
 
     def pause(self) -> None:
-        """See `ThreadPool.pause`."""
+        """See `ThreadPool.pause`; not the one that is reserved."""
         for pool in self._pools:
-            pool.pause()
+            if pool is not self._reserved:
+                pool.pause()
 
     def close(self) -> None:
         for pool in self._pools:
