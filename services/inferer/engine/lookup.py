@@ -11,7 +11,7 @@ from collections import OrderedDict
 LENGTHS = (3, 2)
 """How many of the last tokens are looked up in the text so far: first so many, then fewer."""
 ANSWERS_LENGTH = 4
-"""How many are looked up in earlier answers, in between. Those are less like the text."""
+"""How many are looked up in earlier answers, in between: more, because those are other texts."""
 LONGEST = max(*LENGTHS, ANSWERS_LENGTH)
 CAPACITY = 32_768
 """N-grams of earlier answers that are kept, of all owners together."""
