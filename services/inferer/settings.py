@@ -61,10 +61,11 @@ class InfererSettings(msgspec.Struct, frozen=True):
     cancel; use 512 on a GPU (decision 5)."""
     cache_mb: Annotated[int, Meta(ge=0, le=2**40)] = 512
     """Memory for the states of earlier prompts, in MiB. A prompt that begins like one of them
-    is computed from there. 0: every prompt is computed whole."""
+    is computed from there. 0: every prompt is computed whole, and no token is guessed from earlier
+    answers."""
     cache_shared: bool = False
-    """Reuse the prompts of one owner for others. The time that a job takes then shows whether
-    somebody has sent the same beginning."""
+    """Reuse the prompts and answers of one owner for others. The time that a job takes then shows
+    whether somebody has sent the same beginning, or got a similar answer."""
     grace_s: Annotated[float, Meta(ge=0, le=24 * 3600)] = 10.0
     """Seconds that a running job may take to finish after SIGTERM before it is requeued."""
     priority: Annotated[int, Meta(ge=0, le=LAST_PRIORITY)] = 0

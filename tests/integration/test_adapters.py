@@ -1,7 +1,7 @@
 """LoRA adapters on the real llama.cpp: what each gives alone, side by side and from the cache."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +19,12 @@ from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.self_test import AllDrafts
+from services.inferer.engine.sequence import Sequence as TokenSequence
 from services.inferer.engine.speculation import Speculation
 from services.inferer.settings import Batching
 from shared.errors import SettingsError
 from shared.wire.requests import Sampling
+from tests.support.drafts import is_from_answers
 from tests.support.lora import write_lora
 from tests.support.pooled_models import write_bert
 from tests.support.tiny_model import write_tiny_model
@@ -50,16 +52,18 @@ def adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 class Greedy(Sampler):
-    """Takes the best token, and keeps the logits of each."""
+    """Takes the best token, or what is ``forced``, and keeps the logits of each."""
 
-    def __init__(self, model: Model, prompt: list[int]) -> None:
+    def __init__(self, model: Model, prompt: list[int], forced: Sequence[int]) -> None:
         super().__init__(model, Sampling(temperature=0), 1, prompt)
+        self._forced = forced
         self.chosen: list[int] = []
         self.logits: list[NDArray[numpy.float32]] = []
 
     def sample(self, context: object, row: int) -> int:
         self.logits.append(self._logits(context, row).copy())
-        self.chosen.append(int(self.logits[-1].argmax()))
+        forced = self._forced[len(self.chosen) :]
+        self.chosen.append(forced[0] if forced else int(self.logits[-1].argmax()))
         return self.chosen[-1]
 
 
@@ -67,10 +71,15 @@ class Run:
     """A sequence in the engine."""
 
     def __init__(
-        self, engine: Engine, prompt: list[int], adapter: str, max_tokens: int = 6
+        self,
+        engine: Engine,
+        prompt: list[int],
+        adapter: str,
+        max_tokens: int = 6,
+        forced: Sequence[int] = (),
     ) -> None:
         self.prompt, self.adapter = prompt, adapter
-        self.sampler = Greedy(engine.model, prompt)
+        self.sampler = Greedy(engine.model, prompt, forced)
         self._ended: Future[Generation | Exception] = Future()
         self.sequence = GenerationSequence(
             lambda: (prompt, [self.sampler]), max_tokens, [], lambda _: None, self._ended.set_result
@@ -201,6 +210,28 @@ def test_guessed_tokens_are_checked_with_the_adapter(adapted: Model) -> None:
         runs = [Run(engine, adapted.tokenize("a b a b a b"), name, 100) for name in (NONE, FIRST)]
         assert all(run.is_right(adapted) for run in runs)
         assert all(isinstance(run.sequence.lookup, Lookup) for run in runs)
+
+
+class Watching(AllDrafts):
+    """Counts the drafts from earlier answers."""
+
+    from_answers = 0
+
+    def counts(self, sequences: Collection[TokenSequence], room: int) -> list[int]:
+        self.from_answers += sum(map(is_from_answers, sequences))
+        return super().counts(sequences, room)
+
+
+def test_tokens_are_guessed_from_answers_with_the_same_adapter_only(adapted: Model) -> None:
+    """Whatever is in them: here all have the same tokens."""
+    watching, forced = Watching(), range(100, 140)
+    with running(adapted, speculation=watching) as engine:
+        for is_known, adapters in ((False, (NONE, FIRST, SECOND)), (True, (FIRST, NONE))):
+            for adapter in adapters:
+                before = watching.from_answers
+                run = Run(engine, adapted.tokenize("tell me"), adapter, 40, forced)
+                assert run.is_right(adapted)
+                assert (watching.from_answers > before) == is_known
 
 
 @pytest.mark.parametrize("batching", ["on", "off"])

@@ -225,6 +225,19 @@ def test_an_answer_is_guessed_from_the_one_before(model: Model) -> None:
         assert engine.steps < math.ceil(len(run.prompt) / N_BATCH) + 2 * first
 
 
+def test_answers_are_guessed_from_those_of_an_earlier_job(model: Model) -> None:
+    """Also the first: all together take far fewer batches than one has tokens."""
+    with running(model, speculation=Eager(), cache_bytes=MIB) as engine:
+        first = Run(engine, n=3, temperature=0, max_tokens=60)
+        first.generation()
+        steps = engine.steps
+        second = Run(engine, n=3, temperature=0, max_tokens=60)
+        generation = second.generation()
+        assert second.texts == first.texts
+        assert engine.steps - steps < generation.endings[0].completion_tokens
+        second.check_each_alone()
+
+
 def test_every_option_is_of_each_answer(model: Model) -> None:
     """A schema, a stop string, and the least and the most tokens."""
     with running(model) as engine:

@@ -1,6 +1,7 @@
 """Guessed tokens on the real llama.cpp: the same answers as without, on four kinds of memory."""
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ import numpy
 import pytest
 from numpy.typing import NDArray
 
+from services.inferer.engine import lookup as lookup_module
 from services.inferer.engine.constraint import constraint
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
-from services.inferer.engine.lookup import LONGEST, Lookup
+from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.sampler import Sampler
 from services.inferer.engine.sequence import Sequence
@@ -23,6 +25,7 @@ from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.settings import Batching
 from shared.wire.requests import JsonObject, ModelRequest
 from tests.support.architectures import write_hybrid, write_mamba, write_windowed
+from tests.support.drafts import is_from_answers
 from tests.support.processes import eventually
 from tests.support.tiny_model import write_tiny_model
 
@@ -47,6 +50,8 @@ class Eager(Speculation):
         super().__init__()
         self._choose = random.Random(7)
         self.learned: list[tuple[int, bool]] = []
+        self.from_answers: list[tuple[Sequence, list[int], list[int]]] = []
+        """Drafts from earlier answers: the sequence, its tokens so far, and the draft."""
         self.checked = self.right = 0
         """Drafts, not counting the last ones of each sequence."""
         self._before: dict[Sequence, tuple[int, int]] = {}
@@ -60,6 +65,8 @@ class Eager(Speculation):
             if drafts and len(sequence.tokens) > tokens:
                 self.checked += drafts
                 self.right += len(sequence.tokens) - tokens - 1
+            if is_from_answers(sequence):
+                self.from_answers.append((sequence, [*sequence.tokens], sequence.draft))
             count = min(left, len(sequence.draft), self._choose.randint(0, MAX_DRAFTS))
             self._before[sequence] = (len(sequence.tokens), count)
             counts.append(count)
@@ -94,7 +101,7 @@ class Noting(Sampler):
         token = super().sample(context, row)
         if self._choose.random() < self._copies:
             token = next(iter(self._lookup.continuation(1)), token)
-        self._lookup.add([token])
+        self._lookup.add(token)
         self.chosen.append(token)
         return token
 
@@ -107,6 +114,7 @@ class Run:
         engine: Engine,
         prompt: list[int],
         *,
+        owner: str = "",
         is_cold: bool = False,
         copies: float = 0.8,
         **options: Any,
@@ -124,6 +132,7 @@ class Run:
             self.texts.append,
             self._ended.set_result,
         )
+        self.sequence.owner = owner
         self.sequence.is_cold = is_cold
         engine.submit(self.sequence)
 
@@ -148,6 +157,7 @@ def running(
     n_ctx: int = 2048,
     n_batch: int = 64,
     batching: Batching = "on",
+    cache_bytes: int = 4 * MIB,
 ) -> Iterator[Engine]:
     engine = Engine(
         model,
@@ -156,7 +166,7 @@ def running(
         n_batch=n_batch,
         threads=1,
         batching=batching,
-        cache_bytes=4 * MIB,
+        cache_bytes=cache_bytes,
         speculation=speculation,
     )
     try:
@@ -212,6 +222,7 @@ def random_options(choose: random.Random, words: list[str]) -> dict[str, Any]:
         [
             {},
             {"copies": 0.0},
+            {"copies": 0.0, "temperature": 0.8},
             {"temperature": 0.8, "repeat_penalty": 1.1},
             {"temperature": 0.8, "top_k": 5, "copies": 0.9},
             {"response_format": JsonObject(), "copies": 0.0},
@@ -221,16 +232,37 @@ def random_options(choose: random.Random, words: list[str]) -> dict[str, Any]:
     return options
 
 
+def check_owners(eager: Eager, runs: list[Run]) -> None:
+    """What is guessed from earlier answers is in answers of the same owner, its own not counted
+    but for what it has so far."""
+    written: dict[tuple[str, tuple[int, ...]], set[Sequence]] = defaultdict(set)
+    """By owner and tokens: the sequences that have these together."""
+    for run in runs:
+        for tokens in fives([*run.prompt, *run.sampler.chosen]):
+            written[run.sequence.owner, tokens].add(run.sequence)
+    for sequence, text, draft in eager.from_answers:
+        own = {*fives(text)}
+        for tokens in fives([*text[-4:], *draft]):
+            assert tokens in own or written[sequence.owner, tokens] - {sequence}
+
+
+def fives(tokens: list[int]) -> list[tuple[int, ...]]:
+    return [tuple(tokens[end - 5 : end]) for end in range(5, len(tokens) + 1)]
+
+
 @pytest.mark.parametrize("batching", ["on", "off"])
 def test_random_prompts_give_the_same_tokens_with_drafts(
-    tiny: Model, kind: str, batching: Batching
+    tiny: Model, kind: str, batching: Batching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Repetitions, further turns, sampling, grammars, stop strings and aborts; two at a time."""
+    """Repetitions, further turns, the same jobs again, sampling, grammars, stop strings and
+    aborts, of two owners; two at a time. Some of the earlier answers are forgotten again."""
+    monkeypatch.setattr(lookup_module, "CAPACITY", 500)
     choose = random.Random(7)
     words = ["order", "paid", "by", "card", "4711", "lantern", "Bergen", ",", ".", "\n"]
     eager = Eager()
     with running(tiny, eager, slots=2, batching=batching) as engine:
         runs: list[Run] = []
+        all_runs: list[Run] = []
         for _ in range(60):
             if runs and choose.random() < 0.3:
                 earlier = choose.choice(runs[-4:])
@@ -238,7 +270,12 @@ def test_random_prompts_give_the_same_tokens_with_drafts(
                 prompt = [*earlier.prompt, *earlier.sampler.chosen]
             else:
                 prompt = tiny.tokenize(" ".join(choose.choices(words, k=choose.randint(1, 80))))
-            run = Run(engine, prompt[-500:], **random_options(choose, words))
+            prompt, options = prompt[-500:], random_options(choose, words)
+            if runs and choose.random() < 0.4:
+                again = choose.choice(runs[-4:])
+                prompt, options = again.prompt, again.options
+            run = Run(engine, prompt, owner=choose.choice(["ann", "bob"]), **options)
+            all_runs.append(run)
             if choose.random() < 0.1:
                 if choose.random() < 0.5:
                     eventually(run.has_begun, "its first token")
@@ -252,6 +289,8 @@ def test_random_prompts_give_the_same_tokens_with_drafts(
         if kind in CAN_SPECULATE:
             assert right > 100
             assert checked - right > 20
+            assert len(eager.from_answers) > 20
+            check_owners(eager, all_runs)
         else:
             assert checked == 0
         same = sum(compare(engine, run) for run in runs)
@@ -260,15 +299,15 @@ def test_random_prompts_give_the_same_tokens_with_drafts(
     assert same > len(runs) / 2
 
 
-@pytest.mark.parametrize(("copies", "stop"), [(0.8, []), (1.0, ["three"])])
-def test_each_guess_is_learned(dense: Model, copies: float, stop: list[str]) -> None:
+@pytest.mark.parametrize(("copies", "stop"), [((0.8, 0.8), []), ((1.0, 0.5), ["three"])])
+def test_each_guess_is_learned(dense: Model, copies: tuple[float, float], stop: list[str]) -> None:
     """Once, with the streak before it, whether it was checked or not; each answer begins without
     one. The first token of all and the last one that ``max_tokens`` allows are not guessed."""
     eager, max_tokens = Eager(), 60
     ended: Future[Generation | Exception] = Future()
     prompt = dense.tokenize("one two three" * 9)
     options = ModelRequest(prompt="x", temperature=0)
-    samplers = [Noting(dense, options, prompt, copies) for _ in range(2)]
+    samplers = [Noting(dense, options, prompt, share) for share in copies]
     with running(dense, eager) as engine:
         engine.submit(
             GenerationSequence(
@@ -286,12 +325,69 @@ def test_each_guess_is_learned(dense: Model, copies: float, stop: list[str]) -> 
                 expected.append((streak, guess == [token]))
             streak = streak + 1 if is_guessed and guess == [token] else 0
             if number < len(sampler.chosen):
-                lookup.add([token])
-        lookup.add(prompt[-LONGEST:])
+                lookup.add(token)
+        lookup.begin_next_answer()
     assert eager.learned == expected
     assert {is_right for _, is_right in expected} == {True, False}
     if stop:  # it ends the first answer in the middle of what it copies
         assert expected[1:3] == [(1, True), (0, True)]
+
+
+PROMPT = "one two three " * 5
+TEXT: dict[str, Any] = {"copies": 0.0, "temperature": 0.8, "max_tokens": 80}
+"""The same text each time, which hardly repeats itself."""
+
+
+@pytest.mark.parametrize("change", ["none", "owner", "cold", "no cache"])
+def test_an_answer_is_guessed_from_an_earlier_one_of_the_same_owner(
+    dense: Model, change: str
+) -> None:
+    """If both may be reused, and whatever the two prompts begin with."""
+    eager = Eager()
+    with running(dense, eager, cache_bytes=0 if change == "no cache" else MIB) as engine:
+        first = Run(engine, dense.tokenize(PROMPT), owner="ann", is_cold=change == "cold", **TEXT)
+        first.generation()
+        assert not eager.from_answers
+        owner = "bob" if change == "owner" else "ann"
+        second = Run(engine, first.prompt, owner=owner, **TEXT)
+        second.generation()
+        assert second.sampler.chosen == first.sampler.chosen
+        if change == "none":
+            assert len(eager.from_answers) > 5
+            assert eager.right > 20
+            other = Run(engine, dense.tokenize(f"other {PROMPT}"), owner="ann", **TEXT)
+            compare(engine, other)
+        else:
+            assert not eager.from_answers
+        third = Run(engine, first.prompt, owner="ann", is_cold=True, **TEXT)
+        before = len(eager.from_answers)
+        third.generation()
+        assert len(eager.from_answers) == before, "a cold job is not guessed"
+
+
+def test_what_was_generated_before_an_abort_is_guessed_from(dense: Model) -> None:
+    eager = Eager()
+    with running(dense, eager) as engine:
+        options = {**TEXT, "max_tokens": 1500, "ignore_eos": True}
+        first = Run(engine, dense.tokenize(PROMPT), **options)
+        eventually(lambda: len(first.sampler.chosen) > 60, "sixty tokens")
+        engine.abort(first.sequence)
+        first.outcome()
+        second = Run(engine, first.prompt, **{**options, "max_tokens": 60})
+        compare(engine, second)
+        assert len(eager.from_answers) > 5
+
+
+def test_what_is_generated_at_the_same_time_is_guessed_from(dense: Model) -> None:
+    eager = Eager()
+    with running(dense, eager, slots=2) as engine:
+        first = Run(engine, dense.tokenize(PROMPT), **{**TEXT, "max_tokens": 1500})
+        eventually(lambda: len(first.sampler.chosen) > 60, "sixty tokens")
+        second = Run(engine, first.prompt, **TEXT)
+        compare(engine, second)
+        assert not first._ended.done()
+        assert len(eager.from_answers) > 5
+        engine.abort(first.sequence)
 
 
 def test_what_a_slot_holds_after_drafts_is_reused(dense: Model) -> None:

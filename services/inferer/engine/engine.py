@@ -26,7 +26,7 @@ from services.inferer.engine.context import (
     decode_error,
 )
 from services.inferer.engine.generation import Generation, GenerationSequence
-from services.inferer.engine.lookup import Lookup
+from services.inferer.engine.lookup import Answers, Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.preparation import Preparation
 from services.inferer.engine.prompt_cache import MOST_MOVED, PromptCache
@@ -69,8 +69,9 @@ class Engine:
         ``batching="auto"``, what is faster is measured now if there are several slots, or
         ``expected_slots`` will open later; otherwise when the second slot opens.
         ``cache_bytes`` of host memory are for what earlier sequences have computed; 0 means that
-        nothing is reused. ``shares_cache``: for sequences of other owners too. ``speculation``
-        decides how many guessed tokens are checked at once; with None no token is guessed.
+        nothing is reused, and no token is guessed from their answers. ``shares_cache``: for
+        sequences of other owners too. ``speculation`` decides how many guessed tokens are checked
+        at once; with None no token is guessed.
 
         Raises:
             OutOfMemory: the context does not fit.
@@ -123,7 +124,8 @@ class Engine:
         """Batches computed, or failed; a change shows progress."""
 
         # Used by the compute thread only, except that `in_progress` reads whether the scheduler is
-        # idle, and that `close` frees the context when the thread has ended.
+        # idle, that preparation threads hand `_answers` over, and that `close` frees the context
+        # when the thread has ended.
         self._scheduler: Scheduler[GenerationSequence] = Scheduler(
             slots, self._options.n_batch, speculation
         )
@@ -135,6 +137,7 @@ class Engine:
             self._is_separate(slots, self._pools)
         self._memory = self._create_memory(slots)
         self._cache = PromptCache(self._memory, cache_bytes)
+        self._answers = Answers() if self.has_cache else None
         self._background = BackgroundPrompt(self._background_ended)
         self._has_only_background = False
         """Whether there is nothing to compute until it has ended."""
@@ -258,7 +261,7 @@ class Engine:
             prompt, sequence.samplers = sequence.prepare()
             sequence.tokens = list(prompt)
             if self.speculates and not sequence.is_cold:
-                sequence.lookup = Lookup(sequence.tokens)
+                sequence.lookup = Lookup(sequence.tokens, self._answers, sequence.cache_key)
         except SluiceError as error:
             failure = error
         except Exception as error:  # whatever native code raises

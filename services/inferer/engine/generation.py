@@ -8,7 +8,7 @@ from typing import Literal
 
 from services.inferer.crash.flight_recorder import Phase
 from services.inferer.engine.detokenizer import Detokenizer
-from services.inferer.engine.lookup import LONGEST, Lookup
+from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.sampler import Sampler
@@ -93,7 +93,7 @@ class GenerationSequence(Sequence):
         """What the context had before the prompt's last token, where it could not be cut to that
         afterwards."""
         self.lookup: Lookup | None = None
-        """Of the sequence's tokens; None if nothing is to be guessed. Written likewise."""
+        """Guesses of the sequence's tokens; None if nothing is to be guessed. Written likewise."""
         self.cached_tokens = 0
         self.last_token: int | None = None
         """The one whose text `on_text` gets; None if what is left is passed without one."""
@@ -149,7 +149,7 @@ class GenerationSequence(Sequence):
             return self._ended("length", text)
         self.tokens.append(token)
         if self.lookup is not None:
-            self.lookup.add([token])
+            self.lookup.add(token)
             self._guess()
         self.on_text(text)
         return False
@@ -174,8 +174,7 @@ class GenerationSequence(Sequence):
         del self.tokens[self.prompt_tokens :]
         self._detokenizer = Detokenizer(self._stop)
         if self.lookup is not None:
-            # What it knows of the answers so far stays: the next one is likely to resemble them.
-            self.lookup.add(self.tokens[-LONGEST:])
+            self.lookup.begin_next_answer()
             self._guess()
 
     def generation(self) -> Generation:
