@@ -372,23 +372,28 @@ class Engine:
             self._notify()
 
     def _end_background(self) -> None:
-        """Wait for what is computed in the background, and hand its output over."""
+        """Wait for what is computed in the background, and hand its output over. An error ends its
+        sequence only."""
         chunk, outcome = self._background.take()
         self._memory.end_background()
-        sequence = chunk.sequence
-        if outcome == DECODED:
-            self._scheduler.complete_in_background(chunk, self._background.seconds)
-            self._save_checkpoint(sequence)
-            if chunk.has_output:
-                self._hand_over([chunk])
-            return
-        self._scheduler.drop_background()
-        if outcome == ABORTED:
-            self._undo([chunk])
-        elif isinstance(outcome, Exception):
-            self._fail(sequence, model_error("inference failed", outcome))
-        else:
-            self._fail(sequence, decode_error(outcome))
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome == DECODED:
+                self._scheduler.complete_in_background(chunk, self._background.seconds)
+                self._save_checkpoint(chunk.sequence)
+                if chunk.has_output:
+                    self._hand_over([chunk])
+                return
+            self._scheduler.drop_background()
+            if outcome == ABORTED:
+                self._undo([chunk])
+            else:
+                self._fail(chunk.sequence, decode_error(outcome))
+        except Exception as error:
+            self._scheduler.drop_background()
+            if chunk.sequence.state is State.RUNNING:
+                self._fail(chunk.sequence, model_error("inference failed", error))
 
     def _drop_background(self) -> None:
         """End what is computed in the background; nothing of it counts."""

@@ -268,9 +268,9 @@ class Scheduler(Generic[S]):
     def next_batch(self, at_once: int | None = None) -> list[Chunk[S]]:
         """What is to be computed next; empty if no sequence has a slot. Call `complete` once it is
         computed, or `next_batch` again if nothing of it was. While a prompt is computed in the
-        background, it has none. ``at_once`` is how many sequences are
-        computed at the same time. The batch has at most so many that generate, and at most so many
-        prompts: with more, the outputs of the first would wait for the others."""
+        background, it has no others. ``at_once`` is how many sequences are computed at the same
+        time. The batch has at most so many that generate, and at most so many prompts: with more,
+        the outputs of the first would wait for the others."""
         batch: list[Chunk[S]] = []
         in_turn = self._in_turn()
         prompts: list[S] = []
