@@ -1,6 +1,8 @@
 """What gateways observe of jobs that run and have run."""
 
 import asyncio
+import math
+import random
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -360,6 +362,36 @@ def test_only_the_latest_prompts_say_how_much_is_cached() -> None:
         for _ in range(jobs):
             service_time.observe(msgspec.structs.replace(result(1.1), usage=usage))
     assert service_time.prompt_tokens(WORK.prompt_bytes) == pytest.approx(1)
+
+
+def share_covered(own: float, common: float, *, most: int = 8, rounds: int = 400) -> float:
+    """How many jobs p90 covers: the last of 1 to ``most`` that wait for an idle inferer. Durations
+    vary by these standard deviations: each by itself, and those of one job after another
+    together."""
+    dice, service_time, slow, covered = random.Random(1), ServiceTime(), 0.0, []
+    for _ in range(rounds):
+        jobs, took_ms = [], 0.0
+        for _ in range(dice.randint(1, most)):
+            slow = 0.8 * slow + 0.6 * dice.gauss(0, common)
+            tokens, factor = dice.randint(40, 60), math.exp(slow + dice.gauss(0, own))
+            timings = Timings(
+                queued_ms=0, prompt_ms=100 * factor, generation_ms=20 * tokens * factor
+            )
+            jobs.append(msgspec.structs.replace(result(1.1, tokens=tokens), timings=timings))
+            took_ms += timings.prompt_ms + timings.generation_ms
+        if service_time.is_known:
+            simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+            line = [Waiting(WORK, {})] * len(jobs)
+            (done,) = asyncio.run(in_turns(simulation.run(line, [len(jobs) - 1], 0)))
+            covered.append(took_ms / 1000 <= numpy.quantile(done, 0.9))
+        for one in jobs:
+            service_time.observe(one)
+    return float(numpy.mean(covered))
+
+
+@pytest.mark.parametrize(("own", "common"), [(0.05, 0.05), (0.03, 0.1), (0.02, 0.15), (0.1, 0.1)])
+def test_p90_covers_jobs_that_are_slow_together(own: float, common: float) -> None:
+    assert 0.88 <= share_covered(own, common) <= 0.95
 
 
 def test_the_duration_of_unknown_jobs_is_uncertain() -> None:

@@ -16,7 +16,7 @@ from shared.wire.results import Completed, Timings, Usage
 
 MAX_SAMPLES = 200
 MIN_NOISE = 0.03
-"""Standard deviation, in log time, added to the residuals: no two jobs take equally long."""
+"""Standard deviation of each job's own, in log time: no two take equally long."""
 
 PROMPT_SAMPLES = 40
 """Of the latest jobs, whose prompts say how many tokens have to be computed: how much comes from a
@@ -185,15 +185,11 @@ class ServiceTime:
         prompt_tokens, tokens = self._token_array[:, which]
         return prompt_tokens, tokens
 
-    def sample_residuals(
-        self, random: numpy.random.Generator, shape: int | tuple[int, ...]
-    ) -> Floats:
+    def sample_residuals(self, random: numpy.random.Generator, draws: int) -> Floats:
         """Factors, actual over expected time, drawn from those of recent jobs."""
         if self._residual_array is None:
-            self._residual_array = numpy.array(self._residuals)
-        which = random.integers(0, self._residual_array.size, shape)
-        noise = random.normal(0, MIN_NOISE, shape)
-        factors: Floats = numpy.exp(self._residual_array[which] + noise)
+            self._residual_array = numpy.exp(self._residuals)
+        factors: Floats = random.choice(self._residual_array, draws)
         return factors
 
 
