@@ -88,6 +88,7 @@ class Simulation:
         names = {name: at for at, name in enumerate(dict.fromkeys(s.inferer for s in slots))}
         self._inferer = numpy.array([names[slot.inferer] for slot in slots])
         speeds = [service_time.speed(name) for name in names]
+        self._start_s = numpy.array([speed.start_s for speed in speeds])[self._inferer]
         self._prompt_token_s = numpy.array([speed.prompt_s for speed in speeds])[self._inferer]
         self._token_s = numpy.array([speed.token_s for speed in speeds])[self._inferer]
         self._sizes = numpy.bincount(self._inferer)
@@ -219,7 +220,7 @@ class Simulation:
         if is_free.any():
             slots = numpy.where(is_free, self._time.emptiest, slots)
         factors = self._sample_factors()
-        prompt_s = prompt_tokens * self._prompt_token_s[slots] * factors
+        prompt_s = (self._start_s[slots] + prompt_tokens * self._prompt_token_s[slots]) * factors
         answer_s = tokens * self._token_s[slots] * factors
         slots, is_free = slots[draws], is_free[draws]
         ended_s = self._note_end(slots, draws)
@@ -238,8 +239,9 @@ class Simulation:
         prompt_tokens, tokens = self._service_time.sample_tokens(self._random, DRAWS)
         jobs = self._sizes[self._inferer]
         slowdown = self._slowdown[self._inferer, jobs - 1]
-        job_s = numpy.outer(jobs * self._prompt_token_s, prompt_tokens) + numpy.outer(
-            slowdown * self._token_s, tokens
+        job_s = (jobs * self._start_s)[:, None] + (
+            numpy.outer(jobs * self._prompt_token_s, prompt_tokens)
+            + numpy.outer(slowdown * self._token_s, tokens)
         )
         job_s = numpy.maximum(job_s, LEAST_S)
         mean_s = 1 / (1 / job_s.mean(axis=1)).sum()
@@ -318,7 +320,7 @@ class Simulation:
 
     def _prompt_s(self, slot: int, work: Work) -> float:
         tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-        return float(tokens * self._prompt_token_s[slot])
+        return float(self._start_s[slot] + tokens * self._prompt_token_s[slot])
 
     def _sample_factors(self) -> Floats:
         """How many times as long as expected a job takes, in each draw."""
