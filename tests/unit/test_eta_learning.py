@@ -1,6 +1,8 @@
 """What gateways observe of jobs that run and have run."""
 
 import asyncio
+import math
+import random
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -360,6 +362,76 @@ def test_only_the_latest_prompts_say_how_much_is_cached() -> None:
         for _ in range(jobs):
             service_time.observe(msgspec.structs.replace(result(1.1), usage=usage))
     assert service_time.prompt_tokens(WORK.prompt_bytes) == pytest.approx(1)
+
+
+def cached(prompt_s: float, answer_s: float, *, computed: int = 10, tokens: int = 50) -> Completed:
+    """A prompt of 200 tokens, of which ``computed`` were not cached."""
+    timings = Timings(queued_ms=0, prompt_ms=1000 * prompt_s, generation_ms=1000 * answer_s)
+    usage = Usage(200, tokens, 200 + tokens, PromptTokensDetails(200 - computed))
+    return msgspec.structs.replace(result(1.1), timings=timings, usage=usage)
+
+
+def test_a_speed_that_cannot_be_is_forgotten_although_all_other_prompts_are_cached() -> None:
+    """The machine was suspended for an hour during the only prompt that was computed whole."""
+    service_time = ServiceTime()
+    service_time.observe(cached(3600.0, 1.0, computed=200))
+    for _ in range(3):
+        service_time.observe(cached(0.05, 1.0))
+    assert service_time.speed("i").prompt_s <= 0.005
+
+
+def test_an_inferer_that_has_become_slower_is_learned_although_most_prompts_are_cached() -> None:
+    """Those that are computed whole take 5 instead of 1 ms per token."""
+    service_time = ServiceTime()
+    for token_s in (0.001, 0.005):
+        for _ in range(5):
+            service_time.observe(cached(200 * token_s, 1.0, computed=200))
+            for _ in range(9):
+                service_time.observe(cached(0.04 + 10 * token_s, 1.0))
+        assert service_time.speed("i").prompt_s == pytest.approx(token_s)
+
+
+def test_a_cached_prompt_takes_time() -> None:
+    """40 ms, however short the answer is. Before it is known how long, the prompt's tokens are all
+    that counts."""
+    service_time = ServiceTime()
+    for _ in range(5):
+        service_time.observe(cached(0.2, 1.0, computed=200))
+    assert service_time.speed("i").job_s(10, 2) == pytest.approx(0.05)
+    for tokens in (2, 100, 50, 100, 2, 50, 2, 100, 50):
+        service_time.observe(cached(0.05, 0.02 * tokens, tokens=tokens))
+    for tokens in (2, 50, 100):
+        assert service_time.speed("i").job_s(10, tokens) == pytest.approx(0.05 + 0.02 * tokens)
+
+
+def share_covered(own: float, common: float, *, most: int = 8, rounds: int = 400) -> float:
+    """How many jobs p90 covers: the last of 1 to ``most`` that wait for an idle inferer. Durations
+    vary by these standard deviations: each by itself, and those of one job after another
+    together."""
+    dice, service_time, slow, covered = random.Random(1), ServiceTime(), 0.0, []
+    for _ in range(rounds):
+        jobs, took_ms = [], 0.0
+        for _ in range(dice.randint(1, most)):
+            slow = 0.8 * slow + 0.6 * dice.gauss(0, common)
+            tokens, factor = dice.randint(40, 60), math.exp(slow + dice.gauss(0, own))
+            timings = Timings(
+                queued_ms=0, prompt_ms=100 * factor, generation_ms=20 * tokens * factor
+            )
+            jobs.append(msgspec.structs.replace(result(1.1, tokens=tokens), timings=timings))
+            took_ms += timings.prompt_ms + timings.generation_ms
+        if service_time.is_known:
+            simulation = Simulation(service_time, [Slot("i")], datetime.now(UTC), {})
+            line = [Waiting(WORK, {})] * len(jobs)
+            (done,) = asyncio.run(in_turns(simulation.run(line, [len(jobs) - 1], 0)))
+            covered.append(took_ms / 1000 <= numpy.quantile(done, 0.9))
+        for one in jobs:
+            service_time.observe(one)
+    return float(numpy.mean(covered))
+
+
+@pytest.mark.parametrize(("own", "common"), [(0.05, 0.05), (0.03, 0.1), (0.02, 0.15), (0.1, 0.1)])
+def test_p90_covers_jobs_that_are_slow_together(own: float, common: float) -> None:
+    assert 0.88 <= share_covered(own, common) <= 0.95
 
 
 def test_the_duration_of_unknown_jobs_is_uncertain() -> None:

@@ -12,11 +12,11 @@ from services.gateway.eta.lengths import Floats, Lengths
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.inferers import InfererEntry
 from shared.wire.requests import TEXT_TASKS, Work
-from shared.wire.results import Completed, Timings, Usage
+from shared.wire.results import Completed, Timings
 
 MAX_SAMPLES = 200
 MIN_NOISE = 0.03
-"""Standard deviation, in log time, added to the residuals: no two jobs take equally long."""
+"""Standard deviation of each job's own, in log time: no two take equally long."""
 
 PROMPT_SAMPLES = 40
 """Of the latest jobs, whose prompts say how many tokens have to be computed: how much comes from a
@@ -47,10 +47,45 @@ MAX_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per token."""
+    """Seconds per token, and per job."""
 
     prompt_s: float
     token_s: float
+    start_s: float = 0.0
+    """Of each job, however many tokens it has: what a cached prompt takes."""
+
+    def job_s(self, prompt_tokens: float, tokens: float) -> float:
+        return self.start_s + prompt_tokens * self.prompt_s + tokens * self.token_s
+
+
+class Measurements:
+    """The last ones of each inferer, in seconds."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, deque[float]] = {}
+        self._latest: deque[float] = deque(maxlen=SPEED_SAMPLES)
+
+    def __contains__(self, inferer: str) -> bool:
+        return inferer in self._of
+
+    def __bool__(self) -> bool:
+        return bool(self._latest)
+
+    def add(self, inferer: str, seconds: float) -> None:
+        measured = self._of.pop(inferer, deque(maxlen=SPEED_SAMPLES))
+        measured.append(seconds)
+        self._of[inferer] = measured
+        while len(self._of) > MAX_SAMPLES:  # containers come and go, each with a new id
+            del self._of[next(iter(self._of))]
+        self._latest.append(seconds)
+
+    def of(self, inferer: str) -> list[float]:
+        """Those of this inferer; while it has few, those of others are added."""
+        known = [*self._of.get(inferer, ())]
+        if len(known) < MIN_SPEED_SAMPLES:
+            others = [seconds for seconds in self._latest if seconds not in known]
+            known += others[len(known) - MIN_SPEED_SAMPLES :]
+        return known
 
 
 class ServiceTime:
@@ -58,8 +93,13 @@ class ServiceTime:
 
     def __init__(self) -> None:
         self.lengths = Lengths()
-        self._speeds: dict[str, deque[Speed]] = {}
-        self._latest: deque[Speed] = deque(maxlen=SPEED_SAMPLES)
+        # The parts of `Speed`.
+        self._prompt_s = Measurements()
+        self._cached_prompt_s = Measurements()
+        """Of prompts that were mostly cached, whose time goes to other things: per token it is at
+        most so long."""
+        self._token_s = Measurements()
+        self._start_s = Measurements()
         self._reported: dict[str, Speed] = {}
         """What the self-tests of live inferers measured, or their last jobs."""
         self._prompts: deque[tuple[int, int]] = deque(maxlen=PROMPT_SAMPLES)
@@ -75,7 +115,7 @@ class ServiceTime:
     @property
     def is_known(self) -> bool:
         """Whether anything has been measured."""
-        return bool(self._latest or self._reported)
+        return bool(self._token_s or self._reported)
 
     def report(self, inferers: Iterable[InfererEntry]) -> None:
         """Note the speeds that live inferers report. They count until the results of some jobs are
@@ -103,11 +143,9 @@ class ServiceTime:
             and 0 < work.max_tokens <= MAX_TOKENS
         ):
             return
-        if inferer in self._speeds:
+        if inferer in self._token_s:
             speed = self.speed(inferer)
-            expected_s = (
-                usage.computed_tokens * speed.prompt_s + usage.completion_tokens * speed.token_s
-            )
+            expected_s = speed.job_s(usage.computed_tokens, usage.completion_tokens)
             if expected_s > 0:
                 residual = log(total_s / expected_s)
                 self._residuals.append(min(max(residual, -MAX_RESIDUAL), MAX_RESIDUAL))
@@ -118,40 +156,26 @@ class ServiceTime:
         for choice in result.choices:
             was_cut = choice.finish_reason == "length"
             self.lengths.observe(work, choice.completion_tokens, was_cut)
-        prompt_token_s = self._prompt_token_s(inferer, usage, prompt_s)
-        if prompt_token_s is not None:
-            latest = Speed(
-                prompt_token_s,
-                # The rest of the job as a whole, so that its overhead is included.
-                max((total_s - prompt_s) / max(usage.completion_tokens, 1), LEAST_TOKEN_S),
-            )
-            speeds = self._speeds.pop(inferer, deque(maxlen=SPEED_SAMPLES))
-            self._speeds[inferer] = speeds
-            while len(self._speeds) > MAX_SAMPLES:  # containers come and go, each with a new id
-                del self._speeds[next(iter(self._speeds))]
-            speeds.append(latest)
-            self._latest.append(latest)
-
-    def _prompt_token_s(self, inferer: str, usage: Usage, prompt_s: float) -> float | None:
-        """Seconds per token of a prompt. Of a prompt that was mostly cached the time goes to other
-        things: then what was known before, or None."""
-        if usage.computed_tokens > usage.prompt_tokens / 2:
-            return prompt_s / usage.computed_tokens
-        return self.speed(inferer).prompt_s if self.is_known else None
+        # The rest of the job as a whole, so that its overhead is included.
+        token_s = max((total_s - prompt_s) / max(usage.completion_tokens, 1), LEAST_TOKEN_S)
+        self._token_s.add(inferer, token_s)
+        is_cached = usage.computed_tokens <= usage.prompt_tokens / 2
+        prompts = self._cached_prompt_s if is_cached else self._prompt_s
+        prompts.add(inferer, prompt_s / max(usage.computed_tokens, 1))
+        tokens_s = usage.computed_tokens * self.speed(inferer).prompt_s
+        self._start_s.add(inferer, max(prompt_s - tokens_s, 0.0) if is_cached else 0.0)
 
     def speed(self, inferer: str) -> Speed:
-        """The speed of this inferer; while it has few samples, those of others are added."""
+        """The medians for this inferer; of what was not measured, what is reported."""
         assert self.is_known, "nothing has been measured"
-        known = list(self._speeds.get(inferer, ()))
-        if len(known) < MIN_SPEED_SAMPLES:
-            others = [speed for speed in self._latest if speed not in known]
-            known += others[len(known) - MIN_SPEED_SAMPLES :]
-        if not known:
-            reported = self._reported.get(inferer)
-            known = [reported] if reported else [*self._reported.values()]
+        one = self._reported.get(inferer)
+        reported = [one] if one else [*self._reported.values()]
+        prompt_s = self._prompt_s.of(inferer) or [speed.prompt_s for speed in reported]
+        bounds_s = self._cached_prompt_s.of(inferer)
         return Speed(
-            median_low(speed.prompt_s for speed in known),
-            median_low(speed.token_s for speed in known),
+            min(median_low(seconds) for seconds in (prompt_s, bounds_s) if seconds),
+            median_low(self._token_s.of(inferer) or [speed.token_s for speed in reported]),
+            median_low(self._start_s.of(inferer) or [0.0]),
         )
 
     def prompt_tokens(self, prompt_bytes: int) -> float:
@@ -185,15 +209,11 @@ class ServiceTime:
         prompt_tokens, tokens = self._token_array[:, which]
         return prompt_tokens, tokens
 
-    def sample_residuals(
-        self, random: numpy.random.Generator, shape: int | tuple[int, ...]
-    ) -> Floats:
+    def sample_residuals(self, random: numpy.random.Generator, draws: int) -> Floats:
         """Factors, actual over expected time, drawn from those of recent jobs."""
         if self._residual_array is None:
-            self._residual_array = numpy.array(self._residuals)
-        which = random.integers(0, self._residual_array.size, shape)
-        noise = random.normal(0, MIN_NOISE, shape)
-        factors: Floats = numpy.exp(self._residual_array[which] + noise)
+            self._residual_array = numpy.exp(self._residuals)
+        factors: Floats = random.choice(self._residual_array, draws)
         return factors
 
 

@@ -1,7 +1,7 @@
 """Simulates the queue: when each slot becomes free, and when each waiting job is done."""
 
 import asyncio
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt
-from services.gateway.eta.service_time import ServiceTime
+from services.gateway.eta.service_time import MIN_NOISE, ServiceTime
 from services.gateway.eta.time_sharing import LEAST_S, Ints, TimeSharing
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.requests import TEXT_TASKS, Work
@@ -20,9 +20,6 @@ DRAWS = 128
 SEED = 1
 """Fixed, so that two estimates of the same queue agree."""
 ALL_DRAWS = numpy.arange(DRAWS)
-HALF = 0.5**0.5
-RESIDUALS_AT_ONCE = 16
-"""For how many jobs they are sampled, which is faster than for each of them."""
 NO_JOB = -1
 LEAST_VARIANCE = 1e-6
 """Of the durations of typical jobs, relative to their mean."""
@@ -84,14 +81,14 @@ class Simulation:
         ``arrivals_per_s``: how many jobs come for these slots on average."""
         self._service_time = service_time
         self._random = numpy.random.default_rng(SEED)
-        # What makes one job slow, a busy machine, also slows the next one: half of the residual is
-        # common to all jobs of a draw.
-        self._common = service_time.sample_residuals(self._random, DRAWS) ** HALF
-        self._residuals = _sample_residuals(service_time, self._random, self._common)
+        # What makes one job slow, a busy machine, also slows the next one: so all jobs of a draw
+        # have the same residual. If each had its own, they would average out over a queue.
+        self._residuals = service_time.sample_residuals(self._random, DRAWS)
 
         names = {name: at for at, name in enumerate(dict.fromkeys(s.inferer for s in slots))}
         self._inferer = numpy.array([names[slot.inferer] for slot in slots])
         speeds = [service_time.speed(name) for name in names]
+        self._start_s = numpy.array([speed.start_s for speed in speeds])[self._inferer]
         self._prompt_token_s = numpy.array([speed.prompt_s for speed in speeds])[self._inferer]
         self._token_s = numpy.array([speed.token_s for speed in speeds])[self._inferer]
         self._sizes = numpy.bincount(self._inferer)
@@ -216,15 +213,15 @@ class Simulation:
     def _serve(self, work: Work | None, draws: Ints) -> int:
         """The same in some draws. The others use as many random numbers."""
         prompt_tokens, tokens = self._sample_tokens(work)
-        residuals = next(self._residuals)
         number = len(self._skipped_before_s)
         self._skipped_before_s.append(self._skipped_s)
         slots = self._time.end_s.argmin(axis=0)
         is_free = self._free > 0
         if is_free.any():
             slots = numpy.where(is_free, self._time.emptiest, slots)
-        prompt_s = prompt_tokens * self._prompt_token_s[slots] * residuals
-        answer_s = tokens * self._token_s[slots] * residuals
+        factors = self._sample_factors()
+        prompt_s = (self._start_s[slots] + prompt_tokens * self._prompt_token_s[slots]) * factors
+        answer_s = tokens * self._token_s[slots] * factors
         slots, is_free = slots[draws], is_free[draws]
         ended_s = self._note_end(slots, draws)
         at_s = numpy.where(is_free, self._now_s[draws], ended_s)
@@ -242,15 +239,16 @@ class Simulation:
         prompt_tokens, tokens = self._service_time.sample_tokens(self._random, DRAWS)
         jobs = self._sizes[self._inferer]
         slowdown = self._slowdown[self._inferer, jobs - 1]
-        job_s = numpy.outer(jobs * self._prompt_token_s, prompt_tokens) + numpy.outer(
-            slowdown * self._token_s, tokens
+        job_s = (jobs * self._start_s)[:, None] + (
+            numpy.outer(jobs * self._prompt_token_s, prompt_tokens)
+            + numpy.outer(slowdown * self._token_s, tokens)
         )
         job_s = numpy.maximum(job_s, LEAST_S)
         mean_s = 1 / (1 / job_s.mean(axis=1)).sum()
         # Their sum, taken for a gamma distribution, which it nearly is.
         variance = max(float((job_s.std(axis=1) / job_s.mean(axis=1)).max() ** 2), LEAST_VARIANCE)
         sum_s = self._random.gamma(count / variance, variance * mean_s, DRAWS)
-        skipped_s = sum_s * self._common
+        skipped_s = sum_s * self._residuals
         self._now_s += skipped_s
         self._skipped_s = self._skipped_s + skipped_s
         self._time.skip(skipped_s)
@@ -312,17 +310,22 @@ class Simulation:
         slowdown = self._slowdown[self._inferer[slot], len(together) - 1]
         so_far = tokens + int(max(generated_s, 0.0) / (slowdown * token_s))
         so_far = min(so_far, work.most_tokens - 1)
-        residuals = next(self._residuals)
         lengths = self._sample_lengths(work, beyond=so_far)
-        prompt_left_s = max(prompt_s - elapsed_s, 0.0)
+        factors = self._sample_factors()
+        prompt_left_s = numpy.maximum(prompt_s * factors - elapsed_s, 0.0)
         # At least the token that is being computed.
         least = 1.0 if work.task in TEXT_TASKS else 0.0
-        answer_s = numpy.maximum((lengths - so_far) * residuals, least) * token_s
-        return numpy.full(DRAWS, prompt_left_s), answer_s
+        answer_s = numpy.maximum((lengths - so_far) * factors, least) * token_s
+        return prompt_left_s, answer_s
 
     def _prompt_s(self, slot: int, work: Work) -> float:
         tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-        return float(tokens * self._prompt_token_s[slot])
+        return float(self._start_s[slot] + tokens * self._prompt_token_s[slot])
+
+    def _sample_factors(self) -> Floats:
+        """How many times as long as expected a job takes, in each draw."""
+        noise: Floats = numpy.exp(self._random.normal(0, MIN_NOISE, DRAWS))
+        return self._residuals * noise
 
     def _sample_gap_s(self) -> Floats:
         """Seconds between two jobs that come."""
@@ -374,12 +377,3 @@ def _slowdowns(reported: Sequence[float], most: int) -> list[float]:
     version reports none."""
     known = [*reported[:most]] or [1.0]
     return known + [known[-1]] * (most - len(known))
-
-
-def _sample_residuals(
-    service_time: ServiceTime, random: numpy.random.Generator, common: Floats
-) -> Iterator[Floats]:
-    """Of one job after another, in each draw; ``common`` is the part that they have in common."""
-    while True:
-        own = service_time.sample_residuals(random, (RESIDUALS_AT_ONCE, DRAWS)) ** HALF
-        yield from common * own
