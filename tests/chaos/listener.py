@@ -1,6 +1,8 @@
 """Everything the broker announces, received at every node at the same time."""
 
+import time
 from collections import defaultdict
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
@@ -10,14 +12,20 @@ from shared.wire import subjects
 from shared.wire.codecs import decode_state_event
 
 
+class Attempt(NamedTuple):
+    most_tokens: int
+    started: float
+    """`time.monotonic`"""
+
+
 class Listener:
     """Core subscribers, one at each node: what one misses while its node is dead, others get."""
 
     def __init__(self) -> None:
         self.announced: dict[str, set[tuple[int, bytes]]] = defaultdict(set)
         """For each job the different announcements: sequence in RESULTS, and what was stored."""
-        self._running: dict[str, dict[str, int]] = defaultdict(dict)
-        """For each inferer the jobs that it has started, with the most tokens of each."""
+        self._running: dict[str, dict[str, Attempt]] = defaultdict(dict)
+        """For each inferer the jobs that it has started."""
         self._connections: list[Broker] = []
 
     async def connect(self, urls: list[str]) -> None:
@@ -32,10 +40,13 @@ class Listener:
         for connection in self._connections:
             await connection.close()
 
-    def is_running(self, inferer: str, min_tokens: int) -> str | None:
-        """A job that ``inferer`` runs, one that is so long that there is time to strike."""
-        long = (job for job, tokens in self._running[inferer].items() if tokens >= min_tokens)
-        return next(long, None)
+    def is_running(self, inferer: str, min_tokens: int, since: float) -> str | None:
+        """A job that ``inferer`` runs, one that is so long that there is time to strike. It began
+        after ``since``, when the process was launched: a job of the one before died with it."""
+        for job_id, attempt in self._running[inferer].items():
+            if attempt.most_tokens >= min_tokens and attempt.started > since:
+                return job_id
+        return None
 
     def inferer_of(self, job_id: str) -> str | None:
         """The inferer that runs this job."""
@@ -59,7 +70,7 @@ class Listener:
         # With a code it is the report that the attempt died with its inferer.
         runs = event.state == "started" and event.code is None and job_id not in self.announced
         if runs and event.work is not None:
-            self._running[event.inferer][job_id] = event.work.max_tokens
+            self._running[event.inferer][job_id] = Attempt(event.work.max_tokens, time.monotonic())
 
     def _forget(self, job_id: str) -> None:
         for jobs in self._running.values():

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,8 @@ class Part:
         self.lock = asyncio.Lock()
         """Held by the fault that strikes it, until it serves again."""
         self.logs: list[Path] = []
+        self.launched = 0.0
+        """When it was started last, by `time.monotonic`."""
         self.process: Process | None = None
         self._excuses = 0
         self._command = command
@@ -88,6 +91,7 @@ class Part:
         return pipe
 
     def _new_log(self) -> Path:
+        self.launched = time.monotonic()
         self.logs.append(self._folder / f"{self.name}.{len(self.logs) + 1}.log")
         return self.logs[-1]
 

@@ -101,7 +101,8 @@ class Site:
         deadline = time.monotonic() + BUSY_WITHIN_S
         while time.monotonic() < deadline:
             for inferer in random.sample(self.inferers, len(self.inferers)):
-                job_id = self.listener.is_running(inferer.name, LONG_JOB_TOKENS)
+                since = inferer.launched
+                job_id = self.listener.is_running(inferer.name, LONG_JOB_TOKENS, since)
                 if job_id is not None and not inferer.lock.locked():
                     async with inferer.lock:
                         yield inferer, job_id
