@@ -6,24 +6,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy
 import pytest
 
-from services.inferer.engine import scheduler
 from services.inferer.engine.background_prompt import BackgroundPrompt
 from services.inferer.engine.context import ABORTED, DECODED, NOT_SET, SET, ContextOptions
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation
 from services.inferer.engine.model import Model
-from services.inferer.engine.scheduler import Chunk
+from services.inferer.engine.scheduler import Chunk, PromptShare
 from services.inferer.engine.separate_contexts import SeparateContexts
 from services.inferer.engine.sequence import Aborted, Sequence
 from services.inferer.engine.thread_pool import ThreadPools
 from shared.errors import ModelError
 from tests.integration.test_engine import ROUNDING, Run, behind, running, start, wait_until
+from tests.support.architectures import write_mamba
+from tests.support.tiny_model import write_tiny_model
 
 PATIENCE_S = 60.0
 TOKEN_S = 0.01
@@ -127,7 +129,10 @@ def test_slots_change_their_places_many_times(model: Model) -> None:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(PATIENCE_S)
+    while thread.is_alive():
+        before = len(done)
+        thread.join(PATIENCE_S)
+        assert len(done) > before, "it stands still"
     assert len(done) == 24
     contexts.close()
 
@@ -185,9 +190,13 @@ def test_only_contexts_of_their_own_have_a_background(model: Model) -> None:
 
 
 @pytest.fixture
-def engine(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """In which prompts have had their share as soon as one has been computed beside an answer."""
-    monkeypatch.setattr(scheduler, "PROMPTS_FIRST_S", 1e-9)
+def share_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts have always had their share: beside answers they are only in the background."""
+    monkeypatch.setattr(PromptShare, "is_used_up", True)
+
+
+@pytest.fixture
+def engine(model: Model, share_is_used_up: None) -> Iterator[Engine]:
     with running(model, slots=3, threads=2, batching="off", n_batch=256) as three_slots:
         yield three_slots
 
@@ -198,7 +207,7 @@ def words(engine: Engine, word: str, count: int) -> list[int]:
 
 def long_answer(engine: Engine) -> Run:
     """As slow as that of a larger model: it has not ended when the other things have."""
-    stream = start(engine, "another prompt", max_tokens=3000, temperature=0)
+    stream = start(engine, "another prompt", max_tokens=3900, temperature=0, ignore_eos=True)
 
     def pass_on(text: str) -> None:
         time.sleep(TOKEN_S)
@@ -209,16 +218,12 @@ def long_answer(engine: Engine) -> Run:
     return stream
 
 
-def in_progress(engine: Engine, run: Run) -> None:
-    """Wait until its prompt is computed in the background."""
-    wait_until(lambda: engine._background.sequence is run.sequence, "it is in the background")
-
-
 @contextmanager
 def held(engine: Engine) -> Iterator[None]:
     """What is computed in the background waits until the end of the block."""
     release = threading.Event()
-    begin = engine._memory.begin_background
+    memory = engine._memory
+    begin = memory.begin_background
 
     def begin_held(*arguments: Any) -> Callable[[], int]:
         compute = begin(*arguments)
@@ -229,23 +234,19 @@ def held(engine: Engine) -> Iterator[None]:
 
         return compute_later
 
-    engine._memory.begin_background = begin_held  # type: ignore[assignment, method-assign]
+    memory.begin_background = begin_held  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        engine._memory.begin_background = begin  # type: ignore[method-assign]
+        memory.begin_background = begin  # type: ignore[method-assign]
         release.set()
 
 
-def test_a_stream_goes_on_beside_a_part_of_a_prompt(engine: Engine) -> None:
-    stream = long_answer(engine)
-    with held(engine):
-        run = start(engine, words(engine, "one", 1500), max_tokens=1)
-        in_progress(engine, run)
-        chunks, tokens = engine._background.chunks, len(stream.texts)
-        wait_until(lambda: len(stream.texts) > tokens + 10, "it has more tokens")
-        assert engine._background.chunks == chunks
-    run.generation()
+def begin_in_background(engine: Engine, prompt: list[int], **options: Any) -> Run:
+    """A job of whose prompt a chunk is in the background: while it is `held`."""
+    run = start(engine, prompt, **options)
+    wait_until(lambda: engine._background.sequence is run.sequence, "it is in the background")
+    return run
 
 
 def test_each_sequence_has_its_own_tokens(engine: Engine) -> None:
@@ -266,12 +267,27 @@ def test_each_sequence_has_its_own_tokens(engine: Engine) -> None:
             assert behind(alone, run) < ROUNDING
 
 
+def test_a_stream_goes_on_beside_a_long_prompt(engine: Engine) -> None:
+    """While a chunk is computed, the stream has many tokens."""
+    stream = long_answer(engine)
+    with held(engine):
+        run = begin_in_background(engine, words(engine, "one", 1500), max_tokens=1)
+        tokens, position = len(stream.texts), run.sequence.position
+        wait_until(lambda: len(stream.texts) > tokens + 20, "the stream goes on")
+        assert run.sequence.position == position
+    run.generation()
+
+
 def test_an_abort_in_the_background_leaves_the_others_alone(engine: Engine) -> None:
     stream = long_answer(engine)
-    for _ in range(10):
-        victim = start(engine, words(engine, "two", 3500), max_tokens=5)
-        in_progress(engine, victim)
-        engine.abort(victim.sequence)
+    for number in range(10):
+        with held(engine):
+            prompt = words(engine, "two", 3500)
+            victim = begin_in_background(engine, prompt, max_tokens=500, ignore_eos=True)
+            if number % 2:
+                engine.abort(victim.sequence)
+        if not number % 2:  # llama.cpp computes it
+            engine.abort(victim.sequence)
         assert isinstance(victim.outcome(), Aborted)
         assert engine._abort_flag.raw[:1] == NOT_SET, "the stream is not interrupted"
         assert not stream.done
@@ -279,6 +295,37 @@ def test_an_abort_in_the_background_leaves_the_others_alone(engine: Engine) -> N
     stream.outcome()
     with running(engine.model) as alone:
         assert behind(alone, stream) < ROUNDING
+
+
+def test_an_abort_does_not_wait_for_the_background(
+    tmp_path: Path, share_is_used_up: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where llama.cpp cannot undo what it has computed: nothing of the prompt is kept."""
+    outcomes: list[int | Exception] = []
+    take = BackgroundPrompt.take
+
+    def noting(self: BackgroundPrompt) -> Any:
+        taken = take(self)
+        outcomes.append(taken[1])
+        return taken
+
+    model = Model(write_mamba(tmp_path / "mamba.gguf"), gpu_layers=0)
+    monkeypatch.setattr(BackgroundPrompt, "take", noting)
+    with running(model, slots=3, threads=2, batching="off", n_batch=256) as engine:
+        stream = long_answer(engine)
+        with held(engine):
+            victim = begin_in_background(engine, words(engine, "two", 1500))
+            engine.abort(victim.sequence)
+            flag = engine._background._abort_flag
+            wait_until(lambda: flag.raw[:1] == SET, "it is aborted")
+        assert isinstance(victim.outcome(), Aborted)
+        assert outcomes == [ABORTED]
+        again = start(engine, words(engine, "two", 1500), max_tokens=5, temperature=0)
+        assert again.generation().completion_tokens == 5
+        assert not stream.done
+        with running(model) as alone:
+            assert behind(alone, again) < ROUNDING
+    model.close()
 
 
 def test_aborts_of_others_do_not_stop_the_background(engine: Engine) -> None:
@@ -298,9 +345,11 @@ def test_aborts_of_others_do_not_stop_the_background(engine: Engine) -> None:
 
 def test_the_prompt_goes_on_when_the_stream_ends(engine: Engine) -> None:
     stream = long_answer(engine)
-    run = start(engine, words(engine, "one", 3500), max_tokens=5, temperature=0)
-    in_progress(engine, run)
-    engine.abort(stream.sequence)
+    with held(engine):
+        prompt = words(engine, "one", 3500)
+        run = begin_in_background(engine, prompt, max_tokens=5, temperature=0)
+        engine.abort(stream.sequence)
+        stream.outcome()
     assert run.generation().completion_tokens == 5
     with running(engine.model) as alone:
         assert behind(alone, run) < ROUNDING
@@ -309,28 +358,40 @@ def test_the_prompt_goes_on_when_the_stream_ends(engine: Engine) -> None:
 def test_a_growth_does_not_wait_for_the_background(engine: Engine) -> None:
     """What was computed of the chunk is computed again."""
     stream = long_answer(engine)
-    run = start(engine, words(engine, "one", 3500), max_tokens=5, temperature=0)
+    runs = []
     for slots in (4, 5):
-        in_progress(engine, run)
-        engine.grow(slots).result(PATIENCE_S)
-    assert run.generation().completion_tokens == 5
+        with held(engine):
+            prompt = words(engine, "one", 3500)
+            run = begin_in_background(engine, prompt, max_tokens=5, temperature=0)
+            grown = engine.grow(slots)
+        grown.result(PATIENCE_S)
+        assert run.generation().completion_tokens == 5
+        runs.append(run)
     assert not stream.done
     engine.abort(stream.sequence)
     stream.outcome()
     with running(engine.model) as alone:
-        for each in (run, stream):
+        for each in (*runs, stream):
             assert behind(alone, each) < ROUNDING
 
 
-def test_close_ends_the_background(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "PROMPTS_FIRST_S", 1e-9)
+@pytest.mark.parametrize("write", [write_tiny_model, write_mamba])
+def test_close_ends_the_background(
+    tmp_path: Path, share_is_used_up: None, write: Callable[[Path], Path]
+) -> None:
+    model = Model(write(tmp_path / "model.gguf"), gpu_layers=0)
     engine = Engine(model, slots=2, n_ctx=4096, n_batch=256, threads=2, batching="off")
     stream = long_answer(engine)
-    run = start(engine, words(engine, "one", 3500))
-    in_progress(engine, run)
-    assert engine.close()
+    with held(engine):
+        run = begin_in_background(engine, words(engine, "one", 3500))
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        flag = engine._background._abort_flag
+        wait_until(lambda: flag.raw[:1] == SET, "it is aborted")
+    closing.join(PATIENCE_S)
     assert isinstance(stream.outcome(), Aborted)
     assert isinstance(run.outcome(), Aborted)
+    model.close()
 
 
 @pytest.mark.parametrize("failure", [MemoryError("no memory"), -3])
@@ -364,26 +425,80 @@ def test_an_error_of_a_batch_ends_the_background_too(
 ) -> None:
     """All that run get it, as always, and the engine goes on."""
     stream = long_answer(engine)
-    run = start(engine, words(engine, "one", 3500))
-    in_progress(engine, run)
-    with monkeypatch.context() as patch:
+    with held(engine), monkeypatch.context() as patch:
+        run = begin_in_background(engine, words(engine, "one", 3500))
 
         def decode(batch: object) -> int:
             raise RuntimeError("broken")
 
         patch.setattr(engine._memory, "decode", decode)
-        assert isinstance(stream.outcome(), ModelError)
-        assert isinstance(run.outcome(), ModelError)
+        flag = engine._background._abort_flag
+        wait_until(lambda: flag.raw[:1] == SET, "it is aborted")
+    assert isinstance(stream.outcome(), ModelError)
+    assert isinstance(run.outcome(), ModelError)
     again = start(engine, words(engine, "two", 1000), max_tokens=5)
     assert isinstance(again.outcome(), Generation)
+
+
+def test_an_error_after_the_background_is_one_of_its_sequence(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has just ended when the engine grows."""
+    stream = long_answer(engine)
+    begun, release = threading.Event(), threading.Event()
+    rest = engine._memory.decode
+    with held(engine):
+        run = begin_in_background(engine, words(engine, "one", 20), max_tokens=5)
+
+        def fails(context: object, row: int) -> int:
+            raise RuntimeError("broken")
+
+        def decode(batch: Any) -> int:
+            begun.set()
+            assert release.wait(PATIENCE_S)
+            return rest(batch)
+
+        monkeypatch.setattr(run.sampler, "sample", fails)
+        monkeypatch.setattr(engine._memory, "decode", decode)
+        assert begun.wait(PATIENCE_S)
+    wait_until(lambda: engine._background.has_ended, "it was computed")
+    grown = engine.grow(4)
+    release.set()
+    assert isinstance(run.outcome(), ModelError)
+    grown.result(PATIENCE_S)
+    tokens = len(stream.texts)
+    wait_until(lambda: len(stream.texts) > tokens + 10, "the stream goes on")
+
+
+def test_a_thread_that_does_not_start_does_not_stop_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_answer(engine)
+    prompt = words(engine, "one", 1500)
+    with monkeypatch.context() as patch:
+        begin = BackgroundPrompt.begin
+
+        def fails(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        def failing(*arguments: Any) -> None:
+            with monkeypatch.context() as inner:
+                inner.setattr(threading.Thread, "start", fails)
+                begin(*arguments)
+
+        patch.setattr(BackgroundPrompt, "begin", failing)
+        assert isinstance(start(engine, prompt).outcome(), ModelError)
+    stream = long_answer(engine)
+    assert isinstance(start(engine, prompt, max_tokens=5).outcome(), Generation)
+    assert not stream.done
+    assert engine._background.chunks
 
 
 def test_the_background_has_a_counter_of_its_own(engine: Engine) -> None:
     """So a call of llama.cpp that never returns is noticed, although the others go on."""
     long_answer(engine)
     with held(engine):
-        run = start(engine, words(engine, "one", 1500), max_tokens=1)
-        in_progress(engine, run)
+        run = begin_in_background(engine, words(engine, "one", 1500), max_tokens=1)
         before = engine.in_progress
         wait_until(
             lambda: engine.in_progress["compute"] > before["compute"] + 5, "the others go on"
@@ -393,18 +508,16 @@ def test_the_background_has_a_counter_of_its_own(engine: Engine) -> None:
     assert "background" not in engine.in_progress
 
 
-def test_what_is_being_computed_is_shared(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_being_computed_is_shared(model: Model, share_is_used_up: None) -> None:
     """A job that begins like the one in the background gets its slot after the chunk, with what
     was computed."""
-    monkeypatch.setattr(scheduler, "PROMPTS_FIRST_S", 1e-9)
     engine = Engine(
         model, slots=3, n_ctx=4096, n_batch=256, threads=2, batching="off", cache_bytes=10**8
     )
     stream = long_answer(engine)
     prompt = words(engine, "one", 1500)
     with held(engine):
-        run = start(engine, prompt, max_tokens=5, temperature=0)
-        in_progress(engine, run)
+        run = begin_in_background(engine, prompt, max_tokens=5, temperature=0)
         other = start(engine, [*prompt, 5], max_tokens=5, temperature=0)
         tokens = len(stream.texts)
         wait_until(lambda: len(stream.texts) > tokens + 10, "the stream goes on")
@@ -415,21 +528,3 @@ def test_what_is_being_computed_is_shared(model: Model, monkeypatch: pytest.Monk
     for each in (run, other):
         assert behind(engine, each) < ROUNDING
     assert engine.close()
-
-
-def test_an_error_of_its_first_token_is_one_of_its_sequence(engine: Engine) -> None:
-    """Also when the engine is asked for something else at the same moment."""
-    stream = long_answer(engine)
-
-    def fails(*_: object) -> int:
-        raise MemoryError
-
-    for slots in (4, 5):
-        with held(engine):
-            run = start(engine, words(engine, "one", 300), max_tokens=5)
-            run.sampler.sample = fails  # type: ignore[assignment, method-assign]
-            in_progress(engine, run)
-            grown = engine.grow(slots)
-        assert isinstance(run.outcome(), ModelError)
-        grown.result(PATIENCE_S)
-        assert not stream.done

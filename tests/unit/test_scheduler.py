@@ -12,8 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from services.inferer.engine.scheduler import (
     BACKGROUND_S,
     EFFICIENT_CHUNK,
+    LEAST_MEASURED,
     MAX_PAUSE_S,
     MOST_BACKGROUND_S,
+    RECENT_STEPS,
     TOGETHER,
     TURN_S,
     Chunk,
@@ -331,6 +333,51 @@ def test_the_size_of_chunks_in_the_background(token_s: float, size: int) -> None
         else:  # as fast as with all threads, but with half of them
             assert chunk.size == pytest.approx(BACKGROUND_S / (2 * 0.003), abs=1)
         complete_in_background(scheduler, chunk, token_s)
+
+
+def test_a_slow_chunk_does_not_make_those_in_the_background_small_for_ever() -> None:
+    """The machine was paused during it, and nothing else has been measured."""
+    prompt = Work(10**5)
+    scheduler, _ = beside_a_stream(prompt)
+    for token_s in [100.0] + [0.005] * RECENT_STEPS:
+        chunk = scheduler.next_in_background()
+        assert chunk is not None
+        complete_in_background(scheduler, chunk, token_s)
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    assert chunk.size == round(BACKGROUND_S / 0.005)
+
+
+def test_a_slow_batch_does_not_make_the_parts_of_prompts_small_for_ever() -> None:
+    """The machine was paused during it, and an answer is always generated."""
+    stream, prompt = Work(1, 10**6), Work(10**5)
+    scheduler: Scheduler[Work] = Scheduler(2, LARGE_BATCH)
+    scheduler.add(stream)
+    compute(scheduler)
+    scheduler.add(prompt)
+    compute(scheduler, scale=10**4)
+    for _ in range(2000):
+        compute(scheduler)
+    assert max(sizes(compute(scheduler)).get(prompt, 0) for _ in range(100)) > LEAST_MEASURED
+
+
+def test_another_adapter_has_its_turn_during_a_chunk_in_the_background() -> None:
+    """Also if no other sequence has the adapter of the prompt any more."""
+    prompt, other = Work(3000), Work(1, 1000, adapter="other")
+    scheduler, stream = beside_a_stream(prompt)
+    chunk = scheduler.next_in_background()
+    assert chunk is not None
+    scheduler.grow(3)
+    scheduler.add(other)
+    admit(scheduler)
+    scheduler.remove(stream)
+    for _ in range(50):
+        assert sizes(compute(scheduler)) == {other: 1}
+    complete_in_background(scheduler, chunk, token_s=0.005)
+    computed: set[Work] = set()
+    for _ in range(50):
+        computed |= sizes(compute(scheduler)).keys()
+    assert computed == {prompt, other}
 
 
 def test_there_is_no_background_without_a_foreground() -> None:

@@ -5,7 +5,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from services.inferer.engine.context import NOT_SET, SET, EngineMemory
+from services.inferer.engine.context import (
+    ABORTED,
+    DECODED,
+    NOT_SET,
+    SET,
+    EngineMemory,
+    decode_error,
+)
 from services.inferer.engine.generation import GenerationSequence
 from services.inferer.engine.scheduler import Chunk
 
@@ -40,23 +47,23 @@ class BackgroundPrompt:
 
     def begin(self, chunk: Chunk[GenerationSequence], memory: EngineMemory) -> None:
         """Compute ``chunk``. Until `take` is called, ``memory`` and the slot of the chunk must stay
-        as they are."""
+        as they are. If it raises, nothing is computed, but ``memory`` may have begun."""
         self._abort_flag[0] = NOT_SET
         compute = memory.begin_background(chunk, self._abort_flag)
-        self.chunk = chunk
-        self.chunks += 1
         # A daemon: a call of llama.cpp that never returns must not keep the process alive.
         self._thread = threading.Thread(
             target=self._run, args=(compute,), name="background prompt", daemon=True
         )
         self._thread.start()
+        self.chunk = chunk
+        self.chunks += 1
 
     def abort(self) -> None:
-        """Have the chunk end soon, if there is one; from any thread."""
+        """Have the chunk end soon."""
         self._abort_flag[0] = SET
 
     def take(self) -> tuple[Chunk[GenerationSequence], int | Exception]:
-        """The chunk, once it has ended, and llama.cpp's status, or what was raised."""
+        """The chunk, once it has ended, and `DECODED`, `ABORTED` or an error."""
         self._thread.join()
         chunk, outcome = self.chunk, self._outcome
         assert chunk is not None
@@ -68,7 +75,9 @@ class BackgroundPrompt:
         started = time.perf_counter()
         outcome: int | Exception
         try:
-            outcome = compute()
+            status = compute()
+            # Now: a batch that begins later forgets the reason.
+            outcome = status if status in (DECODED, ABORTED) else decode_error(status)
         except Exception as error:
             outcome = error
         self.seconds = time.perf_counter() - started

@@ -195,11 +195,11 @@ class Engine:
             if self._is_prepared(sequence):
                 # A batch that is aborted must be removed from all sequences in it. Where the
                 # memory cannot do that, the abort waits for the end of the batch.
-                if sequence.state is State.RUNNING and self._can_undo:
-                    if sequence is self._background.sequence:
-                        self._background.abort()
-                    elif self._may_interrupt:
-                        self._abort_flag[0] = SET
+                is_in_batch = sequence.state is State.RUNNING and (
+                    sequence is not self._background.sequence
+                )
+                if is_in_batch and self._can_undo and self._may_interrupt:
+                    self._abort_flag[0] = SET
                 self._notify()
                 return
         sequence.on_end(Aborted())
@@ -232,7 +232,6 @@ class Engine:
             if self._growth is not None:
                 self._growth[1].cancel()
             self._abort_flag[0] = SET
-            self._background.abort()
             self._notify()
         for sequence in preparing:
             sequence.on_end(Aborted())
@@ -319,7 +318,8 @@ class Engine:
             self._notified = False
         background = self._background.sequence
         if background and (background.aborted or closing or growth is not None):
-            if self._can_undo:
+            # Only one that goes on must be undone; its context has nothing of others.
+            if background.aborted or closing or self._can_undo:
                 self._background.abort()
             self._end_background()
         for sequence in self._scheduler:
@@ -376,30 +376,30 @@ class Engine:
         sequence only."""
         chunk, outcome = self._background.take()
         self._memory.end_background()
+        sequence = chunk.sequence
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             if outcome == DECODED:
                 self._scheduler.complete_in_background(chunk, self._background.seconds)
-                self._save_checkpoint(chunk.sequence)
+                self._save_checkpoint(sequence)
                 if chunk.has_output:
                     self._hand_over([chunk])
-                return
-            self._scheduler.drop_background()
-            if outcome == ABORTED:
-                self._undo([chunk])
             else:
-                self._fail(chunk.sequence, decode_error(outcome))
-        except Exception as error:
+                self._scheduler.drop_background()
+                self._undo([chunk])
+        except Exception as error:  # `_receive` must not raise it
             self._scheduler.drop_background()
-            if chunk.sequence.state is State.RUNNING:
-                self._fail(chunk.sequence, model_error("inference failed", error))
+            if sequence.state is State.RUNNING:
+                is_known = isinstance(error, ModelError)
+                self._fail(sequence, error if is_known else model_error("inference failed", error))
 
     def _drop_background(self) -> None:
-        """End what is computed in the background; nothing of it counts."""
+        """End what is computed in the background, or what failed to begin; nothing of it counts."""
         if self._background.chunk is not None:
             self._background.abort()
             self._background.take()
+        if self._memory.has_background:
             self._memory.end_background()
         self._scheduler.drop_background()
 
@@ -472,7 +472,8 @@ class Engine:
         for sequence, *_ in batch:
             if not self._memory.truncate(sequence.slot, sequence.position):
                 error = ModelError("llama.cpp could not undo an aborted batch")
-                self._fail(sequence, Aborted() if self._closing else error)
+                is_aborted = sequence.aborted or self._closing
+                self._fail(sequence, Aborted() if is_aborted else error)
 
     def _advance(self, chunk: Chunk[GenerationSequence]) -> None:
         """Hand over the output of a chunk's last token, then those of its draft as far as it is

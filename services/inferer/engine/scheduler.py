@@ -18,7 +18,8 @@ chunks cost too much: the weights are read for each (decision 11)."""
 RECENT_STEPS = 5
 """Speeds are medians of so many: one during which the machine slept does not matter."""
 LEAST_MEASURED = 8
-"""The time per prompt token is learned only from steps with at least this many of them."""
+"""The time per prompt token is learned only from steps with at least this many of them, unless
+fewer are all that a step may have."""
 FIRST_CHUNK = 16
 """Tokens, before anything has been measured."""
 LEAST_PART = 32
@@ -65,6 +66,7 @@ class PromptShare:
         """For each token of a prompt."""
         self._background_s: deque[float] = deque(maxlen=RECENT_STEPS)
         """The same in the background."""
+        self._least_measured = LEAST_MEASURED
         self._credit_s = PROMPTS_FIRST_S
         """How much time prompts have had less than the others; negative if more."""
 
@@ -81,7 +83,9 @@ class PromptShare:
         if not self._token_s:
             return FIRST_CHUNK
         step_s = median(self._step_s) if self._step_s else 0.0
-        return max(1, round(max(MAX_PAUSE_S, turns * step_s) / median(self._token_s)))
+        most = max(1, round(max(MAX_PAUSE_S, turns * step_s) / median(self._token_s)))
+        self._least_measured = min(most, LEAST_MEASURED)
+        return most
 
     def observe(
         self, generating: int, prompt_tokens: int, seconds: float, *, has_drafts: bool = False
@@ -93,7 +97,7 @@ class PromptShare:
         if prompt_tokens:
             step_s = median(self._step_s) if generating and self._step_s else 0.0
             prompt_s = max(seconds - step_s, 0.0)
-        if prompt_tokens >= LEAST_MEASURED and prompt_s:
+        if prompt_tokens >= self._least_measured and prompt_s:
             self._token_s.append(prompt_s / prompt_tokens)
         if generating:
             credit_s = self._credit_s + (seconds - prompt_s) - prompt_s
@@ -115,7 +119,7 @@ class PromptShare:
 
     def observe_background(self, tokens: int, seconds: float) -> None:
         """Learn from so many that were computed in the background."""
-        if tokens >= LEAST_MEASURED and seconds:
+        if tokens >= min(LEAST_MEASURED, self.background_tokens) and seconds:
             self._background_s.append(seconds / tokens)
 
 
@@ -323,9 +327,12 @@ class Scheduler(Generic[S]):
 
     def _in_turn(self) -> list[S]:
         """The sequences with a slot that may be in the next batch: those of one adapter."""
-        used = dict.fromkeys(map(_adapter, self._running))
+        running = self._running
+        if self._in_background is not None:
+            running = [one for one in running if one is not self._in_background]
+        used = dict.fromkeys(map(_adapter, running))
         if len(used) == 1 and self._adapters == [*used]:
-            return self._running  # as nearly always
+            return running  # as nearly always
         first = self._adapters[:1]
         self._adapters = [one for one in self._adapters if one in used]
         self._adapters += [one for one in used if one not in self._adapters]
@@ -333,7 +340,7 @@ class Scheduler(Generic[S]):
             self._adapters.append(self._adapters.pop(0))
         if self._adapters[:1] != first:
             self._turn_s = 0.0
-        return [one for one in self._running if one.adapter == self._adapters[0]]
+        return [one for one in running if one.adapter in self._adapters[:1]]
 
     def complete(self, batch: list[Chunk[S]], seconds: float) -> list[Chunk[S]]:
         """Note that ``batch`` was computed, in ``seconds``. Returns the chunks with an output: each
