@@ -24,6 +24,7 @@ from services.inferer.engine.scheduler import (
 from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import MAX_DRAFTS, Speculation
 from services.inferer.engine.step_times import ENOUGH, REFRESH_S, StepTimes
+from shared.prompts_first import PROMPTS_FIRST_S
 from tests.support.clocks import Clock
 
 BATCH_TOKENS = 4
@@ -265,19 +266,24 @@ def test_prompts_that_come_together_are_computed_at_once() -> None:
 
 
 def beside_a_stream(*prompts: Work) -> tuple[Scheduler[Work], Work]:
-    """``prompts`` and a stream, when prompts have had their share of the time: the first of them
-    is computed in part."""
+    """``prompts`` and a stream, when prompts have had their share of the time."""
     scheduler: Scheduler[Work] = Scheduler(1 + len(prompts), LARGE_BATCH)
     stream = Work(1, 10**6)
     scheduler.add(stream)
     for _ in range(20):
         compute(scheduler)
-    scheduler.add(prompts[0])
+    short = Work(60)
+    scheduler.add(short)
     admit(scheduler)
     while scheduler.next_in_background() is None:
-        assert prompts[0] in sizes(compute(scheduler))
+        assert short in sizes(compute(scheduler))
+        if short.state is State.FINISHED:
+            short = Work(60)
+            scheduler.add(short)
+            admit(scheduler)
     scheduler.drop_background()
-    for prompt in prompts[1:]:
+    scheduler.remove(short)
+    for prompt in prompts:
         scheduler.add(prompt)
     admit(scheduler)
     return scheduler, stream
@@ -309,6 +315,29 @@ def test_a_long_prompt_goes_on_in_the_background() -> None:
     assert {chunk.size for chunk in chunks[1:-1]} == {round(BACKGROUND_S / 0.005)}
     assert sizes(compute(scheduler)) == {stream: 1, prompt: 1}
     assert prompt.computed == list(range(prompt.length))
+
+
+def test_a_prompt_that_takes_longer_is_in_the_background_from_beginning_to_end() -> None:
+    """Once it is known how fast prompts are computed. A shorter one is not."""
+    scheduler: Scheduler[Work] = Scheduler(4, LARGE_BATCH)
+    scheduler.add(Work(100))
+    compute(scheduler)
+    stream = Work(1, 10**6)
+    scheduler.add(stream)
+    for _ in range(400):
+        compute(scheduler)
+    limit = round(PROMPTS_FIRST_S / 0.003)
+    long, short = Work(limit + 20), Work(limit - 20)
+    scheduler.add(long)
+    admit(scheduler)
+    while chunk := scheduler.next_in_background():
+        assert sizes(compute(scheduler)) == {stream: 1}
+        complete_in_background(scheduler, chunk, token_s=0.006)
+    assert long.state is State.FINISHED
+    scheduler.add(short)
+    admit(scheduler)
+    assert scheduler.next_in_background() is None
+    assert short in sizes(compute(scheduler))
 
 
 @pytest.mark.parametrize(

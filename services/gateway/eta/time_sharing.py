@@ -24,8 +24,8 @@ class TimeSharing:
 
     The rules are those of the inferer's scheduler. Prompts come first, in the order in which they
     would be done if each were computed alone, while the answers wait. Once answers have waited
-    `PROMPTS_FIRST_S`, prompts and answers get half of the time each. (Where prompts are computed in
-    the background from then on, answers end somewhat sooner than that.) A token takes as many times
+    `PROMPTS_FIRST_S`, prompts and answers get half of the time each. (Where long prompts are
+    computed in the background, answers end somewhat sooner than that.) A token takes as many times
     as long as the inferer reports for the number of jobs that generate.
 
     A slot is addressed by its index and that of the draw. Times are seconds from now.

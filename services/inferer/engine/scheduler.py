@@ -75,6 +75,10 @@ class PromptShare:
         """Whether prompts have had their half of the time, and more."""
         return self._credit_s < 0
 
+    def is_exceeded_by(self, tokens: int) -> bool:
+        """Whether a prompt of so many would take more time than prompts may be ahead."""
+        return bool(self._token_s) and tokens * median(self._token_s) > PROMPTS_FIRST_S
+
     def tokens(self, turns: float) -> int:
         """How many tokens of prompts the next batch takes, if any sequence generates. A token of
         each of those takes so many ``turns`` (batches)."""
@@ -127,16 +131,17 @@ class Scheduler(Generic[S]):
     """Runs up to ``slots`` sequences at a time; more wait in the order in which they came.
 
     A batch has at most ``batch_tokens`` tokens. First come sequences that generate. Prompts get the
-    rest, or, beside sequences that generate, a share of the time (`PromptShare`). When that is used
-    up, a prompt may be computed in the background, on some of the threads, while batches go on
-    without prompts. A prompt that does not fit is continued in a later batch. Prompts are in the
-    order in which they would be done if each were computed alone from the time its sequence got a
-    slot: shorter ones before longer ones, though shorter ones that keep coming cannot starve a
-    longer one. A batch without prompts checks drafts of sequences that generate, where that pays
-    (`Speculation`). A few such batches a minute have one sequence only, to measure how long it
-    takes alone: everything else is compared with that. All sequences of a batch have the same
-    adapter; where several are in use, they take turns (`TURN_S`). So do sequences that generate, if
-    there are more than a batch may have. Not thread-safe: the compute thread owns it.
+    rest, or, beside sequences that generate, a share of the time (`PromptShare`). A prompt that
+    takes longer, or comes when that is used up, may be computed in the background, on some of the
+    threads, while batches go on without prompts. A prompt that does not fit is continued in a later
+    batch. Prompts are in the order in which they would be done if each were computed alone from the
+    time its sequence got a slot: shorter ones before longer ones, though shorter ones that keep
+    coming cannot starve a longer one. A batch without prompts checks drafts of sequences that
+    generate, where that pays (`Speculation`). A few such batches a minute have one sequence only,
+    to measure how long it takes alone: everything else is compared with that. All sequences of a
+    batch have the same adapter; where several are in use, they take turns (`TURN_S`). So do
+    sequences that generate, if there are more than a batch may have. Not thread-safe: the compute
+    thread owns it.
     """
 
     def __init__(
@@ -204,7 +209,8 @@ class Scheduler(Generic[S]):
         sequence.state = State.RUNNING
         sequence.slot = slot
         sequence.position = cached
-        sequence.due = self._clock + sequence.remaining
+        sequence.uncached = sequence.remaining
+        sequence.due = self._clock + sequence.uncached
         self.free_slots.remove(slot)
         self._running.append(sequence)
 
@@ -242,13 +248,16 @@ class Scheduler(Generic[S]):
         """A chunk of a prompt that is to be computed in the background of the next batches, with
         half of the threads; None if there should be none. Call `complete_in_background` once it is
         computed, or `drop_background` if it was not."""
-        if self._in_background is not None or not self._share.is_used_up:
+        if self._in_background is not None:
             return None
         in_turn = self._in_turn()
         prompts = [one for one in in_turn if one.remaining > 1]
         if not 0 < len(prompts) < len(in_turn):
             return None
-        self._in_background = sequence = min(prompts, key=_due)
+        sequence = min(prompts, key=_due)
+        if not (self._share.is_used_up or self._share.is_exceeded_by(sequence.uncached)):
+            return None
+        self._in_background = sequence
         most = min(self._share.background_tokens, self._batch_tokens)
         size = self._size(sequence, most)
         return Chunk(sequence, size, size == sequence.remaining, [])

@@ -36,6 +36,8 @@ class Sequence:
         scheduled."""
         self.position = 0
         """How many of them are in the context."""
+        self.uncached = 0
+        """How many tokens of its prompt were not in the context when it got its slot."""
         self.checkpoint = 0
         """A batch ends where so many tokens are in the context: others begin with the same ones,
         and the state there is worth keeping. 0 is nowhere."""
