@@ -116,6 +116,7 @@ class Run:
         *,
         owner: str = "",
         is_cold: bool = False,
+        is_repeatable: bool = False,
         copies: float = 0.8,
         **options: Any,
     ) -> None:
@@ -134,6 +135,7 @@ class Run:
         )
         self.sequence.owner = owner
         self.sequence.is_cold = is_cold
+        self.sequence.is_repeatable = is_repeatable
         engine.submit(self.sequence)
 
     def has_begun(self) -> bool:
@@ -338,14 +340,15 @@ TEXT: dict[str, Any] = {"copies": 0.0, "temperature": 0.8, "max_tokens": 80}
 """The same text each time, which hardly repeats itself."""
 
 
-@pytest.mark.parametrize("change", ["none", "owner", "cold", "no cache"])
+@pytest.mark.parametrize("change", ["none", "owner", "cold", "repeatable", "no cache"])
 def test_an_answer_is_guessed_from_an_earlier_one_of_the_same_owner(
     dense: Model, change: str
 ) -> None:
     """If both may be reused, and whatever the two prompts begin with."""
     eager = Eager()
     with running(dense, eager, cache_bytes=0 if change == "no cache" else MIB) as engine:
-        first = Run(engine, dense.tokenize(PROMPT), owner="ann", is_cold=change == "cold", **TEXT)
+        is_not = {"is_cold": change == "cold", "is_repeatable": change == "repeatable"}
+        first = Run(engine, dense.tokenize(PROMPT), owner="ann", **is_not, **TEXT)
         first.generation()
         assert not eager.from_answers
         owner = "bob" if change == "owner" else "ann"
@@ -359,10 +362,10 @@ def test_an_answer_is_guessed_from_an_earlier_one_of_the_same_owner(
             compare(engine, other)
         else:
             assert not eager.from_answers
-        third = Run(engine, first.prompt, owner="ann", is_cold=True, **TEXT)
         before = len(eager.from_answers)
-        third.generation()
-        assert len(eager.from_answers) == before, "a cold job is not guessed"
+        for what in ("is_cold", "is_repeatable"):
+            Run(engine, first.prompt, owner="ann", **{what: True}, **TEXT).generation()
+            assert len(eager.from_answers) == before, what
 
 
 def test_what_was_generated_before_an_abort_is_guessed_from(dense: Model) -> None:

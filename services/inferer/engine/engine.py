@@ -260,7 +260,8 @@ class Engine:
             prompt, sequence.samplers = sequence.prepare()
             sequence.tokens = list(prompt)
             if self.speculates and not sequence.is_cold:
-                sequence.lookup = Lookup(sequence.tokens, self._answers, sequence.cache_key)
+                answers = None if sequence.is_repeatable else self._answers
+                sequence.lookup = Lookup(sequence.tokens, answers, sequence.cache_key)
         except SluiceError as error:
             failure = error
         except Exception as error:  # whatever native code raises

@@ -54,6 +54,9 @@ class Sequence:
         """The LoRA adapter that it is computed with; empty for the model alone."""
         self.is_cold = False
         """Whether nothing is reused for it."""
+        self.is_repeatable = False
+        """Whether its text should be the same each time. Then nothing is guessed from earlier
+        answers: rounding depends on how many guesses a batch checks."""
         self.due = 0
         """When its prompt would be computed, on the scheduler's clock, if it ran alone; the
         sequence that is due first is served first."""

@@ -62,6 +62,7 @@ class Inference:
         self._sequence.adapter = job.request.adapter or ""
         # The cache may have made the first attempt fail, so the next one computes everything.
         self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
+        self._sequence.is_repeatable = job.request.seed is not None
         job.count_tokens = lambda: self._sequence.completion_tokens
 
     async def run(self) -> tuple[Generation, TokenPublisher]:
