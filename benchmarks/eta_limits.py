@@ -27,7 +27,7 @@ from services.gateway.eta.forecast import rank
 from services.gateway.eta.position import higher_than
 from services.gateway.eta.running_jobs import RunningAttempt
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
+from services.gateway.eta.simulation import Batching, Simulation, Slot, Waiting, in_turns
 from services.gateway.state.arrivals import Arrivals
 from services.inferer.engine.scheduler import Scheduler
 from services.inferer.engine.sequence import Sequence, State
@@ -267,7 +267,7 @@ class Gateway:
             self._service_time,
             slots,
             BEGAN + timedelta(seconds=self._now_s),
-            {"i": slowdowns},
+            {"i": Batching(slowdowns, len(STEP_S))},
             sum(per_s.values()),
         )
         wanted = inferer.waiting.index(job)

@@ -133,6 +133,7 @@ async def _serve(
                 prompt_tokens_per_s=worker.speed.prompt,
                 tokens_per_s=worker.speed.answer,
                 slowdowns=engine.slowdowns(worker.slots),
+                jobs_per_batch=engine.jobs_per_batch,
                 idle_since=worker.idle_since,
                 prefixes=list(worker.prefixes),
             )

@@ -54,7 +54,9 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
 
     ``cpus`` are the numbers of those it may run on, of which it uses ``threads``; the speeds are
     those of its last jobs, or before the first of its self-test; None if neither was measured.
-    ``slowdowns`` says how many times as long a token takes when 1, 2, … jobs generate at once.
+    ``slowdowns`` says how many times as long a token takes when 1, 2, … jobs generate at once, on
+    average of these. If more generate than ``jobs_per_batch``, the oldest are in each batch, and
+    the others take turns in its last place; None if all are in each batch.
     ``idle_since`` is None while it has a job. ``overlaps`` are the ids of the inferers that it
     shares CPUs with, to the harm of both, 32 at most; a gateway fills it in, the bucket does not
     hold it. ``cpu`` is the CPU's name; ``cpu_features`` is what llama.cpp was compiled to use of
@@ -96,6 +98,7 @@ class InfererEntry(Struct, frozen=True, kw_only=True):
     prompt_tokens_per_s: TokensPerS | None = None
     tokens_per_s: TokensPerS | None = None
     slowdowns: Annotated[list[Slowdown], Meta(max_length=64)] = []
+    jobs_per_batch: AtLeastOne | None = None
     idle_since: str | None = None
     overlaps: list[str] = []
     cpu: str = ""

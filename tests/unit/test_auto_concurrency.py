@@ -49,6 +49,27 @@ def test_a_number_that_is_clearly_better_is_taken(two_s: float, best: int, curre
     assert best_concurrency({1: 0.010, 2: two_s}, 2, current) == best
 
 
+@pytest.mark.parametrize(
+    ("step_s", "most", "per_batch", "best"),
+    [
+        ({}, MOST, 2, 3),
+        ({1: 0.0057, 2: 0.0064}, MOST, 2, 3),
+        ({1: 0.0057, 2: 0.0064}, 2, 2, 2),  # no memory for more
+        ({1: 0.0057, 2: 0.0064, 3: 0.010}, MOST, 2, 3),
+        ({1: 0.0057, 2: 0.0120}, MOST, 2, 1),
+        ({1: 0.0057, 2: 0.0064, 4: 0.0072}, MOST, 4, 5),
+        ({1: 0.0057, 2: 0.0064, 4: 0.0200}, MOST, 4, 3),
+        ({1: 0.0057}, MOST, 1, 1),
+        ({1: 0.0057, 8: 0.0064}, MOST, 8, 8),
+    ],
+)
+@pytest.mark.parametrize("current", [1, 3, 8])
+def test_one_more_than_a_batch_has_takes_turns(
+    step_s: dict[int, float], most: int, per_batch: int, best: int, current: int
+) -> None:
+    assert best_concurrency(step_s, most, current, per_batch) == best
+
+
 @given(st.lists(st.floats(0.0, 1.0), min_size=MOST, max_size=MOST))
 def test_it_ends_at_a_number_that_is_not_worse_than_one(more_s: list[float]) -> None:
     """Whatever further sequences cost: what is chosen is measured, until nothing new is chosen."""

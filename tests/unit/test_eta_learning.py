@@ -14,7 +14,7 @@ import pytest
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import PROMPT_SAMPLES, ServiceTime
-from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
+from services.gateway.eta.simulation import Batching, Simulation, Slot, Waiting, in_turns
 from shared.broker.inferers import Live
 from shared.timestamps import timestamp
 from shared.wire.events import StateEvent
@@ -251,7 +251,7 @@ def test_several_answers_take_several_times_as_long(n: int) -> None:
     assert service_time.typical_work().n == n
 
 
-SHARED = {"i": [1.0, 1.5]}
+SHARED = {"i": Batching([1.0, 1.5])}
 """An inferer that takes 1.5 times as long for a token of each of two jobs."""
 
 
@@ -351,7 +351,7 @@ def test_prompts_of_later_jobs_have_held_up_an_answer() -> None:
     now = datetime.now(UTC)
     started = [timestamp(now - timedelta(seconds=seconds)) for seconds in (0.9, 0.6, 0.5, 0.4)]
     slots = [Slot("i", RunningAttempt(at, 1, "i", at, WORK)) for at in started]
-    simulation = Simulation(learned(), slots, now, {"i": [1.0] * 4})
+    simulation = Simulation(learned(), slots, now, {"i": Batching([1.0] * 4)})
     assert abs(numpy.median(done_s(simulation, 0)) - 0.5) < 0.05
 
 

@@ -30,7 +30,7 @@ def sharing(slots: int, at_once: int = len(STEP_S)) -> TimeSharing:
     steps = [(running, min(running, at_once)) for running in range(1, slots + 1)]
     tokens_s = [STEP_S[batch - 1] * running / batch for running, batch in steps]
     slowdown = numpy.array([[token_s / STEP_S[0] for token_s in tokens_s]])
-    return TimeSharing(numpy.zeros(slots, dtype=int), slowdown, draws=1)
+    return TimeSharing(numpy.zeros(slots, dtype=int), slowdown, numpy.array([at_once]), draws=1)
 
 
 def begin(time: TimeSharing, slot: int, at_s: float, prompt_s: float, answer_s: float) -> None:
@@ -97,7 +97,8 @@ def test_jobs_that_run_already_are_like_some_that_begin_now() -> None:
     inferer = numpy.array([0, 0, 0, 1, 2, 2])
     left_s = {0: (0.3, 1.0), 1: (0.0, 2.0), 2: (0.3, 0.0), 3: (0.1, 0.5)}
     slowdown = numpy.array([[1.0, 1.5, 1.8]] * 3)
-    together, one_by_one = (TimeSharing(inferer, slowdown, draws=1) for _ in range(2))
+    per_batch = numpy.array([2, 3, 3])
+    together, one_by_one = (TimeSharing(inferer, slowdown, per_batch, draws=1) for _ in range(2))
     prompt_s, answer_s = numpy.array(list(left_s.values())).T[..., None]
     together.resume(numpy.array(list(left_s)), prompt_s, answer_s)
     for slot, left in left_s.items():
@@ -115,8 +116,9 @@ def test_draws_are_independent(inferer: list[int]) -> None:
     """Jobs that begin and end in all or some of three draws end when they would in one draw."""
     slots, draws = len(inferer), range(3)
     slowdown = numpy.array([[1.0, 1.5, 1.8]] * (max(inferer) + 1))
-    together = TimeSharing(numpy.array(inferer), slowdown, draws=3)
-    alone = [TimeSharing(numpy.array(inferer), slowdown, draws=1) for _ in draws]
+    per_batch = numpy.full(max(inferer) + 1, 2)
+    together = TimeSharing(numpy.array(inferer), slowdown, per_batch, draws=3)
+    alone = [TimeSharing(numpy.array(inferer), slowdown, per_batch, draws=1) for _ in draws]
     dice = random.Random(1)
     for event in range(200):
         at = numpy.array(dice.sample(draws, dice.choice((1, 2, 3))))

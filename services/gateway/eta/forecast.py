@@ -18,7 +18,7 @@ from services.gateway.eta.line import Line
 from services.gateway.eta.position import QueuedJob, find_position, position_of, settled
 from services.gateway.eta.running_jobs import RunningAttempt, RunningJobs
 from services.gateway.eta.service_time import ServiceTime
-from services.gateway.eta.simulation import Simulation, Slot, Waiting, in_turns
+from services.gateway.eta.simulation import Batching, Simulation, Slot, Waiting, in_turns
 from services.gateway.state.fleet import Fleet
 from services.gateway.state.pending_job import PendingJob
 from services.gateway.state.waiting_jobs import WaitingJobs
@@ -285,9 +285,9 @@ class Forecast:
         entries: Iterable[InfererEntry],
         arrivals_per_s: float,
     ) -> Simulation:
-        slowdowns = {entry.id: entry.slowdowns for entry in entries}
+        batching = {entry.id: Batching(entry.slowdowns, entry.jobs_per_batch) for entry in entries}
         now = self._broker.now()
-        return Simulation(service_time, slots, now, slowdowns, arrivals_per_s)
+        return Simulation(service_time, slots, now, batching, arrivals_per_s)
 
     def _arrivals_per_s(self, model: str) -> float:
         return self._waiting_jobs.arrivals.per_s(model, subjects.PRIORITIES)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from services.gateway.eta.lengths import Floats
 from services.gateway.eta.running_jobs import RunningAttempt
 from services.gateway.eta.service_time import MIN_NOISE, ServiceTime
-from services.gateway.eta.time_sharing import LEAST_S, Ints, TimeSharing
+from services.gateway.eta.time_sharing import LEAST_S, Ints, TimeSharing, turn_factor
 from shared.retention import MAX_JOB_LIFETIME
 from shared.wire.requests import TEXT_TASKS, Work
 
@@ -54,6 +54,13 @@ class Running(NamedTuple):
     elapsed_s: float
 
 
+class Batching(NamedTuple):
+    """What an `InfererEntry` says of jobs that run at the same time."""
+
+    slowdowns: Sequence[float] = ()
+    jobs_per_batch: int | None = None
+
+
 class Waiting(Struct, frozen=True):
     """A job that waits; ``work`` is None if its size is not known. Before it, ``unknown_before``
     jobs of unknown size are served, and those that come meanwhile and overtake it: so many per
@@ -73,12 +80,12 @@ class Simulation:
         service_time: ServiceTime,
         slots: list[Slot],
         now: datetime,
-        slowdowns: Mapping[str, Sequence[float]],
+        batching: Mapping[str, Batching],
         arrivals_per_s: float = 0.0,
     ) -> None:
         """``slots`` must not be empty, and ``service_time`` needs at least one sample; ``now`` is
-        the broker's time. ``slowdowns``: those of each `InfererEntry`, by its id.
-        ``arrivals_per_s``: how many jobs come for these slots on average."""
+        the broker's time. ``batching``: that of each inferer, by its id. ``arrivals_per_s``: how
+        many jobs come for these slots on average."""
         self._service_time = service_time
         self._random = numpy.random.default_rng(SEED)
         # What makes one job slow, a busy machine, also slows the next one: so all jobs of a draw
@@ -93,8 +100,10 @@ class Simulation:
         self._token_s = numpy.array([speed.token_s for speed in speeds])[self._inferer]
         self._sizes = numpy.bincount(self._inferer)
         most = int(self._sizes.max())
-        self._slowdown = numpy.array([_slowdowns(slowdowns.get(name, ()), most) for name in names])
-        self._time = TimeSharing(self._inferer, self._slowdown, DRAWS)
+        known = [batching.get(name, Batching()) for name in names]
+        self._slowdown = numpy.array([_slowdowns(one.slowdowns, most) for one in known])
+        self._per_batch = numpy.array([one.jobs_per_batch or most for one in known])
+        self._time = TimeSharing(self._inferer, self._slowdown, self._per_batch, DRAWS)
         # Where no job runs beside another, those that come later change nothing.
         self._arrivals_per_s = arrivals_per_s if most > 1 else 0.0
         self._now_s = numpy.zeros(DRAWS)
@@ -119,13 +128,15 @@ class Simulation:
         self._overtaken_until_s: dict[str, Floats] = {}
         """Up to when the jobs that come and overtake others were served, by priority."""
         if busy:
-            left_s = [
-                self._left_s(one, together, now)
+            left = [
+                (one, *self._left_s(one, together, now))
                 for together in running.values()
                 for one in together
             ]
-            prompts_s, answers_s = zip(*left_s, strict=True)
-            self._time.resume(numpy.array(busy), numpy.array(prompts_s), numpy.array(answers_s))
+            left.sort(key=lambda one: -one[0].elapsed_s)
+            oldest, prompts_s, answers_s = zip(*left, strict=True)
+            slots_of = numpy.array([one.slot for one in oldest])
+            self._time.resume(slots_of, numpy.array(prompts_s), numpy.array(answers_s))
 
     @property
     def next_free_s(self) -> Floats:
@@ -307,7 +318,10 @@ class Simulation:
                 other_s = self._prompt_s(slot, other.attempt.work or work)
                 generated_s -= min(other_s, other.elapsed_s)
         token_s = self._token_s[slot]
-        slowdown = self._slowdown[self._inferer[slot], len(together) - 1]
+        inferer, jobs = self._inferer[slot], len(together)
+        older = sum(other.elapsed_s > elapsed_s for other in together)
+        factor = turn_factor(jobs, int(self._per_batch[inferer]), older)
+        slowdown = float(self._slowdown[inferer, jobs - 1] * factor)
         so_far = tokens + int(max(generated_s, 0.0) / (slowdown * token_s))
         so_far = min(so_far, work.most_tokens - 1)
         lengths = self._sample_lengths(work, beyond=so_far)

@@ -12,10 +12,21 @@ from shared.prompts_first import PROMPTS_FIRST_S
 LEAST_S = 1e-9
 """Left of every job that has not ended. Less of a prompt is a rounding error."""
 
+Bools = NDArray[numpy.bool_]
 Ints = NDArray[numpy.int64]
 
-INFERER_ROWS, SLOT_ROWS = 8, 5
+INFERER_ROWS, SLOT_ROWS = 6, 8
 """How many numbers describe an inferer, and a slot."""
+
+
+def turn_factor(jobs: Ints | int, per_batch: Ints | int, rank: Ints | int) -> Floats:
+    """How many times as long as the average a token takes of a job that began as number ``rank``
+    (from 0) of so many ``jobs`` that generate. If there are more than a batch has, the oldest are
+    in each batch, and the others take turns in its last place."""
+    jobs = numpy.maximum(jobs, 1)
+    batches = numpy.where(numpy.less(rank, per_batch - 1), 1, jobs - per_batch + 1)
+    factors: Floats = numpy.where(jobs > per_batch, per_batch / jobs * batches, 1.0)
+    return factors
 
 
 class TimeSharing:
@@ -26,15 +37,20 @@ class TimeSharing:
     would be done if each were computed alone, while the answers wait. Once answers have waited
     `PROMPTS_FIRST_S`, prompts and answers get half of the time each. (Where long prompts are
     computed in the background, answers end somewhat sooner than that.) A token takes as many times
-    as long as the inferer reports for the number of jobs that generate.
+    as long as the inferer reports for the number of jobs that generate, on average of these
+    (`turn_factor`).
 
     A slot is addressed by its index and that of the draw. Times are seconds from now.
     """
 
-    def __init__(self, inferer: Ints, slowdown: Floats, draws: int) -> None:
+    def __init__(self, inferer: Ints, slowdown: Floats, per_batch: Ints, draws: int) -> None:
         """``inferer`` is the index of each slot's inferer. ``slowdown`` says how many times as long
-        a token takes beside 0, 1, … others, a row for each inferer."""
+        a token takes beside 0, 1, … others, a row for each inferer; ``per_batch`` how many jobs
+        each has in a batch that generate."""
         self._inferer = inferer
+        self._per_batch = per_batch
+        self._begun = 0
+        """How many jobs have begun."""
         # By the number of jobs that generate; where none does, the next one is alone.
         self._slowdown = numpy.hstack((slowdown[:, :1], slowdown))
         self._draws = draws
@@ -80,19 +96,21 @@ class TimeSharing:
         return slots
 
     def resume(self, slots: Ints, prompt_s: Floats, answer_s: Floats) -> None:
-        """Jobs run in ``slots`` already, before any begins. What is left of their prompts and
-        answers would take so long alone: a row for each of them. To begin hundreds one by one would
-        hold the event loop for tens of milliseconds."""
+        """Jobs run in ``slots`` already, before any begins, in the order in which they began. What
+        is left of their prompts and answers would take so long alone: a row for each of them. To
+        begin hundreds one by one would hold the event loop for tens of milliseconds."""
         answer_s = numpy.maximum(answer_s, LEAST_S)
         self._all.answer_s[slots] = answer_s
         if self._most == 1:
             self._all.end_s[slots] = prompt_s + answer_s
             return
         self._all.prompt_s[slots] = self._all.due_s[slots] = prompt_s
+        self._begun = slots.size
+        self._all.began[slots] = numpy.arange(slots.size)[:, None]
         inferer, draws = numpy.indices(self._all.jobs.shape).reshape(2, -1)
         with self._inferers(inferer, draws) as inferers:
             inferers.resume()
-            inferers.predict(inferer, self._slowdown)
+            inferers.predict(self._slowdown[inferer], self._per_batch[inferer])
 
     def begin(
         self, slots: Ints, draws: Ints, at_s: Floats, prompt_s: Floats, answer_s: Floats
@@ -107,8 +125,9 @@ class TimeSharing:
         inferer = self._inferer[slots]
         with self._inferers(inferer, draws) as inferers:
             inferers.advance(at_s)
-            inferers.begin(self._place[slots], prompt_s, answer_s)
-            inferers.predict(inferer, self._slowdown)
+            inferers.begin(self._place[slots], self._begun, prompt_s, answer_s)
+            inferers.predict(self._slowdown[inferer], self._per_batch[inferer])
+        self._begun += 1
 
     def end(self, slots: Ints, draws: Ints) -> None:
         """The job in one slot of each of ``draws`` ends, at its time."""
@@ -119,7 +138,7 @@ class TimeSharing:
         with self._inferers(inferer, draws) as inferers:
             inferers.advance(self.end_s[slots, draws])
             inferers.end(self._place[slots])
-            inferers.predict(inferer, self._slowdown)
+            inferers.predict(self._slowdown[inferer], self._per_batch[inferer])
 
     def skip(self, seconds: Floats) -> None:
         """Let time pass in which all jobs stand still."""
@@ -160,12 +179,10 @@ class _Inferers:
     """How much of it comes before all answers."""
     credit_s: Floats
     """How long prompts may make answers wait."""
-    beside: Floats
-    """How many times as long a token takes beside prompts, when only those generate that do now."""
-    after: Floats
-    """And after the prompts."""
 
-    # Of each slot; all are infinite if it is free.
+    # Of each slot; most are infinite if it is free.
+    began: Floats
+    """How many jobs began before its own."""
     prompt_s: Floats
     """What is left of its prompt and of those that come before it."""
     due_s: Floats
@@ -173,6 +190,10 @@ class _Inferers:
     until then."""
     answer_s: Floats
     """What is left of its answer, in seconds that it takes alone."""
+    beside: Floats
+    """How many times as long a token takes beside prompts, when only those generate that do now."""
+    after: Floats
+    """And after the prompts."""
     delay_s: Floats
     """How much of an answer could be generated beside prompts before its own prompt is done."""
     end_s: Floats
@@ -187,10 +208,17 @@ class _Inferers:
             self.unopposed_s,
             self.first_s,
             self.credit_s,
+        ) = of_inferers
+        (
+            self.began,
+            self.prompt_s,
+            self.due_s,
+            self.answer_s,
             self.beside,
             self.after,
-        ) = of_inferers
-        self.prompt_s, self.due_s, self.answer_s, self.delay_s, self.end_s = of_slots
+            self.delay_s,
+            self.end_s,
+        ) = of_slots
 
     def resume(self) -> None:
         """Jobs run, each with only its own prompt so far."""
@@ -223,14 +251,15 @@ class _Inferers:
         numpy.minimum(self.credit_s, PROMPTS_FIRST_S, out=self.credit_s)
         self.since_s += passed_s
 
-    def begin(self, slots: Ints, prompt_s: Floats, answer_s: Floats) -> None:
-        """A job begins in one of the slots of each."""
+    def begin(self, slots: Ints, number: int, prompt_s: Floats, answer_s: Floats) -> None:
+        """A job begins in one of the slots of each, after so many others."""
         is_before = self.due_s <= prompt_s  # or done
         before_s = numpy.where(is_before, self.prompt_s, 0.0).max(axis=0)
         self.prompt_s += numpy.where(is_before, 0.0, prompt_s)
         self.prompts_s += prompt_s
         here = slots, numpy.arange(slots.size)
         self.jobs += numpy.isinf(self.answer_s[here])
+        self.began[here] = number
         self.prompt_s[here] = before_s + prompt_s
         self.due_s[here] = prompt_s
         self.answer_s[here] = answer_s
@@ -241,14 +270,15 @@ class _Inferers:
         here = slots, numpy.arange(slots.size)
         self.prompt_s[here] = self.due_s[here] = self.answer_s[here] = numpy.inf
 
-    def predict(self, inferer: Ints, slowdown: Floats) -> None:
-        """Compute when the jobs end. ``slowdown``: by ``inferer`` and number of jobs."""
+    def predict(self, slowdown: Floats, per_batch: Ints) -> None:
+        """Compute when the jobs end. ``slowdown``: by the number of jobs, a row for each
+        inferer."""
         has_answer = self.answer_s > LEAST_S
         self.unopposed_s[:] = numpy.where(has_answer, self.prompt_s, numpy.inf).min(axis=0)
         numpy.minimum(self.prompts_s, self.unopposed_s + self.credit_s, out=self.first_s)
-        generating = (has_answer & (self.prompt_s <= LEAST_S)).sum(axis=0)
-        self.beside[:] = slowdown[inferer, generating]
-        self.after[:] = slowdown[inferer, self.jobs.astype(int)]
+        is_generating = has_answer & (self.prompt_s <= LEAST_S)
+        self.beside[:] = self._token_times(is_generating, slowdown, per_batch)
+        self.after[:] = self._token_times(numpy.isfinite(self.answer_s), slowdown, per_batch)
 
         # A job without an answer ends with its prompt.
         first_s = numpy.where(has_answer, self.first_s, numpy.minimum(self.prompt_s, self.first_s))
@@ -260,3 +290,13 @@ class _Inferers:
         beside_s = numpy.minimum(until_s, (self.prompts_s - self.first_s) / self.beside)
         self.end_s[:] = first_s + beside_s * (2 * self.beside - self.after) + until_s * self.after
         self.end_s += self.since_s
+
+    def _token_times(self, is_generating: Bools, slowdown: Floats, per_batch: Ints) -> Floats:
+        """How many times as long as alone a token of each slot's job takes while those generate."""
+        jobs = is_generating.sum(axis=0)
+        times: Floats = slowdown[numpy.arange(jobs.size), jobs]
+        if (jobs <= per_batch).all():
+            return times
+        began = numpy.where(is_generating, self.began, numpy.inf)
+        rank = began.argsort(axis=0, kind="stable").argsort(axis=0)
+        return times * turn_factor(jobs, per_batch, rank)

@@ -91,8 +91,10 @@ class EngineMemory(Memory):
 
     can_undo: bool
     """Whether the last batch can be removed again: all of it after an abort, or wrong drafts."""
-    at_once: int | None
+    most_at_once: int | None
     """How many sequences are computed at the same time; None if all of a batch are."""
+    at_once: int | None
+    """The same now: fewer while a prompt is computed in the background."""
     must_be_adjacent: bool
     """Whether sequences are computed together only if their slots are adjacent."""
     has_background: bool
@@ -142,7 +144,7 @@ class EngineMemory(Memory):
 class Context(EngineMemory):
     """One context for ``slots`` sequences, which share its batches."""
 
-    at_once = None
+    most_at_once = at_once = None
     must_be_adjacent = True
     has_background = False
 

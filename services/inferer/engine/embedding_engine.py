@@ -162,6 +162,11 @@ class EmbeddingEngine:
             counters["compute"] = self.steps
         return counters
 
+    @property
+    def jobs_per_batch(self) -> None:
+        """See `Engine.jobs_per_batch`."""
+        return None
+
     def slowdowns(self, most: int) -> list[float]:
         """How many times as long a batch takes when 1, 2, … ``most`` requests take turns."""
         return [float(requests) for requests in range(1, most + 1)]

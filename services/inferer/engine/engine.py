@@ -170,6 +170,11 @@ class Engine:
         lately."""
         return self._scheduler.step_times.seconds
 
+    @property
+    def jobs_per_batch(self) -> int | None:
+        """If more sequences generate, not all of them are in each batch. None if all are."""
+        return self._memory.most_at_once
+
     def slowdowns(self, most: int) -> list[float]:
         """How many times as long a token takes when 1, 2, … ``most`` sequences generate."""
         slowdown = self._scheduler.step_times.slowdown

@@ -79,7 +79,7 @@ class PromptShare:
         """Whether a prompt of so many would take more time than prompts may be ahead."""
         return bool(self._token_s) and tokens * median(self._token_s) > PROMPTS_FIRST_S
 
-    def tokens(self, turns: float) -> int:
+    def tokens(self, turns: int) -> int:
         """How many tokens of prompts the next batch takes, if any sequence generates. A token of
         each of those takes so many ``turns`` (batches)."""
         if self.is_used_up:
@@ -139,9 +139,9 @@ class Scheduler(Generic[S]):
     coming cannot starve a longer one. A batch without prompts checks drafts of sequences that
     generate, where that pays (`Speculation`). A few such batches a minute have one sequence only,
     to measure how long it takes alone: everything else is compared with that. All sequences of a
-    batch have the same adapter; where several are in use, they take turns (`TURN_S`). So do
-    sequences that generate, if there are more than a batch may have. Not thread-safe: the compute
-    thread owns it.
+    batch have the same adapter; where several are in use, they take turns (`TURN_S`). If more
+    sequences generate than a batch may have, the oldest are in each one, and the others take turns
+    in its last place. Not thread-safe: the compute thread owns it.
     """
 
     def __init__(
@@ -154,6 +154,7 @@ class Scheduler(Generic[S]):
         self.step_times = StepTimes()
         self._waiting: deque[S] = deque()
         self._running: list[S] = []
+        """In the order in which they got their slots."""
         self._share = PromptShare()
         self._speculation = speculation or Speculation()
         self._clock = 0
@@ -171,9 +172,14 @@ class Scheduler(Generic[S]):
         self._generating = 0
         """How many sequences generate, including those whose turn comes after the current batch. 1
         if one is alone."""
+        self._turns = 1
+        """How many batches it takes until each of them has had a token."""
+        self._batches = 0
+        """That were computed."""
         self._held_up = 0
-        """How many of them have had no token since the last batch with prompts began; 0 or less if
-        all have. Until then no batch has prompts: they would hold these up once more."""
+        """How many more batches until all of them have had a token since the last one with prompts
+        began; 0 or less if all have. Until then no batch has prompts: they would hold up the same
+        sequences once more."""
         self._generated = 0
         """What that was for the last batch, if it had all threads and no prompts. The first step of
         another number is slow: a job has just ended, and the next one is being prepared."""
@@ -291,13 +297,16 @@ class Scheduler(Generic[S]):
             prompts = sorted((one for one in in_turn if one.remaining > 1), key=_due)
         generating = [one for one in in_turn if one.remaining == 1]
         self._generating = len(generating)
-        del generating[min(at_once or self._batch_tokens, self._batch_tokens) :]
+        most = min(at_once or self._batch_tokens, self._batch_tokens)
+        self._turns = max(self._generating - most + 1, 1)
+        if self._turns > 1:
+            generating = [*generating[: most - 1], min(generating[most - 1 :], key=_turn)]
         room = self._batch_tokens - len(generating)
         share = 0
         if prompts and not generating:
             share = room
         elif prompts and self._held_up <= 0:
-            share = min(room, self._share.tokens(self._generating / len(generating)))
+            share = min(room, self._share.tokens(self._turns))
         self._is_alone = (
             self._generating > 1
             and not share
@@ -375,13 +384,14 @@ class Scheduler(Generic[S]):
                 self.step_times.observe(self._generating, round_s)
         self._generated = 0 if prompt_tokens or has_background else self._generating
         if prompt_tokens:
-            self._held_up = self._generating
-        self._held_up -= len(generated)
+            self._held_up = self._turns
+        self._held_up -= 1
         self._turn_s += seconds
         if len(self._running) > 1:
             self._add_delays(batch, len(generated), prompt_tokens, seconds)
-        if self._is_alone or len(generated) < self._generating:
-            self._running = [one for one in self._running if one not in generated] + generated
+        self._batches += 1
+        for sequence in generated:
+            sequence.turn = self._batches
         self._clock += prompt_tokens
         for sequence, size, _, _ in batch:
             sequence.position += size
@@ -427,3 +437,4 @@ class Scheduler(Generic[S]):
 _adapter = attrgetter("adapter")
 _due = attrgetter("due")
 _position = attrgetter("position")
+_turn = attrgetter("turn")

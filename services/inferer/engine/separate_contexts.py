@@ -46,7 +46,7 @@ class SeparateContexts(EngineMemory):
         require_memory(model, slots, options, are_separate=True)
         self._pools = pools
         self._abort_flag = abort_flag
-        self.at_once = pools.threads
+        self.most_at_once = self.at_once = pools.threads
         self.has_background = pools.threads > 1
         self._helpers = _Helpers(min(slots, pools.threads) - 1)
         self._contexts: list[Context] = []

@@ -60,6 +60,8 @@ class Sequence:
         self.due = 0
         """When its prompt would be computed, on the scheduler's clock, if it ran alone; the
         sequence that is due first is served first."""
+        self.turn = 0
+        """The number of the last batch in which it generated."""
         self.delay_s = 0.0
         """How much longer it has taken so far because of others, as estimated."""
         self.aborted = False

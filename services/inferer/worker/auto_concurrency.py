@@ -1,5 +1,5 @@
 """``INFERER_CONCURRENCY=auto``: as many jobs at once as make those of a queue end soonest on
-average."""
+average, or about as soon."""
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,9 +22,24 @@ QUEUE = 16
 log = logger()
 
 
-def best_concurrency(step_s: Mapping[int, float], most: int, current: int = 0) -> int:
-    """With how many at once the jobs of a queue end soonest on average, by the measured seconds of
-    a step with so many (decision 38). What has not been measured is taken to pay until it has.
+def best_concurrency(
+    step_s: Mapping[int, float], most: int, current: int = 0, per_batch: int | None = None
+) -> int:
+    """How many jobs should run at once, at most ``most`` (decision 38).
+
+    If at most ``per_batch`` are computed at the same time, others take turns in the last place of
+    each batch. Where so many pay, one more does: it does not slow the older ones, and keeps all
+    threads busy when they end.
+    """
+    in_batch = min(per_batch or most, most)
+    best = _best_in_batch(step_s, in_batch, min(current, in_batch))
+    takes_turns = best == per_batch and best > 1
+    return min(best + takes_turns, most)
+
+
+def _best_in_batch(step_s: Mapping[int, float], most: int, current: int) -> int:
+    """With how many in each batch the jobs of a queue end soonest on average, by the measured
+    seconds of a step with so many. What has not been measured is taken to pay until it has.
     ``current`` stays the best while no other is better by more than `NOISE`.
 
     Of `QUEUE` equal jobs, the first n end after as many steps of n sequences as a job needs alone,
@@ -64,7 +79,8 @@ class AutoConcurrency:
     def adjust(self) -> None:
         """Have as many slots as pay. When all are busy, room for twice as many is made."""
         before, room = self._slots.count, self._engine.slots
-        best = best_concurrency(self._engine.step_s, self._most, before)
+        step_s, per_batch = self._engine.step_s, self._engine.jobs_per_batch
+        best = best_concurrency(step_s, self._most, before, per_batch)
         busy = self._slots.busy
         is_time = busy == 0 if self._grows_when_idle else busy >= room
         if best > room and is_time and not self._is_growing:
