@@ -385,7 +385,8 @@ class Scheduler(Generic[S]):
         self._generated = 0 if prompt_tokens or has_background else self._generating
         if prompt_tokens:
             self._held_up = self._turns
-        self._held_up -= 1
+        if not self._is_alone:
+            self._held_up -= 1
         self._turn_s += seconds
         if len(self._running) > 1:
             self._add_delays(batch, len(generated), prompt_tokens, seconds)
