@@ -15,7 +15,8 @@ MOST = 8
 """More gain little on a CPU, and each takes the memory of a context."""
 NOISE = 0.1
 """Measurements vary by so much. Without it, the number would change every second where several are
-nearly as good, and nobody could say when a job ends."""
+nearly as good, and nobody could say when a job ends. Where they are, fewer are better: they suit
+short queues, too."""
 QUEUE = 16
 """How many jobs there are, in the comparison of numbers of slots."""
 
@@ -39,8 +40,8 @@ def best_concurrency(
 
 def _best_in_batch(step_s: Mapping[int, float], most: int, current: int) -> int:
     """With how many in each batch the jobs of a queue end soonest on average, by the measured
-    seconds of a step with so many. What has not been measured is taken to pay until it has.
-    ``current`` stays the best while no other is better by more than `NOISE`.
+    seconds of a step with so many. What has not been measured is taken to pay until it has. More
+    than ``current`` must be better by `NOISE`; fewer need only be better.
 
     Of `QUEUE` equal jobs, the first n end after as many steps of n sequences as a job needs alone,
     the next n after twice as many, and so on: the best n has the earliest mean of these times.
@@ -48,8 +49,9 @@ def _best_in_batch(step_s: Mapping[int, float], most: int, current: int) -> int:
     mean_end_s = {n: seconds * _mean_round(n) for n, seconds in step_s.items() if n <= most}
     if not mean_end_s:
         return most
-    if current in mean_end_s:
-        mean_end_s[current] /= 1 + NOISE
+    for n in mean_end_s:
+        if n > current:
+            mean_end_s[n] *= 1 + NOISE
     best = min(mean_end_s, key=mean_end_s.__getitem__)
     worse = min((n for n in mean_end_s if n > best), default=None)
     # Nothing between the two has been measured: try the middle.
