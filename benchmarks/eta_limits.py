@@ -257,8 +257,7 @@ class Gateway:
         ]
         slots = [Slot("i", attempt) for attempt in attempts]
         slots += [Slot("i")] * (self._slots - len(slots))
-        slowdown = inferer.scheduler.step_times.slowdown
-        slowdowns = [slowdown(jobs) for jobs in range(1, self._slots + 1)]
+        slowdowns = inferer.scheduler.step_times.slowdowns(self._slots, len(STEP_S))
         line = [
             Waiting(one.work, {higher: per_s[higher] for higher in higher_than(one.priority)})
             for one in inferer.waiting

@@ -34,7 +34,7 @@ class InfererSettings(msgspec.Struct, frozen=True):
     and the model."""
     concurrency: StartConcurrency = 1
     """Jobs at once after a start. `auto`: as many as make those of a queue end soonest on
-    average."""
+    average, or about as soon."""
     batching: Batching = "auto"
     """Whether the jobs that run share each batch, or each has a context of its own and its share
     of the threads, which is faster with small models. `auto`: what is measured to be faster.

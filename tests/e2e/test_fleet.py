@@ -6,6 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shared.broker.connection import connected
 from shared.config import BrokerSettings
 from shared.cpus import own_cpus, usable_cpus
@@ -24,6 +26,7 @@ def test_an_inferer_reports_what_it_is_and_does(stack: Stack, nats_command: str)
     tested = (idle["tokens_per_s"], idle["prompt_tokens_per_s"])
     assert min(tested) > 0
     assert idle["slowdowns"] == [1.0]
+    assert idle["jobs_per_batch"] is None
 
     job_id = stack.submit(prompt="go on", max_tokens=2000)
     (busy,) = eventually(lambda: _busy(stack), "the inferer reports its job")
@@ -47,6 +50,17 @@ def test_an_inferer_reports_what_it_is_and_does(stack: Stack, nats_command: str)
     table = printed_by([str(scripts() / "sluice"), "inferers", "--url", stack.url])
     assert "inferer-0" in table
     assert "idle" in table
+
+
+def test_an_inferer_reports_how_many_jobs_a_batch_has(stack: Stack, tiny_model: Path) -> None:
+    """If each job has a context of its own: as many as there are threads."""
+    stack.start_inferer(
+        tiny_model, INFERER_THREADS="2", INFERER_CONCURRENCY="3", INFERER_BATCHING="off"
+    )
+    stack.wait_until_served("tiny", 2)
+    separate = next(one for one in _inferers(stack) if one["slots"] == 3)
+    assert separate["jobs_per_batch"] == 2
+    assert separate["slowdowns"][2] == pytest.approx(1.5 * separate["slowdowns"][1], abs=0.002)
 
 
 def test_inferers_that_share_cpus_are_reported(stack: Stack, tiny_model: Path) -> None:

@@ -76,6 +76,24 @@ async def test_slots_open_as_jobs_come(queue: Broker, engine: MeasuredEngine) ->
     engine.close()
 
 
+async def test_where_jobs_take_turns_one_slot_more_opens_than_a_batch_has_jobs(
+    queue: Broker, model: Model
+) -> None:
+    """With a context for each job, on two threads."""
+    engine = MeasuredEngine(model, slots=1, n_ctx=N_CTX, n_batch=128, threads=2, batching="off")
+    engine.said_s = {1: 0.010, 2: 0.011}
+    await ensure_consumers(queue, Topology().ack_wait_s, "tiny", limit=64, facts=None)
+    async with working(queue, engine, concurrency="auto", grace_s=0) as (worker, stopping):
+        for _ in range(5):
+            await put(queue, replace(LONG, max_tokens=1000))
+        await until_slots(worker, 3)
+        assert engine.jobs_per_batch == 2
+        engine.said_s = {1: 0.010, 2: 0.030}
+        await until_slots(worker, 1)  # when a job ends
+        stopping.set()
+    engine.close()
+
+
 async def test_slots_that_do_not_pay_are_closed(queue: Broker, engine: MeasuredEngine) -> None:
     """Running jobs go on."""
     await ensure_consumers(queue, Topology().ack_wait_s, "tiny", limit=64, facts=None)

@@ -31,7 +31,9 @@ HIGH, NORMAL, LOW = 6, 40, 14
 PRIORITIES = ["low"] * LOW + ["normal", "high"] * HIGH + ["normal"] * (NORMAL - HIGH)
 
 
-async def add_inferer(queue: Broker, slots: int, name: str = "i") -> None:
+async def add_inferer(
+    queue: Broker, slots: int, name: str = "i", jobs_per_batch: int | None = None
+) -> None:
     """An entry as an inferer stores it."""
     entry = InfererEntry(
         id=name,
@@ -46,6 +48,7 @@ async def add_inferer(queue: Broker, slots: int, name: str = "i") -> None:
         prompt_tokens_per_s=1000.0,
         tokens_per_s=50.0,
         slowdowns=[1.0, 1.5],
+        jobs_per_batch=jobs_per_batch,
     )
     await queue.publish_stored(subjects.inferer("tiny", name), encode(entry), {}, PATIENCE_S)
 
@@ -104,6 +107,27 @@ async def test_a_list_shows_what_the_status_shows(
             assert (job.position, job.state) == (status.position, status.state)
             assert status.eta is not UNSET
             assert job.eta == (status.eta if positions[job_id] < MOST_IN_LINE else UNSET)
+
+
+async def test_the_oldest_ends_sooner_where_jobs_take_turns(
+    queue: Broker, nats_server: NatsServer
+) -> None:
+    """If a batch has two of three jobs, the oldest is in each, and the others in every second."""
+    await add_inferer(queue, 3)
+    async with running_gateway(nats_server.url) as gateway:
+        await until_complete(gateway)
+        ids = [await accept(gateway) for _ in range(3)]
+
+        async def estimates() -> list[float]:
+            statuses = [await gateway.jobs.status(job_id) for job_id in ids]
+            return [status.eta.p50_s for status in statuses if status.eta]
+
+        before = await estimates()
+        await add_inferer(queue, 3, jobs_per_batch=2)
+        async with asyncio.timeout(PATIENCE_S):
+            while (after := await estimates())[0] > 0.9 * before[0]:
+                await asyncio.sleep(0.01)
+        assert after[2] > 0.9 * before[2]
 
 
 async def test_another_gateway_shows_the_same(queue: Broker, nats_server: NatsServer) -> None:

@@ -346,6 +346,24 @@ def test_answers_go_on_after_a_heartbeat() -> None:
     assert abs(numpy.median(done_s(simulation, 0)) - 0.3) < 0.05
 
 
+def test_the_oldest_is_in_each_batch_and_the_others_take_turns() -> None:
+    """Each had 25 of 50 tokens at its heartbeat, 0.22 s ago, alone at 50 per second. Two in a batch
+    take 1.1 times as long: the oldest has 10 more since, and the others 5. So 15 are left of it,
+    then 12 or 13 of the others, which have a place in each batch from then on."""
+    now = datetime.now(UTC)
+    heartbeat = timestamp(now - timedelta(seconds=0.22))
+    slots = [
+        Slot("i", RunningAttempt(name, 1, "i", ago(age_s), WORK, 25, heartbeat))
+        for name, age_s in (("youngest", 0.8), ("oldest", 1.2), ("middle", 1.0))
+    ]
+    batching = {"i": Batching([1.0, 1.1, 1.65], 2)}
+    ends_s = [
+        float(numpy.median(done_s(Simulation(learned(), slots, now, batching), job)))
+        for job in range(3)
+    ]
+    assert ends_s == pytest.approx([0.605, 0.33, 0.605], abs=0.04)
+
+
 def test_prompts_of_later_jobs_have_held_up_an_answer() -> None:
     """Its prompt took 0.1 of 0.9 s, theirs 0.3: it has 25 of 50 tokens, at 50 per second."""
     now = datetime.now(UTC)

@@ -526,9 +526,9 @@ def test_the_next_oldest_is_in_each_batch_when_one_has_ended() -> None:
     assert [more - less for more, less in zip(after, before, strict=True)] == [20, 10, 10]
 
 
-def test_the_time_of_a_step_counts_the_turns_of_all() -> None:
-    """With three sequences, of which two are computed at once, one token of each takes one and a
-    half batches. So does what each of them is delayed."""
+def test_times_where_sequences_take_turns() -> None:
+    """With three sequences, of which two are computed at once, three tokens take one and a half
+    batches. So does what each of them is delayed."""
     scheduler = measured_alone(3)
     works = [Work(1, 100) for _ in range(3)]
     for work in works:
@@ -536,20 +536,22 @@ def test_the_time_of_a_step_counts_the_turns_of_all() -> None:
     for _ in range(30):
         compute(scheduler, at_once=2)
     alone_s, both_s = 0.009, 0.012
-    assert scheduler.step_times.estimate(3) == pytest.approx(1.5 * both_s)
+    assert scheduler.step_times.seconds == pytest.approx({1: alone_s, 2: both_s})
+    slowdowns = scheduler.step_times.slowdowns(3, per_batch=2)
+    assert slowdowns == pytest.approx([1, both_s / alone_s, 1.5 * both_s / alone_s])
     batches = 30
     for work in works:
         alone = (len(work.tokens) - 1) * alone_s
         assert work.delay_s == pytest.approx(batches * both_s - alone, rel=0.1)
 
 
-def test_a_sequence_alone_is_measured_where_one_is_computed_at_once() -> None:
+def test_two_take_twice_as_long_where_one_is_computed_at_once() -> None:
     scheduler = scheduler_of([], 2)
     for _ in range(2):
         scheduler.add(Work(1, 10**6))
     for _ in range(2 * ENOUGH * TOGETHER):
         compute(scheduler, at_once=1)
-    assert scheduler.step_times.slowdown(2) == pytest.approx(2)
+    assert scheduler.step_times.slowdowns(2, per_batch=1) == pytest.approx([1, 2])
 
 
 @pytest.mark.parametrize("scale", [1, 10])

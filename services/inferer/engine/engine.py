@@ -124,8 +124,8 @@ class Engine:
         """Batches computed, or failed; a change shows progress."""
 
         # Used by the compute thread only, except that `in_progress` reads whether the scheduler is
-        # idle, that preparation threads hand `_answers` over, and that `close` frees the context
-        # when the thread has ended.
+        # idle, `jobs_per_batch` a constant of `_memory`, that preparation threads hand `_answers`
+        # over, and that `close` frees the context when the thread has ended.
         self._scheduler: Scheduler[GenerationSequence] = Scheduler(
             slots, self._options.n_batch, speculation
         )
@@ -176,9 +176,10 @@ class Engine:
         return self._memory.most_at_once
 
     def slowdowns(self, most: int) -> list[float]:
-        """How many times as long a token takes when 1, 2, … ``most`` sequences generate."""
-        slowdown = self._scheduler.step_times.slowdown
-        return [round(slowdown(sequences), 3) for sequences in range(1, most + 1)]
+        """How many times as long a token takes on average while 1, 2, … ``most`` sequences
+        generate."""
+        slowdowns = self._scheduler.step_times.slowdowns(most, self.jobs_per_batch)
+        return [round(slowdown, 3) for slowdown in slowdowns]
 
     def submit(self, sequence: GenerationSequence) -> None:
         """Prepare ``sequence``, then queue it; from any thread. Once the engine is closed, it ends

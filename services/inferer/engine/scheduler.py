@@ -380,8 +380,7 @@ class Scheduler(Generic[S]):
         if generated and not prompt_tokens and not has_background:
             self._speculation.observe(len(generated), drafts, seconds)
             if not drafts and (self._is_alone or self._generating == self._generated):
-                round_s = seconds * self._generating / len(generated)
-                self.step_times.observe(self._generating, round_s)
+                self.step_times.observe(len(generated), seconds)
         self._generated = 0 if prompt_tokens or has_background else self._generating
         if prompt_tokens:
             self._held_up = self._turns
@@ -404,11 +403,10 @@ class Scheduler(Generic[S]):
         """Note how much longer each sequence has taken than it would have taken alone."""
         generating_s = alone_s = 0.0
         if generated:
-            part = generated / self._generating
             is_slower = prompt_tokens > 0 or self._in_background is not None
-            round_s = self.step_times.estimate(self._generating) if is_slower else inf
-            generating_s = min(part * round_s, seconds)
-            alone_s = generating_s / part / self.step_times.slowdown(self._generating)
+            step_s = self.step_times.estimate(generated) if is_slower else inf
+            generating_s = min(step_s, seconds)
+            alone_s = generating_s / self.step_times.slowdown(generated)
         prompts_s = seconds - generating_s
         for sequence in self._running:
             if sequence is not self._in_background:

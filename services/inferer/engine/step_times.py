@@ -54,6 +54,16 @@ class StepTimes:
             return float(sequences**TYPICAL_GROWTH)
         return min(max(1.0, self.estimate(sequences) / alone_s), MOST)
 
+    def slowdowns(self, most: int, per_batch: int | None = None) -> list[float]:
+        """How many times as long as alone a token takes on average while 1, 2, … ``most`` sequences
+        generate, of which a step computes ``per_batch`` at most."""
+        counts = range(1, most + 1)
+        in_batch = [min(count, per_batch or count) for count in counts]
+        return [
+            self.slowdown(computed) * count / computed
+            for count, computed in zip(counts, in_batch, strict=True)
+        ]
+
     def estimate(self, sequences: int) -> float:
         """Seconds of a step, in between and beyond what was measured, too; 0 before the first."""
         if (step_s := self._lately(sequences)) is not None:

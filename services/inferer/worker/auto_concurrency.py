@@ -15,8 +15,8 @@ MOST = 8
 """More gain little on a CPU, and each takes the memory of a context."""
 NOISE = 0.1
 """Measurements vary by so much. Without it, the number would change every second where several are
-nearly as good, and nobody could say when a job ends. Where they are, fewer are better: they suit
-short queues, too."""
+nearly as good, and nobody could say when a job ends. So a larger number must be better by so much;
+a smaller one, which suits short queues, too, need only be better."""
 QUEUE = 16
 """How many jobs there are, in the comparison of numbers of slots."""
 
