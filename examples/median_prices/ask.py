@@ -1,4 +1,4 @@
-"""Answers questions about prices, all of which are asked at the same time:
+"""Answers questions about prices, all of which wait in the queue together:
 
 python ask.py "median price of three-room flats in the north" "how many flats are in the west?"
 
@@ -21,7 +21,9 @@ POLL_S = 0.5
 async def main(questions: list[str]) -> int:
     async with httpx2.AsyncClient(base_url=GATEWAY, timeout=60) as http:
         try:
-            answered = await asyncio.gather(*(ask(http, question) for question in questions))
+            # One after another, so that they are answered in this order.
+            jobs = [(question, await submit(http, question)) for question in questions]
+            answered = await asyncio.gather(*(follow(http, *job) for job in jobs))
         except httpx2.HTTPStatusError as error:
             print(f"{GATEWAY} returned an error: {error.response.text}", file=sys.stderr)
             return 1
@@ -31,9 +33,8 @@ async def main(questions: list[str]) -> int:
     return 0 if all(answered) else 1
 
 
-async def ask(http: httpx2.AsyncClient, question: str) -> bool:
+async def follow(http: httpx2.AsyncClient, question: str, status_url: str) -> bool:
     """Print the place in the queue whenever it changes, then the answer. False if the job fails."""
-    status_url = await submit(http, question)
     shown = None
     while (status := await read(http, status_url))["state"] in ("PENDING", "STARTED", "RETRY"):
         if (line := waiting(status)) != shown:

@@ -86,6 +86,8 @@ def test_at_temperature_0_all_answers_are_the_same(client: openai.OpenAI) -> Non
 def test_each_answer_has_its_log_probabilities(client: openai.OpenAI, task: str) -> None:
     """Streamed and whole, with the offsets of its own text; a stop string ends each by itself."""
     options: Any = {"model": "tiny", "n": 3, "max_tokens": 25, "seed": 3}
+    # With a cached prompt, some CPUs round the sixth digit differently.
+    options |= {"extra_body": {"cache_prompt": False}}
     create: Any
     if task == "chat":
         create = client.chat.completions.create
