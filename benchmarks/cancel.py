@@ -9,7 +9,7 @@ import sys
 import time
 from statistics import median
 
-from benchmarks.measuring import describe_machine, running_stack, seconds
+from benchmarks.measuring import arguments, describe_machine, running_stack, seconds
 from shared.model_files import locate
 from shared.timestamps import milliseconds_between, timestamp
 from tests.support.processes import Stack
@@ -21,6 +21,7 @@ NEXT = {"prompt": "hi", "max_tokens": 1}
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"cancel: {describe_machine()}")
     with running_stack(locate("smollm2"), "smollm2", INFERER_N_CTX=str(N_CTX)) as stack:
         warm_up = stack.wait_for_end(stack.submit(prompt=PROMPT, max_tokens=64))

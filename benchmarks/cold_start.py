@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measuring import describe_machine
+from benchmarks.measuring import arguments, describe_machine
 from shared.model_files import locate
 from shared.timestamps import milliseconds_between
 from tests.support.processes import eventually, server_sent_events
@@ -21,6 +21,7 @@ BODY = {"prompt": "The history of the lighthouse began", "max_tokens": 8, "seed"
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"cold start: {describe_machine()}")
     added = []
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:

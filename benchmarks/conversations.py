@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from statistics import mean, median
 
-from benchmarks.measuring import alternated, describe_machine
+from benchmarks.measuring import alternated, arguments, describe_machine
 from benchmarks.peers.chat import ask
 from benchmarks.prompt_cache import FACTS
 from shared.cpus import own_cpus
@@ -36,6 +36,7 @@ numbers = count()
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"conversations with two inferers: {describe_machine()}")
     with ExitStack() as stacks:
         any_order = stacks.enter_context(_stack("0", "0"))

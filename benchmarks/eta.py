@@ -14,7 +14,6 @@ varied.
     .venv/bin/python -m benchmarks.eta [--seeds N] [SITUATION ...]
 """
 
-import argparse
 import asyncio
 import math
 import random
@@ -27,7 +26,7 @@ from typing import Any
 import httpx2
 import numpy
 
-from benchmarks.measuring import describe_machine, running_stack, spread
+from benchmarks.measuring import arguments, describe_machine, running_stack, spread
 from shared.model_files import locate
 from shared.timestamps import milliseconds_between, parse_timestamp
 
@@ -81,7 +80,7 @@ PLACES = ["France", "Norway", "Peru", "Kenya", "Japan", "Iceland", "Chile", "Egy
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("situations", nargs="*", metavar="SITUATION")
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N")
     options = parser.parse_args()

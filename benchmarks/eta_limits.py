@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy
 
-from benchmarks.measuring import spread
+from benchmarks.measuring import arguments, spread
 from services.gateway.eta.forecast import rank
 from services.gateway.eta.position import higher_than
 from services.gateway.eta.running_jobs import RunningAttempt
@@ -161,6 +161,7 @@ class Inferer:
 
 
 def main() -> None:
+    arguments(__doc__).parse_args()
     print(f"error of p50, and how many p90 covers: {SEEDS} seeds of {JOBS} jobs")
     for name, situation in SITUATIONS.items():
         ours, best = [], []

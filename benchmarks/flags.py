@@ -11,7 +11,6 @@ One thread is measured in CPU time, and so also on a busy machine; more threads 
 A name alone is the library of this environment; a folder holds ``libllama.so`` and all it needs.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from queue import SimpleQueue
 
 import msgspec
 
-from benchmarks.measuring import THREADS, describe_machine, spread
+from benchmarks.measuring import THREADS, arguments, describe_machine, spread
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.library import compiled_for
@@ -44,19 +43,19 @@ class Speed(msgspec.Struct):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.flags")
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("libraries", nargs="*", default=["installed"], metavar="NAME[=FOLDER]")
-    arguments = parser.parse_args()
-    libraries = dict(library.partition("=")[::2] for library in arguments.libraries)
-    print(f"flags: {describe_machine()}, {arguments.model}, {arguments.threads} thread(s)")
+    options = parser.parse_args()
+    libraries = dict(library.partition("=")[::2] for library in options.libraries)
+    print(f"flags: {describe_machine()}, {options.model}, {options.threads} thread(s)")
     speeds: dict[str, list[Speed]] = {name: [] for name in libraries}
-    for number in range(arguments.rounds):
+    for number in range(options.rounds):
         turns = list(libraries.items())
         for name, folder in turns if number % 2 else reversed(turns):
-            speeds[name].append(_measured(arguments.model, arguments.threads, folder))
+            speeds[name].append(_measured(options.model, options.threads, folder))
     first = next(iter(speeds.values()))
     for name, found in speeds.items():
         print(f"  {name}: {', '.join(found[0].features)}")

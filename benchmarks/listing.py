@@ -23,7 +23,7 @@ import msgspec
 import nats
 from nats.aio.client import Client
 
-from benchmarks.measuring import describe_machine, seconds
+from benchmarks.measuring import arguments, describe_machine, seconds
 from services.gateway.gateway import Gateway
 from services.gateway.settings import GatewaySettings
 from shared.config import BrokerSettings
@@ -72,6 +72,7 @@ QUERIES = {
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"lists of {JOBS:,} jobs: {describe_machine()}")
     with (
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,

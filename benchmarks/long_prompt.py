@@ -5,14 +5,13 @@ tokens: later ones take longer.
     .venv/bin/python -m benchmarks.long_prompt [--tokens 7000] [--batching on] [--rounds N]
 """
 
-import argparse
 import statistics
 import sys
 import time
 from itertools import pairwise
 from typing import NamedTuple, get_args
 
-from benchmarks.measuring import THREADS, describe_machine
+from benchmarks.measuring import THREADS, arguments, describe_machine
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.model import Model
 from services.inferer.engine.speed_test import TEXT, TimedJob
@@ -33,7 +32,7 @@ class Round(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--tokens", type=int, default=1500, help="of the prompt")
     parser.add_argument("--batching", choices=get_args(Batching), default="auto")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,5 +1,6 @@
 """What every benchmark needs: a stack, a bare loop beside it, medians of alternated pairs."""
 
+import argparse
 import os
 import platform
 import statistics
@@ -138,6 +139,11 @@ def spread(values: Sequence[float]) -> str:
     """``median [lower quartile .. upper quartile]``."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} [{low:.3f} .. {high:.3f}]"
+
+
+def arguments(documentation: str) -> argparse.ArgumentParser:
+    """A parser for the program with this docstring, whose first paragraph describes it."""
+    return argparse.ArgumentParser(description=documentation.partition("\n\n")[0])
 
 
 def describe_machine() -> str:

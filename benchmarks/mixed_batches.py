@@ -14,7 +14,7 @@ from statistics import median
 
 import llama_cpp
 
-from benchmarks.measuring import THREADS, describe_machine, seconds
+from benchmarks.measuring import THREADS, arguments, describe_machine, seconds
 from services.inferer.engine.model import Model
 from services.inferer.engine.speed_test import TEXT
 from shared.model_files import locate
@@ -31,6 +31,7 @@ Point = tuple[float, float]
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"an answer beside a prompt, llama.cpp alone: {describe_machine()}")
     model = Model(locate("smollm2"), gpu_layers=-1)
     tokens = model.tokenize(TEXT * 1000)

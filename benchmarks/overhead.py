@@ -21,6 +21,7 @@ from pathlib import Path
 from benchmarks.measuring import (
     THREADS,
     alternated,
+    arguments,
     cpu_ms,
     describe_machine,
     running_stack,
@@ -42,6 +43,7 @@ REST_S = 0.03
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"overhead of the pipeline: {describe_machine()}")
     with tempfile.TemporaryDirectory() as folder:
         path = write_tiny_model(Path(folder) / "tiny.gguf")

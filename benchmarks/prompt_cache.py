@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx2
 
-from benchmarks.measuring import alternated, describe_machine, running_stack
+from benchmarks.measuring import alternated, arguments, describe_machine, running_stack
 from shared.model_files import locate
 from tests.support.processes import PATIENCE_S, server_sent_events
 
@@ -87,6 +87,7 @@ SITUATIONS = {
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"first token with and without the prompt cache: {describe_machine()}")
     with ExitStack() as stacks:
         clients = [

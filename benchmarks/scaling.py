@@ -17,6 +17,7 @@ from statistics import median
 from benchmarks.measuring import (
     BareLoop,
     alternated,
+    arguments,
     describe_machine,
     running_stack,
     seconds,
@@ -34,6 +35,7 @@ TOO_MANY_EXIT_STATUS = 2
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"scaling: {describe_machine()}")
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(cpu)) for cpu in own_cpus()[:2]]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.measuring import THREADS, describe_machine, spread
+from benchmarks.measuring import THREADS, arguments, describe_machine, spread
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
 from services.inferer.engine.model import Model
@@ -175,6 +175,7 @@ class _Run:
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"answer tokens/s without and with speculation: {describe_machine()}")
     give_up_at = time.monotonic() + TIME_LIMIT_S
     model = Model(locate("smollm2"), gpu_layers=-1)

@@ -6,7 +6,6 @@ pairs. The engine with the real model, no queue. A minute or two for each model.
 One thread is measured in CPU time, and so also on a busy machine; more threads need an idle one.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Raw
 
-from benchmarks.measuring import THREADS, alternated, describe_machine, spread
+from benchmarks.measuring import THREADS, alternated, arguments, describe_machine, spread
 from services.inferer.engine.constraint import constraint
 from services.inferer.engine.engine import Engine
 from services.inferer.engine.generation import Generation, GenerationSequence
@@ -109,21 +108,21 @@ class Subject:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.structured")
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--speculation", action="store_true", help="guess tokens, as inferers do")
-    arguments = parser.parse_args()
-    print(f"structured: {describe_machine()}, {arguments.model}, {arguments.threads} thread(s)")
-    model = Model(locate(arguments.model), gpu_layers=0, chat=False)
-    speculation = Speculation() if arguments.speculation else None
-    subject = Subject(model, arguments.threads, speculation)
+    options = parser.parse_args()
+    print(f"structured: {describe_machine()}, {options.model}, {options.threads} thread(s)")
+    model = Model(locate(options.model), gpu_layers=0, chat=False)
+    speculation = Speculation() if options.speculation else None
+    subject = Subject(model, options.threads, speculation)
     subject.run(None)
     for task in TASKS:
         subject.run(task.schema)
         pairs = alternated(
-            partial(subject.run, None), partial(subject.run, task.schema), arguments.pairs
+            partial(subject.run, None), partial(subject.run, task.schema), options.pairs
         )
         free, under = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratios = [structured / plain for plain, structured in pairs]

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.measuring import (
     BareLoop,
     alternated,
+    arguments,
     describe_machine,
     running_stack,
     seconds,
@@ -35,7 +36,9 @@ WANTED = {"nobody reads": 0.97, "a reader": 0.92}
 
 
 def main() -> int:
-    starts = int(sys.argv[1]) if len(sys.argv) > 1 else STARTS
+    parser = arguments(__doc__)
+    parser.add_argument("starts", nargs="?", type=int, default=STARTS, metavar="STARTS")
+    starts = parser.parse_args().starts
     print(f"throughput of one stream: {describe_machine()}")
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in WANTED}
     seed: int | None = None

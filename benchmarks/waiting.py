@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import nats
 
-from benchmarks.measuring import alternated, describe_machine, running_stack, seconds
+from benchmarks.measuring import alternated, arguments, describe_machine, running_stack, seconds
 from shared.job_ids import new_job_id
 from tests.support.processes import PATIENCE_S, Stack, eventually
 from tests.support.tiny_model import write_tiny_model
@@ -28,6 +28,7 @@ MEASURED = 5
 
 
 def main() -> int:
+    arguments(__doc__).parse_args()
     print(f"status of a waiting job: {describe_machine()}")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stacks:
         path = write_tiny_model(Path(folder) / "tiny.gguf")

@@ -15,7 +15,6 @@ flags: ``CMAKE_ARGS=-DGGML_CUDA=ON benchmarks/peers/build_llama_server.sh``.
 `benchmarks.random_model` writes the model; any other one with a chat template will do as well.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from statistics import median
 import msgspec
 from msgspec import Struct
 
-from benchmarks.measuring import describe_machine, in_turn, running_stack
+from benchmarks.measuring import arguments, describe_machine, in_turn, running_stack
 from benchmarks.peers.chat import Answer, Message, ask
 from benchmarks.peers.environment import LLAMA_SERVER, N_CTX, http_server, llama_server, require
 from benchmarks.prompt_cache import HISTORY
@@ -81,7 +80,7 @@ class Result(Struct):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} by default")
     parser.add_argument("--to", type=Path, help="file for the results, which are added to it")

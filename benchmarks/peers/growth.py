@@ -37,7 +37,7 @@ from benchmarks.peers.environment import (
     taskiq_worker,
     versions,
 )
-from benchmarks.peers.publish import arguments, publish, told
+from benchmarks.peers.publish import command_line, comparison_arguments, publish
 from benchmarks.peers.queues import CELERY, JOB, SLUICE, TASKIQ
 from benchmarks.waiting import fill
 from shared.wire import subjects
@@ -74,7 +74,7 @@ class Subject(msgspec.Struct):
 
 
 def main() -> int:
-    options = arguments(__doc__.partition("\n\n")[0], PAIRS).parse_args()
+    options = comparison_arguments(__doc__, PAIRS).parse_args()
     pairs = min(options.pairs, MOST_PAIRS)
     require(PYTHON, "redis-server")
     print(f"growth: {describe_machine()}")
@@ -109,8 +109,8 @@ def main() -> int:
         ),
         {
             SLUICE: f"INFERER_CONCURRENCY=1 GATEWAY_MAX_WAITING={2 * max(WAITING)}",
-            CELERY: told(celery_worker(1)),
-            TASKIQ: told(taskiq_worker(1)),
+            CELERY: command_line(celery_worker(1)),
+            TASKIQ: command_line(taskiq_worker(1)),
             "rounds": str(pairs),
         },
     )

@@ -1,6 +1,7 @@
 """Beside Celery with Redis, both with the real model: 2, 3 and 8 jobs that are submitted at the
 same moment, until the last has ended, and until they have ended on average. All per token of their
-answers, whose lengths may differ by rounding.
+answers, whose lengths may differ by rounding. Each round has prompts of its own, so that none is in
+a cache: llama-cpp-python keeps the last prompt of each process.
 
     .venv/bin/python -m benchmarks.peers.jobs [--pairs N] [--concurrency 1 4 auto]
 
@@ -13,9 +14,10 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import mean
 
@@ -35,8 +37,9 @@ from benchmarks.peers.environment import (
     require,
     versions,
 )
-from benchmarks.peers.publish import arguments, publish, told
+from benchmarks.peers.publish import command_line, comparison_arguments, publish
 from benchmarks.peers.sluice_client import complete
+from services.inferer.settings import InfererSettings
 from shared.model_files import locate
 
 PAIRS, TOKENS = 4, 64
@@ -44,9 +47,14 @@ JOBS = (2, 3, 8)
 INFERERS = 2
 CELERY = (1, 2, 4)
 """Values of its ``--concurrency``."""
-PROMPT = "The history of {}, from the beginning until today, in several chapters. Chapter 1:"
+PROMPT = (
+    "The history since {} of {}, from the beginning until today, in several chapters. Chapter 1:"
+)
+FIRST_YEAR = 1000
 PLACES = ["France", "Norway", "Peru", "Kenya", "Japan", "Iceland", "Chile", "Egypt"]
-"""One prompt each, whose most probable answers are long."""
+"""One prompt each and year, whose most probable answers are long."""
+
+SETTINGS = {"INFERER_N_CTX": str(N_CTX), "INFERER_CACHE_MB": str(InfererSettings().cache_mb)}
 
 ONE_SLOT = {False: 0.97, True: 0.87}
 SHARED = {False: {2: 0.72, 3: 0.62, 8: 0.55}, True: {2: 0.85, 3: 0.75, 8: 0.62}}
@@ -58,7 +66,7 @@ Run = Callable[[list[str]], list[End]]
 
 
 def main() -> int:
-    parser = arguments(__doc__.partition("\n\n")[0], PAIRS)
+    parser = comparison_arguments(__doc__, PAIRS)
     parser.add_argument("--concurrency", nargs="+", default=["1", "4"], metavar="N")
     options = parser.parse_args()
     require(PYTHON, "redis-server")
@@ -73,12 +81,10 @@ def main() -> int:
             client = stack.enter_context(Client("celery_client", {"PEERS_REDIS": url}))
             subjects[_celery(concurrency)] = partial(_run_celery, client)
         for value in options.concurrency:
-            environment = {"INFERER_CONCURRENCY": value, "INFERER_N_CTX": str(N_CTX)}
+            environment = {"INFERER_CONCURRENCY": value, **SETTINGS}
             sluice = stack.enter_context(running_stack(path, "smollm2", 1, **environment))
             subjects[_sluice(value)] = partial(_run_sluice, sluice.nats.url)
-        sluice = stack.enter_context(
-            running_stack(path, "smollm2", INFERERS, INFERER_N_CTX=str(N_CTX))
-        )
+        sluice = stack.enter_context(running_stack(path, "smollm2", INFERERS, **SETTINGS))
         subjects[f"Sluice, {INFERERS} inferers"] = partial(_run_sluice, sluice.nats.url)
         _warm_up(subjects)
         metrics = _measure(subjects, options)
@@ -91,10 +97,10 @@ def main() -> int:
         facts,
         versions("llama.cpp", "llama_cpp_python", "celery", "redis", "redis-server", "nats-server"),
         {
-            "Celery": told(celery_worker(1)),
+            "Celery": command_line(celery_worker(1)),
             "threads of each of Celery's processes": "usable CPUs / concurrency, at least 1",
             "Sluice": f"INFERER_CONCURRENCY={' and '.join(options.concurrency)} "
-            f"INFERER_N_CTX={N_CTX} INFERER_CACHE_MB=0",
+            + " ".join(f"{name}={value}" for name, value in SETTINGS.items()),
             "rounds": str(options.pairs),
             "answers": f"{TOKENS} tokens at most, temperature 0",
         },
@@ -106,8 +112,11 @@ def _measure(subjects: dict[str, Run], options: argparse.Namespace) -> list[Metr
     last = Metric("Until the last job has ended", "ms per token", False)
     average = Metric("Until a job has ended, on average", "ms per token", False)
     amx = has_amx()
+    years = {name: count(FIRST_YEAR + 1) for name in subjects}
     for jobs in JOBS:
-        measures = {name: partial(_per_token, run, jobs) for name, run in subjects.items()}
+        measures = {
+            name: partial(_per_token, run, jobs, years[name]) for name, run in subjects.items()
+        }
         rounds = in_turn(measures, options.pairs)
         wanted = {
             _sluice(value): ONE_SLOT[amx] if value == "1" else SHARED[amx][jobs]
@@ -122,7 +131,7 @@ def _warm_up(subjects: dict[str, Run]) -> None:
     """And make sure that all compute the same prompts."""
     prompts = {}
     for name, run in subjects.items():
-        ends = run(_prompts(max(JOBS)))
+        ends = run(_prompts(max(JOBS), FIRST_YEAR))
         prompts[name] = sorted(tokens for _, tokens, _ in ends)
     if len(set(map(tuple, prompts.values()))) > 1:
         raise RuntimeError(f"not the same tokens in the prompts: {prompts}")
@@ -136,14 +145,14 @@ def _sluice(concurrency: str) -> str:
     return f"Sluice, concurrency {concurrency}"
 
 
-def _prompts(jobs: int) -> list[str]:
-    return [PROMPT.format(place) for place in PLACES[:jobs]]
+def _prompts(jobs: int, year: int) -> list[str]:
+    return [PROMPT.format(year, place) for place in PLACES[:jobs]]
 
 
-def _per_token(run: Run, jobs: int) -> tuple[float, float]:
+def _per_token(run: Run, jobs: int, years: Iterator[int]) -> tuple[float, float]:
     """Milliseconds until the last end, and until an end on average, for each token of all answers
     together."""
-    ends = run(_prompts(jobs))
+    ends = run(_prompts(jobs, next(years)))
     tokens = sum(completion for _, _, completion in ends)
     seconds = [ended for ended, _, _ in ends]
     return 1000 * max(seconds) / tokens, 1000 * mean(seconds) / tokens

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from benchmarks.measuring import arguments
 from benchmarks.peers.comparison import FOLDER, Comparison, Machine, Metric, save
 from benchmarks.peers.environment import PYTHON
 from benchmarks.peers.report import report
@@ -12,9 +13,9 @@ from shared.timestamps import timestamp
 from tests.support.processes import ROOT
 
 
-def arguments(description: str, pairs: int) -> argparse.ArgumentParser:
-    """The options that all comparisons have: how many rounds, and where the files go."""
-    parser = argparse.ArgumentParser(description=description)
+def comparison_arguments(documentation: str, pairs: int) -> argparse.ArgumentParser:
+    """A parser with the options of all comparisons: how many rounds, and where the files go."""
+    parser = arguments(documentation)
     parser.add_argument(
         "--pairs", type=int, default=pairs, help=f"rounds, each with every subject ({pairs})"
     )
@@ -22,7 +23,7 @@ def arguments(description: str, pairs: int) -> argparse.ArgumentParser:
     return parser
 
 
-def told(command: list[str]) -> str:
+def command_line(command: list[str]) -> str:
     """A command without the folders, which are this machine's."""
     return shlex.join(Path(word).name if word.startswith("/") else word for word in command)
 

@@ -41,7 +41,7 @@ from benchmarks.peers.environment import (
     taskiq_worker,
     versions,
 )
-from benchmarks.peers.publish import arguments, publish, told
+from benchmarks.peers.publish import command_line, comparison_arguments, publish
 from benchmarks.peers.sluice_client import complete
 from shared.logs import configure_logs
 from tests.support.processes import NatsServer, Process
@@ -93,7 +93,7 @@ class Figures(msgspec.Struct):
 
 
 def main() -> int:
-    options = arguments(__doc__.partition("\n\n")[0], PAIRS).parse_args()
+    options = comparison_arguments(__doc__, PAIRS).parse_args()
     require(PYTHON, "redis-server")
     configure_logs("benchmark", level=logging.ERROR)
     print(f"queues: {describe_machine()}")
@@ -126,8 +126,8 @@ def main() -> int:
         ),
         {
             SLUICE: "INFERER_CONCURRENCY=1 and 4, INFERER_THREADS=1, two layers, one token",
-            CELERY: told(celery_worker(1)),
-            TASKIQ: told(taskiq_worker(1)),
+            CELERY: command_line(celery_worker(1)),
+            TASKIQ: command_line(taskiq_worker(1)),
             ALONE: "stored, pulled, result stored, sent, acknowledged; no gateway, no inference",
             LEAST: "JetStream alone, a gateway that only forwards, and one token of the tiny model",
             RECORDED: "that, the start stored twice before it, and the token published",

