@@ -1,6 +1,9 @@
 """The rate at which jobs come."""
 
-from services.gateway.state.arrivals import LEAST_SPAN_S, Arrivals
+import random
+from statistics import fmean, stdev
+
+from services.gateway.state.arrivals import Arrivals
 from tests.support.clocks import Clock
 
 
@@ -14,14 +17,45 @@ def test_the_rate_is_that_of_the_jobs_that_came_lately() -> None:
         if clock.now % 4 == 0:
             arrivals.note(("m", "normal"))
         arrivals.note(("other", "high"))
-    assert abs(arrivals.per_s("m", ("high",)) - 0.5) < 0.01
-    assert abs(arrivals.per_s("m", ("high", "normal")) - 0.75) < 0.02
+    assert abs(arrivals.per_s("m", ("high",)) - 0.5) < 0.02
+    assert abs(arrivals.per_s("m", ("high", "normal")) - 0.75) < 0.03
     clock.now += 3600
     assert arrivals.per_s("m", ("high", "normal")) < 0.05
 
 
-def test_jobs_that_come_at_once_are_hardly_a_rate() -> None:
-    arrivals = Arrivals(Clock(1000.0))
-    for _ in range(7):
+def test_a_rate_is_known_after_some_seconds() -> None:
+    dice, shares = random.Random(1), []
+    for _ in range(200):
+        clock = Clock(1000.0)
+        arrivals = Arrivals(clock)
+        while clock.now < 1020:
+            clock.now += dice.expovariate(2.5)
+            arrivals.note(("m", "normal"))
+        shares.append(arrivals.per_s("m", ("normal",)) / 2.5)
+    assert 0.85 < fmean(shares) < 1.05
+    assert stdev(shares) < 0.25
+
+
+def test_jobs_that_come_at_once_are_not_a_rate() -> None:
+    """Neither while they come, nor later; nor if they come again and again, rarely."""
+    clock = Clock(1000.0)
+    arrivals = Arrivals(clock)
+    for _ in range(3):
+        clock.now += 600
+        for _ in range(100):
+            clock.now += 0.01
+            arrivals.note(("m", "high"))
+            assert arrivals.per_s("m", ("high",)) < 0.1
+        clock.now += 30
+        assert arrivals.per_s("m", ("high",)) == 0
+
+
+def test_a_script_that_submits_jobs_for_seconds_has_a_moderate_rate_until_it_ends() -> None:
+    clock = Clock(1000.0)
+    arrivals = Arrivals(clock)
+    for _ in range(500):
+        clock.now += 0.1
         arrivals.note(("m", "high"))
-    assert arrivals.per_s("m", ("high",)) == 6 / LEAST_SPAN_S
+    assert 4 < arrivals.per_s("m", ("high",)) < 10
+    clock.now += 120
+    assert arrivals.per_s("m", ("high",)) == 0

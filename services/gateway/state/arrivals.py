@@ -1,13 +1,17 @@
 """How many jobs of each priority come per second, from those that came lately."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 MOST = 64
 """Jobs of a priority that are looked at."""
-LEAST_SPAN_S = 60.0
-"""Some jobs that come at once are not a rate: they count as if they had come over so long."""
+LEAST_SPAN_S = 10.0
+"""They count as if they had come over so long at least."""
+PARTS = 8
+"""Of that time. The one in which most jobs came is left out: those that come at once, as from a
+script, are not a rate. Of jobs that come at random, 7 % too few are counted for this reason, or a
+quarter too few while there are only eight."""
 
 Queue = tuple[str, str]
 """The token of a model, and a priority."""
@@ -30,5 +34,7 @@ class Arrivals:
         came = list(at)
         if not came:
             return 0.0
-        # The first only begins the time in which the others came.
-        return (len(came) - 1) / max(self._clock() - came[0], LEAST_SPAN_S)
+        now = self._clock()
+        part_s = max(now - came[0], LEAST_SPAN_S) / PARTS
+        of_part = Counter(min(int((now - one) / part_s), PARTS - 1) for one in came)
+        return (len(came) - max(of_part.values())) / (part_s * (PARTS - 1))
