@@ -102,11 +102,13 @@ def _is_accurate(name: str, situation: Situation, seeds: int) -> bool:
     known = [job for job in waited if job["eta"] is not None]
     silent = len(waited) - len(known)
     errors = [_error(job["eta"]["p50_s"], job) for job in known]
+    is_early = statistics.mean(job["eta"]["p50_s"] < job["true_s"] for job in known)
     plain = [_error(job["plain_s"], job) for job in known]
     covered = statistics.mean(job["true_s"] <= job["eta"]["p90_s"] for job in known)
     print(f"  {name}: {len(jobs)} jobs, of which {len(waited)} waited, {silent} without an ETA")
     print(f"    true time               {spread([job['true_s'] for job in waited])} s")
     print(f"    error of p50            {spread(errors)} of the true time")
+    print(f"    p50 was too early for   {is_early:.0%}")
     print(f"    error of the simple one {spread(plain)}")
     if situation.is_in_turn:
         print(f"    error with hindsight    {spread(_errors_with_hindsight(jobs, waited))}")

@@ -269,10 +269,12 @@ CELERY_STATES: dict[type[Outcome], TaskState] = {
 
 
 class Progress(Struct, frozen=True):
-    """How far a running job is, as of its inferer's last heartbeat, at most a second ago."""
+    """How far a running job is, as of its inferer's last heartbeat, at most a second ago. Before
+    the first token, ``prompt_tokens_left`` of the prompt have to be computed."""
 
     completion_tokens: int
     max_tokens: int
+    prompt_tokens_left: int | UnsetType = UNSET
 
 
 class Eta(Struct, frozen=True):

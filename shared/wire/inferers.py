@@ -32,7 +32,8 @@ Slowdown = Annotated[float, Meta(ge=1, le=1000)]
 
 
 class RunningJob(Struct, frozen=True, kw_only=True):
-    """How far a job is: ``completion_tokens`` of at most ``max_tokens``."""
+    """How far a job is: ``completion_tokens`` of at most ``max_tokens``, after
+    ``prompt_tokens_left`` that are not computed yet; None if that is not known."""
 
     id: str
     attempt: Count
@@ -40,6 +41,7 @@ class RunningJob(Struct, frozen=True, kw_only=True):
     completion_tokens: Count
     max_tokens: Count
     work: Work | None = None
+    prompt_tokens_left: Count | None = None
 
     def __post_init__(self) -> None:
         check_times(self.started_at)

@@ -101,6 +101,7 @@ def test_waiting_and_running_jobs_have_estimates_that_come_true(stack: Stack) ->
         assert abs(milliseconds_between(asked, eta["at"]) / 1000 - eta["p50_s"]) < 5
     running = eventually(lambda: with_progress(stack, ids[0]), "it reports its progress")
     assert running["progress"]["max_tokens"] == 1500
+    assert running["progress"]["prompt_tokens_left"] == 0
     assert running["eta"]["p50_s"] < etas[0]["p50_s"] + 1
     first, ended = stack.wait_for_end(ids[0]), stack.wait_for_end(ids[2])
     first_s, true_s = (

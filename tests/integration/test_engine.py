@@ -383,6 +383,21 @@ def test_an_abort_in_the_middle_of_an_answer_leaves_the_context_clean(engine: En
     assert answer(engine) == before
 
 
+def test_what_is_left_of_a_prompt_is_known_while_it_is_computed(model: Model) -> None:
+    with running(model, n_ctx=8192, n_batch=64) as engine:
+        run = start(engine, model.tokenize("word " * 8000)[:8000], max_tokens=2)
+        seen: list[int | None] = [None]
+        while not run.done:
+            if (left := run.sequence.prompt_tokens_left) != seen[-1]:
+                seen.append(left)
+            time.sleep(0.001)
+        counts = [left for left in seen if left is not None]
+        assert seen == [None, *counts]
+        assert counts == sorted(counts, reverse=True)
+        assert 8000 >= counts[0] > counts[1] > counts[-1] == 0
+        run.generation()
+
+
 def test_aborts_that_keep_coming_do_not_stop_a_long_prompt(model: Model) -> None:
     """Each may break off the batch that its sequence is in, but not one batch after another."""
     with running(model, slots=2, n_ctx=8192, n_batch=8192) as engine:

@@ -346,6 +346,17 @@ def test_answers_go_on_after_a_heartbeat() -> None:
     assert abs(numpy.median(done_s(simulation, 0)) - 0.3) < 0.05
 
 
+def test_the_prompt_of_a_job_that_runs_has_as_much_left_as_its_inferer_says() -> None:
+    """It has run for a minute, because of others. At its heartbeat, 0.02 s ago, five of ten tokens
+    were left, at 0.01 s each; then come 50 at 50 per second."""
+    now = datetime.now(UTC)
+    heartbeat = timestamp(now - timedelta(seconds=0.02))
+    for left, left_s in ((5, 1.03), (0, 0.98)):
+        attempt = RunningAttempt("x", 1, "i", ago(60), WORK, 0, heartbeat, left)
+        simulation = Simulation(learned(), [Slot("i", attempt)], now, {})
+        assert abs(numpy.median(done_s(simulation, 0)) - left_s) < 0.04
+
+
 def test_the_oldest_is_in_each_batch_and_the_others_take_turns() -> None:
     """Each had 25 of 50 tokens at its heartbeat, 0.22 s ago, alone at 50 per second. Two in a batch
     take 1.1 times as long: the oldest has 10 more since, and the others 5. So 15 are left of it,
@@ -563,7 +574,15 @@ def test_running_jobs_are_known_from_events_and_heartbeats() -> None:
     """What has just started is not in its inferer's entry yet; what has ended may still be."""
     jobs = RunningJobs()
     jobs.on_state_event("new", started(ago(0.1)))
-    seen = RunningJob(id="old", attempt=1, started_at=ago(9), completion_tokens=7, max_tokens=9)
+    seen = RunningJob(
+        id="old",
+        attempt=1,
+        started_at=ago(9),
+        completion_tokens=7,
+        max_tokens=9,
+        prompt_tokens_left=0,
+    )
+    assert running(jobs, entry(seen))["old"].prompt_tokens_left == 0
     assert {run.job_id: run.tokens for run in running(jobs, entry(seen)).values()} == {
         "new": 0,
         "old": 7,

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 import numpy
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import asdict, replace
 from nats.aio.msg import Msg
 
@@ -224,7 +224,10 @@ class Forecast:
             return Estimate()
         progress = None
         if attempt.work.task in TEXT_TASKS:
-            progress = Progress(attempt.tokens, attempt.work.most_tokens)
+            left = attempt.prompt_tokens_left
+            progress = Progress(
+                attempt.tokens, attempt.work.most_tokens, UNSET if left is None else left
+            )
         entries = self._fleet.inferers(token_of(job.model))
         service_time = self._service_time(token_of(job.model), entries)
         if not service_time.is_known:

@@ -27,7 +27,8 @@ EVERY_ATTEMPT: Order = (math.inf, "")
 
 class RunningAttempt(Struct, frozen=True):
     """One attempt that runs now, the job's first, second and so on by its ``number``; ``tokens`` is
-    how many its inferer had computed at its last heartbeat."""
+    how many its inferer had computed at its last heartbeat, and ``prompt_tokens_left`` how many of
+    the prompt it had not."""
 
     job_id: str
     number: int
@@ -36,6 +37,7 @@ class RunningAttempt(Struct, frozen=True):
     work: Work | None
     tokens: int = 0
     heartbeat_at: str | None = None
+    prompt_tokens_left: int | None = None
 
     @property
     def order(self) -> Order:
@@ -112,6 +114,7 @@ class RunningJobs:
                     job.work,
                     job.completion_tokens,
                     heartbeat_at,
+                    job.prompt_tokens_left,
                 )
                 if reported.order > self._ended.get(job.id, NO_ATTEMPT):
                     running[job.id] = reported

@@ -307,14 +307,15 @@ class Simulation:
         in each draw. ``together`` are all attempts on its inferer."""
         slot, attempt, elapsed_s = one
         work = attempt.work or self._service_time.typical_work()
-        prompt_s = self._prompt_s(slot, work)
-        generated_s, tokens = elapsed_s - prompt_s, 0
-        if attempt.tokens:
-            prompt_s, tokens = 0.0, attempt.tokens
-            generated_s = attempt.since_heartbeat_s(now)
+        # What was left of it then, and how long ago that was.
+        prompt_s, since_s, tokens = self._prompt_s(slot, work), elapsed_s, attempt.tokens
+        if tokens or attempt.prompt_tokens_left is not None:
+            prompt_s = (attempt.prompt_tokens_left or 0) * float(self._prompt_token_s[slot])
+            since_s = attempt.since_heartbeat_s(now)
+        generated_s = since_s - prompt_s
         # Answers wait for the prompts of jobs that began later.
         for other in together:
-            if other.elapsed_s < min(elapsed_s, generated_s):
+            if other.elapsed_s < generated_s:
                 other_s = self._prompt_s(slot, other.attempt.work or work)
                 generated_s -= min(other_s, other.elapsed_s)
         token_s = self._token_s[slot]
@@ -326,7 +327,7 @@ class Simulation:
         so_far = min(so_far, work.most_tokens - 1)
         lengths = self._sample_lengths(work, beyond=so_far)
         factors = self._sample_factors()
-        prompt_left_s = numpy.maximum(prompt_s * factors - elapsed_s, 0.0)
+        prompt_left_s = numpy.maximum(prompt_s * factors - since_s, 0.0)
         # At least the token that is being computed.
         least = 1.0 if work.task in TEXT_TASKS else 0.0
         answer_s = numpy.maximum((lengths - so_far) * factors, least) * token_s

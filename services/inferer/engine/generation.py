@@ -12,7 +12,7 @@ from services.inferer.engine.lookup import Lookup
 from services.inferer.engine.model import Model
 from services.inferer.engine.prompt_cache import SavedState
 from services.inferer.engine.sampler import Sampler
-from services.inferer.engine.sequence import Sequence
+from services.inferer.engine.sequence import Sequence, State
 from services.inferer.engine.speculation import MAX_DRAFTS
 
 
@@ -117,6 +117,14 @@ class GenerationSequence(Sequence):
     def is_last_choice(self) -> bool:
         """Whether no answer follows the one that is generated."""
         return self.choice == len(self.samplers) - 1
+
+    @property
+    def prompt_tokens_left(self) -> int | None:
+        """How many tokens of its prompt are not computed yet; None before it has a slot. May be
+        read from any thread."""
+        if self.prompt_done:
+            return 0
+        return self.remaining if self.state is State.RUNNING else None
 
     def advance(self, model: Model, context: object, row: int) -> bool:
         """Sample a token from the logits in ``row`` of the batch that ``context`` computed last.

@@ -86,8 +86,9 @@ class Job:
         self.announced: asyncio.Task[None] | None = None
         """The publishing of its `started`."""
         self.settled = asyncio.Event()
-        self.count_tokens: Callable[[], int] = lambda: 0
-        """How many tokens there are so far."""
+        self.count_tokens: Callable[[], tuple[int, int | None]] = lambda: (0, None)
+        """How many tokens of answers there are so far, and how many of the prompt are not computed
+        yet; None if that is not known."""
         try:
             self.request: InferenceRequest = decode_request(message.data).with_said_sampling()
             self.model = name_of(self.subject.model, self.request.model)
@@ -140,13 +141,15 @@ class Job:
         """How far it is; None before it has started."""
         if self.started_at is None or self.work is None:
             return None
+        completion_tokens, prompt_tokens_left = self.count_tokens()
         return RunningJob(
             id=self.id,
             attempt=self.attempt,
             started_at=self.started_at,
-            completion_tokens=self.count_tokens(),
+            completion_tokens=completion_tokens,
             max_tokens=self.work.most_tokens,
             work=self.work,
+            prompt_tokens_left=prompt_tokens_left,
         )
 
     def completed(

@@ -63,7 +63,7 @@ class Inference:
         # The cache may have made the first attempt fail, so the next one computes everything.
         self._sequence.is_cold = not job.request.cache_prompt or job.attempt > 1
         self._sequence.is_repeatable = job.request.seed is not None
-        job.count_tokens = lambda: self._sequence.completion_tokens
+        job.count_tokens = self._count_tokens
 
     async def run(self) -> tuple[Generation, TokenPublisher]:
         """Generate the job's answers. When this returns, all of their tokens were published.
@@ -86,6 +86,9 @@ class Inference:
             if ending.finish_reason == "stop":
                 await self._check_answer(written.text)
         return outcome, self._tokens
+
+    def _count_tokens(self) -> tuple[int, int | None]:
+        return self._sequence.completion_tokens, self._sequence.prompt_tokens_left
 
     def _abort(self) -> None:
         self._engine.abort(self._sequence)
