@@ -3,7 +3,6 @@
 .venv/bin/python -m benchmarks.random_model 8b q4_0 FILE
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy
 from gguf.gguf_writer import GGUFValue
 from msgspec import Struct
 
+from benchmarks.measuring import arguments
 from shared.model_files import locate
 from tests.support.gguf_fields import read_fields
 
@@ -135,7 +135,7 @@ def _tokenizer_fields(vocabulary: int) -> dict[str, GGUFValue]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = arguments(__doc__)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("file", type=Path)

@@ -189,10 +189,13 @@ def estimate_line(job: JobStatus | ListedJob) -> str | None:
     if job.position is not UNSET:
         parts.append("next to run" if job.position == 0 else f"{job.position} ahead of it")
     if isinstance(job, JobStatus) and job.progress is not UNSET:
-        parts.append(
-            f"{job.progress.completion_tokens} of at most "
-            f"{counted(job.progress.max_tokens, 'token')}"
-        )
+        if job.progress.prompt_tokens_left:
+            parts.append(f"{counted(job.progress.prompt_tokens_left, 'token')} of the prompt left")
+        else:
+            parts.append(
+                f"{job.progress.completion_tokens} of at most "
+                f"{counted(job.progress.max_tokens, 'token')}"
+            )
     if job.eta is not UNSET:
         parts.append(f"done in about {job.eta.p50_s:.0f} s (90 %: {job.eta.p90_s:.0f} s)")
     return ", ".join(parts) or None

@@ -1,7 +1,8 @@
 """Beside Celery with Redis, both with the real model: 2, 3 and 8 jobs that are submitted at the
 same moment, until the last has ended, and until they have ended on average. All per token of their
-answers, whose lengths may differ by rounding. Each round has prompts of its own, so that none is in
-a cache: llama-cpp-python keeps the last prompt of each process.
+answers, whose lengths may differ by rounding. Each round has prompts of its own, so that only their
+first words are in a cache: llama-cpp-python keeps the last prompt of each process. Sluice also
+guesses tokens from earlier answers, as it does by default.
 
     .venv/bin/python -m benchmarks.peers.jobs [--pairs N] [--concurrency 1 4 auto]
 

@@ -6,6 +6,7 @@ writes ``NAME.svg`` and ``NAME.png`` beside each file: a panel for each metric, 
 subject in each situation with its median, and a line from quartile to quartile.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ PANEL = (7.0, 3.0)
 
 
 def main() -> int:
-    for name in sys.argv[1:]:
-        path = Path(name)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for path in parser.parse_args().files:
         figure = plot(load(path))
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.measuring import arguments
 from benchmarks.peers.comparison import Comparison, Metric, Row, load
 
 
 def main() -> int:
-    for name in sys.argv[1:]:
-        path = Path(name)
+    parser = arguments(__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for path in parser.parse_args().files:
         path.with_suffix(".md").write_text(report(load(path)))
     return 0
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from cli.doctor.finding import Finding, error, ok, warning
 from shared.broker.inferers import OVERLAP_ADVICE, Live, find_overlaps
-from shared.wire.inferers import EXTRA_BUFFERS
+from shared.wire.inferers import EXTRA_BUFFERS, RunningJob
 
 COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.md"
 
@@ -12,7 +12,7 @@ COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.m
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
     """Inferers without a heartbeat, and jobs without a new token, since ``before``."""
     last_heartbeat = {one.entry.id: one.heartbeat_at for one in before}
-    tokens = {job.id: job.completion_tokens for one in before for job in one.entry.jobs}
+    progress = {job.id: _progress(job) for one in before for job in one.entry.jobs}
     for one in now:
         name = f"inferer {one.entry.id}"
         if last_heartbeat.get(one.entry.id) == one.heartbeat_at:
@@ -24,7 +24,7 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
             )
             continue
         for job in one.entry.jobs:
-            if tokens.get(job.id) == job.completion_tokens:
+            if progress.get(job.id) == _progress(job):
                 yield warning(
                     name,
                     f"no new token of {job.id} for {between_s:.0f} s, "
@@ -32,6 +32,10 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
                     "normal during a long prompt; if it lasts, end the process, and the job is "
                     "redelivered to another one",
                 )
+
+
+def _progress(job: RunningJob) -> tuple[int, int | None]:
+    return job.completion_tokens, job.prompt_tokens_left
 
 
 def computing(live: list[Live]) -> Iterator[Finding]:

@@ -32,8 +32,9 @@ Slowdown = Annotated[float, Meta(ge=1, le=1000)]
 
 
 class RunningJob(Struct, frozen=True, kw_only=True):
-    """How far a job is: ``completion_tokens`` of at most ``max_tokens``, after
-    ``prompt_tokens_left`` that are not computed yet; None if that is not known."""
+    """How far a job is: it has ``completion_tokens`` of at most ``max_tokens``.
+    ``prompt_tokens_left`` are those of the prompt that are still to be computed; None if that is
+    not known."""
 
     id: str
     attempt: Count

@@ -270,6 +270,24 @@ def without_eta(stack: Stack, job_id: str) -> dict[str, Any] | None:
     return None if "eta" in status else status
 
 
+def test_the_status_shows_how_much_of_a_long_prompt_is_left(stack: Stack, tiny_model: Path) -> None:
+    stack.inferers.pop().terminate()
+    stack.start_inferer(tiny_model, INFERER_N_CTX="65536")
+    stack.wait_until_served("tiny")
+    job_id = stack.submit(prompt="word " * 60_000, max_tokens=1)
+
+    def prompt_tokens_left() -> int:
+        progress = stack.status(job_id).get("progress", {})
+        return int(progress.get("prompt_tokens_left", 0))
+
+    left = eventually(prompt_tokens_left, "part of the prompt is left")
+    assert left <= 60_001
+    command = [str(scripts() / "sluice"), "status", job_id, "--url", stack.url]
+    shown = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert "tokens of the prompt left" in shown.stdout
+    stack.http.delete(f"/jobs/{job_id}")
+
+
 def with_progress(stack: Stack, job_id: str) -> dict[str, Any] | None:
     status = stack.status(job_id)
     return status if status.get("progress", {}).get("completion_tokens") else None

@@ -387,15 +387,17 @@ def test_what_is_left_of_a_prompt_is_known_while_it_is_computed(model: Model) ->
     with running(model, n_ctx=8192, n_batch=64) as engine:
         run = start(engine, model.tokenize("word " * 8000)[:8000], max_tokens=2)
         seen: list[int | None] = [None]
-        while not run.done:
+        give_up_at = time.monotonic() + PATIENCE_S
+        while not run.done and time.monotonic() < give_up_at:
             if (left := run.sequence.prompt_tokens_left) != seen[-1]:
                 seen.append(left)
             time.sleep(0.001)
+        run.generation()
         counts = [left for left in seen if left is not None]
         assert seen == [None, *counts]
         assert counts == sorted(counts, reverse=True)
-        assert 8000 >= counts[0] > counts[1] > counts[-1] == 0
-        run.generation()
+        assert any(0 < left < 8000 for left in counts)
+        assert run.sequence.prompt_tokens_left == 0
 
 
 def test_aborts_that_keep_coming_do_not_stop_a_long_prompt(model: Model) -> None:

@@ -32,7 +32,7 @@ def test_a_rate_is_known_after_some_seconds() -> None:
             clock.now += dice.expovariate(2.5)
             arrivals.note(("m", "normal"))
         shares.append(arrivals.per_s("m", ("normal",)) / 2.5)
-    assert 0.85 < fmean(shares) < 1.05
+    assert 0.9 < fmean(shares) < 1.05
     assert stdev(shares) < 0.25
 
 
@@ -46,16 +46,18 @@ def test_jobs_that_come_at_once_are_not_a_rate() -> None:
             clock.now += 0.01
             arrivals.note(("m", "high"))
             assert arrivals.per_s("m", ("high",)) < 0.2
-        clock.now += 30
+        for _ in range(300):
+            clock.now += 0.1
+            assert arrivals.per_s("m", ("high",)) < 0.2
         assert arrivals.per_s("m", ("high",)) == 0
 
 
-def test_a_script_that_submits_jobs_for_seconds_has_a_moderate_rate_until_it_ends() -> None:
+def test_a_script_that_submits_jobs_for_a_minute_has_a_rate_until_it_ends() -> None:
     clock = Clock(1000.0)
     arrivals = Arrivals(clock)
-    for _ in range(500):
-        clock.now += 0.1
+    for _ in range(2000):
+        clock.now += 0.025
         arrivals.note(("m", "high"))
-    assert 4 < arrivals.per_s("m", ("high",)) < 10
+    assert 36 < arrivals.per_s("m", ("high",)) < 44
     clock.now += 120
     assert arrivals.per_s("m", ("high",)) == 0

@@ -357,6 +357,21 @@ def test_the_prompt_of_a_job_that_runs_has_as_much_left_as_its_inferer_says() ->
         assert abs(numpy.median(done_s(simulation, 0)) - left_s) < 0.04
 
 
+def test_prompts_share_the_time_since_a_heartbeat() -> None:
+    """It was 0.2 s ago, when two prompts had 0.2 s left each, and an answer half of its second. The
+    prompts had half of the time each, and the answer none."""
+    now = datetime.now(UTC)
+    heartbeat = timestamp(now - timedelta(seconds=0.2))
+    slots = [
+        Slot("i", RunningAttempt("answer", 1, "i", ago(9), WORK, 25, heartbeat, 0)),
+        Slot("i", RunningAttempt("first", 1, "i", ago(8), WORK, 0, heartbeat, 20)),
+        Slot("i", RunningAttempt("second", 1, "i", ago(7), WORK, 0, heartbeat, 20)),
+    ]
+    simulation = Simulation(learned(), slots, now, {"i": Batching([1.0] * 3)})
+    assert abs(numpy.median(done_s(simulation, 0)) - 0.7) < 0.05
+    assert abs(numpy.median(done_s(simulation, 2)) - 1.2) < 0.05
+
+
 def test_the_oldest_is_in_each_batch_and_the_others_take_turns() -> None:
     """Each had 25 of 50 tokens at its heartbeat, 0.22 s ago, alone at 50 per second. Two in a batch
     take 1.1 times as long: the oldest has 10 more since, and the others 5. So 15 are left of it,

@@ -307,31 +307,44 @@ class Simulation:
         in each draw. ``together`` are all attempts on its inferer."""
         slot, attempt, elapsed_s = one
         work = attempt.work or self._service_time.typical_work()
-        # What was left of it then, and how long ago that was.
-        prompt_s, since_s, tokens = self._prompt_s(slot, work), elapsed_s, attempt.tokens
-        if tokens or attempt.prompt_tokens_left is not None:
-            prompt_s = (attempt.prompt_tokens_left or 0) * float(self._prompt_token_s[slot])
-            since_s = attempt.since_heartbeat_s(now)
+        prompt_s, since_s = self._prompt_before(one, now)
+        others = [self._prompt_before(other, now) for other in together if other is not one]
+        # Prompts share the time.
+        prompts_s = prompt_s + sum(
+            other_s for other_s, other_since_s in others if other_since_s <= since_s
+        )
+        computed_s = since_s * prompt_s / max(prompts_s, LEAST_S)
+        # Answers wait for prompts.
         generated_s = since_s - prompt_s
-        # Answers wait for the prompts of jobs that began later.
-        for other in together:
-            if other.elapsed_s < generated_s:
-                other_s = self._prompt_s(slot, other.attempt.work or work)
-                generated_s -= min(other_s, other.elapsed_s)
+        generated_s -= sum(
+            min(other_s, other_since_s)
+            for other_s, other_since_s in others
+            if other_since_s <= since_s - prompt_s
+        )
         token_s = self._token_s[slot]
         inferer, jobs = self._inferer[slot], len(together)
         older = sum(other.elapsed_s > elapsed_s for other in together)
         factor = turn_factor(jobs, int(self._per_batch[inferer]), older)
         slowdown = float(self._slowdown[inferer, jobs - 1] * factor)
-        so_far = tokens + int(max(generated_s, 0.0) / (slowdown * token_s))
+        so_far = attempt.tokens + int(max(generated_s, 0.0) / (slowdown * token_s))
         so_far = min(so_far, work.most_tokens - 1)
         lengths = self._sample_lengths(work, beyond=so_far)
         factors = self._sample_factors()
-        prompt_left_s = numpy.maximum(prompt_s * factors - since_s, 0.0)
+        prompt_left_s = numpy.maximum(prompt_s * factors - computed_s, 0.0)
         # At least the token that is being computed.
         least = 1.0 if work.task in TEXT_TASKS else 0.0
         answer_s = numpy.maximum((lengths - so_far) * factors, least) * token_s
         return prompt_left_s, answer_s
+
+    def _prompt_before(self, one: Running, now: datetime) -> tuple[float, float]:
+        """How many seconds the rest of its prompt would take that was left at its inferer's last
+        report, and how many seconds ago that was; the whole prompt if it has not been reported."""
+        slot, attempt, elapsed_s = one
+        if attempt.tokens or attempt.prompt_tokens_left is not None:
+            left_s = (attempt.prompt_tokens_left or 0) * float(self._prompt_token_s[slot])
+            return left_s, attempt.since_heartbeat_s(now)
+        work = attempt.work or self._service_time.typical_work()
+        return self._prompt_s(slot, work), elapsed_s
 
     def _prompt_s(self, slot: int, work: Work) -> float:
         tokens = self._service_time.prompt_tokens(work.prompt_bytes)

@@ -1,17 +1,22 @@
 """How many jobs of each priority come per second, from those that came lately."""
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
-MOST = 64
-"""Jobs of a priority that are looked at."""
+import numpy
+from numpy.typing import NDArray
+
+USUAL, MOST = 64, 1024
+"""Jobs of a priority that are looked at: the last 64, or all of the last ten seconds."""
 LEAST_SPAN_S = 10.0
 """They count as if they had come over so long at least."""
 PARTS = 8
-"""Of that time. The one in which most jobs came counts like the second: jobs that come at once, as
-from a script, are not a rate. Of jobs that come at random, a few percent are lost in this way."""
+"""Of that time. The part in which most jobs came counts only as much as the second: jobs that come
+at once, as from a script, are not a rate. Of 64 jobs that come at random, 4 % are lost in this way,
+and 15 % of eight."""
 
+Floats = NDArray[numpy.float64]
 Queue = tuple[str, str]
 """The token of a model, and a priority."""
 
@@ -29,12 +34,22 @@ class Arrivals:
         """Jobs of all ``priorities`` together."""
         return sum(self._rate(self._at.get((model, priority), ())) for priority in priorities)
 
-    def _rate(self, at: Iterable[float]) -> float:
-        came = list(at)
-        if not came:
+    def _rate(self, at: Sequence[float]) -> float:
+        came, now = numpy.array(at), self._clock()
+        came = came[min(int(came.searchsorted(now - LEAST_SPAN_S)), max(came.size - USUAL, 0)) :]
+        if not came.size:
             return 0.0
-        now = self._clock()
-        part_s = max(now - came[0], LEAST_SPAN_S) / PARTS
-        of_part = Counter(min(int((now - one) / part_s), PARTS - 1) for one in came)
-        most, second = (*sorted(of_part.values(), reverse=True), 0)[:2]
-        return (len(came) - most + second) / (part_s * PARTS)
+        span_s = max(now - float(came[0]), LEAST_SPAN_S)
+        most, others = _without_fullest(came, span_s / PARTS)
+        second, _ = _without_fullest(others, span_s / PARTS)
+        return (others.size + min(most, second)) / span_s
+
+
+def _without_fullest(came: Floats, part_s: float) -> tuple[int, Floats]:
+    """How many jobs came in the part of that length in which most came, and when the others did."""
+    if not came.size:
+        return 0, came
+    counts = came.searchsorted(came + part_s, side="right") - numpy.arange(came.size)
+    first = int(counts.argmax())
+    most = int(counts[first])
+    return most, numpy.delete(came, slice(first, first + most))

@@ -120,11 +120,12 @@ class GenerationSequence(Sequence):
 
     @property
     def prompt_tokens_left(self) -> int | None:
-        """How many tokens of its prompt are not computed yet; None before it has a slot. May be
+        """How many tokens of its prompt are still to be computed; None before it has a slot. May be
         read from any thread."""
         if self.prompt_done:
             return 0
-        return self.remaining if self.state is State.RUNNING else None
+        # Never negative, although a batch may end between the two that are subtracted.
+        return max(self.remaining, 0) if self.state is State.RUNNING else None
 
     def advance(self, model: Model, context: object, row: int) -> bool:
         """Sample a token from the logits in ``row`` of the batch that ``context`` computed last.

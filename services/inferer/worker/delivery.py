@@ -87,8 +87,8 @@ class Job:
         """The publishing of its `started`."""
         self.settled = asyncio.Event()
         self.count_tokens: Callable[[], tuple[int, int | None]] = lambda: (0, None)
-        """How many tokens of answers there are so far, and how many of the prompt are not computed
-        yet; None if that is not known."""
+        """How many tokens of answers there are so far, and how many of the prompt are still to be
+        computed; None if that is not known."""
         try:
             self.request: InferenceRequest = decode_request(message.data).with_said_sampling()
             self.model = name_of(self.subject.model, self.request.model)
