@@ -10,7 +10,7 @@ COMPILE_ADVICE = "compile llama.cpp on that machine, or for it: docs/compiling.m
 
 
 def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Finding]:
-    """Inferers without a heartbeat, and jobs without a new token, since ``before``."""
+    """Inferers without a heartbeat, and jobs without progress, since ``before``."""
     last_heartbeat = {one.entry.id: one.heartbeat_at for one in before}
     progress = {job.id: _progress(job) for one in before for job in one.entry.jobs}
     for one in now:
@@ -27,10 +27,10 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
             if progress.get(job.id) == _progress(job):
                 yield warning(
                     name,
-                    f"no new token of {job.id} for {between_s:.0f} s, "
-                    f"{job.completion_tokens} so far",
-                    "normal during a long prompt; if it lasts, end the process, and the job is "
-                    "redelivered to another one",
+                    f"no progress of {job.id} for {between_s:.0f} s, "
+                    f"{job.completion_tokens} tokens so far",
+                    "normal while a slow model computes a part of a prompt; if it lasts, end the "
+                    "process, and the job is redelivered to another one",
                 )
 
 

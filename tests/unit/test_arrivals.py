@@ -28,11 +28,11 @@ def test_a_rate_is_known_after_some_seconds() -> None:
     for _ in range(200):
         clock = Clock(1000.0)
         arrivals = Arrivals(clock)
-        while clock.now < 1020:
+        while clock.now < 1025:
             clock.now += dice.expovariate(2.5)
             arrivals.note(("m", "normal"))
         shares.append(arrivals.per_s("m", ("normal",)) / 2.5)
-    assert 0.9 < fmean(shares) < 1.05
+    assert 0.85 < fmean(shares) < 1.05
     assert stdev(shares) < 0.25
 
 
@@ -41,18 +41,18 @@ def test_jobs_that_come_at_once_are_not_a_rate() -> None:
     clock = Clock(1000.0)
     arrivals = Arrivals(clock)
     for _ in range(3):
-        clock.now += 600
-        for _ in range(100):
+        clock.now += 1200
+        for _ in range(200):
             clock.now += 0.01
             arrivals.note(("m", "high"))
             assert arrivals.per_s("m", ("high",)) < 0.2
-        for _ in range(300):
+        for _ in range(600):
             clock.now += 0.1
             assert arrivals.per_s("m", ("high",)) < 0.2
         assert arrivals.per_s("m", ("high",)) == 0
 
 
-def test_a_script_that_submits_jobs_for_a_minute_has_a_rate_until_it_ends() -> None:
+def test_a_script_that_submits_jobs_for_a_minute_has_a_rate_while_it_runs() -> None:
     clock = Clock(1000.0)
     arrivals = Arrivals(clock)
     for _ in range(2000):

@@ -358,8 +358,8 @@ def test_the_prompt_of_a_job_that_runs_has_as_much_left_as_its_inferer_says() ->
 
 
 def test_prompts_share_the_time_since_a_heartbeat() -> None:
-    """It was 0.2 s ago, when two prompts had 0.2 s left each, and an answer half of its second. The
-    prompts had half of the time each, and the answer none."""
+    """It was 0.2 s ago, when two prompts had 0.2 s left each, and an answer half of its second. One
+    prompt has been computed since; the other and the answer have waited."""
     now = datetime.now(UTC)
     heartbeat = timestamp(now - timedelta(seconds=0.2))
     slots = [

@@ -1,7 +1,7 @@
 """Simulates the queue: when each slot becomes free, and when each waiting job is done."""
 
 import asyncio
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -129,9 +129,9 @@ class Simulation:
         """Up to when the jobs that come and overtake others were served, by priority."""
         if busy:
             left = [
-                (one, *self._left_s(one, together, now))
+                one
                 for together in running.values()
-                for one in together
+                for one in self._left(sorted(together, key=lambda one: -one.elapsed_s), now)
             ]
             left.sort(key=lambda one: -one[0].elapsed_s)
             oldest, prompts_s, answers_s = zip(*left, strict=True)
@@ -300,55 +300,40 @@ class Simulation:
         self._ended.append((self._number[slots, draws], draws, end_s - skipped_s))
         return end_s
 
-    def _left_s(
-        self, one: Running, together: Sequence[Running], now: datetime
-    ) -> tuple[Floats, Floats]:
-        """What is left of an attempt: the seconds that its prompt and its answer would take alone,
-        in each draw. ``together`` are all attempts on its inferer."""
-        slot, attempt, elapsed_s = one
-        work = attempt.work or self._service_time.typical_work()
-        prompt_s, since_s = self._prompt_before(one, now)
-        others = [self._prompt_before(other, now) for other in together if other is not one]
-        # Prompts share the time.
-        prompts_s = prompt_s + sum(
-            other_s for other_s, other_since_s in others if other_since_s <= since_s
-        )
-        computed_s = since_s * prompt_s / max(prompts_s, LEAST_S)
-        # Answers wait for prompts.
-        generated_s = since_s - prompt_s
-        generated_s -= sum(
-            min(other_s, other_since_s)
-            for other_s, other_since_s in others
-            if other_since_s <= since_s - prompt_s
-        )
-        token_s = self._token_s[slot]
-        inferer, jobs = self._inferer[slot], len(together)
-        older = sum(other.elapsed_s > elapsed_s for other in together)
-        factor = turn_factor(jobs, int(self._per_batch[inferer]), older)
-        slowdown = float(self._slowdown[inferer, jobs - 1] * factor)
-        so_far = attempt.tokens + int(max(generated_s, 0.0) / (slowdown * token_s))
-        so_far = min(so_far, work.most_tokens - 1)
-        lengths = self._sample_lengths(work, beyond=so_far)
-        factors = self._sample_factors()
-        prompt_left_s = numpy.maximum(prompt_s * factors - computed_s, 0.0)
-        # At least the token that is being computed.
-        least = 1.0 if work.task in TEXT_TASKS else 0.0
-        answer_s = numpy.maximum((lengths - so_far) * factors, least) * token_s
-        return prompt_left_s, answer_s
+    def _left(
+        self, together: Sequence[Running], now: datetime
+    ) -> Iterator[tuple[Running, Floats, Floats]]:
+        """What is left of the attempts on one inferer, which began in this order: the seconds that
+        the prompt and the answer of each would take alone, in each draw."""
+        reports = [self._prompt_reported(one, now) for one in together]
+        computed_s, generated_s = _since_reports(*numpy.array(reports).T)
+        jobs = len(together)
+        for older, (slot, attempt, _) in enumerate(together):
+            work = attempt.work or self._service_time.typical_work()
+            inferer, token_s = self._inferer[slot], self._token_s[slot]
+            factor = turn_factor(jobs, int(self._per_batch[inferer]), older)
+            slowdown = float(self._slowdown[inferer, jobs - 1] * factor)
+            so_far = attempt.tokens + int(max(generated_s[older], 0.0) / (slowdown * token_s))
+            so_far = min(so_far, work.most_tokens - 1)
+            lengths = self._sample_lengths(work, beyond=so_far)
+            factors = self._sample_factors()
+            prompt_s, _ = reports[older]
+            prompt_left_s = numpy.maximum(prompt_s * factors - computed_s[older], 0.0)
+            # At least the token that is being computed.
+            least = 1.0 if work.task in TEXT_TASKS else 0.0
+            answer_s = numpy.maximum((lengths - so_far) * factors, least) * token_s
+            yield together[older], prompt_left_s, answer_s
 
-    def _prompt_before(self, one: Running, now: datetime) -> tuple[float, float]:
-        """How many seconds the rest of its prompt would take that was left at its inferer's last
-        report, and how many seconds ago that was; the whole prompt if it has not been reported."""
+    def _prompt_reported(self, one: Running, now: datetime) -> tuple[float, float]:
+        """The seconds that the rest of its prompt takes, as last reported, and the age of that
+        report. Before the first, the whole prompt, and the time since the start."""
         slot, attempt, elapsed_s = one
         if attempt.tokens or attempt.prompt_tokens_left is not None:
             left_s = (attempt.prompt_tokens_left or 0) * float(self._prompt_token_s[slot])
             return left_s, attempt.since_heartbeat_s(now)
         work = attempt.work or self._service_time.typical_work()
-        return self._prompt_s(slot, work), elapsed_s
-
-    def _prompt_s(self, slot: int, work: Work) -> float:
         tokens = self._service_time.prompt_tokens(work.prompt_bytes)
-        return float(self._start_s[slot] + tokens * self._prompt_token_s[slot])
+        return float(self._start_s[slot] + tokens * self._prompt_token_s[slot]), elapsed_s
 
     def _sample_factors(self) -> Floats:
         """How many times as long as expected a job takes, in each draw."""
@@ -398,6 +383,24 @@ async def in_turns(steps: Generator[None, None, Floats]) -> Floats:
         taken += 1
         if taken % STEPS_AT_ONCE == 0:
             await asyncio.sleep(0)
+
+
+def _since_reports(prompt_s: Floats, since_s: Floats) -> tuple[Floats, Floats]:
+    """How many seconds of each prompt were computed since its last report, and how many seconds its
+    answer was generated, in the order in which the jobs began. The shortest prompt comes first, and
+    answers wait for all of them, as in the inferer's scheduler. ``prompt_s`` is what was left of
+    the prompts at those reports, and ``since_s`` their age."""
+    # How much of the time since the report of each row the prompt of each column took.
+    age_s = since_s[:, None]
+    taken_s = numpy.where(
+        since_s <= age_s,
+        numpy.minimum(prompt_s, since_s),
+        numpy.clip(prompt_s - (since_s - age_s), 0.0, age_s),
+    )
+    numpy.fill_diagonal(taken_s, 0.0)
+    rank = prompt_s.argsort(kind="stable").argsort(kind="stable")
+    before_s = numpy.where(rank < rank[:, None], taken_s, 0.0).sum(axis=1)
+    return numpy.maximum(since_s - before_s, 0.0), since_s - prompt_s - taken_s.sum(axis=1)
 
 
 def _slowdowns(reported: Sequence[float], most: int) -> list[float]:
