@@ -27,7 +27,7 @@ def hung(before: list[Live], now: list[Live], between_s: float) -> Iterator[Find
             if progress.get(job.id) == _progress(job):
                 yield warning(
                     name,
-                    f"no progress of {job.id} for {between_s:.0f} s, "
+                    f"no progress on {job.id} for {between_s:.0f} s, "
                     f"{job.completion_tokens} tokens so far",
                     "normal while a slow model computes a part of a prompt; if it lasts, end the "
                     "process, and the job is redelivered to another one",

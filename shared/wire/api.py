@@ -270,8 +270,8 @@ CELERY_STATES: dict[type[Outcome], TaskState] = {
 
 class Progress(Struct, frozen=True):
     """How far a running job is, as of its inferer's last heartbeat, at most a second ago.
-    ``prompt_tokens_left`` are those of the prompt that are still to be computed; left out if that
-    is not known."""
+    ``prompt_tokens_left`` is how many tokens of the prompt are still to be computed; left out if
+    that is not known."""
 
     completion_tokens: int
     max_tokens: int

@@ -33,8 +33,8 @@ Slowdown = Annotated[float, Meta(ge=1, le=1000)]
 
 class RunningJob(Struct, frozen=True, kw_only=True):
     """How far a job is: it has ``completion_tokens`` of at most ``max_tokens``.
-    ``prompt_tokens_left`` are those of the prompt that are still to be computed; None if that is
-    not known."""
+    ``prompt_tokens_left`` is how many tokens of the prompt are still to be computed; None if that
+    is not known."""
 
     id: str
     attempt: Count

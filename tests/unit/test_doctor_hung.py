@@ -3,7 +3,8 @@
 from cli.doctor.inferers import hung
 from shared.broker.inferers import Live
 from shared.timestamps import timestamp
-from shared.wire.inferers import InfererEntry, RunningJob
+from shared.wire.inferers import RunningJob
+from tests.support.inferer_entries import inferer_entry
 
 
 def live(heartbeat_at: str, tokens: int, prompt_tokens_left: int | None) -> Live:
@@ -15,19 +16,7 @@ def live(heartbeat_at: str, tokens: int, prompt_tokens_left: int | None) -> Live
         max_tokens=9,
         prompt_tokens_left=prompt_tokens_left,
     )
-    entry = InfererEntry(
-        id="i",
-        model="m",
-        slots=1,
-        host="h",
-        threads=1,
-        n_ctx=4096,
-        tasks=["chat"],
-        started_at=timestamp(),
-        version="1",
-        jobs=[job],
-    )
-    return Live(entry, heartbeat_at)
+    return Live(inferer_entry(jobs=[job]), heartbeat_at)
 
 
 def test_a_job_hangs_if_neither_its_prompt_nor_its_answer_gets_on() -> None:
@@ -36,10 +25,10 @@ def test_a_job_hangs_if_neither_its_prompt_nor_its_answer_gets_on() -> None:
     assert not list(hung([before], [live(later, 0, 4000)], 3))
     assert not list(hung([before], [live(later, 1, 0)], 3))
     (finding,) = hung([before], [live(later, 0, 5000)], 3)
-    assert "no progress of job for 3 s, 0 tokens so far" in finding.found
+    assert "no progress on job for 3 s, 0 tokens so far" in finding.found
 
 
-def test_the_answers_of_an_earlier_version_are_progress() -> None:
+def test_of_inferers_of_an_earlier_version_only_answers_count() -> None:
     before = live("2026-01-01T00:00:00Z", 4, None)
     later = "2026-01-01T00:00:03Z"
     assert not list(hung([before], [live(later, 5, None)], 3))

@@ -21,6 +21,7 @@ from shared.wire.events import StateEvent
 from shared.wire.inferers import InfererEntry, RunningJob
 from shared.wire.requests import Work
 from shared.wire.results import Choice, Completed, PromptTokensDetails, Timings, Usage
+from tests.support.inferer_entries import inferer_entry
 
 WORK = Work(prompt_bytes=40, max_tokens=100, task="chat")
 
@@ -56,19 +57,7 @@ def done_s(simulation: Simulation, job: int, behind: int = 0) -> Floats:
 
 
 def entry(*jobs: RunningJob, **reported: Any) -> InfererEntry:
-    return InfererEntry(
-        id="i",
-        model="m",
-        slots=1,
-        host="h",
-        threads=1,
-        n_ctx=4096,
-        tasks=["chat", "complete"],
-        started_at=ago(100),
-        version="1",
-        jobs=list(jobs),
-        **reported,
-    )
+    return inferer_entry(started_at=ago(100), jobs=list(jobs), **reported)
 
 
 def running(jobs: RunningJobs, *entries: InfererEntry) -> dict[str, RunningAttempt]:

@@ -41,7 +41,8 @@ class Arrivals:
         if not came.size:
             return 0.0
         span_s = max(now - float(came[0]), LEAST_SPAN_S)
-        _, others = _without_fullest(came, span_s / PARTS)
+        # The first only begins the time in which the others came.
+        _, others = _without_fullest(came[1:], span_s / PARTS)
         second, _ = _without_fullest(others, span_s / PARTS)
         return (others.size + second) / span_s
 
